@@ -1,0 +1,1 @@
+"""HTTP: routes by resource, authentication, errors, streams. Never touches a machine."""

@@ -1,0 +1,160 @@
+"""The tree of errors that a person can meet.
+
+Each class has a stable `code` (what programs match on), the HTTP `status` it maps to, and a message that says what to
+do. Errors are raised where the fact is known and caught where something can be done about it: the API turns them into
+problem details (RFC 9457), the command line into one line on stderr. A bug is not a `BelljarError`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class BelljarError(Exception):
+    """What every error of belljar's own inherits from.
+
+    `message` is one sentence for a person, naming what to do. `details` are facts for a program; they are shown as
+    extension members of the problem document, so they must be JSON values and hold no secret.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+
+# --- the caller's request -------------------------------------------------------------------------------------------
+
+
+class InvalidRequest(BelljarError):
+    """The request cannot be read: not JSON, a missing part, an unknown field."""
+
+    code = "invalid_request"
+    status = 400
+
+
+class InvalidOption(BelljarError):
+    """One option has a value that no job may have; `details["option"]` names it."""
+
+    code = "invalid_option"
+    status = 422
+
+
+class UnknownLanguage(InvalidOption):
+    """No image runs this language, or the language could not be told from the upload."""
+
+    code = "unknown_language"
+
+
+class UnknownImage(InvalidOption):
+    """There is no image of this name here."""
+
+    code = "unknown_image"
+
+
+class InvalidScript(BelljarError):
+    """The uploaded file or archive cannot be a script: empty, no entrypoint, unsafe members."""
+
+    code = "invalid_script"
+    status = 422
+
+
+class TooLarge(BelljarError):
+    """More bytes than the limit allow; nothing was kept."""
+
+    code = "too_large"
+    status = 413
+
+
+class NotAuthenticated(BelljarError):
+    """No key, or a key that is not known here."""
+
+    code = "not_authenticated"
+    status = 401
+
+
+class Forbidden(BelljarError):
+    """The key is known and may not do this; or a web page of another origin asked."""
+
+    code = "forbidden"
+    status = 403
+
+
+class NotFound(BelljarError):
+    """Nothing of this name in the caller's project."""
+
+    code = "not_found"
+    status = 404
+
+
+class Conflict(BelljarError):
+    """The request contradicts what is already there."""
+
+    code = "conflict"
+    status = 409
+
+
+# --- this host ------------------------------------------------------------------------------------------------------
+
+
+class HostError(BelljarError):
+    """This host cannot do what was asked; the message says what to install or change."""
+
+    code = "host_error"
+    status = 503
+
+
+class MissingTool(HostError):
+    """A program that belljar calls is not installed."""
+
+    code = "missing_tool"
+
+
+class DiskFull(HostError):
+    """The file system that holds the data folder has no room left."""
+
+    code = "disk_full"
+    status = 507
+
+
+class DataFolderError(HostError):
+    """The data folder cannot be used: not writable, in use, or written by a newer belljar."""
+
+    code = "data_folder"
+
+
+class ImageBuildError(HostError):
+    """An image could not be built; nothing of the attempt was left behind."""
+
+    code = "image_build"
+
+
+# --- machines: infrastructure faults, never the script's -------------------------------------------------------------
+
+
+class MachineError(BelljarError):
+    """The machine could not be started, or died; the attempt may be tried again."""
+
+    code = "machine_error"
+    status = 503
+
+
+class MachineDied(MachineError):
+    """The hypervisor exited, the guest's kernel panicked, or the emulator stopped with an internal error."""
+
+    code = "machine_died"
+
+
+class MachineTimeout(MachineError):
+    """The machine did not come up, or did not answer, within its deadline."""
+
+    code = "machine_timeout"
+
+
+class GuestProtocolError(MachineError):
+    """The guest sent bytes that break the wire protocol; the machine is destroyed."""
+
+    code = "guest_protocol"

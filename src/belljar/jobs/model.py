@@ -1,0 +1,247 @@
+"""The job as a value: what a caller asks for (`JobOptions`, `JobRequest`) and what the world sees (`Job`).
+
+Options are validated here once, at the edge; inside, every value is within its bounds. Units are in the names.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from belljar.jobs.states import Status
+
+#: Linux refuses one argument or environment string of 128 KiB or more (MAX_ARG_STRLEN, execve(2)).
+MAX_STRING_BYTES = 128 * 1024 - 1
+#: All arguments and the environment together; Linux allows a quarter of the stack (8 MiB), the rest is the kernel's.
+MAX_ARGUMENT_BYTES = 1024 * 1024
+MAX_STDIN_BYTES = 16 * 1024 * 1024
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+LABEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?\Z")
+
+
+class Value(BaseModel):
+    """A frozen record that refuses fields that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _check_exec_string(value: str, what: str) -> str:
+    if "\0" in value:
+        raise ValueError(f"{what} holds a NUL character; a program cannot be given one")
+    if len(value.encode()) > MAX_STRING_BYTES:
+        raise ValueError(f"{what} is over {MAX_STRING_BYTES} bytes; pass large data through stdin or a file")
+    return value
+
+
+class JobOptions(Value):
+    """How a script is to be run. None means: the default of the image, the script or the settings."""
+
+    #: Arguments after the entrypoint.
+    args: tuple[str, ...] = Field(default=(), max_length=4096)
+    #: Added to the image's environment.
+    env: dict[str, str] = Field(default_factory=dict)
+    #: Text for the script's standard input; without it standard input is empty.
+    stdin: str | None = None
+    #: The same for bytes, in base64; at most one of the two.
+    stdin_base64: str | None = None
+    #: Name of the image; None: the one for the script's language.
+    image: str | None = Field(default=None, min_length=1, max_length=128)
+    vcpus: int | None = Field(default=None, ge=1)
+    memory_mb: int | None = Field(default=None, ge=64)
+    #: A scratch disk of this size under everything the job writes; None: in the machine's memory.
+    disk_mb: int | None = Field(default=None, ge=16)
+    timeout_seconds: Annotated[float, Field(gt=0)] | None = None
+    #: What the job may reach; this version has machines without a network only.
+    egress: Literal["none"] = "none"
+    #: Globs below the working folder; what they match when the script has ended is kept.
+    artifacts: tuple[str, ...] = Field(default=(), max_length=64)
+    #: How many times infrastructure may fail under the job before it is `lost`.
+    max_attempts: int = Field(default=2, ge=1, le=10)
+    #: Higher runs first.
+    priority: int = Field(default=0, ge=-100, le=100)
+    labels: dict[str, str] = Field(default_factory=dict, max_length=32)
+    #: Submitting again with the same key gives the first job back.
+    idempotency_key: str | None = Field(default=None, min_length=1, max_length=255)
+
+    @field_validator("args")
+    @classmethod
+    def _args(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_check_exec_string(arg, "an argument") for arg in value)
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not ENV_NAME.match(name):
+                raise ValueError(f"{name[:64]!r} is no name for an environment variable; use letters, digits and _")
+            _check_exec_string(f"{name}={text}", f"the environment variable {name[:64]}")
+        return value
+
+    @field_validator("artifacts")
+    @classmethod
+    def _artifacts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for glob in value:
+            if not glob or "\0" in glob or len(glob.encode()) > 1024:
+                raise ValueError("an artifact glob has 1 to 1024 bytes and no NUL")
+            if glob.startswith("/") or ".." in glob.split("/"):
+                raise ValueError(f"the artifact glob {glob!r} leaves the working folder; give a path below it")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not LABEL_NAME.match(name):
+                raise ValueError(f"{name[:64]!r} is no label name; use up to 63 letters, digits and . _ / -")
+            if len(text) > 255:
+                raise ValueError(f"the label {name} is over 255 characters")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> JobOptions:
+        if self.stdin is not None and self.stdin_base64 is not None:
+            raise ValueError("give stdin or stdin_base64, not both")
+        if len(self.stdin_bytes()) > MAX_STDIN_BYTES:
+            raise ValueError(f"stdin is over {MAX_STDIN_BYTES} bytes; put the data into the script's archive")
+        total = sum(len(arg.encode()) + 1 for arg in self.args)
+        total += sum(len(name) + len(text.encode()) + 2 for name, text in self.env.items())
+        if total > MAX_ARGUMENT_BYTES:
+            raise ValueError(f"args and env are over {MAX_ARGUMENT_BYTES} bytes together")
+        return self
+
+    def stdin_bytes(self) -> bytes:
+        """The bytes of standard input; empty when none were given. Raises ValueError for bad base64."""
+        if self.stdin_base64 is not None:
+            try:
+                return base64.b64decode(self.stdin_base64, validate=True)
+            except binascii.Error:
+                raise ValueError("stdin_base64 is not base64") from None
+        return (self.stdin or "").encode()
+
+
+class JobRequest(JobOptions):
+    """A submission: the options and what to run, in one of three ways."""
+
+    script_id: str | None = None
+    #: The text of a one-file script; needs `language`.
+    code: str | None = None
+    language: str | None = None
+    #: Path → text of a script of several files; `entrypoint` may be left out when the language's default is there.
+    files: dict[str, str] | None = None
+    entrypoint: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> JobRequest:
+        ways = [name for name in ("script_id", "code", "files") if getattr(self, name) is not None]
+        if len(ways) != 1:
+            raise ValueError("give exactly one of script_id, code (with language) and files")
+        if self.code is not None and self.language is None:
+            raise ValueError("code needs a language")
+        return self
+
+    def options(self) -> JobOptions:
+        return JobOptions(**{name: getattr(self, name) for name in JobOptions.model_fields})
+
+
+class Resources(Value):
+    """What a job's machine is cut to, after defaults were filled in."""
+
+    vcpus: int
+    memory_mb: int
+    disk_mb: int | None = None
+
+
+class JobError(Value):
+    """Why a job did not succeed: a stable code and a sentence."""
+
+    code: str
+    message: str
+
+
+class Timings(Value):
+    """Milliseconds from submit to claim, from claim to the entrypoint's start, and from there to its end."""
+
+    queue_ms: float | None = None
+    machine_ms: float | None = None
+    run_ms: float | None = None
+    #: The steps of `machine_ms` and what came after the run, by name, in order.
+    phases: dict[str, float] = Field(default_factory=dict)
+
+
+class Usage(Value):
+    cpu_seconds: float | None = None
+    max_memory_mb: float | None = None
+    rx_bytes: int | None = None
+    tx_bytes: int | None = None
+
+
+class MachineInfo(Value):
+    source: Literal["pool", "snapshot", "boot"]
+    hypervisor: str
+    accelerator: str
+
+
+class Artifact(Value):
+    #: Path below the working folder, as the guest named it: shown, never used as a path on a host.
+    path: str
+    size_bytes: int
+
+
+class LogInfo(Value):
+    """How much of each stream was kept, and whether more had been written than the cap."""
+
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    stdout_truncated: bool = False
+    stderr_truncated: bool = False
+
+
+class Job(Value):
+    """One run of a script, as callers see it."""
+
+    id: str
+    project: str
+    script_id: str
+    status: Status
+    exit_code: int | None = None
+    #: Name of the signal that ended the script, such as SIGKILL.
+    signal: str | None = None
+    error: JobError | None = None
+    #: Which try this is or was; 0 until a worker takes the job.
+    attempt: int = 0
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    timings: Timings = Timings()
+    usage: Usage = Usage()
+    machine: MachineInfo | None = None
+    worker: str | None = None
+    logs: LogInfo = LogInfo()
+    kept_artifacts: tuple[Artifact, ...] = ()
+    cancel_requested: bool = False
+
+    language: str
+    entrypoint: str
+    image: str
+    resources: Resources
+    timeout_seconds: float
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = Field(default_factory=dict)
+    #: Length of standard input; the bytes lie in the blob store.
+    stdin_bytes: int = 0
+    egress: str = "none"
+    artifacts: tuple[str, ...] = ()
+    max_attempts: int = 2
+    priority: int = 0
+    labels: dict[str, str] = Field(default_factory=dict)
+    idempotency_key: str | None = None
+
+    def public(self) -> dict[str, Any]:
+        """The job as the HTTP API and `--json` print it: resources flattened to the names they were asked by."""
+        shown = self.model_dump(mode="json", exclude={"resources"})
+        return shown | self.resources.model_dump()

@@ -1,0 +1,114 @@
+"""Settings: flags, then `BELLJAR_*` environment variables, then `belljar.toml`, then the defaults here.
+
+`belljar.toml` is looked for in the current folder, then in the data folder, then in /etc/belljar. `docs/settings.md` is
+made from the descriptions below.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from belljar.errors import InvalidOption
+
+
+def default_data_dir() -> Path:
+    """/var/lib/belljar for root, the XDG data folder for anyone else."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/belljar")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "belljar"
+
+
+class Settings(BaseSettings):
+    """Every setting, with its unit in its name. Frozen: read once when a command starts."""
+
+    model_config = SettingsConfigDict(env_prefix="BELLJAR_", extra="forbid", frozen=True)
+
+    data_dir: Path = Field(default_factory=default_data_dir, description="Folder that holds everything belljar keeps.")
+    host: str = Field("127.0.0.1", description="Address the server listens on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port the server listens on; 0 picks a free one.")
+    auth: Literal["on", "off"] = Field("on", description="`off` asks for no key; allowed on loopback addresses only.")
+    server: str | None = Field(None, description="Address of a server; client commands use it instead of the local one.")
+    api_key: str | None = Field(None, description="Key that client commands send; by default the data folder's admin key.")
+
+    database_url: str | None = Field(None, description="SQLAlchemy URL; by default SQLite in the data folder.")
+    blobs_url: str | None = Field(None, description="Object store URL; by default a folder in the data folder.")
+
+    hypervisor: Literal["auto", "qemu"] = Field("auto", description="Program that runs machines.")
+    accelerator: Literal["auto", "kvm", "tcg"] = Field(
+        "auto", description="`auto` uses KVM when it really boots the kernel, else software emulation."
+    )
+    qemu: str = Field("qemu-system-x86_64", description="QEMU's executable, a name or a path.")
+    jail_uid_base: int = Field(
+        2_000_000, ge=1000, description="First of the user ids that machines run as when belljar runs as root."
+    )
+    jail_uid_count: int = Field(1000, ge=1, description="How many user ids from the first on belong to machines.")
+
+    debian_suite: str = Field("bookworm", description="Debian release that images are built from.")
+    debian_mirror: str | None = Field(
+        None, description="Package mirror for image builds; by default the one this host's apt uses, else deb.debian.org."
+    )
+
+    worker_vcpus: int | None = Field(None, ge=1, description="vCPUs that jobs may hold together; default: 2 × the cores.")
+    worker_memory_mb: int | None = Field(None, ge=64, description="Memory for jobs; default: 80 % of the host's.")
+    default_vcpus: int = Field(1, ge=1)
+    default_memory_mb: int = Field(256, ge=64)
+    default_timeout_seconds: float = Field(60, gt=0)
+    max_vcpus: int = Field(8, ge=1, description="Most vCPUs one job may ask for.")
+    max_memory_mb: int = Field(16384, ge=64, description="Most memory one job may ask for.")
+    max_disk_mb: int = Field(16384, ge=16, description="Largest scratch disk one job may ask for.")
+    max_timeout_seconds: float = Field(3600, gt=0, description="Longest time one job may ask for.")
+    grace_seconds: float = Field(2, ge=0, description="Time between SIGTERM and SIGKILL for a job that is stopped.")
+    boot_timeout_seconds: float = Field(60, gt=0, description="Deadline for a machine to come up.")
+    max_processes: int = Field(512, ge=16, description="Most processes and threads a job may have at once.")
+
+    max_upload_mb: int = Field(50, ge=1, description="Largest upload; refused while it streams in.")
+    max_unpacked_mb: int = Field(200, ge=1, description="Most bytes an archive may unpack to.")
+    max_archive_members: int = Field(10_000, ge=1, description="Most files and folders in an archive.")
+    max_output_mb: float = Field(16, gt=0, description="Bytes kept of each of stdout and stderr; a marker follows.")
+    max_console_kb: int = Field(256, ge=1, description="Bytes kept of a machine's serial console.")
+    max_artifacts_mb: float = Field(256, gt=0, description="All artifacts of a job together.")
+    max_artifact_count: int = Field(1000, ge=1)
+    lease_seconds: float = Field(30, gt=1, description="A worker that does not renew its lease this long is taken for dead.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "text", "json"] = Field("auto", description="`auto`: text on a terminal, JSON elsewhere.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=_settings_file(init_settings))
+        return init_settings, env_settings, toml
+
+
+def _settings_file(init_settings: PydanticBaseSettingsSource) -> Path | None:
+    given: dict[str, Any] = init_settings()
+    data_dir = Path(given.get("data_dir") or os.environ.get("BELLJAR_DATA_DIR") or default_data_dir())
+    for folder in (Path.cwd(), data_dir, Path("/etc/belljar")):
+        if (folder / "belljar.toml").is_file():
+            return folder / "belljar.toml"
+    return None
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from flags (those that are not None), the environment and `belljar.toml`.
+
+    Raises InvalidOption, naming the setting, for a value that is out of bounds or a name that does not exist.
+    """
+    try:
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise InvalidOption(f"the setting {name} is wrong: {first['msg']}; see docs/settings.md", option=name) from None
+    return settings.model_copy(update={"data_dir": settings.data_dir.expanduser().absolute()})
