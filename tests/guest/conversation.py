@@ -1,0 +1,82 @@
+"""What the guest's tests share: the agent's source and flags, a sink in memory, a conversation with a process."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+from belljar.guest.session import Command, Session
+from belljar.guest.wire import Exited, Started, Stream
+
+AGENT_C = Path(str(files("belljar.guest") / "agent.c"))
+WARNINGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+@dataclass
+class Collector:
+    """Keeps output and artifacts in memory."""
+
+    output: dict[Stream, bytearray] = field(
+        default_factory=lambda: {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
+    )
+    full_after: int | None = None
+    files: dict[str, bytearray] = field(default_factory=dict)
+    current: str = ""
+    delay: float = 0
+
+    async def write(self, stream_or_data: Stream | bytes, data: bytes | None = None) -> None:
+        if data is None:
+            assert isinstance(stream_or_data, bytes)
+            self.files[self.current] += stream_or_data
+            return
+        assert isinstance(stream_or_data, Stream)
+        if self.delay:
+            await asyncio.sleep(self.delay)
+        self.output[stream_or_data] += data
+
+    def full(self, stream: Stream) -> bool:
+        return self.full_after is not None and len(self.output[stream]) >= self.full_after
+
+    async def begin(self, path: str, size: int) -> None:
+        self.current = path
+        self.files[path] = bytearray()
+
+    async def end(self) -> None:
+        pass
+
+    @property
+    def stdout(self) -> bytes:
+        return bytes(self.output[Stream.STDOUT])
+
+    @property
+    def stderr(self) -> bytes:
+        return bytes(self.output[Stream.STDERR])
+
+
+class Conversation:
+    """A session with a process of the agent."""
+
+    def __init__(self, session: Session, process: subprocess.Popen[bytes], folder: Path) -> None:
+        self.session = session
+        self.process = process
+        self.folder = folder
+        self.started: list[Started] = []
+
+    async def run(
+        self, *argv: str, env: dict[str, str] | None = None, stdin: bytes = b"", sink: Collector | None = None
+    ) -> tuple[Exited, Collector]:
+        sink = sink or Collector()
+        command = Command(
+            argv=argv, env={"PATH": "/usr/bin:/bin"} | (env or {}), cwd=str(self.folder), isolated=False
+        )
+        async with asyncio.timeout(60):
+            return await self.session.run(command, stdin, sink, self.started.append), sink
+
+
+Converse = Callable[[], AbstractAsyncContextManager[Conversation]]
