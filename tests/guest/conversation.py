@@ -72,9 +72,7 @@ class Conversation:
         self, *argv: str, env: dict[str, str] | None = None, stdin: bytes = b"", sink: Collector | None = None
     ) -> tuple[Exited, Collector]:
         sink = sink or Collector()
-        command = Command(
-            argv=argv, env={"PATH": "/usr/bin:/bin"} | (env or {}), cwd=str(self.folder), isolated=False
-        )
+        command = Command(argv=argv, env={"PATH": "/usr/bin:/bin"} | (env or {}), cwd=str(self.folder), isolated=False)
         async with asyncio.timeout(60):
             return await self.session.run(command, stdin, sink, self.started.append), sink
 

@@ -42,9 +42,7 @@ def test_a_header_is_parsed_or_refused(data: bytes) -> None:
     assert wire.HEADER.pack(length, kind, stream, 0) == data
 
 
-@given(
-    st.sampled_from([kind for kind in Kind if kind >= Kind.HELLO]), st.sampled_from(Stream), st.binary(max_size=200)
-)
+@given(st.sampled_from([kind for kind in Kind if kind >= Kind.HELLO]), st.sampled_from(Stream), st.binary(max_size=200))
 def test_a_payload_is_parsed_or_refused(kind: Kind, stream: Stream, payload: bytes) -> None:
     try:
         message = wire.parse(kind, stream, payload)

@@ -1,1 +1,1 @@
-"""The worker: the claim loop, capacity, and the supervision of one attempt. The one room that knows jobs and machines."""
+"""The worker: claims jobs, supervises attempts, accounts for room. The one room that knows both jobs and machines."""
