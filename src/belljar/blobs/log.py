@@ -1,0 +1,192 @@
+"""The log of a job: what its streams said, in order, as one append-only file of records.
+
+A record is a header of 8 bytes, little-endian (length u32, stream u8, three zero bytes) and its bytes. While the job runs
+the file grows in the data folder of the worker that holds it; when it has ended the file becomes the blob
+`jobs/<id>/log`. An offset between two records is a place to resume from, and stays valid when the file moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from belljar.blobs.store import Blobs
+from belljar.errors import DiskFull
+
+HEADER = struct.Struct("<IB3x")
+MAX_RECORD = 64 * 1024
+#: Small writes of one stream are put together for this long, so that a byte does not cost a record.
+COALESCE_SECONDS = 0.01
+#: How often a follower looks for more.
+POLL_SECONDS = 0.05
+
+
+class LogStream(IntEnum):
+    STDOUT = 1
+    STDERR = 2
+    CONSOLE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    stream: LogStream
+    data: bytes
+    #: Offset of the next record: what a reader resumes from when it has this one.
+    end: int
+
+
+def log_path(data_dir: Path, job_id: str) -> Path:
+    """Where the log of a job lies while it runs here."""
+    return data_dir / "run" / "logs" / f"{job_id}.log"
+
+
+def log_blob(job_id: str) -> str:
+    """Name of the blob that holds the log of a job that has ended."""
+    return f"jobs/{job_id}/log"
+
+
+class LogWriter:
+    """Appends to one job's log. A context manager; closing writes out what waits. Needs a running event loop."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._stream = LogStream.STDOUT
+        self._waiting = bytearray()
+        self._timer: asyncio.TimerHandle | None = None
+        #: The first write that failed; nothing is written after it, and the job goes on without more of its log.
+        self.failure: OSError | None = None
+
+    def append(self, stream: LogStream, data: bytes) -> None:
+        """Add bytes to a stream. Writes go to the page cache: a few microseconds, so they do not leave the loop."""
+        if stream is not self._stream or len(self._waiting) + len(data) > MAX_RECORD:
+            self.flush()
+        self._stream = stream
+        self._waiting += data
+        if len(self._waiting) >= MAX_RECORD:
+            self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(COALESCE_SECONDS, self.flush)
+
+    def flush(self) -> None:
+        """Write out what waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        view = memoryview(bytes(self._waiting))
+        self._waiting.clear()
+        for at in range(0, len(view), MAX_RECORD):
+            self._write(view[at : at + MAX_RECORD])
+
+    def _write(self, piece: memoryview) -> None:
+        if self.failure is not None:
+            return
+        record = HEADER.pack(len(piece), self._stream) + piece
+        start = os.fstat(self._file).st_size
+        try:
+            while record:
+                record = record[os.write(self._file, record) :]
+        except OSError as error:
+            self.failure = error
+            os.ftruncate(self._file, start)  # half a record would make the rest unreadable
+
+    def close(self) -> None:
+        if self._file < 0:
+            return
+        self.flush()
+        os.close(self._file)
+        self._file = -1
+
+    def __enter__(self) -> LogWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+async def keep_log(data_dir: Path, blobs: Blobs, job_id: str) -> None:
+    """Turn the log of a job that has ended here into its blob. Without a local file there is nothing to do."""
+    path = log_path(data_dir, job_id)
+    if not path.exists():
+        return
+    try:
+        await blobs.put_file(log_blob(job_id), path)
+    except DiskFull:
+        return  # it stays where it is and is read from there
+    path.unlink(missing_ok=True)
+
+
+class JobLog:
+    """Reads one job's log, wherever it is."""
+
+    def __init__(self, data_dir: Path, blobs: Blobs, job_id: str) -> None:
+        self._path = log_path(data_dir, job_id)
+        self._blobs = blobs
+        self._blob = log_blob(job_id)
+
+    async def read(self, start: int = 0) -> AsyncIterator[Record]:
+        """The records from offset `start` to the present end."""
+        if self._path.exists():
+            async for record in self._read_file(start):
+                yield record
+                start = record.end
+            if self._path.exists():
+                return
+        async for record in self._read_blob(start):
+            yield record
+
+    async def follow(self, ended: Callable[[], Awaitable[bool]], start: int = 0) -> AsyncIterator[Record | None]:
+        """The records from offset `start` on, until `ended` is true and all was read.
+
+        None is yielded about every `POLL_SECONDS` while there is nothing new, so that the reader can look to its own
+        affairs (a heartbeat, a client that left).
+        """
+        while True:
+            last_round = await ended()
+            async for record in self.read(start):
+                yield record
+                start = record.end
+            if last_round:
+                return
+            yield None
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _read_file(self, start: int) -> AsyncIterator[Record]:
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            file.seek(start)
+            while True:
+                header = file.read(HEADER.size)
+                if len(header) < HEADER.size:
+                    return
+                length, stream = HEADER.unpack(header)
+                data = file.read(length)
+                if len(data) < length:
+                    return  # the writer is in the middle of it
+                start += HEADER.size + length
+                yield Record(LogStream(stream), data, start)
+
+    async def _read_blob(self, start: int) -> AsyncIterator[Record]:
+        if await self._blobs.size(self._blob) is None:
+            return
+        buffer = bytearray()
+        async for chunk in self._blobs.stream(self._blob, start):
+            buffer += chunk
+            at = 0
+            while len(buffer) - at >= HEADER.size:
+                length, stream = HEADER.unpack_from(buffer, at)
+                if len(buffer) - at < HEADER.size + length:
+                    break
+                data = bytes(buffer[at + HEADER.size : at + HEADER.size + length])
+                at += HEADER.size + length
+                start += HEADER.size + length
+                yield Record(LogStream(stream), data, start)
+            del buffer[:at]

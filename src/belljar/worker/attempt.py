@@ -1,0 +1,245 @@
+"""One attempt at a job: take a machine, let it run the script, watch over it, and say how it ended.
+
+This is where a job's limits meet a machine: the time limit, cancelling, the deadline for coming up, and the difference
+between a script that failed (an `AttemptEnd`) and infrastructure that failed under it (a `MachineError`). Nothing here
+knows of a database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal as signals
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol, TypeVar
+
+from belljar.errors import MachineDied, MachineError, MachineTimeout
+from belljar.guest import wire
+from belljar.guest.session import ArtifactSink, Command, CommandFailed, OutputSink, Session
+from belljar.machines.protocol import Hypervisor, Machine, MachineSpec
+
+#: After SIGKILL the guest's kernel ends the job's processes; a machine that has not said so by then is ended itself.
+KILL_PATIENCE_SECONDS = 5.0
+#: What the guest said before its machine died may still be under way.
+LAST_WORDS_SECONDS = 1.0
+COLLECT_SECONDS = 120.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptPlan:
+    """Everything an attempt needs, resolved: no name is looked up any more."""
+
+    machine: MachineSpec
+    command: Command
+    stdin: bytes
+    timeout_seconds: float
+    grace_seconds: float
+    boot_timeout_seconds: float
+    artifacts: tuple[str, ...] = ()
+    max_artifact_bytes: int = 0
+    max_artifact_count: int = 0
+
+
+class Stop(StrEnum):
+    """Why a job was stopped from outside."""
+
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True)
+class AttemptEnd:
+    """How a script ended: `exited`, or `not_started`, or neither when it was killed together with its machine."""
+
+    stop: Stop | None = None
+    exited: wire.Exited | None = None
+    not_started: CommandFailed | None = None
+    #: What became of its artifacts; None when none were asked for.
+    collected: wire.Collected | None = None
+    #: Why the artifacts are not complete.
+    collect_error: MachineError | None = None
+    #: Milliseconds of each step, in order.
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+class Audience(Protocol):
+    """Who is told what happens during an attempt."""
+
+    output: OutputSink
+    artifacts: ArtifactSink
+
+    def started(self) -> None:
+        """The entrypoint runs."""
+        ...
+
+    def console(self, data: bytes, dropped_bytes: int) -> None:
+        """The machine's serial console, once, when the machine has ended."""
+        ...
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Names the time since the last mark."""
+
+    phases: dict[str, float]
+    at: float = field(default_factory=time.monotonic)
+
+    def mark(self, name: str) -> None:
+        now = time.monotonic()
+        self.phases[name] = round((now - self.at) * 1000, 3)
+        self.at = now
+
+
+async def run_attempt(
+    plan: AttemptPlan, hypervisor: Hypervisor, audience: Audience, cancel: asyncio.Event
+) -> AttemptEnd:
+    """Run the plan in a fresh machine and destroy it.
+
+    Setting `cancel` stops the job at whatever point it is. Raises MachineError or HostError when the machine failed
+    rather than the script; the attempt may then be tried again.
+    """
+    if cancel.is_set():
+        return AttemptEnd(stop=Stop.CANCELLED)
+    end = AttemptEnd()
+    async with hypervisor.machine(plan.machine) as machine:
+        end.phases.update(machine.phases)
+        try:
+            await _unless_dead(machine, _converse(plan, machine, audience, cancel, end))
+        except MachineError:
+            if end.stop is None:
+                raise  # a machine that was being stopped may end as it likes
+        finally:
+            audience.console(bytes(machine.console.data), machine.console.dropped_bytes)
+    return end
+
+
+async def _unless_dead(machine: Machine, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end; if its machine dies under it, raise MachineDied with the reason of the death."""
+    task, death = asyncio.create_task(work), asyncio.create_task(machine.death())
+    try:
+        await asyncio.wait({task, death}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task}, timeout=LAST_WORDS_SECONDS)
+        if task.done() and not isinstance(task.exception(), MachineDied):
+            return task.result()
+        await asyncio.wait({death}, timeout=LAST_WORDS_SECONDS)
+        if death.done():
+            raise MachineDied(death.result().message)
+        return task.result()
+    finally:
+        task.cancel()
+        death.cancel()
+        await asyncio.gather(task, death, return_exceptions=True)
+
+
+async def _converse(
+    plan: AttemptPlan, machine: Machine, audience: Audience, cancel: asyncio.Event, end: AttemptEnd
+) -> None:
+    clock = _Clock(end.phases)
+    session = Session(machine.reader, machine.writer)
+    if not await _unless(cancel, session.open(plan.boot_timeout_seconds)):
+        end.stop = Stop.CANCELLED
+        return
+    clock.mark("boot")
+    await _run(plan, session, audience, cancel, end, clock)
+    if plan.artifacts and end.not_started is None and end.stop is not Stop.CANCELLED and end.exited is not None:
+        await _collect(plan, session, audience, end)
+        clock.mark("collect")
+
+
+async def _unless(cancel: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """What `work` returns, or None if `cancel` is set first."""
+    task, cancelled = asyncio.create_task(work), asyncio.create_task(cancel.wait())
+    try:
+        await asyncio.wait({task, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        task.cancel()
+        cancelled.cancel()
+        await asyncio.gather(task, cancelled, return_exceptions=True)
+
+
+async def _run(
+    plan: AttemptPlan, session: Session, audience: Audience, cancel: asyncio.Event, end: AttemptEnd, clock: _Clock
+) -> None:
+    has_started = asyncio.Event()
+
+    def started(message: wire.Started) -> None:
+        clock.mark("start")
+        has_started.set()
+        audience.started()
+
+    run = asyncio.create_task(session.run(plan.command, plan.stdin, audience.output, started))
+    try:
+        await _supervise(run, session, has_started, cancel, plan, end)
+        if run.done():
+            end.exited = await run
+    except CommandFailed as failed:
+        if failed.stage is not wire.Stage.EXEC:
+            raise MachineError(f"the machine could not prepare the job: {failed}") from None
+        end.not_started = failed
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+    clock.mark("run")
+
+
+async def _supervise(
+    run: asyncio.Task[wire.Exited],
+    session: Session,
+    has_started: asyncio.Event,
+    cancel: asyncio.Event,
+    plan: AttemptPlan,
+    end: AttemptEnd,
+) -> None:
+    """Wait for the job to end; stop it when its time is up or it is cancelled, and note which in `end`."""
+    limit = asyncio.create_task(_time_limit(has_started, plan))
+    cancelled = asyncio.create_task(cancel.wait())
+    try:
+        await asyncio.wait({run, limit, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+        if run.done():
+            return
+        if limit.done():
+            limit.result()
+        end.stop = Stop.CANCELLED if cancelled.done() else Stop.TIMED_OUT
+    finally:
+        limit.cancel()
+        cancelled.cancel()
+        await asyncio.gather(limit, cancelled, return_exceptions=True)
+    for number, patience_seconds in (
+        (signals.SIGTERM, plan.grace_seconds),
+        (signals.SIGKILL, KILL_PATIENCE_SECONDS),
+    ):
+        await session.signal(number)
+        await asyncio.wait({run}, timeout=patience_seconds)
+        if run.done():
+            break
+
+
+async def _time_limit(has_started: asyncio.Event, plan: AttemptPlan) -> None:
+    """Return when the job's time is up, which begins when its entrypoint does."""
+    try:
+        async with asyncio.timeout(plan.boot_timeout_seconds):
+            await has_started.wait()
+    except TimeoutError:
+        raise MachineTimeout(f"the machine did not start the job within {plan.boot_timeout_seconds:g} s") from None
+    await asyncio.sleep(plan.timeout_seconds)
+
+
+async def _collect(plan: AttemptPlan, session: Session, audience: Audience, end: AttemptEnd) -> None:
+    """Fetch the artifacts. The script has run: what goes wrong here is told, and does not undo its result."""
+    try:
+        async with asyncio.timeout(COLLECT_SECONDS):
+            end.collected = await session.collect(
+                plan.artifacts,
+                audience.artifacts,
+                max_bytes=plan.max_artifact_bytes,
+                max_count=plan.max_artifact_count,
+            )
+    except MachineError as error:
+        end.collect_error = error
+    except TimeoutError:
+        end.collect_error = MachineTimeout(f"the artifacts did not come within {COLLECT_SECONDS:g} s")
