@@ -87,7 +87,7 @@ enum {
     MAX_STRINGS = 8192,
     PIPE_SIZE = 256 * 1024,
     MAX_DEPTH = 48,                              /* of folders below the working folder that are searched */
-    MEMORY_RESERVE = 12 * 1024 * 1024,           /* of the machine's memory that is not the job's */
+    MEMORY_RESERVE = 32 * 1024 * 1024,           /* of the machine's memory that is not the job's, at most */
 };
 
 /* What the reaper (the job's own PID 1) tells the agent. */
@@ -501,6 +501,8 @@ static void boot(void)
         close(console);
     mount_at("proc", "/proc", "proc", 0, NULL);
     mount_at("sys", "/sys", "sysfs", 0, NULL);
+    if (!write_file("/proc/self/oom_score_adj", "-1000")) /* the reaper's too; the entrypoint sets it back */
+        die("oom_score_adj");
     load_modules();
     mount_root();
     make_cgroup();
@@ -568,8 +570,8 @@ static int limit_cgroup(uint32_t max_processes)
 {
     char text[32];
     uint64_t total = read_number("/proc/meminfo", "MemTotal:") * 1024;
-    uint64_t limit = total > 2 * (uint64_t)MEMORY_RESERVE ? total - MEMORY_RESERVE : total;
-    snprintf(text, sizeof text, "%llu", (unsigned long long)limit);
+    uint64_t reserve = total / 4 < MEMORY_RESERVE ? total / 4 : MEMORY_RESERVE;
+    snprintf(text, sizeof text, "%llu", (unsigned long long)(total - reserve));
     if (!write_file("/cgroup/job/memory.max", text))
         return errno;
     snprintf(text, sizeof text, "%u", max_processes);
@@ -592,7 +594,7 @@ static _Noreturn void exec_entrypoint(uint32_t uid, uint32_t gid, int cgroup_fd,
     for (int fd = 0; ok && fd < 3; fd++)
         ok = dup2(stdio[fd], fd) == fd;
     if (ok && agent.isolated)
-        ok = write(cgroup_fd, "0", 1) == 1 && syscall(SYS_setgroups, 0, NULL) == 0 && setgid(gid) == 0 &&
+        ok = write(cgroup_fd, "0", 1) == 1 && write_file("/proc/self/oom_score_adj", "0") && syscall(SYS_setgroups, 0, NULL) == 0 && setgid(gid) == 0 &&
              setuid(uid) == 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
     /* After the change of user, which clears it. */
     ok = ok && prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 && setrlimit(RLIMIT_CORE, &no_core) == 0;
@@ -914,7 +916,7 @@ static void forward_stdin(void)
         close_fd(&agent.stdin_fd);
 }
 
-/* --- artifacts: after the end, when nobody else is left to change the files --------------------------------------------- */
+/* --- artifacts: what the job wrote below its working folder, when nobody is left to change it ------------------------- */
 
 /* Whether `path` or a folder above it matches `glob`: `*` and `?` stay within a name, `**` spans any number of them. */
 static bool glob_matches(const char *glob, const char *path)
@@ -1071,8 +1073,8 @@ static void order_collect(const uint8_t *payload, size_t length)
 
 static void collect(void)
 {
-    char path[MAX_PATH_BYTES + 2] = "", root[MAX_PATH_BYTES + 16];
-    snprintf(root, sizeof root, "%s%s", agent.isolated ? "/newroot" : "", agent.working_folder);
+    char path[MAX_PATH_BYTES + 2] = "";
+    const char *root = agent.isolated ? "/rw/work" : agent.working_folder;
     int fd = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0)
         collect_folder(fd, path, 0, 0);

@@ -1,0 +1,139 @@
+"""Where a job's output and artifacts go when a worker runs it: its log, with a cap per stream, and the blob store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from belljar.blobs.log import LogStream, LogWriter
+from belljar.blobs.store import Blobs
+from belljar.guest.wire import Stream
+from belljar.jobs.model import Artifact, LogInfo
+
+STREAMS = {Stream.STDOUT: LogStream.STDOUT, Stream.STDERR: LogStream.STDERR}
+
+
+class LoggedOutput:
+    """Writes output into the log up to a cap of bytes per stream; then a marker, and the rest is dropped."""
+
+    def __init__(self, log: LogWriter, max_bytes: int) -> None:
+        self._log = log
+        self._max_bytes = max_bytes
+        self._kept = dict.fromkeys(STREAMS, 0)
+        self._truncated = dict.fromkeys(STREAMS, False)
+
+    async def write(self, stream: Stream, data: bytes) -> None:
+        if self._truncated[stream]:
+            return
+        kept = data[: self._max_bytes - self._kept[stream]]
+        self._kept[stream] += len(kept)
+        self._log.append(STREAMS[stream], kept)
+        if len(kept) < len(data):
+            self._truncated[stream] = True
+            marker = f"\n[belljar: {stream.name.lower()} was cut off here after {self._max_bytes} bytes]\n"
+            self._log.append(STREAMS[stream], marker.encode())
+
+    def full(self, stream: Stream) -> bool:
+        return self._truncated[stream]
+
+    def info(self) -> LogInfo:
+        """What was kept, for the job's record."""
+        return LogInfo(
+            stdout_bytes=self._kept[Stream.STDOUT],
+            stderr_bytes=self._kept[Stream.STDERR],
+            stdout_truncated=self._truncated[Stream.STDOUT],
+            stderr_truncated=self._truncated[Stream.STDERR],
+        )
+
+
+def artifact_blob(job_id: str, index: int) -> str:
+    """Name of the blob of a job's artifact: by its number, since the guest's path is never used as a name."""
+    return f"jobs/{job_id}/artifacts/{index}"
+
+
+class BlobArtifacts:
+    """Puts artifacts into the blob store, each by way of a file in `folder`, and keeps their list."""
+
+    def __init__(self, blobs: Blobs, job_id: str, folder: Path) -> None:
+        self._blobs = blobs
+        self._job_id = job_id
+        self._path = folder / f"{job_id}.artifact"
+        self._file: BinaryIO | None = None
+        self._current: Artifact | None = None
+        self.kept: list[Artifact] = []
+
+    async def begin(self, path: str, size: int) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file = self._path.open("wb")
+        self._current = Artifact(path=path, size_bytes=size)
+
+    async def write(self, data: bytes) -> None:
+        assert self._file is not None
+        self._file.write(data)
+
+    async def end(self) -> None:
+        assert self._file is not None and self._current is not None
+        self._file.close()
+        await self._blobs.put_file(artifact_blob(self._job_id, len(self.kept)), self._path)
+        self.kept.append(self._current)
+
+    def close(self) -> None:
+        """Remove the file that artifacts pass through."""
+        if self._file is not None:
+            self._file.close()
+        self._path.unlink(missing_ok=True)
+
+
+def safe_parts(path: str) -> tuple[str, ...] | None:
+    """The parts of a guest's path that may be laid below a folder of the host's; None when it may not."""
+    parts = path.split("/")
+    if any(part in ("", ".", "..") or len(part.encode()) > 255 or not part.isprintable() for part in parts):
+        return None
+    return tuple(parts)
+
+
+class FolderArtifacts:
+    """Lays artifacts below a folder of the caller's. Links on the way are refused, not followed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: BinaryIO | None = None
+        self._current: Artifact | None = None
+        self.kept: list[Artifact] = []
+        #: Paths that no file was made for.
+        self.refused: list[str] = []
+
+    async def begin(self, path: str, size: int) -> None:
+        self._current = Artifact(path=path, size_bytes=size)
+        self._file = self._open(path)
+        if self._file is None:
+            self.refused.append(path)
+
+    def _open(self, path: str) -> BinaryIO | None:
+        parts = safe_parts(path)
+        if parts is None:
+            return None
+        folder = self._folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in parts[:-1]:
+            folder /= part
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                return None
+            folder.mkdir(exist_ok=True)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            return os.fdopen(os.open(folder / parts[-1], flags, 0o644), "wb")
+        except OSError:
+            return None
+
+    async def write(self, data: bytes) -> None:
+        if self._file is not None:
+            self._file.write(data)
+
+    async def end(self) -> None:
+        if self._file is None or self._current is None:
+            return
+        self._file.close()
+        self._file = None
+        self.kept.append(self._current)

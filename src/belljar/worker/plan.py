@@ -1,0 +1,53 @@
+"""From a job to the plan of an attempt: every name resolved, every limit a number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from belljar.errors import UnknownLanguage
+from belljar.guest.session import Command
+from belljar.images.manifest import Image
+from belljar.jobs.model import Job
+from belljar.machines.protocol import MachineSpec, Shape
+from belljar.settings import Settings
+from belljar.worker.attempt import AttemptPlan
+
+#: Where the script's files are for the job: its own disk's, with a writable layer over them.
+WORKING_FOLDER = "/work"
+DEFAULT_ENV = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": WORKING_FOLDER,
+    "LANG": "C.UTF-8",
+}
+
+
+def plan_attempt(job: Job, image: Image, script_disk: Path, stdin: bytes, settings: Settings) -> AttemptPlan:
+    """What a machine is to do for `job`. Raises UnknownLanguage when the image has not got the job's language."""
+    language = image.language(job.language)
+    if language is None:
+        known = ", ".join(each.name for each in image.manifest.languages)
+        raise UnknownLanguage(f"the image {image.name} runs {known}, not {job.language}; choose another image")
+    entrypoint = f"{WORKING_FOLDER}/{job.entrypoint}"
+    argv = [entrypoint if word == "{entrypoint}" else word for word in language.run]
+    return AttemptPlan(
+        machine=MachineSpec(
+            image=image,
+            shape=Shape(
+                vcpus=job.resources.vcpus, memory_mb=job.resources.memory_mb, disk_mb=job.resources.disk_mb
+            ),
+            script_disk=script_disk,
+        ),
+        command=Command(
+            argv=[*argv, *job.args],
+            env=DEFAULT_ENV | image.manifest.env | job.env,
+            cwd=WORKING_FOLDER,
+            max_processes=settings.max_processes,
+        ),
+        stdin=stdin,
+        timeout_seconds=job.timeout_seconds,
+        grace_seconds=settings.grace_seconds,
+        boot_timeout_seconds=settings.boot_timeout_seconds,
+        artifacts=job.artifacts,
+        max_artifact_bytes=int(settings.max_artifacts_mb * 1024 * 1024),
+        max_artifact_count=settings.max_artifact_count,
+    )
