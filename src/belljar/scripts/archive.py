@@ -1,0 +1,292 @@
+"""Unpacking of .zip, .tar, .tar.gz and .tar.xz, told by their first bytes.
+
+The archive is an attacker's: names go through `Tree`, bytes are counted as they are decompressed and no size in a
+header is believed; `zipfile` and `tarfile` parse, but read through `_Guarded`, so that a header cannot ask for memory.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from belljar.errors import InvalidScript
+from belljar.scripts.limits import Allowance
+from belljar.scripts.tree import CHUNK_BYTES, MAX_PATH_BYTES, Tree
+
+#: How much of a file `archive_kind` needs to see.
+HEAD_BYTES = 512
+#: The largest record of a tar header (pax fields, GNU long names). `tarfile` searches them with regular expressions of
+#: quadratic time: 4 KiB of digits take 30 ms, in which no other thread runs.
+_MAX_TAR_HEADER_BYTES = 4 * 1024
+#: The largest central directory of a zip: room for 10,000 names of 300 bytes.
+_MAX_ZIP_DIRECTORY_BYTES = 4 * 1024 * 1024
+#: `xz -9` needs 65 MiB to decompress; a header may ask for 4 GiB.
+_XZ_MEMORY_BYTES = 128 * 1024 * 1024
+#: What the parsers raise at damaged input; OSError is not among them but for gzip's own.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zlib.error,
+    struct.error,
+    EOFError,
+    LookupError,
+    ValueError,
+    OverflowError,
+    RuntimeError,  # RecursionError, NotImplementedError
+)
+
+
+class ArchiveKind(StrEnum):
+    ZIP = "zip"
+    TAR = "tar"
+    GZIP = "tar.gz"
+    XZ = "tar.xz"
+
+
+_MAGIC = (
+    (b"PK\x03\x04", ArchiveKind.ZIP),
+    (b"PK\x05\x06", ArchiveKind.ZIP),
+    (b"\x1f\x8b\x08", ArchiveKind.GZIP),
+    (b"\xfd7zXZ\x00", ArchiveKind.XZ),
+)
+_FOREIGN = (
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!\x1a\x07", "a rar archive"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
+    (b"\x04\x22\x4d\x18", "compressed with lz4"),
+)
+_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
+
+
+def archive_kind(head: bytes, filename: str) -> ArchiveKind | None:
+    """What archive a file that begins with `head` is; None: it is none.
+
+    The bytes decide; the name only tells an old tar, which has no mark, and that something claims to be an archive.
+    Raises InvalidScript for other archives, and for a name that says archive over bytes that don't.
+    """
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    if head[257:262] == b"ustar":
+        return ArchiveKind.TAR
+    foreign = next((what for magic, what in _FOREIGN if head.startswith(magic)), None)
+    if head.startswith(b"BZh") and head[4:10] == b"1AY&SY":
+        foreign = "compressed with bzip2"
+    if foreign is not None:
+        raise InvalidScript(f"the upload is {foreign}, which belljar does not read; use .zip, .tar.gz or .tar.xz")
+    if filename.lower().endswith(".tar"):
+        return ArchiveKind.TAR
+    if filename.lower().endswith(_SUFFIXES):
+        raise InvalidScript(f"{filename[-80:]!r} is named like an archive but its bytes are none; pack it anew")
+    return None
+
+
+def unpack(source: Path, kind: ArchiveKind, tree: Tree, allowance: Allowance, spare: Path) -> None:
+    """Put the archive's members into the tree. Blocks: for a thread.
+
+    `spare` is where a compressed tar is decompressed to, as much as the allowance lets; the caller removes it. Raises
+    InvalidScript, naming the member, TooLarge, OSError.
+    """
+    try:
+        with source.open("rb") as packed:
+            if kind is ArchiveKind.ZIP:
+                _unpack_zip(packed, tree, allowance)
+            elif kind is ArchiveKind.TAR:
+                _unpack_tar(packed, tree, allowance)
+            else:
+                _decompress(packed, kind, spare, allowance)
+                with spare.open("rb") as plain:
+                    _unpack_tar(plain, tree, allowance)
+    except _DAMAGE as error:
+        reason = str(error) or type(error).__name__
+        raise InvalidScript(f"the {kind} archive cannot be read ({reason[:120]}); pack it anew") from error
+
+
+class _Guarded(io.RawIOBase):
+    """A file of which no single read may ask for more than `most` bytes."""
+
+    def __init__(self, file: BinaryIO, most: int, allowance: Allowance) -> None:
+        self._file = file
+        self._most = most
+        self._allowance = allowance
+        self._size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._allowance.check()
+        left = max(0, self._size - self._file.tell())
+        wanted = left if size is None or size < 0 else size
+        if min(wanted, left) > self._most:
+            raise InvalidScript(f"the archive has headers of over {self._most} bytes; pack it anew with zip or tar")
+        return self._file.read(wanted)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+
+# --- zip ------------------------------------------------------------------------------------------------------------
+
+
+def _unpack_zip(packed: BinaryIO, tree: Tree, allowance: Allowance) -> None:
+    guarded = _Guarded(packed, _MAX_ZIP_DIRECTORY_BYTES, allowance)
+    with zipfile.ZipFile(guarded) as archive:
+        for member in archive.infolist():
+            name = _zip_name(member)
+            if not _is_finder_litter(name):
+                _add_zip_member(archive, member, name, tree)
+
+
+def _add_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, tree: Tree) -> None:
+    mode = member.external_attr >> 16
+    kind = stat.S_IFMT(mode)
+    if name.endswith("/") or kind == stat.S_IFDIR:
+        tree.add_folder(name)
+        return
+    if kind not in (0, stat.S_IFREG, stat.S_IFLNK):
+        raise InvalidScript(f"{name[:80]!r} is a device, pipe or socket; a script holds files, folders and links only")
+    if member.flag_bits & 0x2041:  # encrypted; strongly; with hidden headers (APPNOTE.TXT 4.4.4)
+        raise InvalidScript("the zip archive is encrypted; pack it without a password")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InvalidScript(f"{name[:80]!r} is compressed in an unusual way; pack the zip archive with deflate")
+    with archive.open(member) as content:
+        if kind == stat.S_IFLNK:
+            tree.add_link(name, content.read(MAX_PATH_BYTES + 1).decode("utf-8", "surrogateescape"))
+        else:
+            tree.add_file(name, _read_all(content), executable=bool(mode & 0o111))
+
+
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """The member's name. Without the flag for UTF-8 it is code page 437 by the standard; macOS writes UTF-8 anyway."""
+    name = member.orig_filename  # `filename` ends at a NUL
+    if member.flag_bits & 0x800:
+        return name
+    try:
+        return name.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return name
+
+
+def _is_finder_litter(name: str) -> bool:
+    """What the macOS Finder adds to every zip."""
+    return name.startswith("__MACOSX/") or name.rpartition("/")[2] == ".DS_Store"
+
+
+# --- tar ------------------------------------------------------------------------------------------------------------
+
+
+def _unpack_tar(plain: BinaryIO, tree: Tree, allowance: Allowance) -> None:
+    guarded = _Guarded(plain, _MAX_TAR_HEADER_BYTES, allowance)
+    try:
+        archive = tarfile.open(fileobj=guarded, mode="r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+    except tarfile.ReadError:
+        raise InvalidScript("the upload holds no tar archive; make one with `tar -czf script.tar.gz FOLDER`") from None
+    with archive:
+        while (member := archive.next()) is not None:
+            if member.size < 0:  # tarfile would go back and read the same header for ever
+                raise InvalidScript(f"{member.name[:80]!r} has a size below zero; pack the archive anew")
+            _add_tar_member(plain, member, tree)
+        _check_end(plain, archive.offset)
+
+
+def _add_tar_member(plain: BinaryIO, member: tarfile.TarInfo, tree: Tree) -> None:
+    name = member.name
+    if member.isdir():
+        tree.add_folder(name)
+    elif member.issym():
+        tree.add_link(name, member.linkname)
+    elif member.islnk():
+        tree.add_copy(name, member.linkname)
+    elif member.sparse is not None or member.type == tarfile.GNUTYPE_SPARSE:
+        raise InvalidScript(f"{name[:80]!r} is a sparse file; pack the archive without --sparse")
+    elif member.isreg():
+        executable = bool(member.mode & 0o111)
+        tree.add_file(name, _read_exactly(plain, member.offset_data, member.size), executable=executable)
+    else:
+        raise InvalidScript(f"{name[:80]!r} is a device, pipe or socket; a script holds files, folders and links only")
+
+
+def _check_end(plain: BinaryIO, offset: int) -> None:
+    """`tarfile` takes a damaged header in the middle for the end; the end is a block of zeros, or the file's."""
+    plain.seek(offset)
+    if plain.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise EOFError(f"damaged at byte {offset}")
+
+
+def _decompress(packed: BinaryIO, kind: ArchiveKind, spare: Path, allowance: Allowance) -> None:
+    guarded = _Guarded(packed, _MAX_ZIP_DIRECTORY_BYTES, allowance)
+    with spare.open("xb") as out:
+        for chunk in _gzip_chunks(guarded) if kind is ArchiveKind.GZIP else _xz_chunks(guarded):
+            allowance.take_stream(len(chunk))
+            out.write(chunk)
+
+
+def _gzip_chunks(packed: _Guarded) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=packed, mode="rb") as plain:
+        yield from _read_all(plain)
+
+
+def _xz_chunks(packed: _Guarded) -> Iterator[bytes]:
+    """Like lzma.LZMAFile, which has no bound for memory."""
+    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
+    data = packed.read(CHUNK_BYTES)
+    while data or not decompressor.eof:
+        if decompressor.eof:
+            decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
+        if decompressor.needs_input and not data:
+            raise EOFError("it ends too early")
+        yield decompressor.decompress(data, CHUNK_BYTES)
+        data = b""
+        if decompressor.eof:
+            data = _next_stream(packed, decompressor.unused_data)
+        elif decompressor.needs_input:
+            data = packed.read(CHUNK_BYTES)
+
+
+def _next_stream(packed: _Guarded, unused: bytes) -> bytes:
+    """The first bytes of a further xz stream, past the zeros that may lie between two; empty at the file's end."""
+    data = unused.lstrip(b"\0")
+    while not data:
+        more = packed.read(CHUNK_BYTES)
+        if not more:
+            return b""
+        data = more.lstrip(b"\0")
+    return data
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def _read_all(content: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
+    while chunk := content.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _read_exactly(plain: BinaryIO, offset: int, size: int) -> Iterator[bytes]:
+    plain.seek(offset)
+    while size > 0:
+        chunk = plain.read(min(CHUNK_BYTES, size))
+        if not chunk:
+            raise EOFError("it ends too early")
+        size -= len(chunk)
+        yield chunk

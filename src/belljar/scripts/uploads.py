@@ -1,0 +1,148 @@
+"""The folders in which uploads are received and unpacked: one each, below the data folder's `run/uploads`.
+
+A folder is locked (flock(2)) by the process that uses it and removed when the upload has ended, however it ended; the
+kernel drops the lock of a process that dies, by which `clear_stale_uploads` knows its leftovers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from belljar.errors import DataFolderError, DiskFull, TooLarge
+from belljar.scripts.limits import MB
+
+T = TypeVar("T")
+
+_BUFFER_BYTES = 1024 * 1024
+
+
+@asynccontextmanager
+async def upload_folder(data_dir: Path) -> AsyncIterator[Path]:
+    """An empty folder of one upload, gone with its content when the block ends. Raises DiskFull, DataFolderError."""
+    folder, lock = await in_thread(partial(_make_folder, data_dir))
+    try:
+        yield folder
+    finally:
+        await in_thread(partial(_remove_folder, folder, lock))
+
+
+def clear_stale_uploads(data_dir: Path) -> int:
+    """Remove the upload folders of processes that died; returns how many. For the start of a process."""
+    removed = 0
+    for folder in _uploads(data_dir).glob("*"):
+        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        if _try_lock(lock):
+            _remove_folder(folder, lock)
+            removed += 1
+        else:
+            os.close(lock)
+    return removed
+
+
+async def receive(chunks: AsyncIterator[bytes], path: Path, max_bytes: int) -> int:
+    """Write what streams in to a new file, without holding up the event loop; returns its length.
+
+    Raises TooLarge as soon as there is more than `max_bytes`, DiskFull.
+    """
+    size = 0
+    buffer = bytearray()
+    with path.open("xb", buffering=0) as out:
+        async for chunk in chunks:
+            size += len(chunk)
+            if size > max_bytes:
+                raise too_large(max_bytes)
+            buffer += chunk
+            if len(buffer) >= _BUFFER_BYTES:
+                await in_thread(partial(_write, out.fileno(), buffer, path))
+                buffer.clear()
+        await in_thread(partial(_write, out.fileno(), buffer, path))
+    return size
+
+
+def too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"the upload is over {max_bytes / MB:g} MB; make it smaller, or raise max_upload_mb")
+
+
+async def in_thread(work: Callable[[], T], stop: Callable[[], None] = lambda: None) -> T:
+    """Run blocking work in a thread. When the caller is cancelled, `stop` is called and the thread's end awaited.
+
+    So nothing writes any more to what the caller removes next.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        stop()
+        await _until_done(task)
+        raise
+
+
+@contextmanager
+def disk_full_in(folder: Path) -> Iterator[None]:
+    """Turns the system's "no space" and "over quota" into DiskFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(f"no room left in {folder}: free some space or move the data folder") from error
+
+
+async def _until_done(task: asyncio.Future[T]) -> None:
+    while not task.done():
+        with suppress(asyncio.CancelledError):  # cancelled again, which changes nothing
+            await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()  # seen, so that asyncio does not report it
+
+
+def _uploads(data_dir: Path) -> Path:
+    return data_dir / "run" / "uploads"
+
+
+def _make_folder(data_dir: Path) -> tuple[Path, int]:
+    uploads = _uploads(data_dir)
+    try:
+        with disk_full_in(data_dir):
+            uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
+            while True:
+                folder = Path(tempfile.mkdtemp(dir=uploads))
+                lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+                if _try_lock(lock) and folder.exists():
+                    return folder, lock
+                os.close(lock)  # another process, just started, took it for stale
+    except OSError as error:
+        why = f"cannot write to {uploads}: {error.strerror}; make it writable or choose another with --data-dir"
+        raise DataFolderError(why) from error
+
+
+def _remove_folder(folder: Path, lock: int) -> None:
+    try:
+        shutil.rmtree(folder)
+    finally:
+        os.close(lock)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write(descriptor: int, data: bytearray, path: Path) -> None:
+    with disk_full_in(path.parent), memoryview(data) as view:
+        at = 0
+        while at < len(view):
+            at += os.write(descriptor, view[at:])

@@ -1,0 +1,54 @@
+"""What this node has for jobs: vCPUs and memory, counted as they are promised."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from belljar.jobs.model import Resources
+from belljar.settings import Settings
+
+#: What a machine's hypervisor takes on top of the guest's memory (QEMU with its translation cache).
+MACHINE_OVERHEAD_MB = 96
+
+
+def host_memory_mb() -> int:
+    """All memory of this host, in MiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1024 * 1024)
+
+
+@dataclass(slots=True)
+class Capacity:
+    """vCPUs and MiB that jobs may hold together, and what is held now."""
+
+    vcpus: int
+    memory_mb: int
+    _held: dict[str, Resources] = field(default_factory=dict)
+
+    @classmethod
+    def of_host(cls, settings: Settings) -> Capacity:
+        """From the settings, else twice the cores (jobs wait more than they compute) and 80 % of the memory."""
+        return cls(
+            vcpus=settings.worker_vcpus or 2 * (os.cpu_count() or 1),
+            memory_mb=settings.worker_memory_mb or host_memory_mb() * 8 // 10,
+        )
+
+    def largest(self) -> tuple[int, int]:
+        """vCPUs and memory of the largest job that could ever run here."""
+        return self.vcpus, self.memory_mb - MACHINE_OVERHEAD_MB
+
+    def free(self) -> tuple[int, int]:
+        """vCPUs and memory of the largest job that fits now; zeros when none does."""
+        vcpus = self.vcpus - sum(held.vcpus for held in self._held.values())
+        memory_mb = self.memory_mb - sum(held.memory_mb + MACHINE_OVERHEAD_MB for held in self._held.values())
+        return max(0, vcpus), max(0, memory_mb - MACHINE_OVERHEAD_MB)
+
+    def hold(self, job_id: str, resources: Resources) -> None:
+        self._held[job_id] = resources
+
+    def release(self, job_id: str) -> None:
+        self._held.pop(job_id, None)
+
+    @property
+    def jobs(self) -> int:
+        return len(self._held)

@@ -1,0 +1,61 @@
+"""From how an attempt ended to what the job's record says: status, exit code, and an error that says what to do."""
+
+from __future__ import annotations
+
+import signal as signals
+
+from belljar.jobs.model import Job, JobError, Usage
+from belljar.jobs.states import Status
+from belljar.worker.attempt import AttemptEnd, Stop
+
+
+def status_of(end: AttemptEnd) -> Status:
+    """The one terminal status of a script that had its attempt."""
+    if end.stop is Stop.CANCELLED:
+        return Status.CANCELLED
+    if end.stop is Stop.TIMED_OUT:
+        return Status.TIMED_OUT
+    if end.exited is not None and end.exited.exit_code == 0:
+        return Status.SUCCEEDED
+    return Status.FAILED
+
+
+def signal_name(number: int | None) -> str | None:
+    """SIGKILL for 9; a number that has no name stays one, SIG42."""
+    if number is None:
+        return None
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
+
+
+def error_of(end: AttemptEnd, job: Job) -> JobError | None:
+    """Why the job did not succeed, where its exit code or signal does not say it by itself."""
+    if end.stop is Stop.TIMED_OUT:
+        message = f"stopped when its {job.timeout_seconds:g} s were up; ask for more with timeout_seconds"
+        return JobError(code="timed_out", message=message)
+    if end.not_started is not None:
+        message = f"the entrypoint could not be executed in the image {job.image}: {end.not_started}"
+        return JobError(code="cannot_execute", message=message)
+    if end.exited is not None and end.exited.exit_code != 0 and end.exited.oom_kills:
+        message = f"out of memory: the machine has {job.resources.memory_mb} MB; ask for more with memory_mb"
+        return JobError(code="out_of_memory", message=message)
+    if end.collect_error is not None:
+        return JobError(code="artifacts_incomplete", message=end.collect_error.message)
+    if end.collected is not None and end.collected.skipped:
+        message = f"{end.collected.skipped} artifacts were left out: over the limits, unreadable, or named in no UTF-8"
+        return JobError(code="artifacts_incomplete", message=message)
+    return None
+
+
+def usage_of(end: AttemptEnd) -> Usage:
+    """What the job used, as its guest counted it. A machine without a network moves no bytes."""
+    if end.exited is None:
+        return Usage(rx_bytes=0, tx_bytes=0)
+    return Usage(
+        cpu_seconds=round(end.exited.cpu_us / 1e6, 6),
+        max_memory_mb=round(end.exited.max_memory_bytes / (1024 * 1024), 3),
+        rx_bytes=0,
+        tx_bytes=0,
+    )

@@ -1,0 +1,100 @@
+"""Which file of several is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from belljar.errors import InvalidScript, UnknownLanguage
+from belljar.images.manifest import Language
+from belljar.scripts.entrypoint import choose_entrypoint
+from belljar.scripts.limits import Allowance, UploadLimits
+from belljar.scripts.tree import Tree
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    (tmp_path / "tree").mkdir()
+    return Tree(tmp_path / "tree", Allowance(UploadLimits()))
+
+
+def add(tree: Tree, *names: str, content: bytes = b"text") -> Tree:
+    for name in names:
+        tree.add_file(name, [content])
+    return tree
+
+
+def chosen(
+    tree: Tree, languages: list[Language], *, language: str | None = None, entrypoint: str | None = None
+) -> tuple[str, str]:
+    found, path = choose_entrypoint(tree, languages, language=language, entrypoint=entrypoint)
+    return found.name, path
+
+
+@pytest.mark.parametrize(
+    ("names", "language", "entrypoint", "expected"),
+    [
+        (["main.py", "util.py"], None, None, ("python", "main.py")),
+        (["__main__.py", "main.py"], None, None, ("python", "main.py")),
+        (["run.sh", "data.txt"], None, None, ("shell", "run.sh")),
+        (["main.py", "run.sh"], "shell", None, ("shell", "run.sh")),
+        (["main.py", "run.sh"], None, "run.sh", ("shell", "run.sh")),
+        (["main.py", "tool.py"], None, "./tool.py", ("python", "tool.py")),
+        (["src/tool.py", "README"], None, None, ("python", "src/tool.py")),
+        (["project/main.py", "project/util.py"], None, None, ("python", "main.py")),
+        (["project/a.py", "project/b.py"], None, "project/a.py", ("python", "project/a.py")),
+        (["project/a.py", "project/b.py"], None, "a.py", ("python", "a.py")),
+        (["tool.py", "._tool.py"], None, None, ("python", "tool.py")),
+        (["tool"], "shell", None, ("shell", "tool")),
+        (["a.txt", "tool"], "shell", "tool", ("shell", "tool")),
+    ],
+)
+def test_the_entrypoint_is_found(
+    tree: Tree,
+    languages: list[Language],
+    names: list[str],
+    language: str | None,
+    entrypoint: str | None,
+    expected: tuple[str, str],
+) -> None:
+    assert chosen(add(tree, *names), languages, language=language, entrypoint=entrypoint) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "language", "entrypoint", "said"),
+    [
+        (["a.py", "b.py"], None, None, r"main.py, __main__.py, main.sh, run.sh at the top.*\(there are 2\)"),
+        (["a.txt", "b.txt"], "python", None, "looked for main.py, __main__.py at the top"),
+        (["data"], None, None, "no entrypoint"),
+        (["main.py", "run.sh"], None, None, r"main.py \(python\), run.sh \(shell\)"),
+        (["main.py"], None, "missing.py", "no file 'missing.py'.*holds main.py"),
+        (["main.py"], None, "../main.py", "climbs out"),
+        (["main.py"], None, "/work/main.py", "absolute"),
+    ],
+)
+def test_what_was_looked_for_is_said(
+    tree: Tree, languages: list[Language], names: list[str], language: str | None, entrypoint: str | None, said: str
+) -> None:
+    with pytest.raises(InvalidScript, match=said):
+        chosen(add(tree, *names), languages, language=language, entrypoint=entrypoint)
+
+
+def test_an_entrypoint_of_no_language_asks_for_one(tree: Tree, languages: list[Language]) -> None:
+    with pytest.raises(UnknownLanguage, match="give `language`: python, shell, binary"):
+        chosen(add(tree, "tool", "main.py"), languages, entrypoint="tool")
+
+
+def test_a_shebang_tells_the_language_of_the_only_file(tree: Tree, languages: list[Language]) -> None:
+    assert chosen(add(tree, "tool", content=b"#!/bin/sh\n"), languages) == ("shell", "tool")
+
+
+def test_a_link_may_be_the_entrypoint(tree: Tree, languages: list[Language]) -> None:
+    add(tree, "src/app.py", "src/more.py")
+    tree.add_link("main.py", "src/app.py")
+    assert chosen(tree, languages) == ("python", "main.py")
+
+
+def test_a_binary_entrypoint_is_refused(tree: Tree, languages: list[Language]) -> None:
+    with pytest.raises(InvalidScript, match="NUL bytes"):
+        chosen(add(tree, "main.py", content=b"\0"), languages)
