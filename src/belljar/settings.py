@@ -32,8 +32,8 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the server listens on.")
     port: int = Field(8080, ge=0, le=65535, description="Port the server listens on; 0 picks a free one.")
     auth: Literal["on", "off"] = Field("on", description="`off` asks for no key; allowed on loopback addresses only.")
-    server: str | None = Field(None, description="Address of a server; client commands use it instead of the local one.")
-    api_key: str | None = Field(None, description="Key that client commands send; by default the data folder's admin key.")
+    server: str | None = Field(None, description="Server that client commands use instead of the local one.")
+    api_key: str | None = Field(None, description="Key that client commands send; default: the admin key here.")
 
     database_url: str | None = Field(None, description="SQLAlchemy URL; by default SQLite in the data folder.")
     blobs_url: str | None = Field(None, description="Object store URL; by default a folder in the data folder.")
@@ -50,10 +50,10 @@ class Settings(BaseSettings):
 
     debian_suite: str = Field("bookworm", description="Debian release that images are built from.")
     debian_mirror: str | None = Field(
-        None, description="Package mirror for image builds; by default the one this host's apt uses, else deb.debian.org."
+        None, description="Package mirror for image builds; default: this host's own, else deb.debian.org."
     )
 
-    worker_vcpus: int | None = Field(None, ge=1, description="vCPUs that jobs may hold together; default: 2 × the cores.")
+    worker_vcpus: int | None = Field(None, ge=1, description="vCPUs for jobs together; default: 2 × the cores.")
     worker_memory_mb: int | None = Field(None, ge=64, description="Memory for jobs; default: 80 % of the host's.")
     default_vcpus: int = Field(1, ge=1)
     default_memory_mb: int = Field(256, ge=64)
@@ -73,10 +73,10 @@ class Settings(BaseSettings):
     max_console_kb: int = Field(256, ge=1, description="Bytes kept of a machine's serial console.")
     max_artifacts_mb: float = Field(256, gt=0, description="All artifacts of a job together.")
     max_artifact_count: int = Field(1000, ge=1)
-    lease_seconds: float = Field(30, gt=1, description="A worker that does not renew its lease this long is taken for dead.")
+    lease_seconds: float = Field(30, gt=1, description="A worker silent for this long is taken for dead.")
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "text", "json"] = Field("auto", description="`auto`: text on a terminal, JSON elsewhere.")
+    log_format: Literal["auto", "text", "json"] = Field("auto", description="`auto`: text on terminals.")
 
     @classmethod
     def settings_customise_sources(

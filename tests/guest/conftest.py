@@ -1,4 +1,4 @@
-"""The real agent as an ordinary process on one end of a socketpair, the real session on the other: no machine needed."""
+"""The real agent as a process on one end of a socketpair, the real session on the other: no machine needed."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ async def test_a_job_that_reads_no_input_ends_all_the_same(converse: Converse) -
 
 async def test_without_input_the_job_reads_its_end_at_once(converse: Converse) -> None:
     async with converse() as talk:
-        exited, out = await talk.run("wc", "-c")
+        _, out = await talk.run("wc", "-c")
     assert out.stdout.strip() == b"0"
 
 
@@ -111,7 +111,7 @@ async def test_a_command_that_is_not_there_is_told_as_such(converse: Converse, p
 
 async def test_a_slow_reader_slows_the_writer_and_loses_nothing(converse: Converse) -> None:
     async with converse() as talk:
-        exited, out = await talk.run("head", "-c", "3000000", "/dev/zero", sink=Collector(delay=0.01))
+        _, out = await talk.run("head", "-c", "3000000", "/dev/zero", sink=Collector(delay=0.01))
     assert len(out.stdout) == 3_000_000
 
 

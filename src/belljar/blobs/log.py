@@ -1,7 +1,7 @@
 """The log of a job: what its streams said, in order, as one append-only file of records.
 
-A record is a header of 8 bytes, little-endian (length u32, stream u8, three zero bytes) and its bytes. While the job runs
-the file grows in the data folder of the worker that holds it; when it has ended the file becomes the blob
+A record is a header of 8 bytes, little-endian (length u32, stream u8, three zero bytes) and its bytes. While the job
+runs the file grows in the data folder of the worker that holds it; when it has ended the file becomes the blob
 `jobs/<id>/log`. An offset between two records is a place to resume from, and stays valid when the file moves.
 """
 
@@ -50,12 +50,26 @@ def log_blob(job_id: str) -> str:
     return f"jobs/{job_id}/log"
 
 
+def _whole_records(file: int) -> int:
+    """Where the last whole record ends: a crash may have left half of one behind it."""
+    size, end = os.fstat(file).st_size, 0
+    while True:
+        header = os.pread(file, HEADER.size, end)
+        if len(header) < HEADER.size:
+            return end
+        length: int = HEADER.unpack(header)[0]
+        if end + HEADER.size + length > size:
+            return end
+        end += HEADER.size + length
+
+
 class LogWriter:
     """Appends to one job's log. A context manager; closing writes out what waits. Needs a running event loop."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        os.ftruncate(self._file, _whole_records(self._file))
         self._stream = LogStream.STDOUT
         self._waiting = bytearray()
         self._timer: asyncio.TimerHandle | None = None

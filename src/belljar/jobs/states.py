@@ -35,7 +35,7 @@ class Status(StrEnum):
 TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.TIMED_OUT, Status.CANCELLED, Status.LOST})
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
-    # FAILED straight from QUEUED: the image or the script was deleted meanwhile. TIMED_OUT never: time starts with RUNNING.
+    # FAILED straight from QUEUED: the image or the script was deleted meanwhile.
     Status.QUEUED: frozenset({Status.STARTING, Status.CANCELLED, Status.FAILED}),
     Status.STARTING: frozenset({Status.RUNNING, Status.QUEUED, Status.CANCELLED, Status.FAILED, Status.LOST}),
     # Back to QUEUED only when infrastructure lost the attempt and another one is allowed.

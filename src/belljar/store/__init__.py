@@ -1,1 +1,1 @@
-"""Metadata over SQLAlchemy: SQLite by default, PostgreSQL for a fleet; migrations; claim and lease. All SQL lives here."""
+"""Metadata over SQLAlchemy: SQLite by default, PostgreSQL for a fleet; migrations; claim and lease. All SQL is here."""

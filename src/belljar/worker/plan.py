@@ -32,9 +32,7 @@ def plan_attempt(job: Job, image: Image, script_disk: Path, stdin: bytes, settin
     return AttemptPlan(
         machine=MachineSpec(
             image=image,
-            shape=Shape(
-                vcpus=job.resources.vcpus, memory_mb=job.resources.memory_mb, disk_mb=job.resources.disk_mb
-            ),
+            shape=Shape(vcpus=job.resources.vcpus, memory_mb=job.resources.memory_mb, disk_mb=job.resources.disk_mb),
             script_disk=script_disk,
         ),
         command=Command(

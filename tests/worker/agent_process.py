@@ -1,0 +1,109 @@
+"""A machine that is only the agent's process: attempts end to end without booting anything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from belljar.guest.wire import Stream
+from belljar.machines.protocol import Console, Death, DeathCause, Machine, MachineSpec
+
+
+@dataclass
+class ProcessMachine:
+    """The protocol's Machine over one agent process."""
+
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    id: str = "process"
+    console: Console = field(default_factory=lambda: Console(1000))
+    phases: dict[str, float] = field(default_factory=dict)
+
+    async def death(self) -> Death:
+        await self.process.wait()
+        return Death(cause=DeathCause.GUEST_EXIT, message="the agent's process ended")
+
+    async def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+
+
+@dataclass
+class ProcessHypervisor:
+    """Makes agent processes; counts what it made and what is left."""
+
+    agent: Path
+    name: str = "process"
+    accelerator: str = "none"
+    version: str = "0"
+    alive: int = 0
+    made: list[ProcessMachine] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def machine(self, spec: MachineSpec) -> AsyncIterator[Machine]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                self.agent, "--fd", str(theirs.fileno()), pass_fds=[theirs.fileno()]
+            )
+        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+        machine = ProcessMachine(process, reader, writer)
+        machine.console.add(b"booted\n")
+        self.made.append(machine)
+        self.alive += 1
+        try:
+            yield machine
+        finally:
+            writer.close()
+            await machine.kill()
+            self.alive -= 1
+
+
+@dataclass
+class Listener:
+    """An audience that keeps what it is told."""
+
+    stdout: bytearray = field(default_factory=bytearray)
+    stderr: bytearray = field(default_factory=bytearray)
+    files: dict[str, bytearray] = field(default_factory=dict)
+    started_count: int = 0
+    console_text: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.output = self
+        self.artifacts = _Files(self.files)
+
+    async def write(self, stream: Stream, data: bytes) -> None:
+        (self.stdout if stream is Stream.STDOUT else self.stderr).extend(data)
+
+    def full(self, stream: Stream) -> bool:
+        return False
+
+    def started(self) -> None:
+        self.started_count += 1
+
+    def console(self, data: bytes, dropped_bytes: int) -> None:
+        self.console_text = data
+
+
+@dataclass
+class _Files:
+    files: dict[str, bytearray]
+    current: str = ""
+
+    async def begin(self, path: str, size: int) -> None:
+        self.current = path
+        self.files[path] = bytearray()
+
+    async def write(self, data: bytes) -> None:
+        self.files[self.current] += data
+
+    async def end(self) -> None:
+        pass

@@ -1,0 +1,149 @@
+"""An attempt's limits and endings, against the real agent as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from belljar.errors import MachineDied
+from belljar.guest.session import Command
+from belljar.images.manifest import Image, Manifest, Part
+from belljar.machines.protocol import MachineSpec, Shape
+from belljar.worker.attempt import AttemptEnd, AttemptPlan, Stop, run_attempt
+from guest.conversation import AGENT_C
+from worker.agent_process import Listener, ProcessHypervisor
+
+PART = Part(sha256="0" * 64, size_bytes=0, origin="nowhere")
+MANIFEST = Manifest(
+    name="none", architecture="x86_64", digest="0" * 64, kernel=PART, initramfs=PART, root=PART, languages=()
+)
+NOWHERE = Path("/nonexistent")
+
+
+@pytest.fixture(scope="session")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("gcc")
+    if not compiler:
+        pytest.skip("gcc is not installed")
+    binary = tmp_path_factory.mktemp("agent") / "agent"
+    subprocess.run([compiler, "-std=c11", "-O1", "-o", str(binary), str(AGENT_C)], check=True, timeout=60)
+    return binary
+
+
+@pytest.fixture
+def hypervisor(agent: Path) -> ProcessHypervisor:
+    return ProcessHypervisor(agent)
+
+
+def plan(
+    folder: Path, *argv: str, timeout_seconds: float = 30, grace_seconds: float = 5, **more: object
+) -> AttemptPlan:
+    image = Image(manifest=MANIFEST, kernel=NOWHERE, initramfs=NOWHERE, root=NOWHERE)
+    spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=128), script_disk=NOWHERE)
+    command = Command(argv=argv, env={"PATH": "/usr/bin:/bin"}, cwd=str(folder), isolated=False)
+    return AttemptPlan(
+        machine=spec,
+        command=command,
+        stdin=b"",
+        timeout_seconds=timeout_seconds,
+        grace_seconds=grace_seconds,
+        boot_timeout_seconds=10,
+        max_artifact_bytes=1 << 20,
+        max_artifact_count=10,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+async def run(hypervisor: ProcessHypervisor, wanted: AttemptPlan, listener: Listener | None = None) -> AttemptEnd:
+    async with asyncio.timeout(30):
+        return await run_attempt(wanted, hypervisor, listener or Listener(), asyncio.Event())
+
+
+async def test_a_script_runs_and_its_machine_is_gone(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    listener = Listener()
+    end = await run(hypervisor, plan(tmp_path, "sh", "-c", "echo hi; echo no >&2; exit 4"), listener)
+    assert end.exited is not None and end.exited.exit_code == 4
+    assert (bytes(listener.stdout), bytes(listener.stderr)) == (b"hi\n", b"no\n")
+    assert listener.started_count == 1
+    assert listener.console_text == b"booted\n"
+    assert list(end.phases) == ["boot", "start", "run"]
+    assert hypervisor.alive == 0
+
+
+async def test_time_is_up_is_told_by_sigterm_first(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    listener = Listener()
+    script = "trap 'echo bye; exit 9' TERM; while :; do sleep 0.05; done"
+    end = await run(hypervisor, plan(tmp_path, "sh", "-c", script, timeout_seconds=0.3), listener)
+    assert end.stop is Stop.TIMED_OUT
+    assert end.exited is not None and end.exited.exit_code == 9
+    assert bytes(listener.stdout) == b"bye\n"
+
+
+async def test_a_script_that_ignores_sigterm_is_killed(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    script = "trap '' TERM; while :; do sleep 0.05; done"
+    end = await run(hypervisor, plan(tmp_path, "sh", "-c", script, timeout_seconds=0.3, grace_seconds=0.3))
+    assert end.stop is Stop.TIMED_OUT
+    assert end.exited is not None and end.exited.signal == signal.SIGKILL
+
+
+async def test_cancelling_ends_a_running_job(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    cancel, listener = asyncio.Event(), Listener()
+    attempt = asyncio.create_task(run_attempt(plan(tmp_path, "sleep", "60"), hypervisor, listener, cancel))
+    while not listener.started_count:
+        await asyncio.sleep(0.01)
+    cancel.set()
+    async with asyncio.timeout(10):
+        end = await attempt
+    assert end.stop is Stop.CANCELLED
+    assert hypervisor.alive == 0
+
+
+async def test_cancelling_before_the_start_boots_nothing(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    cancel = asyncio.Event()
+    cancel.set()
+    end = await run_attempt(plan(tmp_path, "true"), hypervisor, Listener(), cancel)
+    assert end.stop is Stop.CANCELLED
+    assert hypervisor.made == []
+
+
+async def test_a_machine_that_dies_is_not_the_scripts_failure(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    listener = Listener()
+    attempt = asyncio.create_task(run_attempt(plan(tmp_path, "sleep", "60"), hypervisor, listener, asyncio.Event()))
+    while not listener.started_count:
+        await asyncio.sleep(0.01)
+    hypervisor.made[0].process.kill()
+    async with asyncio.timeout(10):
+        with pytest.raises(MachineDied, match="process ended"):
+            await attempt
+    assert hypervisor.alive == 0
+
+
+async def test_a_worker_that_is_stopped_takes_its_machine_along(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    listener = Listener()
+    attempt = asyncio.create_task(run_attempt(plan(tmp_path, "sleep", "60"), hypervisor, listener, asyncio.Event()))
+    while not listener.started_count:
+        await asyncio.sleep(0.01)
+    attempt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    assert hypervisor.alive == 0
+
+
+async def test_artifacts_are_fetched_after_a_failure_too(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    listener = Listener()
+    wanted = plan(tmp_path, "sh", "-c", "echo result > out.txt; exit 1", artifacts=("*.txt",))
+    end = await run(hypervisor, wanted, listener)
+    assert end.exited is not None and end.exited.exit_code == 1
+    assert end.collected is not None and end.collected.count == 1
+    assert listener.files == {"out.txt": bytearray(b"result\n")}
+
+
+async def test_a_program_that_is_not_there_is_the_jobs_failure(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    end = await run(hypervisor, plan(tmp_path, "no-such-interpreter"))
+    assert end.exited is None
+    assert end.not_started is not None and "No such file" in str(end.not_started)
