@@ -46,7 +46,7 @@ class Command:
     isolated: bool = True
 
 
-class CommandFailed(Exception):  # noqa: N818 - an outcome, told apart from the machine's errors
+class CommandFailed(Exception):
     """The agent could not start the command: at which stage, and the guest's errno."""
 
     def __init__(self, stage: wire.Stage, errno: int) -> None:

@@ -1,0 +1,53 @@
+"""Compiles the agent: one C file into a static executable for each architecture, with the `ziglang` wheel's compiler.
+
+The build hook and the tests call this; nothing at run time does. It imports nothing of belljar, so that it can be
+loaded before belljar is installed. The same source and flags give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+TARGETS = {"x86_64": "x86_64-linux-musl", "aarch64": "aarch64-linux-musl"}
+FLAGS = ("-std=c11", "-Os", "-static", "-s", "-Wall", "-Wextra", "-Werror", "-Wl,--build-id=none")
+#: zig builds musl on first use.
+TIMEOUT_SECONDS = 600
+
+
+def compile_agent(source: Path, architecture: str, out: Path) -> None:
+    """Compile `source` for an architecture of TARGETS into the executable `out`.
+
+    Raises subprocess.CalledProcessError when the compiler refuses, with its words on stderr.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(f".{os.getpid()}")
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", TARGETS[architecture], *FLAGS]
+    command += [f"-ffile-prefix-map={source.parent}=.", "-o", str(partial), str(source)]
+    try:
+        subprocess.run(command, check=True, timeout=TIMEOUT_SECONDS)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def stamp_of(source: Path) -> str:
+    """What decides whether the binaries are still those of this source: its bytes and the flags."""
+    return hashlib.sha256(source.read_bytes() + "\0".join(FLAGS).encode()).hexdigest()
+
+
+def compile_all(source: Path, folder: Path, say: Callable[[str], object]) -> list[Path]:
+    """Compile for every architecture what is not there already; returns the executables."""
+    stamp, binaries = folder / "stamp", [folder / f"agent-{architecture}" for architecture in TARGETS]
+    wanted = stamp_of(source)
+    if stamp.exists() and stamp.read_text() == wanted and all(binary.exists() for binary in binaries):
+        return binaries
+    for architecture, binary in zip(TARGETS, binaries, strict=True):
+        say(f"compiling the agent for {architecture}")
+        compile_agent(source, architecture, binary)
+    stamp.write_text(wanted)
+    return binaries
