@@ -363,6 +363,15 @@ def test_a_tar_damaged_in_its_middle_is_not_taken_for_a_shorter_one(tmp_path: Pa
         unpacked(tmp_path, bytes(data))
 
 
+def test_a_zip_that_points_to_before_its_own_start_is_refused(tmp_path: Path) -> None:
+    data = bytearray(zipped(("a", b"x")))
+    end = data.rindex(b"PK\5\6")
+    directory = struct.unpack_from("<I", data, end + 16)[0]
+    struct.pack_into("<I", data, end + 16, directory + 1000)
+    with pytest.raises(InvalidScript, match="before its own start"):
+        unpacked(tmp_path, bytes(data))
+
+
 def test_something_else_compressed_is_told_apart_from_a_tar(tmp_path: Path) -> None:
     with pytest.raises(InvalidScript, match="holds no tar archive"):
         unpacked(tmp_path, lzma.compress(b"print(1)\n"))

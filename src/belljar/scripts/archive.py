@@ -133,6 +133,8 @@ class _Guarded(io.RawIOBase):
         return self._file.read(wanted)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_SET and offset < 0:
+            raise ValueError("it points to before its own start")
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
