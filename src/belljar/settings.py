@@ -53,6 +53,8 @@ class Settings(BaseSettings):
         None, description="Package mirror for image builds; default: this host's own, else deb.debian.org."
     )
 
+    debian_security_mirror: str | None = Field(None, description="The same for security updates.")
+
     worker_vcpus: int | None = Field(None, ge=1, description="vCPUs for jobs together; default: 2 × the cores.")
     worker_memory_mb: int | None = Field(None, ge=64, description="Memory for jobs; default: 80 % of the host's.")
     default_vcpus: int = Field(1, ge=1)

@@ -1,0 +1,105 @@
+"""The initramfs: the agent as /init, the modules that it loads, and the folders that it mounts on.
+
+Written as a newc cpio (Documentation/driver-api/early-userspace/buffer-format.rst), uncompressed: the kernel unpacks it
+sooner than it would decompress it. The same parts give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from belljar.errors import ImageBuildError
+
+#: What a machine needs before its root filesystem is there, and what it is mounted with.
+MODULES = ("virtio_mmio", "virtio_blk", "virtio_console", "erofs", "overlay")
+FOLDERS = ("cgroup", "dev", "modules", "newroot", "proc", "rom", "rw", "sys")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file or folder in the archive."""
+
+    name: str
+    mode: int
+    data: bytes = b""
+
+
+def build_initramfs(agent: Path, modules: Path) -> bytes:
+    """The archive, from the agent's executable and a kernel's modules folder. Raises ImageBuildError."""
+    entries = [Entry(name, stat.S_IFDIR | 0o755) for name in FOLDERS]
+    entries.append(Entry("init", stat.S_IFREG | 0o755, agent.read_bytes()))
+    for number, path in enumerate(module_order(modules, MODULES), start=10):
+        name = f"modules/{number}-{module_name(path)}.ko"
+        entries.append(Entry(name, stat.S_IFREG | 0o644, read_module(path)))
+    return cpio(entries)
+
+
+def module_name(path: Path) -> str:
+    """A module's name as modinfo spells it: virtio_blk for virtio-blk.ko.xz."""
+    return path.name.split(".ko")[0].replace("-", "_")
+
+
+def read_module(path: Path) -> bytes:
+    """A module's ELF, decompressed. Raises ImageBuildError for a compression that is not known."""
+    data = path.read_bytes()
+    if path.name.endswith(".xz"):
+        return lzma.decompress(data)
+    if not data.startswith(b"\x7fELF"):
+        raise ImageBuildError(f"the module {path.name} is compressed in a way that belljar does not know")
+    return data
+
+
+def _depends(path: Path) -> list[str]:
+    """The modules that a module names in its .modinfo section as those it needs."""
+    for field in read_module(path).split(b"\0"):
+        if field.startswith(b"depends="):
+            return [name.decode().replace("-", "_") for name in field[8:].split(b",") if name]
+    return []
+
+
+def module_order(modules: Path, wanted: Iterable[str]) -> list[Path]:
+    """The files of the wanted modules and of what they need, each after what it needs; built-in ones are left out.
+
+    Raises ImageBuildError for a module that the kernel has neither as a file nor built in.
+    """
+    files = {module_name(path): path for path in sorted(modules.rglob("*.ko*"))}
+    builtin = {module_name(Path(line)) for line in (modules / "modules.builtin").read_text().split()}
+    order: list[Path] = []
+
+    def visit(name: str) -> None:
+        if name in builtin:
+            return
+        if name not in files:
+            raise ImageBuildError(f"the kernel in {modules.name} has no module {name}")
+        if files[name] in order:
+            return
+        for needed in _depends(files[name]):
+            visit(needed)
+        order.append(files[name])
+
+    for name in wanted:
+        visit(name)
+    return order
+
+
+def cpio(entries: Iterable[Entry]) -> bytes:
+    """A newc archive with every time, owner and device zero and inodes counted from 1."""
+    out = io.BytesIO()
+
+    def add(inode: int, entry: Entry) -> None:
+        name = entry.name.encode() + b"\0"
+        fields = (inode, entry.mode, 0, 0, 1, 0, len(entry.data), 0, 0, 0, 0, len(name), 0)
+        out.write(b"070701" + b"".join(b"%08X" % field for field in fields) + name)
+        out.write(b"\0" * (-out.tell() % 4))
+        out.write(entry.data)
+        out.write(b"\0" * (-out.tell() % 4))
+
+    for inode, entry in enumerate(sorted(entries, key=lambda each: each.name), start=1):
+        add(inode, entry)
+    add(0, Entry("TRAILER!!!", 0))
+    return out.getvalue()

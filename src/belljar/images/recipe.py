@@ -1,0 +1,76 @@
+"""Recipes: what goes into an image, as data. Built-in ones are beside this file, a user's in the data folder."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+
+from pydantic import Field, ValidationError, field_validator
+
+from belljar.errors import InvalidOption, UnknownImage
+from belljar.images.manifest import Language, Value
+
+IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*\Z")
+
+
+class Recipe(Value):
+    """One recipe file."""
+
+    name: str
+    description: str = ""
+    #: Debian packages on top of the essential ones.
+    packages: tuple[str, ...] = ()
+    env: dict[str, str] = Field(default_factory=dict)
+    languages: tuple[Language, ...] = Field(min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not IMAGE_NAME.match(value):
+            raise ValueError("an image's name has lower-case letters, digits and . _ -, at most 63")
+        return value
+
+    @field_validator("packages")
+    @classmethod
+    def _packages(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for package in value:
+            if not _PACKAGE.match(package):
+                raise ValueError(f"{package!r} is no name of a Debian package")
+        return value
+
+
+def read_recipe(text: str, origin: str) -> Recipe:
+    """A recipe from TOML. Raises InvalidOption, naming the file and what is wrong in it."""
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidOption(f"{origin} is not TOML: {error}", option="recipe") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidOption(f"{origin}: {where}: {first['msg']}", option="recipe") from None
+
+
+def recipes(data_dir: Path) -> dict[str, Recipe]:
+    """Every recipe by its image's name; a user's (`recipes/*.toml` in the data folder) hides a built-in one."""
+    found: dict[str, Recipe] = {}
+    builtin = files("belljar.images") / "recipes"
+    for entry in sorted(builtin.iterdir(), key=lambda each: each.name):
+        if entry.name.endswith(".toml"):
+            recipe = read_recipe(entry.read_text(), entry.name)
+            found[recipe.name] = recipe
+    for path in sorted((data_dir / "recipes").glob("*.toml")):
+        recipe = read_recipe(path.read_text(), str(path))
+        found[recipe.name] = recipe
+    return found
+
+
+def find_recipe(name: str, data_dir: Path) -> Recipe:
+    """The recipe of an image. Raises UnknownImage, naming those that there are."""
+    known = recipes(data_dir)
+    if name not in known:
+        raise UnknownImage(f"there is no recipe for {name!r}; there are {', '.join(known)}", option="image")
+    return known[name]
