@@ -54,9 +54,10 @@ rm -f "$root/etc/resolv.conf" "$root/etc/passwd-" "$root/etc/group-" "$root/etc/
 rm -rf "$root"/var/lib/apt "$root"/var/cache/* "$root"/var/log/* "$root"/tmp/* "$root"/run/* "$root"/boot
 rm -rf "$root"/var/lib/dpkg/*-old "$root"/etc/apt "$root"/var/lib/dpkg/info "$root"/usr/share/perl5
 find "$root" -xdev -type f -perm /6000 -exec chmod a-s {} +
-# The root folder itself and what the build made; sockets and devices of mmdebstrap's are not ours.
-find "$root" -xdev \( -newer "$before" -o -path "$root" \) -exec touch -h -d @EPOCH {} +
-exec mkfs.erofs --quiet -UUUID -TEPOCH --preserve-mtime "$out" "$root"
+# mmdebstrap has /proc, /sys and /dev mounted there meanwhile: they are left out, and are empty folders in the image.
+find "$root" -xdev \( -path "$root/proc" -o -path "$root/sys" -o -path "$root/dev" \) -prune -o \
+    \( -newer "$before" -o -path "$root" \) -exec touch -h -d @EPOCH {} +
+exec mkfs.erofs --quiet -UUUID -TEPOCH --preserve-mtime --exclude-regex='^(proc|sys|dev)/.*' "$out" "$root"
 """
 
 
