@@ -57,7 +57,7 @@ find "$root" -xdev -type f -perm /6000 -exec chmod a-s {} +
 # mmdebstrap has /proc, /sys and /dev mounted there meanwhile: they are left out, and are empty folders in the image.
 find "$root" -xdev \( -path "$root/proc" -o -path "$root/sys" -o -path "$root/dev" \) -prune -o \
     \( -newer "$before" -o -path "$root" \) -exec touch -h -d @EPOCH {} +
-exec mkfs.erofs --quiet -UUUID -TEPOCH --preserve-mtime --exclude-regex='^(proc|sys|dev)/.*' "$out" "$root"
+exec mkfs.erofs --quiet -x-1 -UUUID -TEPOCH --preserve-mtime --exclude-regex='^(proc|sys|dev)/.*' "$out" "$root"
 """
 
 
