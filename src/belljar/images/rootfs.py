@@ -91,7 +91,7 @@ async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) ->
             "--format=null",
             f"--architectures={archive.architecture}",
             f"--include={','.join((*_ALWAYS, *recipe.packages))}",
-            "--skip=essential/unlink,cleanup/apt/cache",
+            "--skip=essential/unlink,cleanup",
             '--aptopt=Acquire::Languages "none"',
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in _NO_FILES),
             *hooks,
