@@ -31,9 +31,6 @@ _NO_FILES = (
     "/usr/share/zoneinfo/right/*",
     "/usr/share/zoneinfo/posix/*",
     "/usr/lib/*/gconv/*",
-    "/usr/lib/python3*/test/*",
-    "/usr/lib/python3*/idlelib/*",
-    "/usr/lib/python3*/ensurepip/*",
 )
 #: Without it dpkg's essential packages pull in all of perl to merge /usr, which mmdebstrap has done already.
 _ALWAYS = ("usr-is-merged",)
@@ -52,6 +49,8 @@ printf '127.0.0.1 localhost belljar\n::1 localhost\n' >"$root/etc/hosts"
 : >"$root/etc/machine-id"
 rm -f "$root/etc/resolv.conf" "$root/etc/passwd-" "$root/etc/group-" "$root/etc/shadow-" "$root/etc/gshadow-"
 rm -rf "$root"/var/lib/apt "$root"/var/cache/* "$root"/var/log/* "$root"/tmp/* "$root"/run/* "$root"/boot
+# Not by dpkg's path-exclude: a package's own scripts compile these.
+rm -rf "$root"/usr/lib/python3*/test "$root"/usr/lib/python3*/idlelib "$root"/usr/lib/python3*/ensurepip
 rm -rf "$root"/var/lib/dpkg/*-old "$root"/etc/apt "$root"/var/lib/dpkg/info "$root"/usr/share/perl5
 find "$root" -xdev -type f -perm /6000 -exec chmod a-s {} +
 # mmdebstrap has /proc, /sys and /dev mounted there meanwhile: they are left out, and are empty folders in the image.

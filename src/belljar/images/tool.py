@@ -84,6 +84,8 @@ async def call(
         finally:
             await _end(process)
     if process.returncode != 0:
+        with log.open("ab") as errors:
+            errors.write(output or b"")
         raise _failure(argv[0], process.returncode, log, start)
     return (output or b"").decode(errors="replace")
 
