@@ -98,6 +98,11 @@ class Hypervisor(Protocol):
     #: `kvm` or `tcg`.
     accelerator: str
 
+    @property
+    def version(self) -> str:
+        """Of the hypervisor's program."""
+        ...
+
     def machine(self, spec: MachineSpec) -> AbstractAsyncContextManager[Machine]:
         """Start a machine. Raises MachineError or HostError; leaves nothing behind if it does."""
         ...

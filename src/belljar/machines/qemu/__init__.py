@@ -1,0 +1,1 @@
+"""QEMU: its microvm machine, under KVM or in software emulation."""

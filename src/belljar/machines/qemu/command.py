@@ -1,0 +1,103 @@
+"""QEMU's command line for one machine: a microvm with virtio-mmio devices; what it opens comes as descriptors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from belljar.machines.protocol import Shape
+
+#: Megabytes of translated code that TCG keeps; the default of a gigabyte is memory that each machine would take.
+TB_SIZE_MB = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Descriptors:
+    """File descriptors that QEMU inherits."""
+
+    kernel: int
+    initramfs: int
+    root: int
+    script: int
+    scratch: int | None
+    agent: int
+    qmp: int
+    console: int
+
+
+def arguments(shape: Shape, accelerator: str, descriptors: Descriptors, tsc_khz: int | None) -> list[str]:
+    """QEMU's arguments, after the executable."""
+    return [
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        # ACPI is how Debian's kernel finds the devices; without the clock the guest begins in 1970.
+        "-machine",
+        "microvm,acpi=on,rtc=on,usb=off",
+        *_accelerator(accelerator),
+        "-smp",
+        str(shape.vcpus),
+        "-m",
+        f"{shape.memory_mb}M",
+        "-kernel",
+        f"/proc/self/fd/{descriptors.kernel}",
+        "-initrd",
+        f"/proc/self/fd/{descriptors.initramfs}",
+        "-append",
+        kernel_command_line(accelerator, tsc_khz),
+        *_disks(descriptors),
+        "-device",
+        "virtio-serial-device,max_ports=2",
+        "-chardev",
+        f"socket,id=agent,fd={descriptors.agent}",
+        "-device",
+        "virtserialport,chardev=agent,name=belljar",
+        "-chardev",
+        f"socket,id=console,fd={descriptors.console}",
+        "-serial",
+        "chardev:console",
+        "-chardev",
+        f"socket,id=qmp,fd={descriptors.qmp}",
+        "-mon",
+        "chardev=qmp,mode=control",
+        "-object",
+        "rng-builtin,id=entropy",
+        "-device",
+        "virtio-rng-device,rng=entropy",
+    ]
+
+
+def _accelerator(accelerator: str) -> list[str]:
+    if accelerator == "kvm":
+        return ["-accel", "kvm", "-cpu", "host"]
+    return ["-accel", f"tcg,thread=multi,tb-size={TB_SIZE_MB}", "-cpu", "max"]
+
+
+def kernel_command_line(accelerator: str, tsc_khz: int | None) -> str:
+    """A quiet kernel that resets at a panic; under emulation it is told the clock's frequency (tsc.py says why)."""
+    words = ["console=ttyS0", "quiet", "loglevel=4", "panic=-1", "reboot=t", "random.trust_cpu=on"]
+    if accelerator == "tcg" and tsc_khz is not None:
+        words.append(f"tsc_early_khz={tsc_khz}")
+    return " ".join(words)
+
+
+def _disks(descriptors: Descriptors) -> list[str]:
+    """vda the root filesystem, vdb the script, vdc the scratch disk if there is one."""
+    disks = [("root", descriptors.root, True), ("script", descriptors.script, True)]
+    if descriptors.scratch is not None:
+        disks.append(("scratch", descriptors.scratch, False))
+    argv = []
+    for number, (name, descriptor, read_only) in enumerate(disks, start=1):
+        access = "on" if read_only else "off"
+        argv += ["-add-fd", f"fd={descriptor},set={number}"]
+        argv += [
+            "-blockdev",
+            f"driver=raw,node-name={name},read-only={access},auto-read-only=off,discard=unmap,"
+            f"file.driver=file,file.filename=/dev/fdset/{number},file.locking=off",
+        ]
+        # A full disk on the host is an I/O error in the guest, not a machine that stands still.
+        argv += ["-device", f"virtio-blk-device,drive={name},werror=report,rerror=report"]
+    return argv

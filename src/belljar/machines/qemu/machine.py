@@ -1,0 +1,109 @@
+"""One QEMU process as a machine: its streams, its death, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+
+from belljar.machines.jail import explain
+from belljar.machines.protocol import Console, Death, DeathCause
+from belljar.machines.qemu.monitor import Monitor
+
+_STDERR_BYTES = 8192
+_CHUNK = 64 * 1024
+#: After a kill the processes in the jail go down one by one; the console's end tells when the last is gone.
+_REAP_SECONDS = 5.0
+_PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]{1,200})")
+
+
+class QemuMachine:
+    """The protocol's Machine. Made by QemuHypervisor, which also owns everything around it."""
+
+    def __init__(
+        self,
+        machine_id: str,
+        process: asyncio.subprocess.Process,
+        monitor: Monitor,
+        *,
+        agent: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        console: Console,
+        console_stream: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        phases: dict[str, float],
+    ) -> None:
+        self.id = machine_id
+        self.reader, self.writer = agent
+        self.console = console
+        self.phases = phases
+        self._process = process
+        self._monitor = monitor
+        self._writers = (self.writer, console_stream[1])
+        self._stderr = bytearray()
+        self._told = asyncio.create_task(self._read_stderr())
+        self._console_read = asyncio.create_task(self._read_console(console_stream[0]))
+        self._watched = asyncio.create_task(monitor.watch())
+        self._death = asyncio.create_task(self._await_death())
+
+    async def death(self) -> Death:
+        return await asyncio.shield(self._death)
+
+    async def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        await asyncio.wait({self._console_read}, timeout=_REAP_SECONDS)
+        await self._monitor.close()
+        tasks = (self._told, self._console_read, self._watched, self._death)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _await_death(self) -> Death:
+        exited = asyncio.create_task(self._process.wait())
+        try:
+            await asyncio.wait({exited, self._watched}, return_when=asyncio.FIRST_COMPLETED)
+            if not exited.done():
+                state = await self._watched
+                return Death(cause=DeathCause.HYPERVISOR, message=f"QEMU stopped in the run state {state}")
+            # What was said last is still on its way through the pipes.
+            await asyncio.wait({self._told, self._console_read}, timeout=_REAP_SECONDS)
+            return self._cause(await exited)
+        finally:
+            exited.cancel()
+
+    def _cause(self, code: int) -> Death:
+        """Why the process ended: from the guest's last words, QMP's reason, and the exit code, in this order."""
+        panic = _PANIC.search(self.console.data)
+        if panic is not None or self._monitor.panicked:
+            words = panic[1].decode(errors="replace") if panic else "no reason given"
+            return Death(cause=DeathCause.GUEST_PANIC, message=f"the guest's kernel panicked: {words}")
+        if code == 0:
+            reason = self._monitor.shutdown_reason or "powered off"
+            return Death(cause=DeathCause.GUEST_EXIT, message=f"the guest ended its machine ({reason})")
+        # bubblewrap says 128 + N for a child that signal N ended.
+        number = -code if code < 0 else code - 128
+        if number in (signal.SIGKILL, signal.SIGTERM):
+            name = signal.Signals(number).name
+            return Death(
+                cause=DeathCause.KILLED,
+                message=f"QEMU was killed from outside ({name}): by hand, or by the host's out-of-memory killer",
+            )
+        words = self._stderr.decode(errors="replace").strip()
+        last = words.splitlines()[-1] if words else "without a word"
+        return Death(cause=DeathCause.HYPERVISOR, message=f"QEMU ended with code {code}: {explain(last)}")
+
+    async def _read_stderr(self) -> None:
+        assert self._process.stderr is not None
+        while chunk := await self._process.stderr.read(_CHUNK):
+            self._stderr += chunk
+            del self._stderr[:-_STDERR_BYTES]
+
+    async def _read_console(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := await reader.read(_CHUNK):
+                self.console.add(chunk)
