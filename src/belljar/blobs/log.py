@@ -16,7 +16,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from belljar.blobs.store import Blobs
-from belljar.errors import DiskFull
+from belljar.errors import DiskFull, InvalidRequest
 
 HEADER = struct.Struct("<IB3x")
 MAX_RECORD = 64 * 1024
@@ -181,12 +181,12 @@ class JobLog:
                 header = file.read(HEADER.size)
                 if len(header) < HEADER.size:
                     return
-                length, stream = HEADER.unpack(header)
+                length, stream = _parse(header)
                 data = file.read(length)
                 if len(data) < length:
                     return  # the writer is in the middle of it
                 start += HEADER.size + length
-                yield Record(LogStream(stream), data, start)
+                yield Record(stream, data, start)
 
     async def _read_blob(self, start: int) -> AsyncIterator[Record]:
         if await self._blobs.size(self._blob) is None:
@@ -196,11 +196,19 @@ class JobLog:
             buffer += chunk
             at = 0
             while len(buffer) - at >= HEADER.size:
-                length, stream = HEADER.unpack_from(buffer, at)
+                length, stream = _parse(bytes(buffer[at : at + HEADER.size]))
                 if len(buffer) - at < HEADER.size + length:
                     break
                 data = bytes(buffer[at + HEADER.size : at + HEADER.size + length])
                 at += HEADER.size + length
                 start += HEADER.size + length
-                yield Record(LogStream(stream), data, start)
+                yield Record(stream, data, start)
             del buffer[:at]
+
+
+def _parse(header: bytes) -> tuple[int, LogStream]:
+    """A record's length and stream. Raises InvalidRequest: it takes a reader's own offset to meet anything else."""
+    length, stream = HEADER.unpack(header)
+    if length > MAX_RECORD or stream not in iter(LogStream):
+        raise InvalidRequest("the log has no record at this place; resume from the id of an event that was received")
+    return length, LogStream(stream)

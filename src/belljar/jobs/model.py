@@ -201,6 +201,18 @@ class LogInfo(Value):
     stderr_truncated: bool = False
 
 
+class LostAttempt(Value):
+    """An attempt that infrastructure lost: nothing of it counts, and it is never hidden."""
+
+    attempt: int
+    worker: str
+    #: Whether the entrypoint had begun to run.
+    had_started: bool
+    code: str
+    message: str
+    at: datetime
+
+
 class Job(Value):
     """One run of a script, as callers see it."""
 
@@ -224,6 +236,7 @@ class Job(Value):
     logs: LogInfo = LogInfo()
     kept_artifacts: tuple[Artifact, ...] = ()
     cancel_requested: bool = False
+    lost_attempts: tuple[LostAttempt, ...] = ()
 
     language: str
     entrypoint: str

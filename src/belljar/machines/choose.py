@@ -90,7 +90,7 @@ class Chooser:
 
 
 async def probe_kvm(settings: Settings, image: Image) -> Choice:
-    """Boot the image's kernel with KVM until its agent answers, at most 5 s. A KVM that does not work raises nothing."""
+    """Boot the image's kernel with KVM until its agent answers, within 5 s. A KVM that does not work raises nothing."""
     hypervisor = QemuHypervisor(settings, "kvm")
     shape = Shape(vcpus=1, memory_mb=_PROBE_MEMORY_MB)
     spec = MachineSpec(image=image, shape=shape, script_disk=image.root)  # any disk that can be read does

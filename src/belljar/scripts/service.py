@@ -7,7 +7,7 @@ that names it. Nothing of an upload that failed stays.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -52,7 +52,7 @@ class ScriptStore(Protocol):
 class Languages(Protocol):
     """What knows the languages: `belljar.images.catalog.Images`."""
 
-    def languages(self) -> list[Language]: ...
+    def languages(self) -> Sequence[Language]: ...
 
 
 class ScriptService:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
-from belljar.errors import MachineDied, MachineError, MachineTimeout
+from belljar.errors import BelljarError, DiskFull, MachineDied, MachineError, MachineTimeout
 from belljar.guest import wire
 from belljar.guest.session import ArtifactSink, Command, CommandFailed, OutputSink, Session
 from belljar.machines.protocol import Hypervisor, Machine, MachineSpec
@@ -61,7 +61,7 @@ class AttemptEnd:
     #: What became of its artifacts; None when none were asked for.
     collected: wire.Collected | None = None
     #: Why the artifacts are not complete.
-    collect_error: MachineError | None = None
+    collect_error: BelljarError | None = None
     #: Milliseconds of each step, in order.
     phases: dict[str, float] = field(default_factory=dict)
 
@@ -69,8 +69,11 @@ class AttemptEnd:
 class Audience(Protocol):
     """Who is told what happens during an attempt."""
 
-    output: OutputSink
-    artifacts: ArtifactSink
+    @property
+    def output(self) -> OutputSink: ...
+
+    @property
+    def artifacts(self) -> ArtifactSink: ...
 
     def started(self) -> None:
         """The entrypoint runs."""
@@ -239,7 +242,7 @@ async def _collect(plan: AttemptPlan, session: Session, audience: Audience, end:
                 max_bytes=plan.max_artifact_bytes,
                 max_count=plan.max_artifact_count,
             )
-    except MachineError as error:
+    except (MachineError, DiskFull) as error:
         end.collect_error = error
     except TimeoutError:
         end.collect_error = MachineTimeout(f"the artifacts did not come within {COLLECT_SECONDS:g} s")

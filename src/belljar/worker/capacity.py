@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 from belljar.jobs.model import Resources
+from belljar.jobs.resolve import Largest
 from belljar.settings import Settings
 
 #: What a machine's hypervisor takes on top of the guest's memory (QEMU with its translation cache).
@@ -33,9 +34,9 @@ class Capacity:
             memory_mb=settings.worker_memory_mb or host_memory_mb() * 8 // 10,
         )
 
-    def largest(self) -> tuple[int, int]:
-        """vCPUs and memory of the largest job that could ever run here."""
-        return self.vcpus, self.memory_mb - MACHINE_OVERHEAD_MB
+    def largest(self) -> Largest:
+        """The largest job that could ever run here."""
+        return Largest(vcpus=self.vcpus, memory_mb=max(0, self.memory_mb - MACHINE_OVERHEAD_MB))
 
     def free(self) -> tuple[int, int]:
         """vCPUs and memory of the largest job that fits now; zeros when none does."""

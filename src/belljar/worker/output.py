@@ -9,6 +9,7 @@ from typing import BinaryIO
 from belljar.blobs.log import LogStream, LogWriter
 from belljar.blobs.store import Blobs
 from belljar.guest.wire import Stream
+from belljar.jobs.blob_names import artifact_blob
 from belljar.jobs.model import Artifact, LogInfo
 
 STREAMS = {Stream.STDOUT: LogStream.STDOUT, Stream.STDERR: LogStream.STDERR}
@@ -45,11 +46,6 @@ class LoggedOutput:
             stdout_truncated=self._truncated[Stream.STDOUT],
             stderr_truncated=self._truncated[Stream.STDERR],
         )
-
-
-def artifact_blob(job_id: str, index: int) -> str:
-    """Name of the blob of a job's artifact: by its number, since the guest's path is never used as a name."""
-    return f"jobs/{job_id}/artifacts/{index}"
 
 
 class BlobArtifacts:

@@ -1,0 +1,36 @@
+"""What routes ask of a request: the services, and who is calling."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+from fastapi import Depends, Query, Request
+
+from belljar.api.services import Services
+from belljar.errors import Forbidden
+from belljar.store.keys import Key
+
+
+def _services(request: Request) -> Services:
+    return cast(Services, request.app.state.services)
+
+
+def _key(request: Request) -> Key:
+    return cast(Key, request.state.key)
+
+
+def _project(key: Annotated[Key, Depends(_key)]) -> str:
+    return key.project
+
+
+def _admin(key: Annotated[Key, Depends(_key)]) -> Key:
+    if not key.admin:
+        raise Forbidden("only an admin key may do this")
+    return key
+
+
+Asked = Annotated[Services, Depends(_services)]
+Project = Annotated[str, Depends(_project)]
+Admin = Annotated[Key, Depends(_admin)]
+Limit = Annotated[int, Query(ge=1, le=500, description="Most entries of a page.")]
+Cursor = Annotated[str | None, Query(max_length=500, description="`next_cursor` of the page before.")]

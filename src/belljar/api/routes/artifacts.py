@@ -1,0 +1,39 @@
+"""/v1/jobs/{id}/artifacts: the files that a job left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter
+from starlette.responses import StreamingResponse
+
+from belljar.api.asked import Asked, Project
+from belljar.errors import NotFound
+from belljar.jobs.blob_names import artifact_blob
+
+router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["jobs"])
+
+
+@router.get("")
+async def list_artifacts(job_id: str, services: Asked, project: Project) -> dict[str, Any]:
+    """What the job's `artifacts` globs matched when its script had ended."""
+    job = await services.jobs.get(project, job_id)
+    return {"artifacts": [artifact.model_dump() for artifact in job.kept_artifacts]}
+
+
+@router.get("/{path:path}", response_class=StreamingResponse)
+async def get_artifact(job_id: str, path: str, services: Asked, project: Project) -> StreamingResponse:
+    """One file's bytes. Always a download: what a job wrote is never shown as a page of this server's."""
+    job = await services.jobs.get(project, job_id)
+    for number, artifact in enumerate(job.kept_artifacts):
+        if artifact.path == path:
+            name = quote(path.rpartition("/")[2])
+            headers = {
+                "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
+                "Content-Length": str(artifact.size_bytes),
+                "X-Content-Type-Options": "nosniff",
+            }
+            stream = services.blobs.stream(artifact_blob(job_id, number))
+            return StreamingResponse(stream, media_type="application/octet-stream", headers=headers)
+    raise NotFound(f"the job kept no artifact {path[:200]!r}; list them with GET /v1/jobs/{job_id}/artifacts")

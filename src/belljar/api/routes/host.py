@@ -1,0 +1,63 @@
+"""/v1/images, /v1/nodes, health and metrics: what there is to run on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from belljar import __version__
+from belljar.api.asked import Asked
+from belljar.errors import HostError
+from belljar.jobs.states import Status
+
+router = APIRouter(tags=["host"])
+
+
+@router.get("/v1/images")
+async def list_images(services: Asked) -> dict[str, Any]:
+    """The images that are built here, with the digest of every part."""
+    return {"images": [image.manifest.model_dump(mode="json") for image in services.images.list()]}
+
+
+@router.get("/v1/nodes")
+async def list_nodes(services: Asked) -> dict[str, Any]:
+    """The workers, what they have and what of it is free."""
+    silence = services.node_silence_seconds
+    return {"nodes": [node.public(silence) for node in await services.nodes.list()]}
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok", "version": __version__}
+
+
+@router.get("/readyz")
+async def readyz(services: Asked) -> dict[str, str]:
+    """The database answers and a worker is there. 503 otherwise."""
+    if await services.nodes.largest(services.node_silence_seconds) is None:
+        raise HostError("no worker has been heard of lately; is one running?")
+    return {"status": "ok"}
+
+
+@router.get("/metrics")
+async def metrics(services: Asked) -> Response:
+    """For Prometheus."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    jobs = Gauge("belljar_jobs", "Jobs by status.", ["status"], registry=registry)
+    counts = await services.job_store.counts()
+    for status in Status:
+        jobs.labels(status).set(counts.get(status, 0))
+    free = Gauge("belljar_node_free_memory_mb", "Memory of the largest job that fits now.", ["node"], registry=registry)
+    running = Gauge("belljar_node_running_jobs", "Jobs that a node holds.", ["node"], registry=registry)
+    for node in await services.nodes.list():
+        free.labels(node.id).set(node.memory_free_mb)
+        running.labels(node.id).set(node.running_jobs)
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

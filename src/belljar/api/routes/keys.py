@@ -1,0 +1,40 @@
+"""/v1/keys: made, listed and revoked by admin keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from belljar.api.asked import Admin, Asked
+
+router = APIRouter(prefix="/v1/keys", tags=["keys"])
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class NewKey(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=64, pattern=NAME)
+    project: str = Field("default", min_length=1, max_length=64, pattern=NAME)
+    admin: bool = False
+
+
+@router.post("", status_code=201)
+async def create_key(new: NewKey, services: Asked, _admin: Admin) -> dict[str, Any]:
+    """A new key. Its `secret` is in this answer and nowhere else."""
+    key, secret = await services.keys.create(new.project, new.name, admin=new.admin)
+    return {**key.model_dump(mode="json"), "secret": secret}
+
+
+@router.get("")
+async def list_keys(services: Asked, _admin: Admin) -> dict[str, Any]:
+    return {"keys": [key.model_dump(mode="json") for key in await services.keys.list()]}
+
+
+@router.delete("/{key_id}")
+async def revoke_key(key_id: str, services: Asked, _admin: Admin) -> dict[str, Any]:
+    """Make a key worthless, at once."""
+    return (await services.keys.revoke(key_id)).model_dump(mode="json")

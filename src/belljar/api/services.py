@@ -1,0 +1,78 @@
+"""Everything the HTTP routes work with, opened once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from belljar.blobs.store import Blobs, open_blobs
+from belljar.images.catalog import Images
+from belljar.jobs.changes import Changes
+from belljar.jobs.service import JobService
+from belljar.scripts.service import ScriptService
+from belljar.scripts.uploads import clear_stale_uploads
+from belljar.settings import Settings
+from belljar.store.claims import SqlClaims
+from belljar.store.database import Database, open_database
+from belljar.store.jobs import SqlJobs
+from belljar.store.keys import SqlKeys
+from belljar.store.nodes import SqlNodes
+from belljar.store.scripts import SqlScripts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    settings: Settings
+    database: Database
+    blobs: Blobs
+    images: Images
+    scripts: ScriptService
+    jobs: JobService
+    job_store: SqlJobs
+    claims: SqlClaims
+    keys: SqlKeys
+    nodes: SqlNodes
+    changes: Changes
+
+    @property
+    def node_silence_seconds(self) -> float:
+        """A node is taken for dead when its last heartbeat is older: two of its beats may be late."""
+        return self.settings.lease_seconds
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Open the database and the blobs, and clear what a killed server left. Raises DataFolderError, HostError."""
+    database = await open_database(settings)
+    try:
+        blobs = open_blobs(settings)
+        blobs.clear_stale_puts()
+        clear_stale_uploads(settings.data_dir)
+        images = Images(settings.data_dir)
+        scripts = ScriptService(SqlScripts(database), blobs, images, settings)
+        job_store, nodes, changes = SqlJobs(database), SqlNodes(database), Changes()
+        jobs = JobService(
+            job_store,
+            scripts,
+            images,
+            blobs,
+            changes,
+            settings,
+            lambda: nodes.largest(settings.lease_seconds),
+        )
+        yield Services(
+            settings=settings,
+            database=database,
+            blobs=blobs,
+            images=images,
+            scripts=scripts,
+            jobs=jobs,
+            job_store=job_store,
+            claims=SqlClaims(database),
+            keys=SqlKeys(database),
+            nodes=nodes,
+            changes=changes,
+        )
+    finally:
+        await database.close()

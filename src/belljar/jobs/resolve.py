@@ -1,0 +1,88 @@
+"""From options to a job: every default filled in, every value within what this place allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from belljar.errors import InvalidOption
+from belljar.jobs.ids import new_id
+from belljar.jobs.model import Job, JobOptions, Resources
+from belljar.jobs.states import Status
+from belljar.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Largest:
+    """The largest machine that there is room for anywhere, when nothing else runs."""
+
+    vcpus: int
+    memory_mb: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Runnable:
+    """What is to be run: a script that is stored, or one that is only here."""
+
+    script_id: str
+    language: str
+    entrypoint: str
+
+
+def resolve_job(
+    options: JobOptions, script: Runnable, *, project: str, image: str, settings: Settings, largest: Largest | None
+) -> Job:
+    """A new queued job. Raises InvalidOption, naming the option, its limit and the setting that holds it.
+
+    `largest` is None while no node is known.
+    """
+    resources = Resources(
+        vcpus=options.vcpus or settings.default_vcpus,
+        memory_mb=options.memory_mb or settings.default_memory_mb,
+        disk_mb=options.disk_mb,
+    )
+    timeout_seconds = options.timeout_seconds or min(settings.default_timeout_seconds, settings.max_timeout_seconds)
+    _at_most("vcpus", resources.vcpus, settings.max_vcpus, "max_vcpus")
+    _at_most("memory_mb", resources.memory_mb, settings.max_memory_mb, "max_memory_mb")
+    _at_most("disk_mb", resources.disk_mb or 0, settings.max_disk_mb, "max_disk_mb")
+    _at_most("timeout_seconds", timeout_seconds, settings.max_timeout_seconds, "max_timeout_seconds")
+    if largest is not None:
+        _fits("vcpus", resources.vcpus, largest.vcpus)
+        _fits("memory_mb", resources.memory_mb, largest.memory_mb)
+    return Job(
+        id=new_id("job"),
+        project=project,
+        script_id=script.script_id,
+        status=Status.QUEUED,
+        created_at=datetime.now(UTC),
+        language=script.language,
+        entrypoint=script.entrypoint,
+        image=image,
+        resources=resources,
+        timeout_seconds=timeout_seconds,
+        args=options.args,
+        env=options.env,
+        stdin_bytes=len(options.stdin_bytes()),
+        egress=options.egress,
+        artifacts=options.artifacts,
+        max_attempts=options.max_attempts,
+        priority=options.priority,
+        labels=options.labels,
+        idempotency_key=options.idempotency_key,
+    )
+
+
+def _at_most(option: str, value: float, limit: float, setting: str) -> None:
+    if value > limit:
+        raise InvalidOption(
+            f"{option} is {value:g}, the most here is {limit:g} (the setting {setting})", option=option, limit=limit
+        )
+
+
+def _fits(option: str, value: int, limit: int) -> None:
+    if value > limit:
+        raise InvalidOption(
+            f"{option} is {value}, and no node here could ever run that: the largest has {limit}",
+            option=option,
+            limit=limit,
+        )

@@ -1,0 +1,98 @@
+"""API keys: each belongs to a project; only a digest of the secret is kept.
+
+A secret has 256 random bits, so that a plain sha256 of it is enough: there is nothing to guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import Row, select
+
+from belljar.errors import NotFound
+from belljar.jobs.ids import new_id
+from belljar.store.database import Database
+from belljar.store.schema import keys
+
+_PREFIX = "bj_"
+
+
+class Key(BaseModel):
+    """What is known of a key, without its secret."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    name: str
+    project: str
+    #: Whether it may make and revoke keys.
+    admin: bool
+    created_at: datetime
+    last_used_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+def new_secret() -> str:
+    """A secret that nobody has seen."""
+    return _PREFIX + secrets.token_urlsafe(32)
+
+
+class SqlKeys:
+    """Making, checking and revoking keys."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, project: str, name: str, *, admin: bool = False) -> tuple[Key, str]:
+        """A new key and its secret, which can never be shown again."""
+        secret = new_secret()
+        key = Key(id=new_id("key"), name=name, project=project, admin=admin, created_at=datetime.now(UTC))
+        await self.keep(key, secret)
+        return key, secret
+
+    async def keep(self, key: Key, secret: str) -> None:
+        """Record a key whose secret is known already."""
+        async with self._database.write() as connection:
+            await connection.execute(keys.insert().values(**key.model_dump(), secret_sha256=_digest(secret)))
+
+    async def authenticate(self, secret: str) -> Key | None:
+        """The key of that secret, unless it was revoked."""
+        query = select(keys).where(keys.c.secret_sha256 == _digest(secret), keys.c.revoked_at.is_(None))
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else _key(row)
+
+    async def used(self, key_id: str, at: datetime) -> None:
+        """Note when a key was used last."""
+        async with self._database.write() as connection:
+            await connection.execute(keys.update().where(keys.c.id == key_id).values(last_used_at=at))
+
+    async def list(self) -> list[Key]:
+        """All keys, the oldest first, revoked ones too."""
+        async with self._database.read() as connection:
+            return [_key(row) for row in await connection.execute(select(keys).order_by(keys.c.id))]
+
+    async def revoke(self, key_id: str) -> Key:
+        """Make a key worthless from now on. Raises NotFound."""
+        async with self._database.write() as connection:
+            await connection.execute(
+                keys.update()
+                .where(keys.c.id == key_id, keys.c.revoked_at.is_(None))
+                .values(revoked_at=datetime.now(UTC))
+            )
+            row = (await connection.execute(select(keys).where(keys.c.id == key_id))).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no key {key_id[:80]!r}; list them with: belljar key ls")
+        return _key(row)
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _key(row: Row[Any]) -> Key:
+    return Key(**{name: row._mapping[name] for name in Key.model_fields})

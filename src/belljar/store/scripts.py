@@ -1,0 +1,69 @@
+"""Records of scripts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row, and_, exists, or_, select
+from sqlalchemy.dialects.sqlite import insert
+
+from belljar.jobs.states import TERMINAL
+from belljar.scripts.model import Script
+from belljar.store.cursor import decode, encode
+from belljar.store.database import Database
+from belljar.store.schema import jobs, scripts
+
+
+class SqlScripts:
+    """The ScriptStore of `belljar.scripts.service`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, script: Script) -> Script:
+        values = script.model_dump()
+        async with self._database.write() as connection:
+            await connection.execute(insert(scripts).values(values).on_conflict_do_nothing())
+            found = await connection.execute(_one(script.project, script.id))
+            return _script(found.one())
+
+    async def get(self, project: str, script_id: str) -> Script | None:
+        async with self._database.read() as connection:
+            row = (await connection.execute(_one(project, script_id))).one_or_none()
+        return None if row is None else _script(row)
+
+    async def list(self, project: str, limit: int, cursor: str | None) -> tuple[list[Script], str | None]:
+        query = select(scripts).where(scripts.c.project == project)
+        if cursor is not None:
+            at, script_id = decode(cursor)
+            older = scripts.c.created_at < at
+            query = query.where(or_(older, and_(scripts.c.created_at == at, scripts.c.id < script_id)))
+        query = query.order_by(scripts.c.created_at.desc(), scripts.c.id.desc()).limit(limit + 1)
+        async with self._database.read() as connection:
+            found = [_script(row) for row in await connection.execute(query)]
+        if len(found) <= limit:
+            return found, None
+        last = found[limit - 1]
+        return found[:limit], encode(last.created_at, last.id)
+
+    async def delete(self, project: str, script_id: str) -> bool:
+        async with self._database.write() as connection:
+            gone = await connection.execute(
+                scripts.delete().where(scripts.c.project == project, scripts.c.id == script_id)
+            )
+        return gone.rowcount > 0
+
+    async def used(self, script_id: str) -> bool:
+        recorded = exists().where(scripts.c.id == script_id)
+        ended = [status.value for status in TERMINAL]
+        awaited = exists().where(jobs.c.script_id == script_id, jobs.c.status.not_in(ended))
+        async with self._database.read() as connection:
+            return bool((await connection.execute(select(or_(recorded, awaited)))).scalar())
+
+
+def _one(project: str, script_id: str) -> Any:
+    return select(scripts).where(scripts.c.project == project, scripts.c.id == script_id)
+
+
+def _script(row: Row[Any]) -> Script:
+    return Script(**row._mapping)

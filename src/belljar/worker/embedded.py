@@ -1,0 +1,176 @@
+"""One job without a server: prepared, run in a machine here, and forgotten. What `belljar run` does."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from belljar.errors import DiskFull, HostError
+from belljar.guest.wire import Stream
+from belljar.images.catalog import Images
+from belljar.jobs.model import Artifact, Job, JobOptions, LogInfo, MachineInfo, Timings
+from belljar.jobs.resolve import Runnable, resolve_job
+from belljar.machines.choose import Chooser
+from belljar.machines.leftovers import clear_leftovers
+from belljar.scripts.limits import UploadLimits
+from belljar.scripts.prepare import prepare
+from belljar.settings import Settings
+from belljar.worker.attempt import AttemptEnd, run_attempt
+from belljar.worker.capacity import Capacity
+from belljar.worker.ending import error_of, signal_name, status_of, usage_of
+from belljar.worker.output import FolderArtifacts
+from belljar.worker.plan import plan_attempt
+
+PROJECT = "local"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddedRun:
+    """What to run and where its output goes."""
+
+    #: A file, an archive, or a folder.
+    source: Path
+    #: What the source is called, where that is not its path's name (standard input).
+    filename: str
+    options: JobOptions
+    language: str | None
+    entrypoint: str | None
+    stdout: BinaryIO
+    stderr: BinaryIO
+    #: Artifacts are laid below this folder.
+    artifacts_dir: Path | None
+    #: Told the serial console when the machine has ended.
+    console: Callable[[bytes], None]
+
+
+async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Event) -> Job:
+    """Run one job to its end and return it as a server would. Setting `cancel` stops it.
+
+    Raises InvalidScript, UnknownLanguage, UnknownImage, InvalidOption, TooLarge, HostError, MachineError.
+    """
+    images = Images(settings.data_dir)
+    work_root = settings.data_dir / "run" / "embedded"
+    work_root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=work_root) as folder:
+        prepared = await prepare(
+            run.source,
+            filename=run.filename,
+            language=run.language,
+            entrypoint=run.entrypoint,
+            languages=images.languages(),
+            limits=UploadLimits.of(settings),
+            work=Path(folder),
+        )
+        await clear_leftovers()
+        name = run.options.image or images.image_for(prepared.language)
+        script = Runnable(script_id=prepared.id, language=prepared.language, entrypoint=prepared.entrypoint)
+        largest = Capacity.of_host(settings).largest()
+        job = resolve_job(run.options, script, project=PROJECT, image=name, settings=settings, largest=largest)
+        image = images.get(name)
+        plan = plan_attempt(job, image, prepared.disk, run.options.stdin_bytes(), settings)
+        hypervisor = await Chooser(settings).hypervisor(image)
+        machine = MachineInfo(source="boot", hypervisor=hypervisor.name, accelerator=hypervisor.accelerator)
+        audience = _Terminal(run)
+        end = await run_attempt(plan, hypervisor, audience, cancel)
+    return _ended(job, end, audience, machine)
+
+
+def _ended(job: Job, end: AttemptEnd, audience: _Terminal, machine: MachineInfo) -> Job:
+    now, exited, started_at = datetime.now(UTC), end.exited, audience.started_at
+    to_start = (started_at - job.created_at).total_seconds() * 1000 if started_at else None
+    run_ms = end.phases.get("run") if started_at else None
+    return job.model_copy(
+        update={
+            "status": status_of(end),
+            "attempt": 1,
+            "exit_code": exited.exit_code if exited else None,
+            "signal": signal_name(exited.signal) if exited else None,
+            "error": error_of(end, job),
+            "started_at": started_at,
+            "finished_at": now,
+            "timings": Timings(queue_ms=0, machine_ms=to_start, run_ms=run_ms, phases=dict(end.phases)),
+            "usage": usage_of(end),
+            "machine": machine,
+            "logs": LogInfo(
+                stdout_bytes=audience.output.sent[Stream.STDOUT], stderr_bytes=audience.output.sent[Stream.STDERR]
+            ),
+            "kept_artifacts": tuple(audience.kept()),
+        }
+    )
+
+
+class _Terminal:
+    """The audience of one embedded run: the caller's own streams and folder."""
+
+    def __init__(self, run: EmbeddedRun) -> None:
+        self._run = run
+        self.output = _Passed(run.stdout, run.stderr)
+        self.artifacts: FolderArtifacts | _Nowhere = (
+            FolderArtifacts(run.artifacts_dir) if run.artifacts_dir is not None else _Nowhere()
+        )
+        self.started_at: datetime | None = None
+
+    def started(self) -> None:
+        self.started_at = datetime.now(UTC)
+
+    def console(self, data: bytes, dropped_bytes: int) -> None:
+        self._run.console(data)
+
+    def kept(self) -> list[Artifact]:
+        return self.artifacts.kept
+
+
+class _Nowhere:
+    """Takes artifacts that nobody gave a folder for."""
+
+    def __init__(self) -> None:
+        self.kept: list[Artifact] = []
+
+    async def begin(self, path: str, size: int) -> None: ...
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def end(self) -> None: ...
+
+
+class _Passed:
+    """Passes output on as it comes. A stream whose reader went away is full: the job goes on without it."""
+
+    def __init__(self, stdout: BinaryIO, stderr: BinaryIO) -> None:
+        self._files = {Stream.STDOUT: stdout.fileno(), Stream.STDERR: stderr.fileno()}
+        self._closed: set[Stream] = set()
+        self.sent = dict.fromkeys(self._files, 0)
+
+    async def write(self, stream: Stream, data: bytes) -> None:
+        if stream in self._closed:
+            return
+        try:
+            # In a thread: the reader of a pipe may be slow, and a machine must be watched meanwhile.
+            await asyncio.to_thread(_write_all, self._files[stream], data)
+            self.sent[stream] += len(data)
+        except BrokenPipeError:
+            self._closed.add(stream)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise DiskFull("no room left where the output is written to; free some space") from error
+            raise HostError(f"cannot write the output: {error.strerror}") from error
+
+    def full(self, stream: Stream) -> bool:
+        return stream in self._closed
+
+    def info(self) -> LogInfo:
+        """How much was passed on, for the job's record."""
+        return LogInfo(stdout_bytes=self.sent[Stream.STDOUT], stderr_bytes=self.sent[Stream.STDERR])
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]

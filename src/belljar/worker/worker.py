@@ -1,0 +1,229 @@
+"""The worker: claims jobs while there is room, runs each attempt beside the others, and writes how it ended, once.
+
+What it writes is guarded by the store: an attempt whose lease was lost to another worker changes nothing. Stopping it
+(cancelling `run`) takes its machines along and hands its jobs back to the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import structlog
+
+from belljar import __version__
+from belljar.blobs.log import LogStream, LogWriter, keep_log, log_path
+from belljar.errors import BelljarError, HostError, MachineError
+from belljar.jobs.blob_names import stdin_blob
+from belljar.jobs.model import Job, JobError, MachineInfo
+from belljar.jobs.outcome import Outcome
+from belljar.machines.leftovers import clear_leftovers
+from belljar.machines.protocol import Hypervisor
+from belljar.store.nodes import Node
+from belljar.worker.attempt import run_attempt
+from belljar.worker.capacity import Capacity
+from belljar.worker.plan import plan_attempt
+from belljar.worker.recorder import Recorder, persistently
+from belljar.worker.rooms import WorkerRooms
+
+log = structlog.get_logger()
+
+#: How often a worker looks by itself for jobs, and for requests to cancel, that another process wrote.
+LOOK_SECONDS = 0.5
+#: Pause after the store could not be read or written.
+TROUBLE_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class _Running:
+    job: Job
+    cancel: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Worker:
+    """One node's worker. `run` until cancelled."""
+
+    def __init__(self, rooms: WorkerRooms, worker_id: str, capacity: Capacity) -> None:
+        self.id = worker_id
+        self.capacity = capacity
+        self._rooms = rooms
+        self._running: dict[str, _Running] = {}
+        self._room = asyncio.Event()
+        self._started_at = datetime.now(UTC)
+        self._hypervisor: Hypervisor | None = None
+
+    async def run(self) -> None:
+        """Work until cancelled. First puts right what an earlier run of this worker left unfinished."""
+        await self._recover()
+        await self._beat()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._choose_hypervisor())
+            group.create_task(self._keep_alive())
+            group.create_task(self._look_after())
+            await self._claim_while_there_is_room(group)
+
+    async def _recover(self) -> None:
+        rooms = self._rooms
+        removed = await clear_leftovers()
+        if removed:
+            log.warning("leftovers_removed", count=removed)
+        for name in ("artifacts", "scratch"):
+            shutil.rmtree(rooms.settings.data_dir / "run" / name, ignore_errors=True)
+        for job in await rooms.claims.recover(self.id):
+            log.warning("job_recovered", job=job.id, status=job.status, attempt=job.attempt)
+            await self._tell_of_loss(job)
+
+    async def _choose_hypervisor(self) -> None:
+        """Find out early what runs machines here, so that the first job need not wait for it."""
+        for image in self._rooms.images.list()[:1]:
+            try:
+                self._hypervisor = await self._rooms.hypervisor(image)
+            except BelljarError as error:
+                log.warning("no_hypervisor", error=error.message)
+
+    async def _claim_while_there_is_room(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            self._room.clear()
+            job = None
+            try:
+                job = await self._claim()
+            except HostError as error:
+                log.error("cannot_claim", error=error.message)
+                await asyncio.sleep(TROUBLE_SECONDS)
+            if job is None:
+                await self._wait_for_work()
+                continue
+            self.capacity.hold(job.id, job.resources)
+            self._running[job.id] = _Running(job)
+            group.create_task(self._attempt(job), name=f"attempt {job.id}")
+
+    async def _claim(self) -> Job | None:
+        vcpus, memory_mb = self.capacity.free()
+        if not (vcpus and memory_mb):
+            return None
+        lease_seconds = self._rooms.settings.lease_seconds
+        return await self._rooms.claims.claim(self.id, vcpus=vcpus, memory_mb=memory_mb, lease_seconds=lease_seconds)
+
+    async def _wait_for_work(self) -> None:
+        """Until a job was queued, one here ended, or a moment has passed (another process may have queued one)."""
+        ended = asyncio.create_task(self._room.wait())
+        queued = asyncio.create_task(self._rooms.changes.wait_queued(LOOK_SECONDS))
+        try:
+            await asyncio.wait({ended, queued}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (ended, queued):
+                task.cancel()
+            await asyncio.gather(ended, queued, return_exceptions=True)
+
+    async def _attempt(self, job: Job) -> None:
+        """One attempt, from the claim to what is written of it. Never raises, except when the worker is stopped."""
+        recorder = None
+        try:
+            recorder = Recorder(self._rooms, self.id, job)
+            with contextlib.closing(recorder):
+                await self._run(recorder, self._running[job.id])
+        except asyncio.CancelledError:
+            # Not `persistently`: a store that refuses must not keep a process alive; the next start recovers the job.
+            await asyncio.shield(self._give_back(job, recorder, "its worker was stopped", "worker_stopped"))
+            raise
+        except (MachineError, HostError) as error:
+            log.warning("attempt_lost", job=job.id, attempt=job.attempt, code=error.code, error=error.message)
+            reason, code = error.message, error.code
+            await persistently(lambda: self._give_back(job, recorder, reason, code))
+        except BelljarError as error:
+            assert recorder is not None
+            await recorder.finish(Outcome.failed(JobError(code=error.code, message=error.message)))
+        except Exception:
+            log.exception("attempt_broke", job=job.id, attempt=job.attempt)
+            reason = "belljar itself failed; the server's log has the details"
+            await persistently(lambda: self._give_back(job, recorder, reason, "internal_error"))
+        finally:
+            self.capacity.release(job.id)
+            del self._running[job.id]
+            self._room.set()
+            self._rooms.changes.notify(job.id)
+
+    async def _run(self, recorder: Recorder, running: _Running) -> None:
+        job, rooms = running.job, self._rooms
+        image = rooms.images.get(job.image)
+        disk = await rooms.scripts.disk(job.script_id)
+        stdin = await rooms.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
+        plan = plan_attempt(job, image, disk, stdin, rooms.settings)
+        hypervisor = self._hypervisor = await rooms.hypervisor(image)
+        recorder.machine = MachineInfo(source="boot", hypervisor=hypervisor.name, accelerator=hypervisor.accelerator)
+        end = await run_attempt(plan, hypervisor, recorder, running.cancel)
+        await recorder.ended(end)
+
+    async def _give_back(self, job: Job, recorder: Recorder | None, reason: str, code: str) -> None:
+        """The attempt is lost: queue the job again or end it, as the store decides."""
+        if recorder is not None:
+            await recorder.flush()
+        after = await self._rooms.claims.requeue(self.id, job, reason=reason, code=code)
+        if after is not None:
+            await self._tell_of_loss(after)
+
+    async def _tell_of_loss(self, job: Job) -> None:
+        """Say in the job's log that an attempt was lost; what it had said stays there."""
+        rooms, lost = self._rooms, job.lost_attempts[-1]
+        with LogWriter(log_path(rooms.settings.data_dir, job.id)) as writer:
+            text = f"\n[belljar: attempt {lost.attempt} was lost: {lost.message}]\n"
+            writer.append(LogStream.CONSOLE, text.encode())
+        if job.status.terminal:
+            await keep_log(rooms.settings.data_dir, rooms.blobs, job.id)
+        rooms.changes.notify(job.id)
+        rooms.changes.notify_queued()
+
+    async def _look_after(self) -> None:
+        """Pass on requests to cancel."""
+        while True:
+            await self._rooms.changes.wait_cancelled(LOOK_SECONDS)
+            if not self._running:
+                continue
+            try:
+                wanted = await self._rooms.claims.cancel_requested(self.id)
+            except HostError as error:
+                log.error("cannot_look_after_jobs", error=error.message)
+                await asyncio.sleep(TROUBLE_SECONDS)
+                continue
+            for job_id in wanted & self._running.keys():
+                self._running[job_id].cancel.set()
+
+    async def _keep_alive(self) -> None:
+        """Say that this node is there, renew its leases, and put right what dead nodes left."""
+        lease_seconds = self._rooms.settings.lease_seconds
+        while True:
+            await asyncio.sleep(lease_seconds / 3)
+            try:
+                await self._beat()
+                if self._running:
+                    await self._rooms.claims.renew(self.id, list(self._running), lease_seconds=lease_seconds)
+                for job in await self._rooms.claims.expire():
+                    log.warning("lease_expired", job=job.id, status=job.status, attempt=job.attempt)
+                    self._rooms.changes.notify(job.id)
+            except HostError as error:
+                log.error("cannot_write_heartbeat", error=error.message)
+
+    async def _beat(self) -> None:
+        vcpus_free, memory_free_mb = self.capacity.free()
+        hypervisor = self._hypervisor
+        await self._rooms.nodes.heartbeat(
+            Node(
+                id=self.id,
+                hostname=socket.gethostname(),
+                version=__version__,
+                started_at=self._started_at,
+                heartbeat_at=datetime.now(UTC),
+                hypervisor=hypervisor.name if hypervisor else None,
+                accelerator=hypervisor.accelerator if hypervisor else None,
+                vcpus=self.capacity.vcpus,
+                memory_mb=self.capacity.memory_mb,
+                largest_memory_mb=self.capacity.largest().memory_mb,
+                vcpus_free=vcpus_free,
+                memory_free_mb=memory_free_mb,
+                running_jobs=self.capacity.jobs,
+            )
+        )
