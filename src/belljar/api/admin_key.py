@@ -11,22 +11,10 @@ from pathlib import Path
 
 from belljar.errors import DataFolderError
 from belljar.jobs.ids import new_id
+from belljar.local import admin_key_path, read_admin_key
 from belljar.store.keys import Key, SqlKeys, new_secret
 
 PROJECT = "default"
-
-
-def admin_key_path(data_dir: Path) -> Path:
-    """Where the file lies."""
-    return data_dir / "admin.key"
-
-
-def read_admin_key(data_dir: Path) -> str | None:
-    """The secret, for whoever may read it; None where there is none to read."""
-    try:
-        return admin_key_path(data_dir).read_text().strip() or None
-    except OSError:
-        return None
 
 
 async def ensure_admin_key(keys: SqlKeys, data_dir: Path) -> bool:

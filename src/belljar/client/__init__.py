@@ -1,1 +1,5 @@
-"""The Python SDK, sync and async."""
+"""The Python SDK."""
+
+from belljar.client.client import Client, ServerError, Unreachable
+
+__all__ = ["Client", "ServerError", "Unreachable"]

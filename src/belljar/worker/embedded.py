@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from belljar.errors import DiskFull, HostError
+from belljar.errors import DiskFull, HostError, MachineError
 from belljar.guest.wire import Stream
 from belljar.images.catalog import Images
 from belljar.jobs.model import Artifact, Job, JobOptions, LogInfo, MachineInfo, Timings
@@ -48,6 +48,8 @@ class EmbeddedRun:
     artifacts_dir: Path | None
     #: Told the serial console when the machine has ended.
     console: Callable[[bytes], None]
+    #: Told in a sentence what a person should know meanwhile.
+    notice: Callable[[str], None]
 
 
 async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Event) -> Job:
@@ -78,18 +80,27 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
         hypervisor = await Chooser(settings).hypervisor(image)
         machine = MachineInfo(source="boot", hypervisor=hypervisor.name, accelerator=hypervisor.accelerator)
         audience = _Terminal(run)
-        end = await run_attempt(plan, hypervisor, audience, cancel)
-    return _ended(job, end, audience, machine)
+        for attempt in range(1, job.max_attempts + 1):
+            try:
+                end = await run_attempt(plan, hypervisor, audience, cancel)
+            except MachineError as error:
+                # A script that has begun is not begun again: its output has been seen.
+                if audience.started_at is not None or attempt == job.max_attempts:
+                    raise
+                run.notice(f"attempt {attempt} was lost: {error.message}; trying again")
+            else:
+                return _ended(job, attempt, end, audience, machine)
+    raise AssertionError("a loop over at least one attempt returns or raises")
 
 
-def _ended(job: Job, end: AttemptEnd, audience: _Terminal, machine: MachineInfo) -> Job:
+def _ended(job: Job, attempt: int, end: AttemptEnd, audience: _Terminal, machine: MachineInfo) -> Job:
     now, exited, started_at = datetime.now(UTC), end.exited, audience.started_at
     to_start = (started_at - job.created_at).total_seconds() * 1000 if started_at else None
     run_ms = end.phases.get("run") if started_at else None
     return job.model_copy(
         update={
             "status": status_of(end),
-            "attempt": 1,
+            "attempt": attempt,
             "exit_code": exited.exit_code if exited else None,
             "signal": signal_name(exited.signal) if exited else None,
             "error": error_of(end, job),

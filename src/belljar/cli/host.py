@@ -1,0 +1,65 @@
+"""Commands about this machine: `serve`, `worker`, `doctor`, `bench`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from belljar.cli import options
+from belljar.cli.failure import Failed
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0: a free one.", show_default="8080")] = None,
+    auth: Annotated[str | None, typer.Option(help="off: no keys, for this machine only.", show_default="on")] = None,
+    no_worker: Annotated[bool, typer.Option("--no-worker", help="Only the API; workers run elsewhere.")] = False,
+    data_dir: options.DataDir = None,
+) -> None:
+    """Serve the HTTP API and work, in one process."""
+    from belljar.cli.logging import start_logging
+    from belljar.cli.serving import serve_until_stopped
+    from belljar.settings import load_settings
+
+    settings = load_settings(host=host, port=port, auth=auth, data_dir=data_dir)
+    start_logging(settings)
+    asyncio.run(serve_until_stopped(settings, with_worker=not no_worker))
+
+
+def worker(data_dir: options.DataDir = None) -> None:
+    """Work alone, beside a server that was started with --no-worker."""
+    from belljar.cli.logging import start_logging
+    from belljar.cli.serving import work_until_stopped
+    from belljar.settings import load_settings
+
+    settings = load_settings(data_dir=data_dir)
+    start_logging(settings)
+    asyncio.run(work_until_stopped(settings))
+
+
+def doctor(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
+    """Check what this machine can run, and say what to change."""
+    from belljar.cli.checks import check_host, print_checks
+    from belljar.settings import load_settings
+
+    checks = asyncio.run(check_host(load_settings(data_dir=data_dir)))
+    print_checks(checks, as_json=as_json)
+    if any(check.level == "fail" for check in checks):
+        raise Failed(1)
+
+
+def bench(
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Jobs for each latency figure.")] = 10,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure this machine: boot, job, output and submit, side by side with the raw parts."""
+    from belljar.cli.logging import start_logging
+    from belljar.cli.measuring import measure, print_figures
+    from belljar.settings import load_settings
+
+    settings = load_settings(data_dir=data_dir)
+    start_logging(settings, "error")
+    print_figures(asyncio.run(measure(settings, rounds)), as_json=as_json)

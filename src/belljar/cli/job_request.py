@@ -1,0 +1,66 @@
+"""From the options of a command line to a job's options, and to the file that is to be run."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from belljar.cli.options import given, pairs, stdin_bytes
+from belljar.errors import InvalidOption, InvalidScript
+
+
+def job_options(
+    *,
+    args: list[str] | None,
+    image: str | None,
+    vcpus: int | None,
+    memory: int | None,
+    disk: int | None,
+    timeout: float | None,
+    env: list[str] | None,
+    stdin: str | None,
+    egress: str,
+    artifacts: list[str] | None,
+    label: list[str] | None,
+) -> dict[str, Any]:
+    """The options of the HTTP API that were given. Raises InvalidOption."""
+    data = stdin_bytes(stdin)
+    return given(
+        args=args or None,
+        image=image,
+        vcpus=vcpus,
+        memory_mb=memory,
+        disk_mb=disk,
+        timeout_seconds=timeout,
+        env=pairs(env, "--env") or None,
+        stdin_base64=base64.b64encode(data).decode() if data is not None else None,
+        egress=egress,
+        artifacts=artifacts,
+        labels=pairs(label, "--label") or None,
+    )
+
+
+@contextlib.contextmanager
+def source_of(name: str) -> Iterator[tuple[Path, str]]:
+    """The path of what is to be run and what it is called; `-` is belljar's own standard input, kept in a file.
+
+    Raises InvalidScript when there is nothing there.
+    """
+    if name != "-":
+        path = Path(name)
+        if not path.exists():
+            raise InvalidScript(f"there is no file or folder {name}")
+        yield path, path.resolve().name
+        return
+    if sys.stdin.isatty():
+        raise InvalidOption("- reads the script from standard input, which is a terminal; pipe a file into it")
+    with tempfile.NamedTemporaryFile(prefix="belljar-") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        yield Path(file.name), ""

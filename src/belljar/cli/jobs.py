@@ -1,0 +1,181 @@
+"""`belljar submit`, `jobs` and `logs`: what a client of a server does."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from belljar.cli import options
+from belljar.cli.failure import Failed
+from belljar.cli.job_request import job_options, source_of
+from belljar.cli.printing import print_json, print_table, printable
+from belljar.cli.server import connect
+from belljar.cli.upload import upload
+
+app = typer.Typer(help="Jobs of a server: list, look at, cancel, wait for.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="A job's id.")]
+
+
+def submit(
+    source: Annotated[str, typer.Argument(metavar="FILE|DIR|-", help="What to run.")],
+    args: Annotated[list[str] | None, typer.Argument(metavar="[-- ARGS…]", help="Arguments for the script.")] = None,
+    image: options.Image = None,
+    language: options.Language = None,
+    entrypoint: options.Entrypoint = None,
+    vcpus: options.Vcpus = None,
+    memory: options.Memory = None,
+    disk: options.Disk = None,
+    timeout: options.Timeout = None,
+    env: options.Env = None,
+    stdin: options.Stdin = None,
+    egress: options.Egress = "none",
+    artifact: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Files to keep; may be repeated.")] = None,
+    label: options.Label = None,
+    priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key gives the same job back.")] = None,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Queue a job on a server and print its id."""
+    asked = job_options(
+        args=args,
+        image=image,
+        vcpus=vcpus,
+        memory=memory,
+        disk=disk,
+        timeout=timeout,
+        env=env,
+        stdin=stdin,
+        egress=egress,
+        artifacts=artifact,
+        label=label,
+    )
+    asked |= options.given(priority=priority or None, idempotency_key=idempotency_key)
+    with connect(server, api_key, data_dir) as client, source_of(source) as (path, filename):
+        script = upload(client, path, filename, language=language, entrypoint=entrypoint)
+        job = client.submit(script_id=script["script_id"], **asked)
+    if as_json:
+        print_json(job)
+    else:
+        print(job["id"])
+
+
+@app.command("ls")
+def list_jobs(
+    status: Annotated[str | None, typer.Option(help="Only jobs of this status.")] = None,
+    label: Annotated[str | None, typer.Option(metavar="K[=V]", help="Only jobs with this label.")] = None,
+    limit: Annotated[int, typer.Option(help="At most this many.")] = 20,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """List jobs, newest first."""
+    with connect(server, api_key, data_dir) as client:
+        page = client.jobs(status=status, label=label, limit=limit)
+    if as_json:
+        print_json(page)
+        return
+    rows = []
+    for job in page["jobs"]:
+        total_ms = sum(job["timings"][name] or 0 for name in ("queue_ms", "machine_ms", "run_ms"))
+        ended = job["exit_code"] if job["exit_code"] is not None else job["signal"]
+        rows.append(
+            (job["id"], job["status"], ended, f"{total_ms / 1000:.2f} s", job["entrypoint"], job["created_at"][:19])
+        )
+    print_table(("ID", "STATUS", "EXIT", "TOOK", "ENTRYPOINT", "CREATED"), rows)
+
+
+@app.command("get")
+def get_job(
+    job_id: JobId,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show one job."""
+    with connect(server, api_key, data_dir) as client:
+        _show(client.job(job_id), as_json=as_json)
+
+
+@app.command("cancel")
+def cancel_job(
+    job_id: JobId,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Stop a job, wherever it is."""
+    with connect(server, api_key, data_dir) as client:
+        _show(client.cancel(job_id), as_json=as_json)
+
+
+@app.command("wait")
+def wait_for_job(
+    job_id: JobId,
+    timeout: Annotated[float | None, typer.Option(metavar="S", help="Wait no longer than this.")] = None,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Wait until a job has ended, and show it."""
+    with connect(server, api_key, data_dir) as client:
+        job = client.wait(job_id, timeout)
+        _show(job, as_json=as_json)
+    if job["finished_at"] is None:
+        raise Failed(124, f"{job_id} is still {job['status']}")
+
+
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
+    stream: Annotated[str | None, typer.Option(metavar="stdout|stderr|console|all")] = None,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+    data_dir: options.DataDir = None,
+) -> None:
+    """Print what a job wrote: stdout and stderr in their order, or one stream."""
+    with connect(server, api_key, data_dir) as client:
+        for chunk in client.logs(job_id, stream=stream, follow=follow):
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+
+
+def _show(job: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+        return
+    for name in ("id", "status", "exit_code", "signal", "script_id", "image", "attempt", "created_at", "finished_at"):
+        if job[name] is not None:
+            print(f"{name:12} {printable(str(job[name]))}")
+    if job["error"]:
+        print(f"{'error':12} {job['error']['code']}: {printable(job['error']['message'])}")
+    for lost in job["lost_attempts"]:
+        print(f"{'lost':12} attempt {lost['attempt']}: {printable(lost['message'])}")
+    _show_phases(job["timings"])
+    usage = job["usage"]
+    if usage["cpu_seconds"] is not None:
+        print(f"{'usage':12} {usage['cpu_seconds']:.2f} s of CPU, {usage['max_memory_mb']:.1f} MB at most")
+    for artifact in job["kept_artifacts"]:
+        print(f"{'artifact':12} {printable(artifact['path'])} ({artifact['size_bytes']} bytes)")
+
+
+def _show_phases(timings: dict[str, Any]) -> None:
+    """Where the time went, as a small waterfall."""
+    phases = list(timings["phases"].items())
+    if timings["queue_ms"] is not None:
+        phases.insert(0, ("queue", timings["queue_ms"]))
+    total = sum(milliseconds for _, milliseconds in phases)
+    at = 0.0
+    for name, milliseconds in phases:
+        start, width = (round(40 * value / total) if total else 0 for value in (at, milliseconds))
+        print(f"{name:12} {milliseconds:9.1f} ms  {' ' * start}{'█' * max(1, width)}")
+        at += milliseconds

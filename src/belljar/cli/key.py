@@ -1,0 +1,78 @@
+"""`belljar key`: the keys of the data folder on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from belljar.cli import options
+from belljar.cli.printing import print_json, print_table
+from belljar.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from belljar.store.keys import SqlKeys
+
+app = typer.Typer(help="Keys of the HTTP API, kept in the data folder on this machine.", no_args_is_help=True)
+
+T = TypeVar("T")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+
+
+def _with_keys(data_dir: Path | None, work: Callable[[SqlKeys], Awaitable[T]]) -> T:
+    from belljar.settings import load_settings
+    from belljar.store.database import open_database
+    from belljar.store.keys import SqlKeys
+
+    async def opened() -> T:
+
+        database = await open_database(load_settings(data_dir=data_dir))
+        try:
+            return await work(SqlKeys(database))
+        finally:
+            await database.close()
+
+    return asyncio.run(opened())
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    project: Annotated[str, typer.Option(help="Project whose scripts and jobs it sees.")] = "default",
+    admin: Annotated[bool, typer.Option("--admin", help="It may make and revoke keys.")] = False,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Make a key and print it: the only time that it can be seen."""
+    for word in (name, project):
+        if not _NAME.match(word):
+            raise InvalidOption(f"{word[:64]!r} is no name; use up to 64 letters, digits and . _ -")
+    key, secret = _with_keys(data_dir, lambda keys: keys.create(project, name, admin=admin))
+    if as_json:
+        print_json({**key.model_dump(mode="json"), "secret": secret})
+        return
+    print(secret)
+
+
+@app.command("ls")
+def list_keys(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
+    """List the keys, without their secrets."""
+    keys = _with_keys(data_dir, lambda keys: keys.list())
+    if as_json:
+        print_json([key.model_dump(mode="json") for key in keys])
+        return
+    rows = [
+        (key.id, key.name, key.project, "yes" if key.admin else "", key.last_used_at, "yes" if key.revoked_at else "")
+        for key in keys
+    ]
+    print_table(("ID", "NAME", "PROJECT", "ADMIN", "LAST USED", "REVOKED"), rows)
+
+
+@app.command()
+def revoke(key_id: str, data_dir: options.DataDir = None) -> None:
+    """Make a key worthless, at once."""
+    _with_keys(data_dir, lambda keys: keys.revoke(key_id))

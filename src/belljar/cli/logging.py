@@ -1,0 +1,34 @@
+"""Where belljar's own log goes: stderr, as text for people or JSON for collectors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from belljar.settings import Settings
+
+
+def start_logging(settings: Settings, least: str | None = None) -> None:
+    """Configure structlog, and the loggers of the libraries that use the standard one."""
+    level = getattr(logging, (least or settings.log_level).upper())
+    as_text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
+    renderer = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if as_text else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([] if as_text else [structlog.processors.format_exc_info]),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # QMP connections end when their machines do; that is no news.
+    logging.getLogger("qemu").setLevel(logging.CRITICAL)

@@ -1,0 +1,64 @@
+"""Options that several commands share, and how settings are made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from belljar.errors import InvalidOption
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder that holds everything belljar keeps.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Server = Annotated[
+    str | None,
+    typer.Option("--server", help="URL of a server; by default this machine's.", show_default=False),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--api-key", help="Key for that server; by default the admin key found here.", show_default=False),
+]
+Image = Annotated[str | None, typer.Option(help="Image to run in; by default the one for the language.")]
+Language = Annotated[str | None, typer.Option(help="Language; by default told from the file's name or #! line.")]
+Entrypoint = Annotated[str | None, typer.Option(help="File to run in a folder or archive.")]
+Vcpus = Annotated[int | None, typer.Option(help="Virtual CPUs.", show_default=False)]
+Memory = Annotated[int | None, typer.Option(metavar="MB", help="Memory of the machine.", show_default=False)]
+Disk = Annotated[int | None, typer.Option(metavar="MB", help="A scratch disk for what the job writes.")]
+Timeout = Annotated[float | None, typer.Option(metavar="S", help="Seconds until the job is stopped.")]
+Env = Annotated[list[str] | None, typer.Option(metavar="K=V", help="Environment variable; may be repeated.")]
+Stdin = Annotated[
+    str | None, typer.Option(metavar="FILE", help="File for the job's standard input; - is belljar's own.")
+]
+Egress = Annotated[str, typer.Option(metavar="none|open|HOST,…", help="What the job may reach over the network.")]
+Label = Annotated[list[str] | None, typer.Option(metavar="K=V", help="Label; may be repeated.")]
+
+
+def pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    """K=V words as a mapping. Raises InvalidOption."""
+    found = {}
+    for word in given or []:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise InvalidOption(f"{option} takes NAME=VALUE, not {word[:80]!r}", option=option)
+        found[name] = value
+    return found
+
+
+def stdin_bytes(name: str | None) -> bytes | None:
+    """The bytes of --stdin. Raises InvalidOption when the file cannot be read."""
+    if name is None:
+        return None
+    if name == "-":
+        return typer.get_binary_stream("stdin").read()
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise InvalidOption(f"--stdin: cannot read {name}: {error.strerror}", option="stdin") from None
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given: those that are not None."""
+    return {name: value for name, value in options.items() if value is not None}

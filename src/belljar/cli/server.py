@@ -1,0 +1,30 @@
+"""Which server a client command talks to, and with which key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from belljar.local import read_address, read_admin_key
+
+if TYPE_CHECKING:
+    from belljar.client import Client
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def connect(server: str | None, api_key: str | None, data_dir: Path | None) -> Client:
+    """A client for the server that was named, or for the one on this machine."""
+    from belljar.client import Client
+    from belljar.settings import load_settings
+
+    settings = load_settings(server=server, api_key=api_key, data_dir=data_dir)
+    url = settings.server or read_address(settings.data_dir) or f"http://{settings.host}:{settings.port}"
+    if "://" not in url:
+        url = f"http://{url}"
+    key = settings.api_key
+    # The key found here is this machine's; it is shown to no other.
+    if key is None and urlsplit(url).hostname in _LOOPBACK:
+        key = read_admin_key(settings.data_dir)
+    return Client(url, key)

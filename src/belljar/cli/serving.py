@@ -1,0 +1,168 @@
+"""A server's life: open everything, listen, work, and let go of everything when told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from belljar.api.admin_key import ensure_admin_key
+from belljar.api.app import create_app
+from belljar.api.services import Services, open_services
+from belljar.errors import HostError, InvalidOption
+from belljar.local import address_path, admin_key_path
+from belljar.machines.choose import Chooser
+from belljar.settings import Settings
+from belljar.worker.capacity import Capacity
+from belljar.worker.node import node_name
+from belljar.worker.rooms import WorkerRooms
+from belljar.worker.worker import Worker
+
+log = structlog.get_logger()
+
+#: How long open streams may go on when the server is told to stop.
+_GOODBYE_SECONDS = 3
+_BACKLOG = 1024
+
+
+async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
+    """The API, with a worker beside it. Ends at SIGTERM or SIGINT. Raises HostError, InvalidOption."""
+    _check_auth(settings)
+    with contextlib.ExitStack() as held:
+        listener = held.enter_context(_listen(settings.host, settings.port))
+        name = held.enter_context(node_name(settings.data_dir)) if with_worker else None
+        async with open_services(settings) as services:
+            await ensure_admin_key(services.keys, settings.data_dir)
+            url = _url(listener)
+            held.enter_context(_address_file(settings.data_dir, url))
+            server = _server(services, url)
+            async with asyncio.TaskGroup() as group:
+                work = group.create_task(_worker(services, name).run()) if name is not None else None
+                _stop_on_signals(server)
+                await server.serve(sockets=[listener])
+                if work is not None:
+                    work.cancel()
+
+
+async def work_until_stopped(settings: Settings) -> None:
+    """A worker alone. Ends at SIGTERM or SIGINT."""
+    with node_name(settings.data_dir) as name:
+        async with open_services(settings) as services:
+            work = asyncio.create_task(_worker(services, name).run())
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+            print(f"belljar works as {name}, data in {settings.data_dir}", file=sys.stderr, flush=True)
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+
+
+def _worker(services: Services, name: str) -> Worker:
+    rooms = WorkerRooms(
+        settings=services.settings,
+        claims=services.claims,
+        nodes=services.nodes,
+        scripts=services.scripts,
+        images=services.images,
+        blobs=services.blobs,
+        changes=services.changes,
+        hypervisor=Chooser(services.settings).hypervisor,
+    )
+    return Worker(rooms, name, Capacity.of_host(services.settings))
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals alone: uvicorn would raise them again at its end, before anything of ours was let go."""
+
+    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
+        super().__init__(config)
+        self._greeting = greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then tell the operator where."""
+        await super().startup(sockets)
+        print(self._greeting, file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(services: Services, url: str) -> _Server:
+    config = uvicorn.Config(
+        create_app(services),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_GOODBYE_SECONDS,
+        server_header=False,
+        lifespan="off",
+    )
+    settings = services.settings
+    key = "no key is asked for" if settings.auth == "off" else f"key in {admin_key_path(settings.data_dir)}"
+    return _Server(config, f"belljar serves on {url}, data in {settings.data_dir}, {key}")
+
+
+def _stop_on_signals(server: uvicorn.Server) -> None:
+    def stop() -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
+def _check_auth(settings: Settings) -> None:
+    if settings.auth == "on" or settings.host == "localhost":
+        return
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(settings.host).is_loopback:
+            return
+    raise InvalidOption(f"--auth off is for this machine only; {settings.host} is no loopback address", option="auth")
+
+
+@contextlib.contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    """A listening socket. Raises HostError when the address is taken or not this machine's."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise HostError(f"cannot listen on {host}: {error.strerror or error}") from None
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise HostError(f"port {port} on {host} is in use; choose another with --port") from None
+            raise HostError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+        yield listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104 (shown, not bound)
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def _address_file(data_dir: Path, url: str) -> Iterator[None]:
+    """Where commands on this machine find the server while it runs."""
+    path = address_path(data_dir)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,135 @@
+"""A belljar server as a Python object: what the HTTP API does, with its errors as exceptions.
+
+with Client("http://127.0.0.1:8080", key) as belljar:
+    job = belljar.submit(code="print(6 * 7)", language="python")
+    print(belljar.wait(job["id"])["status"])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+import httpx
+
+#: A job is waited for in pieces of this many seconds, which proxies on the way allow.
+_WAIT_SECONDS = 30
+_CONNECT_SECONDS = 10
+_READ_SECONDS = 60
+_ENDED = frozenset({"succeeded", "failed", "timed_out", "cancelled", "lost"})
+
+
+class ServerError(Exception):
+    """What the server answered instead: its problem document's `code`, `status` and sentence."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+class Unreachable(Exception):
+    """No server answers there."""
+
+
+class Client:
+    """A connection to one server. Every method raises ServerError or Unreachable."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        timeout = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._http.close()
+
+    def upload(
+        self, file: BinaryIO, filename: str, *, language: str | None = None, entrypoint: str | None = None
+    ) -> dict[str, Any]:
+        """Upload a script, a file or an archive; returns it, with its `script_id`."""
+        fields = {"language": language, "entrypoint": entrypoint}
+        data = {name: value for name, value in fields.items() if value is not None}
+        return self._json("POST", "/v1/scripts", files={"script": (filename, file)}, data=data)
+
+    def submit(self, **request: Any) -> dict[str, Any]:
+        """Queue a job: `script_id`, or `code` and `language`, or `files`; and options. Returns the job."""
+        return self._json("POST", "/v1/jobs", json=request)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self._json("GET", f"/v1/jobs/{quote(job_id, safe='')}")
+
+    def jobs(self, **filters: Any) -> dict[str, Any]:
+        """A page: `jobs`, `next_cursor`. Filters: status, script_id, label, limit, cursor."""
+        given = {name: value for name, value in filters.items() if value is not None}
+        return self._json("GET", "/v1/jobs", params=given)
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        return self._json("POST", f"/v1/jobs/{quote(job_id, safe='')}/cancel")
+
+    def wait(self, job_id: str, timeout_seconds: float | None = None) -> dict[str, Any]:
+        """The job when it has ended, or as it is when time is up."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while True:
+            left = _WAIT_SECONDS if deadline is None else min(_WAIT_SECONDS, max(0.0, deadline - time.monotonic()))
+            job = self._json("GET", f"/v1/jobs/{quote(job_id, safe='')}", params={"wait": left})
+            if job["status"] in _ENDED or (deadline is not None and time.monotonic() >= deadline):
+                return job
+
+    def logs(self, job_id: str, *, stream: str | None = None, follow: bool = False) -> Iterator[bytes]:
+        """What the job wrote, as it wrote it; with `follow` until it has ended."""
+        params: dict[str, Any] = {"follow": follow} | ({"stream": stream} if stream else {})
+        timeout = httpx.Timeout(None if follow else _READ_SECONDS, connect=_CONNECT_SECONDS)
+        path = f"/v1/jobs/{quote(job_id, safe='')}/logs"
+        with _reachable(self.url), self._http.stream("GET", path, params=params, timeout=timeout) as response:
+            _check(response)
+            yield from response.iter_raw()
+
+    def artifacts(self, job_id: str) -> list[dict[str, Any]]:
+        artifacts: list[dict[str, Any]] = self._json("GET", f"/v1/jobs/{quote(job_id, safe='')}/artifacts")["artifacts"]
+        return artifacts
+
+    def artifact(self, job_id: str, path: str) -> Iterator[bytes]:
+        """One artifact's bytes."""
+        where = f"/v1/jobs/{quote(job_id, safe='')}/artifacts/{quote(path)}"
+        with _reachable(self.url), self._http.stream("GET", where) as response:
+            _check(response)
+            yield from response.iter_raw()
+
+    def _json(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
+        with _reachable(self.url):
+            response = self._http.request(method, path, **rest)
+        _check(response)
+        body: dict[str, Any] = response.json()
+        return body
+
+
+@contextlib.contextmanager
+def _reachable(url: str) -> Iterator[None]:
+    try:
+        yield
+    except httpx.TimeoutException:
+        raise Unreachable(f"{url} did not answer in time") from None
+    except httpx.TransportError as error:
+        raise Unreachable(f"no belljar answers at {url} ({error}); start one with: belljar serve") from None
+    except httpx.InvalidURL as error:
+        raise Unreachable(f"{url!r} is no URL of a server: {error}") from None
+
+
+def _check(response: httpx.Response) -> None:
+    if response.is_success:
+        return
+    response.read()
+    try:
+        body = response.json()
+        raise ServerError(response.status_code, str(body["code"]), str(body["detail"]))
+    except (ValueError, KeyError, TypeError):
+        reason = f"{response.url} answered {response.status_code} {response.reason_phrase}; is that a belljar server?"
+        raise ServerError(response.status_code, "not_belljar", reason) from None

@@ -1,0 +1,32 @@
+"""What a server leaves in its data folder for the commands on its machine: where it listens, and the admin key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def admin_key_path(data_dir: Path) -> Path:
+    """Where the admin key lies, readable by its owner only."""
+    return data_dir / "admin.key"
+
+
+def read_admin_key(data_dir: Path) -> str | None:
+    """The admin key's secret, for whoever may read it; None where there is none to read."""
+    try:
+        return admin_key_path(data_dir).read_text().strip() or None
+    except OSError:
+        return None
+
+
+def address_path(data_dir: Path) -> Path:
+    """Where a running server writes its address."""
+    return data_dir / "run" / "server.json"
+
+
+def read_address(data_dir: Path) -> str | None:
+    """The URL of the server that runs on this data folder; None when none does."""
+    try:
+        return str(json.loads(address_path(data_dir).read_text())["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
