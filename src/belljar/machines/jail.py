@@ -13,6 +13,7 @@ import functools
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -150,6 +151,23 @@ class Jail:
         """What the entering shell is told; nothing of it reaches the hypervisor."""
         address = "" if self.address_bytes is None else str(self.address_bytes // 1024)
         return {"BELLJAR_FILES": str(_MOST_FILES), "BELLJAR_ADDRESS_KB": address, "PATH": "/usr/bin:/bin"}
+
+
+def end(pid: int) -> None:
+    """Kill the jail whose outer process this is, whatever point it has reached; it must not have been waited for yet.
+
+    bubblewrap ties its inside to its outside only once it is set up (PR_SET_PDEATHSIG in bubblewrap.c's do_init): the
+    outer process killed before that leaves the inner one waiting for it for ever. So it is halted first, and its
+    children, with which everything in their PID namespace ends (pid_namespaces(7)), are killed before it.
+    """
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # gone, or a kernel without CONFIG_PROC_CHILDREN
+        children = []
+    for each in [*map(int, children), pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
 
 
 @functools.cache

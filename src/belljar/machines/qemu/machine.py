@@ -7,7 +7,7 @@ import contextlib
 import re
 import signal
 
-from belljar.machines.jail import explain
+from belljar.machines.jail import end, explain
 from belljar.machines.protocol import Console, Death, DeathCause
 from belljar.machines.qemu.monitor import Monitor
 
@@ -49,12 +49,12 @@ class QemuMachine:
         return await asyncio.shield(self._death)
 
     async def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
-        await asyncio.wait({self._console_read}, timeout=_REAP_SECONDS)
-        await self._monitor.close()
-        tasks = (self._told, self._console_read, self._watched, self._death)
+        if self._process.returncode is None:
+            end(self._process.pid)
+        ended = asyncio.create_task(self._process.wait())
+        # What does not go down in time is left to the removal of its cgroup.
+        await asyncio.wait({ended, self._console_read, self._watched}, timeout=_REAP_SECONDS)
+        tasks = (ended, self._told, self._console_read, self._watched, self._death)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -67,8 +67,7 @@ class QemuMachine:
         exited = asyncio.create_task(self._process.wait())
         try:
             await asyncio.wait({exited, self._watched}, return_when=asyncio.FIRST_COMPLETED)
-            if not exited.done():
-                state = await self._watched
+            if self._watched.done() and (state := self._watched.result()) is not None:
                 return Death(cause=DeathCause.HYPERVISOR, message=f"QEMU stopped in the run state {state}")
             # What was said last is still on its way through the pipes.
             await asyncio.wait({self._told, self._console_read}, timeout=_REAP_SECONDS)

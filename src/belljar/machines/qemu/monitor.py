@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Coroutine
 
 import structlog
 from qemu.qmp import EventListener, QMPClient, QMPError
@@ -27,17 +28,33 @@ class Monitor:
         self.shutdown_reason: str | None = None
         self.panicked = False
 
-    async def watch(self) -> str:
-        """Listen until the emulator has stopped by an error of its own; returns its run state. Otherwise never ends."""
+    async def watch(self) -> str | None:
+        """Listen until the emulator stops by an error of its own (its run state) or the connection ends (None).
+
+        The connection ends with the process. It is this task alone that closes it, and better not cancelled before:
+        QMPClient breaks when it is told to disconnect while it connects.
+        """
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 await self._client.connect(self._end)
             with self._client.listener(names=_EVENTS) as events:
-                return await self._broken_state(events)
-        except (QMPError, OSError, TimeoutError, EOFError, asyncio.IncompleteReadError) as error:
+                return await self._unless_gone(self._broken_state(events))
+        except (QMPError, OSError, TimeoutError, EOFError) as error:
             log.debug("qmp_ended", machine=self._client.name, error=str(error))
-        await asyncio.Event().wait()  # the process's own end says the rest
-        raise AssertionError
+            return None  # the process's own end says the rest
+        finally:
+            await self._disconnect()
+
+    async def _unless_gone(self, work: Coroutine[None, None, str]) -> str | None:
+        """What `work` returns, or None when the connection ends before: a listener is not told of that."""
+        task, gone = asyncio.create_task(work), asyncio.create_task(self._client.runstate_changed())
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            return await task if task.done() else None
+        finally:
+            task.cancel()
+            gone.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
 
     async def _broken_state(self, events: EventListener) -> str:
         async for event in events:
@@ -53,8 +70,7 @@ class Monitor:
                     return str(status["status"])
         raise EOFError("no more events")
 
-    async def close(self) -> None:
-        """Let go of the connection; safe in every state."""
+    async def _disconnect(self) -> None:
         try:
             async with asyncio.timeout(1):
                 await self._client.disconnect()
