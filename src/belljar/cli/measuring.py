@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -63,6 +64,9 @@ def _figure(name: str, unit: str, values: Sequence[float]) -> Figure:
 
 async def measure(settings: Settings, rounds: int) -> dict[str, Any]:
     """All figures and the machine they were taken on. Raises UnknownImage when no image is built, HostError."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that the servers end too
     image = Images(settings.data_dir).get("python")
     hypervisor = await Chooser(settings).hypervisor(image)
     figures = [_figure("boot: machine spawned → agent ready", "ms", await _boots(hypervisor, image, rounds))]
@@ -71,8 +75,10 @@ async def measure(settings: Settings, rounds: int) -> dict[str, Any]:
         figures.append(_figure("API process, idle", "MB", [_resident_mb(pid)]))
         figures += await _jobs(http, rounds)
         figures.append(_figure("bare python3 here, the same script", "ms", [await _bare() for _ in range(rounds)]))
+        figures.append(_figure("API process, after these jobs", "MB", [_resident_mb(pid)]))
+    async with _server(settings, "--no-worker") as (http, pid):
         figures.append(_figure(f"{_SUBMITS} jobs submitted over HTTP", "s", [await _submits(http)]))
-        figures.append(_figure("API process, after all this", "MB", [_resident_mb(pid)]))
+        figures.append(_figure("API process, after the submits", "MB", [_resident_mb(pid)]))
     machine = {
         "cpus": os.cpu_count(),
         "cpu": _cpu_name(),
@@ -128,12 +134,12 @@ async def _output(hypervisor: Hypervisor, image: Image) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _server(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
+async def _server(settings: Settings, *options: str) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
     """`belljar serve` in a folder of its own, with this folder's images."""
     with tempfile.TemporaryDirectory(prefix="belljar-bench-") as folder:
         data_dir = Path(folder)
         (data_dir / "images").symlink_to(settings.data_dir / "images")
-        arguments = ["-m", "belljar", "serve", "--port", "0", "--data-dir", folder]
+        arguments = ["-m", "belljar", "serve", "--port", "0", "--data-dir", folder, *options]
         environment = {**os.environ, "BELLJAR_ACCELERATOR": (await _accelerator(settings))}
         process = await asyncio.create_subprocess_exec(
             sys.executable, *arguments, env=environment, stderr=asyncio.subprocess.PIPE
@@ -149,8 +155,9 @@ async def _server(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, 
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as http:
                 yield http, process.pid
         finally:
-            process.terminate()
-            await process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await process.communicate()
 
 
 async def _accelerator(settings: Settings) -> str:
@@ -185,23 +192,17 @@ async def _bare() -> float:
 
 
 async def _submits(http: httpx.AsyncClient) -> float:
-    """Seconds until so many jobs are queued; they are cancelled afterwards."""
+    """Seconds until so many jobs are queued, ten callers beside each other."""
     script = await http.post("/v1/scripts", files={"script": ("hello.py", _HELLO.encode())})
     request = {"script_id": script.json()["script_id"]}
-    ids: list[str] = []
 
     async def some(count: int) -> None:
         for _ in range(count):
-            response = await http.post("/v1/jobs", json=request)
-            response.raise_for_status()
-            ids.append(response.json()["id"])
+            (await http.post("/v1/jobs", json=request)).raise_for_status()
 
     started = time.monotonic()
     await asyncio.gather(*(some(_SUBMITS // 10) for _ in range(10)))
-    took = time.monotonic() - started
-    for job_id in ids:
-        await http.post(f"/v1/jobs/{job_id}/cancel")
-    return took
+    return time.monotonic() - started
 
 
 def _resident_mb(pid: int) -> float:
