@@ -27,7 +27,7 @@ LABEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?\Z")
 class Value(BaseModel):
     """A frozen record that refuses fields that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def _check_exec_string(value: str, what: str) -> str:
@@ -41,32 +41,32 @@ def _check_exec_string(value: str, what: str) -> str:
 class JobOptions(Value):
     """How a script is to be run. None means: the default of the image, the script or the settings."""
 
-    #: Arguments after the entrypoint.
     args: tuple[str, ...] = Field(default=(), max_length=4096)
-    #: Added to the image's environment.
+    """Arguments after the entrypoint."""
     env: dict[str, str] = Field(default_factory=dict)
-    #: Text for the script's standard input; without it standard input is empty.
+    """Added to the image's environment."""
     stdin: str | None = None
-    #: The same for bytes, in base64; at most one of the two.
+    """Text for the script's standard input; without it standard input is empty."""
     stdin_base64: str | None = None
-    #: Name of the image; None: the one for the script's language.
+    """The same for bytes, in base64; at most one of the two."""
     image: str | None = Field(default=None, min_length=1, max_length=128)
+    """Name of the image; None: the one for the script's language."""
     vcpus: int | None = Field(default=None, ge=1)
     memory_mb: int | None = Field(default=None, ge=64)
-    #: A scratch disk of this size under everything the job writes; None: in the machine's memory.
     disk_mb: int | None = Field(default=None, ge=16)
+    """A scratch disk of this size under everything the job writes; None: in the machine's memory."""
     timeout_seconds: Annotated[float, Field(gt=0)] | None = None
-    #: What the job may reach; this version has machines without a network only.
     egress: Literal["none"] = "none"
-    #: Globs below the working folder; what they match when the script has ended is kept.
+    """What the job may reach; this version has machines without a network only."""
     artifacts: tuple[str, ...] = Field(default=(), max_length=64)
-    #: How many times infrastructure may fail under the job before it is `lost`.
+    """Globs below the working folder; what they match when the script has ended is kept."""
     max_attempts: int = Field(default=2, ge=1, le=10)
-    #: Higher runs first.
+    """How many times infrastructure may fail under the job before it is `lost`."""
     priority: int = Field(default=0, ge=-100, le=100)
+    """Higher runs first."""
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
-    #: Submitting again with the same key gives the first job back.
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=255)
+    """Submitting again with the same key gives the first job back."""
 
     @field_validator("args")
     @classmethod
@@ -128,11 +128,11 @@ class JobRequest(JobOptions):
     """A submission: the options and what to run, in one of three ways."""
 
     script_id: str | None = None
-    #: The text of a one-file script; needs `language`.
     code: str | None = None
+    """The text of a one-file script; needs `language`."""
     language: str | None = None
-    #: Path → text of a script of several files; `entrypoint` may be left out when the language's default is there.
     files: dict[str, str] | None = None
+    """Path → text of a script of several files; `entrypoint` may be left out when the language's default is there."""
     entrypoint: str | None = None
 
     @model_validator(mode="after")
@@ -169,8 +169,8 @@ class Timings(Value):
     queue_ms: float | None = None
     machine_ms: float | None = None
     run_ms: float | None = None
-    #: The steps of `machine_ms` and what came after the run, by name, in order.
     phases: dict[str, float] = Field(default_factory=dict)
+    """The steps of `machine_ms` and what came after the run, by name, in order."""
 
 
 class Usage(Value):
@@ -187,8 +187,8 @@ class MachineInfo(Value):
 
 
 class Artifact(Value):
-    #: Path below the working folder, as the guest named it: shown, never used as a path on a host.
     path: str
+    """Path below the working folder, as the guest named it: shown, never used as a path on a host."""
     size_bytes: int
 
 
@@ -206,8 +206,8 @@ class LostAttempt(Value):
 
     attempt: int
     worker: str
-    #: Whether the entrypoint had begun to run.
     had_started: bool
+    """Whether the entrypoint had begun to run."""
     code: str
     message: str
     at: datetime
@@ -221,11 +221,11 @@ class Job(Value):
     script_id: str
     status: Status
     exit_code: int | None = None
-    #: Name of the signal that ended the script, such as SIGKILL.
     signal: str | None = None
+    """Name of the signal that ended the script, such as SIGKILL."""
     error: JobError | None = None
-    #: Which try this is or was; 0 until a worker takes the job.
     attempt: int = 0
+    """Which try this is or was; 0 until a worker takes the job."""
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -245,8 +245,8 @@ class Job(Value):
     timeout_seconds: float
     args: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
-    #: Length of standard input; the bytes lie in the blob store.
     stdin_bytes: int = 0
+    """Length of standard input; the bytes lie in the blob store."""
     egress: str = "none"
     artifacts: tuple[str, ...] = ()
     max_attempts: int = 2
