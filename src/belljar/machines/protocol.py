@@ -1,7 +1,8 @@
 """The two protocols between the worker and whatever runs machines.
 
 A `Hypervisor` makes `Machine`s; a machine is one microVM that belongs to the `async with` block that made it: when the
-block ends, however it ends, the virtual machine is dead, reaped, and all that it touched is gone.
+block ends, however it ends, the virtual machine is dead, reaped, and all that it touched is gone. A machine boots, or
+it is cloned from a snapshot: what a template, a machine that was booted to be frozen, wrote into a folder.
 """
 
 from __future__ import annotations
@@ -24,16 +25,44 @@ class Shape:
     memory_mb: int
     #: Size of a scratch disk for everything the guest writes; None: it writes to memory.
     disk_mb: int | None = None
+    #: Whether it has a network device.
+    network: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkSlot:
+    """The network place that a machine is plugged into. Whoever made it owns it, and gives it to one machine at a time.
+
+    From inside every slot looks the same; outside each is a namespace of its own.
+    """
+
+    #: A mounted network namespace, such as /run/netns/belljar-…
+    namespace: Path
+    #: Name of the TAP device in it.
+    tap: str
+    guest_mac: str
+    #: Address and prefix length of the guest, such as 172.30.0.2/30.
+    guest_address: str
+    gateway: str
+    #: What the guest's resolv.conf names.
+    nameservers: tuple[str, ...]
+    mtu: int = 1500
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MachineSpec:
-    """What to boot. The paths are the host's, readable by belljar; the guest sees disks, not paths."""
+    """What to boot or clone. The paths are the host's, readable by belljar; the guest sees disks, not paths."""
 
     image: Image
     shape: Shape
-    #: Read-only filesystem image that becomes `/dev/vdb`.
-    script_disk: Path
+    #: Read-only filesystem image that becomes `/dev/vdb`; None for templates and clones: a clone is given it later.
+    script_disk: Path | None
+    #: Set if and only if the shape has a network.
+    slot: NetworkSlot | None = None
+
+
+#: Size of `/dev/vdb` in templates, and so in every clone: the guest learns it once. Room for the largest script.
+SCRIPT_DISK_BYTES = 512 << 20
 
 
 class DeathCause(StrEnum):
@@ -90,6 +119,28 @@ class Machine(Protocol):
         ...
 
 
+class Clone(Machine, Protocol):
+    """A machine that was cloned: it runs, and its agent waits to be told who it is (`Session.resume`)."""
+
+    async def insert(self, script_disk: Path) -> None:
+        """Make this file the contents of `/dev/vdb`, which the guest has not mounted now. May be called again.
+
+        Raises HostError when it is over SCRIPT_DISK_BYTES.
+        """
+        ...
+
+
+class Template(Machine, Protocol):
+    """A machine that was booted to be frozen. Its script disk is empty and of SCRIPT_DISK_BYTES."""
+
+    async def freeze(self) -> None:
+        """Write its state into its folder, from which clones are made. It runs no more.
+
+        Raises MachineError when it cannot be frozen.
+        """
+        ...
+
+
 class Hypervisor(Protocol):
     """What makes machines on this host."""
 
@@ -101,6 +152,11 @@ class Hypervisor(Protocol):
     @property
     def version(self) -> str:
         """Of the hypervisor's program."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """What changes whenever snapshots of it stop being good: the program, its version, its command line."""
         ...
 
     def machine(self, spec: MachineSpec) -> AbstractAsyncContextManager[Machine]:

@@ -118,7 +118,7 @@ class QemuHypervisor:
                 kernel=_opened(spec.image.kernel, passed),
                 initramfs=_opened(spec.image.initramfs, passed),
                 root=_opened(spec.image.root, passed),
-                script=_opened(spec.script_disk, passed),
+                script=_opened(_script_disk(spec), passed),
                 scratch=scratch,
                 agent=agent.theirs.fileno(),
                 qmp=qmp.theirs.fileno(),
@@ -180,6 +180,12 @@ def qemu_version(executable: Path) -> str:
         raise HostError(f"{executable} --version failed: {error}") from error
     found = re.search(r"version (\d[\w.]*)", words)
     return found[1] if found else "unknown"
+
+
+def _script_disk(spec: MachineSpec) -> Path:
+    if spec.script_disk is None:
+        raise ValueError("a machine that boots is given its script's disk at once")
+    return spec.script_disk
 
 
 def _bounds(spec: MachineSpec) -> Bounds:
