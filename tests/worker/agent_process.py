@@ -25,6 +25,9 @@ class ProcessMachine:
     console: Console = field(default_factory=lambda: Console(1000))
     phases: dict[str, float] = field(default_factory=dict)
 
+    def pids(self) -> list[int]:
+        return [self.process.pid]
+
     async def death(self) -> Death:
         await self.process.wait()
         return Death(cause=DeathCause.GUEST_EXIT, message="the agent's process ended")
