@@ -1,4 +1,4 @@
-"""The rooms of src/belljar and what each may know of: dependencies point one way, and modules are named for what they are."""
+"""The rooms of src/belljar and what each may know of: dependencies point one way."""
 
 from __future__ import annotations
 
