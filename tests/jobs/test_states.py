@@ -20,13 +20,13 @@ def test_every_status_has_its_line() -> None:
     assert set(TRANSITIONS) == set(Status)
 
 
-@pytest.mark.parametrize("status", TERMINAL)
+@pytest.mark.parametrize("status", sorted(TERMINAL))
 def test_nothing_follows_an_end(status: Status) -> None:
     assert TRANSITIONS[status] == frozenset()
     assert status.terminal
 
 
-@pytest.mark.parametrize("status", set(Status) - TERMINAL)
+@pytest.mark.parametrize("status", sorted(set(Status) - TERMINAL))
 def test_every_job_can_still_end_and_be_cancelled(status: Status) -> None:
     assert not status.terminal
     assert reachable(status) >= TERMINAL
