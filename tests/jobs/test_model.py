@@ -121,7 +121,7 @@ def test_whatever_is_accepted_can_be_given_to_a_program(env: dict[str, str], arg
     ],
 )
 def test_a_request_says_in_exactly_one_way_what_to_run(request_: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="script_id|language"):
+    with pytest.raises(ValidationError, match=r"script_id|language"):
         JobRequest(**request_)
 
 

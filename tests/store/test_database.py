@@ -85,7 +85,7 @@ async def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, read_o
     folder.mkdir()
     read_only(folder)
     await refused(folder, DataFolderError, "cannot be written; check its owner and mode, or set --data-dir")
-    with pytest.raises(DataFolderError, match="cannot make the folder .* set --data-dir"):
+    with pytest.raises(DataFolderError, match=r"cannot make the folder .* set --data-dir"):
         await opened(folder / "below")
 
 
@@ -111,7 +111,7 @@ async def test_a_full_disk_is_told_and_nothing_is_half_written(small_disk: Path)
     (small_disk / "filler").unlink()
     database = await opened(small_disk)
     jobs, kept = SqlJobs(database), []
-    with pytest.raises(DiskFull, match="no room left .*free some space"):
+    with pytest.raises(DiskFull, match=r"no room left .*free some space"):
         for _ in range(1000):
             kept.append(await jobs.insert(queued(env={"A": "x" * 5000}, labels={"a": "b"})))
     assert kept

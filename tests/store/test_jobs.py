@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -109,14 +110,9 @@ async def test_lists_are_of_one_status_script_or_label(jobs: SqlJobs, claims: Sq
     assert ids(await jobs.list("mine", label="x=1", status=Status.QUEUED)) == []
 
 
-@given(st.datetimes(timezones=st.timezones()), st.text())
-def test_a_cursor_is_what_it_was_made_of(at: object, name: str) -> None:
-    try:
-        name.encode()
-        at.astimezone()  # type: ignore[attr-defined]
-    except (UnicodeEncodeError, OverflowError):
-        return
-    assert decode(encode(at, name)) == (at, name)  # type: ignore[arg-type]
+@given(st.datetimes(timezones=st.just(UTC)), st.text())
+def test_a_cursor_is_what_it_was_made_of(at: datetime, name: str) -> None:
+    assert decode(encode(at, name)) == (at, name)
 
 
 @given(st.text(max_size=40) | st.text(alphabet="ABab01-_=", max_size=40))
