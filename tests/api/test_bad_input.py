@@ -34,21 +34,23 @@ async def nothing_kept(api: Served) -> None:
     assert [path for name in ("run/uploads", "blobs") for path in (data_dir / name).rglob("*")] == []
 
 
+CODE = {"code": "x", "language": "python"}
+TWO_TEXTS = {"a.txt": "x", "b.txt": "y"}
 BODIES = {
     "unknown language": ({"code": "x", "language": "cobol"}, 422, "unknown_language", "cobol"),
-    "unknown image": ({"code": "x", "language": "python", "image": "windows"}, 422, "unknown_image", "windows"),
+    "unknown image": ({**CODE, "image": "windows"}, 422, "unknown_image", "windows"),
     "image that is not built": (
-        {"code": "x", "language": "python", "image": "shell"},
+        {**CODE, "image": "shell"},
         422,
         "unknown_image",
         "belljar image build shell",
     ),
-    "image that is a path": ({"code": "x", "language": "python", "image": "../x"}, 422, "unknown_image", "image"),
+    "image that is a path": ({**CODE, "image": "../x"}, 422, "unknown_image", "image"),
     "unknown script": ({"script_id": NO_SCRIPT}, 404, "not_found", "GET /v1/scripts"),
     "empty code": ({"code": "", "language": "python"}, 422, "invalid_script", "empty"),
     "no files": ({"files": {}, "language": "python"}, 422, "invalid_script", ""),
     "files without an entrypoint": (
-        {"files": {"a.txt": "x", "b.txt": "y"}, "language": "python"},
+        {"files": TWO_TEXTS, "language": "python"},
         422,
         "invalid_script",
         "",
