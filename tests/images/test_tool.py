@@ -34,7 +34,11 @@ async def test_files_may_be_its_input_and_output(log: Path, tmp_path: Path) -> N
 async def test_a_failure_is_told_with_the_last_words_and_where_the_rest_is(log: Path) -> None:
     await call(["sh", "-c", "echo of an earlier call >&2"], log=log, timeout_seconds=10)
     with pytest.raises(ImageBuildError, match=r"sh failed \(exit 3\): E: no such package; .*build\.log"):
-        await call(["sh", "-c", "echo 'E: no such package' >&2; echo >&2; exit 3"], log=log, timeout_seconds=10)
+        await call(
+            ["sh", "-c", "echo 'E: no such package' >&2; echo >&2; echo; echo chatter; exit 3"],
+            log=log,
+            timeout_seconds=10,
+        )
     with pytest.raises(ImageBuildError, match="it said nothing"):
         await call(["false"], log=log, timeout_seconds=10)
 
