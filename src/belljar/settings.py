@@ -125,7 +125,8 @@ def _settings_file(init_settings: PydanticBaseSettingsSource) -> Path | None:
 def load_settings(**flags: Any) -> Settings:
     """Settings from flags (those that are not None), the environment and `belljar.toml`.
 
-    Raises InvalidOption, naming the setting, for a value that is out of bounds or a name that does not exist.
+    Raises InvalidOption, naming the setting, for a value that is out of bounds or a name that does not exist, and for a
+    `belljar.toml` that cannot be read.
     """
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})
@@ -133,4 +134,7 @@ def load_settings(**flags: Any) -> Settings:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "settings"
         raise InvalidOption(f"the setting {name} is wrong: {first['msg']}; see docs/settings.md", option=name) from None
+    except (OSError, ValueError) as error:  # not TOML, not UTF-8, not this user's to read
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidOption(f"belljar.toml cannot be read: {reason}; see docs/settings.md", option="settings") from None
     return settings.model_copy(update={"data_dir": settings.data_dir.expanduser().absolute()})

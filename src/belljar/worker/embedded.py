@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from belljar.errors import DiskFull, HostError, MachineError
+from belljar.errors import DataFolderError, DiskFull, HostError, MachineError
 from belljar.guest.wire import Stream
 from belljar.images.catalog import Images
 from belljar.jobs.model import Artifact, Job, JobOptions, LogInfo, MachineInfo, Timings
@@ -60,12 +60,11 @@ class EmbeddedRun:
 async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Event) -> Job:
     """Run one job to its end and return it as a server would. Setting `cancel` stops it.
 
-    Raises InvalidScript, UnknownLanguage, UnknownImage, InvalidOption, TooLarge, HostError, MachineError.
+    Raises InvalidScript, UnknownLanguage, UnknownImage, InvalidOption, TooLarge, DataFolderError, HostError,
+    MachineError.
     """
     images = Images(settings.data_dir)
-    work_root = settings.data_dir / "run" / "embedded"
-    work_root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=work_root) as folder:
+    with _work_folder(settings.data_dir / "run" / "embedded") as folder:
         prepared = await prepare(
             run.source,
             filename=run.filename,
@@ -105,6 +104,15 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
             else:
                 return _ended(job, attempt, ends[-1], audience, hypervisor)
     raise AssertionError("a loop over at least one attempt returns or raises")
+
+
+def _work_folder(root: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder for one run, gone with its block. Raises DataFolderError."""
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return tempfile.TemporaryDirectory(dir=root)
+    except OSError as error:
+        raise DataFolderError(f"cannot write {root}: {error.strerror}; set --data-dir to another folder") from error
 
 
 def _ended(job: Job, attempt: int, end: AttemptEnd, audience: _Terminal, hypervisor: Hypervisor) -> Job:
