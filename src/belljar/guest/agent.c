@@ -97,6 +97,7 @@ struct report {
     int32_t value; /* errno, pid, or wait status */
     uint64_t cpu_us;
     uint64_t max_rss_bytes;
+    uint64_t started_us; /* by the reaper's clock: the agent may come to reading this late */
 };
 
 enum phase { WAITING_WELCOME, READY, RUNNING, ENDED, COLLECTING };
@@ -614,7 +615,7 @@ static _Noreturn void exec_entrypoint(uint32_t uid, uint32_t gid, int cgroup_fd,
 static void send_report(int fd, enum report_kind kind, int value)
 {
     struct rusage usage;
-    struct report report = {.kind = kind, .value = value};
+    struct report report = {.kind = kind, .value = value, .started_us = agent.started_us};
     if (kind == REPORT_EXITED && getrusage(RUSAGE_CHILDREN, &usage) == 0) {
         report.cpu_us = (uint64_t)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000 +
                         (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
@@ -647,6 +648,7 @@ static _Noreturn void be_reaper(uint32_t uid, uint32_t gid, int cgroup_fd, const
         send_report(report_fd, REPORT_ISOLATE_FAILED, errno);
         _exit(1);
     }
+    agent.started_us = now_us(); /* in this process's copy */
     pid_t child = fork();
     if (child == 0)
         exec_entrypoint(uid, gid, cgroup_fd, stdio, failed[1]);
@@ -790,7 +792,7 @@ static void read_report(void)
         send_failed(STAGE_EXEC, report.value);
         break;
     case REPORT_STARTED:
-        agent.started_us = now_us();
+        agent.started_us = report.started_us;
         put_u32(pid, (uint32_t)report.value);
         send_control(STARTED, pid, sizeof pid);
         break;
