@@ -33,6 +33,42 @@ def belljar(
     )
 
 
+_EACH = """
+import json, os, sys
+import belljar.cli.serving, belljar.client, belljar.images.build, belljar.worker.embedded
+from belljar.cli.main import main
+for number, words in enumerate(json.load(sys.stdin)):
+    pid = os.fork()
+    if pid == 0:
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{sys.argv[1]}/{number}.{name}", os.O_CREAT | os.O_WRONLY), stream)
+        sys.argv[:] = ["belljar", *words]
+        main()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def belljar_each(calls: list[list[str]], data_dir: Path, folder: Path) -> list[subprocess.CompletedProcess[bytes]]:
+    """Run `belljar` with each of these words, in forks of a process that has loaded it: a tenth of the time."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("BELLJAR_")}
+    codes = subprocess.run(
+        [sys.executable, "-c", _EACH, str(folder)],
+        input=json.dumps(calls).encode(),
+        env={**variables, "BELLJAR_DATA_DIR": str(data_dir)},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=120,
+    ).stdout.split()
+    assert len(codes) == len(calls)
+    return [
+        subprocess.CompletedProcess(
+            words, int(code), (folder / f"{number}.out").read_bytes(), (folder / f"{number}.err").read_bytes()
+        )
+        for number, (words, code) in enumerate(zip(calls, codes, strict=True))
+    ]
+
+
 def output(result: subprocess.CompletedProcess[bytes]) -> str:
     """What a command printed that succeeded and complained of nothing."""
     assert (result.returncode, result.stderr.decode()) == (0, ""), result.stderr.decode()
