@@ -37,11 +37,13 @@ _EACH = """
 import json, os, sys
 import belljar.cli.serving, belljar.client, belljar.images.build, belljar.worker.embedded
 from belljar.cli.main import main
-for number, words in enumerate(json.load(sys.stdin)):
+results = []
+for words in json.load(sys.stdin):
+    files = [os.memfd_create("output"), os.memfd_create("errors")]
     pid = os.fork()
     if pid == 0:
-        for stream, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{sys.argv[1]}/{number}.{name}", os.O_CREAT | os.O_WRONLY), stream)
+        os.dup2(files[0], 1)
+        os.dup2(files[1], 2)
         sys.argv[:] = ["belljar", *words]
         try:
             main()
@@ -49,28 +51,29 @@ for number, words in enumerate(json.load(sys.stdin)):
             sys.stdout.flush()
             os._exit(end.code)  # taking down all that was loaded would cost more than the call
         os.abort()
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    results.append([code, *(os.pread(file, 1 << 20, 0).decode("latin-1") for file in files)])
+print(json.dumps(results))
 """
 
 
-def belljar_each(calls: list[list[str]], data_dir: Path, folder: Path) -> list[subprocess.CompletedProcess[bytes]]:
-    """Run `belljar` with each of these words, in forks of a process that has loaded it: a tenth of the time."""
+def belljar_each(
+    *calls: list[str], data_dir: Path, cwd: Path = Path("/"), before: list[str] | None = None
+) -> list[subprocess.CompletedProcess[bytes]]:
+    """Run `belljar` with each of these words, in forks of one process that has loaded it: a tenth of the time."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("BELLJAR_")}
-    codes = subprocess.run(
-        [sys.executable, "-c", _EACH, str(folder)],
+    found = subprocess.run(
+        [*(before or []), sys.executable, "-c", _EACH],
         input=json.dumps(calls).encode(),
         env={**variables, "BELLJAR_DATA_DIR": str(data_dir)},
-        cwd=folder,
+        cwd=cwd,
         stdout=subprocess.PIPE,
         check=True,
         timeout=120,
-    ).stdout.split()
-    assert len(codes) == len(calls)
+    )
     return [
-        subprocess.CompletedProcess(
-            words, int(code), (folder / f"{number}.out").read_bytes(), (folder / f"{number}.err").read_bytes()
-        )
-        for number, (words, code) in enumerate(zip(calls, codes, strict=True))
+        subprocess.CompletedProcess(words, code, out.encode("latin-1"), err.encode("latin-1"))
+        for words, (code, out, err) in zip(calls, json.loads(found.stdout), strict=True)
     ]
 
 

@@ -13,36 +13,43 @@ import pytest
 
 from belljar.settings import Settings
 from belljar.store.database import open_database
-from cli.command import ORDINARY, belljar, complaint, output, parsed
+from cli.command import ORDINARY, belljar, belljar_each, complaint, output, parsed
 from images.registered import register
 
 
 def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
-    made = parsed(belljar("key", "create", "ci", "--project", "team", "--json", data_dir=tmp_path))
-    assert made["secret"].startswith("bj_") and (made["project"], made["admin"]) == ("team", False)
-    secret = output(belljar("key", "create", "boss", "--admin", data_dir=tmp_path)).strip()
+    made, boss = belljar_each(
+        ["key", "create", "ci", "--project", "team", "--json"], ["key", "create", "boss", "--admin"], data_dir=tmp_path
+    )
+    key, secret = parsed(made), output(boss).strip()
+    assert key["secret"].startswith("bj_") and (key["project"], key["admin"]) == ("team", False)
     assert secret.startswith("bj_")
-    assert output(belljar("key", "revoke", made["id"], data_dir=tmp_path)) == ""
-    listed = parsed(belljar("key", "ls", "--json", data_dir=tmp_path))
-    assert [(key["name"], key["admin"], key["revoked_at"] is None) for key in listed] == [
+    revoked, listed, table = belljar_each(
+        ["key", "revoke", key["id"]], ["key", "ls", "--json"], ["key", "ls"], data_dir=tmp_path
+    )
+    assert output(revoked) == ""
+    assert [(each["name"], each["admin"], each["revoked_at"] is None) for each in parsed(listed)] == [
         ("ci", False, False),
         ("boss", True, True),
     ]
-    table = output(belljar("key", "ls", data_dir=tmp_path))
-    assert "boss" in table and secret not in table and made["secret"] not in table
+    assert "boss" in output(table) and secret not in output(table) and key["secret"] not in output(table)
 
 
 def test_images_are_listed_and_removed(tmp_path: Path) -> None:
-    assert parsed(belljar("image", "ls", "--json", data_dir=tmp_path)) == []
     register(tmp_path, "python")
     register(tmp_path, "shell")
-    assert [image["name"] for image in parsed(belljar("image", "ls", "--json", data_dir=tmp_path))] == [
-        "python",
-        "shell",
-    ]
-    assert output(belljar("image", "rm", "shell", data_dir=tmp_path)) == ""
-    table = output(belljar("image", "ls", data_dir=tmp_path))
-    assert "python" in table and "shell.json" not in [path.name for path in (tmp_path / "images").iterdir()]
+    before, removed, table, last, nothing = belljar_each(
+        ["image", "ls", "--json"],
+        ["image", "rm", "shell"],
+        ["image", "ls"],
+        ["image", "rm", "python"],
+        ["image", "ls", "--json"],
+        data_dir=tmp_path,
+    )
+    assert [image["name"] for image in parsed(before)] == ["python", "shell"]
+    assert output(removed) == output(last) == ""
+    assert "python" in output(table) and not any(line.startswith("shell ") for line in output(table).splitlines())
+    assert parsed(nothing) == []
 
 
 async def test_a_newer_data_folder_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
@@ -67,24 +74,21 @@ def test_a_data_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_a_data_folder_of_somebody_else_is_told(everybodys: Path, ordinary: list[str]) -> None:
+    register(everybodys, "python")
+    (everybodys / "hello.py").write_text("print(1)")
+    before = sorted(path for path in everybodys.rglob("*"))
+    calls = [
         ["serve", "--port", "0"],
+        ["worker"],
         ["key", "create", "ci"],
         ["image", "build", "python"],
         ["image", "rm", "python"],
         ["run", "hello.py"],
-    ],
-    ids=lambda words: words[0],
-)
-def test_a_data_folder_of_somebody_else_is_told(everybodys: Path, ordinary: list[str], words: list[str]) -> None:
-    register(everybodys, "python")
-    (everybodys / "hello.py").write_text("print(1)")
-    before = sorted(path for path in everybodys.rglob("*"))
-    result = belljar(*words, data_dir=everybodys, cwd=everybodys, before=ordinary)
-    text = complaint(result, 125 if words[0] == "run" else 1)
-    assert str(everybodys) in text and ("--data-dir" in text or "Permission denied" in text)
+    ]
+    for result in belljar_each(*calls, data_dir=everybodys, cwd=everybodys, before=ordinary):
+        text = complaint(result, 125 if result.args[0] == "run" else 1)
+        assert str(everybodys) in text and ("--data-dir" in text or "Permission denied" in text)
     assert sorted(path for path in everybodys.rglob("*")) == before
 
 

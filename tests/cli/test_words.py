@@ -25,7 +25,7 @@ def every_command(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[s
 def test_every_command_has_a_help_that_says_what_it_does(tmp_path: Path) -> None:
     commands = list(every_command(typer.main.get_command(app)))
     assert len(commands) >= 20
-    results = belljar_each([[*words, "--help"] for words in commands], tmp_path, tmp_path)
+    results = belljar_each(*([*words, "--help"] for words in commands), data_dir=tmp_path)
     for words, page in zip(commands, map(output, results), strict=True):
         assert page.lstrip().startswith(f"Usage: belljar {' '.join(words)}".rstrip()), words
         assert len(page.splitlines()[2].split()) > 2, words
@@ -67,7 +67,7 @@ def complaints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess
     """What each of the wrong calls came to."""
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "a.py").write_text("print(1)")
-    results = belljar_each([words for words, _, _ in WRONG], folder / "data", folder)
+    results = belljar_each(*(words for words, _, _ in WRONG), data_dir=folder / "data", cwd=folder)
     return {" ".join(words): result for (words, _, _), result in zip(WRONG, results, strict=True)}
 
 
