@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,27 +29,29 @@ def server(data_dir: Path) -> Iterator[Server]:
         yield server
 
 
-def run(data_dir: Path, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return belljar(*words, data_dir=data_dir, stdin=stdin)
-
-
-def test_the_server_and_the_key_of_this_machine_are_found(server: Server, data_dir: Path) -> None:
-    job_id = output(run(data_dir, "submit", "-", "--language", "python", "--label", "a=b", stdin=b"print(1)")).strip()
-    (job,) = parsed(run(data_dir, "jobs", "ls", "--label", "a=b", "--json"))["jobs"]
-    assert (job["id"], job["status"], job["entrypoint"]) == (job_id, "queued", "main.py")
-    assert job_id in output(run(data_dir, "jobs", "ls", "--status", "queued"))
-    assert "queued" in output(run(data_dir, "jobs", "get", job_id))
-    assert output(run(data_dir, "logs", job_id)) == ""
-
-
-def test_waiting_no_longer_than_asked_and_cancelling(server: Server, data_dir: Path, tmp_path: Path) -> None:
+def test_the_server_and_the_key_of_this_machine_are_found(server: Server, data_dir: Path, tmp_path: Path) -> None:
+    words = ["submit", "-", "--language", "python", "--label", "a=b"]
+    job_id = output(belljar(*words, data_dir=data_dir, stdin=b"print(1)")).strip()
     (tmp_path / "main.py").write_text("print(1)")
-    job = parsed(run(data_dir, "submit", str(tmp_path), "--json", "--", "a", "--b"))
-    assert (job["args"], job["entrypoint"]) == (["a", "--b"], "main.py")
-    waited = run(data_dir, "jobs", "wait", job["id"], "--timeout", "0.1", "--json")
+    folder = parsed(belljar("submit", str(tmp_path), "--json", "--", "a", "--b", data_dir=data_dir))
+    assert (folder["args"], folder["entrypoint"]) == (["a", "--b"], "main.py")
+    listed, table, shown, logs, waited, cancelled, ended = belljar_each(
+        ["jobs", "ls", "--label", "a=b", "--json"],
+        ["jobs", "ls", "--status", "queued"],
+        ["jobs", "get", job_id],
+        ["logs", job_id],
+        ["jobs", "wait", job_id, "--timeout", "0.1", "--json"],
+        ["jobs", "cancel", job_id, "--json"],
+        ["jobs", "wait", job_id, "--json"],
+        data_dir=data_dir,
+    )
+    (job,) = parsed(listed)["jobs"]
+    assert (job["id"], job["status"], job["entrypoint"]) == (job_id, "queued", "main.py")
+    assert job_id in output(table) and folder["id"] in output(table)
+    assert "queued" in output(shown)
+    assert output(logs) == ""
     assert waited.returncode == 124 and b"is still queued" in waited.stderr
-    assert parsed(run(data_dir, "jobs", "cancel", job["id"], "--json"))["status"] == "cancelled"
-    assert parsed(run(data_dir, "jobs", "wait", job["id"], "--json"))["status"] == "cancelled"
+    assert parsed(cancelled)["status"] == parsed(ended)["status"] == "cancelled"
 
 
 def test_what_the_server_refuses_is_one_line(server: Server, data_dir: Path, tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_the_key_of_this_machine_is_shown_to_no_other(data_dir: Path) -> None:
 
 def test_a_second_worker_on_the_same_folder_is_refused(server: Server, data_dir: Path) -> None:
     with serving(data_dir) as worker:
-        text = complaint(run(data_dir, "worker"), 1)
+        text = complaint(belljar("worker", data_dir=data_dir), 1)
         assert "another belljar works on" in text and "--data-dir" in text
         assert worker.process.poll() is None
 

@@ -52,25 +52,31 @@ def test_images_are_listed_and_removed(tmp_path: Path) -> None:
     assert parsed(nothing) == []
 
 
-async def test_a_newer_data_folder_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    await (await open_database(Settings(data_dir=tmp_path))).close()
-    with sqlite3.connect(tmp_path / "belljar.db") as connection:
+async def test_a_folder_that_cannot_be_served_is_told_and_left_as_it_is(tmp_path: Path) -> None:
+    newer, damaged, a_file, unborn = (tmp_path / name for name in ("newer", "damaged", "file", "unborn"))
+    await (await open_database(Settings(data_dir=newer))).close()
+    with sqlite3.connect(newer / "belljar.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    result = belljar("serve", "--port", "0", data_dir=tmp_path)
-    assert "newer belljar (schema 9999); upgrade" in complaint(result, 1)
-    with sqlite3.connect(tmp_path / "belljar.db") as connection:
+    damaged.mkdir()
+    (damaged / "belljar.db").write_text("no database at all, but long enough to look like something" * 20)
+    a_file.write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        results = belljar_each(
+            ["serve", "--port", "0", "--data-dir", str(newer)],
+            ["serve", "--port", "0", "--data-dir", str(damaged)],
+            ["serve", "--port", "0", "--data-dir", str(a_file)],
+            ["serve", "--port", str(port), "--data-dir", str(unborn)],
+            data_dir=tmp_path,
+        )
+    of_newer, of_damaged, of_file, of_port = (complaint(result, 1) for result in results)
+    assert "newer belljar (schema 9999); upgrade" in of_newer
+    with sqlite3.connect(newer / "belljar.db") as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
-
-
-def test_a_damaged_data_folder_is_told(tmp_path: Path) -> None:
-    (tmp_path / "belljar.db").write_text("no database at all, but long enough to look like something" * 20)
-    assert "damaged" in complaint(belljar("serve", "--port", "0", data_dir=tmp_path), 1)
-
-
-def test_a_data_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
-    (tmp_path / "data").write_text("")
-    text = complaint(belljar("serve", "--port", "0", data_dir=tmp_path / "data"), 1)
-    assert str(tmp_path / "data") in text and "--data-dir" in text
+    assert "damaged" in of_damaged and str(damaged) in of_damaged
+    assert str(a_file) in of_file and "--data-dir" in of_file
+    assert f"port {port} on 127.0.0.1 is in use; choose another with --port" in of_port
+    assert not unborn.exists()
 
 
 @pytest.mark.root
@@ -101,14 +107,6 @@ def test_an_ordinary_users_folder_is_that_users_alone(everybodys: Path, ordinary
     folder = home / ".local/share/belljar"
     assert (folder / "belljar.db").stat().st_uid == ORDINARY
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-
-
-def test_a_port_in_use_is_told_and_nothing_is_written(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        text = complaint(belljar("serve", "--port", port, data_dir=tmp_path / "data"), 1)
-        assert f"port {port} on 127.0.0.1 is in use; choose another with --port" in text
-    assert not (tmp_path / "data").exists()
 
 
 def test_doctor_says_what_is_missing_and_how_to_mend_it(tmp_path: Path) -> None:
