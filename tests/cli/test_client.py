@@ -78,9 +78,9 @@ def test_the_key_of_this_machine_is_shown_to_no_other(data_dir: Path) -> None:
             assert ("authorization" in client._http.headers) == shown
 
 
-def test_a_second_worker_on_the_same_folder_is_refused(server: Server, data_dir: Path) -> None:
-    with serving(data_dir) as worker:
-        text = complaint(belljar("worker", data_dir=data_dir), 1)
+def test_a_second_worker_on_the_same_folder_is_refused(tmp_path: Path) -> None:
+    with serving(tmp_path / "data") as worker:
+        text = complaint(belljar("worker", data_dir=tmp_path / "data"), 1)
         assert "another belljar works on" in text and "--data-dir" in text
         assert worker.process.poll() is None
 
