@@ -43,8 +43,8 @@ class Archive:
 
     async def update(self) -> None:
         """Fetch the archive's lists. Raises ImageBuildError when a signature or the network fails."""
-        # A mirror that does not answer is a warning to apt, which goes on with older lists; without any, what comes next
-        # would complain of something else.
+        # A mirror that does not answer is a warning to apt, which goes on with older lists; where there are none, what
+        # comes next would complain of something else.
         first = not any((self.folder / "lists").glob("*InRelease"))
         strict = ["-o", "APT::Update::Error-Mode=any"] if first else []
         await self._apt("apt-get", *strict, "update", "-q")
