@@ -124,6 +124,7 @@ struct report {
     int32_t value; /* errno, pid, or wait status */
     uint64_t cpu_us;
     uint64_t max_rss_bytes;
+    uint64_t started_us; /* by the reaper's clock: the agent may come to reading this late */
 };
 
 enum phase { WAITING_WELCOME, READY, PREPARING, SUSPENDED_NOW, RUNNING, RESTING, ENDED, COLLECTING };
@@ -800,7 +801,7 @@ static pid_t spawn(const struct child *how, const char *folder)
 static void send_report(int fd, enum report_kind kind, int value)
 {
     struct rusage usage;
-    struct report report = {.kind = kind, .value = value};
+    struct report report = {.kind = kind, .value = value, .started_us = agent.started_us};
     if (kind == REPORT_EXITED && getrusage(RUSAGE_CHILDREN, &usage) == 0) {
         report.cpu_us = (uint64_t)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000 +
                         (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
@@ -890,6 +891,7 @@ static _Noreturn void be_reaper(struct child how, bool prefork, int report_fd, i
                 kill(child, SIGKILL);
                 waitpid(child, NULL, 0);
             }
+            agent.started_us = now_us(); /* in this process's copy, for what it reports */
             if (order == ORDER_EXEC) {
                 read_order(order_fd);
                 if ((child = spawn(&how, agent.working_folder)) < 0) {
@@ -1055,12 +1057,6 @@ static void drop_processes(struct processes *job)
     if (job->cgroup[0])
         rmdir(job->cgroup);
     no_processes(job);
-}
-
-static void drop_prepared(void)
-{
-    while (agent.prepared_count > 0)
-        drop_processes(&agent.prepared[--agent.prepared_count]);
 }
 
 /* The newest set that was prepared with that prefork program, taken out of those that wait. */
@@ -1248,11 +1244,9 @@ static void read_report(void)
         send_failed(STAGE_EXEC, report.value);
         break;
     case REPORT_STARTED:
-        agent.started_us = now_us();
+        agent.started_us = report.started_us;
         put_u32(pid, (uint32_t)report.value);
         send_control(STARTED, pid, sizeof pid);
-        if (!agent.rehearse)
-            drop_prepared(); /* nothing but this job runs in this machine any more */
         break;
     case REPORT_EXITED:
         agent.has_status = true;
