@@ -56,6 +56,16 @@ class Server:
         assert found
         return int(found[1]) // 1024
 
+    def until_no_machines(self, seconds: float = 60) -> None:
+        """Wait until no hypervisor is left: an ended job's, and one that is frozen for the jobs to come."""
+        deadline = time.monotonic() + seconds
+        while pids := self.machines():
+            assert time.monotonic() < deadline, pids
+            time.sleep(0.05)
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
     def machines(self) -> list[int]:
         """Process ids of the hypervisors that this server started."""
         return [pid for pid in descendants(self.process.pid) if "qemu" in name_of(pid)]

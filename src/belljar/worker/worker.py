@@ -26,6 +26,7 @@ from belljar.machines.leftovers import clear_leftovers
 from belljar.machines.protocol import Hypervisor, MachineSpec
 from belljar.machines.shapes import fitted
 from belljar.machines.supply import Ready
+from belljar.machines.usage import resident_mb
 from belljar.store.nodes import Node
 from belljar.worker.attempt import AttemptEnd, run_attempt
 from belljar.worker.capacity import Capacity
@@ -39,6 +40,7 @@ log = structlog.get_logger()
 LOOK_SECONDS = 0.5
 #: Pause after the store could not be read or written.
 TROUBLE_SECONDS = 2.0
+_MEASURE_SECONDS = 1.0
 #: The image that most first jobs want.
 _FIRST_IMAGE = "python"
 
@@ -70,6 +72,7 @@ class Worker:
             group.create_task(self._rooms.supply.run(self.capacity.spare_mb))
             group.create_task(self._keep_alive())
             group.create_task(self._look_after())
+            group.create_task(self._measure())
             await self._claim_while_there_is_room(group)
 
     async def _recover(self) -> None:
@@ -109,8 +112,6 @@ class Worker:
                 await self._wait_for_work()
                 continue
             self.capacity.hold(job.id, job.resources)
-            if self._rooms.supply.pool is not None:
-                await self._rooms.supply.pool.shrink_to(self.capacity.spare_mb())
             self._running[job.id] = _Running(job)
             group.create_task(self._attempt(job), name=f"attempt {job.id}")
 
@@ -168,6 +169,8 @@ class Worker:
         plan = plan_attempt(job, image, disk, stdin, rooms.settings)
         hypervisor = recorder.hypervisor = self._hypervisor = await rooms.hypervisor(image)
         preparation = await rooms.preparations.of(image)
+        if rooms.supply.pool is not None:
+            await rooms.supply.pool.shrink_to(self.capacity.spare_mb())
 
         def take(spec: MachineSpec) -> AbstractAsyncContextManager[Ready]:
             return rooms.supply.machine(hypervisor, spec, preparation)
@@ -196,6 +199,12 @@ class Worker:
             await keep_log(rooms.settings.data_dir, rooms.blobs, job.id)
         rooms.changes.notify(job.id)
         rooms.changes.notify_queued()
+
+    async def _measure(self) -> None:
+        """Know what machines really take, where more was promised than there is."""
+        while self.capacity.overcommit > 1:
+            await asyncio.sleep(_MEASURE_SECONDS)
+            self.capacity.used_mb = await asyncio.to_thread(resident_mb, self._rooms.supply.pids())
 
     async def _look_after(self) -> None:
         """Pass on requests to cancel."""
@@ -229,7 +238,7 @@ class Worker:
 
     async def _beat(self) -> None:
         vcpus_free, memory_free_mb = self.capacity.free()
-        hypervisor = self._hypervisor
+        hypervisor, pool = self._hypervisor, self._rooms.supply.pool
         await self._rooms.nodes.heartbeat(
             Node(
                 id=self.id,
@@ -245,5 +254,7 @@ class Worker:
                 vcpus_free=vcpus_free,
                 memory_free_mb=memory_free_mb,
                 running_jobs=self.capacity.jobs,
+                waiting_clones=sum(pool.counts().values()) if pool is not None else 0,
+                waiting_memory_mb=round(pool.memory_mb if pool is not None else 0),
             )
         )
