@@ -38,11 +38,15 @@ class Settings(BaseSettings):
     database_url: str | None = Field(None, description="SQLAlchemy URL; by default SQLite in the data folder.")
     blobs_url: str | None = Field(None, description="Object store URL; by default a folder in the data folder.")
 
-    hypervisor: Literal["auto", "qemu"] = Field("auto", description="Program that runs machines.")
+    hypervisor: Literal["auto", "firecracker", "qemu"] = Field(
+        "auto", description="What runs machines; `auto`: Firecracker if it is there and boots the kernel, else QEMU."
+    )
     accelerator: Literal["auto", "kvm", "tcg"] = Field(
         "auto", description="`auto` uses KVM when it really boots the kernel, else software emulation."
     )
     qemu: str = Field("qemu-system-x86_64", description="QEMU's executable, a name or a path.")
+    firecracker: str = Field("firecracker", description="Firecracker's executable, a name or a path.")
+    jailer: str = Field("jailer", description="Firecracker's jailer, of the same release; used when belljar is root.")
     jail_uid_base: int = Field(
         2_000_000, ge=1000, description="First of the user ids that machines run as when belljar runs as root."
     )
