@@ -51,7 +51,7 @@ class ProcessHypervisor:
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                self.agent, "--fd", str(theirs.fileno()), pass_fds=[theirs.fileno()]
+                self.agent, "--fd", str(theirs.fileno()), "/nonexistent", pass_fds=[theirs.fileno()]
             )
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         machine = ProcessMachine(process, reader, writer)

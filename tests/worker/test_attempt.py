@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from belljar.errors import MachineDied
-from belljar.guest.session import Command
+from belljar.guest.command import Command
 from belljar.images.manifest import Image, Manifest, Part
 from belljar.machines.protocol import MachineSpec, Shape
 from belljar.worker.attempt import AttemptEnd, AttemptPlan, Stop, run_attempt

@@ -29,6 +29,8 @@ class Language(Value):
     run: tuple[str, ...]
     #: A command that prints the language's version.
     version: tuple[str, ...] = ()
+    #: The program in the initramfs that waits in a snapshot to become a script of this language; None: none does.
+    prefork: str | None = None
 
 
 class Part(Value):

@@ -17,7 +17,9 @@ from typing import Any, Protocol, TypeVar
 
 from belljar.errors import BelljarError, DiskFull, MachineDied, MachineError, MachineTimeout
 from belljar.guest import wire
-from belljar.guest.session import ArtifactSink, Command, CommandFailed, OutputSink, Session
+from belljar.guest.command import Command, CommandFailed
+from belljar.guest.session import Session
+from belljar.guest.sinks import ArtifactSink, OutputSink
 from belljar.machines.protocol import Hypervisor, Machine, MachineSpec
 
 #: After SIGKILL the guest's kernel ends the job's processes; a machine that has not said so by then is ended itself.

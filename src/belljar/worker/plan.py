@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from belljar.errors import UnknownLanguage
-from belljar.guest.session import Command
+from belljar.guest.command import Command
 from belljar.images.manifest import Image
 from belljar.jobs.model import Job
 from belljar.machines.protocol import MachineSpec, Shape
