@@ -78,11 +78,6 @@ class Vsock:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entropy:
-    rate_limiter: RateLimiter | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Configuration:
     """A whole machine. As a file it is what the ordered list of requests would say, without the requests."""
 
@@ -90,7 +85,6 @@ class Configuration:
     boot_source: BootSource
     drives: tuple[Drive, ...]
     vsock: Vsock
-    entropy: Entropy
     network_interfaces: tuple[NetworkInterface, ...] = ()
 
     def file(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from belljar.machines.firecracker.bodies import (
     BootSource,
     Configuration,
     Drive,
-    Entropy,
     MachineConfig,
     NetworkInterface,
     RateLimiter,
@@ -41,7 +40,6 @@ def configuration(spec: MachineSpec) -> Configuration:
         boot_source=BootSource(kernel_image_path=KERNEL, initrd_path=INITRAMFS, boot_args=kernel_command_line()),
         drives=tuple(drives),
         vsock=Vsock(guest_cid=GUEST_CID, uds_path=VSOCK),
-        entropy=Entropy(),
         network_interfaces=_network(spec),
     )
 
