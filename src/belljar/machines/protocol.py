@@ -167,3 +167,18 @@ class Hypervisor(Protocol):
     def machine(self, spec: MachineSpec) -> AbstractAsyncContextManager[Machine]:
         """Start a machine. Raises MachineError or HostError; leaves nothing behind if it does."""
         ...
+
+    def template(self, spec: MachineSpec, folder: Path) -> AbstractAsyncContextManager[Template]:
+        """Boot a machine whose memory and disks lie in `folder`, an empty folder of the snapshot's own."""
+        ...
+
+    def clone(self, spec: MachineSpec, folder: Path) -> AbstractAsyncContextManager[Clone]:
+        """A machine that goes on where the template in `folder` was frozen. `folder` is not changed.
+
+        Raises MachineError when the snapshot does not restore; leaves nothing behind if it does.
+        """
+        ...
+
+    def forget(self, folder: Path) -> None:
+        """The snapshot in `folder` will not be cloned again: let go of what is kept of it. Clones that run go on."""
+        ...
