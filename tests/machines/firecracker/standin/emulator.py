@@ -85,10 +85,15 @@ class Emulator:
         argv += ["-m", f"{machine['mem_size_mib']}M"]
         if self._incoming:
             argv += ["-incoming", "defer"]
+            return argv + self._devices()
         source = self._config["boot-source"]
         # This machine has no keyboard controller to reset it by, and must be told the clock's frequency.
         line = source["boot_args"].replace("reboot=k", "reboot=t") + f" tsc_early_khz={tsc_khz()}"
         argv += ["-kernel", source["kernel_image_path"], "-initrd", source["initrd_path"], "-append", line]
+        return argv + self._devices()
+
+    def _devices(self) -> list[str]:
+        argv: list[str] = []
         for drive in self._config["drives"].values():
             access = "on" if drive["is_read_only"] else "off"
             argv += ["-blockdev", f"driver=raw,node-name={drive['drive_id']},read-only={access},auto-read-only=off,"
