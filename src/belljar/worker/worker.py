@@ -21,6 +21,7 @@ from belljar.errors import BelljarError, HostError, MachineError
 from belljar.jobs.blob_names import stdin_blob
 from belljar.jobs.model import Job, JobError, MachineInfo
 from belljar.jobs.outcome import Outcome
+from belljar.machines.firecracker.folder import jails
 from belljar.machines.leftovers import clear_leftovers
 from belljar.machines.protocol import Hypervisor
 from belljar.store.nodes import Node
@@ -68,7 +69,7 @@ class Worker:
 
     async def _recover(self) -> None:
         rooms = self._rooms
-        removed = await clear_leftovers()
+        removed = await clear_leftovers(jails=jails(rooms.settings))
         if removed:
             log.warning("leftovers_removed", count=removed)
         for name in ("artifacts", "scratch"):

@@ -18,7 +18,7 @@ _MODULES = ("api.py", "behaviour.py", "bridge.py", "description.py", "emulator.p
 
 
 def official_description() -> Path | None:
-    """Firecracker's own API description, where it is at hand: named by BELLJAR_FIRECRACKER_DESCRIPTION, or beside the clone."""
+    """Firecracker's own API description, if at hand: BELLJAR_FIRECRACKER_DESCRIPTION, or beside the clone."""
     named = os.environ.get("BELLJAR_FIRECRACKER_DESCRIPTION")
     beside = Path(__file__).parents[4] / "shared" / "firecracker" / "firecracker.yaml"
     return next((path for path in (Path(named) if named else beside,) if path.is_file()), None)

@@ -102,6 +102,9 @@ class FirecrackerHypervisor:
             start.steps.done("connect")
             yield machine
 
+    def forget(self, folder: Path) -> None:
+        """Nothing of a snapshot is kept but its folder."""
+
     @asynccontextmanager
     async def _started(self, spec: MachineSpec) -> AsyncIterator[Start]:
         """What every machine has, made before its process and gone after it."""

@@ -34,7 +34,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    do_PUT = do_PATCH = do_GET
+    do_PUT = do_PATCH = do_GET  # noqa: N815 (names of the base class)
 
     def _answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)

@@ -107,7 +107,9 @@ class Vmm:
 
     def _machine(self, machine: dict[str, Any]) -> None:
         if machine["vcpu_count"] > 32 or machine["mem_size_mib"] < 1:
-            raise Refused("The vCPU number is invalid! The vCPU number can only be 1 or an even number when SMT is enabled.")
+            raise Refused(
+                "The vCPU number is invalid! The vCPU number can only be 1 or an even number when SMT is enabled."
+            )
         self._part("machine-config", machine)
 
     def _boot_source(self, source: dict[str, Any]) -> None:
