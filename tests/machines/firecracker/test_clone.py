@@ -82,7 +82,7 @@ async def test_clones_of_one_template_do_not_see_each_other(
         sessions = [await resumed(one), await resumed(other)]
         for clone in (one, other):
             await clone.insert(shell.root)
-        script = "echo $$ $(hostname) > /work/mine; cat /work/* /proc/sys/kernel/random/uuid"
+        script = "echo $$ $(hostname) > /work/mine; cat /work/mine /proc/sys/kernel/random/uuid"
         said = await asyncio.gather(*(run(session, script) for session in sessions))
         assert said[0].split()[1] != said[1].split()[1]  # each has a name of its own
         assert said[0].split()[2] != said[1].split()[2]  # and randomness of its own

@@ -77,6 +77,6 @@ _ADVICE = (
     ),
     (r"Failed to create .*mknod", "device nodes cannot be made in the data folder: this needs root with CAP_MKNOD"),
     (r"network namespace: netns", "the machine's network namespace is gone"),
-    (r"Open tap device failed", "the machine's TAP device is gone or in use"),
+    (r"tap device|TUN/TAP", "the machine's TAP device is gone or in use"),
     (r"Exec into Firecracker|exec into Firecracker", "the jailer needs a Firecracker that is linked statically"),
 )

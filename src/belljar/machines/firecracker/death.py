@@ -23,6 +23,7 @@ _CODES = {
 _FAULT = re.compile(
     r"Unexpected exit reason|VCPU Faulted|Failure during vcpu run|KVM_EXIT_INTERNAL_ERROR|emulation", re.I
 )
+_NOTATION = re.compile(r"Error: \w+\(")
 _LEAD = re.compile(r"^\S+ \[[^\]]*\] ")
 
 
@@ -50,11 +51,15 @@ def cause_of(code: int, console: bytes, words: str) -> Death:
 
 
 def last_words(words: str) -> str:
-    """The last error that is told, without the time and the thread before it; else the last line."""
-    lines = [line.strip() for line in words.splitlines() if line.strip()]
+    """The last error that is told, without the time and the thread before it; else the last line.
+
+    Both programs say the same twice: as a sentence, and in Rust's own notation (`Error: Outer(Inner(…))`).
+    """
+    lines = [_LEAD.sub("", line.strip()) for line in words.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"error|fail|panic|cannot", line, re.I) and "exit_code" not in line]
-    last = (errors or lines or [""])[-1]
-    return _LEAD.sub("", last)[:500]
+    sentences = [line for line in errors if not _NOTATION.match(line)]
+    last = (sentences or errors or lines or [""])[-1]
+    return re.sub(r"^\w+ error: ", "", last).rstrip("\\ ")[:500]
 
 
 def _line(words: str, pattern: re.Pattern[str]) -> str | None:

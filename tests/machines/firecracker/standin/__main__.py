@@ -41,8 +41,9 @@ def main() -> int:
         if not options.no_api:
             _listen(options.api_sock, vmm)
     except Refused as refused:
-        print(f"Error: Building VMM configured from cmdline json: {refused}", file=sys.stderr)
-        return 152
+        vmm.log("ERROR", f"RunWithoutApiError error: Failed to build MicroVM from Json: {refused}")
+        print("Error: RunWithoutApiError(BuildMicroVMFromJson(Refused))", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"Error: Failed to open the API socket: {error}", file=sys.stderr)
         return 1

@@ -37,7 +37,7 @@ class Vmm:
         self.version = version
         self.faults = faults
         self._description = description
-        self._log = log
+        self.log = log
         self._config: dict[str, Any] = {"drives": {}, "network-interfaces": {}}
         self._emulator: Emulator | None = None
         self._paused = False
@@ -62,14 +62,14 @@ class Vmm:
         assert self._emulator is not None
         code = self._emulator.wait()
         if code != 0:
-            self._log("ERROR", f"VCPU Faulted: the emulator behind this machine ended with {code}")
+            self.log("ERROR", f"VCPU Faulted: the emulator behind this machine ended with {code}")
             return 1
-        self._log("INFO", "Firecracker exiting successfully. exit_code=0")
+        self.log("INFO", "Firecracker exiting successfully. exit_code=0")
         return 0
 
     def request(self, method: str, path: str, body: Any) -> dict[str, Any] | None:
         """One call of the API. Raises Refused."""
-        self._log("INFO", f'The API server received a {method.capitalize()} request on "{path}".')
+        self.log("INFO", f'The API server received a {method.capitalize()} request on "{path}".')
         if self._description is not None:
             wrong = complaint(self._description, method, path, body)
             if wrong is not None:
