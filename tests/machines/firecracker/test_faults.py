@@ -154,7 +154,12 @@ def test_the_last_error_is_told_rather_than_the_last_line() -> None:
         (137, "", DeathCause.KILLED, "SIGKILL"),
         (-9, "", DeathCause.KILLED, "SIGKILL"),
         (148, "", DeathCause.HYPERVISOR, "seccomp"),
-        (1, "[x:main:ERROR] RunWithoutApiError error: no kernel\nError: A(B)", DeathCause.HYPERVISOR, "1: no kernel"),
+        (
+            1,
+            "12:00 [x:main:ERROR] RunWithoutApiError error: no kernel\nError: A(B)",
+            DeathCause.HYPERVISOR,
+            "1: no kernel",
+        ),
         (
             1,
             "[x:fc_vcpu 0:ERROR] Unexpected exit reason on vcpu run: InternalError",

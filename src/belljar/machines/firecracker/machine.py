@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 
-from belljar.errors import HostError, MachineDied
+from belljar.errors import HostError, MachineDied, MachineTimeout
 from belljar.machines.firecracker.api import FirecrackerApi
 from belljar.machines.firecracker.death import cause_of
 from belljar.machines.firecracker.folder import API, VSOCK, Folder
@@ -64,14 +64,15 @@ class FirecrackerMachine:
         self._connecting = asyncio.create_task(self._connect())
 
     async def connect(self, timeout_seconds: float) -> None:
-        """The same, and wait for it. Raises MachineDied, TimeoutError."""
+        """The same, and wait for it. Raises MachineDied, MachineTimeout."""
         connecting = asyncio.create_task(self._connect())
         try:
-            async with asyncio.timeout(timeout_seconds):
-                await asyncio.wait({connecting, self._death}, return_when=asyncio.FIRST_COMPLETED)
-            if not connecting.done():
-                raise MachineDied((await self._death).message)
-            connecting.result()
+            await asyncio.wait({connecting, self._death}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if connecting.done():
+                return connecting.result()
+            if self._death.done():
+                raise MachineDied(self._death.result().message)
+            raise MachineTimeout(f"the machine's agent did not listen within {timeout_seconds:g} s")
         finally:
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
