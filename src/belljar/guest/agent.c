@@ -1210,7 +1210,9 @@ static void prepare(const uint8_t *payload, size_t length)
     int error = start_processes(job, &request);
     forget_strings();
     if (error) {
+        drop_processes(job);
         send_failed(STAGE_ISOLATE, error);
+        agent.phase = READY;
         return;
     }
     agent.prepared_count++;

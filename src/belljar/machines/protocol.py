@@ -115,6 +115,10 @@ class Machine(Protocol):
     #: Milliseconds that each named step of the start took, in order.
     phases: dict[str, float]
 
+    def pids(self) -> list[int]:
+        """The hypervisor's processes on this host."""
+        ...
+
     async def death(self) -> Death:
         """Wait until the machine is dead; says why. May be awaited by several, and after the fact."""
         ...
@@ -135,8 +139,8 @@ class Clone(Machine, Protocol):
         ...
 
 
-class Template(Machine, Protocol):
-    """A machine that was booted to be frozen. Its script disk is empty and of SCRIPT_DISK_BYTES."""
+class Template(Clone, Protocol):
+    """A machine that was booted to be frozen. Its script disk is empty at first, and of SCRIPT_DISK_BYTES."""
 
     async def freeze(self) -> None:
         """Write its state into its folder, from which clones are made. It runs no more.

@@ -86,15 +86,17 @@ class QemuHypervisor:
         async with _holding() as held:
             memory = new_memory(spec.shape.memory_mb << 20)
             held.callback(os.close, memory)
+            script = self._empty_disk(SCRIPT_DISK_BYTES, held)
             files = Files(
                 kernel=opened(spec.image.kernel, held),
                 initramfs=opened(spec.image.initramfs, held),
                 root=opened(spec.image.root, held),
-                script=reopened(self._empty_disk(SCRIPT_DISK_BYTES, held), held),
+                script=reopened(script, held),
                 scratch=await self._scratch(spec, held),
                 memory=memory,
             )
             template = await self._launcher.launch(QemuTemplate, spec.shape, files, held)
+            template.reads(script)
             template.keeps(folder, memory, files.scratch)
             yield template
 

@@ -15,6 +15,7 @@ from belljar.machines.protocol import SCRIPT_DISK_BYTES, Console, Death, DeathCa
 from belljar.machines.qemu.frozen import MEMORY, SCRATCH, STATE
 from belljar.machines.qemu.memory import save, seal
 from belljar.machines.qemu.monitor import Monitor
+from belljar.machines.usage import children
 
 _STDERR_BYTES = 8192
 #: Copying less than this takes no longer than handing it to a thread.
@@ -51,6 +52,9 @@ class QemuMachine:
         self._console_read = asyncio.create_task(self._read_console(console_stream[0]))
         self._watched = asyncio.create_task(monitor.watch())
         self._death = asyncio.create_task(self._await_death())
+
+    def pids(self) -> list[int]:
+        return [self._process.pid, *children(self._process.pid)] if self._process.returncode is None else []
 
     async def death(self) -> Death:
         return await asyncio.shield(self._death)
@@ -115,27 +119,6 @@ class QemuMachine:
                 self.console.add(chunk)
 
 
-class QemuTemplate(QemuMachine):
-    """The protocol's Template."""
-
-    def keeps(self, folder: Path, memory: int, scratch: int | None) -> None:
-        """Where its parts go, and the descriptors of what it writes to."""
-        self._folder, self._memory, self._scratch = folder, memory, scratch
-
-    async def freeze(self) -> None:
-        with (self._folder / STATE).open("xb") as state:
-            await self._monitor.freeze(state.fileno())
-        await self.kill()
-        # Only now has nobody the memory mapped any more.
-        await asyncio.to_thread(self._keep)
-
-    def _keep(self) -> None:
-        seal(self._memory)
-        save(self._memory, self._folder / MEMORY)
-        if self._scratch is not None:
-            save(self._scratch, self._folder / SCRATCH)
-
-
 class QemuClone(QemuMachine):
     """The protocol's Clone."""
 
@@ -158,3 +141,24 @@ class QemuClone(QemuMachine):
             while sent := os.sendfile(self._script, file.fileno(), at, 1 << 30):
                 at += sent
         os.lseek(self._script, 0, os.SEEK_SET)
+
+
+class QemuTemplate(QemuClone):
+    """The protocol's Template."""
+
+    def keeps(self, folder: Path, memory: int, scratch: int | None) -> None:
+        """Where its parts go, and the descriptors of what it writes to."""
+        self._folder, self._memory, self._scratch = folder, memory, scratch
+
+    async def freeze(self) -> None:
+        with (self._folder / STATE).open("xb") as state:
+            await self._monitor.freeze(state.fileno())
+        await self.kill()
+        # Only now has nobody the memory mapped any more.
+        await asyncio.to_thread(self._keep)
+
+    def _keep(self) -> None:
+        seal(self._memory)
+        save(self._memory, self._folder / MEMORY)
+        if self._scratch is not None:
+            save(self._scratch, self._folder / SCRATCH)
