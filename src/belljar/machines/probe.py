@@ -18,6 +18,7 @@ from belljar.machines.protocol import Hypervisor, Machine, MachineSpec, Shape
 #: Under KVM an agent answers within a second; software emulation would need about half of this.
 _SECONDS = 5.0
 _MEMORY_MB = 128
+_LAST_WORDS_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +51,10 @@ async def _until_answered(machine: Machine) -> None:
     dying = asyncio.create_task(machine.death())
     try:
         await asyncio.wait({opening, dying}, return_when=asyncio.FIRST_COMPLETED)
-        if not opening.done() or (dying.done() and opening.exception() is not None):
-            raise HostError((await dying).message)
+        if opening.done() and opening.exception() is not None:
+            await asyncio.wait({dying}, timeout=_LAST_WORDS_SECONDS)  # a death says why the conversation ended
+        if dying.done() and (not opening.done() or opening.exception() is not None):
+            raise HostError(dying.result().message)
         opening.result()
     finally:
         opening.cancel()

@@ -68,7 +68,7 @@ async def test_a_guest_that_prints_without_end_is_bounded_and_killed(
 async def test_a_killed_process_is_told_as_killed(real: FirecrackerHypervisor, tiny: TinyImages) -> None:
     async with real.machine(spec_of(tiny.image(b"up\n", HANG))) as machine:
         await _until_printed(machine, b"up\n")
-        end(machine.pid)
+        end(machine.pids()[0])
         assert await _death(machine) is DeathCause.KILLED
 
 

@@ -27,7 +27,28 @@ from belljar.machines.protocol import SCRIPT_DISK_BYTES, MachineSpec
 _RECORD = "frozen.json"
 
 
-class FirecrackerTemplate(FirecrackerMachine):
+class _Unscripted(FirecrackerMachine):
+    """A machine whose script disk is a file of its own, to be written while it runs."""
+
+    _script: int
+    _script_bytes = 0
+
+    def gives_scripts_to(self, script: int) -> None:
+        """A descriptor of that file."""
+        self._script = script
+
+    async def insert(self, script_disk: Path) -> None:
+        """Write the script's file system over the disk. Raises HostError, DiskFull."""
+        self._script_bytes = await asyncio.to_thread(
+            overwrite, self._script, script_disk, most=SCRIPT_DISK_BYTES, before=self._script_bytes
+        )
+
+
+class FirecrackerClone(_Unscripted):
+    """The protocol's Clone."""
+
+
+class FirecrackerTemplate(_Unscripted):
     """The protocol's Template."""
 
     _into: Path
@@ -54,23 +75,6 @@ class FirecrackerTemplate(FirecrackerMachine):
             self._folder.take(self._into / name)
         tap = self._spec.slot.tap if self._spec.slot is not None else None
         (self._into / _RECORD).write_text(json.dumps({"format": FORMAT, "tap": tap}))
-
-
-class FirecrackerClone(FirecrackerMachine):
-    """The protocol's Clone."""
-
-    _script: int
-    _script_bytes = 0
-
-    def gives_scripts_to(self, script: int) -> None:
-        """A descriptor of the file that is this machine's script disk."""
-        self._script = script
-
-    async def insert(self, script_disk: Path) -> None:
-        """Write the script's file system over the disk. Raises HostError, DiskFull."""
-        self._script_bytes = await asyncio.to_thread(
-            overwrite, self._script, script_disk, most=SCRIPT_DISK_BYTES, before=self._script_bytes
-        )
 
 
 def loading(folder: Path, spec: MachineSpec) -> SnapshotLoad:

@@ -24,7 +24,7 @@ from belljar.machines.firecracker.sparse import copy_sparse
 from belljar.machines.firecracker.start import Start, Steps, bounds
 from belljar.machines.jail import machine_uid
 from belljar.machines.owner import owner_name
-from belljar.machines.protocol import SCRIPT_DISK_BYTES, Clone, Machine, MachineSpec, Template
+from belljar.machines.protocol import Clone, Machine, MachineSpec, Template
 from belljar.settings import Settings
 
 #: A clone's agent listens already; this is for a host under load.
@@ -71,11 +71,11 @@ class FirecrackerHypervisor:
     async def template(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Template]:
         """Boot a machine whose state can be frozen into `folder`. Raises MissingTool, HostError, DiskFull."""
         async with self._started(spec) as start:
-            with start.folder.created(SCRIPT, SCRIPT_DISK_BYTES):
-                start.folder.give(SCRIPT, 0o400)
+            script = start.script_disk()
             await start.configure("--api-sock", API)
             start.file_mb += spec.shape.memory_mb
             machine = await start.spawn(frozen.FirecrackerTemplate)
+            machine.gives_scripts_to(script)
             machine.freezes_into(folder, spec)
             machine.connect_later()
             yield machine
@@ -86,8 +86,7 @@ class FirecrackerHypervisor:
         async with self._started(spec) as start:
             start.folder.bind(STATE, folder / STATE)
             start.folder.bind(MEMORY, folder / MEMORY)
-            script = start.held.enter_context(start.folder.created(SCRIPT, SCRIPT_DISK_BYTES))
-            start.folder.give(SCRIPT, 0o400)
+            script = start.script_disk()
             if spec.shape.disk_mb is not None:
                 await asyncio.to_thread(copy_sparse, folder / SCRATCH, start.folder.path / SCRATCH)
                 start.folder.give(SCRATCH, 0o600)

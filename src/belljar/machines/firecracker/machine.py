@@ -14,6 +14,7 @@ from belljar.machines.firecracker.folder import API, VSOCK, Folder
 from belljar.machines.firecracker.stream import AgentStream, connect_agent, listening
 from belljar.machines.jail import end
 from belljar.machines.protocol import Console, Death
+from belljar.machines.usage import children
 
 _CHUNK = 16 * 1024
 _STDERR_BYTES = 8192
@@ -54,10 +55,8 @@ class FirecrackerMachine:
         self._connecting: asyncio.Task[None] | None = None
         self._death = asyncio.create_task(self._await_death())
 
-    @property
-    def pid(self) -> int:
-        """Of the outermost process; the machine ends with it."""
-        return self._process.pid
+    def pids(self) -> list[int]:
+        return [self._process.pid, *children(self._process.pid)] if self._process.returncode is None else []
 
     def connect_later(self) -> None:
         """Put a connection under the streams as soon as the guest's agent listens."""

@@ -15,11 +15,11 @@ from belljar.errors import HostError
 from belljar.machines.cgroup import Bounds, Group
 from belljar.machines.firecracker.configuration import configuration
 from belljar.machines.firecracker.confinement import jailed_command, wrapped_command
-from belljar.machines.firecracker.folder import CONFIG, INITRAMFS, KERNEL, LOG, SCRATCH, Folder, jails
+from belljar.machines.firecracker.folder import CONFIG, INITRAMFS, KERNEL, LOG, SCRATCH, SCRIPT, Folder, jails
 from belljar.machines.firecracker.machine import FirecrackerMachine
 from belljar.machines.firecracker.program import Programs
 from belljar.machines.jail import entering_environment, joining, kvm_node
-from belljar.machines.protocol import Console, MachineSpec
+from belljar.machines.protocol import SCRIPT_DISK_BYTES, Console, MachineSpec
 from belljar.machines.qemu.scratch import make_filesystem
 from belljar.settings import Settings
 
@@ -66,6 +66,12 @@ class Start:
     arguments: tuple[str, ...] = ()
     #: Largest file that the process may write.
     file_mb: int = _OWN_FILES_MB
+
+    def script_disk(self) -> int:
+        """An empty script disk of the machine's own; returns a descriptor of it. Raises HostError, DiskFull."""
+        descriptor = self.held.enter_context(self.folder.created(SCRIPT, SCRIPT_DISK_BYTES))
+        self.folder.give(SCRIPT, 0o400)
+        return descriptor
 
     async def configure(self, *arguments: str) -> None:
         """Everything that a machine boots from, and the file that says so. Raises HostError, DiskFull, MissingTool."""
