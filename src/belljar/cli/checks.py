@@ -21,6 +21,7 @@ from belljar.settings import Settings
 from belljar.worker.capacity import host_memory_mb
 
 _TOOLS = {
+    "qemu-system-x86_64": "qemu-system-x86",
     "bwrap": "bubblewrap",
     "setpriv": "util-linux",
     "mmdebstrap": "mmdebstrap",

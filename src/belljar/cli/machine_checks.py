@@ -26,24 +26,24 @@ _NODEV = 4  # ST_NODEV, statvfs(3)
 
 async def check_machines(settings: Settings, image: Image | None) -> AsyncIterator[Check]:
     """Every finding about hypervisors; with an image, also whether its kernel really boots under KVM."""
-    yield await asyncio.to_thread(_qemu, settings)
-    yield _kvm_device()
-    for check in await asyncio.to_thread(lambda: [*_firecracker(settings), *_jails(settings)]):
+    for check in await asyncio.to_thread(
+        lambda: [*_qemu(settings), _kvm_device(), *_firecracker(settings), *_jails(settings)]
+    ):
         yield check
     if image is not None:
         yield await _choice(settings, image)
 
 
-def _qemu(settings: Settings) -> Check:
+def _qemu(settings: Settings) -> Iterator[Check]:
     try:
-        hypervisor = QemuHypervisor(settings, "tcg")
-        version = hypervisor.version
-    except MissingTool as error:
-        return Check("QEMU", "fail", error.message, "apt-get install qemu-system-x86")
+        version = QemuHypervisor(settings, "tcg").version
+    except MissingTool:
+        return  # told among the tools
     except HostError as error:
-        return Check("QEMU", "fail", error.message)
+        yield Check("QEMU", "fail", error.message, "apt-get install --reinstall qemu-system-x86")
+        return
     help_text = _output([need(settings.qemu, "qemu-system-x86"), "-machine", "help"])
-    return either(
+    yield either(
         "QEMU",
         any(line.startswith("microvm") for line in help_text.splitlines()),
         f"{version}, with the machine microvm",
