@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,18 @@ def real(real_settings: Settings, request: pytest.FixtureRequest) -> Iterator[Fi
     """The driver over the real executables, in either jail; whatever it started is gone at the end."""
     yield FirecrackerHypervisor(real_settings, jailed=request.param == "jailer")
     assert left_behind(real_settings) == []
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another file system, for root."""
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place], check=True, timeout=30)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True, timeout=30)
 
 
 @pytest.fixture

@@ -94,10 +94,26 @@ async def test_the_shared_disks_cannot_be_written_by_the_process(
     async with hypervisor.machine(spec_of(shell)) as machine:
         await opened(machine)
         (root,) = settings.data_dir.glob("run/jails/*/*/root")
-        mounts = (_inhabitant(root) / "mountinfo").read_text().splitlines()
+        status = (_inhabitant(root) / "status").read_text()
         for name in ("kernel", "initramfs", "root.img", "script.img"):
-            (options,) = [line.split()[5] for line in mounts if line.split()[4] == f"/{name}"]
-            assert "ro" in options.split(",")
+            file = (root / name).stat()
+            assert (file.st_uid, file.st_mode & 0o777) == (0, 0o444)
+            assert int(_field(status, "Uid").split()[1]) != 0
+
+
+async def test_disks_of_another_file_system_are_mounted_read_only(
+    hypervisor: FirecrackerHypervisor, shell: Image, settings: Settings, elsewhere: Path
+) -> None:
+    far = elsewhere / "kernel"
+    far.write_bytes(shell.kernel.read_bytes())
+    far.chmod(0o444)
+    async with hypervisor.machine(spec_of(shell.model_copy(update={"kernel": far}))) as machine:
+        await opened(machine)
+        (root,) = settings.data_dir.glob("run/jails/*/*/root")
+        mounts = (_inhabitant(root) / "mountinfo").read_text().splitlines()
+        (options,) = [line.split()[5] for line in mounts if line.split()[4] == "/kernel"]
+        assert "ro" in options.split(",")
+        assert (root / "kernel").stat().st_size == 0  # mounted for the machine alone
 
 
 async def test_two_machines_at_once_share_nothing(hypervisor: FirecrackerHypervisor, shell: Image) -> None:

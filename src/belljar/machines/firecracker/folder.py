@@ -1,7 +1,7 @@
 """The folder that is one machine's whole world: what its process sees of the host's files, and nothing else.
 
-As root it is the jailer's chroot, `DATA_DIR/run/jails/NAME/ID/root`. What is shared between machines is bound into it
-read-only, in a mount namespace that ends with the machine; what is the machine's own lies in it. The process owns the
+As root it is the jailer's chroot, `DATA_DIR/run/jails/NAME/ID/root`. What is shared between machines is linked into it,
+or bound read-only in a mount namespace that ends with the machine; what is its own lies in it. The process owns the
 folder and may be the guest's by now, so nothing in it is opened by name after the start: descriptors are kept.
 """
 
@@ -52,22 +52,36 @@ class Folder:
     #: What is bound into it read-only: name → the host's file.
     bound: dict[str, Path] = field(default_factory=dict)
 
-    def bind(self, name: str, source: Path) -> None:
-        """Show the process a file of the host, read-only. A file that others may not read is copied.
+    def show(self, name: str, source: Path) -> None:
+        """Show the process a file of the host, read-only: by a hard link, else by a mount. Raises HostError.
 
-        Raises HostError.
+        A file that others may not read is copied.
         """
         try:
-            readable = self.uid is None or source.stat().st_mode & stat.S_IROTH
-            if readable:
+            if self.uid is None:
                 self.bound[name] = source.resolve(strict=True)
-            else:
+            elif not source.stat().st_mode & stat.S_IROTH:
                 shutil.copyfile(source, self.path / name)
                 self.give(name, 0o400)
+            elif not self._link(name, source):
+                self.bound[name] = source.resolve(strict=True)
         except OSError as error:
             raise HostError(
                 f"cannot read {source}: {error.strerror}; build the image or upload the script again"
             ) from error
+
+    def _link(self, name: str, source: Path) -> bool:
+        """A link costs half a millisecond less than a mount; the process must not be able to change the file."""
+        status = source.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            return False
+        try:
+            os.link(source.resolve(strict=True), name, dst_dir_fd=self.descriptor)
+        except OSError as error:
+            if error.errno in (errno.EXDEV, errno.EMLINK, errno.EPERM):  # elsewhere, too many, or no links at all
+                return False
+            raise
+        return True
 
     def write(self, name: str, data: bytes) -> None:
         """A file of the machine's own, which its process may read. Raises HostError, DiskFull."""

@@ -61,7 +61,7 @@ class FirecrackerHypervisor:
         if spec.script_disk is None:
             raise ValueError("a machine that boots is given its script's disk at once")
         async with self._started(spec) as start:
-            start.folder.bind(SCRIPT, spec.script_disk)
+            start.folder.show(SCRIPT, spec.script_disk)
             await start.configure("--no-api")
             machine = await start.spawn(FirecrackerMachine)
             machine.connect_later()
@@ -84,8 +84,8 @@ class FirecrackerHypervisor:
     async def clone(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Clone]:
         """Go on where a template was frozen. Raises MissingTool, HostError, DiskFull, MachineError."""
         async with self._started(spec) as start:
-            start.folder.bind(STATE, folder / STATE)
-            start.folder.bind(MEMORY, folder / MEMORY)
+            start.folder.show(STATE, folder / STATE)
+            start.folder.show(MEMORY, folder / MEMORY)
             script = start.script_disk()
             if spec.shape.disk_mb is not None:
                 await asyncio.to_thread(copy_sparse, folder / SCRATCH, start.folder.path / SCRATCH)
@@ -130,7 +130,7 @@ class FirecrackerHypervisor:
         folder = await held.enter_async_context(
             machine_folder(jails(self._settings), self._programs.firecracker.name, jail_id, uid)
         )
-        folder.bind(ROOT, spec.image.root)
+        folder.show(ROOT, spec.image.root)
         return Start(
             settings=self._settings,
             programs=self._programs,

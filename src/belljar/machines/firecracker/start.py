@@ -75,8 +75,8 @@ class Start:
 
     async def configure(self, *arguments: str) -> None:
         """Everything that a machine boots from, and the file that says so. Raises HostError, DiskFull, MissingTool."""
-        self.folder.bind(KERNEL, self.spec.image.kernel)
-        self.folder.bind(INITRAMFS, self.spec.image.initramfs)
+        self.folder.show(KERNEL, self.spec.image.kernel)
+        self.folder.show(INITRAMFS, self.spec.image.initramfs)
         if self.spec.shape.disk_mb is not None:
             with self.folder.created(SCRATCH, self.spec.shape.disk_mb << 20):
                 await make_filesystem(str(self.folder.path / SCRATCH))
