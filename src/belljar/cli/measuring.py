@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 
+from belljar.cli.measuring_starts import measure_starts
 from belljar.cli.printing import print_json, print_table
 from belljar.errors import HostError, MachineError
 from belljar.guest.command import Command
@@ -71,6 +72,7 @@ async def measure(settings: Settings, rounds: int) -> dict[str, Any]:
     image = Images(settings.data_dir).get("python")
     hypervisor = await Chooser(settings).hypervisor(image)
     figures = [_figure("boot: machine spawned → agent ready", "ms", await _boots(hypervisor, image, rounds))]
+    figures += [_figure(*each) for each in await measure_starts(settings, hypervisor, image, rounds)]
     figures.append(_figure("output of a program, guest → host", "MB/s", [await _output(hypervisor, image)]))
     async with _server(settings) as (http, pid):
         figures.append(_figure("API process, idle", "MB", [_resident_mb(pid)]))
