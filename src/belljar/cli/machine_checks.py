@@ -135,6 +135,17 @@ def _jails(settings: Settings) -> Iterator[Check]:
         fix="move the data folder, or mount -o remount,dev its file system",
         why="Firecracker's jailer makes /dev/kvm in each machine's root directory",
     )
+    if settings.data_dir.exists():
+        status = settings.data_dir.stat()
+        yield either(
+            "data folder's owner",
+            status.st_uid == os.geteuid() and not status.st_mode & 0o022,
+            "nobody else can change what is in it",
+            f"{settings.data_dir} can be written by others",
+            fix=f"chown root: {settings.data_dir} && chmod go-w {settings.data_dir}",
+            why="machines boot from what lies there, and their root directories are made there by root",
+            level="fail",
+        )
     first, last = settings.jail_uid_base, settings.jail_uid_base + settings.jail_uid_count - 1
     taken = [user.pw_name for user in pwd.getpwall() if first <= user.pw_uid <= last]
     yield either(
