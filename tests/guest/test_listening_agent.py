@@ -56,7 +56,7 @@ def listening(sanitized_agent: Path, tmp_path: Path) -> Iterator[Listening]:
 def _listener(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
-        listener.listen(1)
+        listener.listen(16)  # a full queue refuses in a way that asyncio takes for a connection
         yield listener
 
 

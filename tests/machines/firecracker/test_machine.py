@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ import pytest
 from belljar.errors import HostError
 from belljar.images.manifest import Image
 from belljar.machines.cgroup import PARENT, find_hierarchies
+from belljar.machines.firecracker.folder import jails
 from belljar.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.machines.firecracker.machine import FirecrackerMachine
+from belljar.machines.leftovers import clear_leftovers
 from belljar.machines.protocol import DeathCause
 from belljar.settings import Settings
 from machines.firecracker.conversing import opened, requests_of, run, spec_of
@@ -239,3 +242,61 @@ def _inhabitant(root: Path) -> Path:
 
 def _field(status: str, name: str) -> str:
     return next(line.partition(":")[2].strip() for line in status.splitlines() if line.startswith(f"{name}:"))
+
+
+async def test_two_belljars_on_one_host_keep_out_of_each_others_way(
+    hypervisor: FirecrackerHypervisor, settings: Settings, shell: Image, tmp_path: Path
+) -> None:
+    other_settings = settings.model_copy(update={"data_dir": tmp_path / "other"})
+    other = FirecrackerHypervisor(other_settings)
+    async with hypervisor.machine(spec_of(shell)) as one, other.machine(spec_of(shell)) as two:
+        await asyncio.gather(opened(one), opened(two))
+        roots = [next(each.data_dir.glob("run/jails/*/*/root")) for each in (settings, other_settings)]
+        uids = {_field((_inhabitant(root) / "status").read_text(), "Uid") for root in roots}
+        assert len(uids) == 2
+    assert left_behind(other_settings) == []
+
+
+async def test_a_killed_belljar_takes_its_machines_with_it_and_the_next_removes_their_folders(
+    settings: Settings, shell: Image, tmp_path: Path
+) -> None:
+    script = tmp_path / "owner.py"
+    script.write_text(_OWNER)
+    arguments = [str(settings.data_dir), settings.firecracker, settings.jailer]
+    owner = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), *arguments, stdout=asyncio.subprocess.PIPE
+    )
+    assert owner.stdout is not None
+    assert await asyncio.wait_for(owner.stdout.readline(), 60) == b"up\n"
+    (root,) = settings.data_dir.glob("run/jails/*/*/root")
+    pid = int(_inhabitant(root).name)
+    owner.kill()
+    await owner.wait()
+    async with asyncio.timeout(20):
+        while Path(f"/proc/{pid}").exists():
+            await asyncio.sleep(0.01)
+    assert await clear_leftovers(jails=jails(settings)) >= 1
+    assert list(settings.data_dir.glob("run/jails/*/*")) == []
+
+
+_OWNER = """
+import asyncio, sys
+from pathlib import Path
+from belljar.guest.session import Session
+from belljar.images.catalog import Images
+from belljar.machines.firecracker.hypervisor import FirecrackerHypervisor
+from belljar.machines.protocol import MachineSpec, Shape
+from belljar.settings import Settings
+
+async def main():
+    data_dir = Path(sys.argv[1])
+    hypervisor = FirecrackerHypervisor(Settings(data_dir=data_dir, firecracker=sys.argv[2], jailer=sys.argv[3]))
+    image = Images(data_dir).get("shell")
+    spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=128), script_disk=image.root)
+    async with hypervisor.machine(spec) as machine:
+        await Session(machine.reader, machine.writer).open(60)
+        print("up", flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""

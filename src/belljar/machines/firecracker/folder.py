@@ -85,8 +85,8 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """A file of the machine's own, which its process may read. Raises HostError, DiskFull."""
-        with self.created(name) as descriptor, _told(self.path):
-            os.write(descriptor, data)
+        with self.created(name) as descriptor, _told(self.path), os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(data)
         self.give(name, 0o400)
 
     @contextlib.contextmanager
@@ -109,6 +109,13 @@ class Folder:
         os.chmod(name, mode, dir_fd=self.descriptor)
         if self.uid is not None:
             os.chown(name, self.uid, self.uid, dir_fd=self.descriptor)
+
+    def check_own(self, *names: str) -> None:
+        """Raises HostError for what is no plain file of the machine's own: a link to something else, perhaps."""
+        for name in names:
+            status = os.lstat(name, dir_fd=self.descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                raise HostError(f"{name} of a machine is not what it should be; something tampers with it")
 
     def take(self, file: Path) -> None:
         """Make a file that the process wrote belljar's own, for other machines to read."""
@@ -185,7 +192,7 @@ def clear_folders(base: Path) -> int:
 def _end_inhabitants(root: Path) -> None:
     """Kill every process whose root directory this is: what a jailer's parent left when it was killed."""
     try:
-        wanted = root.stat()
+        wanted = root.lstat()  # of a link that was put in its place: nobody's root directory
     except OSError:
         return
     for process in Path("/proc").iterdir():

@@ -62,10 +62,12 @@ class FirecrackerTemplate(_Unscripted):
         async with self.api() as api:
             await api.pause()
             await api.create_snapshot(SnapshotCreate(snapshot_path=STATE, mem_file_path=MEMORY))
+        await self.kill()  # nobody is left who could change what is kept now
         await asyncio.to_thread(self._keep)
 
     def _keep(self) -> None:
         self._into.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folder.check_own(STATE, MEMORY)
         for name in (STATE, MEMORY):
             move_sparse(self._folder.path / name, self._into / name)
         if self._spec.shape.disk_mb is not None:

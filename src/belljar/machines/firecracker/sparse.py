@@ -94,4 +94,4 @@ def _told(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"no room left for {path}; free some space or move the data folder") from error
-        raise HostError(f"cannot copy {path}: {error.strerror}") from error
+        raise HostError(f"cannot copy {error.filename or path}: {error.strerror}") from error
