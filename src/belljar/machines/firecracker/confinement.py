@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from belljar.machines import jail
 from belljar.machines.firecracker.folder import Folder
 from belljar.machines.firecracker.program import Programs
 from belljar.machines.jail import need
@@ -63,7 +64,7 @@ def explain(words: str) -> str:
     for pattern, advice in _ADVICE:
         if re.search(pattern, words, re.IGNORECASE):
             return f"{words}; {advice}"
-    return words
+    return jail.explain(words)
 
 
 _ADVICE = (
