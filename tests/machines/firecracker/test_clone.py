@@ -133,7 +133,7 @@ async def test_a_snapshot_that_is_not_whole_is_an_error_that_says_what_to_do(
 ) -> None:
     for name in ("state", "memory"):
         (tmp_path / name).write_bytes(b"no snapshot")
-    with pytest.raises(HostError, match="not whole"):
+    with pytest.raises(MachineError, match="not whole"):
         async with hypervisor.clone(spec_of(shell, frozen=True), tmp_path):
             pass
     (tmp_path / "frozen.json").write_text((frozen / "frozen.json").read_text())

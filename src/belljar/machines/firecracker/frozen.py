@@ -10,7 +10,7 @@ import asyncio
 import json
 from pathlib import Path
 
-from belljar.errors import HostError
+from belljar.errors import MachineError
 from belljar.machines.firecracker.bodies import (
     MemoryBackend,
     NetworkOverride,
@@ -80,14 +80,19 @@ class FirecrackerTemplate(_Unscripted):
 
 
 def loading(folder: Path, spec: MachineSpec) -> SnapshotLoad:
-    """What a fresh process is told to become a clone of the machine in `folder`. Raises HostError."""
+    """What a fresh process is told to become a clone of the machine in `folder`.
+
+    Raises MachineError when it is not whole.
+    """
     try:
         record = json.loads((folder / _RECORD).read_text())
         written_format, tap = record["format"], record["tap"]
+        for name in (STATE, MEMORY):
+            (folder / name).stat()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HostError(f"the snapshot in {folder} is not whole ({error}); remove it, it is made again") from None
+        raise MachineError(f"the snapshot in {folder} is not whole ({error}); remove it, it is made again") from None
     if written_format != FORMAT:
-        raise HostError(f"the snapshot in {folder} is another belljar's; remove it, it is made again")
+        raise MachineError(f"the snapshot in {folder} is another belljar's; remove it, it is made again")
     overrides = []
     if spec.slot is not None and spec.slot.tap != tap:
         overrides.append(NetworkOverride(iface_id=INTERFACE, host_dev_name=spec.slot.tap))

@@ -83,6 +83,7 @@ class FirecrackerHypervisor:
     @asynccontextmanager
     async def clone(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Clone]:
         """Go on where a template was frozen. Raises MissingTool, HostError, DiskFull, MachineError."""
+        loading = frozen.loading(folder, spec)
         async with self._started(spec) as start:
             start.folder.show(STATE, folder / STATE)
             start.folder.show(MEMORY, folder / MEMORY)
@@ -95,7 +96,7 @@ class FirecrackerHypervisor:
             machine.gives_scripts_to(script)
             async with machine.api() as api:
                 start.steps.done("socket")
-                await api.load_snapshot(frozen.loading(folder, spec))
+                await api.load_snapshot(loading)
             start.steps.done("load")
             await machine.connect(_CONNECT_SECONDS)
             start.steps.done("connect")
