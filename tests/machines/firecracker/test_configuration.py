@@ -92,6 +92,8 @@ def test_the_whole_of_it_is_what_the_official_description_says(tiny: TinyImages,
         sys.path.pop(0)
     config = configuration(_spec(tiny, FULL, SLOT)).file()
     assert mismatch(description, {"$ref": "#/definitions/FullVmConfiguration"}, config, "config") is None
+    for name in ("state", "memory"):
+        (tmp_path / name).touch()
     (tmp_path / "frozen.json").write_text(json.dumps({"format": 1, "tap": "other0"}))
     load = body(loading(tmp_path, _spec(tiny, FULL, SLOT)))
     assert mismatch(description, {"$ref": "#/definitions/SnapshotLoadParams"}, load, "load") is None
