@@ -26,8 +26,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def built_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with the images python and shell, built as a person would build them."""
-    data_dir = tmp_path_factory.mktemp("images")
+    """A data folder with the images python and shell, built as a person would build them.
+
+    BELLJAR_TEST_IMAGES names a folder that outlives the run, in which only what has changed is built again.
+    """
+    kept = os.environ.get("BELLJAR_TEST_IMAGES")
+    data_dir = Path(kept) if kept else tmp_path_factory.mktemp("images")
+    data_dir.mkdir(exist_ok=True)
     data_dir.chmod(0o755)
     for name in ("python", "shell"):
         command = [sys.executable, "-m", "belljar", "image", "build", name, "--data-dir", str(data_dir)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import textwrap
@@ -219,6 +220,17 @@ async def test_a_rehearsal_is_followed_by_the_job_and_takes_none_of_its_words(
         sink = Collector()
         await talk.session.run(job, b"x" * 300_000, sink, talk.started.append)
         assert sink.stdout == b"x" * 300_000
+
+
+async def test_processes_that_wait_do_not_keep_another_jobs_streams_open(converse: Converse) -> None:
+    async with converse() as talk:
+        for _ in range(3):
+            await talk.session.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))
+            await talk.session.prepare(Command(argv=[], env=ENV, cwd="/", isolated=False))
+        sink = Collector()
+        async with asyncio.timeout(20):
+            exited = await talk.session.rehearse(Command(argv=["cat"], env=ENV, cwd="/", isolated=False), sink)
+        assert exited.exit_code == 0
 
 
 async def test_a_program_that_does_not_wait_is_told(converse: Converse) -> None:

@@ -176,7 +176,6 @@ async def test_nothing_is_made_while_jobs_want_the_processors() -> None:
         await settle(pool)
         assert make.made == []
         busy = False
-        pool.ask("a", make)
         await until(lambda: pool.counts() == {"a": 1})
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -58,6 +58,7 @@ class Lab:
     preparation: Preparation
     supply: Supply
     folder: Path
+    packing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def snapshots(self) -> Snapshots:
@@ -77,11 +78,12 @@ class Lab:
 
     async def script(self, text: str) -> Path:
         disk = self.folder / f"{abs(hash(text))}.erofs"
-        if not disk.exists():
-            tree = self.folder / f"{disk.name}.d"
-            tree.mkdir()
-            (tree / "main.py").write_text(text)
-            await pack_tree(tree, disk)
+        async with self.packing:
+            if not disk.exists():
+                tree = self.folder / f"{disk.name}.d"
+                tree.mkdir()
+                (tree / "main.py").write_text(text)
+                await pack_tree(tree, disk)
         return disk
 
     async def run(self, text: str, *, disk_mb: int | None = None) -> tuple[Ready, Collector]:

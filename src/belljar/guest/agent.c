@@ -1029,6 +1029,33 @@ struct request {
     uint32_t uid, gid, max_processes, flags;
 };
 
+static void close_processes(struct processes *job)
+{
+    close_fd(&job->report_fd);
+    close_fd(&job->control_fd);
+    close_fd(&job->order_fd);
+    close_fd(&job->stdin_fd);
+    for (int stream = 0; stream < STREAMS; stream++)
+        close_fd(&job->output_fd[stream]);
+}
+
+static void no_processes(struct processes *job)
+{
+    memset(job, 0, sizeof *job);
+    job->report_fd = job->control_fd = job->order_fd = job->stdin_fd = -1;
+    for (int stream = 0; stream < STREAMS; stream++)
+        job->output_fd[stream] = -1;
+}
+
+/* In a reaper: what is the agent's alone. A reaper that kept the writing end of another set's standard input would keep
+ * that job waiting for its end. */
+static void close_agents_ends(void)
+{
+    for (size_t i = 0; i < agent.prepared_count; i++)
+        close_processes(&agent.prepared[i]);
+    close_fd(&agent.port);
+}
+
 /* A set of processes that waits for its order: a reaper in new namespaces and, when job->prefork names one, a prefork
  * program, whose command is in agent.argv. */
 static int start_processes(struct processes *job, const struct request *request)
@@ -1062,6 +1089,7 @@ static int start_processes(struct processes *job, const struct request *request)
     if (job->reaper < 0)
         return errno;
     if (job->reaper == 0) {
+        close_agents_ends();
         child.stdio[0] = in[0];
         child.stdio[1] = out[1];
         child.stdio[2] = err[1];
@@ -1086,24 +1114,6 @@ static int start_processes(struct processes *job, const struct request *request)
     job->control_fd = control[1];
     job->order_fd = orders[0];
     return 0;
-}
-
-static void close_processes(struct processes *job)
-{
-    close_fd(&job->report_fd);
-    close_fd(&job->control_fd);
-    close_fd(&job->order_fd);
-    close_fd(&job->stdin_fd);
-    for (int stream = 0; stream < STREAMS; stream++)
-        close_fd(&job->output_fd[stream]);
-}
-
-static void no_processes(struct processes *job)
-{
-    memset(job, 0, sizeof *job);
-    job->report_fd = job->control_fd = job->order_fd = job->stdin_fd = -1;
-    for (int stream = 0; stream < STREAMS; stream++)
-        job->output_fd[stream] = -1;
 }
 
 /* End processes that nobody will give an order to any more. */

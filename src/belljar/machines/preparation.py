@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.errors import MachineError
+from belljar.errors import MachineError, MachineTimeout
 from belljar.guest.command import Command, CommandFailed
 from belljar.guest.session import Session
 from belljar.guest.wire import Stream
@@ -14,6 +15,7 @@ from belljar.machines.protocol import Clone, Template
 
 #: Most bytes that a rehearsal may print; it is our own, and prints a line.
 _MOST_OUTPUT = 4096
+_REHEARSAL_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +53,10 @@ class _Dropped:
 async def rehearse(session: Session, command: Command) -> None:
     """Run a command that must succeed. Raises MachineError when it does not, or cannot be started."""
     try:
-        exited = await session.rehearse(command, _Dropped())
+        async with asyncio.timeout(_REHEARSAL_SECONDS):
+            exited = await session.rehearse(command, _Dropped())
+    except TimeoutError:
+        raise MachineTimeout(f"the rehearsal {command.argv[0]} did not end within {_REHEARSAL_SECONDS:g} s") from None
     except CommandFailed as failed:
         raise MachineError(f"the rehearsal {command.argv[0]} did not start: {failed}") from None
     if exited.exit_code != 0:

@@ -28,7 +28,6 @@ log = structlog.get_logger()
 
 #: A clone answers within a tenth of a second; one that does not within this is no use.
 _WAKE_SECONDS = 10.0
-_REHEARSE_SECONDS = 30.0
 #: A snapshot that could not be made is not tried again for this long.
 _TROUBLE_SECONDS = 300.0
 #: What a snapshot's clones are made from is kept in memory until it was not needed for this long.
@@ -156,8 +155,7 @@ class Supply:
                 return None
             if order.preparation.rehearsal is not None:
                 await clone.insert(order.preparation.disk)
-                async with asyncio.timeout(_REHEARSE_SECONDS):
-                    await rehearse(session, order.preparation.rehearsal)
+                await rehearse(session, order.preparation.rehearsal)
             memory_mb = await asyncio.to_thread(resident_mb, clone.pids())
             return Waiting(clone, session, trying.pop_all(), memory_mb)
 
