@@ -88,7 +88,7 @@ class Emulator:
             return argv + self._devices()
         source = self._config["boot-source"]
         # This machine has no keyboard controller to reset it by, and must be told the clock's frequency.
-        line = source["boot_args"].replace("reboot=k", "reboot=t") + f" tsc_early_khz={tsc_khz()}"
+        line = source["boot_args"].replace("reboot=k", "reboot=t") + f" tsc_early_khz={tsc_khz()} tsc=reliable"
         argv += ["-kernel", source["kernel_image_path"], "-initrd", source["initrd_path"], "-append", line]
         return argv + self._devices()
 
