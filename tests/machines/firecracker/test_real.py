@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from belljar.errors import HostError, MachineError, MachineTimeout
+from belljar.machines import jail
 from belljar.machines.firecracker import hypervisor as hypervisor_module
 from belljar.machines.firecracker.configuration import configuration
 from belljar.machines.firecracker.hypervisor import FirecrackerHypervisor
@@ -207,6 +210,34 @@ async def test_many_machines_come_and_go_and_leave_nothing(
     for _ in range(4):
         await asyncio.gather(*(one() for _ in range(5)))
     assert left_behind(real_settings) == []
+
+
+@pytest.mark.parametrize("real", ["bubblewrap"], indirect=True)
+async def test_a_host_without_kvm_is_told_what_to_load(
+    real: FirecrackerHypervisor, tiny: TinyImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Path("/dev") / f"belljar-test-{os.getpid()}"
+    os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(10, 250))  # a number that no driver has
+    try:
+        monkeypatch.setattr(jail, "_KVM", node)
+        async with real.machine(spec_of(tiny.image())) as machine:
+            death = await asyncio.wait_for(machine.death(), 30)
+    finally:
+        node.unlink()
+    assert death.cause is DeathCause.HYPERVISOR
+    assert "Error creating KVM object" in death.message and "load the module kvm_intel" in death.message
+
+
+async def test_a_data_folder_that_is_mounted_nodev_is_told_as_that(
+    real_settings: Settings, tiny: TinyImages, elsewhere: Path
+) -> None:
+    subprocess.run(["mount", "-o", "remount,nodev", elsewhere], check=True, timeout=30)
+    settings = real_settings.model_copy(update={"data_dir": elsewhere})
+    async with FirecrackerHypervisor(settings, jailed=True).machine(spec_of(tiny.image())) as machine:
+        death = await asyncio.wait_for(machine.death(), 30)
+    assert death.cause is DeathCause.HYPERVISOR
+    assert "must not be mounted nodev" in death.message, death.message
+    assert left_behind(settings) == []
 
 
 def test_both_executables_are_of_one_release(real_settings: Settings) -> None:
