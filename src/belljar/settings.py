@@ -38,11 +38,15 @@ class Settings(BaseSettings):
     database_url: str | None = Field(None, description="SQLAlchemy URL; by default SQLite in the data folder.")
     blobs_url: str | None = Field(None, description="Object store URL; by default a folder in the data folder.")
 
-    hypervisor: Literal["auto", "qemu"] = Field("auto", description="Program that runs machines.")
+    hypervisor: Literal["auto", "firecracker", "qemu"] = Field(
+        "auto", description="What runs machines; `auto`: Firecracker if it is there and boots the kernel, else QEMU."
+    )
     accelerator: Literal["auto", "kvm", "tcg"] = Field(
         "auto", description="`auto` uses KVM when it really boots the kernel, else software emulation."
     )
     qemu: str = Field("qemu-system-x86_64", description="QEMU's executable, a name or a path.")
+    firecracker: str = Field("firecracker", description="Firecracker's executable, a name or a path.")
+    jailer: str = Field("jailer", description="Firecracker's jailer, of the same release; used when belljar is root.")
     jail_uid_base: int = Field(
         2_000_000, ge=1000, description="First of the user ids that machines run as when belljar runs as root."
     )
@@ -83,6 +87,16 @@ class Settings(BaseSettings):
     max_vcpus: int = Field(8, ge=1, description="Most vCPUs one job may ask for.")
     max_memory_mb: int = Field(16384, ge=64, description="Most memory one job may ask for.")
     max_disk_mb: int = Field(16384, ge=16, description="Largest scratch disk one job may ask for.")
+    default_disk_mb_per_second: float | None = Field(
+        None, ge=0.1, description="What each disk of a machine may read and write, in MiB/s; by default no limit."
+    )
+    default_disk_iops: int | None = Field(None, ge=1, description="The same in operations per second.")
+    default_network_mbit_per_second: float | None = Field(
+        None, ge=0.1, description="What a machine's network may carry in each direction, in 10^6 bits/s."
+    )
+    max_disk_mb_per_second: float | None = Field(None, ge=0.1, description="Most of that one job may ask for.")
+    max_disk_iops: int | None = Field(None, ge=1, description="Most of that one job may ask for.")
+    max_network_mbit_per_second: float | None = Field(None, ge=0.1, description="Most of that one job may ask for.")
     max_timeout_seconds: float = Field(3600, gt=0, description="Longest time one job may ask for.")
     grace_seconds: float = Field(2, ge=0, description="Time between SIGTERM and SIGKILL for a job that is stopped.")
     boot_timeout_seconds: float = Field(60, gt=0, description="Deadline for a machine to come up.")

@@ -42,9 +42,12 @@ def worker(data_dir: options.DataDir = None) -> None:
 def doctor(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
     """Check what this machine can run, and say what to change."""
     from belljar.cli.checks import check_host, print_checks
+    from belljar.cli.logging import start_logging
     from belljar.settings import load_settings
 
-    checks = asyncio.run(check_host(load_settings(data_dir=data_dir)))
+    settings = load_settings(data_dir=data_dir)
+    start_logging(settings, "error")
+    checks = asyncio.run(check_host(settings))
     print_checks(checks, as_json=as_json)
     if any(check.level == "fail" for check in checks):
         raise Failed(1)

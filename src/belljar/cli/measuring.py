@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 
 from belljar.cli.figures import Figure, figure, machine_facts
+from belljar.cli.measuring_starts import measure_starts
 from belljar.cli.peers import HELLO, once, peers
 from belljar.errors import HostError, MachineError
 from belljar.guest.command import Command
@@ -51,6 +52,7 @@ async def measure(settings: Settings, rounds: int, sustained_seconds: float) -> 
     hypervisor = await Chooser(settings).hypervisor(image)
     facts = machine_facts(hypervisor)
     figures = [figure("boot: machine spawned → agent ready", "ms", await _boots(hypervisor, image, rounds))]
+    figures += [figure(*each) for each in await measure_starts(settings, hypervisor, image, rounds)]
     figures.append(figure("output of a program, guest → host", "MB/s", [await _output(hypervisor, image)]))
     accelerator = hypervisor.accelerator
     async with _server(settings, accelerator, BELLJAR_SNAPSHOTS="off") as server:

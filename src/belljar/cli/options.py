@@ -27,6 +27,13 @@ Entrypoint = Annotated[str | None, typer.Option(help="File to run in a folder or
 Vcpus = Annotated[int | None, typer.Option(help="Virtual CPUs.", show_default=False)]
 Memory = Annotated[int | None, typer.Option(metavar="MB", help="Memory of the machine.", show_default=False)]
 Disk = Annotated[int | None, typer.Option(metavar="MB", help="A scratch disk for what the job writes.")]
+DiskRate = Annotated[
+    float | None, typer.Option("--disk-mb-per-second", metavar="MB", help="What each disk may read and write.")
+]
+DiskIops = Annotated[int | None, typer.Option("--disk-iops", help="The same in operations per second.")]
+NetworkRate = Annotated[
+    float | None, typer.Option("--network-mbit-per-second", metavar="MBIT", help="What its network may carry.")
+]
 Timeout = Annotated[float | None, typer.Option(metavar="S", help="Seconds until the job is stopped.")]
 Env = Annotated[list[str] | None, typer.Option(metavar="K=V", help="Environment variable; may be repeated.")]
 Stdin = Annotated[

@@ -12,7 +12,8 @@
  * Read it top to bottom: wire, link, boot, identity, the job's processes, artifacts, the loop. wire.py is the other end
  * and says what each frame means. Memory is static; every return value is looked at; what cannot go on ends the machine.
  *
- * With `--fd N PREFORK_FOLDER` it is an ordinary process that serves descriptor N, for tests and for nothing else.
+ * With `--fd N PREFORK_FOLDER` it is an ordinary process that serves descriptor N, with `--listen N` instead one that
+ * serves whoever comes to it, for tests and for nothing else.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -44,6 +45,8 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#include <linux/vm_sockets.h> /* after sys/socket.h, whose types it uses */
 
 /* --- wire: the same numbers as wire.py, held together by a test ----------------------------------------------------- */
 
@@ -143,6 +146,7 @@ struct processes {
 static struct {
     bool is_init;
     int port; /* the byte stream to the host */
+    int listener; /* where a host may come again after a snapshot; -1 where it cannot */
     enum phase phase;
     uint64_t last_heard_ms;
     uint32_t silence_ms;
@@ -275,6 +279,15 @@ static bool write_file(const char *path, const char *text)
 
 /* --- link: frames in and out ---------------------------------------------------------------------------------------- */
 
+/* Whether the machine goes on without its stream: suspended, it may have been frozen since, and its clone's host comes to
+ * where the agent listens. Any other machine ends with its stream. */
+static bool outlives_stream(void)
+{
+    return agent.phase == SUSPENDED_NOW && agent.listener >= 0;
+}
+
+static void accept_host(void);
+
 static void flush_out(void)
 {
     while (agent.out_len > 0) {
@@ -283,8 +296,12 @@ static void flush_out(void)
             continue;
         if (n < 0 && errno == EAGAIN)
             return;
-        if (n <= 0)
-            end_machine(); /* the host hung up */
+        if (n <= 0) { /* the host hung up */
+            if (!outlives_stream())
+                end_machine();
+            agent.out_len = 0; /* reading finds the end too */
+            break;
+        }
         agent.out_start += (size_t)n;
         agent.out_len -= (size_t)n;
     }
@@ -375,11 +392,63 @@ static void read_port(void)
     ssize_t n = read(agent.port, agent.in + agent.in_len, IN_SIZE - agent.in_len);
     if (n < 0 && (errno == EINTR || errno == EAGAIN))
         return;
-    if (n <= 0)
-        end_machine();
+    if (n <= 0) {
+        if (!outlives_stream())
+            end_machine();
+        accept_host();
+        return;
+    }
     agent.in_len += (size_t)n;
     agent.last_heard_ms = now_us() / 1000;
     handle_input();
+}
+
+/* --- vsock: where there is no virtio-serial port, the host comes to a port that the agent listens on ------------------ */
+
+enum { VSOCK_PORT = 1024 };
+
+/* A socket that listens for the host; -1 while the machine has no vsock device. The socket alone proves nothing: it can
+ * be had wherever the module is loaded, so ask whether the machine has an address of its own. */
+static int open_listener(void)
+{
+    unsigned cid = VMADDR_CID_ANY;
+    int device = open("/dev/vsock", O_RDONLY | O_CLOEXEC);
+    if (device < 0)
+        return -1;
+    if (ioctl(device, IOCTL_VM_SOCKETS_GET_LOCAL_CID, &cid) < 0)
+        cid = VMADDR_CID_ANY;
+    close(device);
+    if (cid == VMADDR_CID_ANY)
+        return -1;
+    struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = VSOCK_PORT};
+    int listener = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (listener < 0 || bind(listener, (const struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 1) < 0)
+        die("vsock");
+    return listener;
+}
+
+static bool is_host(const struct sockaddr_vm *peer)
+{
+    return peer->svm_family != AF_VSOCK || peer->svm_cid == VMADDR_CID_HOST; /* another family only in tests */
+}
+
+/* Wait for the host to connect, and begin with empty hands: what was under way belonged to the stream before. */
+static void accept_host(void)
+{
+    struct sockaddr_vm peer;
+    socklen_t length;
+    close_fd(&agent.port);
+    do {
+        close_fd(&agent.port);
+        length = sizeof peer;
+        memset(&peer, 0, sizeof peer);
+        agent.port = accept4(agent.listener, (struct sockaddr *)&peer, &length, SOCK_CLOEXEC);
+        if (agent.port < 0 && errno != EINTR && errno != ECONNABORTED)
+            die("accept");
+    } while (agent.port < 0 || !is_host(&peer));
+    set_nonblocking(agent.port);
+    agent.in_len = agent.out_start = agent.out_len = 0;
+    agent.last_heard_ms = now_us() / 1000;
 }
 
 /* --- boot: only as PID 1 --------------------------------------------------------------------------------------------- */
@@ -559,12 +628,15 @@ static void boot(void)
     if (sethostname("belljar", 7) < 0)
         die("hostname");
     struct timespec pause_ms = {.tv_nsec = 1000000};
-    for (int i = 0; (agent.port = open_port()) < 0; i++) {
+    for (int i = 0; (agent.port = open_port()) < 0 && (agent.listener = open_listener()) < 0; i++) {
         if (i == 5000)
             die("port");
         nanosleep(&pause_ms, NULL);
     }
-    wait_for_host();
+    if (agent.port >= 0)
+        wait_for_host();
+    else
+        accept_host();
 }
 
 /* --- identity: what must differ between clones of one machine -------------------------------------------------------- */
@@ -1680,6 +1752,7 @@ static _Noreturn void serve(void)
 static void start_empty(void)
 {
     no_processes(&agent.job);
+    agent.port = agent.listener = -1;
     agent.prefork_folder = "/prefork";
     signal(SIGPIPE, SIG_IGN);
 }
@@ -1694,8 +1767,12 @@ int main(int argc, char **argv)
     else if (argc == 4 && strcmp(argv[1], "--fd") == 0) {
         agent.port = atoi(argv[2]);
         agent.prefork_folder = argv[3];
+    } else if (argc == 4 && strcmp(argv[1], "--listen") == 0) {
+        agent.listener = atoi(argv[2]);
+        agent.prefork_folder = argv[3];
+        accept_host();
     } else {
-        say("belljar-agent: runs as PID 1 of a machine, or with --fd N FOLDER in tests");
+        say("belljar-agent: runs as PID 1 of a machine, or with --fd N FOLDER or --listen N FOLDER in tests");
         return 2;
     }
     serve();

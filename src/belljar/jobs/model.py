@@ -26,6 +26,9 @@ ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 LABEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?\Z")
 
 
+Rate = Annotated[float, Field(ge=0.1, le=MAX_AMOUNT, allow_inf_nan=False)] | None
+
+
 class Value(BaseModel):
     """A frozen record that refuses fields that it does not know."""
 
@@ -57,6 +60,12 @@ class JobOptions(Value):
     memory_mb: int | None = Field(default=None, ge=64, le=MAX_AMOUNT)
     disk_mb: int | None = Field(default=None, ge=16, le=MAX_AMOUNT)
     """A scratch disk of this size under everything the job writes; None: in the machine's memory."""
+    disk_mb_per_second: Rate = None
+    """What each of the machine's disks may read and write, in MiB per second; None: the settings' default."""
+    disk_iops: int | None = Field(default=None, ge=1, le=MAX_AMOUNT)
+    """The same in operations per second."""
+    network_mbit_per_second: Rate = None
+    """What its network may carry in each direction, in 10^6 bits per second; None: the settings' default."""
     timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     egress: Literal["none"] = "none"
     """What the job may reach; this version has machines without a network only."""
@@ -156,6 +165,9 @@ class Resources(Value):
     vcpus: int
     memory_mb: int
     disk_mb: int | None = None
+    disk_mb_per_second: float | None = None
+    disk_iops: int | None = None
+    network_mbit_per_second: float | None = None
 
 
 class JobError(Value):

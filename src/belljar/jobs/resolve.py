@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from belljar.errors import InvalidOption
 from belljar.jobs.ids import new_id
@@ -40,6 +41,9 @@ def resolve_job(
         vcpus=options.vcpus or settings.default_vcpus,
         memory_mb=options.memory_mb or settings.default_memory_mb,
         disk_mb=options.disk_mb,
+        disk_mb_per_second=_rate("disk_mb_per_second", options, settings),
+        disk_iops=_rate("disk_iops", options, settings),
+        network_mbit_per_second=_rate("network_mbit_per_second", options, settings),
     )
     timeout_seconds = options.timeout_seconds or min(settings.default_timeout_seconds, settings.max_timeout_seconds)
     _at_most("vcpus", resources.vcpus, settings.max_vcpus, "max_vcpus")
@@ -70,6 +74,20 @@ def resolve_job(
         labels=options.labels,
         idempotency_key=options.idempotency_key,
     )
+
+
+def _rate(name: str, options: JobOptions, settings: Settings) -> Any:
+    """A limit on a rate: what was asked for, else the default, else the most that may be asked for; None without any.
+
+    Raises InvalidOption for more than that.
+    """
+    asked, most = getattr(options, name), getattr(settings, f"max_{name}")
+    value = asked if asked is not None else getattr(settings, f"default_{name}")
+    if most is None:
+        return value
+    if asked is not None:
+        _at_most(name, asked, most, f"max_{name}")
+    return most if value is None else min(value, most)
 
 
 def _at_most(option: str, value: float, limit: float, setting: str) -> None:

@@ -1,8 +1,8 @@
 """Which hypervisor and accelerator run machines on this host. The one place that chooses.
 
-`auto` finds out whether KVM works by booting the image's real kernel with it: a /dev/kvm that opens may still not
-run it (nested virtualisation in software, emulation failures). The answer is remembered for as long as it can hold:
-this boot of the host, this kernel, this hypervisor, this user.
+`auto` is Firecracker if it is installed and KVM really boots the image's kernel with it, else QEMU with KVM if that
+boots it, else QEMU's software emulation. Only a boot tells (probe.py). The answer is remembered for as long as it can
+hold: this boot of the host, this kernel, these programs, this user.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from pathlib import Path
 
 import structlog
 
-from belljar.errors import BelljarError, HostError, MachineTimeout
-from belljar.guest.session import Session
+from belljar.errors import HostError, MissingTool
 from belljar.images.manifest import Image
-from belljar.machines.protocol import Hypervisor, MachineSpec, Shape
+from belljar.machines.firecracker.hypervisor import FirecrackerHypervisor
+from belljar.machines.probe import probe
+from belljar.machines.protocol import Hypervisor
 from belljar.machines.qemu.hypervisor import QemuHypervisor
 from belljar.settings import Settings
 
 log = structlog.get_logger()
 
 KVM = Path("/dev/kvm")
-#: Under KVM an agent answers within a second; software emulation would need about half of this.
-_PROBE_SECONDS = 5.0
 #: A host that was too busy to boot in time is asked again after this long.
 _RETRY_SECONDS = 86_400.0
-_PROBE_MEMORY_MB = 128
+_SETTINGS = "the settings say so"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,81 +50,110 @@ class Chooser:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._made: dict[str, Hypervisor] = {}
-        self._probes: dict[str, Choice] = {}
+        self._made: dict[tuple[str, str], Hypervisor] = {}
+        self._chosen: dict[str, Choice] = {}
         self._choosing = asyncio.Lock()
 
     async def hypervisor(self, image: Image) -> Hypervisor:
         """What runs this image's machines here. Raises MissingTool, HostError."""
         choice = await self.choose(image)
-        if choice.accelerator not in self._made:
-            self._made[choice.accelerator] = QemuHypervisor(self._settings, choice.accelerator)
-        return self._made[choice.accelerator]
+        return self._make(choice.hypervisor, choice.accelerator)
 
     async def choose(self, image: Image) -> Choice:
-        """The same as a value, with the reason."""
+        """The same as a value, with the reason. Raises MissingTool, HostError."""
         architecture = image.manifest.architecture
         if architecture != platform.machine():
             raise HostError(f"the image {image.name} is for {architecture}, this host is {platform.machine()}")
-        if self._settings.accelerator != "auto":
-            return Choice(hypervisor="qemu", accelerator=self._settings.accelerator, reason="the settings say so")
+        told = self._told()
+        if told is not None:
+            return told
         kernel = image.manifest.kernel.sha256
         async with self._choosing:
-            if kernel not in self._probes:
-                self._probes[kernel] = await self._probed(image)
-            return self._probes[kernel]
+            if kernel not in self._chosen:
+                self._chosen[kernel] = await self._found_out(image)
+            return self._chosen[kernel]
 
-    async def _probed(self, image: Image) -> Choice:
+    def _make(self, hypervisor: str, accelerator: str) -> Hypervisor:
+        key = (hypervisor, accelerator)
+        if key not in self._made:
+            self._made[key] = (
+                FirecrackerHypervisor(self._settings)
+                if hypervisor == "firecracker"
+                else QemuHypervisor(self._settings, accelerator)
+            )
+        return self._made[key]
+
+    def _told(self) -> Choice | None:
+        """What the settings leave no choice about; None when it is to be found out."""
+        hypervisor, accelerator = self._settings.hypervisor, self._settings.accelerator
+        if hypervisor == "firecracker":
+            if accelerator == "tcg":
+                raise HostError(
+                    "Firecracker runs machines with KVM alone; set accelerator to auto, or hypervisor to qemu"
+                )
+            return Choice(hypervisor="firecracker", accelerator="kvm", reason=_SETTINGS)
+        if accelerator == "auto":
+            return None
+        if accelerator == "kvm" and hypervisor == "auto" and self._firecracker()[0] is not None:
+            return Choice(hypervisor="firecracker", accelerator="kvm", reason=f"{_SETTINGS}, and Firecracker is there")
+        return Choice(hypervisor="qemu", accelerator=accelerator, reason=_SETTINGS)
+
+    def _firecracker(self) -> tuple[Hypervisor | None, str]:
+        """Firecracker if it can be used here, else None and why; nothing is said of one that is not installed."""
+        try:
+            return self._make("firecracker", "kvm"), ""
+        except MissingTool:
+            return None, ""
+        except HostError as error:
+            return None, error.message
+
+    async def _found_out(self, image: Image) -> Choice:
         if not KVM.exists():
             return Choice(hypervisor="qemu", accelerator="tcg", reason="this host has no /dev/kvm")
         if not os.access(KVM, os.R_OK | os.W_OK):
             return Choice(hypervisor="qemu", accelerator="tcg", reason="this user may not open /dev/kvm")
-        memory = _Memory(self._settings, image)
+        firecracker, fault = self._firecracker() if self._settings.hypervisor == "auto" else (None, "")
+        qemu = self._make("qemu", "kvm")
+        candidates = [each for each in (firecracker, qemu) if each is not None]
+        memory = _Memory(self._settings, image, candidates, fault)
         known = memory.recall()
         if known is None:
-            known = await probe_kvm(self._settings, image)
+            known = await _try_in_turn(candidates, fault, image)
             memory.keep(known)
-            log.info("accelerator_chosen", accelerator=known.accelerator, reason=known.reason)
+            log.info("hypervisor_chosen", **dataclasses.asdict(known))
         return known
 
 
-async def probe_kvm(settings: Settings, image: Image) -> Choice:
-    """Boot the image's kernel with KVM until its agent answers, within 5 s. A KVM that does not work raises nothing."""
-    hypervisor = QemuHypervisor(settings, "kvm")
-    shape = Shape(vcpus=1, memory_mb=_PROBE_MEMORY_MB)
-    spec = MachineSpec(image=image, shape=shape, script_disk=image.root)  # any disk that can be read does
-    started = time.monotonic()
-    try:
-        async with hypervisor.machine(spec) as machine:
-            opening = asyncio.create_task(Session(machine.reader, machine.writer).open(_PROBE_SECONDS))
-            dying = asyncio.create_task(machine.death())
-            try:
-                await asyncio.wait({opening, dying}, return_when=asyncio.FIRST_COMPLETED)
-                if not opening.done() or (dying.done() and opening.exception() is not None):
-                    raise HostError((await dying).message)
-                opening.result()
-            finally:
-                opening.cancel()
-                dying.cancel()
-                await asyncio.gather(opening, dying, return_exceptions=True)
-    except BelljarError as error:
-        reason = f"KVM does not boot the image's kernel here: {error.message}"
-        slow = isinstance(error, MachineTimeout)
-        return Choice(hypervisor="qemu", accelerator="tcg", reason=reason, doubtful=slow)
-    milliseconds = (time.monotonic() - started) * 1000
-    return Choice(hypervisor="qemu", accelerator="kvm", reason=f"KVM booted the kernel in {milliseconds:.0f} ms")
+async def _try_in_turn(candidates: list[Hypervisor], fault: str, image: Image) -> Choice:
+    """The first that boots the image's kernel with KVM; what went wrong before is part of the reason."""
+    faults, doubtful = [fault] if fault else [], False
+    for hypervisor in candidates:
+        result = await probe(hypervisor, image)
+        if result.fault is None:
+            reason = f"KVM booted the image's kernel in {result.milliseconds:.0f} ms"
+            return Choice(
+                hypervisor=hypervisor.name,
+                accelerator="kvm",
+                reason="; ".join([*faults, reason]),
+                doubtful=doubtful,
+            )
+        faults.append(f"KVM does not boot the image's kernel here under {hypervisor.name}: {result.fault}")
+        doubtful = doubtful or result.slow
+    return Choice(hypervisor="qemu", accelerator="tcg", reason="; ".join(faults), doubtful=doubtful)
 
 
 class _Memory:
-    """The probe's answer in a file, with what it depends on."""
+    """The answer in a file, with what it depends on."""
 
-    def __init__(self, settings: Settings, image: Image) -> None:
-        self._path = settings.data_dir / "cache" / "accelerator.json"
+    def __init__(self, settings: Settings, image: Image, candidates: list[Hypervisor], fault: str) -> None:
+        kernel = image.manifest.kernel.sha256
+        self._path = settings.data_dir / "cache" / f"hypervisor-{kernel[:16]}.json"
         self._key = {
             "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-            "kernel": image.manifest.kernel.sha256,
+            "kernel": kernel,
             "initramfs": image.manifest.initramfs.sha256,
-            "qemu": QemuHypervisor(settings, "kvm").identity,
+            "programs": [each.identity for each in candidates],
+            "fault": fault,
             "uid": os.geteuid(),
         }
 

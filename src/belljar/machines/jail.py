@@ -118,6 +118,20 @@ exec "$@"
 """
 
 
+def joining(group: Group) -> list[str]:
+    """The shell that joins the cgroups and sets the limits, to which the command to be executed is added.
+
+    It is told the limits by its environment (`entering_environment`).
+    """
+    return ["/bin/sh", "-c", _ENTER, "belljar-jail", str(len(group.procs)), *map(str, group.procs)]
+
+
+def entering_environment(address_bytes: int | None) -> dict[str, str]:
+    """What that shell is told; nothing of it reaches the hypervisor."""
+    address = "" if address_bytes is None else str(address_bytes // 1024)
+    return {"BELLJAR_FILES": str(_MOST_FILES), "BELLJAR_ADDRESS_KB": address, "PATH": "/usr/bin:/bin"}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Jail:
     """How one machine's hypervisor is shut in."""
@@ -131,7 +145,7 @@ class Jail:
 
     def command(self, inside: Program, arguments: Sequence[str]) -> list[str]:
         """The whole command line, from the shell that joins the cgroups to the hypervisor's own arguments."""
-        enter = ["/bin/sh", "-c", _ENTER, "belljar-jail", str(len(self.group.procs)), *map(str, self.group.procs)]
+        enter = joining(self.group)
         if self.uid is not None:
             ids = [f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups"]
             enter += [need("setpriv", "util-linux"), *ids, "--inh-caps=-all", "--bounding-set=-all"]
@@ -148,9 +162,8 @@ class Jail:
         return [*argv, "--chdir", "/", "--"]
 
     def environment(self) -> dict[str, str]:
-        """What the entering shell is told; nothing of it reaches the hypervisor."""
-        address = "" if self.address_bytes is None else str(self.address_bytes // 1024)
-        return {"BELLJAR_FILES": str(_MOST_FILES), "BELLJAR_ADDRESS_KB": address, "PATH": "/usr/bin:/bin"}
+        """What the entering shell is told."""
+        return entering_environment(self.address_bytes)
 
 
 def end(pid: int) -> None:

@@ -6,17 +6,24 @@ when the host's end of the stream closes); this removes the rest, and kills what
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 from belljar.machines.cgroup import PARENT, Hierarchy, find_hierarchies, remove_group
+from belljar.machines.firecracker.folder import clear_folders
 from belljar.machines.jail import KVM_NODES
 from belljar.machines.owner import is_dead
 
 
-async def clear_leftovers(hierarchies: list[Hierarchy] | None = None, nodes: Path = KVM_NODES) -> int:
-    """Remove what belongs to owners that are dead; returns how many things that were."""
-    removed = 0
+async def clear_leftovers(
+    hierarchies: list[Hierarchy] | None = None, nodes: Path = KVM_NODES, *, jails: Path | None = None
+) -> int:
+    """Remove what belongs to owners that are dead; returns how many things that were.
+
+    `jails` is where Firecracker's machines have their folders.
+    """
+    removed = await asyncio.to_thread(clear_folders, jails) if jails is not None else 0
     for hierarchy in find_hierarchies() if hierarchies is None else hierarchies:
         parent = hierarchy.folder / PARENT
         for folder in parent.iterdir() if parent.is_dir() else ():

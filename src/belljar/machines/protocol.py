@@ -27,6 +27,11 @@ class Shape:
     disk_mb: int | None = None
     #: Whether it has a network device.
     network: bool = False
+    #: What each of its disks may do, in MiB and operations per second; None: as much as the host can.
+    disk_mb_per_second: float | None = None
+    disk_iops: int | None = None
+    #: What its network may carry in each direction, in megabits (10^6 bits) per second.
+    network_mbit_per_second: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

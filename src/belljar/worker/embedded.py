@@ -19,6 +19,7 @@ from belljar.images.catalog import Images
 from belljar.jobs.model import Artifact, Job, JobOptions, LogInfo, MachineInfo, Timings
 from belljar.jobs.resolve import Runnable, resolve_job
 from belljar.machines.choose import Chooser
+from belljar.machines.firecracker.folder import jails
 from belljar.machines.leftovers import clear_leftovers
 from belljar.machines.protocol import Hypervisor, MachineSpec
 from belljar.machines.snapshots import Snapshots
@@ -74,7 +75,7 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
             limits=UploadLimits.of(settings),
             work=Path(folder),
         )
-        await clear_leftovers()
+        await clear_leftovers(jails=jails(settings))
         name = run.options.image or images.image_for(prepared.language)
         script = Runnable(script_id=prepared.id, language=prepared.language, entrypoint=prepared.entrypoint)
         largest = Capacity.of_host(settings).largest()

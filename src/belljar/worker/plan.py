@@ -31,9 +31,7 @@ def plan_attempt(job: Job, image: Image, script_disk: Path, stdin: bytes, settin
         raise UnknownLanguage(f"the image {image.name} runs {known}, not {job.language}; choose another image")
     asked = job.resources
     return AttemptPlan(
-        machine=MachineSpec(
-            image=image, shape=fitted(asked.vcpus, asked.memory_mb, asked.disk_mb), script_disk=script_disk
-        ),
+        machine=MachineSpec(image=image, shape=fitted(**asked.model_dump()), script_disk=script_disk),
         command=command_for(image, language, f"{WORKING_FOLDER}/{job.entrypoint}", job.args, job.env, settings),
         stdin=stdin,
         timeout_seconds=job.timeout_seconds,

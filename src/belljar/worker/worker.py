@@ -22,6 +22,7 @@ from belljar.errors import BelljarError, HostError, MachineError
 from belljar.jobs.blob_names import stdin_blob
 from belljar.jobs.model import Job, JobError
 from belljar.jobs.outcome import Outcome
+from belljar.machines.firecracker.folder import jails
 from belljar.machines.leftovers import clear_leftovers
 from belljar.machines.protocol import Hypervisor, MachineSpec
 from belljar.machines.shapes import fitted
@@ -77,7 +78,7 @@ class Worker:
 
     async def _recover(self) -> None:
         rooms = self._rooms
-        removed = await clear_leftovers()
+        removed = await clear_leftovers(jails=jails(rooms.settings))
         if removed:
             log.warning("leftovers_removed", count=removed)
         for name in ("artifacts", "scratch"):

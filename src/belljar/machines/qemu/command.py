@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from belljar.machines.protocol import Shape
+from belljar.machines.qemu.throttle import throttle_filter, throttled
 
 #: Megabytes of translated code that TCG keeps; the default of a gigabyte is memory that each machine would take.
 TB_SIZE_MB = 64
@@ -60,7 +61,7 @@ def arguments(hardware: Hardware, descriptors: Descriptors) -> list[str]:
         f"{shape.memory_mb}M",
         *_memory(shape, descriptors),
         *_kernel(hardware, descriptors),
-        *_disks(descriptors),
+        *_disks(shape, descriptors),
         "-device",
         "virtio-serial-device,max_ports=2",
         "-chardev",
@@ -137,7 +138,7 @@ def kernel_command_line(accelerator: str, tsc_khz: int | None) -> str:
     return " ".join(words)
 
 
-def _disks(descriptors: Descriptors) -> list[str]:
+def _disks(shape: Shape, descriptors: Descriptors) -> list[str]:
     """vda the root filesystem, vdb the script, vdc the scratch disk if there is one."""
     disks = [("root", descriptors.root, True), ("script", descriptors.script, True)]
     if descriptors.scratch is not None:
@@ -146,11 +147,15 @@ def _disks(descriptors: Descriptors) -> list[str]:
     for number, (name, descriptor, read_only) in enumerate(disks, start=1):
         access = "on" if read_only else "off"
         argv += ["-add-fd", f"fd={descriptor},set={number}"]
+        limits, node = throttled(shape, name)
+        argv += limits
         argv += [
             "-blockdev",
-            f"driver=raw,node-name={name},read-only={access},auto-read-only=off,discard=unmap,"
+            f"driver=raw,node-name={node},read-only={access},auto-read-only=off,discard=unmap,"
             f"file.driver=file,file.filename=/dev/fdset/{number},file.locking=off",
         ]
+        if node != name:
+            argv += ["-blockdev", f"{throttle_filter(name, node)},read-only={access}"]
         # A full disk on the host is an I/O error in the guest, not a machine that stands still.
         argv += ["-device", f"virtio-blk-device,drive={name},werror=report,rerror=report"]
     return argv

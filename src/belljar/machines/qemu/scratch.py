@@ -40,7 +40,7 @@ async def scratch_disk(folder: Path, size_mb: int | None) -> AsyncIterator[int |
     try:
         try:
             os.ftruncate(descriptor, size_mb * 1024 * 1024)
-            await _make_filesystem(name)
+            await make_filesystem(name)
         finally:
             Path(name).unlink()
         yield descriptor
@@ -48,7 +48,8 @@ async def scratch_disk(folder: Path, size_mb: int | None) -> AsyncIterator[int |
         os.close(descriptor)
 
 
-async def _make_filesystem(name: str) -> None:
+async def make_filesystem(name: str) -> None:
+    """An empty ext4 file system in the file of this name. Raises MissingTool, DiskFull, HostError."""
     tool = need("mkfs.ext4", "e2fsprogs")
     process = await asyncio.create_subprocess_exec(
         tool,

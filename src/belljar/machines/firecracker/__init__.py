@@ -1,0 +1,1 @@
+"""Firecracker machines: one process each, in Firecracker's own jailer, over KVM."""

@@ -1,0 +1,105 @@
+"""Machines that are frozen and machines that go on from there: Firecracker's full snapshots.
+
+A frozen machine is a folder: `state` (devices, vCPUs), `memory` (mapped by every clone, each keeping what it changes to
+itself), `scratch.img` when there is a scratch disk, and `frozen.json`, written last, with what a clone must be told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from belljar.errors import MachineError
+from belljar.machines.firecracker.bodies import (
+    MemoryBackend,
+    NetworkOverride,
+    SnapshotCreate,
+    SnapshotLoad,
+    VsockOverride,
+)
+from belljar.machines.firecracker.configuration import FORMAT, INTERFACE
+from belljar.machines.firecracker.folder import MEMORY, SCRATCH, STATE, VSOCK
+from belljar.machines.firecracker.machine import FirecrackerMachine
+from belljar.machines.firecracker.sparse import copy_sparse, move_sparse, overwrite
+from belljar.machines.protocol import SCRIPT_DISK_BYTES, MachineSpec
+
+_RECORD = "frozen.json"
+
+
+class _Unscripted(FirecrackerMachine):
+    """A machine whose script disk is a file of its own, to be written while it runs."""
+
+    _script: int
+    _script_bytes = 0
+
+    def gives_scripts_to(self, script: int) -> None:
+        """A descriptor of that file."""
+        self._script = script
+
+    async def insert(self, script_disk: Path) -> None:
+        """Write the script's file system over the disk. Raises HostError, DiskFull."""
+        self._script_bytes = await asyncio.to_thread(
+            overwrite, self._script, script_disk, most=SCRIPT_DISK_BYTES, before=self._script_bytes
+        )
+
+
+class FirecrackerClone(_Unscripted):
+    """The protocol's Clone."""
+
+
+class FirecrackerTemplate(_Unscripted):
+    """The protocol's Template."""
+
+    _into: Path
+    _spec: MachineSpec
+
+    def freezes_into(self, folder: Path, spec: MachineSpec) -> None:
+        self._into, self._spec = folder, spec
+
+    async def freeze(self) -> None:
+        """Pause, write state and memory, and lay them into the folder. Raises MachineError, HostError, DiskFull."""
+        async with self.api() as api:
+            await api.pause()
+            await api.create_snapshot(SnapshotCreate(snapshot_path=STATE, mem_file_path=MEMORY))
+        await self.kill()  # nobody is left who could change what is kept now
+        await asyncio.to_thread(self._keep)
+
+    def _keep(self) -> None:
+        self._into.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folder.check_own(STATE, MEMORY)
+        for name in (STATE, MEMORY):
+            move_sparse(self._folder.path / name, self._into / name)
+        if self._spec.shape.disk_mb is not None:
+            copy_sparse(self._folder.path / SCRATCH, self._into / SCRATCH)
+        for name in (STATE, MEMORY):
+            # Every clone's user may read it, and reaches it only where it is shown: the folder is belljar's alone.
+            self._folder.take(self._into / name)
+        tap = self._spec.slot.tap if self._spec.slot is not None else None
+        (self._into / _RECORD).write_text(json.dumps({"format": FORMAT, "tap": tap}))
+
+
+def loading(folder: Path, spec: MachineSpec) -> SnapshotLoad:
+    """What a fresh process is told to become a clone of the machine in `folder`.
+
+    Raises MachineError when it is not whole.
+    """
+    try:
+        record = json.loads((folder / _RECORD).read_text())
+        written_format, tap = record["format"], record["tap"]
+        for name in (STATE, MEMORY):
+            (folder / name).stat()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MachineError(f"the snapshot in {folder} is not whole ({error}); remove it, it is made again") from None
+    if written_format != FORMAT:
+        raise MachineError(f"the snapshot in {folder} is another belljar's; remove it, it is made again")
+    overrides = []
+    if spec.slot is not None and spec.slot.tap != tap:
+        overrides.append(NetworkOverride(iface_id=INTERFACE, host_dev_name=spec.slot.tap))
+    return SnapshotLoad(
+        snapshot_path=STATE,
+        mem_backend=MemoryBackend(backend_path=MEMORY),
+        resume_vm=True,
+        network_overrides=tuple(overrides),
+        vsock_override=VsockOverride(uds_path=VSOCK),
+    )

@@ -1,0 +1,145 @@
+"""Starts Firecracker machines: booted, booted to be frozen, or cloned from what was frozen.
+
+A start is a list of steps, each timed. A boot makes no request at all: the whole machine is a file that Firecracker
+reads by itself, and there is no API to talk to later. A clone makes one request, a template none before it is frozen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from belljar.errors import HostError
+from belljar.machines.cgroup import find_hierarchies, machine_group
+from belljar.machines.firecracker import frozen
+from belljar.machines.firecracker.configuration import FORMAT
+from belljar.machines.firecracker.folder import API, MEMORY, ROOT, SCRATCH, SCRIPT, STATE, jails, machine_folder
+from belljar.machines.firecracker.machine import FirecrackerMachine
+from belljar.machines.firecracker.program import Programs, find_programs
+from belljar.machines.firecracker.sparse import copy_sparse
+from belljar.machines.firecracker.start import Start, Steps, bounds
+from belljar.machines.jail import machine_uid
+from belljar.machines.owner import owner_name
+from belljar.machines.protocol import Clone, Machine, MachineSpec, Template
+from belljar.settings import Settings
+
+#: A clone's agent listens already; this is for a host under load.
+_CONNECT_SECONDS = 10.0
+
+
+class FirecrackerHypervisor:
+    """The protocol's Hypervisor. Raises MissingTool or HostError when made where it cannot run."""
+
+    name = "firecracker"
+    accelerator = "kvm"
+
+    def __init__(self, settings: Settings, *, jailed: bool | None = None) -> None:
+        """`jailed`: whether by Firecracker's jailer; by default when belljar is root, which the jailer needs."""
+        self._jailed = os.geteuid() == 0 if jailed is None else jailed
+        self._settings = settings
+        self._programs: Programs = find_programs(settings, jailed=self._jailed)
+        self._hierarchies = find_hierarchies()
+        self._owner = owner_name(os.getpid())
+
+    @property
+    def version(self) -> str:
+        """Firecracker's version, such as 1.16.1."""
+        return self._programs.version
+
+    @property
+    def identity(self) -> str:
+        """What changes whenever snapshots stop being good."""
+        return f"{self._programs.identity}:{FORMAT}"
+
+    @asynccontextmanager
+    async def machine(self, spec: MachineSpec) -> AsyncIterator[Machine]:
+        """Boot a machine; it has begun to when the block begins. Raises MissingTool, HostError, DiskFull."""
+        if spec.script_disk is None:
+            raise ValueError("a machine that boots is given its script's disk at once")
+        async with self._started(spec) as start:
+            start.folder.show(SCRIPT, spec.script_disk)
+            await start.configure("--no-api")
+            machine = await start.spawn(FirecrackerMachine)
+            machine.connect_later()
+            yield machine
+
+    @asynccontextmanager
+    async def template(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Template]:
+        """Boot a machine whose state can be frozen into `folder`. Raises MissingTool, HostError, DiskFull."""
+        async with self._started(spec) as start:
+            script = start.script_disk()
+            await start.configure("--api-sock", API)
+            start.file_mb += spec.shape.memory_mb
+            machine = await start.spawn(frozen.FirecrackerTemplate)
+            machine.gives_scripts_to(script)
+            machine.freezes_into(folder, spec)
+            machine.connect_later()
+            yield machine
+
+    @asynccontextmanager
+    async def clone(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Clone]:
+        """Go on where a template was frozen. Raises MissingTool, HostError, DiskFull, MachineError."""
+        loading = frozen.loading(folder, spec)
+        async with self._started(spec) as start:
+            start.folder.show(STATE, folder / STATE)
+            start.folder.show(MEMORY, folder / MEMORY)
+            script = start.script_disk()
+            if spec.shape.disk_mb is not None:
+                await asyncio.to_thread(copy_sparse, folder / SCRATCH, start.folder.path / SCRATCH)
+                start.folder.give(SCRATCH, 0o600)
+            start.arguments = ("--api-sock", API)
+            machine = await start.spawn(frozen.FirecrackerClone)
+            machine.gives_scripts_to(script)
+            async with machine.api() as api:
+                start.steps.done("socket")
+                await api.load_snapshot(loading)
+            start.steps.done("load")
+            await machine.connect(_CONNECT_SECONDS)
+            start.steps.done("connect")
+            yield machine
+
+    def forget(self, folder: Path) -> None:
+        """Nothing of a snapshot is kept but its folder."""
+
+    @asynccontextmanager
+    async def _started(self, spec: MachineSpec) -> AsyncIterator[Start]:
+        """What every machine has, made before its process and gone after it."""
+        held = AsyncExitStack()
+        try:
+            yield await self._prepare(spec, held)
+        finally:
+            # A worker that is cancelled twice still leaves nothing behind.
+            closing = asyncio.create_task(held.aclose())
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError:
+                await asyncio.wait({closing})
+                raise
+
+    async def _prepare(self, spec: MachineSpec, held: AsyncExitStack) -> Start:
+        if spec.slot is not None and not self._jailed:
+            raise HostError("a machine with a network needs Firecracker's jailer: run belljar as root")
+        token, steps = secrets.token_hex(6), Steps()
+        uid = held.enter_context(machine_uid(self._settings)) if self._jailed else None
+        group = await held.enter_async_context(machine_group(self._hierarchies, f"{self._owner}.{token}", bounds(spec)))
+        # The jailer wants letters, digits and dashes; what follows the last dash is not the owner's.
+        jail_id = f"{self._owner}-{token}"
+        folder = await held.enter_async_context(
+            machine_folder(jails(self._settings), self._programs.firecracker.name, jail_id, uid)
+        )
+        folder.show(ROOT, spec.image.root)
+        return Start(
+            settings=self._settings,
+            programs=self._programs,
+            spec=spec,
+            held=held,
+            folder=folder,
+            group=group,
+            machine_id=f"{self._owner}.{token}",
+            jail_id=jail_id,
+            steps=steps,
+        )
