@@ -10,9 +10,10 @@ session refuses those that come at the wrong time or unpaid. docs/protocol.md de
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from ipaddress import IPv4Address, IPv4Interface
 
 from belljar.errors import GuestProtocolError
 
@@ -46,6 +47,7 @@ class Kind(IntEnum):
     PING = 0x09
     POWER_OFF = 0x0A
     DISCARD = 0x0B
+    NETWORK = 0x0C
 
     HELLO = 0x81
     STARTED = 0x82
@@ -78,6 +80,8 @@ _WELCOME = struct.Struct("<HH")
 _HELLO = struct.Struct("<HHIQ")
 _RUN = struct.Struct("<IIII")
 _CREDIT = struct.Struct("<I")
+#: Address and gateway as they stand in packets, MTU, prefix length, how many name servers, and three of those.
+_NETWORK = struct.Struct("<4s4sHBB12s")
 _COLLECT = struct.Struct("<QII")
 _STARTED = struct.Struct("<I")
 _EXITED = struct.Struct("<iiIIQQQ")
@@ -176,6 +180,15 @@ def welcome(silence_seconds: int) -> bytes:
 def run(*, uid: int, gid: int, max_processes: int, flags: int, cwd: bytes) -> bytes:
     """Run the arguments and environment sent so far, in `cwd`."""
     return frame(Kind.RUN, _RUN.pack(uid, gid, max_processes, flags) + cwd)
+
+
+def network(interface: IPv4Interface, gateway: IPv4Address, nameservers: Sequence[IPv4Address], mtu: int) -> bytes:
+    """Set the machine's network device up, before RUN. At most three name servers."""
+    addresses = b"".join(each.packed for each in nameservers[:3])
+    prefix = interface.network.prefixlen
+    count = len(addresses) // 4
+    payload = _NETWORK.pack(interface.ip.packed, gateway.packed, mtu, prefix, count, addresses)
+    return frame(Kind.NETWORK, payload)
 
 
 def credit(stream: Stream, size: int) -> bytes:

@@ -16,7 +16,7 @@ from pathlib import Path
 from belljar.errors import ImageBuildError
 
 #: What a machine needs before its root filesystem is there, and what it is mounted with.
-MODULES = ("virtio_mmio", "virtio_blk", "virtio_console", "erofs", "overlay")
+MODULES = ("virtio_mmio", "virtio_blk", "virtio_console", "virtio_net", "erofs", "overlay")
 FOLDERS = ("cgroup", "dev", "modules", "newroot", "proc", "rom", "rw", "sys")
 
 

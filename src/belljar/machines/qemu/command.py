@@ -22,9 +22,17 @@ class Descriptors:
     agent: int
     qmp: int
     console: int
+    #: Of the slot's TAP device.
+    tap: int | None = None
 
 
-def arguments(shape: Shape, accelerator: str, descriptors: Descriptors, tsc_khz: int | None) -> list[str]:
+def arguments(
+    shape: Shape,
+    accelerator: str,
+    descriptors: Descriptors,
+    tsc_khz: int | None,
+    guest_mac: str | None = None,
+) -> list[str]:
     """QEMU's arguments, after the executable."""
     return [
         "-nodefaults",
@@ -67,6 +75,7 @@ def arguments(shape: Shape, accelerator: str, descriptors: Descriptors, tsc_khz:
         "rng-builtin,id=entropy",
         "-device",
         "virtio-rng-device,rng=entropy",
+        *_network(descriptors.tap, guest_mac),
     ]
 
 
@@ -82,6 +91,14 @@ def kernel_command_line(accelerator: str, tsc_khz: int | None) -> str:
     if accelerator == "tcg" and tsc_khz is not None:
         words.append(f"tsc_early_khz={tsc_khz}")
     return " ".join(words)
+
+
+def _network(tap: int | None, guest_mac: str | None) -> list[str]:
+    """The guest's device on the slot's TAP; without one the guest has none."""
+    if tap is None:
+        return []
+    device = f"virtio-net-device,netdev=net,mac={guest_mac}"
+    return ["-netdev", f"tap,id=net,fd={tap},vhost=off", "-device", device]
 
 
 def _disks(descriptors: Descriptors) -> list[str]:

@@ -27,6 +27,7 @@ from belljar.machines.qemu.machine import QemuMachine
 from belljar.machines.qemu.monitor import Monitor
 from belljar.machines.qemu.scratch import scratch_disk
 from belljar.machines.qemu.tsc import tsc_khz
+from belljar.machines.tap import open_tap
 from belljar.settings import Settings
 
 #: What QEMU loads by name besides its libraries: accelerators that are modules, firmware.
@@ -123,9 +124,11 @@ class QemuHypervisor:
                 agent=agent.theirs.fileno(),
                 qmp=qmp.theirs.fileno(),
                 console=console.theirs.fileno(),
+                tap=await _tap(spec, passed),
             )
             khz = tsc_khz() if self.accelerator == "tcg" else None
-            command = jail.command(self._program, arguments(spec.shape, self.accelerator, descriptors, khz))
+            mac = spec.slot.guest_mac if spec.slot is not None else None
+            command = jail.command(self._program, arguments(spec.shape, self.accelerator, descriptors, khz, mac))
             process = await _spawn(command, jail.environment(), descriptors)
         machine = QemuMachine(
             machine_id,
@@ -186,6 +189,15 @@ def _script_disk(spec: MachineSpec) -> Path:
     if spec.script_disk is None:
         raise ValueError("a machine that boots is given its script's disk at once")
     return spec.script_disk
+
+
+async def _tap(spec: MachineSpec, held: contextlib.ExitStack) -> int | None:
+    """A descriptor of the slot's TAP device, closed with `held`; None without a slot. Raises HostError."""
+    if spec.slot is None:
+        return None
+    descriptor = await asyncio.to_thread(open_tap, spec.slot)
+    held.callback(os.close, descriptor)
+    return descriptor
 
 
 def _bounds(spec: MachineSpec) -> Bounds:

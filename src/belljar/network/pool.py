@@ -1,0 +1,243 @@
+"""The slots of one process: some are kept ready, each is given to one machine, and none outlives the pool.
+
+Nothing of the host is changed before the first machine asks for a network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from belljar.errors import BelljarError, MissingTool, NetworkError, NoNetwork
+from belljar.machines.owner import owner_name
+from belljar.machines.protocol import NetworkSlot
+from belljar.network import nft
+from belljar.network.host import HostSide
+from belljar.network.layout import FALLBACK_NAMESERVERS, Layout, lay_out
+from belljar.network.links import host_facts, netlink
+from belljar.network.policy import NetworkRule, Policy
+from belljar.network.resolver import Resolver
+from belljar.network.slot import Slot
+from belljar.network.traffic import Refused, Traffic
+from belljar.settings import Settings
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+_TUN = Path("/dev/net/tun")
+_RESOLV_CONF = Path("/etc/resolv.conf")
+_MOST_REFUSED_SHOWN = 20
+_RETRY_SECONDS = 5.0
+
+
+def why_no_network() -> str | None:
+    """Why this process cannot give machines a network, with what to do; None when it can."""
+    if os.geteuid() != 0:
+        return (
+            "jobs with a network need belljar to run as root: without it nothing here could keep a job from this host, "
+            "its neighbours and private addresses (QEMU's user-mode network reaches all of them)"
+        )
+    if not _TUN.exists():
+        return "this host has no /dev/net/tun; load it with: modprobe tun"
+    try:
+        nft.library()
+    except MissingTool as error:
+        return error.message
+    return None
+
+
+@dataclass(slots=True)
+class Attachment:
+    """One machine's network: where it is plugged in, and what has gone through."""
+
+    slot: NetworkSlot
+    #: Read when the machine has ended; None until then, or when it could not be read.
+    traffic: Traffic | None = None
+
+
+class SlotPool:
+    """An async context manager; belongs to one event loop."""
+
+    def __init__(self, settings: Settings, excepted: Iterable[NetworkRule] = ()) -> None:
+        self._settings = settings
+        self._excepted = tuple(excepted)
+        self._owner = owner_name(os.getpid())
+        self._ready: deque[Slot] = deque()
+        self._setting_up = asyncio.Lock()
+        self._layout: Layout | None = None
+        self._host: HostSide | None = None
+        self._more = asyncio.Event()
+        self._filling: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> SlotPool:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Destroy every slot and take the host's table away."""
+        closing = asyncio.create_task(self._close())
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await asyncio.wait({closing})
+            raise
+
+    @property
+    def ready(self) -> int:
+        """How many slots wait for a machine."""
+        return len(self._ready)
+
+    @asynccontextmanager
+    async def attached(self, policy: Policy) -> AsyncIterator[Attachment]:
+        """A slot that lets through what the policy allows, for one machine, which must have ended when the block does.
+
+        Raises NoNetwork when this host cannot give any, NetworkError when it cannot just now.
+        """
+        layout = await self._set_up()
+        slot = await self._take()
+        try:
+            await _in_thread(lambda: slot.open_for(policy))
+            resolver = Resolver(
+                slot.ears,
+                policy,
+                never=layout.never,
+                nameservers=nameservers(self._settings),
+                admit=lambda commands: _in_thread(lambda: slot.admit(commands)),
+            )
+            attachment = Attachment(slot.described())
+            async with resolver:
+                try:
+                    yield attachment
+                finally:
+                    attachment.traffic = await _read(slot, resolver)
+        finally:
+            self._leave(slot)
+
+    async def _set_up(self) -> Layout:
+        async with self._setting_up:
+            if self._layout is not None:
+                return self._layout
+            if (why := why_no_network()) is not None:
+                raise NoNetwork(why)
+            layout = lay_out(self._settings, await _in_thread(lambda: netlink(host_facts)))
+            host = HostSide(self._owner, layout, self._excepted)
+            self._host = host
+            await _in_thread(host.open)
+            self._layout = layout
+            self._filling = asyncio.create_task(self._keep_filled())
+            return layout
+
+    async def _take(self) -> Slot:
+        self._more.set()
+        return self._ready.popleft() if self._ready else await self._make()
+
+    async def _make(self) -> Slot:
+        """A new slot; one whose maker is cancelled meanwhile is kept for others."""
+        host, layout = self._host, self._layout
+        assert host is not None and layout is not None
+        work = asyncio.to_thread(lambda: Slot.make(self._owner, host.reserve(), layout, host.join))
+        making = asyncio.create_task(work)
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.wait({making})
+            if making.exception() is None:
+                self._ready.append(making.result())
+            raise
+
+    async def _keep_filled(self) -> None:
+        while True:
+            self._more.clear()
+            try:
+                while len(self._ready) < self._settings.network_slots:
+                    self._ready.append(await self._make())
+            except BelljarError as error:
+                log.warning("no_slot_made", error=error.message)
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            await self._more.wait()
+
+    def _leave(self, slot: Slot) -> None:
+        """Destroy a used slot, beside whatever comes next."""
+        task = asyncio.create_task(self._destroy(slot))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _destroy(self, slot: Slot) -> None:
+        host = self._host
+        assert host is not None
+        try:
+            await _in_thread(lambda: slot.remove(host.part))
+        except BelljarError as error:
+            log.warning("slot_left", number=slot.number, error=error.message)
+
+    async def _close(self) -> None:
+        if self._filling is not None:
+            self._filling.cancel()
+            await asyncio.gather(self._filling, return_exceptions=True)
+        while self._ready:
+            self._leave(self._ready.popleft())
+        if self._leaving:
+            await asyncio.wait(set(self._leaving))
+        if self._host is not None:
+            await _in_thread(self._host.close)
+        self._layout = None
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """What `work` returns; it is waited for even by who is cancelled, so that nothing is changed behind their back."""
+    task = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+async def _read(slot: Slot, resolver: Resolver) -> Traffic | None:
+    try:
+        traffic = await _in_thread(slot.traffic)
+    except NetworkError as error:
+        log.warning("traffic_not_read", error=error.message)
+        return None
+    tried = [_named(each, resolver) for each in traffic.refused]
+    refusals = resolver.refusals
+    return replace(
+        traffic,
+        refused=tuple([*refusals.listed(), *tried][:_MOST_REFUSED_SHOWN]),
+        refused_count=traffic.refused_count + refusals.total,
+    )
+
+
+def _named(refused: Refused, resolver: Resolver) -> Refused:
+    name = resolver.named.get(refused.address) if refused.address is not None else None
+    return replace(refused, name=name)
+
+
+def nameservers(settings: Settings, resolv_conf: Path = _RESOLV_CONF) -> tuple[IPv4Address, ...]:
+    """Whom resolvers ask: the settings', else the host's own IPv4 ones and then two public ones."""
+    if settings.nameservers:
+        return settings.nameservers
+    found = []
+    try:
+        lines = resolv_conf.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            try:
+                found.append(IPv4Address(words[1]))
+            except ValueError:
+                continue
+    return (*found[:3], *FALLBACK_NAMESERVERS)
