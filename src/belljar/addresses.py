@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network
 
-#: IANA's registry of special-purpose addresses, less those that are only for documentation. The metadata services of the
-#: clouds are among the link-local ones.
+#: IANA's registry of special-purpose addresses, less those that are only for documentation. The metadata services of
+#: the clouds are among the link-local ones.
 NEVER = tuple(
     IPv4Network(text)
     for text in (

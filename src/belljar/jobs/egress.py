@@ -81,7 +81,9 @@ def parse_egress(given: str | Sequence[str]) -> Egress:
             raise ValueError(f"egress has {len(given)} characters; at most {MAX_ENTRIES} entries are allowed")
         given = given.split(",")
     if len(given) > MAX_ENTRIES:
-        raise ValueError(f"egress has {len(given)} entries; at most {MAX_ENTRIES} are allowed, use wildcards or networks")
+        raise ValueError(
+            f"egress has {len(given)} entries; at most {MAX_ENTRIES} are allowed, use wildcards or networks"
+        )
     entries = [entry.strip() for entry in given]
     words = {entry.lower() for entry in entries if entry.lower() in WORDS}
     if words:
@@ -129,7 +131,9 @@ def _network(text: str, entry: str, *, private: bool) -> ipaddress.IPv4Network:
         raise ValueError(f"{entry[:80]!r} is no IPv4 network: {error}") from None
     for never in () if private else NEVER:
         if network.subnet_of(never):
-            raise ValueError(f"{entry[:80]!r} is in {never}, which no job may reach (private, local or reserved addresses)")
+            raise ValueError(
+                f"{entry[:80]!r} is in {never}, which no job may reach (private, local or reserved addresses)"
+            )
     return network
 
 
@@ -145,7 +149,9 @@ def normal_name(text: str, entry: str) -> str:
     name = name.lower()
     labels = name.split(".")
     if "*" in name:
-        raise ValueError(f"{shown}: a wildcard is the whole first part of a name, as in *.example.org; for all, write open")
+        raise ValueError(
+            f"{shown}: a wildcard is the whole first part of a name, as in *.example.org; for all, write open"
+        )
     if len(name) > 253 or not all(_LABEL.match(label) for label in labels):
         raise ValueError(f"{shown} is no host name; write HOST, *.HOST or a network, each with :PORT if you like")
     if labels[-1].isdigit():

@@ -58,8 +58,8 @@ class JobOptions(Value):
     """A scratch disk of this size under everything the job writes; None: in the machine's memory."""
     timeout_seconds: Annotated[float, Field(gt=0)] | None = None
     egress: str | tuple[str, ...] = "none"
-    """What the job may reach: `none`, `open` (the internet), `packages` (the package mirrors of this place), or a list of
-    HOST, *.HOST, ADDRESS or NETWORK, each with :PORT if you like; a string with commas is a list."""
+    """What the job may reach: `none`, `open` (the internet), `packages` (the package mirrors of this place), or a list
+    of HOST, *.HOST, ADDRESS or NETWORK, each with :PORT if you like; a string with commas is a list."""
     artifacts: tuple[str, ...] = Field(default=(), max_length=64)
     """Globs below the working folder; what they match when the script has ended is kept."""
     max_attempts: int = Field(default=2, ge=1, le=10)

@@ -110,10 +110,9 @@ def respond(
     response = dns.message.make_response(question.message, recursion_available=True)
     response.set_rcode(rcode)
     for record in records:
-        copy = record.copy()
         if ttl is not None:
-            copy.ttl = ttl
-        response.answer.append(copy)
+            record = dns.rrset.from_rdata_list(record.name, ttl, list(record))
+        response.answer.append(record)
     return response
 
 

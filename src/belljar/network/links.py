@@ -49,7 +49,7 @@ def netlink(work: Callable[[Any], Awaitable[T]]) -> T:
 
 
 async def make_slot_links(route: Any, layout: Layout, number: int, host_namespace: int) -> None:
-    """Inside the slot's new namespace, which has its TAP device: everything else, with a link to the host's namespace."""
+    """Inside the slot's new namespace, which has its TAP device: everything else, and a link to the host's."""
     peer = {"ifname": host_interface(number), "net_ns_fd": host_namespace}
     await route.link("add", ifname=UPLINK, kind="veth", peer=peer)
     tap, uplink = socket.if_nametoindex(TAP), socket.if_nametoindex(UPLINK)

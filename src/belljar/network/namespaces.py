@@ -28,7 +28,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def all_slots() -> list[tuple[str, str, int]]:
     """Name, owner and number of every namespace of a slot on this host, whoever owns it."""
     try:
-        names = os.listdir(NAMESPACES)
+        names = [path.name for path in NAMESPACES.iterdir()]
     except FileNotFoundError:
         return []
     return [(name, *parsed) for name in names if (parsed := parse_namespace_name(name)) is not None]

@@ -66,7 +66,7 @@ class Attachment:
 
 
 class SlotPool:
-    """An async context manager; belongs to one event loop."""
+    """Belongs to one event loop, and is to be closed, as an async context manager is."""
 
     def __init__(self, settings: Settings, excepted: Iterable[NetworkRule] = ()) -> None:
         self._settings = settings

@@ -166,6 +166,11 @@ def table_owner(table: str) -> str | None:
     return rest.replace("_", "-") if rest != table and rest.count("_") == 2 else None
 
 
+def removed(table: str) -> str:
+    """Commands that remove a table whether it is there or not."""
+    return f"add table inet {table}\ndelete table inet {table}\n"
+
+
 def host_rules(table: str, layout: Layout, excepted: Iterable[NetworkRule]) -> str:
     """The host's side, for what comes out of slots whatever a slot's own rules let through; nothing else is touched."""
     excepted = list(excepted)

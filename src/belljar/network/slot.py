@@ -1,7 +1,7 @@
 """One slot: made, opened for one machine's policy, counted, and destroyed. It is never given to a second machine.
 
-A slot that is destroyed takes its connections, its filters, its counters and its neighbours' table along; making the next
-one costs a few milliseconds that nobody waits for, and nothing can be forgotten in scrubbing it.
+A slot that is destroyed takes its connections, its filters, its counters and its table of neighbours along; making the
+next one costs a few milliseconds that nobody waits for, and nothing can be forgotten in scrubbing it.
 """
 
 from __future__ import annotations
@@ -174,5 +174,3 @@ def _listen(address: str) -> Ears:
         tcp.close()
         raise
     return Ears(udp, tcp)
-
-

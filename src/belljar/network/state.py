@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def host_lock() -> Iterator[None]:
 def users() -> list[str]:
     """Owners that have said they use networks, dead ones too."""
     try:
-        return os.listdir(_USERS)
+        return [path.name for path in _USERS.iterdir()]
     except FileNotFoundError:
         return []
 
@@ -81,4 +80,4 @@ def restore_forwarding(nft: Nft) -> None:
 
 
 def _interfaces() -> list[str]:
-    return [name for name in os.listdir(_INTERFACES) if not name.startswith(HOST_PREFIX)]
+    return [path.name for path in _INTERFACES.iterdir() if not path.name.startswith(HOST_PREFIX)]

@@ -13,12 +13,14 @@ import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Any, Protocol, TypeVar
 
 from belljar.errors import BelljarError, DiskFull, MachineDied, MachineError, MachineTimeout
 from belljar.guest import wire
 from belljar.guest.session import ArtifactSink, Command, CommandFailed, OutputSink, Session
 from belljar.machines.protocol import Hypervisor, Machine, MachineSpec
+from belljar.network.traffic import Traffic
 
 #: After SIGKILL the guest's kernel ends the job's processes; a machine that has not said so by then is ended itself.
 KILL_PATIENCE_SECONDS = 5.0
@@ -62,6 +64,8 @@ class AttemptEnd:
     collected: wire.Collected | None = None
     #: Why the artifacts are not complete.
     collect_error: BelljarError | None = None
+    #: What went over its network; None when it had none, or when that could not be read.
+    traffic: Traffic | None = None
     #: Milliseconds of each step, in order.
     phases: dict[str, float] = field(default_factory=dict)
 
@@ -147,6 +151,9 @@ async def _converse(
         end.stop = Stop.CANCELLED
         return
     clock.mark("boot")
+    if (slot := plan.machine.slot) is not None:
+        nameservers = [IPv4Address(each) for each in slot.nameservers]
+        await session.network(IPv4Interface(slot.guest_address), IPv4Address(slot.gateway), nameservers, slot.mtu)
     await _run(plan, session, audience, cancel, end, clock)
     if plan.artifacts and end.not_started is None and end.stop is not Stop.CANCELLED and end.exited is not None:
         await _collect(plan, session, audience, end)

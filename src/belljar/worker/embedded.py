@@ -19,12 +19,14 @@ from belljar.jobs.model import Artifact, Job, JobOptions, LogInfo, MachineInfo, 
 from belljar.jobs.resolve import Runnable, resolve_job
 from belljar.machines.choose import Chooser
 from belljar.machines.leftovers import clear_leftovers
+from belljar.network.leftovers import clear_network_leftovers
 from belljar.scripts.limits import UploadLimits
 from belljar.scripts.prepare import prepare
 from belljar.settings import Settings
 from belljar.worker.attempt import AttemptEnd, run_attempt
 from belljar.worker.capacity import Capacity
 from belljar.worker.ending import error_of, signal_name, status_of, usage_of
+from belljar.worker.networking import Networking, network_use, told
 from belljar.worker.output import FolderArtifacts
 from belljar.worker.plan import plan_attempt
 
@@ -71,24 +73,37 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
             work=Path(folder),
         )
         await clear_leftovers()
+        await asyncio.to_thread(clear_network_leftovers)
         name = run.options.image or images.image_for(prepared.language)
         script = Runnable(script_id=prepared.id, language=prepared.language, entrypoint=prepared.entrypoint)
         largest = Capacity.of_host(settings).largest()
         job = resolve_job(run.options, script, project=PROJECT, image=name, settings=settings, largest=largest)
         image = images.get(name)
-        plan = plan_attempt(job, image, prepared.disk, run.options.stdin_bytes(), settings)
         hypervisor = await Chooser(settings).hypervisor(image)
         machine = MachineInfo(source="boot", hypervisor=hypervisor.name, accelerator=hypervisor.accelerator)
         audience = _Terminal(run)
         for attempt in range(1, job.max_attempts + 1):
             try:
-                end = await run_attempt(plan, hypervisor, audience, cancel)
+                async with Networking(settings) as networking, networking.attached(job) as network:
+                    plan = plan_attempt(
+                        job,
+                        image,
+                        prepared.disk,
+                        run.options.stdin_bytes(),
+                        settings,
+                        slot=network.slot if network else None,
+                        env=networking.environment(job),
+                    )
+                    end = await run_attempt(plan, hypervisor, audience, cancel)
+                end.traffic = network.traffic if network else None
             except MachineError as error:
                 # A script that has begun is not begun again: its output has been seen.
                 if audience.started_at is not None or attempt == job.max_attempts:
                     raise
                 run.notice(f"attempt {attempt} was lost: {error.message}; trying again")
             else:
+                for sentence in told(network_use(end.traffic), job):
+                    run.notice(sentence.removeprefix("belljar: "))
                 return _ended(job, attempt, end, audience, machine)
     raise AssertionError("a loop over at least one attempt returns or raises")
 
@@ -108,6 +123,7 @@ def _ended(job: Job, attempt: int, end: AttemptEnd, audience: _Terminal, machine
             "finished_at": now,
             "timings": Timings(queue_ms=0, machine_ms=to_start, run_ms=run_ms, phases=dict(end.phases)),
             "usage": usage_of(end),
+            "network": network_use(end.traffic),
             "machine": machine,
             "logs": LogInfo(
                 stdout_bytes=audience.output.sent[Stream.STDOUT], stderr_bytes=audience.output.sent[Stream.STDERR]

@@ -8,7 +8,7 @@ from belljar.errors import UnknownLanguage
 from belljar.guest.session import Command
 from belljar.images.manifest import Image
 from belljar.jobs.model import Job
-from belljar.machines.protocol import MachineSpec, Shape
+from belljar.machines.protocol import MachineSpec, NetworkSlot, Shape
 from belljar.settings import Settings
 from belljar.worker.attempt import AttemptPlan
 
@@ -21,8 +21,20 @@ DEFAULT_ENV = {
 }
 
 
-def plan_attempt(job: Job, image: Image, script_disk: Path, stdin: bytes, settings: Settings) -> AttemptPlan:
-    """What a machine is to do for `job`. Raises UnknownLanguage when the image has not got the job's language."""
+def plan_attempt(
+    job: Job,
+    image: Image,
+    script_disk: Path,
+    stdin: bytes,
+    settings: Settings,
+    *,
+    slot: NetworkSlot | None = None,
+    env: dict[str, str] | None = None,
+) -> AttemptPlan:
+    """What a machine is to do for `job`, on its network if it has one; `env` is under the job's own.
+
+    Raises UnknownLanguage when the image has not got the job's language.
+    """
     language = image.language(job.language)
     if language is None:
         known = ", ".join(each.name for each in image.manifest.languages)
@@ -32,12 +44,18 @@ def plan_attempt(job: Job, image: Image, script_disk: Path, stdin: bytes, settin
     return AttemptPlan(
         machine=MachineSpec(
             image=image,
-            shape=Shape(vcpus=job.resources.vcpus, memory_mb=job.resources.memory_mb, disk_mb=job.resources.disk_mb),
+            shape=Shape(
+                vcpus=job.resources.vcpus,
+                memory_mb=job.resources.memory_mb,
+                disk_mb=job.resources.disk_mb,
+                network=slot is not None,
+            ),
             script_disk=script_disk,
+            slot=slot,
         ),
         command=Command(
             argv=[*argv, *job.args],
-            env=DEFAULT_ENV | image.manifest.env | job.env,
+            env=DEFAULT_ENV | image.manifest.env | (env or {}) | job.env,
             cwd=WORKING_FOLDER,
             max_processes=settings.max_processes,
         ),

@@ -23,9 +23,11 @@ from belljar.jobs.model import Job, JobError, MachineInfo
 from belljar.jobs.outcome import Outcome
 from belljar.machines.leftovers import clear_leftovers
 from belljar.machines.protocol import Hypervisor
+from belljar.network.leftovers import clear_network_leftovers
 from belljar.store.nodes import Node
 from belljar.worker.attempt import run_attempt
 from belljar.worker.capacity import Capacity
+from belljar.worker.networking import Networking
 from belljar.worker.plan import plan_attempt
 from belljar.worker.recorder import Recorder, persistently
 from belljar.worker.rooms import WorkerRooms
@@ -55,12 +57,13 @@ class Worker:
         self._room = asyncio.Event()
         self._started_at = datetime.now(UTC)
         self._hypervisor: Hypervisor | None = None
+        self._networking = Networking(rooms.settings)
 
     async def run(self) -> None:
         """Work until cancelled. First puts right what an earlier run of this worker left unfinished."""
         await self._recover()
         await self._beat()
-        async with asyncio.TaskGroup() as group:
+        async with self._networking, asyncio.TaskGroup() as group:
             group.create_task(self._choose_hypervisor())
             group.create_task(self._keep_alive())
             group.create_task(self._look_after())
@@ -68,7 +71,7 @@ class Worker:
 
     async def _recover(self) -> None:
         rooms = self._rooms
-        removed = await clear_leftovers()
+        removed = await clear_leftovers() + await asyncio.to_thread(clear_network_leftovers)
         if removed:
             log.warning("leftovers_removed", count=removed)
         for name in ("artifacts", "scratch"):
@@ -152,10 +155,13 @@ class Worker:
         image = rooms.images.get(job.image)
         disk = await rooms.scripts.disk(job.script_id)
         stdin = await rooms.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
-        plan = plan_attempt(job, image, disk, stdin, rooms.settings)
         hypervisor = self._hypervisor = await rooms.hypervisor(image)
         recorder.machine = MachineInfo(source="boot", hypervisor=hypervisor.name, accelerator=hypervisor.accelerator)
-        end = await run_attempt(plan, hypervisor, recorder, running.cancel)
+        async with self._networking.attached(job) as network:
+            slot, env = (network.slot if network else None), self._networking.environment(job)
+            plan = plan_attempt(job, image, disk, stdin, rooms.settings, slot=slot, env=env)
+            end = await run_attempt(plan, hypervisor, recorder, running.cancel)
+        end.traffic = network.traffic if network else None
         await recorder.ended(end)
 
     async def _give_back(self, job: Job, recorder: Recorder | None, reason: str, code: str) -> None:

@@ -195,7 +195,14 @@ async def _tap(spec: MachineSpec, held: contextlib.ExitStack) -> int | None:
     """A descriptor of the slot's TAP device, closed with `held`; None without a slot. Raises HostError."""
     if spec.slot is None:
         return None
-    descriptor = await asyncio.to_thread(open_tap, spec.slot)
+    opening = asyncio.create_task(asyncio.to_thread(open_tap, spec.slot))
+    try:
+        descriptor = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await asyncio.wait({opening})
+        if opening.exception() is None:
+            os.close(opening.result())
+        raise
     held.callback(os.close, descriptor)
     return descriptor
 
