@@ -153,5 +153,3 @@ async def test_a_slot_is_never_given_to_a_second_machine(pool: SlotPool, world: 
 def attached(attachment: Attachment) -> list:  # type: ignore[type-arg]
     assert attachment.traffic is not None
     return [each for each in attachment.traffic.refused if each.address is not None]
-
-

@@ -5,6 +5,7 @@ Nothing of the host's own firewall is read, changed or flushed. The table is the
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from belljar.errors import NetworkError
@@ -15,15 +16,19 @@ from belljar.network.nft import Nft
 from belljar.network.policy import NetworkRule
 from belljar.network.rules import host_rules, host_table, removed
 
+#: Tells the pools of one process apart.
+_POOLS = itertools.count()
+
 
 class HostSide:
     """One process's share of the host. Its methods block for milliseconds: call them in threads."""
 
     def __init__(self, owner: str, layout: Layout, excepted: Iterable[NetworkRule]) -> None:
         self._owner = owner
+        self._pool = next(_POOLS)
         self._layout = layout
         self._excepted = tuple(excepted)
-        self._table = host_table(owner)
+        self._table = host_table(owner, self._pool)
         self._nft: Nft | None = None
 
     def open(self) -> None:
@@ -31,7 +36,7 @@ class HostSide:
         nft = Nft()
         try:
             with state.host_lock():
-                state.add_user(self._owner)
+                state.add_user(self._owner, self._pool)
                 nft.run(removed(self._table) + host_rules(self._table, self._layout, self._excepted))
                 state.turn_forwarding_on(nft)
         except (OSError, NetworkError) as error:
@@ -45,7 +50,7 @@ class HostSide:
         if self._nft is None:
             return
         with state.host_lock():
-            state.remove_user(self._owner)
+            state.remove_user(self._owner, self._pool)
             self._nft.run(removed(self._table))
             state.restore_forwarding(self._nft)
         self._nft.close()
@@ -62,7 +67,8 @@ class HostSide:
 
     def part(self, number: int) -> None:
         """Forget slot `number`."""
-        self._run(f'delete element inet {self._table} slots {{ "{host_interface(number)}" }}')
+        element = f'element inet {self._table} slots {{ "{host_interface(number)}" }}'
+        self._run(f"add {element}\ndelete {element}")  # whether it is there or not
 
     def _run(self, command: str) -> None:
         if self._nft is None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import structlog
 
-from belljar.errors import BelljarError, NetworkError
+from belljar.errors import BelljarError
 from belljar.machines.owner import is_dead
 from belljar.network import state
 from belljar.network.layout import NAMESPACES
 from belljar.network.namespaces import all_slots
 from belljar.network.nft import Nft
-from belljar.network.rules import host_table, removed, table_owner
+from belljar.network.rules import removed, table_owner
 
 log = structlog.get_logger()
 
@@ -35,7 +33,6 @@ def clear_network_leftovers() -> int:
                 _clear(owner, nft)
                 cleared += 1
             if dead and nft is not None:
-                _clear_tables(nft)
                 state.restore_forwarding(nft)
         except (OSError, BelljarError) as error:
             log.warning("network_leftovers_stay", error=str(error))
@@ -51,14 +48,8 @@ def _clear(owner: str, nft: Nft) -> None:
     for name, slot_owner, number in all_slots():
         if slot_owner == owner:
             remove_slot(NAMESPACES / name, number)
-    nft.run(removed(host_table(owner)))
-    state.remove_user(owner)
-
-
-def _clear_tables(nft: Nft) -> None:
-    """Tables whose owner's file was lost."""
     for each in nft.run("list tables inet").get("nftables", ()):
-        owner = table_owner(str(each.get("table", {}).get("name", "")))
-        if owner is not None and is_dead(owner):
-            with contextlib.suppress(NetworkError):
-                nft.run(removed(host_table(owner)))
+        table = str(each.get("table", {}).get("name", ""))
+        if table_owner(table) == owner:
+            nft.run(removed(table))
+    state.remove_user(owner)

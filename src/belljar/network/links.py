@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network
@@ -69,7 +70,10 @@ async def make_slot_links(route: Any, layout: Layout, number: int, host_namespac
 
 async def join_host(route: Any, layout: Layout, number: int) -> None:
     """On the host: the other end of slot `number`'s link."""
-    index = socket.if_nametoindex(host_interface(number))
+    name = host_interface(number)
+    index = socket.if_nametoindex(name)
+    with contextlib.suppress(FileNotFoundError):  # a host without IPv6
+        set_sysctl(f"net/ipv6/conf/{name}/disable_ipv6", "1")
     await route.addr("add", index=index, address=str(layout.host_address(number)), prefixlen=31)
     await route.link("set", index=index, mtu=layout.mtu, state="up")
 

@@ -155,15 +155,16 @@ def opened(addresses: Iterable[IPv4Address], port: int | None, seconds: int) -> 
     return commands
 
 
-def host_table(owner: str) -> str:
-    """Name of the table of one belljar process on the host."""
-    return f"belljar_{owner.replace('-', '_')}"
+def host_table(owner: str, pool: int) -> str:
+    """Name of a table on the host: of one belljar process, and of one pool in it."""
+    return f"belljar_{owner.replace('-', '_')}_{pool}"
 
 
 def table_owner(table: str) -> str | None:
     """The owner that a table of the host is named after; None for a table that is not such a one."""
-    rest = table.removeprefix("belljar_")
-    return rest.replace("_", "-") if rest != table and rest.count("_") == 2 else None
+    owner, _, pool = table.removeprefix("belljar_").rpartition("_")
+    ours = table.startswith("belljar_") and owner.count("_") == 2 and pool.isdigit()
+    return owner.replace("_", "-") if ours else None
 
 
 def removed(table: str) -> str:

@@ -131,10 +131,12 @@ class Slot:
         """
         self._nft.close()
         self.ears.close()
-        netlink(lambda route: remove_host_end(route, self.number))
-        forget_flows(self._layout.slot_address(self.number))
-        parted(self.number)
-        remove_slot(self.path, self.number)
+        try:
+            netlink(lambda route: remove_host_end(route, self.number))
+            forget_flows(self._layout.slot_address(self.number))
+            parted(self.number)
+        finally:
+            remove_slot(self.path, self.number)
 
 
 def remove_slot(path: Path, number: int) -> None:

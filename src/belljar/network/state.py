@@ -38,21 +38,23 @@ def host_lock() -> Iterator[None]:
 
 
 def users() -> list[str]:
-    """Owners that have said they use networks, dead ones too."""
+    """Owners that have said they use networks, dead ones too; one may be there several times."""
     try:
-        return [path.name for path in _USERS.iterdir()]
+        return [path.name.rpartition(".")[0] for path in _USERS.iterdir()]
     except FileNotFoundError:
         return []
 
 
-def add_user(owner: str) -> None:
+def add_user(owner: str, pool: int) -> None:
     """To be called under the lock."""
     _USERS.mkdir(exist_ok=True)
-    (_USERS / owner).touch()
+    (_USERS / f"{owner}.{pool}").touch()
 
 
-def remove_user(owner: str) -> None:
-    (_USERS / owner).unlink(missing_ok=True)
+def remove_user(owner: str, pool: int | None = None) -> None:
+    """Forget one pool of an owner, or all of them."""
+    for path in _USERS.glob(f"{owner}.{'*' if pool is None else pool}"):
+        path.unlink(missing_ok=True)
 
 
 def turn_forwarding_on(nft: Nft) -> None:
