@@ -65,6 +65,14 @@ class Attachment:
     traffic: Traffic | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What slots stand on: how this host is laid out, and its own side of them."""
+
+    layout: Layout
+    host: HostSide
+
+
 class SlotPool:
     """Belongs to one event loop, and is to be closed, as an async context manager is."""
 
@@ -73,9 +81,7 @@ class SlotPool:
         self._excepted = tuple(excepted)
         self._owner = owner_name(os.getpid())
         self._ready: deque[Slot] = deque()
-        self._setting_up = asyncio.Lock()
-        self._layout: Layout | None = None
-        self._host: HostSide | None = None
+        self._setting_up: asyncio.Task[_Ground] | None = None
         self._more = asyncio.Event()
         self._filling: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
@@ -103,14 +109,14 @@ class SlotPool:
 
         Raises NoNetwork when this host cannot give any, NetworkError when it cannot just now.
         """
-        layout = await self._set_up()
-        slot = await self._take()
+        ground = await self._ground()
+        slot = await self._take(ground)
         try:
             await _in_thread(lambda: slot.open_for(policy))
             resolver = Resolver(
                 slot.ears,
                 policy,
-                never=layout.never,
+                never=ground.layout.never,
                 nameservers=nameservers(self._settings),
                 admit=lambda commands: _in_thread(lambda: slot.admit(commands)),
             )
@@ -121,30 +127,35 @@ class SlotPool:
                 finally:
                     attachment.traffic = await _read(slot, resolver)
         finally:
-            self._leave(slot)
+            self._leave(slot, ground)
 
-    async def _set_up(self) -> Layout:
-        async with self._setting_up:
-            if self._layout is not None:
-                return self._layout
-            if (why := why_no_network()) is not None:
-                raise NoNetwork(why)
-            layout = lay_out(self._settings, await _in_thread(lambda: netlink(host_facts)))
-            host = HostSide(self._owner, layout, self._excepted)
-            self._host = host
-            await _in_thread(host.open)
-            self._layout = layout
-            self._filling = asyncio.create_task(self._keep_filled())
-            return layout
+    async def _ground(self) -> _Ground:
+        """What slots stand on, set up by the first who asks; the others wait, and who is cancelled harms none."""
+        if self._setting_up is None:
+            self._setting_up = asyncio.create_task(self._set_up())
+        try:
+            return await asyncio.shield(self._setting_up)
+        except BelljarError:
+            self._setting_up = None
+            raise
 
-    async def _take(self) -> Slot:
+    async def _set_up(self) -> _Ground:
+        if (why := why_no_network()) is not None:
+            raise NoNetwork(why)
+        layout = lay_out(self._settings, await asyncio.to_thread(netlink, host_facts))
+        host = HostSide(self._owner, layout, self._excepted)
+        await asyncio.to_thread(host.open)
+        ground = _Ground(layout, host)
+        self._filling = asyncio.create_task(self._keep_filled(ground))
+        return ground
+
+    async def _take(self, ground: _Ground) -> Slot:
         self._more.set()
-        return self._ready.popleft() if self._ready else await self._make()
+        return self._ready.popleft() if self._ready else await self._make(ground)
 
-    async def _make(self) -> Slot:
+    async def _make(self, ground: _Ground) -> Slot:
         """A new slot; one whose maker is cancelled meanwhile is kept for others."""
-        host, layout = self._host, self._layout
-        assert host is not None and layout is not None
+        host, layout = ground.host, ground.layout
         work = asyncio.to_thread(lambda: Slot.make(self._owner, host.reserve(), layout, host.join))
         making = asyncio.create_task(work)
         try:
@@ -155,43 +166,47 @@ class SlotPool:
                 self._ready.append(making.result())
             raise
 
-    async def _keep_filled(self) -> None:
+    async def _keep_filled(self, ground: _Ground) -> None:
         while True:
             self._more.clear()
             try:
                 while len(self._ready) < self._settings.network_slots:
-                    self._ready.append(await self._make())
+                    self._ready.append(await self._make(ground))
             except BelljarError as error:
                 log.warning("no_slot_made", error=error.message)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             await self._more.wait()
 
-    def _leave(self, slot: Slot) -> None:
+    def _leave(self, slot: Slot, ground: _Ground) -> None:
         """Destroy a used slot, beside whatever comes next."""
-        task = asyncio.create_task(self._destroy(slot))
+        task = asyncio.create_task(_destroy(slot, ground.host))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
-    async def _destroy(self, slot: Slot) -> None:
-        host = self._host
-        assert host is not None
-        try:
-            await _in_thread(lambda: slot.remove(host.part))
-        except BelljarError as error:
-            log.warning("slot_left", number=slot.number, error=error.message)
-
     async def _close(self) -> None:
+        if self._setting_up is None:
+            return
+        try:
+            ground = await self._setting_up
+        except BelljarError:
+            return
         if self._filling is not None:
             self._filling.cancel()
             await asyncio.gather(self._filling, return_exceptions=True)
         while self._ready:
-            self._leave(self._ready.popleft())
+            self._leave(self._ready.popleft(), ground)
         if self._leaving:
             await asyncio.wait(set(self._leaving))
-        if self._host is not None:
-            await _in_thread(self._host.close)
-        self._layout = None
+        await asyncio.to_thread(ground.host.close)
+        self._setting_up = None
+
+
+async def _destroy(slot: Slot, host: HostSide) -> None:
+    try:
+        await asyncio.to_thread(slot.remove, host.part)
+    except BelljarError as error:
+        log.warning("slot_left", number=slot.number, error=error.message)
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
