@@ -1,4 +1,4 @@
-"""What a hostile machine may try with its network, with real packets, and what it gets: the table of docs/network.md."""
+"""What a hostile machine may try with its network, with real packets, and what it gets. The table: docs/network.md."""
 
 from __future__ import annotations
 

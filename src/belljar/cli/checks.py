@@ -50,6 +50,10 @@ async def check_host(settings: Settings) -> list[Check]:
 async def _checks(settings: Settings) -> AsyncIterator[Check]:
     for check in (*_tools(), _namespaces(), _cgroups(), *_room(settings)):
         yield check
+    from belljar.cli.network_checks import check_networks  # which imports from here
+
+    async for check in check_networks(settings):
+        yield check
     images = Images(settings.data_dir).list()
     if not images:
         yield Check("image", "fail", "no image is built", "belljar image build python")

@@ -197,6 +197,8 @@ class Refusal(Value):
     port: int | None = None
     protocol: str | None = None
     """`tcp`, `udp`, `icmp`, or a protocol's number; `dns` for a name."""
+    never: bool = False
+    """Whether no job may reach it, whatever its egress is: a private address, the host's own, a neighbour's."""
     count: int = 1
 
 

@@ -27,7 +27,7 @@ from belljar.network.links import host_facts, netlink
 from belljar.network.policy import NetworkRule, Policy
 from belljar.network.resolver import Resolver
 from belljar.network.slot import Slot
-from belljar.network.traffic import Refused, Traffic
+from belljar.network.traffic import Traffic
 from belljar.settings import Settings
 
 log = structlog.get_logger()
@@ -225,18 +225,13 @@ async def _read(slot: Slot, resolver: Resolver) -> Traffic | None:
     except NetworkError as error:
         log.warning("traffic_not_read", error=error.message)
         return None
-    tried = [_named(each, resolver) for each in traffic.refused]
+    tried = [resolver.explained(each) for each in traffic.refused]
     refusals = resolver.refusals
     return replace(
         traffic,
         refused=tuple([*refusals.listed(), *tried][:_MOST_REFUSED_SHOWN]),
         refused_count=traffic.refused_count + refusals.total,
     )
-
-
-def _named(refused: Refused, resolver: Resolver) -> Refused:
-    name = resolver.named.get(refused.address) if refused.address is not None else None
-    return replace(refused, name=name)
 
 
 def nameservers(settings: Settings, resolv_conf: Path = _RESOLV_CONF) -> tuple[IPv4Address, ...]:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, cast
 
@@ -68,7 +68,7 @@ class Refusals:
 
     def listed(self) -> list[Refused]:
         return [
-            Refused(address=address, protocol="dns", name=name, count=count)
+            Refused(address=address, protocol="dns", name=name, never=address is not None, count=count)
             for (name, address), count in self.names.items()
         ]
 
@@ -95,7 +95,7 @@ class Resolver:
         self._closing = contextlib.AsyncExitStack()
         self.refusals = Refusals()
         #: Which name an address was answered for, to name it when a connection to it is refused.
-        self.named: dict[IPv4Address, str] = {}
+        self._named: dict[IPv4Address, str] = {}
 
     async def __aenter__(self) -> Resolver:
         loop = asyncio.get_running_loop()
@@ -110,6 +110,13 @@ class Resolver:
         for task in self._working:
             task.cancel()
         await asyncio.gather(*self._working, return_exceptions=True)
+
+    def explained(self, refused: Refused) -> Refused:
+        """The same with the name that led there, and whether anyone could be let there."""
+        address = refused.address
+        if address is None:
+            return refused
+        return replace(refused, name=self._named.get(address), never=not self._may_be_told(address))
 
     def take(self, wire: bytes, send: Callable[[bytes], None]) -> None:
         """A datagram came; its answer goes to `send`. More than are worked on at once are dropped, as networks do."""
@@ -204,8 +211,8 @@ class Resolver:
             del self._cache[next(iter(self._cache))]
         self._cache[name] = (time.monotonic() + found.ttl_seconds, found)
         for address in found.addresses:
-            if len(self.named) < _MOST_REMEMBERED:
-                self.named[address] = name
+            if len(self._named) < _MOST_REMEMBERED:
+                self._named[address] = name
 
     def _may_be_told(self, address: IPv4Address) -> bool:
         if not any(address in network for network in self._never):

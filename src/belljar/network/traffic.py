@@ -20,6 +20,8 @@ class Refused:
     #: `tcp`, `udp`, `icmp`, another's number, or `dns` for a name.
     protocol: str
     name: str | None = None
+    #: Whether it is refused to every machine: a private address, the host's own, a neighbour's.
+    never: bool = False
     count: int = 1
 
 

@@ -103,6 +103,7 @@ def _refusal(refused: Refused) -> Refusal:
         address=str(refused.address) if refused.address is not None else None,
         port=refused.port,
         protocol=refused.protocol,
+        never=refused.never,
         count=refused.count,
     )
 
@@ -113,7 +114,8 @@ def told(use: NetworkUse, job: Job) -> Iterator[str]:
     allowed = egress if len(egress) <= 120 else f"{egress[:117]}..."
     for refusal in use.refused:
         times = f" ({refusal.count} times)" if refusal.count > 1 else ""
-        yield f"belljar: refused {_what(refusal)}{times}: egress is {allowed}"
+        why = "no job may reach private or local addresses" if refusal.never else f"egress is {allowed}"
+        yield f"belljar: refused {_what(refusal)}{times}: {why}"
     more = use.refused_count - sum(refusal.count for refusal in use.refused)
     if more > 0:
         yield f"belljar: refused {more} more connections or names"
@@ -123,7 +125,7 @@ def told(use: NetworkUse, job: Job) -> Iterator[str]:
 
 def _what(refusal: Refusal) -> str:
     if refusal.protocol == "dns":
-        private = f", which leads to the address {refusal.address} that no job may reach" if refusal.address else ""
+        private = f", which leads to {refusal.address}" if refusal.address else ""
         return f"the name {refusal.name!r}{private}"
     port = "" if refusal.port is None else f":{refusal.port}"
     name = f" ({refusal.name})" if refusal.name else ""
