@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,8 +25,8 @@ _INTERFACES = Path("/sys/class/net")
 
 
 def in_use() -> bool:
-    """Whether there may be anything here that a dead process left."""
-    return STATE.exists()
+    """Whether there may be anything here that a dead process left, and this one may clear it."""
+    return os.geteuid() == 0 and STATE.exists()
 
 
 @contextlib.contextmanager
