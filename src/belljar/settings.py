@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     refused_networks: tuple[IPv4Network, ...] = Field(
         (), description="What no job may reach, besides private addresses, this host's own, and networks it is in."
     )
-    network_mbit: int = Field(1000, ge=1, le=100_000, description="Megabits per second of one machine, each way.")
+    network_mbit: int = Field(1000, ge=1, le=10_000, description="Megabits per second of one machine, each way.")
     network_packets_per_second: int = Field(50_000, ge=100, description="Packets that one machine may send.")
     network_connections: int = Field(1024, ge=1, le=65536, description="Connections that one machine may hold.")
     network_connections_per_second: int = Field(200, ge=1, description="New connections of one machine.")

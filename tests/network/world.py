@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import socket
 import struct
@@ -42,12 +43,16 @@ PRIVATE_WEB = "10.77.0.10"
 ROUTED = ("203.0.113.0/24", f"{METADATA}/32", "10.77.0.0/24")
 
 
+_OURS = re.compile(r"belljar-\d+-\d+-\d+\.\d+|belljar\d+|bjtest")
+
+
 def ip(*words: str) -> str:
     return subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=20).stdout
 
 
 def host_state() -> dict[str, str]:
-    """What of the host's networking must be as it was."""
+    """What of the host's networking must be as it was. Of namespaces and interfaces only belljar's and these tests'
+    own: other things on a host may come and go by themselves."""
     commands = {
         "rules": ["nft", "list", "ruleset"],
         "namespaces": ["ip", "netns", "list"],
@@ -57,10 +62,13 @@ def host_state() -> dict[str, str]:
         "policy routing": ["ip", "rule", "show"],
         "forwarding": ["sysctl", "net.ipv4.ip_forward", "net.ipv4.conf.all.forwarding"],
     }
-    return {
+    found = {
         name: subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
         for name, command in commands.items()
     }
+    for name in ("namespaces", "links", "addresses"):
+        found[name] = "".join(line for line in found[name].splitlines(keepends=True) if _OURS.search(line))
+    return found
 
 
 def quiet(interface: str) -> None:

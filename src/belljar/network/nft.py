@@ -38,7 +38,10 @@ def library() -> ctypes.CDLL:
 
 
 class Nft:
-    """nftables of the namespace of the thread that made it. Usable from any thread; close it."""
+    """nftables of the namespace of the thread that made it. Usable from any thread; a context manager that closes it.
+
+    After it has loaded rules it holds a megabyte of what it knows of them: not to be kept for each of many namespaces.
+    """
 
     def __init__(self) -> None:
         self._library = library()
@@ -66,6 +69,12 @@ class Nft:
             raise NetworkError(f"nftables refused a rule: {words[0]}")
         printed: dict[str, Any] = json.loads(output) if output else {}
         return printed
+
+    def __enter__(self) -> Nft:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Let go of the netlink socket. Idempotent."""

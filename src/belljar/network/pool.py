@@ -103,6 +103,11 @@ class SlotPool:
         """How many slots wait for a machine."""
         return len(self._ready)
 
+    @property
+    def leaving(self) -> int:
+        """How many used slots are being destroyed."""
+        return len(self._leaving)
+
     @asynccontextmanager
     async def attached(self, policy: Policy) -> AsyncIterator[Attachment]:
         """A slot that lets through what the policy allows, for one machine, which must have ended when the block does.
@@ -111,8 +116,8 @@ class SlotPool:
         """
         ground = await self._ground()
         slot = await self._take(ground)
+        opening = asyncio.create_task(asyncio.to_thread(slot.open_for, policy))
         try:
-            await _in_thread(lambda: slot.open_for(policy))
             resolver = Resolver(
                 slot.ears,
                 policy,
@@ -122,11 +127,13 @@ class SlotPool:
             )
             attachment = Attachment(slot.described())
             async with resolver:
+                await asyncio.shield(opening)
                 try:
                     yield attachment
                 finally:
                     attachment.traffic = await _read(slot, resolver)
         finally:
+            await asyncio.wait({opening})
             self._leave(slot, ground)
 
     async def _ground(self) -> _Ground:

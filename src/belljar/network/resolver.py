@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any, cast
+from typing import Any
 
 import dns.asyncquery
 import dns.exception
@@ -41,6 +42,7 @@ from belljar.network.traffic import Refused
 log = structlog.get_logger()
 
 _MOST_AT_ONCE = 64
+_MOST_IN_A_ROW = 16
 _MOST_CACHED = 256
 _MOST_REMEMBERED = 1024
 #: Different refused names that are kept; all are counted.
@@ -92,21 +94,20 @@ class Resolver:
         self._admit = admit
         self._cache: dict[str, tuple[float, Found]] = {}
         self._working: set[asyncio.Task[None]] = set()
-        self._closing = contextlib.AsyncExitStack()
         self.refusals = Refusals()
         #: Which name an address was answered for, to name it when a connection to it is refused.
         self._named: dict[IPv4Address, str] = {}
 
     async def __aenter__(self) -> Resolver:
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=self._ears.udp)
-        self._closing.callback(transport.close)
-        server = await asyncio.start_server(self._converse, sock=self._ears.tcp, limit=2 * MOST_QUESTION_BYTES)
-        self._closing.callback(server.close)
+        loop.add_reader(self._ears.udp, self._receive)
+        loop.add_reader(self._ears.tcp, self._accept)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._closing.aclose()
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._ears.udp)
+        loop.remove_reader(self._ears.tcp)
         for task in self._working:
             task.cancel()
         await asyncio.gather(*self._working, return_exceptions=True)
@@ -118,28 +119,41 @@ class Resolver:
             return refused
         return replace(refused, name=self._named.get(address), never=not self._may_be_told(address))
 
-    def take(self, wire: bytes, send: Callable[[bytes], None]) -> None:
-        """A datagram came; its answer goes to `send`. More than are worked on at once are dropped, as networks do."""
-        question = parse_question(wire)
-        if question is not None and len(self._working) < _MOST_AT_ONCE:
-            self._begin(self._reply(question, send))
+    def _receive(self) -> None:
+        """Datagrams came. More than are worked on at once are dropped, as networks do."""
+        for _ in range(_MOST_IN_A_ROW):
+            try:
+                wire, asker = self._ears.udp.recvfrom(2 * MOST_QUESTION_BYTES)
+            except OSError:  # no more for now, or the echo of an answer that could not be delivered
+                return
+            question = parse_question(wire)
+            if question is not None and len(self._working) < _MOST_AT_ONCE:
+                self._begin(self._reply(question, asker))
 
-    def _begin(self, work: Any) -> None:
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._ears.tcp.accept()
+        except OSError:
+            return
+        if len(self._working) >= _MOST_AT_ONCE:
+            connection.close()
+            return
+        connection.setblocking(False)
+        self._begin(self._converse(connection))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._working.add(task)
         task.add_done_callback(self._working.discard)
 
-    async def _reply(self, question: Question, send: Callable[[bytes], None]) -> None:
+    async def _reply(self, question: Question, asker: tuple[str, int]) -> None:
         response = await self._answer(question)
         with contextlib.suppress(OSError):
-            send(datagram(question, response))
+            self._ears.udp.sendto(datagram(question, response), asker)
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(self, connection: socket.socket) -> None:
         """One connection: messages behind their length in two bytes (RFC 7766)."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._working.add(task)
-        task.add_done_callback(self._working.discard)
+        reader, writer = await asyncio.open_connection(sock=connection, limit=2 * MOST_QUESTION_BYTES)
         try:
             async with asyncio.timeout(_CONNECTION_SECONDS):
                 for _ in range(_QUESTIONS_PER_CONNECTION):
@@ -233,17 +247,3 @@ class Resolver:
             if answer.rcode() in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN) and answer.question == query.question:
                 return answer
         return None
-
-
-class _Datagrams(asyncio.DatagramProtocol):
-    def __init__(self, resolver: Resolver) -> None:
-        self._resolver = resolver
-        self._transport: asyncio.DatagramTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)  # asyncio's own is no subclass in 3.11
-
-    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
-        transport = self._transport
-        assert transport is not None
-        self._resolver.take(data, lambda answer: transport.sendto(answer, addr))

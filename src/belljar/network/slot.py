@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from belljar.errors import NetworkError
 from belljar.machines.namespace import inside
@@ -54,12 +55,11 @@ class Ears:
 class Slot:
     """A slot of this process. All methods block for milliseconds: call them in threads."""
 
-    def __init__(self, layout: Layout, number: int, path: Path, nft: Nft, ears: Ears) -> None:
+    def __init__(self, layout: Layout, number: int, path: Path, ears: Ears) -> None:
         self.number = number
         self.path = path
         self.ears = ears
         self._layout = layout
-        self._nft = nft
 
     @classmethod
     def make(cls, owner: str, number: int, layout: Layout, joined: Callable[[int], None]) -> Slot:
@@ -69,15 +69,13 @@ class Slot:
         """
         path = NAMESPACES / namespace_name(owner, number)
         host_namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        nft: Nft | None = None
+        ears: Ears | None = None
         try:
-            nft, ears = namespaces.make(path, lambda: _furnish(layout, number, host_namespace))
-            slot = cls(layout, number, path, nft, ears)
+            ears = namespaces.make(path, lambda: _furnish(layout, number, host_namespace))
             joined(number)
             netlink(lambda route: join_host(route, layout, number))
         except (OSError, NetworkError) as error:
-            if nft is not None:
-                nft.close()
+            if ears is not None:
                 ears.close()
             remove_slot(path, number)
             if isinstance(error, NetworkError):
@@ -85,28 +83,42 @@ class Slot:
             raise NetworkError(f"a network could not be made: {error}") from error
         finally:
             os.close(host_namespace)
-        return slot
+        return cls(layout, number, path, ears)
 
     def open_for(self, policy: Policy) -> None:
         """Let through what the policy allows; until then nothing passes. Once. Raises NetworkError."""
-        self._nft.run(policy_rules(policy))
+        self._run(policy_rules(policy))
 
     def admit(self, commands: list[str]) -> None:
         """Run what `rules.opened` gave. Raises NetworkError."""
-        self._nft.run("\n".join(commands))
+        self._run("\n".join(commands))
+
+    def _run(self, commands: str) -> None:
+        def run() -> None:
+            with Nft() as nft:
+                nft.run(commands)
+
+        try:
+            inside(self.path, run)
+        except OSError as error:
+            raise NetworkError(f"a network could not be changed: {error}") from error
 
     def traffic(self) -> Traffic:
         """What went through and what did not, so far. Raises NetworkError."""
+
+        def read() -> tuple[tuple[int, int], dict[str, Any], dict[str, Any]]:
+            with Nft() as nft:
+                return netlink(tap_bytes), nft.run("list counters"), nft.run("list set inet belljar refused_to")
+
         try:
-            received, sent = inside(self.path, lambda: netlink(tap_bytes))
+            (received, sent), counters, refused_to = inside(self.path, read)
         except OSError as error:
             raise NetworkError(f"a network could not be read: {error}") from error
-        counted = parse_counters(self._nft.run("list counters"))
-        refused = parse_refused(self._nft.run("list set inet belljar refused_to"))
+        counted = parse_counters(counters)
         return Traffic(
             rx_bytes=received,
             tx_bytes=sent,
-            refused=tuple(refused),
+            refused=tuple(parse_refused(refused_to)),
             refused_count=counted.get("refused", 0),
             limited_count=counted.get("limited", 0),
             forged_count=counted.get("forged", 0),
@@ -129,7 +141,6 @@ class Slot:
 
         `parted` is called when nothing can come out of it any more, and nobody else has its number yet.
         """
-        self._nft.close()
         self.ears.close()
         try:
             netlink(lambda route: remove_host_end(route, self.number))
@@ -148,19 +159,15 @@ def remove_slot(path: Path, number: int) -> None:
         raise NetworkError(f"a network could not be removed: {error}") from error
 
 
-def _furnish(layout: Layout, number: int, host_namespace: int) -> tuple[Nft, Ears]:
+def _furnish(layout: Layout, number: int, host_namespace: int) -> Ears:
     """In the new namespace: filters first, so that at no time anything passes that they do not let through."""
     for name, value in _SYSCTLS:
         set_sysctl(name, value)
     os.close(attach_tap(TAP, persist=True))
-    nft = Nft()
-    try:
+    with Nft() as nft:
         nft.run(slot_rules(layout, number))
-        netlink(lambda route: make_slot_links(route, layout, number, host_namespace))
-        return nft, _listen(str(layout.gateway))
-    except BaseException:
-        nft.close()
-        raise
+    netlink(lambda route: make_slot_links(route, layout, number, host_namespace))
+    return _listen(str(layout.gateway))
 
 
 def _listen(address: str) -> Ears:
