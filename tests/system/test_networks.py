@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,32 +21,11 @@ from network.world import (
     WEB,
     Internet,
     host_state,
-    internet,
     listen,
 )
-from system.running import Server, serving
+from system.running import TRY, Server, serving
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
-
-TRY = """
-import socket, sys
-for place in sys.argv[1:]:
-    host, _, port = place.partition(":")
-    try:
-        with socket.create_connection((host, int(port)), 10) as connection:
-            print(place, connection.makefile("rb").read().partition(b"\\r\\n\\r\\n")[2].decode())
-    except OSError as error:
-        print(place, type(error).__name__)
-"""
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Internet]:
-    before = host_state()
-    with internet() as made:
-        made.nameserver.zone |= {"www.example.org": [WEB], "rebound.example.org": [METADATA]}
-        yield made
-    assert host_state() == before
 
 
 @pytest.fixture(scope="module")
@@ -243,63 +216,6 @@ print("done")
     assert printed(networked, networked.run(visit, egress="open", timeout_seconds=50)) == ["done"]
     job = networked.wait(listening)
     assert printed(networked, job) == ["up", "nobody came"]
-
-
-def test_belljar_run_shows_what_was_refused(world: Internet, data_dir: Path, tmp_path: Path) -> None:
-    before = host_state()
-    script = tmp_path / "try.py"
-    script.write_text(TRY)
-    command = [sys.executable, "-m", "belljar", "run", str(script), "--egress", f"{WEB}:80,www.example.org"]
-    command += ["--data-dir", str(data_dir), "--", f"{WEB}:80", f"{WEB}:81", "pypi.org:443"]
-    environment = {**os.environ, "BELLJAR_NAMESERVERS": f'["{NAMESERVER}"]'}
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines() == [f"{WEB}:80 web", f"{WEB}:81 ConnectionRefusedError", "pypi.org:443 gaierror"]
-    assert f"belljar: refused a connection to {WEB}:81 by tcp: egress is {WEB}:80, www.example.org" in ran.stderr
-    assert "belljar: refused the name 'pypi.org'" in ran.stderr
-    assert host_state() == before
-
-
-def test_after_kill_9_the_next_start_clears_the_networks(world: Internet, data_dir: Path) -> None:
-    before = host_state()
-    with serving(data_dir) as server:
-        job = server.submit("import time\ntime.sleep(60)\n", egress="open", max_attempts=1)
-        server.until(job, "running")
-        assert host_state() != before
-        server.process.send_signal(signal.SIGKILL)
-        server.process.wait()
-    assert host_state() != before
-    with serving(data_dir) as server:
-        assert server.wait(job)["status"] == "lost"
-        deadline = time.monotonic() + 10
-        while host_state() != before:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    assert host_state() == before
-
-
-@pytest.fixture
-def nobodys_folder() -> Iterator[Path]:
-    """A folder of an unprivileged user's, which pytest's own are not."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        os.chown(folder, 65534, 65534)
-        yield Path(folder)
-
-
-@pytest.mark.parametrize("egress", ["open", "packages", "example.org"])
-def test_without_root_a_job_with_a_network_is_refused_and_says_why(
-    built_images: Path, nobodys_folder: Path, egress: str
-) -> None:
-    script = nobodys_folder / "hello.py"
-    script.write_text("print('hello')\n")
-    (nobodys_folder / "images").symlink_to(built_images / "images")
-    # Nobody, but able to read what lies in root's folders.
-    become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+dac_read_search"]
-    command = [*become, "--ambient-caps=+dac_read_search", sys.executable, "-m", "belljar", "run", str(script)]
-    command += ["--egress", egress, "--data-dir", str(nobodys_folder)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (ran.returncode, ran.stdout) == (125, ""), ran.stderr
-    assert "jobs with a network need belljar to run as root" in ran.stderr
 
 
 def test_nobody_listens_for_jobs_on_the_host(networked: Server) -> None:
