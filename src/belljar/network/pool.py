@@ -38,6 +38,7 @@ _TUN = Path("/dev/net/tun")
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _MOST_REFUSED_SHOWN = 20
 _RETRY_SECONDS = 5.0
+_REST_SECONDS = 0.05
 
 
 def why_no_network() -> str | None:
@@ -184,6 +185,8 @@ class SlotPool:
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             await self._more.wait()
+            # Whoever claimed the slot is about to open its device; making another would hold the kernel's lock.
+            await asyncio.sleep(_REST_SECONDS)
 
     def _leave(self, slot: Slot, ground: _Ground) -> None:
         """Destroy a used slot, beside whatever comes next."""
