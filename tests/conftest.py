@@ -1,11 +1,13 @@
-"""What tests stand on: images built once, and the reasons to skip."""
+"""What tests stand on: images built once, disks that are full or read-only, and the reasons to skip."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,40 @@ def data_dir(built_images: Path, tmp_path: Path) -> Path:
     # The choice is a matter of its own test; probing for KVM takes seconds.
     (folder / "belljar.toml").write_text('accelerator = "tcg"\nlog_format = "text"\n')
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 256 KiB."""
+    with _mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=256k", "belljar-test") as folder:
+        yield folder
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """Makes a folder one that cannot be written, for root too."""
+    with contextlib.ExitStack() as held:
+
+        def protect(folder: Path) -> None:
+            if os.geteuid() != 0:
+                folder.chmod(0o500)
+                held.callback(folder.chmod, 0o700)
+                return
+            held.enter_context(_mounted(folder, "--bind", str(folder)))
+            subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+
+        yield protect
+
+
+@contextlib.contextmanager
+def _mounted(folder: Path, *options: str) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    folder.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", *options, folder], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"mount is not allowed here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)

@@ -56,8 +56,28 @@ class Settings(BaseSettings):
 
     debian_security_mirror: str | None = Field(None, description="The same for security updates.")
 
+    snapshots: Literal["on", "off"] = Field("on", description="`off` boots every machine.")
+    snapshot_disk_mb: int = Field(
+        4096, ge=0, description="Disk that snapshots may take; those used longest ago are removed."
+    )
+    pool: Literal["auto", "fixed", "off"] = Field(
+        "auto", description="Whether clones of snapshots wait for jobs: as recent demand asks, a fixed number, or none."
+    )
+    pool_size: int = Field(
+        4, ge=1, description="How many clones of one image and shape wait: always (`fixed`) or at most (`auto`)."
+    )
+    pool_memory_mb: int | None = Field(
+        None, ge=0, description="Memory for waiting clones; default: a quarter of what jobs may have."
+    )
+
     worker_vcpus: int | None = Field(None, ge=1, description="vCPUs for jobs together; default: 2 × the cores.")
     worker_memory_mb: int | None = Field(None, ge=64, description="Memory for jobs; default: 80 % of the host's.")
+    memory_overcommit: float = Field(
+        1.0,
+        ge=1,
+        le=16,
+        description="Jobs may be promised this many times the memory there is; use is watched.",
+    )
     default_vcpus: int = Field(1, ge=1)
     default_memory_mb: int = Field(256, ge=64)
     default_timeout_seconds: float = Field(60, gt=0)
@@ -146,7 +166,8 @@ def _settings_file(init_settings: PydanticBaseSettingsSource) -> Path | None:
 def load_settings(**flags: Any) -> Settings:
     """Settings from flags (those that are not None), the environment and `belljar.toml`.
 
-    Raises InvalidOption, naming the setting, for a value that is out of bounds or a name that does not exist.
+    Raises InvalidOption, naming the setting, for a value that is out of bounds or a name that does not exist, and for a
+    `belljar.toml` that cannot be read.
     """
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})
@@ -154,4 +175,7 @@ def load_settings(**flags: Any) -> Settings:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "settings"
         raise InvalidOption(f"the setting {name} is wrong: {first['msg']}; see docs/settings.md", option=name) from None
+    except (OSError, ValueError) as error:  # not TOML, not UTF-8, not this user's to read
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidOption(f"belljar.toml cannot be read: {reason}; see docs/settings.md", option="settings") from None
     return settings.model_copy(update={"data_dir": settings.data_dir.expanduser().absolute()})

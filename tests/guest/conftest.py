@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from belljar.guest.session import Session
-from guest.conversation import AGENT_C, SANITIZERS, WARNINGS, Conversation, Converse
+from guest.conversation import AGENT_C, PREFORK, SANITIZERS, WARNINGS, Conversation, Converse
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,9 @@ def converse(sanitized_agent: Path, tmp_path: Path) -> Converse:
     async def open_one() -> AsyncIterator[Conversation]:
         ours, theirs = socket.socketpair()
         process = subprocess.Popen(
-            [sanitized_agent, "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE
+            [sanitized_agent, "--fd", str(theirs.fileno()), str(PREFORK)],
+            pass_fds=[theirs.fileno()],
+            stderr=subprocess.PIPE,
         )
         theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)

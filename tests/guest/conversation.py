@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
-from belljar.guest.session import Command, Session
+from belljar.guest.command import Command
+from belljar.guest.session import Session
 from belljar.guest.wire import Exited, Started, Stream
 
 AGENT_C = Path(str(files("belljar.guest") / "agent.c"))
+PREFORK = AGENT_C.with_name("prefork")
 WARNINGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 

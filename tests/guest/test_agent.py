@@ -12,7 +12,7 @@ import pytest
 
 from belljar.errors import MachineDied
 from belljar.guest import wire
-from belljar.guest.session import CommandFailed
+from belljar.guest.command import CommandFailed
 from guest.conversation import Collector, Converse
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from belljar.errors import GuestProtocolError, MachineDied, MachineError, MachineTimeout
 from belljar.guest import wire
-from belljar.guest.session import WINDOW, Command, Session
+from belljar.guest.command import Command
+from belljar.guest.session import WINDOW, Session
 from belljar.guest.wire import Kind, Stream
 from guest.conversation import Collector
 

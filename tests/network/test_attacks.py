@@ -21,7 +21,7 @@ from belljar.network.layout import GATEWAY_MAC, GUEST_MAC, HOST_PREFIX
 from belljar.network.policy import NameRule, NetworkRule, Policy
 from belljar.network.pool import SlotPool
 from belljar.settings import Settings
-from network.test_policies import run
+from network.test_policies import attached, run
 from network.world import (
     METADATA,
     NETNS,
@@ -78,7 +78,7 @@ async def seen_by_web(world: Internet) -> None:
 
 
 async def test_another_address_than_its_own(pool: SlotPool, world: Internet) -> None:
-    async with pool.attached(OPEN) as attachment:
+    async with attached(pool, OPEN) as attachment:
         with guest(attachment.slot) as machine:
             ip("-n", "bjtest-guest", "addr", "add", "172.30.0.77/24", "dev", "eth0")
             ip("-n", "bjtest-guest", "addr", "del", attachment.slot.guest_address, "dev", "eth0")
@@ -92,7 +92,7 @@ async def test_another_address_than_its_own(pool: SlotPool, world: Internet) -> 
 
 
 async def test_another_mac_than_its_own(pool: SlotPool, world: Internet) -> None:
-    async with pool.attached(OPEN) as attachment:
+    async with attached(pool, OPEN) as attachment:
         with guest(attachment.slot) as machine:
             for number in range(20):
                 machine.send(syn(WEB, 80, source_mac="02:00:00:00:00:66", source_port=41000 + number))
@@ -103,7 +103,7 @@ async def test_another_mac_than_its_own(pool: SlotPool, world: Internet) -> None
 
 
 async def test_an_arp_flood_changes_nothing_and_is_hardly_answered(pool: SlotPool, world: Internet) -> None:
-    async with pool.attached(OPEN) as attachment:
+    async with attached(pool, OPEN) as attachment:
         with guest(attachment.slot) as machine:
             before = ip("-n", attachment.slot.namespace.name, "neigh", "show")
             for number in range(5000):
@@ -122,7 +122,7 @@ async def test_an_arp_flood_changes_nothing_and_is_hardly_answered(pool: SlotPoo
 
 async def test_raw_packets_with_forged_sources_never_leave(pool: SlotPool, world: Internet) -> None:
     sources = ["127.0.0.1", "0.0.0.0", "255.255.255.255", "10.99.0.1", "192.168.1.1", WEB, "198.19.0.0", "198.19.0.1"]
-    async with pool.attached(OPEN) as attachment:
+    async with attached(pool, OPEN) as attachment:
         with guest(attachment.slot) as machine:
             for source in sources:
                 machine.send(syn(WEB, 80, source=source))
@@ -133,7 +133,7 @@ async def test_raw_packets_with_forged_sources_never_leave(pool: SlotPool, world
 
 
 async def test_scanning_the_hosts_addresses_finds_nothing(pool: SlotPool, world: Internet) -> None:
-    async with pool.attached(OPEN) as attachment:
+    async with attached(pool, OPEN) as attachment:
         with serving_on_host(28080) as server, guest(attachment.slot) as machine:
             addresses = host_addresses()
             assert any(address.startswith("198.19.") for address in addresses)
@@ -153,9 +153,9 @@ async def test_a_neighbour_is_out_of_reach(world: Internet, network_settings: Se
     async with (
         SlotPool(network_settings) as pool,
         SlotPool(network_settings) as another,
-        pool.attached(OPEN) as first,
-        pool.attached(OPEN) as second,
-        another.attached(OPEN) as third,
+        attached(pool, OPEN) as first,
+        attached(pool, OPEN) as second,
+        attached(another, OPEN) as third,
     ):
         with (
             guest(first.slot, "bjtest-guest") as attacker,
@@ -188,8 +188,8 @@ async def test_even_without_its_own_rules_a_slot_reaches_neither_host_nor_neighb
     """The host's table stands by itself: here a slot has lost its filters."""
     async with (
         SlotPool(network_settings) as pool,
-        pool.attached(OPEN) as attachment,
-        pool.attached(OPEN) as second,
+        attached(pool, OPEN) as attachment,
+        attached(pool, OPEN) as second,
     ):
         subprocess.run(
             [
@@ -221,7 +221,7 @@ async def test_even_without_its_own_rules_a_slot_reaches_neither_host_nor_neighb
 
 
 async def test_the_metadata_address_by_every_spelling(pool: SlotPool, world: Internet) -> None:
-    async with pool.attached(OPEN) as attachment:
+    async with attached(pool, OPEN) as attachment:
         with guest(attachment.slot) as machine:
 
             def mapped() -> None:
@@ -251,7 +251,7 @@ async def test_the_metadata_address_by_every_spelling(pool: SlotPool, world: Int
 
 async def test_rebinding_a_listed_name_to_a_private_address(pool: SlotPool, world: Internet) -> None:
     policy = Policy(names=(NameRule("evil.example.org"),))
-    async with pool.attached(policy) as attachment:
+    async with attached(pool, policy) as attachment:
         with guest(attachment.slot) as machine:
             for address in (METADATA, "10.77.0.10", "127.0.0.1", "192.0.2.2", "198.19.0.0", "0.0.0.0", "224.0.0.1"):
                 world.nameserver.zone["evil.example.org"] = [address]
@@ -270,7 +270,7 @@ async def test_rebinding_a_listed_name_to_a_private_address(pool: SlotPool, worl
 @pytest.mark.parametrize("policy", [OPEN, Policy(names=(NameRule("allowed.example.org"),))])
 async def test_ten_thousand_names(pool: SlotPool, world: Internet, policy: Policy) -> None:
     world.nameserver.zone["allowed.example.org"] = [WEB]
-    async with pool.attached(policy) as attachment:
+    async with attached(pool, policy) as attachment:
         with guest(attachment.slot) as machine:
 
             def flood() -> None:
@@ -290,7 +290,7 @@ async def test_ten_thousand_names(pool: SlotPool, world: Internet, policy: Polic
 
 
 async def test_a_resolver_of_its_own(pool: SlotPool, world: Internet) -> None:
-    async with pool.attached(Policy(names=(NameRule("www.example.org"),))) as attachment:
+    async with attached(pool, Policy(names=(NameRule("www.example.org"),))) as attachment:
         with guest(attachment.slot) as machine:
             with pytest.raises((OSError, TimeoutError)):
                 await run(machine.lookup, "www.example.org", server=OTHER_NAMESERVER, timeout=1)
@@ -303,7 +303,7 @@ async def test_a_resolver_of_its_own(pool: SlotPool, world: Internet) -> None:
 
 async def test_tunnelling_through_questions_for_unlisted_names(pool: SlotPool, world: Internet) -> None:
     secret = "gq3tcmv0"
-    async with pool.attached(Policy(names=(NameRule("www.example.org"),))) as attachment:
+    async with attached(pool, Policy(names=(NameRule("www.example.org"),))) as attachment:
         with guest(attachment.slot) as machine:
             for name in (f"{secret}.evil.test", f"{secret}.www.example.org", f"www.example.org.{secret}.test"):
                 for kind in ("A", "AAAA", "TXT", "CNAME", "NULL", "MX", "SRV"):
@@ -333,7 +333,7 @@ async def test_malformed_questions_are_dropped_and_the_resolver_lives(pool: Slot
         b"\xff" * 1200,
     ]
     bad += [good[:2] + bytes([good[2] | 0x80]) + good[3:], good[:2] + b"\x28\0" + good[4:], good + b"\0" * 3000]
-    async with pool.attached(Policy(names=(NameRule("www.example.org"),))) as attachment:
+    async with attached(pool, Policy(names=(NameRule("www.example.org"),))) as attachment:
         with guest(attachment.slot) as machine:
 
             def send() -> None:
@@ -359,8 +359,8 @@ async def test_a_hundred_thousand_connections_starve_nobody(world: Internet, net
     )
     async with (
         SlotPool(settings) as pool,
-        pool.attached(OPEN) as greedy,
-        pool.attached(OPEN) as modest,
+        attached(pool, OPEN) as greedy,
+        attached(pool, OPEN) as modest,
     ):
         with guest(greedy.slot) as machine, guest(modest.slot, "bjtest-guest2") as other:
 
@@ -383,7 +383,7 @@ async def test_a_hundred_thousand_connections_starve_nobody(world: Internet, net
 
 async def test_new_connections_are_bounded_by_rate(world: Internet, network_settings: Settings) -> None:
     settings = network_settings.model_copy(update={"network_connections_per_second": 10})
-    async with SlotPool(settings) as pool, pool.attached(OPEN) as attachment:
+    async with SlotPool(settings) as pool, attached(pool, OPEN) as attachment:
         with guest(attachment.slot) as machine:
             for number in range(500):
                 machine.send(syn(WEB, 80, source_port=1024 + number))
@@ -393,7 +393,7 @@ async def test_new_connections_are_bounded_by_rate(world: Internet, network_sett
 
 async def test_packets_are_bounded_by_rate(world: Internet, network_settings: Settings) -> None:
     settings = network_settings.model_copy(update={"network_packets_per_second": 100})
-    async with SlotPool(settings) as pool, pool.attached(Policy()) as attachment:
+    async with SlotPool(settings) as pool, attached(pool, Policy()) as attachment:
         with guest(attachment.slot) as machine:
             for number in range(5000):
                 machine.send(syn(WEB, 80, source_port=1024 + number))
@@ -402,7 +402,7 @@ async def test_packets_are_bounded_by_rate(world: Internet, network_settings: Se
 
 
 async def test_ipv6_goes_nowhere(pool: SlotPool, world: Internet) -> None:
-    async with pool.attached(OPEN) as attachment:
+    async with attached(pool, OPEN) as attachment:
         with guest(attachment.slot) as machine:
             packet = bytes([0x60]) + b"\0" * 3 + b"\0\x08" + bytes([17, 64])
             packet += socket.inet_pton(socket.AF_INET6, "fe80::1") + socket.inet_pton(socket.AF_INET6, "ff02::1")
@@ -422,7 +422,7 @@ async def test_ipv6_goes_nowhere(pool: SlotPool, world: Internet) -> None:
 
 
 async def test_other_protocols_and_fragments_do_not_pass_a_list(pool: SlotPool, world: Internet) -> None:
-    async with pool.attached(Policy(networks=(NetworkRule(IPv4Network(f"{WEB}/32"), 80),))) as attachment:
+    async with attached(pool, Policy(networks=(NetworkRule(IPv4Network(f"{WEB}/32"), 80),))) as attachment:
         with guest(attachment.slot) as machine:
             for protocol in (2, 4, 41, 47, 50):  # IGMP, IPIP, 6in4, GRE, ESP
                 machine.send(ethernet(GUEST_MAC, GATEWAY_MAC, 0x0800, ipv4(GUEST, WEB, protocol, b"\0" * 32)))

@@ -10,8 +10,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from belljar.guest.session import Session
 from belljar.guest.wire import Stream
 from belljar.machines.protocol import Console, Death, DeathCause, Machine, MachineSpec
+from belljar.machines.supply import Ready, Source
 
 
 @dataclass
@@ -24,6 +26,9 @@ class ProcessMachine:
     id: str = "process"
     console: Console = field(default_factory=lambda: Console(1000))
     phases: dict[str, float] = field(default_factory=dict)
+
+    def pids(self) -> list[int]:
+        return [self.process.pid]
 
     async def death(self) -> Death:
         await self.process.wait()
@@ -47,11 +52,17 @@ class ProcessHypervisor:
     made: list[ProcessMachine] = field(default_factory=list)
 
     @asynccontextmanager
+    async def ready(self, spec: MachineSpec) -> AsyncIterator[Ready]:
+        """As a supply without snapshots gives it."""
+        async with self.machine(spec) as machine:
+            yield Ready(machine, Session(machine.reader, machine.writer), "boot", machine.phases)
+
+    @asynccontextmanager
     async def machine(self, spec: MachineSpec) -> AsyncIterator[Machine]:
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                self.agent, "--fd", str(theirs.fileno()), pass_fds=[theirs.fileno()]
+                self.agent, "--fd", str(theirs.fileno()), "/nonexistent", pass_fds=[theirs.fileno()]
             )
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         machine = ProcessMachine(process, reader, writer)
@@ -75,6 +86,7 @@ class Listener:
     files: dict[str, bytearray] = field(default_factory=dict)
     started_count: int = 0
     console_text: bytes = b""
+    source: str | None = None
 
     def __post_init__(self) -> None:
         self.output = self
@@ -85,6 +97,9 @@ class Listener:
 
     def full(self, stream: Stream) -> bool:
         return False
+
+    def took(self, source: Source) -> None:
+        self.source = source
 
     def started(self) -> None:
         self.started_count += 1

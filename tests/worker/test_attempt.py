@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from belljar.errors import MachineDied
-from belljar.guest.session import Command
+from belljar.guest.command import Command
 from belljar.images.manifest import Image, Manifest, Part
 from belljar.machines.protocol import MachineSpec, Shape
 from belljar.worker.attempt import AttemptEnd, AttemptPlan, Stop, run_attempt
@@ -61,7 +61,20 @@ def plan(
 
 async def run(hypervisor: ProcessHypervisor, wanted: AttemptPlan, listener: Listener | None = None) -> AttemptEnd:
     async with asyncio.timeout(30):
-        return await run_attempt(wanted, hypervisor, listener or Listener(), asyncio.Event())
+        return await attempt(hypervisor, wanted, listener or Listener(), asyncio.Event())
+
+
+async def attempt(
+    hypervisor: ProcessHypervisor, wanted: AttemptPlan, listener: Listener, cancel: asyncio.Event
+) -> AttemptEnd:
+    ends = []
+
+    async def ended(end: AttemptEnd) -> None:
+        ends.append(end)
+
+    await run_attempt(wanted, hypervisor.ready, listener, cancel, ended)
+    (end,) = ends
+    return end
 
 
 async def test_a_script_runs_and_its_machine_is_gone(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
@@ -93,12 +106,12 @@ async def test_a_script_that_ignores_sigterm_is_killed(hypervisor: ProcessHyperv
 
 async def test_cancelling_ends_a_running_job(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
     cancel, listener = asyncio.Event(), Listener()
-    attempt = asyncio.create_task(run_attempt(plan(tmp_path, "sleep", "60"), hypervisor, listener, cancel))
+    running = asyncio.create_task(attempt(hypervisor, plan(tmp_path, "sleep", "60"), listener, cancel))
     while not listener.started_count:
         await asyncio.sleep(0.01)
     cancel.set()
     async with asyncio.timeout(10):
-        end = await attempt
+        end = await running
     assert end.stop is Stop.CANCELLED
     assert hypervisor.alive == 0
 
@@ -106,31 +119,31 @@ async def test_cancelling_ends_a_running_job(hypervisor: ProcessHypervisor, tmp_
 async def test_cancelling_before_the_start_boots_nothing(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
     cancel = asyncio.Event()
     cancel.set()
-    end = await run_attempt(plan(tmp_path, "true"), hypervisor, Listener(), cancel)
+    end = await attempt(hypervisor, plan(tmp_path, "true"), Listener(), cancel)
     assert end.stop is Stop.CANCELLED
     assert hypervisor.made == []
 
 
 async def test_a_machine_that_dies_is_not_the_scripts_failure(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
     listener = Listener()
-    attempt = asyncio.create_task(run_attempt(plan(tmp_path, "sleep", "60"), hypervisor, listener, asyncio.Event()))
+    running = asyncio.create_task(attempt(hypervisor, plan(tmp_path, "sleep", "60"), listener, asyncio.Event()))
     while not listener.started_count:
         await asyncio.sleep(0.01)
     hypervisor.made[0].process.kill()
     async with asyncio.timeout(10):
         with pytest.raises(MachineDied, match="process ended"):
-            await attempt
+            await running
     assert hypervisor.alive == 0
 
 
 async def test_a_worker_that_is_stopped_takes_its_machine_along(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
     listener = Listener()
-    attempt = asyncio.create_task(run_attempt(plan(tmp_path, "sleep", "60"), hypervisor, listener, asyncio.Event()))
+    running = asyncio.create_task(attempt(hypervisor, plan(tmp_path, "sleep", "60"), listener, asyncio.Event()))
     while not listener.started_count:
         await asyncio.sleep(0.01)
-    attempt.cancel()
+    running.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await attempt
+        await running
     assert hypervisor.alive == 0
 
 

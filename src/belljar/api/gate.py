@@ -21,8 +21,10 @@ from belljar.store.keys import Key, SqlKeys
 #: Routes for load balancers and supervisors; they say nothing about anybody's jobs.
 OPEN = frozenset({"/healthz", "/readyz"})
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-#: What is around the script in a multipart body, and JSON's escapes around standard input.
-_BODY_ROOM = 32 * 1024 * 1024
+#: What is around the script in a multipart body: a part's head, and two short fields.
+_FORM_ROOM = 64 * 1024
+#: Standard input beside the code in a JSON body, and the escapes in both.
+_JSON_ROOM = 32 * 1024 * 1024
 _BEARER = re.compile(r"(?i:bearer) +([A-Za-z0-9._~+/=-]{1,512})\Z")
 #: `last_used_at` is for people: a write for every request would be too many.
 _NOTE_USE = timedelta(minutes=1)
@@ -35,7 +37,7 @@ class Gate:
         self._app = app
         self._keys = keys
         self._auth = settings.auth == "on"
-        self._most_bytes = settings.max_upload_mb * 1024 * 1024 + _BODY_ROOM
+        self._upload_bytes = settings.max_upload_mb * 1024 * 1024
         self._anybody = Key(
             id="key_none", name="auth is off", project=PROJECT, admin=True, created_at=datetime.now(UTC)
         )
@@ -44,13 +46,16 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         try:
             if scope["path"] not in OPEN:
-                scope.setdefault("state", {})["key"] = await self._admit(Headers(scope=scope))
+                scope.setdefault("state", {})["key"] = await self._admit(headers)
         except BelljarError as error:
             await problem_of(error)(scope, receive, send)
             return
-        await self._app(scope, _Bounded(receive, self._most_bytes), send)
+        is_form = headers.get("content-type", "").startswith("multipart/")
+        most_bytes = self._upload_bytes + (_FORM_ROOM if is_form else _JSON_ROOM)
+        await self._app(scope, _Bounded(receive, most_bytes), send)
 
     async def _admit(self, headers: Headers) -> Key:
         if not self._auth:

@@ -18,6 +18,8 @@ from belljar.errors import BelljarError, InvalidOption, InvalidRequest, NotAuthe
 log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
+#: What FastAPI says of JSON that breaks Python's own bounds; it keeps the reason to itself.
+_UNREADABLE = "There was an error parsing the body"
 _CODES = {404: NotFound.code, 405: "method_not_allowed", 400: InvalidRequest.code, 413: "too_large"}
 
 
@@ -51,6 +53,8 @@ def answer_errors(app: FastAPI) -> None:
         if isinstance(error.__cause__, BelljarError):
             return problem_of(error.__cause__)
         detail = str(error.detail)
+        if detail == _UNREADABLE:
+            detail = "the body is not JSON that can be read: too deep, or a number too long"
         if error.status_code == HTTPStatus.NOT_FOUND:
             detail = f"there is nothing at {request.url.path}; /openapi.json lists what there is"
         elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:

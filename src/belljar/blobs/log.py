@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -143,7 +143,7 @@ class JobLog:
         self._blobs = blobs
         self._blob = log_blob(job_id)
 
-    async def read(self, start: int = 0) -> AsyncIterator[Record]:
+    async def read(self, start: int = 0) -> AsyncGenerator[Record, None]:
         """The records from offset `start` to the present end."""
         if self._path.exists():
             async for record in self._read_file(start):

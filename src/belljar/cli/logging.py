@@ -15,7 +15,10 @@ def start_logging(settings: Settings, least: str | None = None) -> None:
     level = getattr(logging, (least or settings.log_level).upper())
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
     renderer = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if as_text else structlog.processors.JSONRenderer()
+        # Not rich's tracebacks: they print every local variable, keys among them, and take seconds to be drawn.
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        if as_text
+        else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[

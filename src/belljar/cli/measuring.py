@@ -24,7 +24,8 @@ import httpx
 
 from belljar.cli.printing import print_json, print_table
 from belljar.errors import HostError, MachineError
-from belljar.guest.session import Command, Session
+from belljar.guest.command import Command
+from belljar.guest.session import Session
 from belljar.guest.wire import Stream
 from belljar.images.catalog import Images
 from belljar.images.manifest import Image

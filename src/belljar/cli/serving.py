@@ -26,7 +26,9 @@ from belljar.machines.choose import Chooser
 from belljar.settings import Settings
 from belljar.worker.capacity import Capacity
 from belljar.worker.node import node_name
+from belljar.worker.preparing import Preparations
 from belljar.worker.rooms import WorkerRooms
+from belljar.worker.supplying import open_supply
 from belljar.worker.worker import Worker
 
 log = structlog.get_logger()
@@ -68,6 +70,7 @@ async def work_until_stopped(settings: Settings) -> None:
 
 
 def _worker(services: Services, name: str) -> Worker:
+    capacity = Capacity.of_host(services.settings)
     rooms = WorkerRooms(
         settings=services.settings,
         claims=services.claims,
@@ -77,8 +80,10 @@ def _worker(services: Services, name: str) -> Worker:
         blobs=services.blobs,
         changes=services.changes,
         hypervisor=Chooser(services.settings).hypervisor,
+        supply=open_supply(services.settings, capacity),
+        preparations=Preparations(services.settings),
     )
-    return Worker(rooms, name, Capacity.of_host(services.settings))
+    return Worker(rooms, name, capacity)
 
 
 class _Server(uvicorn.Server):

@@ -43,7 +43,8 @@ class Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
+        with _reachable(self.url):
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
 
     def __enter__(self) -> Client:
         return self
@@ -57,7 +58,8 @@ class Client:
         """Upload a script, a file or an archive; returns it, with its `script_id`."""
         fields = {"language": language, "entrypoint": entrypoint}
         data = {name: value for name, value in fields.items() if value is not None}
-        return self._json("POST", "/v1/scripts", files={"script": (filename, file)}, data=data)
+        # A part without a name is no file in a form; a server gives a better one to what is called "-".
+        return self._json("POST", "/v1/scripts", files={"script": (filename or "-", file)}, data=data)
 
     def submit(self, **request: Any) -> dict[str, Any]:
         """Queue a job: `script_id`, or `code` and `language`, or `files`; and options. Returns the job."""

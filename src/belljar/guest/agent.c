@@ -5,10 +5,14 @@
  * host over one byte stream: it runs one entrypoint in namespaces of its own, carries its streams, says how it ended,
  * hands over artifacts, and resets the machine when told to or when the host falls silent. It never runs two jobs.
  *
- * Read it top to bottom: wire, link, boot, the job's processes, artifacts, the loop. wire.py is the other end and says
- * what each frame means. Memory is static; every return value is looked at; what cannot go on ends the machine.
+ * A machine that is to be frozen and cloned is got ready first: processes are prepared in their namespaces, interpreters
+ * among them that have started already (prefork), and wait for the job. A clone is told who it is before anything else
+ * runs in it, and may rehearse: run a command of belljar's own, and forget it.
  *
- * With `--fd N` it is an ordinary process that serves descriptor N, for tests and for nothing else.
+ * Read it top to bottom: wire, link, boot, identity, the job's processes, artifacts, the loop. wire.py is the other end
+ * and says what each frame means. Memory is static; every return value is looked at; what cannot go on ends the machine.
+ *
+ * With `--fd N PREFORK_FOLDER` it is an ordinary process that serves descriptor N, for tests and for nothing else.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -16,6 +20,7 @@
 #include <fcntl.h>
 #include <fnmatch.h>
 #include <linux/fs.h>
+#include <linux/random.h>
 #include <net/if.h>
 #include <net/route.h>
 #include <netinet/in.h>
@@ -45,11 +50,13 @@
 /* --- wire: the same numbers as wire.py, held together by a test ----------------------------------------------------- */
 
 enum {
-    VERSION = 1,
+    VERSION = 2,
     HEADER_SIZE = 8,
     MAX_PAYLOAD = 128 * 1024,
     STDIN_WINDOW = 64 * 1024,
     MAX_PATH_BYTES = 1024,
+    SEED_BYTES = 64,
+    MAX_HOSTNAME = 63,
 };
 
 enum kind {
@@ -65,6 +72,10 @@ enum kind {
     POWER_OFF = 0x0A,
     DISCARD = 0x0B,
     NETWORK = 0x0C,
+    IDENTITY = 0x0D,
+    PREPARE = 0x0E,
+    SUSPEND = 0x0F,
+    REST = 0x10,
     HELLO = 0x81,
     STARTED = 0x82,
     OUTPUT = 0x83,
@@ -75,11 +86,14 @@ enum kind {
     COLLECTED = 0x88,
     PONG = 0x89,
     FAILED = 0x8A,
+    PREPARED = 0x8B,
+    SUSPENDED = 0x8C,
+    RESTED = 0x8D,
 };
 
 enum stream { NONE = 0, STDOUT = 1, STDERR = 2, ARTIFACTS = 3, STREAMS };
 enum stage { STAGE_SCRIPT = 1, STAGE_ISOLATE = 2, STAGE_EXEC = 3 };
-enum { RUN_ISOLATED = 1 };
+enum { RUN_ISOLATED = 1, RUN_KEEP = 2, RUN_REHEARSE = 4 };
 
 enum {
     CHUNK = 64 * 1024,                           /* most bytes of output in one frame */
@@ -91,10 +105,23 @@ enum {
     PIPE_SIZE = 256 * 1024,
     MAX_DEPTH = 48,                              /* of folders below the working folder that are searched */
     MEMORY_RESERVE = 32 * 1024 * 1024,           /* of the machine's memory that is not the job's, at most */
+    MAX_PREPARED = 8,
+    MAX_NAME = 31,                               /* of a prefork program */
+    ORDER_FD = 3,                                /* where a prefork program reads its orders */
+    PROGRAM_FD = 4,                              /* the prefork program's own text */
 };
 
+/* What the agent tells a reaper, in one byte; what is no order is a signal for the job. */
+enum { ORDER_EXEC = 0, ORDER_PREFORK = 0xFF };
+
 /* What the reaper (the job's own PID 1) tells the agent. */
-enum report_kind { REPORT_EXEC_FAILED = 1, REPORT_STARTED = 2, REPORT_EXITED = 3, REPORT_ISOLATE_FAILED = 4 };
+enum report_kind {
+    REPORT_EXEC_FAILED = 1,
+    REPORT_STARTED = 2,
+    REPORT_EXITED = 3,
+    REPORT_ISOLATE_FAILED = 4,
+    REPORT_PREPARED = 5,
+};
 struct report {
     uint32_t kind;
     int32_t value; /* errno, pid, or wait status */
@@ -102,7 +129,18 @@ struct report {
     uint64_t max_rss_bytes;
 };
 
-enum phase { WAITING_WELCOME, READY, RUNNING, ENDED, COLLECTING };
+enum phase { WAITING_WELCOME, READY, PREPARING, SUSPENDED_NOW, RUNNING, RESTING, ENDED, COLLECTING };
+
+/* The processes of one job and the agent's ends of what leads to them. Prepared, they wait for the job's words. */
+struct processes {
+    pid_t reaper;
+    int report_fd, control_fd, order_fd;
+    int stdin_fd;
+    int output_fd[STREAMS];
+    bool isolated;
+    char cgroup[32];
+    char prefork[MAX_NAME + 1]; /* the program that waits, empty for none */
+};
 
 static struct {
     bool is_init;
@@ -121,19 +159,23 @@ static struct {
     char *argv[MAX_STRINGS + 1], *envp[MAX_STRINGS + 1];
     size_t argc, envc;
 
-    pid_t reaper;
-    int report_fd, control_fd;
-    int stdin_fd;
-    int output_fd[STREAMS];
+    struct processes job, prepared[MAX_PREPARED];
+    size_t prepared_count;
+    unsigned made;     /* how many sets of processes, for the names of their cgroups */
+    unsigned mounted;  /* how often the script's disk was mounted, for the name of the working folder's layer */
+    bool has_script;   /* it is mounted now */
+    bool keep, rehearse;
+    const char *prefork_folder;
     uint64_t credit[STREAMS];
     bool discard[STREAMS];
     uint8_t stdin_data[STDIN_WINDOW];
     size_t stdin_start, stdin_len;
-    bool stdin_ended, isolated;
+    bool stdin_ended;
     int wait_status;
     bool has_status;
-    uint64_t started_us, ended_us, cpu_us, max_memory;
+    uint64_t started_us, ended_us, cpu_us, cpu_before_us, max_memory;
     char working_folder[MAX_PATH_BYTES];
+    char work_layer[32]; /* where what the job writes into its working folder really lies */
 
     uint64_t collect_bytes_left;
     uint32_t collect_count_left, collected, skipped;
@@ -196,8 +238,10 @@ static _Noreturn void end_machine(void)
         for (;;)
             pause();
     }
-    if (agent.reaper > 0)
-        kill(agent.reaper, SIGKILL);
+    if (agent.job.reaper > 0)
+        kill(agent.job.reaper, SIGKILL);
+    for (size_t i = 0; i < agent.prepared_count; i++)
+        kill(agent.prepared[i].reaper, SIGKILL);
     exit(0);
 }
 
@@ -427,20 +471,24 @@ static void mount_root(void)
     make_folder("/rw/root.work");
     mount_at("root", "/newroot", "overlay", MS_NODEV, "lowerdir=/rom,upperdir=/rw/root,workdir=/rw/root.work");
     make_folder("/newroot/proc");
+    make_folder("/newroot/job");
+    make_folder("/newroot/work");
     make_folder("/newroot/tmp");
     if (chmod("/newroot/tmp", 01777) < 0)
         die("/tmp");
     mount_at("sys", "/newroot/sys", "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     make_dev();
+    /* What is mounted here later is to appear in the namespaces of processes that were prepared before. */
+    if (mount(NULL, "/newroot", NULL, MS_SHARED, NULL) < 0)
+        die("/newroot");
 }
 
-/* A cgroup for the job, so that its memory, processes and CPU time are bounded and counted apart from the agent's. */
-static void make_cgroup(void)
+/* Cgroups for jobs, so that their memory, processes and CPU time are bounded and counted apart from the agent's. */
+static void mount_cgroups(void)
 {
     mount_at("cgroup", "/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     if (!write_file("/cgroup/cgroup.subtree_control", "+memory +pids"))
         die("/cgroup");
-    make_folder("/cgroup/job");
 }
 
 static void raise_loopback(void)
@@ -508,7 +556,7 @@ static void boot(void)
         die("oom_score_adj");
     load_modules();
     mount_root();
-    make_cgroup();
+    mount_cgroups();
     raise_loopback();
     if (sethostname("belljar", 7) < 0)
         die("hostname");
@@ -616,12 +664,79 @@ static void set_network_up(const uint8_t *payload, size_t length)
     write_resolv_conf(payload + 12, payload[11]);
 }
 
+/* --- identity: what must differ between clones of one machine -------------------------------------------------------- */
+
+/* Fresh entropy, counted as such, and the generator seeded from it at once (random(4)): clones share all that was before. */
+static void seed_kernel(const uint8_t *seed)
+{
+    uint32_t pool[2 + SEED_BYTES / 4] = {SEED_BYTES * 8, SEED_BYTES}; /* struct rand_pool_info: bits, bytes, data */
+    memcpy(pool + 2, seed, SEED_BYTES);
+    int fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
+    if (fd < 0 || ioctl(fd, RNDADDENTROPY, pool) < 0 || ioctl(fd, RNDRESEEDCRNG) < 0)
+        die("/dev/urandom");
+    close(fd);
+}
+
+static void set_clock(uint64_t unix_ns)
+{
+    struct timespec now = {.tv_sec = (time_t)(unix_ns / 1000000000), .tv_nsec = (long)(unix_ns % 1000000000)};
+    if (agent.is_init && clock_settime(CLOCK_REALTIME, &now) < 0)
+        die("clock");
+}
+
+static void write_etc(const char *path, const char *text)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
+    if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text))
+        say("belljar-agent: %s: %s", path, strerror(errno)); /* an image may have no /etc */
+    close_fd(&fd);
+}
+
+static void name_machine(const char *name)
+{
+    char text[160], id[34] = {0};
+    uint8_t random[16];
+    if (sethostname(name, strlen(name)) < 0)
+        die("hostname");
+    snprintf(text, sizeof text, "%s\n", name);
+    write_etc("/newroot/etc/hostname", text);
+    snprintf(text, sizeof text, "127.0.0.1 localhost %s\n::1 localhost\n", name);
+    write_etc("/newroot/etc/hosts", text);
+    if (syscall(SYS_getrandom, random, sizeof random, 0) != sizeof random)
+        die("getrandom");
+    for (size_t i = 0; i < sizeof random; i++) /* machine-id(5): 32 lower-case hexadecimal digits */
+        snprintf(id + 2 * i, 3, "%02x", random[i]);
+    id[32] = '\n';
+    write_etc("/newroot/etc/machine-id", id);
+}
+
+static void take_identity(const uint8_t *payload, size_t length)
+{
+    char name[MAX_HOSTNAME + 1] = "";
+    if (length <= SEED_BYTES || length > SEED_BYTES + MAX_HOSTNAME ||
+        (agent.phase != READY && agent.phase != SUSPENDED_NOW)) {
+        errno = EPROTO;
+        die("IDENTITY from host");
+    }
+    memcpy(name, payload + SEED_BYTES, length - SEED_BYTES);
+    if (agent.is_init) {
+        seed_kernel(payload);
+        name_machine(name);
+    }
+    if (agent.phase == SUSPENDED_NOW) {
+        agent.phase = WAITING_WELCOME;
+        agent.last_heard_ms = now_us() / 1000;
+        send_hello();
+    }
+}
+
 /* --- the job's processes -------------------------------------------------------------------------------------------- */
 
 /* The script's disk at /job, and over it, writable, the working folder. Reread from the device: a snapshot's clone was
  * given the disk's contents after its kernel had first looked at it. */
 static int mount_script(uint32_t uid, uint32_t gid)
 {
+    char work_folder[40], options[160];
     int disk = open("/dev/vdb", O_RDONLY | O_CLOEXEC);
     if (disk < 0)
         return errno;
@@ -629,23 +744,45 @@ static int mount_script(uint32_t uid, uint32_t gid)
     close(disk);
     if (flushed < 0)
         return errno;
-    make_folder("/newroot/job");
-    make_folder("/newroot/work");
-    make_folder("/rw/work");
-    make_folder("/rw/work.work");
-    if (chown("/rw/work", uid, gid) < 0 || chmod("/rw/work", 0755) < 0)
+    snprintf(agent.work_layer, sizeof agent.work_layer, "/rw/work%u", agent.mounted);
+    snprintf(work_folder, sizeof work_folder, "/rw/work%u.work", agent.mounted);
+    make_folder(agent.work_layer);
+    make_folder(work_folder);
+    if (chown(agent.work_layer, uid, gid) < 0 || chmod(agent.work_layer, 0755) < 0)
         return errno;
     if (mount("/dev/vdb", "/newroot/job", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0)
         return errno;
-    if (mount("work", "/newroot/work", "overlay", MS_NOSUID | MS_NODEV,
-              "lowerdir=/newroot/job,upperdir=/rw/work,workdir=/rw/work.work") < 0)
+    snprintf(options, sizeof options, "lowerdir=/newroot/job,upperdir=%s,workdir=%s", agent.work_layer, work_folder);
+    if (mount("work", "/newroot/work", "overlay", MS_NOSUID | MS_NODEV, options) < 0)
         return errno;
+    agent.mounted++;
+    agent.has_script = true;
     return 0;
 }
 
-static uint64_t read_number(const char *path, const char *key)
+/* Unmount the script's disk; returns when the kernel has let go of it: a mount of a device that is still held would
+ * show what was on it before. */
+static void unmount_script(void)
 {
-    char text[1024];
+    struct timespec pause_ms = {.tv_nsec = 1000000};
+    if (umount2("/newroot/work", MNT_DETACH) < 0 || umount2("/newroot/job", MNT_DETACH) < 0)
+        die("umount");
+    agent.has_script = false;
+    for (int i = 0; i < 2000; i++) {
+        int disk = open("/dev/vdb", O_RDONLY | O_EXCL | O_CLOEXEC);
+        if (disk >= 0) {
+            close(disk);
+            return;
+        }
+        nanosleep(&pause_ms, NULL);
+    }
+    die("/dev/vdb");
+}
+
+static uint64_t read_number(const char *folder, const char *name, const char *key)
+{
+    char path[64], text[1024];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return 0;
@@ -664,16 +801,26 @@ static uint64_t read_number(const char *path, const char *key)
     return strtoull(at, NULL, 10);
 }
 
-static int limit_cgroup(uint32_t max_processes)
+static bool write_number(const char *folder, const char *name, uint64_t number)
 {
-    char text[32];
-    uint64_t total = read_number("/proc/meminfo", "MemTotal:") * 1024;
-    uint64_t reserve = total / 4 < MEMORY_RESERVE ? total / 4 : MEMORY_RESERVE;
-    snprintf(text, sizeof text, "%llu", (unsigned long long)(total - reserve));
-    if (!write_file("/cgroup/job/memory.max", text))
+    char path[64], text[32];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    snprintf(text, sizeof text, "%llu", (unsigned long long)number);
+    return write_file(path, text);
+}
+
+/* A cgroup of the processes' own, with the machine's memory less what the agent and the kernel need. */
+static int make_job_cgroup(struct processes *job, uint32_t max_processes)
+{
+    snprintf(job->cgroup, sizeof job->cgroup, "/cgroup/job%u", agent.made++);
+    if (mkdir(job->cgroup, 0755) < 0)
         return errno;
-    snprintf(text, sizeof text, "%u", max_processes);
-    return write_file("/cgroup/job/pids.max", text) ? 0 : errno;
+    uint64_t total = read_number("/proc", "meminfo", "MemTotal:") * 1024;
+    uint64_t reserve = total / 4 < MEMORY_RESERVE ? total / 4 : MEMORY_RESERVE;
+    if (!write_number(job->cgroup, "memory.max", total - reserve) ||
+        !write_number(job->cgroup, "pids.max", max_processes))
+        return errno;
+    return 0;
 }
 
 /* What a job's process must not inherit from the agent: blocked and ignored signals. */
@@ -685,28 +832,67 @@ static void reset_signals(void)
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-static _Noreturn void exec_entrypoint(uint32_t uid, uint32_t gid, int cgroup_fd, const int stdio[3], int error_fd)
+/* What the child of a reaper is to become. */
+struct child {
+    uint32_t uid, gid;
+    bool isolated;
+    int stdio[3], cgroup_fd, order_fd, program_fd; /* the last two only for a prefork program, else -1 */
+};
+
+/* Descriptors of a prefork program at the numbers that it expects; all others are closed by its exec. */
+static bool hand_over(const struct child *child)
+{
+    /* Both may be in each other's way: first to places above them. */
+    int order = fcntl(child->order_fd, F_DUPFD_CLOEXEC, 10), program = fcntl(child->program_fd, F_DUPFD_CLOEXEC, 10);
+    return order >= 0 && program >= 0 && dup2(order, ORDER_FD) == ORDER_FD && dup2(program, PROGRAM_FD) == PROGRAM_FD;
+}
+
+static _Noreturn void exec_command(const struct child *child, const char *folder, int error_fd)
 {
     struct rlimit no_core = {0, 0};
     bool ok = setsid() >= 0;
     for (int fd = 0; ok && fd < 3; fd++)
-        ok = dup2(stdio[fd], fd) == fd;
-    if (ok && agent.isolated)
-        ok = write(cgroup_fd, "0", 1) == 1 && write_file("/proc/self/oom_score_adj", "0") && syscall(SYS_setgroups, 0, NULL) == 0 && setgid(gid) == 0 &&
-             setuid(uid) == 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
+        ok = dup2(child->stdio[fd], fd) == fd;
+    if (ok && child->isolated)
+        ok = write(child->cgroup_fd, "0", 1) == 1 && write_file("/proc/self/oom_score_adj", "0") &&
+             syscall(SYS_setgroups, 0, NULL) == 0 && setgid(child->gid) == 0 && setuid(child->uid) == 0 &&
+             prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
     /* After the change of user, which clears it. */
     ok = ok && prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 && setrlimit(RLIMIT_CORE, &no_core) == 0;
-    ok = ok && chdir(agent.working_folder) == 0;
+    ok = ok && chdir(folder) == 0;
     if (ok) {
         umask(022);
         reset_signals();
-        environ = agent.envp;
-        execvpe(agent.argv[0], agent.argv, agent.envp);
+        if (error_fd <= PROGRAM_FD && child->order_fd >= 0)
+            error_fd = fcntl(error_fd, F_DUPFD_CLOEXEC, 10);
+        if (child->order_fd < 0 || hand_over(child)) {
+            environ = agent.envp;
+            execvpe(agent.argv[0], agent.argv, agent.envp);
+        }
     }
     int error = errno;
     if (write(error_fd, &error, sizeof error) != sizeof error)
         _exit(126);
     _exit(127);
+}
+
+/* Fork and execute agent.argv; returns the child's pid, or minus the errno that kept it from running. */
+static pid_t spawn(const struct child *how, const char *folder)
+{
+    int failed[2], error;
+    if (pipe2(failed, O_CLOEXEC) < 0)
+        return -errno;
+    pid_t child = fork();
+    if (child == 0)
+        exec_command(how, folder, failed[1]);
+    error = child < 0 ? errno : 0;
+    close(failed[1]);
+    if (child > 0 && read(failed[0], &error, sizeof error) != sizeof error)
+        error = 0;
+    close(failed[0]);
+    if (error && child > 0)
+        waitpid(child, NULL, 0);
+    return error ? -error : child;
 }
 
 static void send_report(int fd, enum report_kind kind, int value)
@@ -722,54 +908,102 @@ static void send_report(int fd, enum report_kind kind, int value)
         _exit(1); /* the agent is gone, and with it the machine */
 }
 
-/* In the job's mount namespace: its root is the overlay and nothing else, its /proc shows its own processes. */
+/* In the job's mount namespace: its root is the overlay and nothing else, its /proc shows its own processes. The agent's
+ * later mounts below it come in, nothing goes out. */
 static bool enter_root(void)
 {
-    return mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 && chdir("/newroot") == 0 &&
+    return mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) == 0 && chdir("/newroot") == 0 &&
            mount("proc", "/newroot/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) == 0 &&
            mount("/newroot", "/", NULL, MS_MOVE, NULL) == 0 && chroot(".") == 0 && chdir("/") == 0;
 }
 
+static bool read_fully(int fd, void *data, size_t size)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t n = read(fd, (char *)data + done, size - done);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return false;
+        done += (size_t)n;
+    }
+    return true;
+}
+
+/* An order's words: how many bytes follow, how many of the strings are arguments; then the working folder, the
+ * arguments and the environment, each ended by a zero. */
+static void read_order(int fd)
+{
+    uint32_t head[2];
+    if (!read_fully(fd, head, sizeof head) || head[0] > ARENA_SIZE || !read_fully(fd, agent.arena, head[0]))
+        _exit(1);
+    agent.argc = agent.envc = 0;
+    char *at = agent.arena, *end = at + head[0];
+    size_t folder = strlen(at);
+    if (folder >= sizeof agent.working_folder)
+        _exit(1);
+    memcpy(agent.working_folder, at, folder + 1);
+    for (at += folder + 1; at < end; at += strlen(at) + 1) {
+        if (agent.argc < head[1])
+            agent.argv[agent.argc++] = at;
+        else
+            agent.envp[agent.envc++] = at;
+    }
+    agent.argv[agent.argc] = agent.envp[agent.envc] = NULL;
+}
+
 /* PID 1 of the job's namespace: starts the entrypoint, passes signals on, reaps orphans, reports how it ended. When it
- * exits the kernel kills whatever the job left. */
-static _Noreturn void be_reaper(uint32_t uid, uint32_t gid, int cgroup_fd, const int stdio[3], int report_fd, int control)
+ * exits the kernel kills whatever the job left. `how` says what the child becomes; a prefork program is started at once
+ * and waits for its order, any other command is started when the order comes. */
+static _Noreturn void be_reaper(struct child how, bool prefork, int report_fd, int control)
 {
     sigset_t child_signal;
+    int order_fd = how.order_fd;
     sigemptyset(&child_signal);
     sigaddset(&child_signal, SIGCHLD);
     sigprocmask(SIG_SETMASK, &child_signal, NULL);
     int signals = signalfd(-1, &child_signal, SFD_CLOEXEC);
-    int failed[2];
-    if (signals < 0 || pipe2(failed, O_CLOEXEC) < 0 || prctl(PR_SET_CHILD_SUBREAPER, 1) < 0 ||
-        (agent.isolated && !enter_root())) {
+    if (signals < 0 || prctl(PR_SET_CHILD_SUBREAPER, 1) < 0 || (how.isolated && !enter_root())) {
         send_report(report_fd, REPORT_ISOLATE_FAILED, errno);
         _exit(1);
     }
-    pid_t child = fork();
-    if (child == 0)
-        exec_entrypoint(uid, gid, cgroup_fd, stdio, failed[1]);
-    int error = child < 0 ? errno : 0;
-    for (int fd = 0; fd < 3; fd++)
-        close(stdio[fd]);
-    close(failed[1]);
-    if (child > 0 && read(failed[0], &error, sizeof error) != sizeof error)
-        error = 0;
-    close(failed[0]);
-    if (error) {
-        send_report(report_fd, REPORT_EXEC_FAILED, error);
+    pid_t child = 0;
+    if (prefork && (child = spawn(&how, "/")) < 0) {
+        send_report(report_fd, REPORT_EXEC_FAILED, -child);
         _exit(1);
     }
-    send_report(report_fd, REPORT_STARTED, child);
-
+    how.order_fd = -1;
+    if (!prefork)
+        send_report(report_fd, REPORT_PREPARED, 0);
+    bool started = false;
     for (;;) {
         struct pollfd fds[2] = {{.fd = signals, .events = POLLIN}, {.fd = control, .events = POLLIN}};
         if (poll(fds, 2, -1) < 0 && errno != EINTR)
             _exit(1);
-        uint8_t signal_number;
+        uint8_t order;
         if (fds[1].revents) {
-            if (read(control, &signal_number, 1) != 1)
+            if (read(control, &order, 1) != 1)
                 break;
-            kill(-child, signal_number);
+            if (order == ORDER_EXEC && child > 0) {
+                kill(child, SIGKILL);
+                waitpid(child, NULL, 0);
+            }
+            if (order == ORDER_EXEC) {
+                read_order(order_fd);
+                if ((child = spawn(&how, agent.working_folder)) < 0) {
+                    send_report(report_fd, REPORT_EXEC_FAILED, -child);
+                    _exit(1);
+                }
+            }
+            if (order == ORDER_EXEC || order == ORDER_PREFORK) {
+                send_report(report_fd, REPORT_STARTED, child);
+                started = true;
+                close(order_fd);
+                for (int fd = 0; fd < 3; fd++)
+                    close(how.stdio[fd]);
+            } else if (child > 0) {
+                kill(-child, order);
+            }
         }
         struct signalfd_siginfo info;
         if (fds[0].revents && read(signals, &info, sizeof info) < 0)
@@ -779,101 +1013,315 @@ static _Noreturn void be_reaper(uint32_t uid, uint32_t gid, int cgroup_fd, const
         while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
             if (pid != child)
                 continue;
-            send_report(report_fd, REPORT_EXITED, status);
-            if (!agent.isolated)
+            if (!started) /* a prefork program that did not wait: not for this image */
+                send_report(report_fd, REPORT_EXEC_FAILED, ECHILD);
+            else
+                send_report(report_fd, REPORT_EXITED, status);
+            if (!how.isolated)
                 kill(-child, SIGKILL);
             _exit(0);
         }
     }
-    kill(-child, SIGKILL);
+    if (child > 0)
+        kill(-child, SIGKILL);
     _exit(0);
 }
 
 /* A pipe whose end `theirs` (0: reading) belongs to the job's user, so that it may open /dev/stdout again. */
-static int job_pipe(int ends[2], int theirs, uint32_t uid, uint32_t gid)
+static int job_pipe(int ends[2], int theirs, bool isolated, uint32_t uid, uint32_t gid)
 {
     if (pipe2(ends, O_CLOEXEC) < 0)
         return errno;
     fcntl(ends[0], F_SETPIPE_SZ, PIPE_SIZE); /* only speed depends on it */
-    if (agent.isolated && fchown(ends[theirs], uid, gid) < 0)
+    if (isolated && fchown(ends[theirs], uid, gid) < 0)
         return errno;
     set_nonblocking(ends[1 - theirs]);
     return 0;
 }
 
-static int start_processes(uint32_t uid, uint32_t gid)
+static int open_program(const char *name)
 {
-    int in[2], out[2], err[2], report[2], control[2], error;
-    int cgroup_fd = -1;
-    if (agent.isolated && (cgroup_fd = open("/cgroup/job/cgroup.procs", O_WRONLY | O_CLOEXEC)) < 0)
+    char path[MAX_PATH_BYTES];
+    if (strchr(name, '/') || name[0] == '.') {
+        errno = EINVAL;
+        return -1;
+    }
+    snprintf(path, sizeof path, "%s/%s", agent.prefork_folder, name);
+    return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+/* What RUN and PREPARE have in common. */
+struct request {
+    uint32_t uid, gid, max_processes, flags;
+};
+
+/* A set of processes that waits for its order: a reaper in new namespaces and, when job->prefork names one, a prefork
+ * program, whose command is in agent.argv. */
+static int start_processes(struct processes *job, const struct request *request)
+{
+    int in[2], out[2], err[2], report[2], control[2], orders[2], error;
+    struct child child = {request->uid, request->gid, job->isolated, {-1, -1, -1}, -1, -1, -1};
+    bool prefork = job->prefork[0] != 0;
+    if (job->isolated) {
+        char path[64];
+        if ((error = make_job_cgroup(job, request->max_processes)))
+            return error;
+        snprintf(path, sizeof path, "%s/cgroup.procs", job->cgroup);
+        if ((child.cgroup_fd = open(path, O_WRONLY | O_CLOEXEC)) < 0)
+            return errno;
+    }
+    if (prefork && (child.program_fd = open_program(job->prefork)) < 0)
         return errno;
-    if ((error = job_pipe(in, 0, uid, gid)) || (error = job_pipe(out, 1, uid, gid)) ||
-        (error = job_pipe(err, 1, uid, gid)))
+    if ((error = job_pipe(in, 0, job->isolated, request->uid, request->gid)) ||
+        (error = job_pipe(out, 1, job->isolated, request->uid, request->gid)) ||
+        (error = job_pipe(err, 1, job->isolated, request->uid, request->gid)))
         return error;
-    if (pipe2(report, O_CLOEXEC) < 0 || pipe2(control, O_CLOEXEC) < 0)
+    if (pipe2(report, O_CLOEXEC) < 0 || pipe2(control, O_CLOEXEC) < 0 ||
+        socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, orders) < 0)
         return errno;
     set_nonblocking(report[0]);
     unsigned long flags = SIGCHLD;
-    if (agent.isolated)
-        flags |= CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS;
+    if (job->isolated)
+        flags |= CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC;
     /* clone without a stack of its own is fork with namespaces, clone(2). */
-    agent.reaper = (pid_t)syscall(SYS_clone, flags, NULL, NULL, NULL, NULL);
-    if (agent.reaper < 0)
+    job->reaper = (pid_t)syscall(SYS_clone, flags, NULL, NULL, NULL, NULL);
+    if (job->reaper < 0)
         return errno;
-    if (agent.reaper == 0) {
-        int stdio[3] = {in[0], out[1], err[1]};
+    if (job->reaper == 0) {
+        child.stdio[0] = in[0];
+        child.stdio[1] = out[1];
+        child.stdio[2] = err[1];
+        child.order_fd = orders[1];
         close(in[1]);
         close(control[1]);
-        be_reaper(uid, gid, cgroup_fd, stdio, report[1], control[0]);
+        close(orders[0]);
+        be_reaper(child, prefork, report[1], control[0]);
     }
-    close_fd(&cgroup_fd);
+    close_fd(&child.cgroup_fd);
+    close_fd(&child.program_fd);
     close(in[0]);
     close(out[1]);
     close(err[1]);
     close(report[1]);
     close(control[0]);
-    agent.stdin_fd = in[1];
-    agent.output_fd[STDOUT] = out[0];
-    agent.output_fd[STDERR] = err[0];
-    agent.report_fd = report[0];
-    agent.control_fd = control[1];
+    close(orders[1]);
+    job->stdin_fd = in[1];
+    job->output_fd[STDOUT] = out[0];
+    job->output_fd[STDERR] = err[0];
+    job->report_fd = report[0];
+    job->control_fd = control[1];
+    job->order_fd = orders[0];
     return 0;
+}
+
+static void close_processes(struct processes *job)
+{
+    close_fd(&job->report_fd);
+    close_fd(&job->control_fd);
+    close_fd(&job->order_fd);
+    close_fd(&job->stdin_fd);
+    for (int stream = 0; stream < STREAMS; stream++)
+        close_fd(&job->output_fd[stream]);
+}
+
+static void no_processes(struct processes *job)
+{
+    memset(job, 0, sizeof *job);
+    job->report_fd = job->control_fd = job->order_fd = job->stdin_fd = -1;
+    for (int stream = 0; stream < STREAMS; stream++)
+        job->output_fd[stream] = -1;
+}
+
+/* End processes that nobody will give an order to any more. */
+static void drop_processes(struct processes *job)
+{
+    if (job->reaper > 0) {
+        kill(job->reaper, SIGKILL);
+        waitpid(job->reaper, NULL, 0);
+    }
+    close_processes(job);
+    if (job->cgroup[0])
+        rmdir(job->cgroup);
+    no_processes(job);
+}
+
+static void drop_prepared(void)
+{
+    while (agent.prepared_count > 0)
+        drop_processes(&agent.prepared[--agent.prepared_count]);
+}
+
+/* The newest set that was prepared with that prefork program, taken out of those that wait. */
+static bool take_prepared(struct processes *job, const char *prefork)
+{
+    for (size_t i = agent.prepared_count; i-- > 0;) {
+        if (strcmp(agent.prepared[i].prefork, prefork) != 0)
+            continue;
+        *job = agent.prepared[i];
+        memmove(&agent.prepared[i], &agent.prepared[i + 1], (agent.prepared_count - i - 1) * sizeof *job);
+        agent.prepared_count--;
+        return true;
+    }
+    return false;
+}
+
+static void forget_strings(void)
+{
+    agent.arena_len = agent.argc = agent.envc = 0;
+    memset(agent.argv, 0, sizeof agent.argv);
+    memset(agent.envp, 0, sizeof agent.envp);
+}
+
+static bool write_fully(int fd, const void *data, size_t size)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t n = write(fd, (const char *)data + done, size - done);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return false;
+        done += (size_t)n;
+    }
+    return true;
+}
+
+/* Tell the processes what to become: to whom it concerns, and the words. Arguments come before the environment. */
+static bool give_order(struct processes *job, bool prefork)
+{
+    uint8_t order = prefork ? ORDER_PREFORK : ORDER_EXEC;
+    size_t folder = strlen(agent.working_folder) + 1, size = folder;
+    for (size_t i = 0; i < agent.argc; i++)
+        size += strlen(agent.argv[i]) + 1;
+    for (size_t i = 0; i < agent.envc; i++)
+        size += strlen(agent.envp[i]) + 1;
+    uint32_t head[2] = {(uint32_t)size, (uint32_t)agent.argc};
+    bool ok = write(job->control_fd, &order, 1) == 1 && write_fully(job->order_fd, head, sizeof head) &&
+              write_fully(job->order_fd, agent.working_folder, folder);
+    for (size_t i = 0; ok && i < agent.argc; i++)
+        ok = write_fully(job->order_fd, agent.argv[i], strlen(agent.argv[i]) + 1);
+    for (size_t i = 0; ok && i < agent.envc; i++)
+        ok = write_fully(job->order_fd, agent.envp[i], strlen(agent.envp[i]) + 1);
+    close_fd(&job->order_fd);
+    return ok;
+}
+
+/* Numbers, a path, and after a zero a name: the payload of RUN and PREPARE. */
+static struct request read_request(const uint8_t *payload, size_t length, char *prefork)
+{
+    const uint8_t *text = payload + 16, *end = length > 16 ? memchr(text, 0, length - 16) : NULL;
+    size_t name_length = end ? (size_t)(payload + length - end - 1) : 0;
+    if (agent.phase != READY || !end || end - text >= MAX_PATH_BYTES || name_length > MAX_NAME) {
+        errno = EPROTO;
+        die("RUN or PREPARE from host");
+    }
+    memcpy(agent.working_folder, text, (size_t)(end - text) + 1);
+    memcpy(prefork, end + 1, name_length);
+    prefork[name_length] = 0;
+    return (struct request){get_u32(payload), get_u32(payload + 4), get_u32(payload + 8), get_u32(payload + 12)};
+}
+
+/* Make a set of processes that waits: the host is told when it does. */
+static void prepare(const uint8_t *payload, size_t length)
+{
+    struct processes *job = &agent.prepared[agent.prepared_count];
+    char prefork[MAX_NAME + 1];
+    struct request request = read_request(payload, length, prefork);
+    if (agent.prepared_count == MAX_PREPARED) {
+        errno = E2BIG;
+        die("PREPARE from host");
+    }
+    no_processes(job);
+    memcpy(job->prefork, prefork, sizeof prefork);
+    job->isolated = (request.flags & RUN_ISOLATED) != 0;
+    int error = start_processes(job, &request);
+    forget_strings();
+    if (error) {
+        drop_processes(job);
+        send_failed(STAGE_ISOLATE, error);
+        agent.phase = READY;
+        return;
+    }
+    agent.prepared_count++;
+    agent.phase = PREPARING;
+}
+
+/* The set that is being prepared waits now, or will never. */
+static void prepared(const struct report *report)
+{
+    struct processes *job = &agent.prepared[agent.prepared_count - 1];
+    if (report) {
+        drop_processes(job);
+        agent.prepared_count--;
+        send_failed(report->kind == REPORT_EXEC_FAILED ? STAGE_EXEC : STAGE_ISOLATE, report->value);
+    } else {
+        send_control(PREPARED, NULL, 0);
+    }
+    agent.phase = READY;
+}
+
+/* A prefork program says one byte when it waits; a reaper without one reports. */
+static void hear_prepared(void)
+{
+    struct processes *job = &agent.prepared[agent.prepared_count - 1];
+    struct report report = {.kind = REPORT_EXEC_FAILED, .value = ECHILD};
+    uint8_t byte;
+    if (read(job->report_fd, &report, sizeof report) >= 0) {
+        prepared(report.kind == REPORT_PREPARED ? NULL : &report);
+        return;
+    }
+    if (recv(job->order_fd, &byte, 1, MSG_DONTWAIT) == 1)
+        prepared(NULL);
 }
 
 static void start_job(const uint8_t *payload, size_t length)
 {
-    if (agent.phase != READY || length < 16 || length - 16 >= MAX_PATH_BYTES || agent.argc == 0) {
+    char prefork[MAX_NAME + 1];
+    struct request request = read_request(payload, length, prefork);
+    if (agent.argc == 0) {
         errno = EPROTO;
         die("RUN from host");
     }
-    uint32_t uid = get_u32(payload), gid = get_u32(payload + 4), max_processes = get_u32(payload + 8);
-    agent.isolated = (get_u32(payload + 12) & RUN_ISOLATED) != 0;
-    memcpy(agent.working_folder, payload + 16, length - 16);
-    agent.working_folder[length - 16] = 0;
+    bool isolated = (request.flags & RUN_ISOLATED) != 0;
+    agent.keep = (request.flags & RUN_KEEP) != 0;
+    agent.rehearse = (request.flags & RUN_REHEARSE) != 0;
+    agent.started_us = 0;
+    agent.has_status = false;
     int error;
-    if (agent.isolated && ((error = mount_script(uid, gid)))) {
+    if (isolated && !agent.has_script && ((error = mount_script(request.uid, request.gid)))) {
         send_failed(STAGE_SCRIPT, error);
         return;
     }
-    if ((agent.isolated && ((error = limit_cgroup(max_processes)))) || (error = start_processes(uid, gid))) {
-        send_failed(STAGE_ISOLATE, error);
+    bool preforked = prefork[0] && take_prepared(&agent.job, prefork);
+    if (!preforked && !take_prepared(&agent.job, "")) {
+        no_processes(&agent.job);
+        agent.job.isolated = isolated;
+        if ((error = start_processes(&agent.job, &request))) {
+            send_failed(STAGE_ISOLATE, error);
+            return;
+        }
+    }
+    agent.cpu_before_us = isolated ? read_number(agent.job.cgroup, "cpu.stat", "usage_usec ") : 0;
+    if (!give_order(&agent.job, preforked)) {
+        send_failed(STAGE_ISOLATE, errno);
         return;
     }
+    forget_strings();
     agent.phase = RUNNING;
 }
 
 static void read_report(void)
 {
     struct report report;
-    ssize_t n = read(agent.report_fd, &report, sizeof report);
+    struct processes *job = &agent.job;
+    ssize_t n = read(job->report_fd, &report, sizeof report);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (n != sizeof report) { /* the reaper is gone: reap it; without a report it was killed, and the job with it */
-        close_fd(&agent.report_fd);
-        close_fd(&agent.control_fd);
-        if (waitpid(agent.reaper, NULL, 0) < 0)
+        close_fd(&job->report_fd);
+        close_fd(&job->control_fd);
+        if (waitpid(job->reaper, NULL, 0) < 0)
             die("waitpid");
-        agent.reaper = 0;
+        job->reaper = 0;
         agent.ended_us = now_us();
         if (!agent.has_status)
             agent.wait_status = SIGKILL;
@@ -891,6 +1339,8 @@ static void read_report(void)
         agent.started_us = now_us();
         put_u32(pid, (uint32_t)report.value);
         send_control(STARTED, pid, sizeof pid);
+        if (!agent.rehearse)
+            drop_prepared(); /* nothing but this job runs in this machine any more */
         break;
     case REPORT_EXITED:
         agent.has_status = true;
@@ -901,17 +1351,33 @@ static void read_report(void)
     }
 }
 
+/* After a command that another may follow: back to waiting for words. The host asks for it once it has sent all that
+ * belonged to this one. What a rehearsal did is undone. */
+static void rest(void)
+{
+    drop_processes(&agent.job);
+    agent.stdin_len = agent.stdin_start = 0;
+    agent.stdin_ended = false;
+    memset(agent.credit, 0, sizeof agent.credit);
+    memset(agent.discard, 0, sizeof agent.discard);
+    if (agent.rehearse && agent.has_script)
+        unmount_script();
+    agent.phase = READY;
+    send_control(RESTED, NULL, 0);
+}
+
 /* Once the processes are gone and their streams are read to the end: say how it was. */
 static void finish_if_ended(void)
 {
-    if (agent.phase != RUNNING || agent.report_fd >= 0 || agent.output_fd[STDOUT] >= 0 || agent.output_fd[STDERR] >= 0)
+    struct processes *job = &agent.job;
+    if (agent.phase != RUNNING || job->report_fd >= 0 || job->output_fd[STDOUT] >= 0 || job->output_fd[STDERR] >= 0)
         return;
     uint64_t oom_kills = 0;
-    if (agent.isolated) {
-        uint64_t cpu_us = read_number("/cgroup/job/cpu.stat", "usage_usec ");
-        uint64_t peak = read_number("/cgroup/job/memory.peak", NULL);
-        oom_kills = read_number("/cgroup/job/memory.events", "oom_kill ");
-        agent.cpu_us = cpu_us ? cpu_us : agent.cpu_us;
+    if (job->isolated) {
+        uint64_t cpu_us = read_number(job->cgroup, "cpu.stat", "usage_usec ");
+        uint64_t peak = read_number(job->cgroup, "memory.peak", NULL);
+        oom_kills = read_number(job->cgroup, "memory.events", "oom_kill ");
+        agent.cpu_us = cpu_us > agent.cpu_before_us ? cpu_us - agent.cpu_before_us : agent.cpu_us;
         agent.max_memory = peak ? peak : agent.max_memory;
     }
     bool signalled = WIFSIGNALED(agent.wait_status);
@@ -922,18 +1388,18 @@ static void finish_if_ended(void)
     put_u64(payload + 16, agent.cpu_us);
     put_u64(payload + 24, agent.max_memory);
     put_u64(payload + 32, agent.ended_us - agent.started_us);
-    close_fd(&agent.stdin_fd);
-    agent.phase = ENDED;
+    close_fd(&job->stdin_fd);
+    agent.phase = agent.keep || agent.rehearse ? RESTING : ENDED;
     send_control(EXITED, payload, sizeof payload);
 }
 
 static void signal_job(uint8_t signal_number)
 {
-    if (agent.phase != RUNNING || agent.reaper <= 0)
+    if (agent.phase != RUNNING || agent.job.reaper <= 0 || signal_number == 0 || signal_number > 64)
         return; /* it ended meanwhile */
     if (signal_number == SIGKILL)
-        kill(agent.reaper, SIGKILL);
-    else if (agent.control_fd >= 0 && write(agent.control_fd, &signal_number, 1) < 0)
+        kill(agent.job.reaper, SIGKILL);
+    else if (agent.job.control_fd >= 0 && write(agent.job.control_fd, &signal_number, 1) < 0)
         say("belljar-agent: signal: %s", strerror(errno));
 }
 
@@ -941,7 +1407,7 @@ static void signal_job(uint8_t signal_number)
 
 static void forward_output(enum stream stream)
 {
-    int *fd = &agent.output_fd[stream];
+    int *fd = &agent.job.output_fd[stream];
     ssize_t n;
     if (agent.discard[stream]) {
         n = read(*fd, agent.artifact_data, CHUNK);
@@ -993,16 +1459,16 @@ static void forward_stdin(void)
 {
     if (agent.phase == READY)
         return; /* RUN comes after the first of it */
-    if (agent.stdin_fd < 0) {
+    if (agent.job.stdin_fd < 0) {
         drop_stdin();
         return;
     }
     if (agent.stdin_len > 0) {
-        ssize_t n = write(agent.stdin_fd, agent.stdin_data + agent.stdin_start, agent.stdin_len);
+        ssize_t n = write(agent.job.stdin_fd, agent.stdin_data + agent.stdin_start, agent.stdin_len);
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             return;
         if (n < 0) {
-            close_fd(&agent.stdin_fd);
+            close_fd(&agent.job.stdin_fd);
             drop_stdin();
             return;
         }
@@ -1011,7 +1477,7 @@ static void forward_stdin(void)
         grant_stdin((size_t)n);
     }
     if (agent.stdin_len == 0 && agent.stdin_ended)
-        close_fd(&agent.stdin_fd);
+        close_fd(&agent.job.stdin_fd);
 }
 
 /* --- artifacts: what the job wrote below its working folder, when nobody is left to change it ------------------------- */
@@ -1172,7 +1638,7 @@ static void order_collect(const uint8_t *payload, size_t length)
 static void collect(void)
 {
     char path[MAX_PATH_BYTES + 2] = "";
-    const char *root = agent.isolated ? "/rw/work" : agent.working_folder;
+    const char *root = agent.job.isolated ? agent.work_layer : agent.working_folder;
     int fd = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0)
         collect_folder(fd, path, 0, 0);
@@ -1202,9 +1668,13 @@ static void keep_string(char **strings, size_t *count, const uint8_t *data, size
 static void handle_frame(enum kind kind, enum stream stream, uint8_t *payload, size_t length)
 {
     bool known_stream = stream > NONE && stream < STREAMS;
-    if (kind == WELCOME && length == 4 && payload[0] == VERSION && agent.phase == WAITING_WELCOME) {
+    if (kind == WELCOME && length == 16 && payload[0] == VERSION &&
+        (agent.phase == WAITING_WELCOME || agent.phase == READY)) {
         agent.silence_ms = (uint32_t)(payload[2] | payload[3] << 8) * 1000;
+        set_clock(get_u64(payload + 8));
         agent.phase = READY;
+    } else if (kind == IDENTITY) {
+        take_identity(payload, length);
     } else if (agent.phase == WAITING_WELCOME) {
         errno = EPROTO;
         die("first frame from host");
@@ -1216,6 +1686,14 @@ static void handle_frame(enum kind kind, enum stream stream, uint8_t *payload, s
         set_network_up(payload, length);
     } else if (kind == RUN) {
         start_job(payload, length);
+    } else if (kind == PREPARE) {
+        prepare(payload, length);
+    } else if (kind == REST && agent.phase == RESTING) {
+        rest();
+    } else if (kind == SUSPEND && agent.phase == READY) {
+        agent.silence_ms = 0; /* there will be no host for a while */
+        agent.phase = SUSPENDED_NOW;
+        send_control(SUSPENDED, NULL, 0);
     } else if (kind == STDIN) {
         take_stdin(payload, length);
         forward_stdin();
@@ -1252,7 +1730,8 @@ static int silence_timeout(void)
 /* Never before STARTED: the entrypoint may be quicker with its first words than the reaper with its report. */
 static bool may_forward(enum stream stream)
 {
-    return agent.output_fd[stream] >= 0 && agent.started_us && (agent.discard[stream] || (agent.credit[stream] && output_room(CHUNK)));
+    return agent.job.output_fd[stream] >= 0 && agent.started_us &&
+           (agent.discard[stream] || (agent.credit[stream] && output_room(CHUNK)));
 }
 
 static _Noreturn void serve(void)
@@ -1262,15 +1741,19 @@ static _Noreturn void serve(void)
     send_hello();
     for (;;) {
         flush_out();
-        bool feed = agent.stdin_fd >= 0 && (agent.stdin_len > 0 || agent.stdin_ended);
-        struct pollfd fds[5] = {
+        bool feed = agent.job.stdin_fd >= 0 && (agent.stdin_len > 0 || agent.stdin_ended);
+        bool preparing = agent.phase == PREPARING;
+        const struct processes *waiting = &agent.prepared[preparing ? agent.prepared_count - 1 : 0];
+        struct pollfd fds[7] = {
             {.fd = agent.port, .events = POLLIN | (agent.out_len ? POLLOUT : 0)},
-            {.fd = may_forward(STDOUT) ? agent.output_fd[STDOUT] : -1, .events = POLLIN},
-            {.fd = may_forward(STDERR) ? agent.output_fd[STDERR] : -1, .events = POLLIN},
-            {.fd = agent.report_fd, .events = POLLIN},
-            {.fd = feed ? agent.stdin_fd : -1, .events = POLLOUT},
+            {.fd = may_forward(STDOUT) ? agent.job.output_fd[STDOUT] : -1, .events = POLLIN},
+            {.fd = may_forward(STDERR) ? agent.job.output_fd[STDERR] : -1, .events = POLLIN},
+            {.fd = agent.job.report_fd, .events = POLLIN},
+            {.fd = feed ? agent.job.stdin_fd : -1, .events = POLLOUT},
+            {.fd = preparing ? waiting->report_fd : -1, .events = POLLIN},
+            {.fd = preparing ? waiting->order_fd : -1, .events = POLLIN},
         };
-        if (poll(fds, 5, silence_timeout()) < 0 && errno != EINTR)
+        if (poll(fds, 7, silence_timeout()) < 0 && errno != EINTR)
             die("poll");
         if (fds[3].revents)
             read_report();
@@ -1280,6 +1763,8 @@ static _Noreturn void serve(void)
             forward_output(STDERR);
         if (fds[4].revents)
             forward_stdin();
+        if (fds[5].revents || fds[6].revents)
+            hear_prepared();
         if (fds[0].revents & (POLLIN | POLLHUP | POLLERR))
             read_port();
         finish_if_ended();
@@ -1290,9 +1775,8 @@ static _Noreturn void serve(void)
 
 static void start_empty(void)
 {
-    agent.report_fd = agent.control_fd = agent.stdin_fd = -1;
-    for (int stream = 0; stream < STREAMS; stream++)
-        agent.output_fd[stream] = -1;
+    no_processes(&agent.job);
+    agent.prefork_folder = "/prefork";
     signal(SIGPIPE, SIG_IGN);
 }
 
@@ -1303,10 +1787,11 @@ int main(int argc, char **argv)
     agent.is_init = getpid() == 1;
     if (agent.is_init)
         boot();
-    else if (argc == 3 && strcmp(argv[1], "--fd") == 0)
+    else if (argc == 4 && strcmp(argv[1], "--fd") == 0) {
         agent.port = atoi(argv[2]);
-    else {
-        say("belljar-agent: runs as PID 1 of a machine, or with --fd N in tests");
+        agent.prefork_folder = argv[3];
+    } else {
+        say("belljar-agent: runs as PID 1 of a machine, or with --fd N FOLDER in tests");
         return 2;
     }
     serve();

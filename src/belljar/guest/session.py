@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal as signals
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface
-from typing import Any, Protocol
+from typing import Any
 
 from belljar.errors import GuestProtocolError, MachineDied, MachineTimeout
 from belljar.guest import wire
+from belljar.guest.command import Command, CommandFailed
+from belljar.guest.identity import Identity
+from belljar.guest.sinks import ArtifactSink, OutputSink
 from belljar.guest.wire import Stream
 
 #: Bytes of one stream that may be under way; the guest's writer waits beyond it.
@@ -30,50 +32,8 @@ FRAMES_PER_SECOND = 20_000
 #: How often the host says that it is there, and how long the agent waits for it before it ends the machine.
 PING_SECONDS = 5
 SILENCE_SECONDS = 30
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Command:
-    """What the agent is to run."""
-
-    #: The program and its arguments; a program without a slash is looked for in the environment's PATH.
-    argv: Sequence[str]
-    env: dict[str, str]
-    cwd: str = "/work"
-    uid: int = 1000
-    gid: int = 1000
-    max_processes: int = 512
-    #: False only in tests of the agent as an ordinary process.
-    isolated: bool = True
-
-
-class CommandFailed(Exception):
-    """The agent could not start the command: at which stage, and the guest's errno."""
-
-    def __init__(self, stage: wire.Stage, errno: int) -> None:
-        super().__init__(f"{stage.name.lower()}: {os.strerror(errno)}")
-        self.stage = stage
-        self.errno = errno
-
-
-class OutputSink(Protocol):
-    """Takes the job's output as it comes; waiting in `write` slows the guest."""
-
-    async def write(self, stream: Stream, data: bytes) -> None: ...
-
-    def full(self, stream: Stream) -> bool:
-        """Whether nothing more of this stream is wanted; the guest then drops it itself."""
-        ...
-
-
-class ArtifactSink(Protocol):
-    """Takes artifacts, one after the other."""
-
-    async def begin(self, path: str, size: int) -> None: ...
-
-    async def write(self, data: bytes) -> None: ...
-
-    async def end(self) -> None: ...
+#: For what the agent does by itself, without a job's help: preparing processes, unmounting.
+_AGENT_SECONDS = 30.0
 
 
 @dataclass(slots=True)
@@ -109,7 +69,28 @@ class Session:
         self._frames = 0
 
     async def open(self, timeout_seconds: float) -> wire.Hello:
-        """Wait for the agent and accept it. Raises MachineTimeout, MachineDied, GuestProtocolError."""
+        """Wait for the agent of a machine that boots, accept it, and tell it who and when it is.
+
+        Raises MachineTimeout, MachineDied, GuestProtocolError.
+        """
+        hello = await self._expect_hello(timeout_seconds)
+        identity = Identity.fresh()
+        await self._send(_welcome() + wire.identity(identity.seed, identity.hostname))
+        return hello
+
+    async def resume(self, timeout_seconds: float, *, silence_seconds: int = SILENCE_SECONDS) -> wire.Hello:
+        """Begin with the agent of a clone: it learns who it is before anything else runs in its machine.
+
+        It ends the machine when it hears nothing for `silence_seconds` (0: never). Raises MachineTimeout, MachineDied,
+        GuestProtocolError.
+        """
+        identity = Identity.fresh()
+        await self._send(wire.identity(identity.seed, identity.hostname))
+        hello = await self._expect_hello(timeout_seconds)
+        await self._send(_welcome(silence_seconds))
+        return hello
+
+    async def _expect_hello(self, timeout_seconds: float) -> wire.Hello:
         try:
             async with asyncio.timeout(timeout_seconds):
                 hello = await self._receive()
@@ -122,7 +103,6 @@ class Session:
                 f"the image's agent speaks version {hello.version} of the protocol, this belljar {wire.VERSION}; "
                 "build the image again"
             )
-        await self._send(wire.welcome(SILENCE_SECONDS))
         return hello
 
     async def network(
@@ -134,6 +114,46 @@ class Session:
         """
         await self._send(wire.network(interface, gateway, nameservers, mtu))
 
+    async def set_clock(self) -> None:
+        """Tell the agent the time again, and to end its machine from now on when the host falls silent."""
+        await self._send(_welcome())
+
+    async def prepare(self, command: Command) -> None:
+        """Start processes that wait for a command: `command.argv` is what starts its prefork program, if it names one.
+
+        Raises CommandFailed when the program does not start or does not wait, MachineError.
+        """
+        request = wire.prepare(
+            uid=command.uid,
+            gid=command.gid,
+            max_processes=command.max_processes,
+            flags=_flags(command),
+            prefork=command.prefork,
+        )
+        await self._send(_words(command) + request)
+        message = await self._answer()
+        if isinstance(message, wire.Failed):
+            raise CommandFailed(message.stage, message.errno)
+        if not isinstance(message, wire.Prepared):
+            raise GuestProtocolError(f"the guest sent {type(message).__name__} at the wrong time")
+
+    async def suspend(self) -> None:
+        """Get the machine ready to be frozen: from its answer on the agent only waits for `resume`."""
+        await self._send(wire.frame(wire.Kind.SUSPEND))
+        if not isinstance(await self._answer(), wire.Suspended):
+            raise GuestProtocolError("the guest did not suspend itself when it was told to")
+
+    async def rehearse(self, command: Command, sink: OutputSink) -> wire.Exited:
+        """Run a command of belljar's own, of which nothing is left in the machine. Raises as `run` does."""
+        return await self._command(command, b"", sink, lambda _: None, wire.RunFlag.REHEARSE)
+
+    async def _answer(self) -> wire.Message:
+        try:
+            async with asyncio.timeout(_AGENT_SECONDS):
+                return await self._receive()
+        except TimeoutError:
+            raise MachineTimeout(f"the agent did not answer within {_AGENT_SECONDS:g} s") from None
+
     async def run(
         self, command: Command, stdin: bytes, sink: OutputSink, started: Callable[[wire.Started], None]
     ) -> wire.Exited:
@@ -142,9 +162,31 @@ class Session:
         Raises CommandFailed when the command could not be started, and MachineError when the guest breaks the
         protocol or goes away. There is no deadline here: the caller owns the job's time and says it with `signal`.
         """
-        await self._send_command(command)
+        flags = wire.RunFlag.KEEP if command.keep else wire.RunFlag(0)
+        return await self._command(command, stdin, sink, started, flags)
+
+    async def _command(
+        self,
+        command: Command,
+        stdin: bytes,
+        sink: OutputSink,
+        started: Callable[[wire.Started], None],
+        flags: wire.RunFlag,
+    ) -> wire.Exited:
+        await self._send_command(command, _flags(command) | flags)
         async with self._background(self._keep_alive()), self._background(self._feed(stdin)):
-            return await self._until_exited(sink, started)
+            exited = await self._until_exited(sink, started)
+        if flags:
+            await self._rest()
+        return exited
+
+    async def _rest(self) -> None:
+        """All of this command has been said: the agent may go back to waiting, and what was granted for it is void."""
+        await self._send(wire.frame(wire.Kind.REST))
+        if not isinstance(await self._answer(), wire.Rested):
+            raise GuestProtocolError("the guest did not rest when it was told to")
+        self._owed.clear()
+        self._stdin_credit, self._stdin_unacknowledged = wire.STDIN_WINDOW, 0
 
     async def signal(self, number: signals.Signals) -> None:
         """Send a signal to the entrypoint's process group; SIGKILL ends every process of the job."""
@@ -180,19 +222,16 @@ class Session:
 
     # --- what those are made of -----------------------------------------------------------------------------------
 
-    async def _send_command(self, command: Command) -> None:
-        frames = [wire.frame(wire.Kind.ARG, arg.encode()) for arg in command.argv]
-        frames += [wire.frame(wire.Kind.ENV, f"{name}={text}".encode()) for name, text in command.env.items()]
-        frames.append(
-            wire.run(
-                uid=command.uid,
-                gid=command.gid,
-                max_processes=command.max_processes,
-                flags=wire.RUN_ISOLATED if command.isolated else 0,
-                cwd=command.cwd.encode(),
-            )
+    async def _send_command(self, command: Command, flags: wire.RunFlag) -> None:
+        request = wire.run(
+            uid=command.uid,
+            gid=command.gid,
+            max_processes=command.max_processes,
+            flags=flags,
+            cwd=command.cwd.encode(),
+            prefork=command.prefork,
         )
-        await self._send(b"".join(frames))
+        await self._send(_words(command) + request)
         await self._grant(Stream.STDOUT, WINDOW)
         await self._grant(Stream.STDERR, WINDOW)
 
@@ -330,3 +369,18 @@ class Session:
             error = None if task.cancelled() else task.exception()
             if error is not None and not isinstance(error, MachineDied):
                 raise error
+
+
+def _welcome(silence_seconds: int = SILENCE_SECONDS) -> bytes:
+    return wire.welcome(silence_seconds, time.time_ns())
+
+
+def _flags(command: Command) -> wire.RunFlag:
+    return wire.RunFlag.ISOLATED if command.isolated else wire.RunFlag(0)
+
+
+def _words(command: Command) -> bytes:
+    """The frames with a command's arguments and environment."""
+    frames = [wire.frame(wire.Kind.ARG, arg.encode()) for arg in command.argv]
+    frames += [wire.frame(wire.Kind.ENV, f"{name}={text}".encode()) for name, text in command.env.items()]
+    return b"".join(frames)

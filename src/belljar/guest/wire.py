@@ -1,4 +1,4 @@
-"""The wire protocol between host and agent, version 1: frames over one byte stream.
+"""The wire protocol between host and agent, version 2: frames over one byte stream.
 
 A frame is a header of 8 bytes, little-endian: payload length (u32, at most `MAX_PAYLOAD`), kind (u8), stream (u8), and
 two zero bytes; then the payload. The agent speaks first (`HELLO`), the host answers (`WELCOME`). Everything that can
@@ -12,18 +12,24 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv4Interface
 
 from belljar.errors import GuestProtocolError
 
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<IBBH")
 #: Linux's limit on one argument or environment string (MAX_ARG_STRLEN), the longest thing that must fit.
 MAX_PAYLOAD = 128 * 1024
 #: Bytes of standard input that the agent holds before it grants more.
 STDIN_WINDOW = 64 * 1024
 MAX_PATH_BYTES = 1024
+#: Random bytes that seed a machine's kernel: twice what its generator's key has.
+SEED_BYTES = 64
+#: Linux's limit on a host name (HOST_NAME_MAX is 64 with the zero).
+MAX_HOSTNAME = 63
+#: Of a prefork program's name.
+MAX_NAME = 31
 
 
 class Stream(IntEnum):
@@ -48,6 +54,10 @@ class Kind(IntEnum):
     POWER_OFF = 0x0A
     DISCARD = 0x0B
     NETWORK = 0x0C
+    IDENTITY = 0x0D
+    PREPARE = 0x0E
+    SUSPEND = 0x0F
+    REST = 0x10
 
     HELLO = 0x81
     STARTED = 0x82
@@ -59,6 +69,9 @@ class Kind(IntEnum):
     COLLECTED = 0x88
     PONG = 0x89
     FAILED = 0x8A
+    PREPARED = 0x8B
+    SUSPENDED = 0x8C
+    RESTED = 0x8D
 
 
 class Stage(IntEnum):
@@ -72,11 +85,19 @@ class Stage(IntEnum):
     EXEC = 3
 
 
-#: RUN flag: put the entrypoint into namespaces and a cgroup of its own, with the script's disk mounted. Off in tests of
-#: the agent as an ordinary process.
-RUN_ISOLATED = 1
+class RunFlag(IntFlag):
+    """How a command is run."""
 
-_WELCOME = struct.Struct("<HH")
+    #: In namespaces and a cgroup of its own, with the script's disk mounted. Off in tests of the agent as an ordinary
+    #: process.
+    ISOLATED = 1
+    #: Another command follows in the same working folder.
+    KEEP = 2
+    #: It is belljar's own and leaves nothing: the script's disk is unmounted afterwards, the working folder forgotten.
+    REHEARSE = 4
+
+
+_WELCOME = struct.Struct("<HHIQ")
 _HELLO = struct.Struct("<HHIQ")
 _RUN = struct.Struct("<IIII")
 _CREDIT = struct.Struct("<I")
@@ -157,9 +178,36 @@ class Failed:
     errno: int
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Processes wait for their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """The machine may be frozen now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rested:
+    """The agent waits for words again."""
+
+
 Message = (
-    Hello | Started | Output | Exited | StdinCredit | ArtifactStart | ArtifactData | Collected | Pong | Failed
-)  # fmt: skip
+    Hello
+    | Started
+    | Output
+    | Exited
+    | StdinCredit
+    | ArtifactStart
+    | ArtifactData
+    | Collected
+    | Pong
+    | Failed
+    | Prepared
+    | Suspended
+    | Rested
+)
 
 
 # --- host → agent ----------------------------------------------------------------------------------------------------
@@ -172,14 +220,32 @@ def frame(kind: Kind, payload: bytes = b"", stream: Stream = Stream.NONE) -> byt
     return HEADER.pack(len(payload), kind, stream, 0) + payload
 
 
-def welcome(silence_seconds: int) -> bytes:
-    """Accept the agent; it powers off when it hears nothing for this long (0: never)."""
-    return frame(Kind.WELCOME, _WELCOME.pack(VERSION, silence_seconds))
+def welcome(silence_seconds: int, unix_ns: int) -> bytes:
+    """Accept the agent and tell it the time; it powers off when it hears nothing for this long (0: never)."""
+    return frame(Kind.WELCOME, _WELCOME.pack(VERSION, silence_seconds, 0, unix_ns))
 
 
-def run(*, uid: int, gid: int, max_processes: int, flags: int, cwd: bytes) -> bytes:
-    """Run the arguments and environment sent so far, in `cwd`."""
-    return frame(Kind.RUN, _RUN.pack(uid, gid, max_processes, flags) + cwd)
+def identity(seed: bytes, hostname: str) -> bytes:
+    """Who this machine is: SEED_BYTES of randomness that no other has, and its name."""
+    if len(seed) != SEED_BYTES or not 0 < len(hostname.encode()) <= MAX_HOSTNAME:
+        raise ValueError("a machine's identity is a seed of 64 bytes and a name of 1 to 63")
+    return frame(Kind.IDENTITY, seed + hostname.encode())
+
+
+def run(*, uid: int, gid: int, max_processes: int, flags: RunFlag, cwd: bytes, prefork: str = "") -> bytes:
+    """Run the arguments and environment sent so far, in `cwd`: in the prefork program of that name if one waits."""
+    return frame(Kind.RUN, _request(uid, gid, max_processes, flags, cwd, prefork))
+
+
+def prepare(*, uid: int, gid: int, max_processes: int, flags: RunFlag, prefork: str = "") -> bytes:
+    """Make processes that wait: the prefork program of that name, started with the strings sent so far, or none."""
+    return frame(Kind.PREPARE, _request(uid, gid, max_processes, flags, b"/", prefork))
+
+
+def _request(uid: int, gid: int, max_processes: int, flags: RunFlag, cwd: bytes, prefork: str) -> bytes:
+    if len(prefork.encode()) > MAX_NAME:
+        raise ValueError(f"the name of a prefork program has at most {MAX_NAME} bytes")
+    return _RUN.pack(uid, gid, max_processes, flags) + cwd + b"\0" + prefork.encode()
 
 
 def network(interface: IPv4Interface, gateway: IPv4Address, nameservers: Sequence[IPv4Address], mtu: int) -> bytes:
@@ -258,10 +324,15 @@ def _artifact_data(payload: bytes) -> ArtifactData:
     return ArtifactData(payload)
 
 
-def _pong(payload: bytes) -> Pong:
-    if payload:
-        raise ValueError
-    return Pong()
+def _empty(message: Callable[[], Message]) -> Callable[[bytes], Message]:
+    """The parser of a frame that has no payload."""
+
+    def parser(payload: bytes) -> Message:
+        if payload:
+            raise ValueError
+        return message()
+
+    return parser
 
 
 def _failed(payload: bytes) -> Failed:
@@ -277,6 +348,9 @@ _PARSERS: dict[Kind, Callable[[bytes], Message]] = {
     Kind.ARTIFACT: _artifact,
     Kind.ARTIFACT_DATA: _artifact_data,
     Kind.COLLECTED: lambda payload: Collected(*_COLLECTED.unpack(payload)),
-    Kind.PONG: _pong,
+    Kind.PONG: _empty(Pong),
     Kind.FAILED: _failed,
+    Kind.PREPARED: _empty(Prepared),
+    Kind.SUSPENDED: _empty(Suspended),
+    Kind.RESTED: _empty(Rested),
 }

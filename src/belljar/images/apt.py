@@ -99,6 +99,8 @@ def _config(folder: Path, architecture: str) -> str:
         "APT::Sandbox::User": "",
         "Acquire::Languages": "none",
         "Acquire::Retries": "2",
+        # Without it a mirror that does not answer is a warning, and what comes next complains of something else.
+        "APT::Update::Error-Mode": "any",
     }
     return "".join(f'{name} "{value}";\n' for name, value in settings.items())
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from belljar.errors import DataFolderError, DiskFull, HostError
 from belljar.guest.binary import agent_binary
+from belljar.guest.programs import prefork_programs
 from belljar.images.apt import DEBIAN_ARCHITECTURES, Archive, open_archive
 from belljar.images.catalog import Images, write_manifest
 from belljar.images.initramfs import MODULES, build_initramfs
@@ -98,9 +99,9 @@ class _Build:
         self._log.unlink(missing_ok=True)
         suite, agent = self._settings.debian_suite, agent_binary(self._architecture)
         kernel = await self._part("kernel", [suite, self._architecture], self._kernel)
-        initramfs = await self._part(
-            "initramfs", [kernel.sha256, hashlib.sha256(agent.read_bytes()).hexdigest(), *MODULES], self._initramfs
-        )
+        contents = [agent.read_bytes(), *prefork_programs().values()]
+        digests = [hashlib.sha256(content).hexdigest() for content in contents]
+        initramfs = await self._part("initramfs", [kernel.sha256, *digests, *MODULES], self._initramfs)
         recipe = self._recipe.model_dump_json(include={"packages"})
         root = await self._part("root", [suite, self._architecture, recipe, str(FORMAT)], self._root)
         packages: dict[str, str] = json.loads(self._note(f"packages-{root.sha256}").read_text())
@@ -158,7 +159,7 @@ class _Build:
     async def _initramfs(self, out: Path) -> str:
         files = await self._kernel_files()
         self._progress.step("making the initramfs")
-        out.write_bytes(build_initramfs(agent_binary(self._architecture), files.modules))
+        out.write_bytes(build_initramfs(agent_binary(self._architecture), files.modules, prefork_programs()))
         return f"the agent and modules of linux {files.release}"
 
     async def _root(self, out: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from belljar.errors import UnknownImage, UnknownLanguage
+from belljar.errors import DataFolderError, UnknownImage, UnknownLanguage
 from belljar.images.manifest import Image, Language, Manifest
 from belljar.images.recipe import IMAGE_NAME, recipes
 
@@ -62,13 +62,17 @@ class Images:
         raise UnknownImage(f"there is no image {name!r} here; built are: {built}", option="image")
 
     def remove(self, name: str) -> None:
-        """Forget an image and delete the parts that no other image names. Raises UnknownImage."""
+        """Forget an image and delete the parts that no other image names. Raises UnknownImage, DataFolderError."""
         self.get(name)
-        (self.folder / f"{name}.json").unlink()
-        used = {path for each in self.list() for path in (each.kernel, each.initramfs, each.root)}
-        for part in self.parts.iterdir():
-            if part not in used:
-                part.unlink()
+        try:
+            (self.folder / f"{name}.json").unlink()
+            used = {path for each in self.list() for path in (each.kernel, each.initramfs, each.root)}
+            for part in self.parts.iterdir():
+                if part not in used:
+                    part.unlink()
+        except OSError as error:
+            reason = f"cannot remove from {self.folder}: {error.strerror}; do it as its owner, or set --data-dir"
+            raise DataFolderError(reason) from error
 
     def languages(self) -> tuple[Language, ...]:
         """The languages of what is built and of what could be, each once."""

@@ -1,4 +1,4 @@
-"""The initramfs: the agent as /init, the modules that it loads, and the folders that it mounts on.
+"""The initramfs: the agent as /init, the modules and prefork programs that it loads, the folders that it mounts on.
 
 Written as a newc cpio (Documentation/driver-api/early-userspace/buffer-format.rst), uncompressed: the kernel unpacks it
 sooner than it would decompress it. The same parts give the same bytes.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import lzma
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from belljar.errors import ImageBuildError
 
 #: What a machine needs before its root filesystem is there, and what it is mounted with.
 MODULES = ("virtio_mmio", "virtio_blk", "virtio_console", "virtio_net", "erofs", "overlay")
-FOLDERS = ("cgroup", "dev", "modules", "newroot", "proc", "rom", "rw", "sys")
+FOLDERS = ("cgroup", "dev", "modules", "newroot", "prefork", "proc", "rom", "rw", "sys")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,18 @@ class Entry:
     data: bytes = b""
 
 
-def build_initramfs(agent: Path, modules: Path) -> bytes:
-    """The archive, from the agent's executable and a kernel's modules folder. Raises ImageBuildError."""
+def build_initramfs(agent: Path, modules: Path, prefork: Mapping[str, bytes]) -> bytes:
+    """The archive, from the agent's executable, a kernel's modules folder and the prefork programs by name.
+
+    Raises ImageBuildError.
+    """
     entries = [Entry(name, stat.S_IFDIR | 0o755) for name in FOLDERS]
     entries.append(Entry("init", stat.S_IFREG | 0o755, agent.read_bytes()))
     for number, path in enumerate(module_order(modules, MODULES), start=10):
         name = f"modules/{number}-{module_name(path)}.ko"
         entries.append(Entry(name, stat.S_IFREG | 0o644, read_module(path)))
+    for program, text in prefork.items():
+        entries.append(Entry(f"prefork/{program}", stat.S_IFREG | 0o644, text))
     return cpio(entries)
 
 

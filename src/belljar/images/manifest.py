@@ -29,6 +29,11 @@ class Language(Value):
     run: tuple[str, ...]
     #: A command that prints the language's version.
     version: tuple[str, ...] = ()
+    #: The program in the initramfs that waits in a snapshot to become a script of this language; None: none does.
+    prefork: str | None = None
+    #: The text of a script that touches what scripts of this language touch: run in a snapshot's clones before they are
+    #: given to jobs. None: none is.
+    rehearsal: str | None = None
 
 
 class Part(Value):

@@ -84,9 +84,10 @@ async def call(
         finally:
             await _end(process)
     if process.returncode != 0:
+        failure = _failure(argv[0], process.returncode, log, start, output or b"")
         with log.open("ab") as errors:
             errors.write(output or b"")
-        raise _failure(argv[0], process.returncode, log, start)
+        raise failure
     return (output or b"").decode(errors="replace")
 
 
@@ -97,10 +98,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
-def _failure(tool: str, code: int | None, log: Path, start: int) -> Exception:
+def _failure(tool: str, code: int | None, log: Path, start: int, output: bytes) -> Exception:
+    """Its last words: of what it complained of, else of what it said."""
     with log.open("rb") as file:
         file.seek(start)
-        words = file.read()[-_LAST_WORDS:].decode(errors="replace").strip()
+        complaints = file.read()
+    words = (complaints.strip() or output)[-_LAST_WORDS:].decode(errors="replace").strip()
     if os.strerror(errno.ENOSPC) in words:
         return DiskFull(f"{tool} ran out of disk; free some space and build again (nothing was left behind)")
     last = next((line for line in reversed(words.splitlines()) if line.strip()), "it said nothing")

@@ -21,6 +21,8 @@ MAX_STRING_BYTES = 128 * 1024 - 1
 #: All arguments and the environment together; Linux allows a quarter of the stack (8 MiB), the rest is the kernel's.
 MAX_ARGUMENT_BYTES = 1024 * 1024
 MAX_STDIN_BYTES = 16 * 1024 * 1024
+#: Beyond any machine, and what a database's INTEGER holds; the real limits are settings.
+MAX_AMOUNT = 2**31 - 1
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 LABEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?\Z")
 
@@ -52,11 +54,11 @@ class JobOptions(Value):
     """The same for bytes, in base64; at most one of the two."""
     image: str | None = Field(default=None, min_length=1, max_length=128)
     """Name of the image; None: the one for the script's language."""
-    vcpus: int | None = Field(default=None, ge=1)
-    memory_mb: int | None = Field(default=None, ge=64)
-    disk_mb: int | None = Field(default=None, ge=16)
+    vcpus: int | None = Field(default=None, ge=1, le=MAX_AMOUNT)
+    memory_mb: int | None = Field(default=None, ge=64, le=MAX_AMOUNT)
+    disk_mb: int | None = Field(default=None, ge=16, le=MAX_AMOUNT)
     """A scratch disk of this size under everything the job writes; None: in the machine's memory."""
-    timeout_seconds: Annotated[float, Field(gt=0)] | None = None
+    timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     egress: str | tuple[str, ...] = "none"
     """What the job may reach: `none`, `open` (the internet), `packages` (the package mirrors of this place), or a list
     of HOST, *.HOST, ADDRESS or NETWORK, each with :PORT if you like; a string with commas is a list."""

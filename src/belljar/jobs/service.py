@@ -87,6 +87,8 @@ class JobService:
             first = await self._store.by_key(project, options.idempotency_key)
             if first is not None:
                 return first
+        if options.image is not None:
+            self._images.get(options.image)  # before anything is kept
         script = await self._script(project, request)
         image = options.image or self._images.image_for(script.language)
         self._images.get(image)

@@ -110,6 +110,10 @@ class Machine(Protocol):
     #: Milliseconds that each named step of the start took, in order.
     phases: dict[str, float]
 
+    def pids(self) -> list[int]:
+        """The hypervisor's processes on this host."""
+        ...
+
     async def death(self) -> Death:
         """Wait until the machine is dead; says why. May be awaited by several, and after the fact."""
         ...
@@ -130,8 +134,8 @@ class Clone(Machine, Protocol):
         ...
 
 
-class Template(Machine, Protocol):
-    """A machine that was booted to be frozen. Its script disk is empty and of SCRIPT_DISK_BYTES."""
+class Template(Clone, Protocol):
+    """A machine that was booted to be frozen. Its script disk is empty at first, and of SCRIPT_DISK_BYTES."""
 
     async def freeze(self) -> None:
         """Write its state into its folder, from which clones are made. It runs no more.
@@ -161,4 +165,19 @@ class Hypervisor(Protocol):
 
     def machine(self, spec: MachineSpec) -> AbstractAsyncContextManager[Machine]:
         """Start a machine. Raises MachineError or HostError; leaves nothing behind if it does."""
+        ...
+
+    def template(self, spec: MachineSpec, folder: Path) -> AbstractAsyncContextManager[Template]:
+        """Boot a machine whose memory and disks lie in `folder`, an empty folder of the snapshot's own."""
+        ...
+
+    def clone(self, spec: MachineSpec, folder: Path) -> AbstractAsyncContextManager[Clone]:
+        """A machine that goes on where the template in `folder` was frozen. `folder` is not changed.
+
+        Raises MachineError when the snapshot does not restore; leaves nothing behind if it does.
+        """
+        ...
+
+    def forget(self, folder: Path) -> None:
+        """The snapshot in `folder` will not be cloned again: let go of what is kept of it. Clones that run go on."""
         ...

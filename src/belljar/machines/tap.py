@@ -6,9 +6,11 @@ Source: the kernel's Documentation/networking/tuntap.rst.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import struct
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from belljar.errors import HostError
@@ -27,6 +29,22 @@ def open_tap(slot: NetworkSlot) -> int:
         return inside(Path(slot.namespace), lambda: attach_tap(slot.tap))
     except OSError as error:
         raise HostError(f"cannot open the machine's network device: {error}") from error
+
+
+async def opened_tap(slot: NetworkSlot | None, held: AsyncExitStack) -> int | None:
+    """The same, closed with `held`; None without a slot. Raises HostError."""
+    if slot is None:
+        return None
+    opening = asyncio.create_task(asyncio.to_thread(open_tap, slot))
+    try:
+        descriptor = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await asyncio.wait({opening})
+        if opening.exception() is None:
+            os.close(opening.result())
+        raise
+    held.callback(os.close, descriptor)
+    return descriptor
 
 
 def attach_tap(name: str, *, persist: bool = False) -> int:

@@ -19,8 +19,8 @@ import structlog
 
 from belljar.errors import BelljarError, MissingTool, NetworkError, NoNetwork
 from belljar.machines.owner import owner_name
-from belljar.machines.protocol import NetworkSlot
 from belljar.network import nft
+from belljar.network.attachment import Attachment
 from belljar.network.host import HostSide
 from belljar.network.layout import FALLBACK_NAMESERVERS, Layout, lay_out
 from belljar.network.links import host_facts, netlink
@@ -55,15 +55,6 @@ def why_no_network() -> str | None:
     except MissingTool as error:
         return error.message
     return None
-
-
-@dataclass(slots=True)
-class Attachment:
-    """One machine's network: where it is plugged in, and what has gone through."""
-
-    slot: NetworkSlot
-    #: Read when the machine has ended; None until then, or when it could not be read.
-    traffic: Traffic | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +117,9 @@ class SlotPool:
                 nameservers=nameservers(self._settings),
                 admit=lambda commands: _in_thread(lambda: slot.admit(commands)),
             )
-            attachment = Attachment(slot.described())
             async with resolver:
                 await asyncio.shield(opening)
-                try:
-                    yield attachment
-                finally:
-                    attachment.traffic = await _read(slot, resolver)
+                yield Attachment(slot.described(), lambda: _read(slot, resolver))
         finally:
             await asyncio.wait({opening})
             self._leave(slot, ground)

@@ -91,7 +91,7 @@ class SqlJobs:
         """How many jobs there are of each status that has any."""
         async with self._database.read() as connection:
             rows = await connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status))
-            return {Status(status): number for status, number in rows.tuples()}
+            return {Status(status): number for status, number in rows}
 
 
 def _labelled(label: str) -> Any:

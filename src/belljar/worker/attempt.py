@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import signal as signals
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface
@@ -18,8 +19,11 @@ from typing import Any, Protocol, TypeVar
 
 from belljar.errors import BelljarError, DiskFull, MachineDied, MachineError, MachineTimeout
 from belljar.guest import wire
-from belljar.guest.session import ArtifactSink, Command, CommandFailed, OutputSink, Session
-from belljar.machines.protocol import Hypervisor, Machine, MachineSpec
+from belljar.guest.command import Command, CommandFailed
+from belljar.guest.session import Session
+from belljar.guest.sinks import ArtifactSink, OutputSink
+from belljar.machines.protocol import Machine, MachineSpec
+from belljar.machines.supply import Ready, Source
 from belljar.network.traffic import Traffic
 
 #: After SIGKILL the guest's kernel ends the job's processes; a machine that has not said so by then is ended itself.
@@ -79,6 +83,10 @@ class Audience(Protocol):
     @property
     def artifacts(self) -> ArtifactSink: ...
 
+    def took(self, source: Source) -> None:
+        """There is a machine, and this is where it came from."""
+        ...
+
     def started(self) -> None:
         """The entrypoint runs."""
         ...
@@ -102,26 +110,47 @@ class _Clock:
 
 
 async def run_attempt(
-    plan: AttemptPlan, hypervisor: Hypervisor, audience: Audience, cancel: asyncio.Event
-) -> AttemptEnd:
-    """Run the plan in a fresh machine and destroy it.
+    plan: AttemptPlan,
+    take: Callable[[MachineSpec], AbstractAsyncContextManager[Ready]],
+    audience: Audience,
+    cancel: asyncio.Event,
+    ended: Callable[[AttemptEnd], Awaitable[None]],
+) -> None:
+    """Run the plan in a fresh machine and destroy it; `ended` is told how it was, while the machine goes down.
 
     Setting `cancel` stops the job at whatever point it is. Raises MachineError or HostError when the machine failed
-    rather than the script; the attempt may then be tried again.
+    rather than the script; the attempt may then be tried again. When it returns or raises, nothing of the machine is
+    left.
     """
-    if cancel.is_set():
-        return AttemptEnd(stop=Stop.CANCELLED)
     end = AttemptEnd()
-    async with hypervisor.machine(plan.machine) as machine:
-        end.phases.update(machine.phases)
-        try:
-            await _unless_dead(machine, _converse(plan, machine, audience, cancel, end))
-        except MachineError:
-            if end.stop is None:
-                raise  # a machine that was being stopped may end as it likes
-        finally:
-            audience.console(bytes(machine.console.data), machine.console.dropped_bytes)
-    return end
+    async with AsyncExitStack() as held:
+        ready = None
+        if not cancel.is_set():
+            ready = await _unless(cancel, held.enter_async_context(take(plan.machine)))
+        if ready is None:
+            end.stop = Stop.CANCELLED
+        else:
+            audience.took(ready.source)
+            end.phases.update(ready.phases)
+            await _use(plan, ready, audience, cancel, end)
+            # What is slow about the end, reaping and removing, is nobody's wait.
+            held.push_async_callback(_finished, asyncio.create_task(ready.machine.kill()))
+        await ended(end)
+
+
+async def _finished(task: asyncio.Task[None]) -> None:
+    await asyncio.wait({task})
+
+
+async def _use(plan: AttemptPlan, ready: Ready, audience: Audience, cancel: asyncio.Event, end: AttemptEnd) -> None:
+    machine = ready.machine
+    try:
+        await _unless_dead(machine, _converse(plan, ready, audience, cancel, end))
+    except MachineError:
+        if end.stop is None:
+            raise  # a machine that was being stopped may end as it likes
+    finally:
+        audience.console(bytes(machine.console.data), machine.console.dropped_bytes)
 
 
 async def _unless_dead(machine: Machine, work: Coroutine[Any, Any, None]) -> None:
@@ -143,14 +172,14 @@ async def _unless_dead(machine: Machine, work: Coroutine[Any, Any, None]) -> Non
 
 
 async def _converse(
-    plan: AttemptPlan, machine: Machine, audience: Audience, cancel: asyncio.Event, end: AttemptEnd
+    plan: AttemptPlan, ready: Ready, audience: Audience, cancel: asyncio.Event, end: AttemptEnd
 ) -> None:
-    clock = _Clock(end.phases)
-    session = Session(machine.reader, machine.writer)
-    if not await _unless(cancel, session.open(plan.boot_timeout_seconds)):
-        end.stop = Stop.CANCELLED
-        return
-    clock.mark("boot")
+    clock, session = _Clock(end.phases), ready.session
+    if ready.source == "boot":
+        if not await _unless(cancel, session.open(plan.boot_timeout_seconds)):
+            end.stop = Stop.CANCELLED
+            return
+        clock.mark("boot")
     if (slot := plan.machine.slot) is not None:
         nameservers = [IPv4Address(each) for each in slot.nameservers]
         await session.network(IPv4Interface(slot.guest_address), IPv4Address(slot.gateway), nameservers, slot.mtu)

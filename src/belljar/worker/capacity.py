@@ -50,6 +50,14 @@ class Capacity:
     def release(self, job_id: str) -> None:
         self._held.pop(job_id, None)
 
+    def spare_mb(self) -> float:
+        """Memory that jobs leave now, MiB: waiting clones may have it until a job wants it."""
+        return max(0, self.memory_mb - sum(held.memory_mb + MACHINE_OVERHEAD_MB for held in self._held.values()))
+
+    def is_busy(self) -> bool:
+        """Whether jobs want every processor of this host."""
+        return sum(held.vcpus for held in self._held.values()) >= (os.cpu_count() or 1)
+
     @property
     def jobs(self) -> int:
         return len(self._held)

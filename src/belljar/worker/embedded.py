@@ -7,18 +7,23 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from belljar.errors import DiskFull, HostError, MachineError
+from belljar.errors import DataFolderError, DiskFull, HostError, MachineError
 from belljar.guest.wire import Stream
 from belljar.images.catalog import Images
 from belljar.jobs.model import Artifact, Job, JobOptions, LogInfo, MachineInfo, Timings
 from belljar.jobs.resolve import Runnable, resolve_job
 from belljar.machines.choose import Chooser
 from belljar.machines.leftovers import clear_leftovers
+from belljar.machines.protocol import Hypervisor, MachineSpec
+from belljar.machines.snapshots import Snapshots
+from belljar.machines.supply import Ready, Source, Supply
+from belljar.network.attachment import Attachment
 from belljar.network.leftovers import clear_network_leftovers
 from belljar.scripts.limits import UploadLimits
 from belljar.scripts.prepare import prepare
@@ -29,6 +34,7 @@ from belljar.worker.ending import error_of, signal_name, status_of, usage_of
 from belljar.worker.networking import Networking, network_use, told
 from belljar.worker.output import FolderArtifacts
 from belljar.worker.plan import plan_attempt
+from belljar.worker.preparing import Preparations
 
 PROJECT = "local"
 
@@ -57,12 +63,11 @@ class EmbeddedRun:
 async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Event) -> Job:
     """Run one job to its end and return it as a server would. Setting `cancel` stops it.
 
-    Raises InvalidScript, UnknownLanguage, UnknownImage, InvalidOption, TooLarge, HostError, MachineError.
+    Raises InvalidScript, UnknownLanguage, UnknownImage, InvalidOption, TooLarge, DataFolderError, HostError,
+    MachineError.
     """
     images = Images(settings.data_dir)
-    work_root = settings.data_dir / "run" / "embedded"
-    work_root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=work_root) as folder:
+    with _work_folder(settings.data_dir / "run" / "embedded") as folder:
         prepared = await prepare(
             run.source,
             filename=run.filename,
@@ -80,8 +85,14 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
         job = resolve_job(run.options, script, project=PROJECT, image=name, settings=settings, largest=largest)
         image = images.get(name)
         hypervisor = await Chooser(settings).hypervisor(image)
-        machine = MachineInfo(source="boot", hypervisor=hypervisor.name, accelerator=hypervisor.accelerator)
+        preparation = await Preparations(settings).of(image)
+        supply = Supply(Snapshots(settings) if settings.snapshots == "on" else None)
         audience = _Terminal(run)
+        ends: list[AttemptEnd] = []
+
+        def take(spec: MachineSpec) -> AbstractAsyncContextManager[Ready]:
+            return supply.machine(hypervisor, spec, preparation)
+
         for attempt in range(1, job.max_attempts + 1):
             try:
                 async with Networking(settings) as networking, networking.attached(job) as network:
@@ -94,21 +105,34 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
                         slot=network.slot if network else None,
                         env=networking.environment(job),
                     )
-                    end = await run_attempt(plan, hypervisor, audience, cancel)
-                end.traffic = network.traffic if network else None
+
+                    async def ended(end: AttemptEnd, network: Attachment | None = network) -> None:
+                        end.traffic = await network.traffic() if network else None
+                        ends.append(end)
+
+                    await run_attempt(plan, take, audience, cancel, ended)
             except MachineError as error:
                 # A script that has begun is not begun again: its output has been seen.
                 if audience.started_at is not None or attempt == job.max_attempts:
                     raise
                 run.notice(f"attempt {attempt} was lost: {error.message}; trying again")
             else:
-                for sentence in told(network_use(end.traffic), job):
+                for sentence in told(network_use(ends[-1].traffic), job):
                     run.notice(sentence.removeprefix("belljar: "))
-                return _ended(job, attempt, end, audience, machine)
+                return _ended(job, attempt, ends[-1], audience, hypervisor)
     raise AssertionError("a loop over at least one attempt returns or raises")
 
 
-def _ended(job: Job, attempt: int, end: AttemptEnd, audience: _Terminal, machine: MachineInfo) -> Job:
+def _work_folder(root: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder for one run, gone with its block. Raises DataFolderError."""
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return tempfile.TemporaryDirectory(dir=root)
+    except OSError as error:
+        raise DataFolderError(f"cannot write {root}: {error.strerror}; set --data-dir to another folder") from error
+
+
+def _ended(job: Job, attempt: int, end: AttemptEnd, audience: _Terminal, hypervisor: Hypervisor) -> Job:
     now, exited, started_at = datetime.now(UTC), end.exited, audience.started_at
     to_start = (started_at - job.created_at).total_seconds() * 1000 if started_at else None
     run_ms = end.phases.get("run") if started_at else None
@@ -124,7 +148,8 @@ def _ended(job: Job, attempt: int, end: AttemptEnd, audience: _Terminal, machine
             "timings": Timings(queue_ms=0, machine_ms=to_start, run_ms=run_ms, phases=dict(end.phases)),
             "usage": usage_of(end),
             "network": network_use(end.traffic),
-            "machine": machine,
+            "machine": audience.source
+            and MachineInfo(source=audience.source, hypervisor=hypervisor.name, accelerator=hypervisor.accelerator),
             "logs": LogInfo(
                 stdout_bytes=audience.output.sent[Stream.STDOUT], stderr_bytes=audience.output.sent[Stream.STDERR]
             ),
@@ -143,6 +168,10 @@ class _Terminal:
             FolderArtifacts(run.artifacts_dir) if run.artifacts_dir is not None else _Nowhere()
         )
         self.started_at: datetime | None = None
+        self.source: Source | None = None
+
+    def took(self, source: Source) -> None:
+        self.source = source
 
     def started(self) -> None:
         self.started_at = datetime.now(UTC)

@@ -11,12 +11,13 @@ from belljar.errors import InvalidOption
 from belljar.jobs.egress import Destination, Egress, parse_destination, parse_egress
 from belljar.jobs.egress_ceiling import package_destinations, package_environment
 from belljar.jobs.model import Job, NetworkUse, Refusal
+from belljar.network.attachment import Attachment
 from belljar.network.policy import NameRule, NetworkRule, Policy
 from belljar.network.traffic import Refused, Traffic
 from belljar.settings import Settings
 
 if TYPE_CHECKING:
-    from belljar.network.pool import Attachment, SlotPool
+    from belljar.network.pool import SlotPool
 
 
 class Networking:

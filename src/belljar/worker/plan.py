@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from belljar.errors import UnknownLanguage
-from belljar.guest.session import Command
-from belljar.images.manifest import Image
+from belljar.guest.command import Command
+from belljar.images.manifest import Image, Language
 from belljar.jobs.model import Job
-from belljar.machines.protocol import MachineSpec, NetworkSlot, Shape
+from belljar.machines.protocol import MachineSpec, NetworkSlot
+from belljar.machines.shapes import fitted
 from belljar.settings import Settings
 from belljar.worker.attempt import AttemptPlan
 
@@ -39,25 +41,16 @@ def plan_attempt(
     if language is None:
         known = ", ".join(each.name for each in image.manifest.languages)
         raise UnknownLanguage(f"the image {image.name} runs {known}, not {job.language}; choose another image")
-    entrypoint = f"{WORKING_FOLDER}/{job.entrypoint}"
-    argv = [entrypoint if word == "{entrypoint}" else word for word in language.run]
+    asked, variables = job.resources, {**(env or {}), **job.env}
     return AttemptPlan(
         machine=MachineSpec(
             image=image,
-            shape=Shape(
-                vcpus=job.resources.vcpus,
-                memory_mb=job.resources.memory_mb,
-                disk_mb=job.resources.disk_mb,
-                network=slot is not None,
-            ),
+            shape=fitted(asked.vcpus, asked.memory_mb, asked.disk_mb, network=slot is not None),
             script_disk=script_disk,
             slot=slot,
         ),
-        command=Command(
-            argv=[*argv, *job.args],
-            env=DEFAULT_ENV | image.manifest.env | (env or {}) | job.env,
-            cwd=WORKING_FOLDER,
-            max_processes=settings.max_processes,
+        command=command_for(
+            image, language, f"{WORKING_FOLDER}/{job.entrypoint}", job.args, {**(env or {}), **job.env}, settings
         ),
         stdin=stdin,
         timeout_seconds=job.timeout_seconds,
@@ -66,4 +59,18 @@ def plan_attempt(
         artifacts=job.artifacts,
         max_artifact_bytes=int(settings.max_artifacts_mb * 1024 * 1024),
         max_artifact_count=settings.max_artifact_count,
+    )
+
+
+def command_for(
+    image: Image, language: Language, entrypoint: str, args: Sequence[str], env: Mapping[str, str], settings: Settings
+) -> Command:
+    """What the agent runs for a script of that language at that path in the guest."""
+    argv = [entrypoint if word == "{entrypoint}" else word for word in language.run]
+    return Command(
+        argv=[*argv, *args],
+        env=DEFAULT_ENV | image.manifest.env | dict(env),
+        cwd=WORKING_FOLDER,
+        max_processes=settings.max_processes,
+        prefork=language.prefork or "",
     )

@@ -13,6 +13,8 @@ from belljar.blobs.log import LogStream, LogWriter, keep_log, log_path
 from belljar.errors import HostError
 from belljar.jobs.model import Job, JobError, MachineInfo, Timings
 from belljar.jobs.outcome import Outcome
+from belljar.machines.protocol import Hypervisor
+from belljar.machines.supply import Source
 from belljar.worker.attempt import AttemptEnd
 from belljar.worker.ending import error_of, signal_name, status_of, usage_of
 from belljar.worker.networking import network_use, told
@@ -48,8 +50,17 @@ class Recorder:
         self._log = LogWriter(log_path(settings.data_dir, job.id))
         self._written: asyncio.Task[bool] | None = None
         self.machine: MachineInfo | None = None
+        #: What runs its machine; set before the attempt begins.
+        self.hypervisor: Hypervisor | None = None
         self.output = LoggedOutput(self._log, int(settings.max_output_mb * 1024 * 1024))
         self.artifacts = BlobArtifacts(rooms.blobs, job.id, settings.data_dir / "run" / "artifacts")
+
+    def took(self, source: Source) -> None:
+        """There is a machine."""
+        assert self.hypervisor is not None
+        self.machine = MachineInfo(
+            source=source, hypervisor=self.hypervisor.name, accelerator=self.hypervisor.accelerator
+        )
 
     def started(self) -> None:
         """The entrypoint runs: written beside the run, which does not wait for it."""

@@ -10,10 +10,12 @@ from belljar.images.catalog import Images
 from belljar.images.manifest import Image
 from belljar.jobs.changes import Changes
 from belljar.machines.protocol import Hypervisor
+from belljar.machines.supply import Supply
 from belljar.scripts.service import ScriptService
 from belljar.settings import Settings
 from belljar.store.claims import SqlClaims
 from belljar.store.nodes import SqlNodes
+from belljar.worker.preparing import Preparations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,3 +29,5 @@ class WorkerRooms:
     changes: Changes
     #: Chooses what runs an image's machines on this host.
     hypervisor: Callable[[Image], Awaitable[Hypervisor]]
+    supply: Supply
+    preparations: Preparations

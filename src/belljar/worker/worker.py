@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import shutil
 import socket
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -19,13 +20,15 @@ from belljar import __version__
 from belljar.blobs.log import LogStream, LogWriter, keep_log, log_path
 from belljar.errors import BelljarError, HostError, MachineError
 from belljar.jobs.blob_names import stdin_blob
-from belljar.jobs.model import Job, JobError, MachineInfo
+from belljar.jobs.model import Job, JobError
 from belljar.jobs.outcome import Outcome
 from belljar.machines.leftovers import clear_leftovers
-from belljar.machines.protocol import Hypervisor
+from belljar.machines.protocol import Hypervisor, MachineSpec
+from belljar.machines.shapes import fitted
+from belljar.machines.supply import Ready
 from belljar.network.leftovers import clear_network_leftovers
 from belljar.store.nodes import Node
-from belljar.worker.attempt import run_attempt
+from belljar.worker.attempt import AttemptEnd, run_attempt
 from belljar.worker.capacity import Capacity
 from belljar.worker.networking import Networking
 from belljar.worker.plan import plan_attempt
@@ -38,6 +41,8 @@ log = structlog.get_logger()
 LOOK_SECONDS = 0.5
 #: Pause after the store could not be read or written.
 TROUBLE_SECONDS = 2.0
+#: The image that most first jobs want.
+_FIRST_IMAGE = "python"
 
 
 @dataclass(slots=True)
@@ -65,6 +70,7 @@ class Worker:
         await self._beat()
         async with self._networking, asyncio.TaskGroup() as group:
             group.create_task(self._choose_hypervisor())
+            group.create_task(self._rooms.supply.run(self.capacity.spare_mb))
             group.create_task(self._keep_alive())
             group.create_task(self._look_after())
             await self._claim_while_there_is_room(group)
@@ -81,10 +87,15 @@ class Worker:
             await self._tell_of_loss(job)
 
     async def _choose_hypervisor(self) -> None:
-        """Find out early what runs machines here, so that the first job need not wait for it."""
-        for image in self._rooms.images.list()[:1]:
+        """Find out early what runs machines here, and have a snapshot made, so that the first job need not wait."""
+        rooms, settings = self._rooms, self._rooms.settings
+        images = {image.name: image for image in rooms.images.list()}
+        for image in [images[name] for name in (_FIRST_IMAGE, *sorted(images)) if name in images][:1]:
             try:
-                self._hypervisor = await self._rooms.hypervisor(image)
+                self._hypervisor = await rooms.hypervisor(image)
+                shape = fitted(settings.default_vcpus, settings.default_memory_mb, None)
+                spec = MachineSpec(image=image, shape=shape, script_disk=None)
+                rooms.supply.prefer(self._hypervisor, spec, await rooms.preparations.of(image))
             except BelljarError as error:
                 log.warning("no_hypervisor", error=error.message)
 
@@ -101,6 +112,8 @@ class Worker:
                 await self._wait_for_work()
                 continue
             self.capacity.hold(job.id, job.resources)
+            if self._rooms.supply.pool is not None:
+                await self._rooms.supply.pool.shrink_to(self.capacity.spare_mb())
             self._running[job.id] = _Running(job)
             group.create_task(self._attempt(job), name=f"attempt {job.id}")
 
@@ -155,14 +168,22 @@ class Worker:
         image = rooms.images.get(job.image)
         disk = await rooms.scripts.disk(job.script_id)
         stdin = await rooms.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
-        hypervisor = self._hypervisor = await rooms.hypervisor(image)
-        recorder.machine = MachineInfo(source="boot", hypervisor=hypervisor.name, accelerator=hypervisor.accelerator)
+        hypervisor = recorder.hypervisor = self._hypervisor = await rooms.hypervisor(image)
+        preparation = await rooms.preparations.of(image)
+
+        def take(spec: MachineSpec) -> AbstractAsyncContextManager[Ready]:
+            return rooms.supply.machine(hypervisor, spec, preparation)
+
         async with self._networking.attached(job) as network:
             slot, env = (network.slot if network else None), self._networking.environment(job)
             plan = plan_attempt(job, image, disk, stdin, rooms.settings, slot=slot, env=env)
-            end = await run_attempt(plan, hypervisor, recorder, running.cancel)
-        end.traffic = network.traffic if network else None
-        await recorder.ended(end)
+
+            async def ended(end: AttemptEnd) -> None:
+                end.traffic = await network.traffic() if network else None
+                await recorder.ended(end)
+                rooms.changes.notify(job.id)
+
+            await run_attempt(plan, take, recorder, running.cancel, ended)
 
     async def _give_back(self, job: Job, recorder: Recorder | None, reason: str, code: str) -> None:
         """The attempt is lost: queue the job again or end it, as the store decides."""

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.responses import StreamingResponse
 
 from belljar.api.asked import Asked, Project
@@ -22,7 +23,16 @@ async def list_artifacts(job_id: str, services: Asked, project: Project) -> dict
     return {"artifacts": [artifact.model_dump() for artifact in job.kept_artifacts]}
 
 
-@router.get("/{path:path}", response_class=StreamingResponse)
+class _AnyPath(PathConvertor):
+    """A path of any characters: Starlette's own ends at a newline, which a guest may put into a name."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("anypath", _AnyPath())
+
+
+@router.get("/{path:anypath}", response_class=StreamingResponse)
 async def get_artifact(job_id: str, path: str, services: Asked, project: Project) -> StreamingResponse:
     """One file's bytes. Always a download: what a job wrote is never shown as a page of this server's."""
     job = await services.jobs.get(project, job_id)

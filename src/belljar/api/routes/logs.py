@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -55,7 +56,9 @@ async def read_logs(
     reading = _Reading(services, project, job_id)
     wanted = _STREAMS[stream]
     if "text/event-stream" in accept:
-        events = reading.events(wanted, _offset(last_event_id), follow=follow)
+        start = _offset(last_event_id)
+        await reading.check(start)
+        events = reading.events(wanted, start, follow=follow)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
     return StreamingResponse(reading.text(wanted, follow=follow), media_type="text/plain; charset=utf-8")
 
@@ -76,6 +79,11 @@ class _Reading:
         self._project = project
         self._job_id = job_id
         self._log = JobLog(services.settings.data_dir, services.blobs, job_id)
+
+    async def check(self, start: int) -> None:
+        """Raises InvalidRequest where no record begins: once the answer has begun nothing can be said any more."""
+        async with contextlib.aclosing(self._log.read(start)) as records:
+            await anext(records, None)
 
     async def _ended(self) -> bool:
         return (await self._services.jobs.get(self._project, self._job_id)).status.terminal

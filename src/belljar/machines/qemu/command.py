@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from belljar.machines.protocol import Shape
@@ -10,15 +11,31 @@ from belljar.machines.protocol import Shape
 TB_SIZE_MB = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What the machine is made of. A clone's must be what its template's was."""
+
+    shape: Shape
+    accelerator: str
+    #: Of the host's time stamp counter, which a guest under emulation must be told (tsc.py); None where it need not be.
+    tsc_khz: int | None
+    #: Of its network device, if it has one.
+    guest_mac: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Descriptors:
     """File descriptors that QEMU inherits."""
 
-    kernel: int
-    initramfs: int
+    kernel: int | None
+    initramfs: int | None
     root: int
     script: int
     scratch: int | None
+    memory: int | None
+    state: int | None
+    #: A second QMP monitor, for what a clone is told before anybody watches it.
+    orders: int | None
     agent: int
     qmp: int
     console: int
@@ -26,14 +43,9 @@ class Descriptors:
     tap: int | None = None
 
 
-def arguments(
-    shape: Shape,
-    accelerator: str,
-    descriptors: Descriptors,
-    tsc_khz: int | None,
-    guest_mac: str | None = None,
-) -> list[str]:
+def arguments(hardware: Hardware, descriptors: Descriptors) -> list[str]:
     """QEMU's arguments, after the executable."""
+    shape, accelerator = hardware.shape, hardware.accelerator
     return [
         "-nodefaults",
         "-no-user-config",
@@ -44,18 +56,14 @@ def arguments(
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         # ACPI is how Debian's kernel finds the devices; without the clock the guest begins in 1970.
         "-machine",
-        "microvm,acpi=on,rtc=on,usb=off",
+        f"microvm,acpi=on,rtc=on,usb=off{'' if descriptors.memory is None else ',memory-backend=memory'}",
         *_accelerator(accelerator),
         "-smp",
         str(shape.vcpus),
         "-m",
         f"{shape.memory_mb}M",
-        "-kernel",
-        f"/proc/self/fd/{descriptors.kernel}",
-        "-initrd",
-        f"/proc/self/fd/{descriptors.initramfs}",
-        "-append",
-        kernel_command_line(accelerator, tsc_khz),
+        *_memory(shape, descriptors),
+        *_kernel(hardware, descriptors),
         *_disks(descriptors),
         "-device",
         "virtio-serial-device,max_ports=2",
@@ -75,7 +83,47 @@ def arguments(
         "rng-builtin,id=entropy",
         "-device",
         "virtio-rng-device,rng=entropy",
-        *_network(descriptors.tap, guest_mac),
+        *_network(descriptors.tap, hardware.guest_mac),
+    ]
+
+
+def _memory(shape: Shape, descriptors: Descriptors) -> list[str]:
+    """Memory in a file is a template's, shared so that the file gets what the guest writes, or a clone's, private."""
+    if descriptors.memory is None:
+        return []
+    share = "on" if descriptors.state is None else "off"
+    place = f"mem-path=/proc/self/fd/{descriptors.memory}"
+    argv = ["-object", f"memory-backend-file,id=memory,size={shape.memory_mb}M,{place},share={share}"]
+    if descriptors.state is not None:
+        argv += ["-incoming", "defer", "-chardev", f"socket,id=orders,fd={descriptors.orders}"]
+        argv += ["-mon", "chardev=orders,mode=control"]
+    return argv
+
+
+def restore_orders(state: int) -> bytes:
+    """QMP commands that make a clone of a QEMU that waits for them: written before it is there, read when it is.
+
+    The state has all but the memory in it (x-ignore-shared); the guest goes on by itself when it has been read.
+    """
+    ignore_shared = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
+    orders: list[dict[str, object]] = [
+        {"execute": "qmp_capabilities"},
+        {"execute": "migrate-set-capabilities", "arguments": ignore_shared},
+        {"execute": "migrate-incoming", "arguments": {"uri": f"fd:{state}"}},
+    ]
+    return b"".join(json.dumps(order).encode() + b"\n" for order in orders)
+
+
+def _kernel(hardware: Hardware, descriptors: Descriptors) -> list[str]:
+    if descriptors.kernel is None:
+        return []
+    return [
+        "-kernel",
+        f"/proc/self/fd/{descriptors.kernel}",
+        "-initrd",
+        f"/proc/self/fd/{descriptors.initramfs}",
+        "-append",
+        kernel_command_line(hardware.accelerator, hardware.tsc_khz),
     ]
 
 

@@ -1,17 +1,25 @@
-"""One QEMU process as a machine: its streams, its death, its end."""
+"""One QEMU process as a machine: its streams, its death, its end; and how it is frozen, or given its script."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import signal
+from pathlib import Path
 
+from belljar.errors import HostError
 from belljar.machines.jail import end, explain
-from belljar.machines.protocol import Console, Death, DeathCause
+from belljar.machines.protocol import SCRIPT_DISK_BYTES, Console, Death, DeathCause
+from belljar.machines.qemu.frozen import MEMORY, SCRATCH, STATE
+from belljar.machines.qemu.memory import save, seal
 from belljar.machines.qemu.monitor import Monitor
+from belljar.machines.usage import children
 
 _STDERR_BYTES = 8192
+#: Copying less than this takes no longer than handing it to a thread.
+_SMALL = 1 << 20
 _CHUNK = 64 * 1024
 #: After a kill the processes in the jail go down one by one; the console's end tells when the last is gone.
 _REAP_SECONDS = 5.0
@@ -44,6 +52,9 @@ class QemuMachine:
         self._console_read = asyncio.create_task(self._read_console(console_stream[0]))
         self._watched = asyncio.create_task(monitor.watch())
         self._death = asyncio.create_task(self._await_death())
+
+    def pids(self) -> list[int]:
+        return [self._process.pid, *children(self._process.pid)] if self._process.returncode is None else []
 
     async def death(self) -> Death:
         return await asyncio.shield(self._death)
@@ -106,3 +117,48 @@ class QemuMachine:
         with contextlib.suppress(OSError):
             while chunk := await reader.read(_CHUNK):
                 self.console.add(chunk)
+
+
+class QemuClone(QemuMachine):
+    """The protocol's Clone."""
+
+    def reads(self, script: int) -> None:
+        """The descriptor of its script disk."""
+        self._script = script
+
+    async def insert(self, script_disk: Path) -> None:
+        size = script_disk.stat().st_size
+        if size > SCRIPT_DISK_BYTES:
+            raise HostError(f"the script's disk has {size} bytes, a clone has room for {SCRIPT_DISK_BYTES}")
+        if size <= _SMALL:
+            self._write(script_disk)
+        else:
+            await asyncio.to_thread(self._write, script_disk)
+
+    def _write(self, script_disk: Path) -> None:
+        with script_disk.open("rb") as file:
+            at = 0
+            while sent := os.sendfile(self._script, file.fileno(), at, 1 << 30):
+                at += sent
+        os.lseek(self._script, 0, os.SEEK_SET)
+
+
+class QemuTemplate(QemuClone):
+    """The protocol's Template."""
+
+    def keeps(self, folder: Path, memory: int, scratch: int | None) -> None:
+        """Where its parts go, and the descriptors of what it writes to."""
+        self._folder, self._memory, self._scratch = folder, memory, scratch
+
+    async def freeze(self) -> None:
+        with (self._folder / STATE).open("xb") as state:
+            await self._monitor.freeze(state.fileno())
+        await self.kill()
+        # Only now has nobody the memory mapped any more.
+        await asyncio.to_thread(self._keep)
+
+    def _keep(self) -> None:
+        seal(self._memory)
+        save(self._memory, self._folder / MEMORY)
+        if self._scratch is not None:
+            save(self._scratch, self._folder / SCRATCH)

@@ -1,6 +1,6 @@
-"""Watches one QEMU over QMP: how its guest went down, and whether the emulator itself gave up.
+"""Watches one QEMU over QMP: how its guest went down, whether the emulator itself gave up; and freezes a guest.
 
-Source: QEMU's QMP reference manual (SHUTDOWN, STOP, GUEST_PANICKED, query-status).
+Source: QEMU's QMP reference manual (SHUTDOWN, STOP, GUEST_PANICKED, query-status; getfd, migrate).
 """
 
 from __future__ import annotations
@@ -12,9 +12,14 @@ from collections.abc import Coroutine
 import structlog
 from qemu.qmp import EventListener, QMPClient, QMPError
 
+from belljar.errors import MachineError, MachineTimeout
+
 log = structlog.get_logger()
 
 _CONNECT_SECONDS = 30
+_FREEZE_SECONDS = 30
+#: The memory is a file of its own.
+_IGNORE_SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 _EVENTS = ("SHUTDOWN", "STOP", "GUEST_PANICKED")
 
 
@@ -27,6 +32,34 @@ class Monitor:
         #: Reason of the SHUTDOWN event: `guest-shutdown`, `guest-reset`, `host-signal`, …
         self.shutdown_reason: str | None = None
         self.panicked = False
+        self._connected = asyncio.Event()
+
+    async def freeze(self, state: int) -> None:
+        """Stop the guest for good and write its device state to the descriptor. Raises MachineError.
+
+        It is QEMU that stops it, at the end of the migration: a guest that was stopped before would be stopped in every
+        clone too.
+        """
+        try:
+            async with asyncio.timeout(_FREEZE_SECONDS):
+                await self._connected.wait()
+                self._client.send_fd_scm(state)
+                await self._client.execute("getfd", {"fdname": "state"})
+                await self._client.execute("migrate-set-capabilities", _IGNORE_SHARED)
+                await self._client.execute("migrate", {"uri": "fd:state"})
+                while (status := await self._migration()) != "completed":
+                    if status in ("failed", "cancelled"):
+                        raise MachineError("QEMU could not write the machine's state")
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            raise MachineTimeout(f"QEMU did not write the machine's state within {_FREEZE_SECONDS} s") from None
+        except (QMPError, OSError, EOFError) as error:
+            raise MachineError(f"the machine cannot be frozen: {error}") from error
+
+    async def _migration(self) -> str:
+        answer = await self._client.execute("query-migrate")
+        assert isinstance(answer, dict)
+        return str(answer.get("status"))
 
     async def watch(self) -> str | None:
         """Listen until the emulator stops by an error of its own (its run state) or the connection ends (None).
@@ -37,6 +70,7 @@ class Monitor:
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 await self._client.connect(self._end)
+            self._connected.set()
             with self._client.listener(names=_EVENTS) as events:
                 return await self._unless_gone(self._broken_state(events))
         except (QMPError, OSError, TimeoutError, EOFError) as error:

@@ -1,0 +1,83 @@
+"""How a machine is got ready to be frozen, and how its clones are exercised: with nothing of any job's."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from belljar.errors import MachineError
+from belljar.guest.command import Command, CommandFailed
+from belljar.guest.session import Session
+from belljar.guest.wire import Stream
+from belljar.machines.protocol import Clone, Template
+
+#: Most bytes that a rehearsal may print; it is our own, and prints a line.
+_MOST_OUTPUT = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preparation:
+    """What is run in a template and its clones before any job is known."""
+
+    #: Filesystem image with what the rehearsals run.
+    disk: Path
+    #: Each run once in the template, so that what the guest reads from its disk lies in its memory.
+    warm: tuple[Command, ...] = ()
+    #: Sets of processes that wait, prefork programs among them; each is made twice: one for a rehearsal, one for a job.
+    waiting: tuple[Command, ...] = ()
+    #: Run in a clone before it is given to a job: afterwards the hypervisor knows the guest's code.
+    rehearsal: Command | None = None
+
+    def words(self) -> list[object]:
+        """All that decides what the template becomes, as JSON values."""
+        commands = (*self.warm, None, *self.waiting)
+        return [self.disk.name, *([*each.argv, each.env, each.prefork] if each else None for each in commands)]
+
+
+class _Dropped:
+    """Takes what a rehearsal prints, a little of it."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    async def write(self, stream: Stream, data: bytes) -> None:
+        self.size += len(data)
+
+    def full(self, stream: Stream) -> bool:
+        return self.size > _MOST_OUTPUT
+
+
+async def rehearse(session: Session, command: Command) -> None:
+    """Run a command that must succeed. Raises MachineError when it does not, or cannot be started."""
+    try:
+        exited = await session.rehearse(command, _Dropped())
+    except CommandFailed as failed:
+        raise MachineError(f"the rehearsal {command.argv[0]} did not start: {failed}") from None
+    if exited.exit_code != 0:
+        raise MachineError(f"the rehearsal {command.argv[0]} ended with {exited.exit_code or exited.signal}")
+
+
+async def prepare_template(template: Template, preparation: Preparation, boot_timeout_seconds: float) -> None:
+    """Everything between the boot of a template and its freezing. Raises MachineError."""
+    session = Session(template.reader, template.writer)
+    await session.open(boot_timeout_seconds)
+    await template.insert(preparation.disk)
+    for command in preparation.warm:
+        await rehearse(session, command)
+    for command in preparation.waiting:
+        for _ in range(2):
+            try:
+                await session.prepare(command)
+            except CommandFailed as failed:
+                raise MachineError(f"{command.prefork or 'the reaper'} does not wait: {failed}") from None
+    await session.suspend()
+
+
+async def wake(clone: Clone, timeout_seconds: float, *, silence_seconds: int) -> Session:
+    """The session with a clone that knows who it is now. Raises MachineError."""
+    started = time.monotonic()
+    session = Session(clone.reader, clone.writer)
+    await session.resume(timeout_seconds, silence_seconds=silence_seconds)
+    clone.phases["resume"] = round((time.monotonic() - started) * 1000, 3)
+    return session

@@ -1,0 +1,48 @@
+"""What is left of a template: its memory, device state and scratch disk; files in a folder, loaded to be cloned."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from belljar.machines.qemu.memory import load
+
+MEMORY, STATE, SCRATCH = "memory", "state", "scratch"
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Sealed descriptors of a snapshot's parts, which nothing that happens to the files changes any more."""
+
+    memory: int
+    state: int
+    scratch: int | None
+
+    @classmethod
+    def load(cls, folder: Path) -> Frozen:
+        """Read the parts. Raises OSError when one is not there or cannot be read, HostError."""
+        with contextlib.ExitStack() as opened:
+            parts = []
+            for name in (MEMORY, STATE, SCRATCH):
+                path = folder / name
+                part = load(path) if name != SCRATCH or path.exists() else None
+                if part is not None:
+                    opened.callback(os.close, part)
+                parts.append(part)
+            opened.pop_all()
+        memory, state, scratch = parts
+        assert memory is not None and state is not None
+        return cls(memory, state, scratch)
+
+    def hold_memory(self, held: contextlib.AsyncExitStack) -> int:
+        """The memory for one clone, whatever becomes of the snapshot meanwhile."""
+        descriptor = os.dup(self.memory)
+        held.callback(os.close, descriptor)
+        return descriptor
+
+    def close(self) -> None:
+        for descriptor in (self.memory, self.state, self.scratch):
+            if descriptor is not None:
+                os.close(descriptor)

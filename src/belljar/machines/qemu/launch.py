@@ -1,0 +1,175 @@
+"""Starts one QEMU process in its jail, with everything that it may open handed to it as descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import secrets
+import socket
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from belljar.errors import HostError
+from belljar.machines.cgroup import Bounds, Hierarchy, machine_group
+from belljar.machines.jail import Jail, Program, kvm_node, machine_uid
+from belljar.machines.protocol import Console, NetworkSlot, Shape
+from belljar.machines.qemu.command import Descriptors, Hardware, arguments, restore_orders
+from belljar.machines.qemu.machine import QemuMachine
+from belljar.machines.qemu.monitor import Monitor
+from belljar.machines.qemu.tsc import tsc_khz
+from belljar.settings import Settings
+
+#: QEMU's own memory beside its guest's: code, translations, buffers, and the page cache charged to it.
+_OWN_MEMORY_MB = 256
+#: Reserved but untouched address space counts against the rlimit: stacks, arenas, the translation buffer.
+_OWN_ADDRESSES_MB = 2048
+#: Threads of block I/O (at most 64), bubblewrap's two processes, QEMU's own.
+_OWN_PROCESSES = 96
+_OWN_CPUS = 0.5
+#: Room for whole frames; the transport stops reading at twice this.
+_STREAM_BUFFER = 1024 * 1024
+
+
+M = TypeVar("M", bound=QemuMachine)
+
+
+@dataclass(slots=True)
+class Steps:
+    """Names the time since the last step."""
+
+    phases: dict[str, float] = field(default_factory=dict)
+    at: float = field(default_factory=time.monotonic)
+
+    def done(self, name: str) -> None:
+        now = time.monotonic()
+        self.phases[name] = round((now - self.at) * 1000, 3)
+        self.at = now
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Files:
+    """What a machine's disks and memory are: descriptors that stay the caller's."""
+
+    #: None for a clone, whose kernel runs already.
+    kernel: int | None = None
+    initramfs: int | None = None
+    root: int
+    script: int
+    scratch: int | None
+    #: Memory that is a file: a template's or a snapshot's.
+    memory: int | None = None
+    #: The device state that a clone begins with.
+    state: int | None = None
+    #: Of the slot's TAP device.
+    tap: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launcher:
+    """What every QEMU of this host has in common."""
+
+    settings: Settings
+    program: Program
+    accelerator: str
+    hierarchies: tuple[Hierarchy, ...]
+    owner: str
+
+    async def launch(
+        self, kind: type[M], shape: Shape, files: Files, held: AsyncExitStack, slot: NetworkSlot | None = None
+    ) -> M:
+        """Start QEMU; it is killed, and everything around it removed, when `held` is closed. Raises HostError."""
+        steps = Steps()
+        machine_id = f"{self.owner}.{secrets.token_hex(6)}"
+        uid = held.enter_context(machine_uid(self.settings))
+        group = await held.enter_async_context(machine_group(self.hierarchies, machine_id, _bounds(shape)))
+        kvm = held.enter_context(kvm_node(machine_id, uid)) if self.accelerator == "kvm" else None
+        address_mb = None if group.folders else shape.memory_mb + _OWN_ADDRESSES_MB
+        jail = Jail(uid=uid, group=group, address_bytes=address_mb and address_mb << 20, kvm=kvm)
+        steps.done("prepare")
+        with contextlib.ExitStack() as passed:  # what QEMU inherits is closed here as soon as it has it
+            agent, qmp, console = (_socket_pair(held, passed) for _ in range(3))
+            descriptors = Descriptors(
+                **{each.name: getattr(files, each.name) for each in dataclasses.fields(files)},
+                orders=_orders(files.state, held, passed),
+                agent=agent.theirs.fileno(),
+                qmp=qmp.theirs.fileno(),
+                console=console.theirs.fileno(),
+            )
+            khz = tsc_khz() if self.accelerator == "tcg" else None
+            hardware = Hardware(shape, self.accelerator, khz, slot.guest_mac if slot is not None else None)
+            command = jail.command(self.program, arguments(hardware, descriptors))
+            process = await _spawn(command, jail.environment(), descriptors)
+        machine = kind(
+            machine_id,
+            process,
+            Monitor(machine_id, qmp.ours),
+            agent=await asyncio.open_connection(sock=agent.ours, limit=_STREAM_BUFFER),
+            console=Console(limit_bytes=self.settings.max_console_kb * 1024),
+            console_stream=await asyncio.open_connection(sock=console.ours),
+            phases=steps.phases,
+        )
+        held.push_async_callback(machine.kill)
+        steps.done("spawn")
+        return machine
+
+
+@dataclass(frozen=True, slots=True)
+class _SocketPair:
+    ours: socket.socket
+    theirs: socket.socket
+
+
+def _socket_pair(held: AsyncExitStack, passed: contextlib.ExitStack) -> _SocketPair:
+    pair = _SocketPair(*socket.socketpair())
+    held.callback(pair.ours.close)
+    passed.callback(pair.theirs.close)
+    return pair
+
+
+def _orders(state: int | None, held: AsyncExitStack, passed: contextlib.ExitStack) -> int | None:
+    """Where a clone reads what it is to do; it is there already."""
+    if state is None:
+        return None
+    pair = _socket_pair(held, passed)
+    pair.ours.sendall(restore_orders(state))
+    return pair.theirs.fileno()
+
+
+async def _spawn(
+    command: list[str], environment: dict[str, str], descriptors: Descriptors
+) -> asyncio.subprocess.Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            *command,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=[number for number in dataclasses.astuple(descriptors) if number is not None],
+            start_new_session=True,  # a Ctrl-C at the terminal is belljar's to handle
+        )
+    except OSError as error:
+        raise HostError(f"cannot start a machine: {error.strerror}; are there enough processes and files?") from error
+
+
+def _bounds(shape: Shape) -> Bounds:
+    return Bounds(
+        memory_bytes=(shape.memory_mb + _OWN_MEMORY_MB) << 20,
+        cpus=shape.vcpus + _OWN_CPUS,
+        processes=shape.vcpus + _OWN_PROCESSES,
+    )
+
+
+def opened(path: Path, held: AsyncExitStack) -> int:
+    """A descriptor to read from, closed with `held`. Raises HostError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"cannot read {path}: {error.strerror}; build the image or upload the script again") from error
+    held.callback(os.close, descriptor)
+    return descriptor

@@ -1,0 +1,221 @@
+"""Where a job's machine comes from: the pool, else a snapshot, else a boot. What is quicker never fails the job.
+
+A snapshot that is missing is made in the background for the jobs to come; one that does not restore is thrown away and
+the job boots. Snapshots, clones and pool belong to this object; `run` is its background.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from belljar.errors import HostError, MachineError
+from belljar.guest.session import SILENCE_SECONDS, Session
+from belljar.machines.pool import Pool, Waiting
+from belljar.machines.preparation import Preparation, rehearse, wake
+from belljar.machines.protocol import SCRIPT_DISK_BYTES, Clone, Hypervisor, Machine, MachineSpec
+from belljar.machines.snapshots import Snapshots
+from belljar.machines.usage import resident_mb
+
+log = structlog.get_logger()
+
+#: A clone answers within a tenth of a second; one that does not within this is no use.
+_WAKE_SECONDS = 10.0
+_REHEARSE_SECONDS = 30.0
+#: A snapshot that could not be made is not tried again for this long.
+_TROUBLE_SECONDS = 300.0
+#: What a snapshot's clones are made from is kept in memory until it was not needed for this long.
+_IDLE_SECONDS = 900.0
+
+Source = Literal["pool", "snapshot", "boot"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A machine for one job. The session of one that boots has yet to be opened."""
+
+    machine: Machine
+    session: Session
+    source: Source
+    #: Milliseconds of what was done on the way, in order.
+    phases: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    hypervisor: Hypervisor
+    spec: MachineSpec
+    preparation: Preparation
+
+
+class Supply:
+    """Machines, as quickly as this host can give them. Without a pool it only uses the snapshots that there are."""
+
+    def __init__(self, snapshots: Snapshots | None, pool: Pool | None = None) -> None:
+        self.snapshots = snapshots
+        self.pool = pool
+        self._to_make: asyncio.Queue[_Order] = asyncio.Queue(maxsize=16)
+        self._making: set[str] = set()
+        self._not_before: dict[str, float] = {}
+        self._used: dict[str, tuple[float, Hypervisor]] = {}
+
+    @asynccontextmanager
+    async def machine(
+        self, hypervisor: Hypervisor, spec: MachineSpec, preparation: Preparation
+    ) -> AsyncIterator[Ready]:
+        """A machine with the spec's script in it, ended with the block. Raises MachineError, HostError."""
+        async with AsyncExitStack() as held:
+            ready = await self._quick(_Order(hypervisor, spec, preparation), held)
+            if ready is None:
+                machine = await held.enter_async_context(hypervisor.machine(spec))
+                ready = Ready(machine, Session(machine.reader, machine.writer), "boot", machine.phases)
+            yield ready
+
+    async def _quick(self, order: _Order, held: AsyncExitStack) -> Ready | None:
+        spec = order.spec
+        assert spec.script_disk is not None
+        if self.snapshots is None or spec.slot is not None or spec.script_disk.stat().st_size > SCRIPT_DISK_BYTES:
+            return None
+        key = self.snapshots.key(order.hypervisor, spec.image, spec.shape, order.preparation)
+        if self.pool is not None:
+            self.pool.ask(key, lambda: self._exercised(order, key))
+            waiting = await self.pool.take(key)
+            if waiting is not None and (ready := await self._from_pool(waiting, spec.script_disk, held)):
+                return ready
+        if self.snapshots.find(key) is None:
+            self._want(order, key)
+            return None
+        return await self._from_snapshot(order, key, held)
+
+    async def _from_pool(self, waiting: Waiting, script_disk: Path, held: AsyncExitStack) -> Ready | None:
+        started = time.monotonic()
+        try:
+            await waiting.clone.insert(script_disk)
+            await waiting.session.set_clock()
+        except MachineError as error:
+            log.warning("waiting_clone_lost", machine=waiting.clone.id, error=error.message)
+            await waiting.end()
+            return None
+        except BaseException:
+            await waiting.end()
+            raise
+        held.push_async_callback(waiting.end)
+        phases = {"insert": round((time.monotonic() - started) * 1000, 3)}
+        return Ready(waiting.clone, waiting.session, "pool", phases)
+
+    async def _from_snapshot(self, order: _Order, key: str, held: AsyncExitStack) -> Ready | None:
+        assert order.spec.script_disk is not None
+        async with AsyncExitStack() as trying:
+            try:
+                clone, session = await self._clone(order, key, trying, SILENCE_SECONDS)
+                started = time.monotonic()
+                await clone.insert(order.spec.script_disk)
+                clone.phases["insert"] = round((time.monotonic() - started) * 1000, 3)
+            except MachineError as error:
+                await self._spoilt(order.hypervisor, key, error)
+                return None
+            await held.enter_async_context(trying.pop_all())
+            return Ready(clone, session, "snapshot", clone.phases)
+
+    async def _clone(
+        self, order: _Order, key: str, held: AsyncExitStack, silence_seconds: int
+    ) -> tuple[Clone, Session]:
+        assert self.snapshots is not None
+        self._used[key] = time.monotonic(), order.hypervisor
+        spec = replace(order.spec, script_disk=None)
+        clone = await held.enter_async_context(order.hypervisor.clone(spec, self.snapshots.folder / key))
+        return clone, await wake(clone, _WAKE_SECONDS, silence_seconds=silence_seconds)
+
+    async def _spoilt(self, hypervisor: Hypervisor, key: str, error: MachineError) -> None:
+        """A snapshot did not restore: nothing is to come of it any more."""
+        assert self.snapshots is not None
+        self.snapshots.discard(key, error.message)
+        hypervisor.forget(self.snapshots.folder / key)
+        if self.pool is not None:
+            await self.pool.drop(key)
+
+    async def _exercised(self, order: _Order, key: str) -> Waiting | None:
+        """A clone for the pool; None while there is no snapshot."""
+        assert self.snapshots is not None
+        if self.snapshots.find(key) is None:
+            self._want(order, key)
+            return None
+        async with AsyncExitStack() as trying:
+            try:
+                # Nobody speaks to it while it waits, and it dies with this process all the same.
+                clone, session = await self._clone(order, key, trying, 0)
+            except MachineError as error:
+                await self._spoilt(order.hypervisor, key, error)
+                return None
+            if order.preparation.rehearsal is not None:
+                await clone.insert(order.preparation.disk)
+                async with asyncio.timeout(_REHEARSE_SECONDS):
+                    await rehearse(session, order.preparation.rehearsal)
+            memory_mb = await asyncio.to_thread(resident_mb, clone.pids())
+            return Waiting(clone, session, trying.pop_all(), memory_mb)
+
+    def prefer(self, hypervisor: Hypervisor, spec: MachineSpec, preparation: Preparation) -> None:
+        """Jobs will want machines like this: have the snapshot ready, and in a fixed pool clones of it."""
+        if self.snapshots is None:
+            return
+        order = _Order(hypervisor, spec, preparation)
+        key = self.snapshots.key(hypervisor, spec.image, spec.shape, preparation)
+        if self.snapshots.find(key) is None:
+            self._want(order, key)
+        if self.pool is not None and self.pool.fixed:
+            self.pool.ask(key, lambda: self._exercised(order, key))
+
+    def _want(self, order: _Order, key: str) -> None:
+        """Have the snapshot made in the background, unless it is being made or failed lately."""
+        if key in self._making or time.monotonic() < self._not_before.get(key, 0.0) or self._to_make.full():
+            return
+        self._making.add(key)
+        self._to_make.put_nowait(order)
+
+    async def run(self, room_mb: Callable[[], float]) -> None:
+        """The background: makes what is wanted, keeps the pool. `room_mb`: memory that jobs leave now."""
+        if self.snapshots is None:
+            return
+        self.snapshots.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.snapshots.clear_partial()
+        await asyncio.to_thread(self.snapshots.trim)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._make_wanted())
+            group.create_task(self._forget_idle())
+            if self.pool is not None:
+                group.create_task(self.pool.run(room_mb))
+
+    async def _forget_idle(self) -> None:
+        assert self.snapshots is not None
+        while True:
+            await asyncio.sleep(_IDLE_SECONDS / 10)
+            for key, (at, hypervisor) in list(self._used.items()):
+                if time.monotonic() - at > _IDLE_SECONDS:
+                    del self._used[key]
+                    hypervisor.forget(self.snapshots.folder / key)
+
+    async def _make_wanted(self) -> None:
+        assert self.snapshots is not None
+        while True:
+            order = await self._to_make.get()
+            await self.make(order.hypervisor, order.spec, order.preparation)
+
+    async def make(self, hypervisor: Hypervisor, spec: MachineSpec, preparation: Preparation) -> bool:
+        """Make the snapshot for machines of that spec now; False, and a word in the log, when it cannot be made."""
+        assert self.snapshots is not None
+        key = self.snapshots.key(hypervisor, spec.image, spec.shape, preparation)
+        try:
+            return await self.snapshots.make(hypervisor, spec.image, spec.shape, preparation) is not None
+        except (MachineError, HostError) as error:
+            log.warning("snapshot_failed", image=spec.image.name, code=error.code, error=error.message)
+            self._not_before[key] = time.monotonic() + _TROUBLE_SECONDS
+            return False
+        finally:
+            self._making.discard(key)

@@ -1,0 +1,91 @@
+"""How an image's machines are got ready before there is a job: what its languages say in the manifest, as commands."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tempfile
+from pathlib import Path
+
+from belljar.guest.command import Command
+from belljar.images.manifest import Image, Language
+from belljar.machines.preparation import Preparation
+from belljar.scripts.pack import pack_tree
+from belljar.settings import Settings
+from belljar.worker.plan import DEFAULT_ENV, WORKING_FOLDER, command_for
+
+#: Where a prefork program finds its own text (PROGRAM_FD in agent.c).
+_PROGRAM = "/proc/self/fd/4"
+#: One more argument, to make room for the command line of a script that takes the program's place.
+_ROOM = "." * 2048
+
+
+class Preparations:
+    """Makes each image's preparation once; its disk lies in the data folder's cache."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._made: dict[str, Preparation] = {}
+        self._making = asyncio.Lock()
+
+    async def of(self, image: Image) -> Preparation:
+        """What is run in this image's templates and clones. Raises MissingTool, DiskFull, HostError."""
+        digest = image.manifest.digest
+        async with self._making:
+            if digest not in self._made:
+                self._made[digest] = await self._prepare(image)
+            return self._made[digest]
+
+    async def _prepare(self, image: Image) -> Preparation:
+        rehearsals = _rehearsals(image)
+        commands = tuple(
+            command_for(image, language, f"{WORKING_FOLDER}/{name}", (), {}, self._settings)
+            for name, language, _ in rehearsals
+        )
+        return Preparation(
+            disk=await self._disk({name: text for name, _, text in rehearsals}),
+            warm=tuple(_fresh(command) for command in commands),
+            waiting=self._waiting(image),
+            rehearsal=commands[0] if commands else None,
+        )
+
+    def _waiting(self, image: Image) -> tuple[Command, ...]:
+        """The prefork programs, or a set of processes that waits for any command where there are none."""
+        env = DEFAULT_ENV | image.manifest.env
+        preforks = {language.prefork: language for language in image.manifest.languages if language.prefork}
+        most = self._settings.max_processes
+        if not preforks:
+            return (Command(argv=[], env=env, cwd="/", max_processes=most),)
+        return tuple(
+            Command(argv=[*_started(language), _ROOM], env=env, cwd="/", max_processes=most, prefork=name)
+            for name, language in preforks.items()
+        )
+
+    async def _disk(self, files: dict[str, str]) -> Path:
+        digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]
+        path = self._settings.data_dir / "cache" / "rehearsals" / f"{digest}.erofs"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                for name, text in files.items():
+                    (Path(folder) / name).write_text(text)
+                await pack_tree(Path(folder), path)
+        return path
+
+
+def _rehearsals(image: Image) -> list[tuple[str, Language, str]]:
+    """File name, language and text of each, the language with a prefork program first: most jobs are of that one."""
+    languages = sorted(image.manifest.languages, key=lambda each: each.prefork is None)
+    return [
+        (f"rehearsal{number}{language.extensions[0] if language.extensions else ''}", language, language.rehearsal)
+        for number, language in enumerate(languages)
+        if language.rehearsal is not None
+    ]
+
+
+def _fresh(command: Command) -> Command:
+    return Command(argv=command.argv, env=command.env, cwd=command.cwd, max_processes=command.max_processes)
+
+
+def _started(language: Language) -> list[str]:
+    return [_PROGRAM if word == "{entrypoint}" else word for word in language.run]

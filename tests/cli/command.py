@@ -1,0 +1,53 @@
+"""The real command in a process of its own, and what its complaints must look like."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+#: Nobody: an ordinary user that owns nothing.
+ORDINARY = 65534
+AS_ORDINARY = ["setpriv", f"--reuid={ORDINARY}", f"--regid={ORDINARY}", "--clear-groups", "--inh-caps=-all"]
+
+
+def belljar(
+    *words: str,
+    data_dir: Path | None = None,
+    cwd: Path = Path("/"),
+    before: list[str] | None = None,
+    stdin: bytes = b"",
+    timeout: float = 60,
+    **environment: str,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `belljar` with these words to its end; `before` are words of a program that starts it."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("BELLJAR_")}
+    if data_dir is not None:
+        variables["BELLJAR_DATA_DIR"] = str(data_dir)
+    command = [*(before or []), sys.executable, "-m", "belljar", *words]
+    return subprocess.run(
+        command, cwd=cwd, env={**variables, **environment}, input=stdin, capture_output=True, timeout=timeout
+    )
+
+
+def output(result: subprocess.CompletedProcess[bytes]) -> str:
+    """What a command printed that succeeded and complained of nothing."""
+    assert (result.returncode, result.stderr.decode()) == (0, ""), result.stderr.decode()
+    return result.stdout.decode()
+
+
+def parsed(result: subprocess.CompletedProcess[bytes]) -> Any:
+    """The JSON that a command printed."""
+    return json.loads(output(result))
+
+
+def complaint(result: subprocess.CompletedProcess[bytes], code: int) -> str:
+    """The one line on stderr of a command that failed with this exit code and printed nothing else."""
+    text = result.stderr.decode()
+    assert result.returncode == code, text
+    assert result.stdout == b""
+    assert text.startswith("belljar: ") and text.count("\n") == 1 and text.endswith("\n"), text
+    return text

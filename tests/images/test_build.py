@@ -1,0 +1,125 @@
+"""Builds as a person runs them: what is built is whole and kept, and one that is interrupted leaves nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from belljar.errors import DataFolderError, DiskFull, ImageBuildError, UnknownImage
+from belljar.images.build import build_image, manifest_digest
+from belljar.images.catalog import Images
+from belljar.images.progress import Silent
+from belljar.settings import Settings
+from system.running import alive, descendants
+
+MOST_BYTES = 200_000_000
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+async def test_a_name_without_a_recipe_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UnknownImage):
+        await build_image("windows", Settings(data_dir=tmp_path / "data"), Silent())
+    assert not (tmp_path / "data").exists()
+
+
+async def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(DataFolderError, match="cannot build in"):
+        await build_image("python", Settings(data_dir=tmp_path), Silent())
+
+
+@pytest.mark.root
+async def test_a_full_disk_is_told_and_nothing_is_left(small_disk: Path) -> None:
+    with (small_disk / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    with pytest.raises(DiskFull, match="free some space"):
+        await build_image("python", Settings(data_dir=small_disk, debian_mirror="http://127.0.0.1:1"), Silent())
+    assert Images(small_disk).list() == []
+    assert list((small_disk / "cache").glob("build-*")) == []
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt")
+async def test_a_mirror_that_does_not_answer_is_told_and_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "cache/build-killed/kernel.d").mkdir(parents=True)
+    nowhere = "http://127.0.0.1:1/debian"
+    settings = Settings(data_dir=tmp_path, debian_mirror=nowhere, debian_security_mirror=nowhere)
+    with pytest.raises(ImageBuildError, match=r"apt-get failed .*: E: "):
+        await build_image("python", settings, Silent())
+    assert list((tmp_path / "cache").glob("build-*")) == []
+    assert Images(tmp_path).list() == []
+
+
+@pytest.mark.vm
+def test_an_image_is_what_its_manifest_says(built_images: Path) -> None:
+    images = Images(built_images).list()
+    assert [image.name for image in images] == ["python", "shell"]
+    for image in images:
+        manifest = image.manifest
+        assert manifest.digest == manifest_digest(manifest)
+        assert manifest.architecture == platform.machine()
+        for part, path in (
+            (manifest.kernel, image.kernel),
+            (manifest.initramfs, image.initramfs),
+            (manifest.root, image.root),
+        ):
+            with path.open("rb") as file:
+                assert hashlib.file_digest(file, "sha256").hexdigest() == part.sha256
+            assert path.stat().st_size == part.size_bytes
+            assert path.stat().st_mode & 0o777 == 0o444
+        assert sum(part.size_bytes for part in (manifest.kernel, manifest.initramfs, manifest.root)) <= MOST_BYTES
+    python, shell = images
+    assert (python.kernel, python.initramfs) == (shell.kernel, shell.initramfs)
+    assert "python3" in python.manifest.packages and "python3" not in shell.manifest.packages
+
+
+@pytest.mark.vm
+def test_what_is_built_is_not_built_again(built_images: Path) -> None:
+    before = files_of(built_images / "images/parts")
+    manifest = (built_images / "images/python.json").read_bytes()
+    command = [sys.executable, "-m", "belljar", "image", "build", "python", "--data-dir", str(built_images)]
+    again = subprocess.run(command, check=True, capture_output=True, timeout=60)
+    assert again.stderr == b""  # no step was taken
+    assert files_of(built_images / "images/parts") == before
+    assert (built_images / "images/python.json").read_bytes() == manifest
+
+
+@pytest.mark.vm
+def test_an_interrupted_build_leaves_nothing_behind(built_images: Path, tmp_path: Path) -> None:
+    shutil.copytree(built_images / "cache/apt", tmp_path / "cache/apt")  # so that little is fetched again
+    command = [sys.executable, "-m", "belljar", "image", "build", "shell", "--data-dir", str(tmp_path)]
+    log = tmp_path / "progress"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, stderr=stderr, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while "root filesystem" not in log.read_text() or not (children := descendants(process.pid)):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        time.sleep(1)  # well into it
+        children = descendants(process.pid)
+        assert children
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+    assert not any(alive(pid) for pid in children)
+    assert list((tmp_path / "images").glob("*.json")) == []
+    assert list((tmp_path / "cache").glob("build-*")) == []
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    assert "Traceback" not in log.read_text()

@@ -1,0 +1,89 @@
+"""Images by name, parts by digest: what is not whole is not there; parts go with the last image that names them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from belljar.errors import UnknownImage, UnknownLanguage
+from belljar.images.build import manifest_digest
+from belljar.images.catalog import Images
+from images.registered import register
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Images:
+    return Images(tmp_path)
+
+
+def test_a_registered_image_is_there(images: Images) -> None:
+    assert images.list() == []
+    image = register(images.data_dir, "python")
+    assert images.find("python") == images.get("python") == image
+    assert images.list() == [image]
+    assert image.manifest.digest == manifest_digest(image.manifest)
+
+
+def test_the_digest_is_of_everything_else(images: Images) -> None:
+    manifest = register(images.data_dir, "python").manifest
+    assert manifest_digest(manifest.model_copy(update={"digest": "x"})) == manifest.digest
+    for change in ({"env": {"A": "b"}}, {"name": "b"}, {"root": manifest.kernel}, {"languages": ()}):
+        assert manifest_digest(manifest.model_copy(update=change)) != manifest.digest
+
+
+@pytest.mark.parametrize("text", ["", "{}", "{", "[]", '{"format": 1}', "\ufeff"])
+def test_a_manifest_that_cannot_be_read_is_no_image(images: Images, text: str) -> None:
+    image = register(images.data_dir, "shell")
+    register(images.data_dir, "python")
+    (images.folder / "python.json").write_text(text)
+    assert images.list() == [image]
+    with pytest.raises(UnknownImage, match="python is not built here"):
+        images.get("python")
+
+
+@pytest.mark.parametrize("name", ["kernel", "initramfs", "root"])
+def test_an_image_without_one_of_its_parts_is_not_there(images: Images, name: str) -> None:
+    image = register(images.data_dir, "python")
+    getattr(image, name).unlink()
+    assert images.find("python") is None
+
+
+@pytest.mark.parametrize("name", ["../images/python", "/etc/passwd", "", "Python", "python\n", "python.json", "a" * 64])
+def test_what_is_no_name_is_never_looked_for(images: Images, name: str) -> None:
+    register(images.data_dir, "python")
+    assert images.find(name) is None
+    with pytest.raises(UnknownImage, match="built are: python"):
+        images.get(name)
+
+
+def test_parts_go_with_the_last_image_that_names_them(images: Images) -> None:
+    python, shell = register(images.data_dir, "python"), register(images.data_dir, "shell")
+    assert python.kernel == shell.kernel and python.root != shell.root
+    images.remove("python")
+    assert images.list() == [shell]
+    assert not python.root.exists() and shell.kernel.exists()
+    images.remove("shell")
+    assert list(images.parts.iterdir()) == []
+    with pytest.raises(UnknownImage):
+        images.remove("shell")
+
+
+def test_a_language_is_run_by_the_image_of_its_name_else_one_that_is_built_else_one_that_could_be(
+    images: Images,
+) -> None:
+    assert images.image_for("python") == "python"
+    assert images.image_for("shell") == "shell"
+    register(images.data_dir, "other")  # it runs what the image python does
+    assert images.image_for("python") == "other"
+    register(images.data_dir, "python")
+    assert images.image_for("python") == "python"
+    with pytest.raises(UnknownLanguage, match=r"no image here runs 'cobol'; known languages: .*python"):
+        images.image_for("cobol")
+
+
+def test_languages_are_those_of_images_and_of_recipes_each_once(images: Images) -> None:
+    names = [language.name for language in images.languages()]
+    assert {"python", "shell"} <= set(names) and len(names) == len(set(names))
+    register(images.data_dir, "python")
+    assert sorted(language.name for language in images.languages()) == sorted(names)

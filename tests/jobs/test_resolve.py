@@ -1,0 +1,71 @@
+"""From options to a job: defaults, and limits that say which setting holds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from belljar.errors import InvalidOption
+from belljar.jobs.model import Job, JobOptions
+from belljar.jobs.resolve import Largest, Runnable, resolve_job
+from belljar.jobs.states import Status
+from belljar.settings import Settings
+
+SCRIPT = Runnable(script_id="a" * 64, language="python", entrypoint="main.py")
+
+
+def resolved(options: dict[str, Any], largest: Largest | None = None, **settings: Any) -> Job:
+    return resolve_job(
+        JobOptions(**options),
+        SCRIPT,
+        project="mine",
+        image="python",
+        settings=Settings(data_dir=Path("/nonexistent"), **settings),
+        largest=largest,
+    )
+
+
+def test_defaults_are_those_of_the_settings() -> None:
+    job = resolved({}, default_vcpus=3, default_memory_mb=300, default_timeout_seconds=30)
+    assert (job.resources.vcpus, job.resources.memory_mb, job.resources.disk_mb) == (3, 300, None)
+    assert (job.timeout_seconds, job.status, job.attempt) == (30, Status.QUEUED, 0)
+    assert (job.project, job.script_id, job.image, job.language) == ("mine", "a" * 64, "python", "python")
+
+
+def test_the_default_time_never_exceeds_the_longest() -> None:
+    assert resolved({}, default_timeout_seconds=60, max_timeout_seconds=10).timeout_seconds == 10
+
+
+def test_what_is_asked_for_is_what_the_job_has() -> None:
+    asked = {"vcpus": 2, "memory_mb": 512, "disk_mb": 64, "timeout_seconds": 5.5, "args": ["a"], "stdin": "é"}
+    job = resolved(asked, Largest(vcpus=2, memory_mb=512))
+    assert job.public().items() >= {"vcpus": 2, "memory_mb": 512, "disk_mb": 64, "timeout_seconds": 5.5}.items()
+    assert (job.args, job.stdin_bytes) == (("a",), 2)
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [
+        ("vcpus", "max_vcpus"),
+        ("memory_mb", "max_memory_mb"),
+        ("disk_mb", "max_disk_mb"),
+        ("timeout_seconds", "max_timeout_seconds"),
+    ],
+)
+def test_over_a_maximum_the_error_names_the_option_the_limit_and_the_setting(option: str, setting: str) -> None:
+    resolved({option: 100}, **{setting: 100})
+    for value in (101, 2**31 - 1):
+        with pytest.raises(InvalidOption, match=f"{option} is .* the most here is 100 .*{setting}") as caught:
+            resolved({option: value}, **{setting: 100})
+        assert caught.value.details == {"option": option, "limit": 100}
+
+
+@pytest.mark.parametrize("option", ["vcpus", "memory_mb"])
+def test_what_no_node_could_ever_run_is_refused_and_not_queued_for_ever(option: str) -> None:
+    largest = Largest(vcpus=4, memory_mb=1000)
+    limit = getattr(largest, option)
+    resolved({option: limit}, largest, max_vcpus=64)
+    with pytest.raises(InvalidOption, match=f"{option} is {limit + 1}.*the largest has {limit}"):
+        resolved({option: limit + 1}, largest, max_vcpus=64)

@@ -1,0 +1,109 @@
+"""What the documents say is true of the code: commands, options, routes, links; generated pages are current."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from belljar import errors
+from belljar.api.app import create_app
+from belljar.cli.main import app
+from belljar.jobs.model import JobOptions, JobRequest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+WRITTEN = [path for path in DOCUMENTS if path.name not in ("cli.md", "api.md", "settings.md")]
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """The words of every line of a code block, or of a phrase in backquotes, that calls belljar."""
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", text, re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    lines += re.findall(r"`(belljar [^`\n]+)`", text)
+    for line in lines:
+        words = line.split("  #")[0].split("<<<")[0].strip()
+        if re.match(r"(\.venv/bin/)?belljar( |$)", words):
+            yield shlex.split(words)[1:]
+
+
+def check_call(words: list[str]) -> None:
+    command: Any = typer.main.get_command(app)
+    while words and hasattr(command, "commands") and not words[0].startswith("-"):
+        assert words[0] in command.commands, f"there is no command {words[0]}"
+        command, words = command.commands[words[0]], words[1:]
+    if "--" in words:
+        words = words[: words.index("--")]
+    known = {"--help", "-h"} | {option for parameter in command.params for option in parameter.opts}
+    for word in words:
+        if word.startswith("-") and word != "-":
+            assert word.split("=")[0] in known, f"{command.name} has no option {word}"
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_commands_in_documents_exist(path: Path) -> None:
+    for words in command_lines(path.read_text()):
+        check_call(words)
+
+
+def test_the_check_of_commands_finds_what_is_wrong() -> None:
+    assert len(list(command_lines((ROOT / "README.md").read_text()))) >= 7
+    for wrong in (["rum", "x.py"], ["run", "x.py", "--memmory", "1"], ["image", "bild"]):
+        with pytest.raises(AssertionError):
+            check_call(wrong)
+
+
+def test_options_that_the_readme_names_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    listed = re.search(r"Options are (.*?)\. ", text, re.S)
+    assert listed
+    names = set(re.findall(r"`(\w+)`", listed[1]))
+    assert {"args", "timeout_seconds", "labels"} <= names <= set(JobOptions.model_fields)
+    for body in re.findall(r"-d '(\{.*?\})'", text):
+        JobRequest.model_validate_json(body)
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_routes_in_documents_exist(path: Path) -> None:
+    known = {re.sub(r"\{.*?\}", "*", route) for route in create_app(None).openapi()["paths"]}
+    known |= {"/openapi.json"}
+    for route in re.findall(r"(/v1/[\w/{}]*|/openapi\.json|/healthz|/readyz|/metrics)", path.read_text()):
+        shape = re.sub(r"\{.*?\}|[A-Z]+_ID", "*", route).rstrip("/")
+        assert shape in known or not shape.strip("/v1"), f"{path.name} names {route}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_in_documents_lead_somewhere(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        if "://" not in link:
+            assert (path.parent / link).exists(), f"{path.name} links to {link}"
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_scripts_and_examples_in_documents_exist(path: Path) -> None:
+    for name in re.findall(r"(?<![\w/.])((?:script|examples)/[\w./-]*\w)", path.read_text()):
+        assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+def test_generated_pages_are_current() -> None:
+    command = [sys.executable, "script/reference", "--check"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_error_code_is_documented() -> None:
+    classes = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception)]
+    page = (ROOT / "docs/api.md").read_text()
+    assert [each.code for each in classes if f"`{each.code}`" not in page] == []
+
+
+def test_every_error_class_has_a_code_of_its_own() -> None:
+    codes = [each.code for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception)]
+    assert len(codes) == len(set(codes))

@@ -1,0 +1,37 @@
+"""Files stay small, and lock files carry hashes and no address."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MOST_LINES = 400
+
+
+def sources() -> list[Path]:
+    return [path for folder in ("src", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_every_file_stays_below_400_lines() -> None:
+    long = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources()}
+    assert {name: lines for name, lines in long.items() if lines > MOST_LINES} == {}
+
+
+def test_every_room_has_tests() -> None:
+    rooms = {path.name for path in (ROOT / "src/belljar").iterdir() if (path / "__init__.py").exists()}
+    untested = {room for room in rooms if not list((ROOT / "tests" / room).glob("test_*.py"))}
+    # The client is what the command line talks through, to a real server, in tests/cli.
+    assert untested <= {"client"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "requirements").glob("*.txt")), ids=lambda path: path.name)
+def test_lock_files_have_hashes_and_no_address(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r"://|--(extra-)?index-url|--find-links|--trusted-host", text)
+    packages = re.findall(r"^([A-Za-z0-9][^\s=]*)==[^\n]*?(\\?)$", text, re.M)
+    assert packages
+    assert [name for name, more in packages if not more] == [], "a package without a hash"
+    assert text.count("--hash=sha256:") >= len(packages)

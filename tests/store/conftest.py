@@ -1,0 +1,30 @@
+"""A database of its own for each test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from belljar.settings import Settings
+from belljar.store.claims import SqlClaims
+from belljar.store.database import Database, open_database
+from belljar.store.jobs import SqlJobs
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = await open_database(Settings(data_dir=tmp_path))
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def jobs(database: Database) -> SqlJobs:
+    return SqlJobs(database)
+
+
+@pytest.fixture
+def claims(database: Database) -> SqlClaims:
+    return SqlClaims(database)
