@@ -27,7 +27,7 @@ from system.running import Server, serving
 POLICIES: dict[str, str | list[str]] = {
     "none": "none",
     "open": "open",
-    "list": ["example.org:443", "203.0.113.0/24", *(f"20.{number}.0.0/16" for number in range(100))],
+    "list": ["example.org:443", "198.51.100.0/24", *(f"20.{number}.0.0/16" for number in range(100))],
 }
 SECONDS = 4
 POUR = f"""

@@ -37,7 +37,7 @@ from network.world import INTERNET, NETNS, WEB, guest, internet, listen
 
 LISTED = Policy(
     names=(NameRule("example.org", port=443), NameRule("example.net", below=True)),
-    networks=(NetworkRule(IPv4Network("203.0.113.0/24"), 5201), NetworkRule(IPv4Network("198.51.100.0/24"))),
+    networks=(NetworkRule(IPv4Network("198.51.100.0/24"), 5201), NetworkRule(IPv4Network("20.0.0.0/16"))),
 )
 LARGEST = Policy(networks=tuple(NetworkRule(IPv4Network((0x14000000 + 256 * n, 24)), 443) for n in range(256)))
 _SECONDS = 3.0

@@ -297,7 +297,7 @@ async def test_a_resolver_of_its_own(pool: SlotPool, world: Internet) -> None:
             for port in (53, 853, 443):
                 assert await run(machine.refused, OTHER_NAMESERVER, port)
             with pytest.raises((OSError, TimeoutError)):
-                await run(machine.lookup, "www.example.org", server="203.0.113.53", timeout=1)
+                await run(machine.lookup, "www.example.org", server="198.51.100.53", timeout=1)
     assert world.foreign_dns.peers == [] and world.nameserver.asked == []
 
 

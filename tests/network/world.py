@@ -34,13 +34,14 @@ T = TypeVar("T")
 NETNS = Path("/run/netns")
 HEADER = b"\0" * 10  # struct virtio_net_hdr of a plain frame
 INTERNET = "bjtest-internet"
-WEB = "203.0.113.10"
-OTHER_WEB = "203.0.113.20"
-NAMESERVER = "203.0.113.53"
-OTHER_NAMESERVER = "203.0.113.99"
+WEB = "198.51.100.10"
+OTHER_WEB = "198.51.100.20"
+NAMESERVER = "198.51.100.53"
+OTHER_NAMESERVER = "198.51.100.99"
 METADATA = "169.254.169.254"
 PRIVATE_WEB = "10.77.0.10"
-ROUTED = ("203.0.113.0/24", f"{METADATA}/32", "10.77.0.0/24")
+#: Single addresses, since whole networks may be somebody's on the host that the tests run on.
+ROUTED = (WEB, OTHER_WEB, NAMESERVER, OTHER_NAMESERVER, METADATA, PRIVATE_WEB)
 
 
 _OURS = re.compile(r"belljar-\d+-\d+-\d+\.\d+|belljar\d+|bjtest")
@@ -171,8 +172,8 @@ def internet() -> Iterator[Internet]:
             ("route", "add", "default", "via", "10.99.0.1"),
         ):
             ip("-n", INTERNET, *words)
-        for network in ROUTED:
-            ip("route", "add", network, "via", "10.99.0.2")
+        for address in ROUTED:
+            ip("route", "add", f"{address}/32", "via", "10.99.0.2")
         place = NETNS / INTERNET
 
         def answering(host: str, port: int, name: bytes) -> Answering:

@@ -77,20 +77,20 @@ def test_open_reaches_names_on_the_internet_and_nothing_private(networked: Serve
 
 
 def test_a_list_reaches_exactly_what_is_listed_and_the_log_says_what_was_refused(networked: Server) -> None:
-    places = ["www.example.org:80", "www.example.org:443", "pypi.org:443", "203.0.113.20:80"]
+    places = ["www.example.org:80", "www.example.org:443", "pypi.org:443", "198.51.100.20:80"]
     job = networked.run(TRY, args=places, egress=["WWW.Example.Org.:80"])
     assert job["egress"] == ["www.example.org:80"]
     assert printed(networked, job) == [
         "www.example.org:80 web",
         "www.example.org:443 ConnectionRefusedError",
         "pypi.org:443 gaierror",
-        "203.0.113.20:80 ConnectionRefusedError",
+        "198.51.100.20:80 ConnectionRefusedError",
     ]
     refused = {(each["name"], each["address"], each["port"]) for each in job["network"]["refused"]}
     assert refused == {
         ("pypi.org", None, None),
         ("www.example.org", WEB, 443),
-        (None, "203.0.113.20", 80),
+        (None, "198.51.100.20", 80),
     }
     told = networked.logs(job, stream="console").decode()
     assert "[belljar: refused the name 'pypi.org'" in told and "egress is www.example.org:80]" in told

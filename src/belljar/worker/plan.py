@@ -49,9 +49,7 @@ def plan_attempt(
             script_disk=script_disk,
             slot=slot,
         ),
-        command=command_for(
-            image, language, f"{WORKING_FOLDER}/{job.entrypoint}", job.args, {**(env or {}), **job.env}, settings
-        ),
+        command=command_for(image, language, f"{WORKING_FOLDER}/{job.entrypoint}", job.args, variables, settings),
         stdin=stdin,
         timeout_seconds=job.timeout_seconds,
         grace_seconds=settings.grace_seconds,
