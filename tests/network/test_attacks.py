@@ -17,7 +17,8 @@ import pytest
 from pyroute2.netlink.nfnetlink.nfctsocket import AsyncNFCTSocket
 
 from belljar.machines.namespace import in_fresh_thread, inside
-from belljar.network.layout import GATEWAY_MAC, GUEST_MAC, HOST_PREFIX
+from belljar.machines.protocol import GUEST_MAC
+from belljar.network.layout import GATEWAY_MAC, HOST_PREFIX
 from belljar.network.policy import NameRule, NetworkRule, Policy
 from belljar.network.pool import SlotPool
 from belljar.settings import Settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -106,6 +107,20 @@ cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu
     lines = printed(networked, networked.run(code, "shell", egress="open"))
     assert lines[:4] == ["nameserver 172.30.0.1", "eth0", "lo", "0"]
     assert lines[4] == "02:62:6a:00:00:02" and 576 <= int(lines[5]) <= 1500
+
+
+def test_clones_of_a_snapshot_have_networks_of_their_own(networked: Server) -> None:
+    """The template's led nowhere; each clone is plugged into a slot and told so when it wakes."""
+    for _ in range(60):  # the snapshot is made beside the first jobs
+        job = networked.run(TRY, args=["www.example.org:80", f"{WEB}:443"], egress="www.example.org:80")
+        assert printed(networked, job) == ["www.example.org:80 web", f"{WEB}:443 ConnectionRefusedError"]
+        if job["machine"]["source"] == "snapshot":
+            break
+        time.sleep(1)
+    assert job["machine"]["source"] == "snapshot"
+    ids = [networked.submit(TRY, args=["www.example.org:80"], egress="open") for _ in range(4)]
+    for each in ids:
+        assert printed(networked, networked.wait(each)) == ["www.example.org:80 web"]
 
 
 def test_packages_come_from_the_mirror_and_only_from_there(networked: Server, world: Internet, tmp_path: Path) -> None:

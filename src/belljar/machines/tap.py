@@ -10,11 +10,12 @@ import asyncio
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from belljar.errors import HostError
-from belljar.machines.namespace import inside
+from belljar.machines.namespace import in_fresh_thread, inside, leave_to_new
 from belljar.machines.protocol import NetworkSlot
 
 _DEVICE = "/dev/net/tun"
@@ -33,9 +34,28 @@ def open_tap(slot: NetworkSlot) -> int:
 
 async def opened_tap(slot: NetworkSlot | None, held: AsyncExitStack) -> int | None:
     """The same, closed with `held`; None without a slot. Raises HostError."""
-    if slot is None:
-        return None
-    opening = asyncio.create_task(asyncio.to_thread(open_tap, slot))
+    return None if slot is None else await _opened(lambda: open_tap(slot), held)
+
+
+async def dead_end(held: AsyncExitStack) -> int:
+    """A TAP device for a template, whose network leads nowhere: alone in a namespace that goes with the descriptor.
+
+    Its clones are given others; to QEMU they are the same kind of thing. Raises HostError.
+    """
+
+    def make() -> int:
+        leave_to_new()
+        return attach_tap("tap0")
+
+    try:
+        return await _opened(lambda: in_fresh_thread(make), held)
+    except OSError as error:
+        raise HostError(f"cannot make a template's network device: {error}") from error
+
+
+async def _opened(work: Callable[[], int], held: AsyncExitStack) -> int:
+    """The descriptor that blocking `work` opens, closed with `held`."""
+    opening = asyncio.create_task(asyncio.to_thread(work))
     try:
         descriptor = await asyncio.shield(opening)
     except asyncio.CancelledError:

@@ -16,9 +16,8 @@ from belljar.settings import Settings
 
 TAP = "tap0"
 UPLINK = "up0"
-#: Unicast and locally administered: the second lowest bit of the first byte is set, the lowest is not.
+#: The same in every slot, so that a clone's ARP cache is right. Unicast and locally administered, as GUEST_MAC is.
 GATEWAY_MAC = "02:62:6a:00:00:01"
-GUEST_MAC = "02:62:6a:00:00:02"
 #: Interfaces of slots on the host begin with this; nobody else's may.
 HOST_PREFIX = "belljar"
 NAMESPACES = Path("/run/netns")

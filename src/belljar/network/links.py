@@ -14,9 +14,9 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from belljar.errors import NetworkError
+from belljar.machines.protocol import GUEST_MAC
 from belljar.network.layout import (
     GATEWAY_MAC,
-    GUEST_MAC,
     HOST_PREFIX,
     MOST_MTU,
     TAP,

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address
 
-from belljar.network.layout import GATEWAY_MAC, GUEST_MAC, HOST_PREFIX, TAP, UPLINK, Layout
+from belljar.machines.protocol import GUEST_MAC
+from belljar.network.layout import GATEWAY_MAC, HOST_PREFIX, TAP, UPLINK, Layout
 from belljar.network.policy import NetworkRule, Policy
 
 #: Tables inside a slot's namespace.

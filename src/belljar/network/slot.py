@@ -15,11 +15,11 @@ from typing import Any
 
 from belljar.errors import NetworkError
 from belljar.machines.namespace import inside
-from belljar.machines.protocol import NetworkSlot
+from belljar.machines.protocol import GUEST_MAC, NetworkSlot
 from belljar.machines.tap import attach_tap
 from belljar.network import namespaces
 from belljar.network.flows import forget_flows
-from belljar.network.layout import GUEST_MAC, NAMESPACES, TAP, Layout, namespace_name
+from belljar.network.layout import NAMESPACES, TAP, Layout, namespace_name
 from belljar.network.links import join_host, make_slot_links, netlink, remove_host_end, set_sysctl, tap_bytes
 from belljar.network.nft import Nft
 from belljar.network.policy import Policy

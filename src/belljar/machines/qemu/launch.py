@@ -17,7 +17,7 @@ from typing import TypeVar
 from belljar.errors import HostError
 from belljar.machines.cgroup import Bounds, Hierarchy, machine_group
 from belljar.machines.jail import Jail, Program, kvm_node, machine_uid
-from belljar.machines.protocol import Console, NetworkSlot, Shape
+from belljar.machines.protocol import GUEST_MAC, Console, Shape
 from belljar.machines.qemu.command import Descriptors, Hardware, arguments, restore_orders
 from belljar.machines.qemu.machine import QemuMachine
 from belljar.machines.qemu.monitor import Monitor
@@ -79,9 +79,7 @@ class Launcher:
     hierarchies: tuple[Hierarchy, ...]
     owner: str
 
-    async def launch(
-        self, kind: type[M], shape: Shape, files: Files, held: AsyncExitStack, slot: NetworkSlot | None = None
-    ) -> M:
+    async def launch(self, kind: type[M], shape: Shape, files: Files, held: AsyncExitStack) -> M:
         """Start QEMU; it is killed, and everything around it removed, when `held` is closed. Raises HostError."""
         steps = Steps()
         machine_id = f"{self.owner}.{secrets.token_hex(6)}"
@@ -101,7 +99,7 @@ class Launcher:
                 console=console.theirs.fileno(),
             )
             khz = tsc_khz() if self.accelerator == "tcg" else None
-            hardware = Hardware(shape, self.accelerator, khz, slot.guest_mac if slot is not None else None)
+            hardware = Hardware(shape, self.accelerator, khz, GUEST_MAC if shape.network else None)
             command = jail.command(self.program, arguments(hardware, descriptors))
             process = await _spawn(command, jail.environment(), descriptors)
         machine = kind(
