@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from network.world import METADATA, WEB, Internet, host_state, internet
 from system.running import Server, serving
 
 
@@ -19,3 +20,12 @@ def server(built_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         assert server.process.poll() is None, server.log.read_text()
         server.until_no_machines()
         assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Internet]:
+    before = host_state()
+    with internet() as made:
+        made.nameserver.zone |= {"www.example.org": [WEB], "rebound.example.org": [METADATA]}
+        yield made
+    assert host_state() == before

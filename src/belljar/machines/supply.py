@@ -87,10 +87,10 @@ class Supply:
     async def _quick(self, order: _Order, held: AsyncExitStack) -> Ready | None:
         spec = order.spec
         assert spec.script_disk is not None
-        if self.snapshots is None or spec.slot is not None or spec.script_disk.stat().st_size > SCRIPT_DISK_BYTES:
+        if self.snapshots is None or spec.script_disk.stat().st_size > SCRIPT_DISK_BYTES:
             return None
         key = self.snapshots.key(order.hypervisor, spec.image, spec.shape, order.preparation)
-        if self.pool is not None:
+        if self.pool is not None and spec.slot is None:  # what waits there is plugged in nowhere
             self.pool.ask(key, lambda: self._exercised(order, key))
             waiting = await self.pool.take(key)
             if waiting is not None and (ready := await self._from_pool(waiting, spec.script_disk, held)):

@@ -28,9 +28,11 @@ from belljar.machines.protocol import Hypervisor, MachineSpec
 from belljar.machines.shapes import fitted
 from belljar.machines.supply import Ready
 from belljar.machines.usage import resident_mb
+from belljar.network.leftovers import clear_network_leftovers
 from belljar.store.nodes import Node
 from belljar.worker.attempt import AttemptEnd, run_attempt
 from belljar.worker.capacity import Capacity
+from belljar.worker.networking import Networking
 from belljar.worker.plan import plan_attempt
 from belljar.worker.recorder import Recorder, persistently
 from belljar.worker.rooms import WorkerRooms
@@ -63,12 +65,13 @@ class Worker:
         self._room = asyncio.Event()
         self._started_at = datetime.now(UTC)
         self._hypervisor: Hypervisor | None = None
+        self._networking = Networking(rooms.settings)
 
     async def run(self) -> None:
         """Work until cancelled. First puts right what an earlier run of this worker left unfinished."""
         await self._recover()
         await self._beat()
-        async with asyncio.TaskGroup() as group:
+        async with self._networking, asyncio.TaskGroup() as group:
             group.create_task(self._choose_hypervisor())
             group.create_task(self._rooms.supply.run(self.capacity.spare_mb))
             group.create_task(self._keep_alive())
@@ -78,7 +81,7 @@ class Worker:
 
     async def _recover(self) -> None:
         rooms = self._rooms
-        removed = await clear_leftovers(jails=jails(rooms.settings))
+        removed = await clear_leftovers(jails=jails(rooms.settings)) + await asyncio.to_thread(clear_network_leftovers)
         if removed:
             log.warning("leftovers_removed", count=removed)
         for name in ("artifacts", "scratch"):
@@ -167,7 +170,6 @@ class Worker:
         image = rooms.images.get(job.image)
         disk = await rooms.scripts.disk(job.script_id)
         stdin = await rooms.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
-        plan = plan_attempt(job, image, disk, stdin, rooms.settings)
         hypervisor = recorder.hypervisor = self._hypervisor = await rooms.hypervisor(image)
         preparation = await rooms.preparations.of(image)
         if rooms.supply.pool is not None:
@@ -176,11 +178,16 @@ class Worker:
         def take(spec: MachineSpec) -> AbstractAsyncContextManager[Ready]:
             return rooms.supply.machine(hypervisor, spec, preparation)
 
-        async def ended(end: AttemptEnd) -> None:
-            await recorder.ended(end)
-            rooms.changes.notify(job.id)
+        async with self._networking.attached(job) as network:
+            slot, env = (network.slot if network else None), self._networking.environment(job)
+            plan = plan_attempt(job, image, disk, stdin, rooms.settings, slot=slot, env=env)
 
-        await run_attempt(plan, take, recorder, running.cancel, ended)
+            async def ended(end: AttemptEnd) -> None:
+                end.traffic = await network.traffic() if network else None
+                await recorder.ended(end)
+                rooms.changes.notify(job.id)
+
+            await run_attempt(plan, take, recorder, running.cancel, ended)
 
     async def _give_back(self, job: Job, recorder: Recorder | None, reason: str, code: str) -> None:
         """The attempt is lost: queue the job again or end it, as the store decides."""
