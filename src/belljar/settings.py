@@ -55,6 +55,12 @@ class Settings(BaseSettings):
 
     debian_security_mirror: str | None = Field(None, description="The same for security updates.")
 
+    image_disk_mb: int | None = Field(
+        None, ge=256, description="Most disk for images, layers and what building them keeps; default: no limit."
+    )
+    max_image_mb: int = Field(16384, ge=64, description="Largest tree that an imported image may unpack to.")
+    max_image_files: int = Field(1_000_000, ge=100, description="Most files in an imported image.")
+
     worker_vcpus: int | None = Field(None, ge=1, description="vCPUs for jobs together; default: 2 × the cores.")
     worker_memory_mb: int | None = Field(None, ge=64, description="Memory for jobs; default: 80 % of the host's.")
     default_vcpus: int = Field(1, ge=1)

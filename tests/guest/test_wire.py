@@ -28,7 +28,7 @@ def test_agent_and_host_name_the_same_numbers() -> None:
         assert numbers[stream.name] == stream
     for stage in wire.Stage:
         assert numbers[f"STAGE_{stage.name}"] == stage
-    for name in ("VERSION", "MAX_PAYLOAD", "STDIN_WINDOW", "MAX_PATH_BYTES", "RUN_ISOLATED"):
+    for name in ("VERSION", "MAX_PAYLOAD", "STDIN_WINDOW", "MAX_PATH_BYTES", "RUN_ISOLATED", "RUN_KEEP"):
         assert numbers[name] == getattr(wire, name)
 
 

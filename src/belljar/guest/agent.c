@@ -76,7 +76,7 @@ enum kind {
 
 enum stream { NONE = 0, STDOUT = 1, STDERR = 2, ARTIFACTS = 3, STREAMS };
 enum stage { STAGE_SCRIPT = 1, STAGE_ISOLATE = 2, STAGE_EXEC = 3 };
-enum { RUN_ISOLATED = 1 };
+enum { RUN_ISOLATED = 1, RUN_KEEP = 2 };
 
 enum {
     CHUNK = 64 * 1024,                           /* most bytes of output in one frame */
@@ -126,7 +126,7 @@ static struct {
     bool discard[STREAMS];
     uint8_t stdin_data[STDIN_WINDOW];
     size_t stdin_start, stdin_len;
-    bool stdin_ended, isolated;
+    bool stdin_ended, isolated, keep, script_mounted;
     int wait_status;
     bool has_status;
     uint64_t started_us, ended_us, cpu_us, max_memory;
@@ -749,14 +749,17 @@ static void start_job(const uint8_t *payload, size_t length)
         die("RUN from host");
     }
     uint32_t uid = get_u32(payload), gid = get_u32(payload + 4), max_processes = get_u32(payload + 8);
-    agent.isolated = (get_u32(payload + 12) & RUN_ISOLATED) != 0;
+    uint32_t flags = get_u32(payload + 12);
+    agent.isolated = (flags & RUN_ISOLATED) != 0;
+    agent.keep = (flags & RUN_KEEP) != 0;
     memcpy(agent.working_folder, payload + 16, length - 16);
     agent.working_folder[length - 16] = 0;
     int error;
-    if (agent.isolated && ((error = mount_script(uid, gid)))) {
+    if (agent.isolated && !agent.script_mounted && ((error = mount_script(uid, gid)))) {
         send_failed(STAGE_SCRIPT, error);
         return;
     }
+    agent.script_mounted = true;
     if ((agent.isolated && ((error = limit_cgroup(max_processes)))) || (error = start_processes(uid, gid))) {
         send_failed(STAGE_ISOLATE, error);
         return;
@@ -803,6 +806,19 @@ static void read_report(void)
     }
 }
 
+/* The machine waits for another command, in the same files: what the last one was called with and said is forgotten. */
+static void forget_command(void)
+{
+    agent.phase = READY;
+    agent.arena_len = agent.argc = agent.envc = 0;
+    memset(agent.argv, 0, sizeof agent.argv);
+    memset(agent.envp, 0, sizeof agent.envp);
+    memset(agent.discard, 0, sizeof agent.discard);
+    agent.stdin_start = agent.stdin_len = 0;
+    agent.stdin_ended = agent.has_status = false;
+    agent.started_us = 0;
+}
+
 /* Once the processes are gone and their streams are read to the end: say how it was. */
 static void finish_if_ended(void)
 {
@@ -827,6 +843,8 @@ static void finish_if_ended(void)
     close_fd(&agent.stdin_fd);
     agent.phase = ENDED;
     send_control(EXITED, payload, sizeof payload);
+    if (agent.keep)
+        forget_command();
 }
 
 static void signal_job(uint8_t signal_number)

@@ -44,6 +44,8 @@ class Command:
     max_processes: int = 512
     #: False only in tests of the agent as an ordinary process.
     isolated: bool = True
+    #: Another command follows in the same machine and the same files; this one has no standard input.
+    keep: bool = False
 
 
 class CommandFailed(Exception):
@@ -133,7 +135,9 @@ class Session:
         protocol or goes away. There is no deadline here: the caller owns the job's time and says it with `signal`.
         """
         await self._send_command(command)
-        async with self._background(self._keep_alive()), self._background(self._feed(stdin)):
+        # What keeps the machine had its end of standard input before it began: nothing of it may come after its exit.
+        feed = self._fed() if command.keep else self._feed(stdin)
+        async with self._background(self._keep_alive()), self._background(feed):
             return await self._until_exited(sink, started)
 
     async def signal(self, number: signals.Signals) -> None:
@@ -173,12 +177,14 @@ class Session:
     async def _send_command(self, command: Command) -> None:
         frames = [wire.frame(wire.Kind.ARG, arg.encode()) for arg in command.argv]
         frames += [wire.frame(wire.Kind.ENV, f"{name}={text}".encode()) for name, text in command.env.items()]
+        if command.keep:
+            frames.append(wire.frame(wire.Kind.STDIN))
         frames.append(
             wire.run(
                 uid=command.uid,
                 gid=command.gid,
                 max_processes=command.max_processes,
-                flags=wire.RUN_ISOLATED if command.isolated else 0,
+                flags=(wire.RUN_ISOLATED if command.isolated else 0) | (wire.RUN_KEEP if command.keep else 0),
                 cwd=command.cwd.encode(),
             )
         )
@@ -294,6 +300,9 @@ class Session:
             self._stdin_unacknowledged += len(chunk)
             await self._send(wire.frame(wire.Kind.STDIN, bytes(chunk)))
         await self._send(wire.frame(wire.Kind.STDIN))
+
+    async def _fed(self) -> None:
+        """Nothing to feed."""
 
     async def _keep_alive(self) -> None:
         while True:

@@ -73,6 +73,8 @@ class Stage(IntEnum):
 #: RUN flag: put the entrypoint into namespaces and a cgroup of its own, with the script's disk mounted. Off in tests of
 #: the agent as an ordinary process.
 RUN_ISOLATED = 1
+#: After its exit the agent is ready for another command in the same files.
+RUN_KEEP = 2
 
 _WELCOME = struct.Struct("<HH")
 _HELLO = struct.Struct("<HHIQ")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,11 @@ class Archive:
     log: Path
 
     @property
+    def machine(self) -> str:
+        """The kernel's name of the architecture."""
+        return next(name for name, debian in DEBIAN_ARCHITECTURES.items() if debian == self.architecture)
+
+    @property
     def debs(self) -> Path:
         """Where downloaded packages are kept between builds."""
         return self.folder / "debs"
@@ -52,6 +58,18 @@ class Archive:
             if line.strip().startswith("Depends: ") and re.fullmatch(pattern, name):
                 return name
         raise ImageBuildError(f"{package} in {self.suite} depends on nothing like {pattern}")
+
+    async def version(self, package: str) -> str:
+        """The version of a package that would be installed. Raises ImageBuildError when there is none."""
+        found = re.search(r"^Version: (.+)$", await self._apt("apt-cache", "show", "--no-all-versions", package), re.M)
+        if not found:
+            raise ImageBuildError(f"there is no package {package} in {self.suite}")
+        return found[1].strip()
+
+    async def versions(self, packages: Iterable[str]) -> dict[str, str]:
+        """The versions that would be installed of those packages that the archive still has."""
+        said = await self._apt("apt-cache", "show", "--no-all-versions", *packages)
+        return dict(re.findall(r"^Package: (\S+)$.*?^Version: (\S+)$", said, re.M | re.S))
 
     async def download(self, package: str) -> Path:
         """The package's file, from the cache when it is there whole. apt has checked what it is against the lists."""

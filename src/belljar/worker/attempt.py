@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal as signals
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
@@ -35,6 +35,8 @@ class AttemptPlan:
 
     machine: MachineSpec
     command: Command
+    #: Runs first, in the same machine and files; the command runs when it ended well.
+    compile: Command | None = None
     stdin: bytes
     timeout_seconds: float
     grace_seconds: float
@@ -58,6 +60,8 @@ class AttemptEnd:
     stop: Stop | None = None
     exited: wire.Exited | None = None
     not_started: CommandFailed | None = None
+    #: Whether it was the compiler that ended so, and the script was never begun.
+    in_compile: bool = False
     #: What became of its artifacts; None when none were asked for.
     collected: wire.Collected | None = None
     #: Why the artifacts are not complete.
@@ -82,6 +86,19 @@ class Audience(Protocol):
     def console(self, data: bytes, dropped_bytes: int) -> None:
         """The machine's serial console, once, when the machine has ended."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class CompilerOutput:
+    """Passes both streams of a compiler on as the job's stderr: its stdout is the script's own."""
+
+    output: OutputSink
+
+    async def write(self, stream: wire.Stream, data: bytes) -> None:
+        await self.output.write(wire.Stream.STDERR, data)
+
+    def full(self, stream: wire.Stream) -> bool:
+        return self.output.full(wire.Stream.STDERR)
 
 
 @dataclass(slots=True)
@@ -147,8 +164,15 @@ async def _converse(
         end.stop = Stop.CANCELLED
         return
     clock.mark("boot")
-    await _run(plan, session, audience, cancel, end, clock)
-    if plan.artifacts and end.not_started is None and end.stop is not Stop.CANCELLED and end.exited is not None:
+    if plan.compile is None or await _compile(plan, plan.compile, session, audience, cancel, end, clock):
+        await _run(plan, session, audience, cancel, end, clock)
+    if (
+        plan.artifacts
+        and end.not_started is None
+        and not end.in_compile
+        and end.stop is not Stop.CANCELLED
+        and end.exited is not None
+    ):
         await _collect(plan, session, audience, end)
         clock.mark("collect")
 
@@ -165,17 +189,58 @@ async def _unless(cancel: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | No
         await asyncio.gather(task, cancelled, return_exceptions=True)
 
 
+async def _compile(
+    plan: AttemptPlan,
+    command: Command,
+    session: Session,
+    audience: Audience,
+    cancel: asyncio.Event,
+    end: AttemptEnd,
+    clock: _Clock,
+) -> bool:
+    """Whether the script was compiled and can be run; all that the compiler says is the job's stderr."""
+
+    def started(message: wire.Started) -> None:
+        clock.mark("start_compile")
+
+    end.in_compile = True
+    await _execute(command, b"", CompilerOutput(audience.output), started, plan, session, cancel, end)
+    clock.mark("compile")
+    if end.stop is not None or end.exited is None or end.exited.exit_code != 0:
+        return False
+    end.in_compile, end.exited = False, None
+    return True
+
+
 async def _run(
     plan: AttemptPlan, session: Session, audience: Audience, cancel: asyncio.Event, end: AttemptEnd, clock: _Clock
 ) -> None:
-    has_started = asyncio.Event()
-
     def started(message: wire.Started) -> None:
         clock.mark("start")
-        has_started.set()
         audience.started()
 
-    run = asyncio.create_task(session.run(plan.command, plan.stdin, audience.output, started))
+    await _execute(plan.command, plan.stdin, audience.output, started, plan, session, cancel, end)
+    clock.mark("run")
+
+
+async def _execute(
+    command: Command,
+    stdin: bytes,
+    output: OutputSink,
+    started: Callable[[wire.Started], None],
+    plan: AttemptPlan,
+    session: Session,
+    cancel: asyncio.Event,
+    end: AttemptEnd,
+) -> None:
+    """One command, from its start to its end or until it is stopped; what became of it is noted in `end`."""
+    has_started = asyncio.Event()
+
+    def note(message: wire.Started) -> None:
+        started(message)
+        has_started.set()
+
+    run = asyncio.create_task(session.run(command, stdin, output, note))
     try:
         await _supervise(run, session, has_started, cancel, plan, end)
         if run.done():
@@ -187,7 +252,6 @@ async def _run(
     finally:
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
-    clock.mark("run")
 
 
 async def _supervise(

@@ -16,7 +16,7 @@ from belljar.errors import DiskFull, HostError, MachineError
 from belljar.guest.wire import Stream
 from belljar.images.catalog import Images
 from belljar.jobs.model import Artifact, Job, JobOptions, LogInfo, MachineInfo, Timings
-from belljar.jobs.resolve import Runnable, resolve_job
+from belljar.jobs.resolve import resolve_job, runnable_of
 from belljar.machines.choose import Chooser
 from belljar.machines.leftovers import clear_leftovers
 from belljar.scripts.limits import UploadLimits
@@ -72,10 +72,11 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
         )
         await clear_leftovers()
         name = run.options.image or images.image_for(prepared.language)
-        script = Runnable(script_id=prepared.id, language=prepared.language, entrypoint=prepared.entrypoint)
+        image = images.get(name)
+        script = runnable_of(prepared.id, prepared.language, prepared.entrypoint, image)
         largest = Capacity.of_host(settings).largest()
         job = resolve_job(run.options, script, project=PROJECT, image=name, settings=settings, largest=largest)
-        image = images.get(name)
+        await asyncio.to_thread(images.verify, image)
         plan = plan_attempt(job, image, prepared.disk, run.options.stdin_bytes(), settings)
         hypervisor = await Chooser(settings).hypervisor(image)
         machine = MachineInfo(source="boot", hypervisor=hypervisor.name, accelerator=hypervisor.accelerator)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 from belljar.errors import UnknownLanguage
 from belljar.guest.session import Command
@@ -14,6 +16,9 @@ from belljar.worker.attempt import AttemptPlan
 
 #: Where the script's files are for the job: its own disk's, with a writable layer over them.
 WORKING_FOLDER = "/work"
+#: Where what was compiled goes: not into the working folder, whose files may be wanted as artifacts.
+OUTPUT = "/tmp/program"  # noqa: S108 (the machine's own, which nobody else is in)
+_PLACE = re.compile(r"\{(?:entrypoint|folder|stem|output)\}")
 DEFAULT_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": WORKING_FOLDER,
@@ -27,20 +32,27 @@ def plan_attempt(job: Job, image: Image, script_disk: Path, stdin: bytes, settin
     if language is None:
         known = ", ".join(each.name for each in image.manifest.languages)
         raise UnknownLanguage(f"the image {image.name} runs {known}, not {job.language}; choose another image")
-    entrypoint = f"{WORKING_FOLDER}/{job.entrypoint}"
-    argv = [entrypoint if word == "{entrypoint}" else word for word in language.run]
+    manifest = image.manifest
+    command = Command(
+        argv=[*_filled(language.run, job.entrypoint), *(job.args or language.default_args)],
+        env=DEFAULT_ENV | manifest.env | job.env,
+        cwd=manifest.working_folder or WORKING_FOLDER,
+        uid=manifest.user.uid,
+        gid=manifest.user.gid,
+        max_processes=settings.max_processes,
+    )
+    compiler = None
+    if language.compile:
+        argv = _filled(language.compile, job.entrypoint)
+        compiler = replace(command, argv=argv, cwd=WORKING_FOLDER, keep=True)
     return AttemptPlan(
         machine=MachineSpec(
             image=image,
             shape=Shape(vcpus=job.resources.vcpus, memory_mb=job.resources.memory_mb, disk_mb=job.resources.disk_mb),
             script_disk=script_disk,
         ),
-        command=Command(
-            argv=[*argv, *job.args],
-            env=DEFAULT_ENV | image.manifest.env | job.env,
-            cwd=WORKING_FOLDER,
-            max_processes=settings.max_processes,
-        ),
+        command=command,
+        compile=compiler,
         stdin=stdin,
         timeout_seconds=job.timeout_seconds,
         grace_seconds=settings.grace_seconds,
@@ -49,3 +61,9 @@ def plan_attempt(job: Job, image: Image, script_disk: Path, stdin: bytes, settin
         max_artifact_bytes=int(settings.max_artifacts_mb * 1024 * 1024),
         max_artifact_count=settings.max_artifact_count,
     )
+
+
+def _filled(words: tuple[str, ...], entrypoint: str) -> list[str]:
+    path = PurePosixPath(WORKING_FOLDER) / entrypoint
+    places = {"{entrypoint}": str(path), "{folder}": str(path.parent), "{stem}": path.stem, "{output}": OUTPUT}
+    return [_PLACE.sub(lambda found: places[found[0]], word) for word in words]
