@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ DEFAULT_MIRROR = "http://deb.debian.org/debian"
 DEFAULT_SECURITY_MIRROR = "http://deb.debian.org/debian-security"
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _TIMEOUT_SECONDS = 600
+#: Images that are built one after the other read the archive once, and see the same packages.
+_RECENT_SECONDS = 900
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,9 +50,22 @@ class Archive:
         config = str(self.folder / "apt.conf")
         return await call(argv, log=self.log, timeout_seconds=_TIMEOUT_SECONDS, cwd=cwd, env={"APT_CONFIG": config})
 
-    async def update(self) -> None:
-        """Fetch the archive's lists. Raises ImageBuildError when a signature or the network fails."""
-        await self._apt("apt-get", "update", "-q")
+    @property
+    def lists(self) -> Path:
+        """The archive's indexes, as apt has fetched and checked them."""
+        return self.folder / "lists"
+
+    async def update(self, *, even_if_recent: bool) -> None:
+        """Fetch the archive's lists, unless that was done a moment ago.
+
+        Raises ImageBuildError when a signature or the network fails.
+        """
+        stamp = self.folder / "updated"
+        recent = stamp.exists() and time.time() - stamp.stat().st_mtime < _RECENT_SECONDS
+        if recent and stamp.read_text() == self.sources and not even_if_recent:
+            return
+        await self._apt("apt-get", "update", "-q", "--error-on=any")
+        stamp.write_text(self.sources)
 
     async def dependency(self, package: str, pattern: str) -> str:
         """The package that `package` depends on whose name matches. Raises ImageBuildError when there is none."""

@@ -173,7 +173,8 @@ class Build:
         if not note.exists():
             return None
         part = Part.model_validate_json(note.read_text())
-        return part if (self._images.parts / part.sha256).is_file() else None
+        whole = (self._images.parts / part.sha256).is_file()
+        return part if whole and (kind != "root" or self._part_note("facts", inputs).exists()) else None
 
     def _part_note(self, kind: str, inputs: list[str]) -> Path:
         return self._note(f"{kind}-{hashlib.sha256(chr(0).join(inputs).encode()).hexdigest()[:32]}")
@@ -212,7 +213,7 @@ class Build:
                 self.log,
             )
             self.progress.step(f"reading Debian's package lists ({settings.debian_suite})")
-            await self._archive.update()
+            await self._archive.update(even_if_recent=self._refresh)
         return self._archive
 
     async def _kernel_files(self) -> KernelFiles:

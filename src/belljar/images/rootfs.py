@@ -56,7 +56,8 @@ echo belljar >"$root/etc/hostname"
 printf '127.0.0.1 localhost belljar\n::1 localhost\n' >"$root/etc/hosts"
 : >"$root/etc/machine-id"
 rm -f "$root/etc/resolv.conf" "$root/etc/passwd-" "$root/etc/group-" "$root/etc/shadow-" "$root/etc/gshadow-"
-rm -rf "$root"/usr/share/man "$root"/var/lib/apt "$root"/var/cache/* "$root"/var/log/* "$root"/tmp/* "$root"/run/* "$root"/boot
+rm -rf "$root"/usr/share/man "$root"/var/lib/apt "$root"/var/cache/* "$root"/var/log/* "$root"/tmp/* "$root"/run/*
+rm -rf "$root"/boot
 # Not by dpkg's path-exclude: a package's own scripts compile these.
 rm -rf "$root"/usr/lib/python3*/test "$root"/usr/lib/python3*/idlelib "$root"/usr/lib/python3*/ensurepip
 rm -rf "$root"/var/lib/dpkg/*-old "$root"/etc/apt "$root"/var/lib/dpkg/info
@@ -84,10 +85,12 @@ async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) ->
     script.write_text(_pack_script())
     added = await _Additions(recipe, archive, work).fetch()
     debs = shlex.quote(str(archive.debs))
+    lists = shlex.quote(str(archive.lists))
     hooks = [
         # update-alternatives of some packages insists on the folder of the pages that are left out.
-        '--setup-hook=mkdir -p "$1"/usr/share/man/man1',
-        f'--setup-hook=mkdir -p "$1"/var/cache/apt/archives && cp -a {debs}/. "$1"/var/cache/apt/archives/',
+        '--setup-hook=mkdir -p "$1"/usr/share/man/man1 "$1"/var/cache/apt/archives "$1"/var/lib/apt/lists/partial',
+        f'--setup-hook=cp -a {debs}/. "$1"/var/cache/apt/archives/',
+        f'--setup-hook=cp -a {lists}/*_* "$1"/var/lib/apt/lists/',
         f'--customize-hook=cp -n "$1"/var/cache/apt/archives/*.deb {debs}/',
         '--customize-hook=dpkg-query --admindir="$1"/var/lib/dpkg -W '
         f"-f '${{Package}} ${{Version}}\\n' >{shlex.quote(str(listing))}",
@@ -105,7 +108,7 @@ async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) ->
             "--format=null",
             f"--architectures={archive.architecture}",
             f"--include={','.join((*_ALWAYS, *recipe.packages))}",
-            "--skip=essential/unlink,cleanup",
+            "--skip=update,essential/unlink,cleanup",
             '--aptopt=Acquire::Languages "none"',
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in (*_NO_FILES, *recipe.exclude)),
             *hooks,
