@@ -69,7 +69,8 @@ PROGRAMS = {
         example="wordcount.cpp",
     ),
     "go": Programs(
-        'package main\n\nimport (\n\t"io"\n\t"os"\n)\n\nfunc main() {\n\tio.Copy(os.Stdout, os.Stdin)\n\tos.Exit(3)\n}\n',
+        'package main\n\nimport (\n\t"io"\n\t"os"\n)\n\n'
+        "func main() {\n\tio.Copy(os.Stdout, os.Stdin)\n\tos.Exit(3)\n}\n",
         'package main\n\nfunc main() { panic("boom") }\n',
         2,
         "panic: boom",

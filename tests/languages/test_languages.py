@@ -87,9 +87,7 @@ def test_standard_input_and_exit_code_3(server: Server, jobs: dict[tuple[str, st
 
 
 @pytest.mark.parametrize("language", PROGRAMS)
-def test_the_same_task_gives_the_same_answer(
-    server: Server, jobs: dict[tuple[str, str], str], language: str
-) -> None:
+def test_the_same_task_gives_the_same_answer(server: Server, jobs: dict[tuple[str, str], str], language: str) -> None:
     job = ended(server, jobs, language, "example")
     assert job["language"] == language
     assert (job["status"], job["exit_code"]) == ("succeeded", 0), server.logs(job)
@@ -133,7 +131,7 @@ def test_several_files_are_one_program(server: Server) -> None:
 
 
 def test_a_compilers_time_is_limited_like_the_scripts(server: Server) -> None:
-    slow = "#include <bits/stdc++.h>\n#include <regex>\nint main() { std::regex r(\"a\"); }\n"
+    slow = '#include <bits/stdc++.h>\n#include <regex>\nint main() { std::regex r("a"); }\n'
     job = server.run(slow, "cpp", timeout_seconds=1)
     assert (job["status"], job["error"]["code"]) == ("timed_out", "timed_out")
     assert "compiler" in job["error"]["message"] and job["started_at"] is None

@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -21,12 +22,29 @@ from belljar.images.manifest import Image, Language, Manifest
 from belljar.images.parts import Parts
 from belljar.images.recipe import IMAGE_NAME, recipes
 
-_TAG = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,62}"
-#: NAME, NAME:TAG, either with @sha256:DIGEST behind it, or sha256:DIGEST alone; a digest may be cut to 12 digits.
-_REFERENCE = re.compile(
-    rf"(?P<name>[a-z0-9][a-z0-9._-]{{0,62}}(:(?!latest\Z|latest@){_TAG})?)?(:latest)?"
-    r"((\A|(?<=.)@)sha256:(?P<digest>[0-9a-f]{12,64}))?\Z"
-)
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(:[A-Za-z0-9_][A-Za-z0-9._-]{0,62})?\Z")
+_DIGEST = re.compile(r"sha256:([0-9a-f]{12,64})\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """NAME or NAME:TAG, perhaps with @sha256:DIGEST behind it, or sha256:DIGEST alone; 12 digits of it are enough."""
+
+    #: With its tag; `latest` is no tag.
+    name: str | None
+    digest: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference | None:
+        """None for what is no reference, which then names nothing."""
+        alone = _DIGEST.match(text)
+        if alone:
+            return cls(None, alone[1])
+        name, at, digest = text.partition("@")
+        named, digested = _NAME.match(name), _DIGEST.match(digest)
+        if not named or (at and not digested):
+            return None
+        return cls(name.removesuffix(":latest"), digested[1] if digested else None)
 
 
 class Images(Parts):
@@ -44,12 +62,10 @@ class Images(Parts):
 
     def find(self, reference: str) -> Image | None:
         """The image of that name, tag or digest, or None when it is not built or a part of it is missing."""
-        named = _REFERENCE.match(reference)
-        if not reference or not named:
+        named = Reference.parse(reference)
+        if named is None:
             return None
-        if named["digest"]:
-            return self._by_digest(named["digest"])
-        return self._read(self.folder / f"{named['name']}.json")
+        return self._by_digest(named.digest) if named.digest else self._read(self.folder / f"{named.name}.json")
 
     def of_job(self, name: str, digest: str | None) -> Image:
         """What a job's image stood for when the job was submitted; what it stands for where that was never built.
@@ -107,10 +123,10 @@ class Images(Parts):
 
     def tag(self, reference: str, name: str) -> Image:
         """Give an image one more name, NAME or NAME:TAG. Raises UnknownImage, InvalidOption."""
-        named = _REFERENCE.match(name)
-        if not name or not named or named["digest"] or not named["name"]:
+        named = Reference.parse(name)
+        if named is None or named.digest or named.name is None:
             raise InvalidOption(f"{name!r} is no name for an image; give NAME or NAME:TAG", option="name")
-        return self.register(self.get(reference).manifest.model_copy(update={"name": named["name"]}))
+        return self.register(self.get(reference).manifest.model_copy(update={"name": named.name}))
 
     def remove(self, name: str, needed: Collection[str] = ()) -> None:
         """Forget a name, and delete what no other name and no job needs. Raises UnknownImage, InvalidOption.
@@ -118,11 +134,11 @@ class Images(Parts):
         `needed` are the digests of the images of jobs that have not ended.
         """
         self.get(name)
-        named = _REFERENCE.match(name)
-        assert named
-        if named["digest"]:
+        named = Reference.parse(name)
+        assert named is not None
+        if named.digest:
             raise InvalidOption("give the name or tag that is to be removed, not a digest", option="name")
-        (self.folder / f"{named['name']}.json").unlink()
+        (self.folder / f"{named.name}.json").unlink()
         self.collect(needed)
 
     def unnamed(self) -> tuple[Manifest, ...]:

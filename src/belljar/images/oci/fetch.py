@@ -17,7 +17,7 @@ from belljar.images.tool import call
 _COPY_SECONDS = 3600
 _BUILD_SECONDS = 3600
 _TRANSPORTS = ("docker://", "docker-archive:", "oci-archive:", "oci:", "dir:", "docker-daemon:", "containers-storage:")
-_REGISTRY_REFERENCE = re.compile(r"[A-Za-z0-9.:_/-]+(@sha256:[0-9a-f]{64})?\Z")
+_REGISTRY_REFERENCE = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:_/\[\]-]*(@sha256:[0-9a-f]{64})?\Z")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,11 +58,9 @@ def find_source(reference: str) -> Source:
 
 def name_of(reference: str) -> str:
     """A name for the image when none is given: the last part of the reference, without its tag and ending."""
-    last = re.split(r"[/:]", reference.split("@")[0].removesuffix("/"))
-    parts = [part for part in last if part]
-    tagged = ":" in reference.rsplit("/", 1)[-1] and len(parts) > 1 and not reference.endswith((".tar", ".tar.gz"))
-    name = parts[-2] if tagged else parts[-1]
-    name = re.sub(r"\.(tar|tar\.gz|tgz|oci)\Z", "", name).lower()
+    last = reference.split("@sha256:")[0].rstrip("/").rsplit("/", 1)[-1]
+    last = last.split(":")[-1] if re.match(r"[a-z-]+:[^:]*\.(tar|oci|tgz)", last) else last.split(":")[0]
+    name = re.sub(r"\.(tar|tar\.gz|tgz|oci)\Z", "", last).lower()
     return re.sub(r"[^a-z0-9._-]", "-", name).strip("._-") or "image"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import zlib
 from collections.abc import Iterator
@@ -88,6 +89,7 @@ def open_layer(path: Path, budget: Budget) -> Iterator[LayerStream]:
 
 @contextmanager
 def _zstd(file: BinaryIO) -> Iterator[Readable]:
+    os.lseek(file.fileno(), 0, os.SEEK_SET)  # the descriptor itself: `file` has read ahead
     process = subprocess.Popen(["zstd", "-dcq", "--memory=256MB"], stdin=file, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
