@@ -1,9 +1,10 @@
 // Counts the words on standard input: the most frequent first, ties in order of the words.
 use std::collections::BTreeMap;
-use std::io::{read_to_string, stdin};
+use std::io::{stdin, Read};
 
 fn main() {
-    let text = read_to_string(stdin()).expect("standard input is text");
+    let mut text = String::new();
+    stdin().read_to_string(&mut text).expect("standard input is text");
     let mut counts = BTreeMap::new();
     for word in text.split_whitespace() {
         *counts.entry(word).or_insert(0) += 1;

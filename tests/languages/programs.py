@@ -46,7 +46,8 @@ PROGRAMS = {
     ),
     "lua": Programs("io.write(io.read('a'))\nos.exit(3)\n", "error('boom')\n", 1, "boom", example="wordcount.lua"),
     "sqlite": Programs(
-        "SELECT CAST(readfile('/dev/stdin') AS TEXT);\n.exit 3\n",
+        'CREATE TABLE input(line TEXT);\n.mode ascii\n.separator "\\037" "\\n"\n.import /dev/stdin input\n'
+        ".mode list\nSELECT line FROM input;\n.exit 3\n",
         "SELECT abs(-9223372036854775807 - 1);\n",
         1,
         "overflow",

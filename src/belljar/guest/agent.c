@@ -752,6 +752,7 @@ static void start_job(const uint8_t *payload, size_t length)
     uint32_t flags = get_u32(payload + 12);
     agent.isolated = (flags & RUN_ISOLATED) != 0;
     agent.keep = (flags & RUN_KEEP) != 0;
+    memset(agent.discard, 0, sizeof agent.discard); /* also what was said of the command before, and came late */
     memcpy(agent.working_folder, payload + 16, length - 16);
     agent.working_folder[length - 16] = 0;
     int error;
@@ -813,7 +814,6 @@ static void forget_command(void)
     agent.arena_len = agent.argc = agent.envc = 0;
     memset(agent.argv, 0, sizeof agent.argv);
     memset(agent.envp, 0, sizeof agent.envp);
-    memset(agent.discard, 0, sizeof agent.discard);
     agent.stdin_start = agent.stdin_len = 0;
     agent.stdin_ended = agent.has_status = false;
     agent.started_us = 0;

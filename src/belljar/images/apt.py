@@ -87,6 +87,10 @@ class Archive:
         said = await self._apt("apt-cache", "show", "--no-all-versions", *packages)
         return dict(re.findall(r"^Package: (\S+)$.*?^Version: (\S+)$", said, re.M | re.S))
 
+    async def check(self, packages: Iterable[str]) -> None:
+        """Raises ImageBuildError, with apt's reason, when these packages cannot be installed: before anything is."""
+        await self._apt("apt-get", "install", "--simulate", "--no-install-recommends", "-qq", "--", *packages)
+
     async def download(self, package: str) -> Path:
         """The package's file, from the cache when it is there whole. apt has checked what it is against the lists."""
         listing = await self._apt("apt-get", "download", "--print-uris", package)

@@ -282,6 +282,7 @@ class RecipeRoot:
 
     async def make(self, out: Path, work: Path, build: Build) -> Facts:
         archive = await build.open_archive()
+        await archive.check(self._recipe.packages)
         build.progress.step(f"making the root filesystem of {self.name} (half a minute or so)")
         return await build_root(self._recipe, archive, out, work)
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
-import json
 import os
-import socket
 import subprocess
 import sys
 import tarfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from belljar.images.oci.root import build_from_dockerfile, import_image
 from belljar.images.progress import Silent
 from belljar.settings import load_settings
 from images.layouts import Layout, archive, entry, folder, hard_link, link, new_layout
+from images.registry import serving_layout
 
 pytestmark = pytest.mark.vm  # for the tools; the kernel that images share is built with built_images
 
@@ -158,41 +155,24 @@ def test_archives(image_dir: Path, layout: Layout, tmp_path: Path, kind: str) ->
     assert "hello" in listing(image, "/bin")
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[str]:
-    """A registry on this machine's loopback: Debian's own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    config = tmp_path / "registry.yml"
-    storage = {"filesystem": {"rootdirectory": str(tmp_path / "registry")}}
-    config.write_text(json.dumps({"version": 0.1, "storage": storage, "http": {"addr": address}}))
-    log = (tmp_path / "registry.log").open("wb")
-    process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", int(address.split(":")[1])), timeout=1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline and process.poll() is None
-                time.sleep(0.05)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(10)
-        log.close()
-
-
-def test_a_registry(image_dir: Path, layout: Layout, registry: str) -> None:
+def test_a_registry(image_dir: Path, layout: Layout) -> None:
     layout.add([HELLO], {"Env": ["A=1"]}, tag="v1")
-    push = ["skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout.folder}:v1"]
-    subprocess.run([*push, f"docker://{registry}/team/tiny:v1"], check=True, timeout=60)
-    image = bring(image_dir, f"{registry}/team/tiny:v1")
-    assert (image.name, image.manifest.env) == ("tiny", {"A": "1"})
-    with pytest.raises(InvalidImage, match="cannot fetch"):
-        bring(image_dir, f"{registry}/team/other:v1")
+    with serving_layout(layout.folder, "team/tiny") as registry:
+        image = bring(image_dir, f"{registry}/team/tiny:v1")
+        assert (image.name, image.manifest.env) == ("tiny", {"A": "1"})
+        by_digest = bring(image_dir, f"{registry}/team/tiny@{layout.manifests[0]['digest']}")
+        assert by_digest.manifest.root == image.manifest.root
+        with pytest.raises(InvalidImage, match="cannot fetch"):
+            bring(image_dir, f"{registry}/team/other:v1")
+
+
+def test_a_registry_that_changed_a_layer_is_not_believed(image_dir: Path, layout: Layout) -> None:
+    layout.add([HELLO], tag="v1", compress=False)
+    path = layout.folder / "blobs" / "sha256" / hashlib.sha256(HELLO).hexdigest()
+    path.write_bytes(HELLO.replace(b"tiny", b"TINY"))
+    with serving_layout(layout.folder, "team/tiny") as registry, pytest.raises(InvalidImage):
+        bring(image_dir, f"{registry}/team/tiny:v1")
+    assert Images(image_dir).find("tiny") is None
 
 
 def test_a_dockerfile(image_dir: Path, tmp_path: Path) -> None:
