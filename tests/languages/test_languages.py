@@ -138,7 +138,9 @@ def test_a_compilers_time_is_limited_like_the_scripts(server: Server) -> None:
 
 
 def test_a_compiler_that_needs_more_memory_than_there_is(server: Server) -> None:
-    job = server.run(LANGUAGES["cpp"].hello, "cpp", memory_mb=96)
+    grows = ['#define A0 "a string that is taken a hundred million times over"']
+    grows += [f"#define A{level + 1} {' '.join([f'A{level}'] * 10)}" for level in range(8)]
+    job = server.run("\n".join([*grows, "const char *text = A8;", "int main(void) {}"]), "c", memory_mb=128)
     assert (job["status"], job["error"]["code"]) == ("failed", "out_of_memory"), server.logs(job)
 
 

@@ -36,6 +36,7 @@ _NO_FILES = (
     "/usr/share/zoneinfo/right/*",
     "/usr/share/zoneinfo/posix/*",
     "/usr/lib/*/gconv/*",
+    "/usr/lib/*/perl/*/CORE/*.h",
 )
 #: Without it dpkg's essential packages pull in all of perl to merge /usr, which mmdebstrap has done already.
 _ALWAYS = ("usr-is-merged",)
