@@ -4,7 +4,6 @@ ends. All jobs are submitted at once, so that the worker has something to do whi
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,16 +156,16 @@ def test_languages_have_the_names_that_people_use(server: Server, alias: str, na
     assert server.http.post(f"/v1/jobs/{job_id}/cancel").json()["language"] == name
 
 
-def test_an_executable_runs_as_it_is(server: Server, jobs: dict[tuple[str, str], str]) -> None:
-    """busybox-like: a program that is no script, told by its first bytes. Made by the c compiler in a machine."""
+def test_an_executable_runs_as_it_is(server: Server) -> None:
+    """A program that is no script, told by its first bytes; made by the c compiler in a machine."""
     code = '#include <stdio.h>\n#include <unistd.h>\nint main(void) { puts("I am a program"); return 5; }\n'
     build = {"main.sh": "cc -O1 -static -o /work/program prog.txt.c\n", "prog.txt.c": code}
     options = {"files": build, "entrypoint": "main.sh", "image": "native", "artifacts": ["program"], "memory_mb": 512}
-    built = server.http.post("/v1/jobs", params={"wait": 240}, json=options).json()
+    built = server.http.post("/v1/jobs", params={"wait": 170}, json=options).json()
     assert built["status"] == "succeeded", server.logs(built)
     program = server.http.get(f"/v1/jobs/{built['id']}/artifacts/program").content
     uploaded = server.http.post("/v1/scripts", files={"script": ("program", program)}).json()
     assert uploaded["language"] == "binary"
     run = server.http.post(f"/v1/scripts/{uploaded['script_id']}/run", json={}).json()
     job = server.wait(run["job_id"])
-    assert (job["exit_code"], server.logs(job)) == (5, b"I am a program\n"), base64.b64encode(program[:64])
+    assert (job["exit_code"], server.logs(job)) == (5, b"I am a program\n")
