@@ -62,6 +62,12 @@ class InvalidScript(BelljarError):
     status = 422
 
 
+class InvalidDependencies(InvalidScript):
+    """What the script says that it needs cannot be read, or cannot be had."""
+
+    code = "invalid_dependencies"
+
+
 class TooLarge(BelljarError):
     """More bytes than the limit allow; nothing was kept."""
 
