@@ -68,6 +68,12 @@ class InvalidDependencies(InvalidScript):
     code = "invalid_dependencies"
 
 
+class LayerBuildError(InvalidDependencies):
+    """What the script needs could not be installed; its build log says why."""
+
+    code = "dependencies_failed"
+
+
 class TooLarge(BelljarError):
     """More bytes than the limit allow; nothing was kept."""
 

@@ -52,6 +52,8 @@ class Order(Value):
     mkfs: tuple[str, ...]
     #: The time of folders, which the order of their files would otherwise change.
     epoch: int
+    #: Whether machines boot it; else it is a tree of files and nothing more.
+    is_image: bool = True
 
 
 class Found(Value):
@@ -75,19 +77,23 @@ def unpack(order: Order) -> Found:
             LayerApplier(tree, entries).apply(stream)
             if stream.finish() != layer.diff_id:
                 raise InvalidImage(f"the layer sha256:{layer.sha256} unpacks to something else than the config says")
+    found = _finish_image(tree, order) if order.is_image else Found()
+    _settle_times(order)
+    bound_memory(resource.RLIM_INFINITY)  # mkfs.erofs holds every inode
+    subprocess.run([*order.mkfs, order.out, order.tree], check=True, timeout=_PACK_SECONDS, stdout=subprocess.DEVNULL)
+    return found
+
+
+def _finish_image(tree: RootTree, order: Order) -> Found:
     user = user_of(tree, order.wishes.user)
     _finish(tree, order, user)
     others = {"apk": alpine_packages(tree), "pypi": python_packages(tree)}
-    found = Found(
+    return Found(
         user=user,
         languages=languages_of(tree, order.wishes, order.known),
         packages=debian_packages(tree),
         other_packages={kind: packages for kind, packages in others.items() if packages},
     )
-    _settle_times(order)
-    bound_memory(resource.RLIM_INFINITY)  # mkfs.erofs holds every inode
-    subprocess.run([*order.mkfs, order.out, order.tree], check=True, timeout=_PACK_SECONDS, stdout=subprocess.DEVNULL)
-    return found
 
 
 def _finish(tree: RootTree, order: Order, user: User) -> None:
