@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from belljar.errors import DamagedImage, DiskBudget, InvalidOption, UnknownImage
-from belljar.images.build import manifest_digest
+from belljar.images.build import manifest_digest, workshop
 from belljar.images.catalog import Images, summary
 from belljar.images.manifest import Image, Language, Manifest, Part
+from belljar.images.progress import Silent
 from belljar.images.sbom import bill_of_materials
 from belljar.settings import Settings
 
@@ -169,3 +170,11 @@ def test_a_bill_of_materials_names_every_package(images: Images) -> None:
     hashes = {component["hashes"][0]["content"] for component in bill["components"] if "hashes" in component}
     assert hashes == {each.sha256 for each in made.manifest.parts}
     assert bill == bill_of_materials(made.manifest)
+
+
+def test_nothing_is_deleted_while_an_image_is_built(images: Images) -> None:
+    with workshop(images.data_dir, Silent()):
+        made = part(images, "half an image")
+        assert images.collect() == 0
+        assert (images.parts / made.sha256).exists()
+    assert images.collect() == len("half an image")

@@ -31,6 +31,7 @@ from belljar.images.facts import Facts
 from belljar.images.initramfs import MODULES, build_initramfs
 from belljar.images.kernel import KernelFiles, unpack_kernel
 from belljar.images.manifest import Image, Manifest, Part
+from belljar.images.parts import BUILD_LOCK
 from belljar.images.progress import Progress
 from belljar.images.recipe import Recipe, find_recipe
 from belljar.images.rootfs import FORMAT, build_root
@@ -108,7 +109,7 @@ def workshop(data_dir: Path, progress: Progress) -> Iterator[Path]:
     """A folder for one build at a time, gone when it ends; another build of this data folder is waited for."""
     cache = data_dir / "cache"
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (cache / "build.lock").open("w") as lock:
+    with (cache / BUILD_LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

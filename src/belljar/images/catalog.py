@@ -147,7 +147,14 @@ class Images(Parts):
         return tuple(manifest for manifest in self._manifests() if manifest.digest not in named)
 
     def collect(self, needed: Collection[str] = ()) -> int:
-        """Delete the images without a name that are not `needed`, and parts that nothing names; returns their bytes."""
+        """Delete the images without a name that are not `needed`, and parts that nothing names; returns their bytes.
+
+        While an image is built, nothing is deleted: what has been made of it has no name yet.
+        """
+        with self.no_build_meanwhile() as may_delete:
+            return self._collect(needed) if may_delete else 0
+
+    def _collect(self, needed: Collection[str]) -> int:
         for manifest in self.unnamed():
             if manifest.digest not in needed:
                 (self.manifests / f"{manifest.digest}.json").unlink(missing_ok=True)

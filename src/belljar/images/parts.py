@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from belljar.errors import DamagedImage, DiskBudget
 from belljar.settings import Settings
 
 _MB = 1024 * 1024
+#: In the cache folder: held while an image is built, and while images are deleted.
+BUILD_LOCK = "build.lock"
 
 
 class Parts:
@@ -21,6 +24,19 @@ class Parts:
         self.folder = data_dir / "images"
         self.parts = self.folder / "parts"
         self._digests = data_dir / "cache" / "digests"
+
+    @contextlib.contextmanager
+    def no_build_meanwhile(self) -> Iterator[bool]:
+        """Hold builds of this data folder off, if none is under way: says which."""
+        cache = self.data_dir / "cache"
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (cache / BUILD_LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     def collect_parts(self, used: Iterable[str]) -> int:
         """Delete the parts that are not `used`; returns their bytes. A machine that runs keeps its own open."""
