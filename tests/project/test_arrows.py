@@ -14,18 +14,18 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src/belljar"
 
 #: What every room may use.
-FOUNDATION = {"errors", "settings", "local", "__version__"}
+FOUNDATION = {"addresses", "errors", "settings", "local", "__version__"}
 #: Room → the rooms it may know of. `store` and `blobs` implement what `jobs` and `scripts` ask for, in their values.
 ARROWS = {
     "blobs": set[str](),
     "guest": set[str](),
     "client": set[str](),
-    "network": set[str](),
+    "network": {"machines"},
     "images": {"guest"},
     "scripts": {"blobs", "images"},
     "jobs": {"blobs", "scripts"},
     "store": {"jobs", "scripts"},
-    "machines": {"guest", "images", "network"},
+    "machines": {"guest", "images"},
     "worker": {"blobs", "guest", "images", "jobs", "machines", "network", "scripts", "store"},
     "web": {"jobs", "scripts", "store"},
     "api": {"blobs", "images", "jobs", "scripts", "store", "web"},
@@ -53,6 +53,8 @@ NARROW = {
     ("images", "guest"): {"binary", "programs"},
     # A machine boots an image; how it was built and what its languages are is nothing to it.
     ("machines", "images"): {"manifest"},
+    # A network hands out the places that machines are plugged into; it starts no machine.
+    ("network", "machines"): {"namespace", "owner", "protocol", "tap"},
 }
 NO_HOME = {"util", "utils", "helper", "helpers", "common", "base", "manager", "misc", "shared"}
 
