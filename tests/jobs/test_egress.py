@@ -74,6 +74,8 @@ def test_a_string_with_commas_is_a_list_and_repetitions_are_one() -> None:
         "**.example",
         "a\0.example",
         "localhost",
+        "opne",
+        "*.org",
         "x.localhost",
         "1.2.3",
         "300.1.1.1",

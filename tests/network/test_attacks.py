@@ -7,26 +7,22 @@ import contextlib
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from ipaddress import IPv4Network
 
-import dns.message
-import dns.rcode
 import pytest
 from pyroute2.netlink.nfnetlink.nfctsocket import AsyncNFCTSocket
 
-from belljar.machines.namespace import in_fresh_thread, inside
+from belljar.machines.namespace import inside
 from belljar.machines.protocol import GUEST_MAC
 from belljar.network.layout import GATEWAY_MAC, HOST_PREFIX
-from belljar.network.policy import NameRule, NetworkRule, Policy
+from belljar.network.policy import NetworkRule, Policy
 from belljar.network.pool import SlotPool
 from belljar.settings import Settings
 from network.test_policies import attached, run
 from network.world import (
     METADATA,
     NETNS,
-    OTHER_NAMESERVER,
     WEB,
     Answering,
     Internet,
@@ -248,158 +244,6 @@ async def test_the_metadata_address_by_every_spelling(pool: SlotPool, world: Int
             with pytest.raises(OSError):
                 await run(machine.do, real_ipv6)
     assert world.metadata.peers == []
-
-
-async def test_rebinding_a_listed_name_to_a_private_address(pool: SlotPool, world: Internet) -> None:
-    policy = Policy(names=(NameRule("evil.example.org"),))
-    async with attached(pool, policy) as attachment:
-        with guest(attachment.slot) as machine:
-            for address in (METADATA, "10.77.0.10", "127.0.0.1", "192.0.2.2", "198.19.0.0", "0.0.0.0", "224.0.0.1"):
-                world.nameserver.zone["evil.example.org"] = [address]
-                assert (await run(machine.lookup, "evil.example.org")).rcode() == dns.rcode.REFUSED
-            world.nameserver.zone |= {"evil.example.org": "inner.example.org", "inner.example.org": [METADATA]}
-            assert (await run(machine.lookup, "evil.example.org")).rcode() == dns.rcode.REFUSED
-            # Some of both: what may be told is told.
-            world.nameserver.zone["evil.example.org"] = [METADATA, WEB]
-            assert await run(machine.addresses, "evil.example.org") == [WEB]
-            assert await run(machine.refused, METADATA)
-    assert world.metadata.peers == []
-    assert attachment.traffic is not None
-    assert ("evil.example.org", METADATA) in {(each.name, str(each.address)) for each in attachment.traffic.refused}
-
-
-@pytest.mark.parametrize("policy", [OPEN, Policy(names=(NameRule("allowed.example.org"),))])
-async def test_ten_thousand_names(pool: SlotPool, world: Internet, policy: Policy) -> None:
-    world.nameserver.zone["allowed.example.org"] = [WEB]
-    async with attached(pool, policy) as attachment:
-        with guest(attachment.slot) as machine:
-
-            def flood() -> None:
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-                    asking.connect((GATEWAY, 53))
-                    for number in range(10_000):
-                        asking.send(dns.message.make_query(f"n{number}.example.com", "A").to_wire())
-
-            await run(machine.do, flood)
-            deadline = time.monotonic() + 20
-            while True:  # the limit on questions lets it in again by and by
-                with contextlib.suppress(TimeoutError):
-                    if await run(machine.addresses, "allowed.example.org") == [WEB]:
-                        break
-                assert time.monotonic() < deadline
-    assert attachment.traffic is not None and len(attachment.traffic.refused) <= 20
-
-
-async def test_a_resolver_of_its_own(pool: SlotPool, world: Internet) -> None:
-    async with attached(pool, Policy(names=(NameRule("www.example.org"),))) as attachment:
-        with guest(attachment.slot) as machine:
-            with pytest.raises((OSError, TimeoutError)):
-                await run(machine.lookup, "www.example.org", server=OTHER_NAMESERVER, timeout=1)
-            for port in (53, 853, 443):
-                assert await run(machine.refused, OTHER_NAMESERVER, port)
-            with pytest.raises((OSError, TimeoutError)):
-                await run(machine.lookup, "www.example.org", server="198.51.100.53", timeout=1)
-    assert world.foreign_dns.peers == [] and world.nameserver.asked == []
-
-
-async def test_tunnelling_through_questions_for_unlisted_names(pool: SlotPool, world: Internet) -> None:
-    secret = "gq3tcmv0"
-    async with attached(pool, Policy(names=(NameRule("www.example.org"),))) as attachment:
-        with guest(attachment.slot) as machine:
-            for name in (f"{secret}.evil.test", f"{secret}.www.example.org", f"www.example.org.{secret}.test"):
-                for kind in ("A", "AAAA", "TXT", "CNAME", "NULL", "MX", "SRV"):
-                    assert (await run(machine.lookup, name, kind)).rcode() == dns.rcode.REFUSED
-            # Of a listed name nothing but addresses is asked for.
-            for kind in ("TXT", "NULL", "MX", "SRV", "HTTPS", "ANY"):
-                assert (await run(machine.lookup, "www.example.org", kind)).answer == []
-    assert world.nameserver.asked == []
-    assert attachment.traffic is not None
-    assert {each.name for each in attachment.traffic.refused} == {
-        f"{secret}.evil.test",
-        f"{secret}.www.example.org",
-        f"www.example.org.{secret}.test",
-    }
-
-
-async def test_malformed_questions_are_dropped_and_the_resolver_lives(pool: SlotPool, world: Internet) -> None:
-    world.nameserver.zone["www.example.org"] = [WEB]
-    good = dns.message.make_query("www.example.org", "A").to_wire()
-    bad = [
-        b"",
-        b"\0",
-        good[:12],
-        good[:-3],
-        good[:4] + b"\xff\xff" + good[6:],
-        good[:12] + b"\xc0\x0c" * 8,
-        b"\xff" * 1200,
-    ]
-    bad += [good[:2] + bytes([good[2] | 0x80]) + good[3:], good[:2] + b"\x28\0" + good[4:], good + b"\0" * 3000]
-    async with attached(pool, Policy(names=(NameRule("www.example.org"),))) as attachment:
-        with guest(attachment.slot) as machine:
-
-            def send() -> None:
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-                    asking.settimeout(0.5)
-                    asking.connect((GATEWAY, 53))
-                    for wire in bad:
-                        asking.send(wire)
-                    with pytest.raises(TimeoutError):
-                        asking.recv(4096)
-                for wire in bad:
-                    with socket.create_connection((GATEWAY, 53), 3) as connection, contextlib.suppress(OSError):
-                        connection.sendall(len(wire).to_bytes(2, "big") + wire)
-
-            await run(machine.do, send)
-            assert await run(machine.addresses, "www.example.org") == [WEB]
-
-
-async def test_a_hundred_thousand_connections_starve_nobody(world: Internet, network_settings: Settings) -> None:
-    limit = 100
-    settings = network_settings.model_copy(
-        update={"network_connections": limit, "network_connections_per_second": 5000}
-    )
-    async with (
-        SlotPool(settings) as pool,
-        attached(pool, OPEN) as greedy,
-        attached(pool, OPEN) as modest,
-    ):
-        with guest(greedy.slot) as machine, guest(modest.slot, "bjtest-guest2") as other:
-
-            def flood() -> None:
-                for number in range(100_000):
-                    machine.send(syn(WEB, 1 + number % 60_000, source_port=1024 + number % 60_000))
-
-            await run(flood)
-            number = int(greedy.slot.namespace.name.rpartition(".")[2])
-            source = f"src=198.19.0.{2 * number + 1} "
-            tracked = inside(NETNS / greedy.slot.namespace.name, tracked_flows)
-            assert len([line for line in tracked if GUEST in line]) <= limit + 10
-            assert len([line for line in in_fresh_thread(tracked_flows) if source in line]) <= limit + 10
-            assert await run(other.get, WEB) == b"web"
-    assert greedy.traffic is not None and greedy.traffic.limited_count > 10_000
-    assert [line for line in in_fresh_thread(tracked_flows) if source in line] == [], (
-        "the host remembers a slot that is gone"
-    )
-
-
-async def test_new_connections_are_bounded_by_rate(world: Internet, network_settings: Settings) -> None:
-    settings = network_settings.model_copy(update={"network_connections_per_second": 10})
-    async with SlotPool(settings) as pool, attached(pool, OPEN) as attachment:
-        with guest(attachment.slot) as machine:
-            for number in range(500):
-                machine.send(syn(WEB, 80, source_port=1024 + number))
-            await asyncio.sleep(0.3)
-    assert attachment.traffic is not None and attachment.traffic.limited_count > 400
-
-
-async def test_packets_are_bounded_by_rate(world: Internet, network_settings: Settings) -> None:
-    settings = network_settings.model_copy(update={"network_packets_per_second": 100})
-    async with SlotPool(settings) as pool, attached(pool, Policy()) as attachment:
-        with guest(attachment.slot) as machine:
-            for number in range(5000):
-                machine.send(syn(WEB, 80, source_port=1024 + number))
-            await asyncio.sleep(0.3)
-    assert attachment.traffic is not None and attachment.traffic.refused_count < 1500
 
 
 async def test_ipv6_goes_nowhere(pool: SlotPool, world: Internet) -> None:

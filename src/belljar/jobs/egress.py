@@ -104,7 +104,7 @@ def parse_destinations(entries: Iterable[str]) -> tuple[Destination, ...]:
 def parse_destination(entry: str, *, private: bool = False) -> Destination:
     """HOST[:PORT], *.HOST[:PORT], ADDRESS[:PORT] or NETWORK[:PORT]. Raises ValueError.
 
-    `private`: let private addresses pass, which only an operator may name.
+    `private`: let private addresses and names without a domain pass, which only an operator may give.
     """
     if len(entry) > MAX_ENTRY_CHARACTERS:
         raise ValueError(f"{entry[:40]!r}… is too long for a destination")
@@ -115,7 +115,12 @@ def parse_destination(entry: str, *, private: bool = False) -> Destination:
     if _LOOKS_LIKE_ADDRESS.match(host):
         return Destination(network=_network(host, entry, private=private), port=port)
     below = host.startswith("*.")
-    return Destination(name=normal_name(host[2:] if below else host, entry), below=below, port=port)
+    name = normal_name(host[2:] if below else host, entry)
+    if "." not in name and not private:  # a mistyped word, or all of a top-level domain
+        raise ValueError(
+            f"{entry[:80]!r} is no name on the internet; write none, open, packages, or HOST.DOMAIN[:PORT]"
+        )
+    return Destination(name=name, below=below, port=port)
 
 
 def _port(text: str, entry: str) -> int:
