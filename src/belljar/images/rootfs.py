@@ -111,6 +111,8 @@ async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) ->
             f"--include={','.join((*_ALWAYS, *recipe.packages))}",
             "--skip=update,essential/unlink,cleanup",
             '--aptopt=Acquire::Languages "none"',
+            # The disk need not have every file before the next: what a crash leaves of a build is thrown away.
+            "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in (*_NO_FILES, *recipe.exclude)),
             *hooks,
             archive.suite,
