@@ -198,6 +198,24 @@ async def test_limits_on_disks_and_network_are_accepted(real: FirecrackerHypervi
         assert await _death(machine) is DeathCause.GUEST_EXIT
 
 
+async def test_starts_that_are_cancelled_at_any_moment_end_and_leave_nothing(
+    real: FirecrackerHypervisor, tiny: TinyImages, real_settings: Settings
+) -> None:
+    spec = spec_of(tiny.image(b"up\n", HANG))
+
+    async def start() -> None:
+        async with real.machine(spec) as machine:
+            await machine.death()
+
+    for number in range(60):
+        task = asyncio.create_task(start())
+        await asyncio.sleep(number / 3000)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=30)
+        assert done
+    assert left_behind(real_settings) == []
+
+
 async def test_many_machines_come_and_go_and_leave_nothing(
     real: FirecrackerHypervisor, tiny: TinyImages, real_settings: Settings
 ) -> None:
