@@ -132,6 +132,19 @@ class ImageBuildError(HostError):
     code = "image_build"
 
 
+class NoNetwork(BelljarError):
+    """This host cannot give jobs a network at all, or not with that policy; trying again changes nothing."""
+
+    code = "no_network"
+    status = 503
+
+
+class NetworkError(HostError):
+    """A network could not be made just now; the attempt may be tried again."""
+
+    code = "network_error"
+
+
 # --- machines: infrastructure faults, never the script's -------------------------------------------------------------
 
 

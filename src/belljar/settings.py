@@ -7,6 +7,7 @@ made from the descriptions below.
 from __future__ import annotations
 
 import os
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +102,46 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(2, ge=0, description="Time between SIGTERM and SIGKILL for a job that is stopped.")
     boot_timeout_seconds: float = Field(60, gt=0, description="Deadline for a machine to come up.")
     max_processes: int = Field(512, ge=16, description="Most processes and threads a job may have at once.")
+
+    max_egress: str = Field(
+        "open", description="The most that a job may reach: `none`, `packages`, `open`, or destinations with commas."
+    )
+    project_max_egress: dict[str, str] = Field({}, description="The same for single projects, by name.")
+    package_hosts: tuple[str, ...] = Field(
+        (
+            "pypi.org:443",
+            "files.pythonhosted.org:443",
+            "registry.npmjs.org:443",
+            "deb.debian.org",
+            "security.debian.org",
+        ),
+        description="What jobs reach under `packages`, besides the mirrors below.",
+    )
+    package_pypi_url: str | None = Field(None, description="Index that pip uses in jobs under `packages`.")
+    package_npm_url: str | None = Field(None, description="Registry that npm uses in jobs under `packages`.")
+    package_private_networks: tuple[str, ...] = Field(
+        (),
+        description="ADDRESS[:PORT] or NETWORK[:PORT] among the private ones that jobs under `packages` may reach all "
+        "the same: where a mirror of yours is.",
+    )
+    network_range: IPv4Network = Field(
+        IPv4Network("198.19.0.0/16"),
+        description="Addresses on this host for the machines' networks, two for each; nothing else may use them.",
+    )
+    guest_network: IPv4Network = Field(
+        IPv4Network("172.30.0.0/30"), description="The network that every machine sees: the gateway and itself."
+    )
+    network_slots: int = Field(4, ge=0, le=1000, description="Networks kept ready once a job has asked for one.")
+    nameservers: tuple[IPv4Address, ...] = Field(
+        (), description="Name servers for jobs; default: this host's own, then 1.1.1.1 and 8.8.8.8."
+    )
+    refused_networks: tuple[IPv4Network, ...] = Field(
+        (), description="What no job may reach, besides private addresses, this host's own, and networks it is in."
+    )
+    network_mbit: int = Field(1000, ge=1, le=10_000, description="Megabits per second of one machine, each way.")
+    network_packets_per_second: int = Field(50_000, ge=100, description="Packets that one machine may send.")
+    network_connections: int = Field(1024, ge=1, le=65536, description="Connections that one machine may hold.")
+    network_connections_per_second: int = Field(200, ge=1, description="New connections of one machine.")
 
     max_upload_mb: int = Field(50, ge=1, description="Largest upload; refused while it streams in.")
     max_unpacked_mb: int = Field(200, ge=1, description="Most bytes an archive may unpack to.")

@@ -33,6 +33,50 @@ def belljar(
     )
 
 
+_EACH = """
+import json, os, sys
+import belljar.cli.serving, belljar.client, belljar.images.build, belljar.worker.embedded
+from belljar.cli.main import main
+results = []
+for words in json.load(sys.stdin):
+    files = [os.memfd_create("output"), os.memfd_create("errors")]
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(files[0], 1)
+        os.dup2(files[1], 2)
+        sys.argv[:] = ["belljar", *words]
+        try:
+            main()
+        except SystemExit as end:
+            sys.stdout.flush()
+            os._exit(end.code)  # taking down all that was loaded would cost more than the call
+        os.abort()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    results.append([code, *(os.pread(file, 1 << 20, 0).decode("latin-1") for file in files)])
+print(json.dumps(results))
+"""
+
+
+def belljar_each(
+    *calls: list[str], data_dir: Path, cwd: Path = Path("/"), before: list[str] | None = None
+) -> list[subprocess.CompletedProcess[bytes]]:
+    """Run `belljar` with each of these words, in forks of one process that has loaded it: a tenth of the time."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("BELLJAR_")}
+    found = subprocess.run(
+        [*(before or []), sys.executable, "-c", _EACH],
+        input=json.dumps(calls).encode(),
+        env={**variables, "BELLJAR_DATA_DIR": str(data_dir)},
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=120,
+    )
+    return [
+        subprocess.CompletedProcess(words, code, out.encode("latin-1"), err.encode("latin-1"))
+        for words, (code, out, err) in zip(calls, json.loads(found.stdout), strict=True)
+    ]
+
+
 def output(result: subprocess.CompletedProcess[bytes]) -> str:
     """What a command printed that succeeded and complained of nothing."""
     assert (result.returncode, result.stderr.decode()) == (0, ""), result.stderr.decode()

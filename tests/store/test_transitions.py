@@ -105,7 +105,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(steps=st.lists(STEP, min_size=5, max_size=25))
 def test_every_change_is_in_the_table_and_an_end_is_an_end(empty: Path, steps: list[tuple[object, ...]]) -> None:
     async def play(folder: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from network.world import METADATA, WEB, Internet, host_state, internet
 from system.running import Server, serving
 
 
@@ -14,8 +15,17 @@ def server(built_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     data_dir = tmp_path_factory.mktemp("server") / "data"
     data_dir.mkdir()
     (data_dir / "images").symlink_to(built_images / "images")
-    with serving(data_dir, BELLJAR_ACCELERATOR="tcg") as server:
+    with serving(data_dir, BELLJAR_ACCELERATOR="tcg", BELLJAR_POOL="off") as server:
         yield server
         assert server.process.poll() is None, server.log.read_text()
-        assert server.machines() == []
+        server.until_no_machines()
         assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Internet]:
+    before = host_state()
+    with internet() as made:
+        made.nameserver.zone |= {"www.example.org": [WEB], "rebound.example.org": [METADATA]}
+        yield made
+    assert host_state() == before

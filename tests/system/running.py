@@ -16,6 +16,18 @@ from typing import Any
 
 import httpx
 
+#: A Python script that connects to each of its arguments and prints what came of it.
+TRY = """
+import socket, sys
+for place in sys.argv[1:]:
+    host, _, port = place.partition(":")
+    try:
+        with socket.create_connection((host, int(port)), 10) as connection:
+            print(place, connection.makefile("rb").read().partition(b"\\r\\n\\r\\n")[2].decode())
+    except OSError as error:
+        print(place, type(error).__name__)
+"""
+
 
 @dataclass
 class Server:
@@ -55,6 +67,16 @@ class Server:
         found = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{self.process.pid}/smaps_rollup").read_text(), re.M)
         assert found
         return int(found[1]) // 1024
+
+    def until_no_machines(self, seconds: float = 60) -> None:
+        """Wait until no hypervisor is left: an ended job's, and one that is frozen for the jobs to come."""
+        deadline = time.monotonic() + seconds
+        while pids := self.machines():
+            assert time.monotonic() < deadline, pids
+            time.sleep(0.05)
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def machines(self) -> list[int]:
         """Process ids of the hypervisors that this server started."""

@@ -40,6 +40,10 @@ async def check_host(settings: Settings) -> list[Check]:
 async def _checks(settings: Settings) -> AsyncIterator[Check]:
     for check in (*_tools(), _namespaces(), *_cgroups(), *_room(settings), *check_host_setup()):
         yield check
+    from belljar.cli.network_checks import check_networks  # which imports from here
+
+    async for check in check_networks(settings):
+        yield check
     images = Images(settings.data_dir).list()
     if images:
         yield Check("image", "ok", ", ".join(image.name for image in images))

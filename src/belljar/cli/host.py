@@ -54,15 +54,19 @@ def doctor(data_dir: options.DataDir = None, as_json: options.Json = False) -> N
 
 
 def bench(
-    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Jobs for each latency figure.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Jobs for each latency figure.")] = 20,
+    seconds: Annotated[
+        float, typer.Option(min=1, max=600, help="How long jobs are sent for each throughput figure.")
+    ] = 10,
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure this machine: boot, job, output and submit, side by side with the raw parts."""
+    """Measure this machine: latency, throughput and memory, beside what else is installed."""
+    from belljar.cli.figures import print_figures
     from belljar.cli.logging import start_logging
-    from belljar.cli.measuring import measure, print_figures
+    from belljar.cli.measuring import measure
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)
     start_logging(settings, "error")
-    print_figures(asyncio.run(measure(settings, rounds)), as_json=as_json)
+    print_figures(asyncio.run(measure(settings, rounds, seconds)), as_json=as_json)

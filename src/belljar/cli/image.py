@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from belljar.cli import options
 from belljar.cli.printing import Lines, print_json, print_table
+
+if TYPE_CHECKING:
+    from belljar.images.manifest import Image
+    from belljar.settings import Settings
 
 app = typer.Typer(help="What machines boot: build, list, remove images.", no_args_is_help=True)
 
@@ -26,12 +30,34 @@ def build(
 
     settings = load_settings(data_dir=data_dir)
     image = asyncio.run(build_image(name, settings, Lines(), refresh=refresh))
+    asyncio.run(_freeze(image, settings))
     if as_json:
         print_json(image.manifest.model_dump(mode="json"))
         return
     parts = (image.manifest.kernel, image.manifest.initramfs, image.manifest.root)
     size_mb = sum(part.size_bytes for part in parts) / 1e6
     print(f"{image.name}  {image.manifest.digest[:12]}  {size_mb:.0f} MB")
+
+
+async def _freeze(image: Image, settings: Settings) -> None:
+    """Make the snapshot that first jobs are cloned from; a host that cannot, builds the image all the same."""
+    from belljar.cli.printing import complain
+    from belljar.errors import BelljarError
+    from belljar.machines.choose import Chooser
+    from belljar.machines.shapes import fitted
+    from belljar.machines.snapshots import Snapshots
+    from belljar.worker.preparing import Preparations
+
+    if settings.snapshots == "off":
+        return
+    shape = fitted(settings.default_vcpus, settings.default_memory_mb, None)
+    try:
+        Lines().step(f"booting a machine of {image.name}, to be cloned for jobs")
+        hypervisor = await Chooser(settings).hypervisor(image)
+        preparation = await Preparations(settings).of(image)
+        await Snapshots(settings).make(hypervisor, image, shape, preparation)
+    except BelljarError as error:
+        complain(f"the image is built, but no snapshot could be made of it: {error.message}")
 
 
 @app.command("ls")

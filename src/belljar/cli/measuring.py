@@ -1,6 +1,6 @@
-"""`belljar bench`: figures of this machine, each beside the raw part that it stands on, taken in the same run.
+"""`belljar bench`: figures of this machine, each beside what it stands on or against, taken in the same run.
 
-What is measured is real: machines boot, a server of its own is started in a folder of its own, jobs go through HTTP.
+What is measured is real: machines boot, a server is started in a folder of its own, jobs go through HTTP.
 """
 
 from __future__ import annotations
@@ -8,22 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import platform
 import signal
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from belljar.cli.figures import Figure, figure, machine_facts
 from belljar.cli.measuring_starts import measure_starts
-from belljar.cli.printing import print_json, print_table
+from belljar.cli.peers import HELLO, once, peers
 from belljar.errors import HostError, MachineError
 from belljar.guest.command import Command
 from belljar.guest.session import Session
@@ -33,66 +32,47 @@ from belljar.images.manifest import Image
 from belljar.local import read_admin_key
 from belljar.machines.choose import Chooser
 from belljar.machines.protocol import Hypervisor, MachineSpec, Shape
+from belljar.machines.usage import children, resident_mb
 from belljar.settings import Settings
-from belljar.worker.capacity import host_memory_mb
 from belljar.worker.plan import DEFAULT_ENV
 
 _BOOT_SECONDS = 60
+_SNAPSHOT_SECONDS = 120
 _OUTPUT_MB = 200
 _SUBMITS = 1000
-_HELLO = "print('hello')\n"
+_WAITING = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One line: the median and the tail, in its unit."""
-
-    name: str
-    unit: str
-    p50: float
-    p90: float
-    p99: float
-    samples: int
-
-
-def _figure(name: str, unit: str, values: Sequence[float]) -> Figure:
-    ordered = sorted(values)
-
-    def quantile(part: float) -> float:
-        return round(ordered[min(len(ordered) - 1, int(part * len(ordered)))], 2)
-
-    return Figure(name, unit, round(statistics.median(ordered), 2), quantile(0.9), quantile(0.99), len(ordered))
-
-
-async def measure(settings: Settings, rounds: int) -> dict[str, Any]:
+async def measure(settings: Settings, rounds: int, sustained_seconds: float) -> dict[str, Any]:
     """All figures and the machine they were taken on. Raises UnknownImage when no image is built, HostError."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that the servers end too
     image = Images(settings.data_dir).get("python")
     hypervisor = await Chooser(settings).hypervisor(image)
-    figures = [_figure("boot: machine spawned → agent ready", "ms", await _boots(hypervisor, image, rounds))]
-    figures += [_figure(*each) for each in await measure_starts(settings, hypervisor, image, rounds)]
-    figures.append(_figure("output of a program, guest → host", "MB/s", [await _output(hypervisor, image)]))
-    async with _server(settings) as (http, pid):
-        figures.append(_figure("API process, idle", "MB", [_resident_mb(pid)]))
-        figures += await _jobs(http, rounds)
-        figures.append(_figure("bare python3 here, the same script", "ms", [await _bare() for _ in range(rounds)]))
-        figures.append(_figure("API process, after these jobs", "MB", [_resident_mb(pid)]))
-    async with _server(settings, "--no-worker") as (http, pid):
-        figures.append(_figure(f"{_SUBMITS} jobs submitted over HTTP", "s", [await _submits(http)]))
-        figures.append(_figure("API process, after the submits", "MB", [_resident_mb(pid)]))
-    machine = {
-        "cpus": os.cpu_count(),
-        "cpu": _cpu_name(),
-        "memory_mb": host_memory_mb(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "hypervisor": f"{hypervisor.name} {hypervisor.version}",
-        "accelerator": hypervisor.accelerator,
-        "load": os.getloadavg()[0],
-    }
-    return {"machine": machine, "figures": [asdict(figure) for figure in figures]}
+    facts = machine_facts(hypervisor)
+    figures = [figure("boot: machine spawned → agent ready", "ms", await _boots(hypervisor, image, rounds))]
+    figures += [figure(*each) for each in await measure_starts(settings, hypervisor, image, rounds)]
+    figures.append(figure("output of a program, guest → host", "MB/s", [await _output(hypervisor, image)]))
+    accelerator = hypervisor.accelerator
+    async with _server(settings, accelerator, BELLJAR_SNAPSHOTS="off") as server:
+        figures += await _latency(server, "boot", rounds)
+    async with _server(settings, accelerator, BELLJAR_POOL="off") as server:
+        await server.until_frozen()
+        figures += await _latency(server, "snapshot", rounds)
+        for callers in (1, 2, 4, 8):
+            figures.append(await _throughput(server, callers, sustained_seconds))
+    pool = {"BELLJAR_POOL": "fixed", "BELLJAR_POOL_SIZE": str(_WAITING), "BELLJAR_LEASE_SECONDS": "3"}
+    async with _server(settings, accelerator, **pool) as server:
+        await server.until_waiting()
+        each_mb = await server.waiting_mb() / _WAITING
+        figures.append(figure("memory of a waiting clone (PSS)", "MB", [each_mb]))
+        figures += await _beside_peers(server, rounds)
+        figures.append(figure("API process, after these jobs", "MB", [resident_mb([server.pid])]))
+    async with _server(settings, accelerator, "--no-worker") as server:
+        figures.append(figure("API process, idle", "MB", [resident_mb([server.pid])]))
+        figures.append(figure(f"{_SUBMITS} jobs submitted over HTTP", "s", [await _submits(server.http)]))
+    return {"machine": facts, "figures": [asdict(each) for each in figures]}
 
 
 def _spec(image: Image) -> MachineSpec:
@@ -136,67 +116,156 @@ async def _output(hypervisor: Hypervisor, image: Image) -> float:
     return sink.size / 1e6 / took
 
 
+class _Bench:
+    """A server that is measured."""
+
+    def __init__(self, http: httpx.AsyncClient, pid: int, data_dir: Path) -> None:
+        self.http = http
+        self.pid = pid
+        self.data_dir = data_dir
+
+    async def job(self) -> tuple[float, dict[str, Any]]:
+        """Milliseconds from the request to the answer of a hello, and the job."""
+        started = time.monotonic()
+        request = {"code": HELLO, "language": "python", "timeout_seconds": 60}
+        response = await self.http.post("/v1/jobs", params={"wait": 100}, json=request)
+        took = (time.monotonic() - started) * 1000
+        job = response.json()
+        if job.get("status") != "succeeded":
+            raise HostError(f"a job of the benchmark did not succeed: {job.get('error') or job.get('detail')}")
+        return took, job
+
+    async def until_frozen(self) -> None:
+        """Wait until there is a snapshot. Raises HostError."""
+        await _until(lambda: _found(self.data_dir))
+
+    async def until_waiting(self) -> None:
+        """Wait until the pool is full. Raises HostError."""
+        await _until(self._full)
+
+    async def _full(self) -> bool:
+        return await self._nodes("waiting_clones") >= _WAITING
+
+    async def waiting_mb(self) -> float:
+        """What the waiting machines really take, their share of what they have in common included."""
+        return await asyncio.to_thread(resident_mb, children(self.pid))
+
+    async def _nodes(self, name: str) -> float:
+        nodes = (await self.http.get("/v1/nodes")).json()["nodes"]
+        return sum(float(node[name]) for node in nodes)
+
+
+async def _found(data_dir: Path) -> bool:
+    return any(data_dir.glob("snapshots/*/snapshot.json"))
+
+
+async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
+    for _ in range(_SNAPSHOT_SECONDS * 10):
+        if await condition():
+            return
+        await asyncio.sleep(0.1)
+    raise HostError(f"the server made no clones within {_SNAPSHOT_SECONDS} s; is the host busy?")
+
+
 @contextlib.asynccontextmanager
-async def _server(settings: Settings, *options: str) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
+async def _server(settings: Settings, accelerator: str, *options: str, **environment: str) -> AsyncIterator[_Bench]:
     """`belljar serve` in a folder of its own, with this folder's images."""
     with tempfile.TemporaryDirectory(prefix="belljar-bench-") as folder:
         data_dir = Path(folder)
         (data_dir / "images").symlink_to(settings.data_dir / "images")
         arguments = ["-m", "belljar", "serve", "--port", "0", "--data-dir", folder, *options]
-        environment = {**os.environ, "BELLJAR_ACCELERATOR": (await _accelerator(settings))}
         process = await asyncio.create_subprocess_exec(
-            sys.executable, *arguments, env=environment, stderr=asyncio.subprocess.PIPE
+            sys.executable,
+            *arguments,
+            env={**os.environ, "BELLJAR_ACCELERATOR": accelerator, **environment},
+            stderr=asyncio.subprocess.PIPE,
         )
+        assert process.stderr is not None
+        rest = None
         try:
-            assert process.stderr is not None
             async with asyncio.timeout(30):
                 words = (await process.stderr.readline()).decode().split()
             url = next((word.rstrip(",") for word in words if word.startswith("http")), None)
             if url is None:
                 raise HostError(f"the server did not start: {' '.join(words)}")
+            rest = asyncio.create_task(_drained(process.stderr))  # a full pipe would stop it
             headers = {"Authorization": f"Bearer {read_admin_key(data_dir)}"}
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as http:
-                yield http, process.pid
+                yield _Bench(http, process.pid, data_dir)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-            await process.communicate()
+            await process.wait()
+            if rest is not None:
+                await rest
 
 
-async def _accelerator(settings: Settings) -> str:
-    return (await Chooser(settings).choose(Images(settings.data_dir).get("python"))).accelerator
+async def _drained(stream: asyncio.StreamReader) -> None:
+    while await stream.read(1 << 16):
+        pass
 
 
-async def _jobs(http: httpx.AsyncClient, rounds: int) -> list[Figure]:
+async def _latency(server: _Bench, source: str, rounds: int) -> list[Figure]:
     """Whole jobs through HTTP, one after the other, and what of their time is belljar's own."""
     whole, added = [], []
     for _ in range(rounds):
-        started = time.monotonic()
-        response = await http.post("/v1/jobs", params={"wait": 60}, json={"code": _HELLO, "language": "python"})
-        whole.append((time.monotonic() - started) * 1000)
-        job = response.json()
-        if job.get("status") != "succeeded":
-            raise HostError(f"a job of the benchmark did not succeed: {job.get('error') or job.get('detail')}")
-        phases = job["timings"]["phases"]
-        took = datetime.fromisoformat(job["finished_at"]) - datetime.fromisoformat(job["created_at"])
-        guest = sum(phases[name] for name in ("boot", "start", "run"))
-        added.append(took.total_seconds() * 1000 - guest)
+        took, job = await server.job()
+        if job["machine"]["source"] == source:
+            whole.append(took)
+            added.append(_added(job))
+    if not whole:
+        raise HostError(f"no job of the benchmark had a machine from {source}; the server's log says why")
     return [
-        _figure("job: POST /v1/jobs?wait → ended, Python hello", "ms", whole),
-        _figure("  of it added by belljar to boot and script", "ms", added),
+        figure(f"job, POST /v1/jobs?wait → ended, from {source}", "ms", whole),
+        figure("  of it not the machine's start or the script", "ms", added),
     ]
 
 
-async def _bare() -> float:
+def _added(job: dict[str, Any]) -> float:
+    took = datetime.fromisoformat(job["finished_at"]) - datetime.fromisoformat(job["created_at"])
+    return took.total_seconds() * 1000 - sum(float(phase) for phase in job["timings"]["phases"].values())
+
+
+async def _throughput(server: _Bench, callers: int, seconds: float) -> Figure:
+    """Fresh-machine jobs a second, each caller sending its next when its last has ended."""
+    deadline = time.monotonic() + seconds
+    done = 0
+
+    async def caller() -> None:
+        nonlocal done
+        while time.monotonic() < deadline:
+            await server.job()
+            done += 1
+
     started = time.monotonic()
-    process = await asyncio.create_subprocess_exec("python3", "-c", _HELLO, stdout=asyncio.subprocess.DEVNULL)
-    await process.wait()
-    return (time.monotonic() - started) * 1000
+    async with asyncio.TaskGroup() as group:
+        for _ in range(callers):
+            group.create_task(caller())
+    rate = done / (time.monotonic() - started)
+    return figure(f"jobs a second, {callers} at a time for {seconds:g} s, no pool", "1/s", [rate])
+
+
+async def _beside_peers(server: _Bench, rounds: int) -> list[Figure]:
+    """Jobs from the pool and what a person would take instead, in turns: the machine's mood is the same for all."""
+    pooled: list[float] = []
+    others: dict[str, list[float]] = {name: [] for name in peers()}
+    for _ in range(rounds):
+        await server.until_waiting()
+        took, job = await server.job()
+        if job["machine"]["source"] == "pool":
+            pooled.append(took)
+        for name, command in peers().items():
+            if (milliseconds := await once(command)) is not None:
+                others[name].append(milliseconds)
+    if not pooled:
+        raise HostError("no job of the benchmark had a machine from the pool; the server's log says why")
+    figures = [figure("job, POST /v1/jobs?wait → ended, from pool", "ms", pooled)]
+    return figures + [figure(name, "ms", values) for name, values in others.items() if values]
 
 
 async def _submits(http: httpx.AsyncClient) -> float:
     """Seconds until so many jobs are queued, ten callers beside each other."""
-    script = await http.post("/v1/scripts", files={"script": ("hello.py", _HELLO.encode())})
+    script = await http.post("/v1/scripts", files={"script": ("hello.py", HELLO.encode())})
     request = {"script_id": script.json()["script_id"]}
 
     async def some(count: int) -> None:
@@ -206,35 +275,3 @@ async def _submits(http: httpx.AsyncClient) -> float:
     started = time.monotonic()
     await asyncio.gather(*(some(_SUBMITS // 10) for _ in range(10)))
     return time.monotonic() - started
-
-
-def _resident_mb(pid: int) -> float:
-    """Proportional set size: what is shared with other processes counts in part (proc_pid_smaps_rollup)."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def print_figures(measured: dict[str, Any], *, as_json: bool) -> None:
-    """A table with the machine above it."""
-    if as_json:
-        print_json(measured)
-        return
-    machine = measured["machine"]
-    print(
-        f"{machine['cpus']} × {machine['cpu']}, {machine['memory_mb']} MB, Linux {machine['kernel']}, "
-        f"{machine['hypervisor']} with {machine['accelerator']}, load {machine['load']:.1f}"
-    )
-    rows = [
-        (figure["name"], figure["unit"], figure["p50"], figure["p90"], figure["p99"], figure["samples"])
-        for figure in measured["figures"]
-    ]
-    print_table(("WHAT", "UNIT", "P50", "P90", "P99", "SAMPLES"), rows)

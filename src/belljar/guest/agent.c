@@ -23,6 +23,8 @@
 #include <linux/fs.h>
 #include <linux/random.h>
 #include <net/if.h>
+#include <net/route.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -72,6 +74,7 @@ enum kind {
     PING = 0x09,
     POWER_OFF = 0x0A,
     DISCARD = 0x0B,
+    NETWORK = 0x0C,
     IDENTITY = 0x0D,
     PREPARE = 0x0E,
     SUSPEND = 0x0F,
@@ -127,6 +130,7 @@ struct report {
     int32_t value; /* errno, pid, or wait status */
     uint64_t cpu_us;
     uint64_t max_rss_bytes;
+    uint64_t started_us; /* by the reaper's clock: the agent may come to reading this late */
 };
 
 enum phase { WAITING_WELCOME, READY, PREPARING, SUSPENDED_NOW, RUNNING, RESTING, ENDED, COLLECTING };
@@ -638,6 +642,101 @@ static void boot(void)
         accept_host();
 }
 
+/* --- network: what the host says of the machine's device, before the job or in a fresh clone --------------------------- */
+
+enum { NETWORK_SIZE = 24, MAX_NAMESERVERS = 3 };
+
+static void network_ioctl(int fd, unsigned long what, void *request, const char *name)
+{
+    if (ioctl(fd, what, request) < 0)
+        die(name);
+}
+
+static struct sockaddr socket_address(const uint8_t address[4])
+{
+    struct sockaddr_in in = {.sin_family = AF_INET};
+    struct sockaddr out;
+    memcpy(&in.sin_addr, address, 4);
+    memcpy(&out, &in, sizeof out);
+    return out;
+}
+
+static struct ifreq device_request(void)
+{
+    struct ifreq request;
+    memset(&request, 0, sizeof request);
+    memcpy(request.ifr_name, "eth0", 5);
+    return request;
+}
+
+static void raise_device(int fd, const uint8_t *address, unsigned prefix, int mtu)
+{
+    struct ifreq request = device_request();
+    request.ifr_mtu = mtu;
+    network_ioctl(fd, SIOCSIFMTU, &request, "eth0: MTU");
+    request = device_request();
+    request.ifr_addr = socket_address(address);
+    network_ioctl(fd, SIOCSIFADDR, &request, "eth0: address");
+    uint32_t bits = prefix ? 0xffffffffu << (32 - prefix) : 0;
+    uint8_t mask[4] = {(uint8_t)(bits >> 24), (uint8_t)(bits >> 16), (uint8_t)(bits >> 8), (uint8_t)bits};
+    request = device_request();
+    request.ifr_netmask = socket_address(mask);
+    network_ioctl(fd, SIOCSIFNETMASK, &request, "eth0: netmask");
+    request = device_request();
+    network_ioctl(fd, SIOCGIFFLAGS, &request, "eth0");
+    request.ifr_flags |= IFF_UP;
+    network_ioctl(fd, SIOCSIFFLAGS, &request, "eth0: up");
+}
+
+static void add_default_route(int fd, const uint8_t *gateway)
+{
+    static const uint8_t any[4];
+    struct rtentry route;
+    memset(&route, 0, sizeof route);
+    route.rt_dst = socket_address(any);
+    route.rt_genmask = socket_address(any);
+    route.rt_gateway = socket_address(gateway);
+    route.rt_flags = RTF_UP | RTF_GATEWAY;
+    if (ioctl(fd, SIOCADDRT, &route) < 0 && errno != EEXIST) /* a clone of a machine that had it already */
+        die("eth0: route");
+}
+
+/* The image's own may be a link to anywhere: it is replaced, never written through. */
+static void write_resolv_conf(const uint8_t *nameservers, unsigned count)
+{
+    static const char path[] = "/newroot/etc/resolv.conf";
+    make_folder("/newroot/etc");
+    if (unlink(path) < 0 && errno != ENOENT)
+        die(path);
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (fd < 0)
+        die(path);
+    for (unsigned i = 0; i < count; i++)
+        dprintf(fd, "nameserver %u.%u.%u.%u\n", nameservers[4 * i], nameservers[4 * i + 1], nameservers[4 * i + 2],
+                nameservers[4 * i + 3]);
+    close(fd);
+}
+
+/* address[4] gateway[4] mtu u16, prefix u8, count u8, three name servers. In tests, as no PID 1, it is only read. */
+static void set_network_up(const uint8_t *payload, size_t length)
+{
+    if (agent.phase != READY || length != NETWORK_SIZE || payload[10] > 32 || payload[11] > MAX_NAMESERVERS) {
+        errno = EPROTO;
+        die("NETWORK from host");
+    }
+    if (!agent.is_init)
+        return;
+    write_file("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"); /* where the kernel has IPv6 at all */
+    write_file("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        die("network");
+    raise_device(fd, payload, payload[10], payload[8] | payload[9] << 8);
+    add_default_route(fd, payload + 4);
+    close(fd);
+    write_resolv_conf(payload + 12, payload[11]);
+}
+
 /* --- identity: what must differ between clones of one machine -------------------------------------------------------- */
 
 /* Fresh entropy, counted as such, and the generator seeded from it at once (random(4)): clones share all that was before. */
@@ -872,7 +971,7 @@ static pid_t spawn(const struct child *how, const char *folder)
 static void send_report(int fd, enum report_kind kind, int value)
 {
     struct rusage usage;
-    struct report report = {.kind = kind, .value = value};
+    struct report report = {.kind = kind, .value = value, .started_us = agent.started_us};
     if (kind == REPORT_EXITED && getrusage(RUSAGE_CHILDREN, &usage) == 0) {
         report.cpu_us = (uint64_t)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000 +
                         (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
@@ -962,6 +1061,7 @@ static _Noreturn void be_reaper(struct child how, bool prefork, int report_fd, i
                 kill(child, SIGKILL);
                 waitpid(child, NULL, 0);
             }
+            agent.started_us = now_us(); /* in this process's copy, for what it reports */
             if (order == ORDER_EXEC) {
                 read_order(order_fd);
                 if ((child = spawn(&how, agent.working_folder)) < 0) {
@@ -1127,12 +1227,6 @@ static void drop_processes(struct processes *job)
     if (job->cgroup[0])
         rmdir(job->cgroup);
     no_processes(job);
-}
-
-static void drop_prepared(void)
-{
-    while (agent.prepared_count > 0)
-        drop_processes(&agent.prepared[--agent.prepared_count]);
 }
 
 /* The newest set that was prepared with that prefork program, taken out of those that wait. */
@@ -1320,11 +1414,9 @@ static void read_report(void)
         send_failed(STAGE_EXEC, report.value);
         break;
     case REPORT_STARTED:
-        agent.started_us = now_us();
+        agent.started_us = report.started_us;
         put_u32(pid, (uint32_t)report.value);
         send_control(STARTED, pid, sizeof pid);
-        if (!agent.rehearse)
-            drop_prepared(); /* nothing but this job runs in this machine any more */
         break;
     case REPORT_EXITED:
         agent.has_status = true;
@@ -1666,6 +1758,8 @@ static void handle_frame(enum kind kind, enum stream stream, uint8_t *payload, s
         keep_string(agent.argv, &agent.argc, payload, length);
     } else if (kind == ENV) {
         keep_string(agent.envp, &agent.envc, payload, length);
+    } else if (kind == NETWORK) {
+        set_network_up(payload, length);
     } else if (kind == RUN) {
         start_job(payload, length);
     } else if (kind == PREPARE) {

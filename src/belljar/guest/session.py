@@ -14,6 +14,7 @@ import signal as signals
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 from belljar.errors import GuestProtocolError, MachineDied, MachineTimeout
@@ -103,6 +104,15 @@ class Session:
                 "build the image again"
             )
         return hello
+
+    async def network(
+        self, interface: IPv4Interface, gateway: IPv4Address, nameservers: Sequence[IPv4Address], mtu: int
+    ) -> None:
+        """Tell the agent what the machine's network device is to be. Before `run`, and in a clone before anything else.
+
+        An agent that cannot ends its machine, saying why on the console. Raises MachineDied.
+        """
+        await self._send(wire.network(interface, gateway, nameservers, mtu))
 
     async def set_clock(self) -> None:
         """Tell the agent the time again, and to end its machine from now on when the host falls silent."""

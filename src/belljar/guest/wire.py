@@ -10,9 +10,10 @@ session refuses those that come at the wrong time or unpaid. docs/protocol.md de
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address, IPv4Interface
 
 from belljar.errors import GuestProtocolError
 
@@ -52,6 +53,7 @@ class Kind(IntEnum):
     PING = 0x09
     POWER_OFF = 0x0A
     DISCARD = 0x0B
+    NETWORK = 0x0C
     IDENTITY = 0x0D
     PREPARE = 0x0E
     SUSPEND = 0x0F
@@ -99,6 +101,8 @@ _WELCOME = struct.Struct("<HHIQ")
 _HELLO = struct.Struct("<HHIQ")
 _RUN = struct.Struct("<IIII")
 _CREDIT = struct.Struct("<I")
+#: Address and gateway as they stand in packets, MTU, prefix length, how many name servers, and three of those.
+_NETWORK = struct.Struct("<4s4sHBB12s")
 _COLLECT = struct.Struct("<QII")
 _STARTED = struct.Struct("<I")
 _EXITED = struct.Struct("<iiIIQQQ")
@@ -242,6 +246,15 @@ def _request(uid: int, gid: int, max_processes: int, flags: RunFlag, cwd: bytes,
     if len(prefork.encode()) > MAX_NAME:
         raise ValueError(f"the name of a prefork program has at most {MAX_NAME} bytes")
     return _RUN.pack(uid, gid, max_processes, flags) + cwd + b"\0" + prefork.encode()
+
+
+def network(interface: IPv4Interface, gateway: IPv4Address, nameservers: Sequence[IPv4Address], mtu: int) -> bytes:
+    """Set the machine's network device up, before RUN. At most three name servers."""
+    addresses = b"".join(each.packed for each in nameservers[:3])
+    prefix = interface.network.prefixlen
+    count = len(addresses) // 4
+    payload = _NETWORK.pack(interface.ip.packed, gateway.packed, mtu, prefix, count, addresses)
+    return frame(Kind.NETWORK, payload)
 
 
 def credit(stream: Stream, size: int) -> bytes:

@@ -43,7 +43,11 @@ class Archive:
 
     async def update(self) -> None:
         """Fetch the archive's lists. Raises ImageBuildError when a signature or the network fails."""
-        await self._apt("apt-get", "update", "-q")
+        # A mirror that does not answer is a warning to apt, which goes on with older lists; where there are none, what
+        # comes next would complain of something else.
+        first = not any((self.folder / "lists").glob("*InRelease"))
+        strict = ["-o", "APT::Update::Error-Mode=any"] if first else []
+        await self._apt("apt-get", *strict, "update", "-q")
 
     async def dependency(self, package: str, pattern: str) -> str:
         """The package that `package` depends on whose name matches. Raises ImageBuildError when there is none."""
@@ -99,8 +103,6 @@ def _config(folder: Path, architecture: str) -> str:
         "APT::Sandbox::User": "",
         "Acquire::Languages": "none",
         "Acquire::Retries": "2",
-        # Without it a mirror that does not answer is a warning, and what comes next complains of something else.
-        "APT::Update::Error-Mode": "any",
     }
     return "".join(f'{name} "{value}";\n' for name, value in settings.items())
 

@@ -16,7 +16,15 @@ from pathlib import Path
 from belljar.errors import ImageBuildError
 
 #: What a machine needs before its root filesystem is there, and what it is mounted with.
-MODULES = ("virtio_mmio", "virtio_blk", "virtio_console", "vmw_vsock_virtio_transport", "erofs", "overlay")
+MODULES = (
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_console",
+    "virtio_net",
+    "vmw_vsock_virtio_transport",
+    "erofs",
+    "overlay",
+)
 FOLDERS = ("cgroup", "dev", "modules", "newroot", "prefork", "proc", "rom", "rw", "sys")
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from belljar.jobs.egress import parse_egress
 from belljar.jobs.states import Status
 
 #: Linux refuses one argument or environment string of 128 KiB or more (MAX_ARG_STRLEN, execve(2)).
@@ -67,8 +68,9 @@ class JobOptions(Value):
     network_mbit_per_second: Rate = None
     """What its network may carry in each direction, in 10^6 bits per second; None: the settings' default."""
     timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    egress: Literal["none"] = "none"
-    """What the job may reach; this version has machines without a network only."""
+    egress: str | tuple[str, ...] = "none"
+    """What the job may reach: `none`, `open` (the internet), `packages` (the package mirrors of this place), or a list
+    of HOST, *.HOST, ADDRESS or NETWORK, each with :PORT if you like; a string with commas is a list."""
     artifacts: tuple[str, ...] = Field(default=(), max_length=64)
     """Globs below the working folder; what they match when the script has ended is kept."""
     max_attempts: int = Field(default=2, ge=1, le=10)
@@ -102,6 +104,11 @@ class JobOptions(Value):
             if glob.startswith("/") or ".." in glob.split("/"):
                 raise ValueError(f"the artifact glob {glob!r} leaves the working folder; give a path below it")
         return value
+
+    @field_validator("egress")
+    @classmethod
+    def _egress(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return parse_egress(value).value
 
     @field_validator("labels")
     @classmethod
@@ -194,6 +201,34 @@ class Usage(Value):
     tx_bytes: int | None = None
 
 
+class Refusal(Value):
+    """A destination that the job was refused."""
+
+    name: str | None = None
+    """The name that it asked for, where it asked for one."""
+    address: str | None = None
+    """None: the name was refused, so no address was ever tried."""
+    port: int | None = None
+    protocol: str | None = None
+    """`tcp`, `udp`, `icmp`, or a protocol's number; `dns` for a name."""
+    never: bool = False
+    """Whether no job may reach it, whatever its egress is: a private address, the host's own, a neighbour's."""
+    count: int = 1
+
+
+class NetworkUse(Value):
+    """What the network did not let through, so that a user sees why something could not be reached."""
+
+    refused_count: int = 0
+    """Connections and names that were refused, all of them."""
+    refused: tuple[Refusal, ...] = ()
+    """The first different ones, at most 20."""
+    limited_count: int = 0
+    """Connections that were over the limits of number and rate."""
+    forged_count: int = 0
+    """Packets under another address than the machine's, or of a kind that no machine sends."""
+
+
 class MachineInfo(Value):
     source: Literal["pool", "snapshot", "boot"]
     hypervisor: str
@@ -245,6 +280,7 @@ class Job(Value):
     finished_at: datetime | None = None
     timings: Timings = Timings()
     usage: Usage = Usage()
+    network: NetworkUse = NetworkUse()
     machine: MachineInfo | None = None
     worker: str | None = None
     logs: LogInfo = LogInfo()
@@ -261,7 +297,7 @@ class Job(Value):
     env: dict[str, str] = Field(default_factory=dict)
     stdin_bytes: int = 0
     """Length of standard input; the bytes lie in the blob store."""
-    egress: str = "none"
+    egress: str | tuple[str, ...] = "none"
     artifacts: tuple[str, ...] = ()
     max_attempts: int = 2
     priority: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from belljar.jobs.model import Artifact, JobError, LogInfo, MachineInfo, Timings, Usage, Value
+from belljar.jobs.model import Artifact, JobError, LogInfo, MachineInfo, NetworkUse, Timings, Usage, Value
 from belljar.jobs.states import Status
 
 
@@ -15,6 +15,7 @@ class Outcome(Value):
     error: JobError | None = None
     timings: Timings = Timings()
     usage: Usage = Usage()
+    network: NetworkUse = NetworkUse()
     logs: LogInfo = LogInfo()
     kept_artifacts: tuple[Artifact, ...] = ()
     finished_at: datetime

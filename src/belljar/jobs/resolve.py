@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from belljar.errors import InvalidOption
+from belljar.jobs.egress_ceiling import check_egress
 from belljar.jobs.ids import new_id
 from belljar.jobs.model import Job, JobOptions, Resources
 from belljar.jobs.states import Status
@@ -50,6 +51,7 @@ def resolve_job(
     _at_most("memory_mb", resources.memory_mb, settings.max_memory_mb, "max_memory_mb")
     _at_most("disk_mb", resources.disk_mb or 0, settings.max_disk_mb, "max_disk_mb")
     _at_most("timeout_seconds", timeout_seconds, settings.max_timeout_seconds, "max_timeout_seconds")
+    check_egress(options.egress, project, settings)
     if largest is not None:
         _fits("vcpus", resources.vcpus, largest.vcpus)
         _fits("memory_mb", resources.memory_mb, largest.memory_mb)

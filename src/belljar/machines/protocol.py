@@ -34,6 +34,11 @@ class Shape:
     network_mbit_per_second: float | None = None
 
 
+#: Of every machine's network device, since a clone has what its template had. Unicast and locally administered: the
+#: second lowest bit of the first byte is set, the lowest is not.
+GUEST_MAC = "02:62:6a:00:00:02"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkSlot:
     """The network place that a machine is plugged into. Whoever made it owns it, and gives it to one machine at a time.
@@ -45,6 +50,7 @@ class NetworkSlot:
     namespace: Path
     #: Name of the TAP device in it.
     tap: str
+    #: GUEST_MAC.
     guest_mac: str
     #: Address and prefix length of the guest, such as 172.30.0.2/30.
     guest_address: str

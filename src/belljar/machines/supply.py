@@ -64,6 +64,7 @@ class Supply:
         self._making: set[str] = set()
         self._not_before: dict[str, float] = {}
         self._used: dict[str, tuple[float, Hypervisor]] = {}
+        self._in_use: set[Machine] = set()
 
     @asynccontextmanager
     async def machine(
@@ -75,15 +76,21 @@ class Supply:
             if ready is None:
                 machine = await held.enter_async_context(hypervisor.machine(spec))
                 ready = Ready(machine, Session(machine.reader, machine.writer), "boot", machine.phases)
+            self._in_use.add(ready.machine)
+            held.callback(self._in_use.discard, ready.machine)
             yield ready
+
+    def pids(self) -> list[int]:
+        """The hypervisors' processes of the machines that jobs have now."""
+        return [pid for machine in self._in_use for pid in machine.pids()]
 
     async def _quick(self, order: _Order, held: AsyncExitStack) -> Ready | None:
         spec = order.spec
         assert spec.script_disk is not None
-        if self.snapshots is None or spec.slot is not None or spec.script_disk.stat().st_size > SCRIPT_DISK_BYTES:
+        if self.snapshots is None or spec.script_disk.stat().st_size > SCRIPT_DISK_BYTES:
             return None
         key = self.snapshots.key(order.hypervisor, spec.image, spec.shape, order.preparation)
-        if self.pool is not None:
+        if self.pool is not None and spec.slot is None:  # what waits there is plugged in nowhere
             self.pool.ask(key, lambda: self._exercised(order, key))
             waiting = await self.pool.take(key)
             if waiting is not None and (ready := await self._from_pool(waiting, spec.script_disk, held)):

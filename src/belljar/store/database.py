@@ -7,6 +7,7 @@ fails half-way because another wrote; inside a process they queue here instead o
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from belljar.store.schema import HEAD
 
 FILE_NAME = "belljar.db"
 _BUSY_SECONDS = 15
+_UNWRITABLE = "{} cannot be written; check its owner and mode, or set --data-dir to another folder"
 _READERS = 4
 
 
@@ -69,9 +71,7 @@ def told(error: DatabaseError, path: Path) -> BelljarError:
     if primary == sqlite3.SQLITE_FULL:
         return DiskFull(f"no room left in {path.parent}: free some space or move the data folder")
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return DataFolderError(
-            f"{path} cannot be written; check its owner and mode, or set --data-dir to another folder"
-        )
+        return DataFolderError(_UNWRITABLE.format(path))
     if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return DataFolderError(f"{path} is damaged or no SQLite database; put a backup in its place")
     return HostError(f"the database {path} failed: {error.orig}")
@@ -87,6 +87,10 @@ async def open_database(settings: Settings) -> Database:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise DataFolderError(f"cannot make the folder {path.parent}: {error.strerror}; set --data-dir") from error
+    # The thread of a connection that cannot be opened may outlive the event loop, and complain on stderr. Not tried by
+    # opening: closing a file drops the locks that this process's other connections have on it (fcntl(2)).
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise DataFolderError(_UNWRITABLE.format(path))
     engine = _engine(path)
     try:
         await _migrate(engine, path)
@@ -121,10 +125,14 @@ def _engine(path: Path) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
-        cursor = connection.cursor()
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
+        try:
+            cursor = connection.cursor()
+            for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+        except BaseException:
+            connection.close()  # else its thread outlives the event loop, and says so on stderr
+            raise
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:

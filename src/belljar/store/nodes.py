@@ -34,6 +34,9 @@ class Node(BaseModel):
     vcpus_free: int
     memory_free_mb: int
     running_jobs: int
+    #: Clones of snapshots that wait for jobs, and the memory they take.
+    waiting_clones: int = 0
+    waiting_memory_mb: int = 0
 
     def public(self, silent_after_seconds: float) -> dict[str, Any]:
         """As the HTTP API prints it; `alive` when its last word is not older than that."""

@@ -32,6 +32,7 @@ FOUND = frozenset(
         "error",
         "timings",
         "usage",
+        "network",
         "machine",
         "logs",
         "kept_artifacts",

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Any, Protocol, TypeVar
 
 from belljar.errors import BelljarError, DiskFull, MachineDied, MachineError, MachineTimeout
@@ -23,6 +24,7 @@ from belljar.guest.session import Session
 from belljar.guest.sinks import ArtifactSink, OutputSink
 from belljar.machines.protocol import Machine, MachineSpec
 from belljar.machines.supply import Ready, Source
+from belljar.network.traffic import Traffic
 
 #: After SIGKILL the guest's kernel ends the job's processes; a machine that has not said so by then is ended itself.
 KILL_PATIENCE_SECONDS = 5.0
@@ -66,6 +68,8 @@ class AttemptEnd:
     collected: wire.Collected | None = None
     #: Why the artifacts are not complete.
     collect_error: BelljarError | None = None
+    #: What went over its network; None when it had none, or when that could not be read.
+    traffic: Traffic | None = None
     #: Milliseconds of each step, in order.
     phases: dict[str, float] = field(default_factory=dict)
 
@@ -176,6 +180,9 @@ async def _converse(
             end.stop = Stop.CANCELLED
             return
         clock.mark("boot")
+    if (slot := plan.machine.slot) is not None:
+        nameservers = [IPv4Address(each) for each in slot.nameservers]
+        await session.network(IPv4Interface(slot.guest_address), IPv4Address(slot.gateway), nameservers, slot.mtu)
     await _run(plan, session, audience, cancel, end, clock)
     if plan.artifacts and end.not_started is None and end.stop is not Stop.CANCELLED and end.exited is not None:
         await _collect(plan, session, audience, end)

@@ -1,4 +1,4 @@
-"""What this node has for jobs: vCPUs and memory, counted as they are promised."""
+"""What this node has for jobs: vCPUs and memory, counted as they are promised, and watched as they are used."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ class Capacity:
 
     vcpus: int
     memory_mb: int
+    #: How many times the memory may be promised. Above 1, what machines really use keeps the node from the edge.
+    overcommit: float = 1.0
+    #: What the machines of jobs really take, MiB, as it was last measured.
+    used_mb: float = 0.0
     _held: dict[str, Resources] = field(default_factory=dict)
 
     @classmethod
@@ -32,6 +36,7 @@ class Capacity:
         return cls(
             vcpus=settings.worker_vcpus or 2 * (os.cpu_count() or 1),
             memory_mb=settings.worker_memory_mb or host_memory_mb() * 8 // 10,
+            overcommit=settings.memory_overcommit,
         )
 
     def largest(self) -> Largest:
@@ -41,8 +46,14 @@ class Capacity:
     def free(self) -> tuple[int, int]:
         """vCPUs and memory of the largest job that fits now; zeros when none does."""
         vcpus = self.vcpus - sum(held.vcpus for held in self._held.values())
-        memory_mb = self.memory_mb - sum(held.memory_mb + MACHINE_OVERHEAD_MB for held in self._held.values())
-        return max(0, vcpus), max(0, memory_mb - MACHINE_OVERHEAD_MB)
+        promised_mb = self._promised_mb()
+        memory_mb = self.memory_mb * self.overcommit - promised_mb
+        if promised_mb > self.memory_mb:
+            memory_mb = min(memory_mb, self.memory_mb - self.used_mb)
+        return max(0, vcpus), max(0, min(int(memory_mb), self.memory_mb) - MACHINE_OVERHEAD_MB)
+
+    def _promised_mb(self) -> int:
+        return sum(held.memory_mb + MACHINE_OVERHEAD_MB for held in self._held.values())
 
     def hold(self, job_id: str, resources: Resources) -> None:
         self._held[job_id] = resources
@@ -52,7 +63,7 @@ class Capacity:
 
     def spare_mb(self) -> float:
         """Memory that jobs leave now, MiB: waiting clones may have it until a job wants it."""
-        return max(0, self.memory_mb - sum(held.memory_mb + MACHINE_OVERHEAD_MB for held in self._held.values()))
+        return max(0.0, self.memory_mb - max(self._promised_mb() / self.overcommit, self.used_mb))
 
     def is_busy(self) -> bool:
         """Whether jobs want every processor of this host."""

@@ -24,12 +24,15 @@ from belljar.machines.leftovers import clear_leftovers
 from belljar.machines.protocol import Hypervisor, MachineSpec
 from belljar.machines.snapshots import Snapshots
 from belljar.machines.supply import Ready, Source, Supply
+from belljar.network.attachment import Attachment
+from belljar.network.leftovers import clear_network_leftovers
 from belljar.scripts.limits import UploadLimits
 from belljar.scripts.prepare import prepare
 from belljar.settings import Settings
 from belljar.worker.attempt import AttemptEnd, run_attempt
 from belljar.worker.capacity import Capacity
 from belljar.worker.ending import error_of, signal_name, status_of, usage_of
+from belljar.worker.networking import Networking, network_use, told
 from belljar.worker.output import FolderArtifacts
 from belljar.worker.plan import plan_attempt
 from belljar.worker.preparing import Preparations
@@ -76,12 +79,12 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
             work=Path(folder),
         )
         await clear_leftovers(jails=jails(settings))
+        await asyncio.to_thread(clear_network_leftovers)
         name = run.options.image or images.image_for(prepared.language)
         script = Runnable(script_id=prepared.id, language=prepared.language, entrypoint=prepared.entrypoint)
         largest = Capacity.of_host(settings).largest()
         job = resolve_job(run.options, script, project=PROJECT, image=name, settings=settings, largest=largest)
         image = images.get(name)
-        plan = plan_attempt(job, image, prepared.disk, run.options.stdin_bytes(), settings)
         hypervisor = await Chooser(settings).hypervisor(image)
         preparation = await Preparations(settings).of(image)
         supply = Supply(Snapshots(settings) if settings.snapshots == "on" else None)
@@ -91,18 +94,32 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
         def take(spec: MachineSpec) -> AbstractAsyncContextManager[Ready]:
             return supply.machine(hypervisor, spec, preparation)
 
-        async def ended(end: AttemptEnd) -> None:
-            ends.append(end)
-
         for attempt in range(1, job.max_attempts + 1):
             try:
-                await run_attempt(plan, take, audience, cancel, ended)
+                async with Networking(settings) as networking, networking.attached(job) as network:
+                    plan = plan_attempt(
+                        job,
+                        image,
+                        prepared.disk,
+                        run.options.stdin_bytes(),
+                        settings,
+                        slot=network.slot if network else None,
+                        env=networking.environment(job),
+                    )
+
+                    async def ended(end: AttemptEnd, network: Attachment | None = network) -> None:
+                        end.traffic = await network.traffic() if network else None
+                        ends.append(end)
+
+                    await run_attempt(plan, take, audience, cancel, ended)
             except MachineError as error:
                 # A script that has begun is not begun again: its output has been seen.
                 if audience.started_at is not None or attempt == job.max_attempts:
                     raise
                 run.notice(f"attempt {attempt} was lost: {error.message}; trying again")
             else:
+                for sentence in told(network_use(ends[-1].traffic), job):
+                    run.notice(sentence.removeprefix("belljar: "))
                 return _ended(job, attempt, ends[-1], audience, hypervisor)
     raise AssertionError("a loop over at least one attempt returns or raises")
 
@@ -131,6 +148,7 @@ def _ended(job: Job, attempt: int, end: AttemptEnd, audience: _Terminal, hypervi
             "finished_at": now,
             "timings": Timings(queue_ms=0, machine_ms=to_start, run_ms=run_ms, phases=dict(end.phases)),
             "usage": usage_of(end),
+            "network": network_use(end.traffic),
             "machine": audience.source
             and MachineInfo(source=audience.source, hypervisor=hypervisor.name, accelerator=hypervisor.accelerator),
             "logs": LogInfo(

@@ -50,12 +50,13 @@ def error_of(end: AttemptEnd, job: Job) -> JobError | None:
 
 
 def usage_of(end: AttemptEnd) -> Usage:
-    """What the job used, as its guest counted it. A machine without a network moves no bytes."""
+    """What the job used, as its guest counted it; the bytes as the host did. Without a network there are none."""
+    received, sent = (end.traffic.rx_bytes, end.traffic.tx_bytes) if end.traffic is not None else (0, 0)
     if end.exited is None:
-        return Usage(rx_bytes=0, tx_bytes=0)
+        return Usage(rx_bytes=received, tx_bytes=sent)
     return Usage(
         cpu_seconds=round(end.exited.cpu_us / 1e6, 6),
         max_memory_mb=round(end.exited.max_memory_bytes / (1024 * 1024), 3),
-        rx_bytes=0,
-        tx_bytes=0,
+        rx_bytes=received,
+        tx_bytes=sent,
     )

@@ -9,7 +9,7 @@ from belljar.errors import UnknownLanguage
 from belljar.guest.command import Command
 from belljar.images.manifest import Image, Language
 from belljar.jobs.model import Job
-from belljar.machines.protocol import MachineSpec
+from belljar.machines.protocol import MachineSpec, NetworkSlot
 from belljar.machines.shapes import fitted
 from belljar.settings import Settings
 from belljar.worker.attempt import AttemptPlan
@@ -23,16 +23,33 @@ DEFAULT_ENV = {
 }
 
 
-def plan_attempt(job: Job, image: Image, script_disk: Path, stdin: bytes, settings: Settings) -> AttemptPlan:
-    """What a machine is to do for `job`. Raises UnknownLanguage when the image has not got the job's language."""
+def plan_attempt(
+    job: Job,
+    image: Image,
+    script_disk: Path,
+    stdin: bytes,
+    settings: Settings,
+    *,
+    slot: NetworkSlot | None = None,
+    env: dict[str, str] | None = None,
+) -> AttemptPlan:
+    """What a machine is to do for `job`, on its network if it has one; `env` is under the job's own.
+
+    Raises UnknownLanguage when the image has not got the job's language.
+    """
     language = image.language(job.language)
     if language is None:
         known = ", ".join(each.name for each in image.manifest.languages)
         raise UnknownLanguage(f"the image {image.name} runs {known}, not {job.language}; choose another image")
-    asked = job.resources
+    asked, variables = job.resources, {**(env or {}), **job.env}
     return AttemptPlan(
-        machine=MachineSpec(image=image, shape=fitted(**asked.model_dump()), script_disk=script_disk),
-        command=command_for(image, language, f"{WORKING_FOLDER}/{job.entrypoint}", job.args, job.env, settings),
+        machine=MachineSpec(
+            image=image,
+            shape=fitted(**asked.model_dump(), network=slot is not None),
+            script_disk=script_disk,
+            slot=slot,
+        ),
+        command=command_for(image, language, f"{WORKING_FOLDER}/{job.entrypoint}", job.args, variables, settings),
         stdin=stdin,
         timeout_seconds=job.timeout_seconds,
         grace_seconds=settings.grace_seconds,

@@ -17,6 +17,7 @@ from belljar.machines.protocol import Hypervisor
 from belljar.machines.supply import Source
 from belljar.worker.attempt import AttemptEnd
 from belljar.worker.ending import error_of, signal_name, status_of, usage_of
+from belljar.worker.networking import network_use, told
 from belljar.worker.output import BlobArtifacts, LoggedOutput
 from belljar.worker.rooms import WorkerRooms
 
@@ -84,7 +85,9 @@ class Recorder:
 
     async def ended(self, end: AttemptEnd) -> None:
         """Write down how the script ended."""
-        exited = end.exited
+        exited, use = end.exited, network_use(end.traffic)
+        for sentence in told(use, self._job):
+            self._log.append(LogStream.CONSOLE, f"\n[{sentence}]\n".encode())
         await self.finish(
             Outcome(
                 status=status_of(end),
@@ -93,6 +96,7 @@ class Recorder:
                 error=error_of(end, self._job) or self._log_error(),
                 timings=self._timings(end),
                 usage=usage_of(end),
+                network=use,
                 logs=self.output.info(),
                 kept_artifacts=tuple(self.artifacts.kept),
                 finished_at=datetime.now(UTC),

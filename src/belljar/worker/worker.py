@@ -27,9 +27,12 @@ from belljar.machines.leftovers import clear_leftovers
 from belljar.machines.protocol import Hypervisor, MachineSpec
 from belljar.machines.shapes import fitted
 from belljar.machines.supply import Ready
+from belljar.machines.usage import resident_mb
+from belljar.network.leftovers import clear_network_leftovers
 from belljar.store.nodes import Node
 from belljar.worker.attempt import AttemptEnd, run_attempt
 from belljar.worker.capacity import Capacity
+from belljar.worker.networking import Networking
 from belljar.worker.plan import plan_attempt
 from belljar.worker.recorder import Recorder, persistently
 from belljar.worker.rooms import WorkerRooms
@@ -40,6 +43,7 @@ log = structlog.get_logger()
 LOOK_SECONDS = 0.5
 #: Pause after the store could not be read or written.
 TROUBLE_SECONDS = 2.0
+_MEASURE_SECONDS = 1.0
 #: The image that most first jobs want.
 _FIRST_IMAGE = "python"
 
@@ -61,21 +65,23 @@ class Worker:
         self._room = asyncio.Event()
         self._started_at = datetime.now(UTC)
         self._hypervisor: Hypervisor | None = None
+        self._networking = Networking(rooms.settings)
 
     async def run(self) -> None:
         """Work until cancelled. First puts right what an earlier run of this worker left unfinished."""
         await self._recover()
         await self._beat()
-        async with asyncio.TaskGroup() as group:
+        async with self._networking, asyncio.TaskGroup() as group:
             group.create_task(self._choose_hypervisor())
             group.create_task(self._rooms.supply.run(self.capacity.spare_mb))
             group.create_task(self._keep_alive())
             group.create_task(self._look_after())
+            group.create_task(self._measure())
             await self._claim_while_there_is_room(group)
 
     async def _recover(self) -> None:
         rooms = self._rooms
-        removed = await clear_leftovers(jails=jails(rooms.settings))
+        removed = await clear_leftovers(jails=jails(rooms.settings)) + await asyncio.to_thread(clear_network_leftovers)
         if removed:
             log.warning("leftovers_removed", count=removed)
         for name in ("artifacts", "scratch"):
@@ -110,8 +116,6 @@ class Worker:
                 await self._wait_for_work()
                 continue
             self.capacity.hold(job.id, job.resources)
-            if self._rooms.supply.pool is not None:
-                await self._rooms.supply.pool.shrink_to(self.capacity.spare_mb())
             self._running[job.id] = _Running(job)
             group.create_task(self._attempt(job), name=f"attempt {job.id}")
 
@@ -166,18 +170,24 @@ class Worker:
         image = rooms.images.get(job.image)
         disk = await rooms.scripts.disk(job.script_id)
         stdin = await rooms.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
-        plan = plan_attempt(job, image, disk, stdin, rooms.settings)
         hypervisor = recorder.hypervisor = self._hypervisor = await rooms.hypervisor(image)
         preparation = await rooms.preparations.of(image)
+        if rooms.supply.pool is not None:
+            await rooms.supply.pool.shrink_to(self.capacity.spare_mb())
 
         def take(spec: MachineSpec) -> AbstractAsyncContextManager[Ready]:
             return rooms.supply.machine(hypervisor, spec, preparation)
 
-        async def ended(end: AttemptEnd) -> None:
-            await recorder.ended(end)
-            rooms.changes.notify(job.id)
+        async with self._networking.attached(job) as network:
+            slot, env = (network.slot if network else None), self._networking.environment(job)
+            plan = plan_attempt(job, image, disk, stdin, rooms.settings, slot=slot, env=env)
 
-        await run_attempt(plan, take, recorder, running.cancel, ended)
+            async def ended(end: AttemptEnd) -> None:
+                end.traffic = await network.traffic() if network else None
+                await recorder.ended(end)
+                rooms.changes.notify(job.id)
+
+            await run_attempt(plan, take, recorder, running.cancel, ended)
 
     async def _give_back(self, job: Job, recorder: Recorder | None, reason: str, code: str) -> None:
         """The attempt is lost: queue the job again or end it, as the store decides."""
@@ -197,6 +207,12 @@ class Worker:
             await keep_log(rooms.settings.data_dir, rooms.blobs, job.id)
         rooms.changes.notify(job.id)
         rooms.changes.notify_queued()
+
+    async def _measure(self) -> None:
+        """Know what machines really take, where more was promised than there is."""
+        while self.capacity.overcommit > 1:
+            await asyncio.sleep(_MEASURE_SECONDS)
+            self.capacity.used_mb = await asyncio.to_thread(resident_mb, self._rooms.supply.pids())
 
     async def _look_after(self) -> None:
         """Pass on requests to cancel."""
@@ -230,7 +246,7 @@ class Worker:
 
     async def _beat(self) -> None:
         vcpus_free, memory_free_mb = self.capacity.free()
-        hypervisor = self._hypervisor
+        hypervisor, pool = self._hypervisor, self._rooms.supply.pool
         await self._rooms.nodes.heartbeat(
             Node(
                 id=self.id,
@@ -246,5 +262,7 @@ class Worker:
                 vcpus_free=vcpus_free,
                 memory_free_mb=memory_free_mb,
                 running_jobs=self.capacity.jobs,
+                waiting_clones=sum(pool.counts().values()) if pool is not None else 0,
+                waiting_memory_mb=round(pool.memory_mb if pool is not None else 0),
             )
         )

@@ -57,7 +57,9 @@ async def metrics(services: Asked) -> Response:
         jobs.labels(status).set(counts.get(status, 0))
     free = Gauge("belljar_node_free_memory_mb", "Memory of the largest job that fits now.", ["node"], registry=registry)
     running = Gauge("belljar_node_running_jobs", "Jobs that a node holds.", ["node"], registry=registry)
+    waiting = Gauge("belljar_node_waiting_clones", "Clones that wait for jobs.", ["node"], registry=registry)
     for node in await services.nodes.list():
+        waiting.labels(node.id).set(node.waiting_clones)
         free.labels(node.id).set(node.memory_free_mb)
         running.labels(node.id).set(node.running_jobs)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

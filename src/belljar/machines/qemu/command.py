@@ -20,6 +20,8 @@ class Hardware:
     accelerator: str
     #: Of the host's time stamp counter, which a guest under emulation must be told (tsc.py); None where it need not be.
     tsc_khz: int | None
+    #: Of its network device, if it has one.
+    guest_mac: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,8 @@ class Descriptors:
     agent: int
     qmp: int
     console: int
+    #: Of the slot's TAP device.
+    tap: int | None = None
 
 
 def arguments(hardware: Hardware, descriptors: Descriptors) -> list[str]:
@@ -80,6 +84,7 @@ def arguments(hardware: Hardware, descriptors: Descriptors) -> list[str]:
         "rng-builtin,id=entropy",
         "-device",
         "virtio-rng-device,rng=entropy",
+        *_network(descriptors.tap, hardware.guest_mac),
     ]
 
 
@@ -133,9 +138,17 @@ def kernel_command_line(accelerator: str, tsc_khz: int | None) -> str:
     """A quiet kernel that resets at a panic; under emulation it is told the clock's frequency (tsc.py says why)."""
     words = ["console=ttyS0", "quiet", "loglevel=4", "panic=-1", "reboot=t", "random.trust_cpu=on"]
     if accelerator == "tcg" and tsc_khz is not None:
-        # The counter is the host's own, which its kernel trusts; on a busy host the guest's watchdog would come to doubt it.
+        # The counter is the host's own; on a busy host the guest's watchdog would come to doubt it.
         words += [f"tsc_early_khz={tsc_khz}", "tsc=reliable"]
     return " ".join(words)
+
+
+def _network(tap: int | None, guest_mac: str | None) -> list[str]:
+    """The guest's device on the slot's TAP; without one the guest has none."""
+    if tap is None:
+        return []
+    device = f"virtio-net-device,netdev=net,mac={guest_mac}"
+    return ["-netdev", f"tap,id=net,fd={tap},vhost=off", "-device", device]
 
 
 def _disks(shape: Shape, descriptors: Descriptors) -> list[str]:

@@ -24,6 +24,7 @@ from belljar.machines.qemu.launch import Files, Launcher, opened
 from belljar.machines.qemu.machine import QemuClone, QemuMachine, QemuTemplate
 from belljar.machines.qemu.memory import copy_sparse, new_memory, reopened
 from belljar.machines.qemu.scratch import scratch_disk
+from belljar.machines.tap import dead_end, opened_tap
 from belljar.settings import Settings
 
 #: What QEMU loads by name besides its libraries: accelerators that are modules, firmware.
@@ -77,6 +78,7 @@ class QemuHypervisor:
                 root=opened(spec.image.root, held),
                 script=opened(spec.script_disk, held),
                 scratch=await self._scratch(spec, held),
+                tap=await opened_tap(spec.slot, held),
             )
             yield await self._launcher.launch(QemuMachine, spec.shape, files, held)
 
@@ -94,6 +96,7 @@ class QemuHypervisor:
                 script=reopened(script, held),
                 scratch=await self._scratch(spec, held),
                 memory=memory,
+                tap=await dead_end(held) if spec.shape.network else None,
             )
             template = await self._launcher.launch(QemuTemplate, spec.shape, files, held)
             template.reads(script)
@@ -116,6 +119,7 @@ class QemuHypervisor:
                 scratch=scratch,
                 memory=frozen.hold_memory(held),
                 state=reopened(frozen.state, held),
+                tap=await opened_tap(spec.slot, held),
             )
             clone = await self._launcher.launch(QemuClone, spec.shape, files, held)
             clone.reads(script)

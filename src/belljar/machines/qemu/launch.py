@@ -17,7 +17,7 @@ from typing import TypeVar
 from belljar.errors import HostError
 from belljar.machines.cgroup import Bounds, Hierarchy, machine_group
 from belljar.machines.jail import Jail, Program, kvm_node, machine_uid, spawn
-from belljar.machines.protocol import Console, Shape
+from belljar.machines.protocol import GUEST_MAC, Console, Shape
 from belljar.machines.qemu.command import Descriptors, Hardware, arguments, restore_orders
 from belljar.machines.qemu.machine import QemuMachine
 from belljar.machines.qemu.monitor import Monitor
@@ -65,6 +65,8 @@ class Files:
     memory: int | None = None
     #: The device state that a clone begins with.
     state: int | None = None
+    #: Of the slot's TAP device.
+    tap: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +98,8 @@ class Launcher:
                 qmp=qmp.theirs.fileno(),
                 console=console.theirs.fileno(),
             )
-            hardware = Hardware(shape, self.accelerator, tsc_khz() if self.accelerator == "tcg" else None)
+            khz = tsc_khz() if self.accelerator == "tcg" else None
+            hardware = Hardware(shape, self.accelerator, khz, GUEST_MAC if shape.network else None)
             command = jail.command(self.program, arguments(hardware, descriptors))
             process = await _spawn(command, jail.environment(), descriptors)
         machine = kind(

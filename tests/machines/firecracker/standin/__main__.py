@@ -18,8 +18,9 @@ import time
 import zipfile
 from pathlib import Path
 
-from api import serve
 from behaviour import Refused, Vmm
+
+from api import serve
 
 VERSION = "1.16.1"
 

@@ -1,0 +1,136 @@
+#!.venv/bin/python
+"""What a network adds to a job, and how fast it is, with real machines and a real server. Needs root and built images.
+
+    .venv/bin/python bench/networked_jobs.py --data-dir DIR [--rounds 12] [--json]
+
+The machines talk to servers in a namespace that this script makes. DIR is where `belljar image build` has put images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from belljar.machines.namespace import inside
+from network.world import INTERNET, NAMESERVER, NETNS, WEB, internet, listen
+from system.running import Server, serving
+
+POLICIES: dict[str, str | list[str]] = {
+    "none": "none",
+    "open": "open",
+    "list": ["example.org:443", "198.51.100.0/24", *(f"20.{number}.0.0/16" for number in range(100))],
+}
+SECONDS = 4
+POUR = f"""
+import socket, time
+connection = socket.create_connection(("{WEB}", 5201), 10)
+data, end, sent = bytes(1 << 18), time.monotonic() + {SECONDS}, 0
+while time.monotonic() < end:
+    sent += connection.send(data)
+print(sent * 8 / 1e6 / {SECONDS})
+"""
+DRAIN = f"""
+import socket, time
+connection = socket.create_connection(("{WEB}", 5202), 10)
+end, got = time.monotonic() + {SECONDS}, 0
+while time.monotonic() < end:
+    got += len(connection.recv(1 << 18))
+print(got * 8 / 1e6 / {SECONDS})
+"""
+
+
+def serve(port: int, send: bool, stop: threading.Event) -> threading.Thread:
+    """Take everything that comes, or send without end, to one connection at a time."""
+    listener = inside(NETNS / INTERNET, lambda: listen(WEB, port))
+    listener.settimeout(0.2)
+
+    def talk() -> None:
+        data = bytes(1 << 18)
+        with listener:
+            while not stop.is_set():
+                try:
+                    connection, _ = listener.accept()
+                except TimeoutError:
+                    continue
+                with connection:
+                    connection.settimeout(5)
+                    try:
+                        while not stop.is_set() and (connection.send(data) if send else connection.recv(1 << 18)):
+                            pass
+                    except OSError:
+                        continue
+
+    thread = threading.Thread(target=talk)
+    thread.start()
+    return thread
+
+
+def attaching(server: Server, rounds: int) -> dict[str, Any]:
+    """Milliseconds of each step, by policy; the policies take turns."""
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in POLICIES}
+    for _ in range(rounds):
+        for name, egress in POLICIES.items():
+            job = server.run("print(1)", egress=egress)
+            assert job["status"] == "succeeded", job
+            seen[name].append({"machine": job["timings"]["machine_ms"], **job["timings"]["phases"]})
+            time.sleep(0.3)
+    return {
+        f"{name}: {step} ms": round(statistics.median(each[step] for each in found), 1)
+        for name, found in seen.items()
+        for step in found[0]
+    }
+
+
+def speed(server: Server) -> dict[str, Any]:
+    """Megabits per second of TCP, as a job sees it."""
+    figures = {}
+    for name, egress in list(POLICIES.items())[1:]:
+        for way, code in (("guest → host", POUR), ("host → guest", DRAIN)):
+            rates = []
+            for _ in range(3):
+                job = server.run(code, egress=egress)
+                assert job["status"] == "succeeded", (job, server.logs(job))
+                rates.append(float(server.logs(job)))
+            figures[f"{name}: {way} Mbit/s"] = round(statistics.median(rates))
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    stop = threading.Event()
+    with internet(), tempfile.TemporaryDirectory() as folder:
+        data_dir = Path(folder) / "data"
+        data_dir.mkdir()
+        (data_dir / "images").symlink_to(asked.data_dir / "images")
+        threads = [serve(5201, False, stop), serve(5202, True, stop)]
+        try:
+            environment = {"BELLJAR_NAMESERVERS": f'["{NAMESERVER}"]', "BELLJAR_NETWORK_MBIT": "10000"}
+            with serving(data_dir, **environment) as server:
+                server.run("print(1)", egress="open")
+                figures = attaching(server, asked.rounds) | speed(server)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(10)
+    if asked.json:
+        print(json.dumps(figures, indent=2))
+        return
+    for name, value in figures.items():
+        print(f"{name:26} {value}")
+
+
+if __name__ == "__main__":
+    main()

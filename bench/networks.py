@@ -1,0 +1,202 @@
+#!.venv/bin/python
+"""Figures of networks on this host: a slot made, claimed, destroyed; many at once; throughput; memory. Needs root.
+
+    .venv/bin/python bench/networks.py [--slots 200] [--json]
+
+Changes the host's networking while it runs, as jobs with networks do, and puts it back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Network
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from belljar.machines.namespace import inside
+from belljar.machines.owner import owner_name
+from belljar.machines.tap import open_tap
+from belljar.network.host import HostSide
+from belljar.network.layout import lay_out
+from belljar.network.links import host_facts, netlink
+from belljar.network.policy import NameRule, NetworkRule, Policy
+from belljar.network.pool import SlotPool
+from belljar.network.slot import Slot
+from belljar.settings import Settings
+from network.world import INTERNET, NETNS, WEB, guest, internet, listen
+
+LISTED = Policy(
+    names=(NameRule("example.org", port=443), NameRule("example.net", below=True)),
+    networks=(NetworkRule(IPv4Network("198.51.100.0/24"), 5201), NetworkRule(IPv4Network("20.0.0.0/16"))),
+)
+LARGEST = Policy(networks=tuple(NetworkRule(IPv4Network((0x14000000 + 256 * n, 24)), 443) for n in range(256)))
+_SECONDS = 3.0
+_CHUNK = 1 << 20
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return (time.perf_counter() - start) * 1000
+
+
+def memory_kb() -> dict[str, int]:
+    """The kernel's own memory and this process's, in KiB."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    info = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    own = next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
+    return {"kernel": info["Slab"] + info.get("Percpu", 0) + info["KernelStack"], "process": own}
+
+
+def many_slots(count: int) -> dict[str, object]:
+    """Make that many slots, one after the other; all live at once; then destroy them."""
+    settings = Settings()
+    layout, owner = lay_out(settings, netlink(host_facts)), owner_name(os.getpid())
+    host = HostSide(owner, layout, ())
+    figures: dict[str, object] = {"host table ms": milliseconds(host.open)}
+    slots: list[Slot] = []
+    try:
+        before = memory_kb()
+        made = [
+            milliseconds(lambda: slots.append(Slot.make(owner, host.reserve(), layout, host.join)))
+            for _ in range(count)
+        ]
+        after = memory_kb()
+        for name, policy in (("open", Policy(open=True)), ("list of 4", LISTED), ("list of 256", LARGEST)):
+            chosen = slots[:20] if policy.open else slots[20:40] if policy is LISTED else slots[40:60]
+            times = [milliseconds(lambda slot=slot, policy=policy: slot.open_for(policy)) for slot in chosen]  # type: ignore[misc]
+            figures[f"policy {name} ms"] = round(statistics.median(times), 2)
+        taps: list[int] = []
+        opening = [milliseconds(lambda slot=slot: taps.append(open_tap(slot.described()))) for slot in slots[:20]]  # type: ignore[misc]
+        for tap in taps:
+            os.close(tap)
+        figures["TAP opened ms"] = round(statistics.median(opening), 2)
+        figures["counters read ms"] = round(statistics.median(milliseconds(slot.traffic) for slot in slots[:20]), 2)
+        tenth = max(1, count // 10)
+        figures |= {
+            "slots": count,
+            "slot made ms, median": round(statistics.median(made), 2),
+            "of the first tenth": round(statistics.median(made[:tenth]), 2),
+            "of the last tenth": round(statistics.median(made[-tenth:]), 2),
+            "kernel memory per slot KiB": (after["kernel"] - before["kernel"]) // count,
+            "process memory per slot KiB": (after["process"] - before["process"]) // count,
+        }
+    finally:
+        gone = [milliseconds(lambda slot=slot: slot.remove(host.part)) for slot in slots]  # type: ignore[misc]
+        host.close()
+    figures["slot destroyed ms, median"] = round(statistics.median(gone), 2)
+    return figures
+
+
+async def claims(rounds: int) -> dict[str, object]:
+    """Claims from a pool that had the time to fill."""
+    figures: dict[str, object] = {}
+    async with SlotPool(Settings(network_slots=4)) as pool:
+        async with pool.attached(Policy()):
+            pass
+        for name, policy in (("open", Policy(open=True)), ("list", LISTED)):
+            times, releases = [], []
+            for _ in range(rounds):
+                while pool.ready < 4 or pool.leaving:  # noqa: ASYNC110  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                start = time.perf_counter()
+                async with pool.attached(policy):
+                    times.append((time.perf_counter() - start) * 1000)
+                    await asyncio.sleep(0.02)
+                    end = time.perf_counter()
+                releases.append((time.perf_counter() - end) * 1000)
+            figures[f"claim {name} ms, median"] = round(statistics.median(times), 2)
+            figures[f"claim {name} ms, 90 %"] = round(sorted(times)[len(times) * 9 // 10], 2)
+            figures[f"release {name} ms, median"] = round(statistics.median(releases), 2)
+    return figures
+
+
+def _pour(connection: socket.socket, stop: threading.Event) -> int:
+    sent, data = 0, b"x" * _CHUNK
+    connection.settimeout(1)
+    while not stop.is_set():
+        try:
+            sent += connection.send(data)
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+    return sent
+
+
+def _drain(connection: socket.socket, seconds: float) -> float:
+    """Megabits per second that came."""
+    got, start = 0, time.monotonic()
+    while time.monotonic() - start < seconds:
+        got += len(connection.recv(_CHUNK))
+    return got * 8 / 1e6 / (time.monotonic() - start)
+
+
+def _measure(sender: socket.socket, receiver: socket.socket) -> float:
+    stop = threading.Event()
+    thread = threading.Thread(target=_pour, args=(sender, stop))
+    thread.start()
+    try:
+        return round(_drain(receiver, _SECONDS))
+    finally:
+        stop.set()
+        receiver.close()
+        thread.join(5)
+
+
+async def throughput() -> dict[str, object]:
+    """TCP between a guest's kernel and the internet's, over the slot, both ways; Python copies the guest's frames."""
+    figures: dict[str, object] = {}
+    with internet():
+        listener = inside(NETNS / INTERNET, lambda: listen(WEB, 5201))
+        async with SlotPool(Settings(network_mbit=10_000, network_packets_per_second=10_000_000)) as pool:
+            for name, policy in (("open", Policy(open=True)), ("list", LISTED), ("list of 256", with_web(LARGEST))):
+                async with pool.attached(policy) as attachment:
+                    with guest(attachment.slot) as machine:
+
+                        def both(machine=machine) -> tuple[float, float]:  # type: ignore[no-untyped-def]
+                            ways = []
+                            for up in (True, False):
+                                ours = machine.do(lambda: socket.create_connection((WEB, 5201), 5))
+                                theirs, _ = listener.accept()
+                                with ours, theirs:
+                                    ways.append(_measure(ours, theirs) if up else _measure(theirs, ours))
+                            return ways[0], ways[1]
+
+                        up, down = await asyncio.to_thread(both)
+                        figures[f"{name}: guest → host Mbit/s"], figures[f"{name}: host → guest Mbit/s"] = up, down
+        listener.close()
+    return figures
+
+
+def with_web(policy: Policy) -> Policy:
+    return Policy(networks=(*policy.networks, NetworkRule(IPv4Network(f"{WEB}/32"), 5201)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slots", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    figures = many_slots(asked.slots) | asyncio.run(claims(asked.rounds)) | asyncio.run(throughput())
+    if asked.json:
+        print(json.dumps(figures, indent=2))
+        return
+    for name, value in figures.items():
+        print(f"{name:34} {value}")
+
+
+if __name__ == "__main__":
+    main()

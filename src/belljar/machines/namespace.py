@@ -1,0 +1,63 @@
+"""Work in another network namespace, in a thread that ends with it: the process itself never changes its own.
+
+Source: setns(2), network_namespaces(7). Python has os.setns only from 3.12 on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check(result: int, what: str) -> None:
+    """Raises OSError for the C library's -1."""
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def in_fresh_thread(work: Callable[[], T]) -> T:
+    """What `work` returns, from a thread of its own that may change its namespaces: they end with it. Blocks."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 (raised again in the thread that waits)
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="belljar-namespace", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def inside(namespace: Path, work: Callable[[], T]) -> T:
+    """What `work` returns in the network namespace that is mounted at that path. Blocks. Raises OSError."""
+
+    def enter_and_work() -> T:
+        descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            check(_libc.setns(descriptor, _CLONE_NEWNET), f"setns {namespace}")
+        finally:
+            os.close(descriptor)
+        return work()
+
+    return in_fresh_thread(enter_and_work)
+
+
+def leave_to_new() -> None:
+    """Put the calling thread, which must be a fresh one, into a new network namespace. Raises OSError."""
+    check(_libc.unshare(_CLONE_NEWNET), "unshare")

@@ -1,0 +1,85 @@
+"""The machine's end of a network slot: its TAP device, opened inside the slot's namespace.
+
+The descriptor is all that a hypervisor needs; it may sit in a jail without any network.
+Source: the kernel's Documentation/networking/tuntap.rst.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from belljar.errors import HostError
+from belljar.machines.namespace import in_fresh_thread, inside, leave_to_new
+from belljar.machines.protocol import NetworkSlot
+
+_DEVICE = "/dev/net/tun"
+_TUNSETIFF = 0x400454CA
+_TUNSETPERSIST = 0x400454CB
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+
+
+def open_tap(slot: NetworkSlot) -> int:
+    """A descriptor of the slot's TAP device, the caller's to close. Blocks for about 0.1 ms. Raises HostError."""
+    try:
+        return inside(Path(slot.namespace), lambda: attach_tap(slot.tap))
+    except OSError as error:
+        raise HostError(f"cannot open the machine's network device: {error}") from error
+
+
+async def opened_tap(slot: NetworkSlot | None, held: AsyncExitStack) -> int | None:
+    """The same, closed with `held`; None without a slot. Raises HostError."""
+    return None if slot is None else await _opened(lambda: open_tap(slot), held)
+
+
+async def dead_end(held: AsyncExitStack) -> int:
+    """A TAP device for a template, whose network leads nowhere: alone in a namespace that goes with the descriptor.
+
+    Its clones are given others; to QEMU they are the same kind of thing. Raises HostError.
+    """
+
+    def make() -> int:
+        leave_to_new()
+        return attach_tap("tap0")
+
+    try:
+        return await _opened(lambda: in_fresh_thread(make), held)
+    except OSError as error:
+        raise HostError(f"cannot make a template's network device: {error}") from error
+
+
+async def _opened(work: Callable[[], int], held: AsyncExitStack) -> int:
+    """The descriptor that blocking `work` opens, closed with `held`."""
+    opening = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        descriptor = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await asyncio.wait({opening})
+        if opening.exception() is None:
+            os.close(opening.result())
+        raise
+    held.callback(os.close, descriptor)
+    return descriptor
+
+
+def attach_tap(name: str, *, persist: bool = False) -> int:
+    """A descriptor of the TAP device `name` of the calling thread's namespace, made if it is not there.
+
+    `persist`: it stays when the descriptor is closed. Frames carry a virtio header, so that both ends may leave
+    checksums and segmentation to each other. Raises OSError.
+    """
+    descriptor = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
+        fcntl.ioctl(descriptor, _TUNSETIFF, request)
+        if persist:
+            fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -1,0 +1,250 @@
+"""The slots of one process: some are kept ready, each is given to one machine, and none outlives the pool.
+
+Nothing of the host is changed before the first machine asks for a network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from belljar.errors import BelljarError, MissingTool, NetworkError, NoNetwork
+from belljar.machines.owner import owner_name
+from belljar.network import nft
+from belljar.network.attachment import Attachment
+from belljar.network.host import HostSide
+from belljar.network.layout import FALLBACK_NAMESERVERS, Layout, lay_out
+from belljar.network.links import host_facts, netlink
+from belljar.network.policy import NetworkRule, Policy
+from belljar.network.resolver import Resolver
+from belljar.network.slot import Slot
+from belljar.network.traffic import Traffic
+from belljar.settings import Settings
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+_TUN = Path("/dev/net/tun")
+_RESOLV_CONF = Path("/etc/resolv.conf")
+_MOST_REFUSED_SHOWN = 20
+_RETRY_SECONDS = 5.0
+_REST_SECONDS = 0.05
+
+
+def why_no_network() -> str | None:
+    """Why this process cannot give machines a network, with what to do; None when it can."""
+    if os.geteuid() != 0:
+        return (
+            "jobs with a network need belljar to run as root: without it nothing here could keep a job from this host, "
+            "its neighbours and private addresses (QEMU's user-mode network reaches all of them)"
+        )
+    if not _TUN.exists():
+        return "this host has no /dev/net/tun; load it with: modprobe tun"
+    try:
+        nft.library()
+    except MissingTool as error:
+        return error.message
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What slots stand on: how this host is laid out, and its own side of them."""
+
+    layout: Layout
+    host: HostSide
+
+
+class SlotPool:
+    """Belongs to one event loop, and is to be closed, as an async context manager is."""
+
+    def __init__(self, settings: Settings, excepted: Iterable[NetworkRule] = ()) -> None:
+        self._settings = settings
+        self._excepted = tuple(excepted)
+        self._owner = owner_name(os.getpid())
+        self._ready: deque[Slot] = deque()
+        self._setting_up: asyncio.Task[_Ground] | None = None
+        self._more = asyncio.Event()
+        self._filling: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> SlotPool:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Destroy every slot and take the host's table away."""
+        closing = asyncio.create_task(self._close())
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await asyncio.wait({closing})
+            raise
+
+    @property
+    def ready(self) -> int:
+        """How many slots wait for a machine."""
+        return len(self._ready)
+
+    @property
+    def leaving(self) -> int:
+        """How many used slots are being destroyed."""
+        return len(self._leaving)
+
+    @asynccontextmanager
+    async def attached(self, policy: Policy) -> AsyncIterator[Attachment]:
+        """A slot that lets through what the policy allows, for one machine, which must have ended when the block does.
+
+        Raises NoNetwork when this host cannot give any, NetworkError when it cannot just now.
+        """
+        ground = await self._ground()
+        slot = await self._take(ground)
+        opening = asyncio.create_task(asyncio.to_thread(slot.open_for, policy))
+        try:
+            resolver = Resolver(
+                slot.ears,
+                policy,
+                never=ground.layout.never,
+                nameservers=nameservers(self._settings),
+                admit=lambda commands: _in_thread(lambda: slot.admit(commands)),
+            )
+            async with resolver:
+                await asyncio.shield(opening)
+                yield Attachment(slot.described(), lambda: _read(slot, resolver))
+        finally:
+            await asyncio.wait({opening})
+            self._leave(slot, ground)
+
+    async def _ground(self) -> _Ground:
+        """What slots stand on, set up by the first who asks; the others wait, and who is cancelled harms none."""
+        if self._setting_up is None:
+            self._setting_up = asyncio.create_task(self._set_up())
+        try:
+            return await asyncio.shield(self._setting_up)
+        except BelljarError:
+            self._setting_up = None
+            raise
+
+    async def _set_up(self) -> _Ground:
+        if (why := why_no_network()) is not None:
+            raise NoNetwork(why)
+        layout = lay_out(self._settings, await asyncio.to_thread(netlink, host_facts))
+        host = HostSide(self._owner, layout, self._excepted)
+        await asyncio.to_thread(host.open)
+        ground = _Ground(layout, host)
+        self._filling = asyncio.create_task(self._keep_filled(ground))
+        return ground
+
+    async def _take(self, ground: _Ground) -> Slot:
+        self._more.set()
+        return self._ready.popleft() if self._ready else await self._make(ground)
+
+    async def _make(self, ground: _Ground) -> Slot:
+        """A new slot; one whose maker is cancelled meanwhile is kept for others."""
+        host, layout = ground.host, ground.layout
+        work = asyncio.to_thread(lambda: Slot.make(self._owner, host.reserve(), layout, host.join))
+        making = asyncio.create_task(work)
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.wait({making})
+            if making.exception() is None:
+                self._ready.append(making.result())
+            raise
+
+    async def _keep_filled(self, ground: _Ground) -> None:
+        while True:
+            self._more.clear()
+            try:
+                while len(self._ready) < self._settings.network_slots:
+                    self._ready.append(await self._make(ground))
+            except BelljarError as error:
+                log.warning("no_slot_made", error=error.message)
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            await self._more.wait()
+            # Whoever claimed the slot is about to open its device; making another would hold the kernel's lock.
+            await asyncio.sleep(_REST_SECONDS)
+
+    def _leave(self, slot: Slot, ground: _Ground) -> None:
+        """Destroy a used slot, beside whatever comes next."""
+        task = asyncio.create_task(_destroy(slot, ground.host))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _close(self) -> None:
+        if self._setting_up is None:
+            return
+        try:
+            ground = await self._setting_up
+        except BelljarError:
+            return
+        if self._filling is not None:
+            self._filling.cancel()
+            await asyncio.gather(self._filling, return_exceptions=True)
+        while self._ready:
+            self._leave(self._ready.popleft(), ground)
+        if self._leaving:
+            await asyncio.wait(set(self._leaving))
+        await asyncio.to_thread(ground.host.close)
+        self._setting_up = None
+
+
+async def _destroy(slot: Slot, host: HostSide) -> None:
+    try:
+        await asyncio.to_thread(slot.remove, host.part)
+    except BelljarError as error:
+        log.warning("slot_left", number=slot.number, error=error.message)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """What `work` returns; it is waited for even by who is cancelled, so that nothing is changed behind their back."""
+    task = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+async def _read(slot: Slot, resolver: Resolver) -> Traffic | None:
+    try:
+        traffic = await _in_thread(slot.traffic)
+    except NetworkError as error:
+        log.warning("traffic_not_read", error=error.message)
+        return None
+    tried = [resolver.explained(each) for each in traffic.refused]
+    refusals = resolver.refusals
+    return replace(
+        traffic,
+        refused=tuple([*refusals.listed(), *tried][:_MOST_REFUSED_SHOWN]),
+        refused_count=traffic.refused_count + refusals.total,
+    )
+
+
+def nameservers(settings: Settings, resolv_conf: Path = _RESOLV_CONF) -> tuple[IPv4Address, ...]:
+    """Whom resolvers ask: the settings', else the host's own IPv4 ones and then two public ones."""
+    if settings.nameservers:
+        return settings.nameservers
+    found = []
+    try:
+        lines = resolv_conf.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            try:
+                found.append(IPv4Address(words[1]))
+            except ValueError:
+                continue
+    return (*found[:3], *FALLBACK_NAMESERVERS)

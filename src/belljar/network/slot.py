@@ -1,0 +1,185 @@
+"""One slot: made, opened for one machine's policy, counted, and destroyed. It is never given to a second machine.
+
+A slot that is destroyed takes its connections, its filters, its counters and its table of neighbours along; making the
+next one costs a few milliseconds that nobody waits for, and nothing can be forgotten in scrubbing it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from belljar.errors import NetworkError
+from belljar.machines.namespace import inside
+from belljar.machines.protocol import GUEST_MAC, NetworkSlot
+from belljar.machines.tap import attach_tap
+from belljar.network import namespaces
+from belljar.network.flows import forget_flows
+from belljar.network.layout import NAMESPACES, TAP, Layout, namespace_name
+from belljar.network.links import join_host, make_slot_links, netlink, remove_host_end, set_sysctl, tap_bytes
+from belljar.network.nft import Nft
+from belljar.network.policy import Policy
+from belljar.network.rules import policy_rules, slot_rules
+from belljar.network.traffic import Traffic, parse_counters, parse_refused
+
+#: Inside a slot: it routes, has no IPv6, believes no redirect, and answers ARP for the gateway alone.
+_SYSCTLS = (
+    ("net/ipv6/conf/all/disable_ipv6", "1"),
+    ("net/ipv6/conf/default/disable_ipv6", "1"),
+    ("net/ipv4/ip_forward", "1"),
+    ("net/ipv4/conf/all/accept_redirects", "0"),
+    ("net/ipv4/conf/default/accept_redirects", "0"),
+    ("net/ipv4/conf/all/send_redirects", "0"),
+    ("net/ipv4/conf/default/send_redirects", "0"),
+    ("net/ipv4/conf/all/arp_ignore", "2"),
+    ("net/ipv4/conf/all/rp_filter", "1"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ears:
+    """Sockets in the slot's namespace that its resolver answers on."""
+
+    udp: socket.socket
+    tcp: socket.socket
+
+    def close(self) -> None:
+        self.udp.close()
+        self.tcp.close()
+
+
+class Slot:
+    """A slot of this process. All methods block for milliseconds: call them in threads."""
+
+    def __init__(self, layout: Layout, number: int, path: Path, ears: Ears) -> None:
+        self.number = number
+        self.path = path
+        self.ears = ears
+        self._layout = layout
+
+    @classmethod
+    def make(cls, owner: str, number: int, layout: Layout, joined: Callable[[int], None]) -> Slot:
+        """Make the slot whose number was reserved. `joined` is called when the host's end of its link is there.
+
+        Raises NetworkError, and leaves nothing behind then.
+        """
+        path = NAMESPACES / namespace_name(owner, number)
+        host_namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        ears: Ears | None = None
+        try:
+            ears = namespaces.make(path, lambda: _furnish(layout, number, host_namespace))
+            joined(number)
+            netlink(lambda route: join_host(route, layout, number))
+        except (OSError, NetworkError) as error:
+            if ears is not None:
+                ears.close()
+            remove_slot(path, number)
+            if isinstance(error, NetworkError):
+                raise
+            raise NetworkError(f"a network could not be made: {error}") from error
+        finally:
+            os.close(host_namespace)
+        return cls(layout, number, path, ears)
+
+    def open_for(self, policy: Policy) -> None:
+        """Let through what the policy allows; until then nothing passes. Once. Raises NetworkError."""
+        self._run(policy_rules(policy))
+
+    def admit(self, commands: list[str]) -> None:
+        """Run what `rules.opened` gave. Raises NetworkError."""
+        self._run("\n".join(commands))
+
+    def _run(self, commands: str) -> None:
+        def run() -> None:
+            with Nft() as nft:
+                nft.run(commands)
+
+        try:
+            inside(self.path, run)
+        except OSError as error:
+            raise NetworkError(f"a network could not be changed: {error}") from error
+
+    def traffic(self) -> Traffic:
+        """What went through and what did not, so far. Raises NetworkError."""
+
+        def read() -> tuple[tuple[int, int], dict[str, Any], dict[str, Any]]:
+            with Nft() as nft:
+                return netlink(tap_bytes), nft.run("list counters"), nft.run("list set inet belljar refused_to")
+
+        try:
+            (received, sent), counters, refused_to = inside(self.path, read)
+        except OSError as error:
+            raise NetworkError(f"a network could not be read: {error}") from error
+        counted = parse_counters(counters)
+        return Traffic(
+            rx_bytes=received,
+            tx_bytes=sent,
+            refused=tuple(parse_refused(refused_to)),
+            refused_count=counted.get("refused", 0),
+            limited_count=counted.get("limited", 0),
+            forged_count=counted.get("forged", 0),
+        )
+
+    def described(self) -> NetworkSlot:
+        """What a machine is told of it."""
+        return NetworkSlot(
+            namespace=self.path,
+            tap=TAP,
+            guest_mac=GUEST_MAC,
+            guest_address=f"{self._layout.guest}/{self._layout.guest_network.prefixlen}",
+            gateway=str(self._layout.gateway),
+            nameservers=(str(self._layout.gateway),),
+            mtu=self._layout.mtu,
+        )
+
+    def remove(self, parted: Callable[[int], None]) -> None:
+        """Destroy it, with all that the host remembers of it. Idempotent. Raises NetworkError.
+
+        `parted` is called when nothing can come out of it any more, and nobody else has its number yet.
+        """
+        self.ears.close()
+        try:
+            netlink(lambda route: remove_host_end(route, self.number))
+            forget_flows(self._layout.slot_address(self.number))
+            parted(self.number)
+        finally:
+            remove_slot(self.path, self.number)
+
+
+def remove_slot(path: Path, number: int) -> None:
+    """Remove a slot's link and namespace, whoever made it. Idempotent. Raises NetworkError."""
+    netlink(lambda route: remove_host_end(route, number))
+    try:
+        namespaces.remove(path)
+    except OSError as error:
+        raise NetworkError(f"a network could not be removed: {error}") from error
+
+
+def _furnish(layout: Layout, number: int, host_namespace: int) -> Ears:
+    """In the new namespace: filters first, so that at no time anything passes that they do not let through."""
+    for name, value in _SYSCTLS:
+        set_sysctl(name, value)
+    os.close(attach_tap(TAP, persist=True))
+    with Nft() as nft:
+        nft.run(slot_rules(layout, number))
+    netlink(lambda route: make_slot_links(route, layout, number, host_namespace))
+    return _listen(str(layout.gateway))
+
+
+def _listen(address: str) -> Ears:
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        udp.bind((address, 53))
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tcp.bind((address, 53))
+        tcp.listen(8)
+    except OSError:
+        udp.close()
+        tcp.close()
+        raise
+    return Ears(udp, tcp)

@@ -1,0 +1,133 @@
+"""The networks of a worker's jobs: from what a job may reach to a slot for its machine, and back to what it used."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from belljar.errors import InvalidOption
+from belljar.jobs.egress import Destination, Egress, parse_destination, parse_egress
+from belljar.jobs.egress_ceiling import package_destinations, package_environment
+from belljar.jobs.model import Job, NetworkUse, Refusal
+from belljar.network.attachment import Attachment
+from belljar.network.policy import NameRule, NetworkRule, Policy
+from belljar.network.traffic import Refused, Traffic
+from belljar.settings import Settings
+
+if TYPE_CHECKING:
+    from belljar.network.pool import SlotPool
+
+
+class Networking:
+    """An async context manager; nothing of the host is changed before the first job wants a network."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._excepted = _excepted(settings)
+        self._pool: SlotPool | None = None
+
+    async def __aenter__(self) -> Networking:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            await self._pool.__aexit__(kind, error, trace)
+
+    @asynccontextmanager
+    async def attached(self, job: Job) -> AsyncIterator[Attachment | None]:
+        """The job's network while the block lasts; None when it wants none. Raises NoNetwork, NetworkError."""
+        egress = parse_egress(job.egress)
+        if egress.kind == "none":
+            yield None
+            return
+        if self._pool is None:
+            from belljar.network.pool import SlotPool  # netlink and DNS take 0.2 s to load
+
+            self._pool = SlotPool(self._settings, self._excepted)
+        async with self._pool.attached(self._policy(egress)) as attachment:
+            yield attachment
+
+    def environment(self, job: Job) -> dict[str, str]:
+        """Variables that lead package managers to the mirrors, for jobs under `packages`."""
+        return package_environment(self._settings) if job.egress == "packages" else {}
+
+    def _policy(self, egress: Egress) -> Policy:
+        if egress.kind == "open":
+            return Policy(open=True)
+        if egress.kind == "packages":
+            return policy_of(package_destinations(self._settings), self._excepted)
+        return policy_of(egress.destinations)
+
+
+def policy_of(destinations: tuple[Destination, ...], excepted: tuple[NetworkRule, ...] = ()) -> Policy:
+    """Exactly these destinations, as a slot enforces them."""
+    return Policy(
+        names=tuple(NameRule(each.name, each.below, each.port) for each in destinations if each.name is not None),
+        networks=tuple(NetworkRule(each.network, each.port) for each in destinations if each.network is not None),
+        excepted=excepted,
+    )
+
+
+def _excepted(settings: Settings) -> tuple[NetworkRule, ...]:
+    """Private places that jobs under `packages` may reach. Raises InvalidOption when the setting is malformed."""
+    found = []
+    for entry in settings.package_private_networks:
+        try:
+            destination = parse_destination(entry, private=True)
+        except ValueError as error:
+            raise InvalidOption(f"the setting package_private_networks is wrong: {error}") from None
+        if destination.network is None:
+            raise InvalidOption(f"the setting package_private_networks holds {entry!r}; give addresses or networks")
+        found.append(NetworkRule(destination.network, destination.port))
+    return tuple(found)
+
+
+def network_use(traffic: Traffic | None) -> NetworkUse:
+    """What of a machine's traffic the job's record shows."""
+    if traffic is None:
+        return NetworkUse()
+    return NetworkUse(
+        refused_count=traffic.refused_count,
+        refused=tuple(_refusal(each) for each in traffic.refused),
+        limited_count=traffic.limited_count,
+        forged_count=traffic.forged_count,
+    )
+
+
+def _refusal(refused: Refused) -> Refusal:
+    return Refusal(
+        name=refused.name,
+        address=str(refused.address) if refused.address is not None else None,
+        port=refused.port,
+        protocol=refused.protocol,
+        never=refused.never,
+        count=refused.count,
+    )
+
+
+def told(use: NetworkUse, job: Job) -> Iterator[str]:
+    """Sentences for the job's log: what it could not reach, and why."""
+    egress = str(parse_egress(job.egress))
+    allowed = egress if len(egress) <= 120 else f"{egress[:117]}..."
+    for refusal in use.refused:
+        times = f" ({refusal.count} times)" if refusal.count > 1 else ""
+        why = "no job may reach private or local addresses" if refusal.never else f"egress is {allowed}"
+        yield f"belljar: refused {_what(refusal)}{times}: {why}"
+    more = use.refused_count - sum(refusal.count for refusal in use.refused)
+    if more > 0:
+        yield f"belljar: refused {more} more connections or names"
+    if use.limited_count:
+        yield f"belljar: held back {use.limited_count} connections: over the limits of number or rate"
+
+
+def _what(refusal: Refusal) -> str:
+    if refusal.protocol == "dns":
+        private = f", which leads to {refusal.address}" if refusal.address else ""
+        return f"the name {refusal.name!r}{private}"
+    port = "" if refusal.port is None else f":{refusal.port}"
+    name = f" ({refusal.name})" if refusal.name else ""
+    return f"a connection to {refusal.address}{port}{name} by {refusal.protocol}"

@@ -1,0 +1,76 @@
+"""Networks of `belljar run` and of killed servers: what is shown, and that nothing of them stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from network.world import NAMESERVER, WEB, Internet, host_state
+from system.running import TRY, serving
+
+pytestmark = [pytest.mark.vm, pytest.mark.root]
+
+
+def test_belljar_run_shows_what_was_refused(world: Internet, data_dir: Path, tmp_path: Path) -> None:
+    before = host_state()
+    script = tmp_path / "try.py"
+    script.write_text(TRY)
+    command = [sys.executable, "-m", "belljar", "run", str(script), "--egress", f"{WEB}:80,www.example.org"]
+    command += ["--data-dir", str(data_dir), "--", f"{WEB}:80", f"{WEB}:81", "pypi.org:443"]
+    environment = {**os.environ, "BELLJAR_NAMESERVERS": f'["{NAMESERVER}"]'}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == [f"{WEB}:80 web", f"{WEB}:81 ConnectionRefusedError", "pypi.org:443 gaierror"]
+    assert f"belljar: refused a connection to {WEB}:81 by tcp: egress is {WEB}:80, www.example.org" in ran.stderr
+    assert "belljar: refused the name 'pypi.org'" in ran.stderr
+    assert host_state() == before
+
+
+def test_after_kill_9_the_next_start_clears_the_networks(world: Internet, data_dir: Path) -> None:
+    before = host_state()
+    with serving(data_dir) as server:
+        job = server.submit("import time\ntime.sleep(60)\n", egress="open", max_attempts=1)
+        server.until(job, "running")
+        assert host_state() != before
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()
+    assert host_state() != before
+    with serving(data_dir) as server:
+        assert server.wait(job)["status"] == "lost"
+        deadline = time.monotonic() + 10
+        while host_state() != before:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert host_state() == before
+
+
+@pytest.fixture
+def nobodys_folder() -> Iterator[Path]:
+    """A folder of an unprivileged user's, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        os.chown(folder, 65534, 65534)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("egress", ["open", "packages", "example.org"])
+def test_without_root_a_job_with_a_network_is_refused_and_says_why(
+    built_images: Path, nobodys_folder: Path, egress: str
+) -> None:
+    script = nobodys_folder / "hello.py"
+    script.write_text("print('hello')\n")
+    (nobodys_folder / "images").symlink_to(built_images / "images")
+    # Nobody, but able to read what lies in root's folders.
+    become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+dac_read_search"]
+    command = [*become, "--ambient-caps=+dac_read_search", sys.executable, "-m", "belljar", "run", str(script)]
+    command += ["--egress", egress, "--data-dir", str(nobodys_folder)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stdout) == (125, ""), ran.stderr
+    assert "jobs with a network need belljar to run as root" in ran.stderr
