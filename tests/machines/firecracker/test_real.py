@@ -10,6 +10,7 @@ import asyncio
 import os
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,27 @@ async def test_a_network_slots_namespace_and_tap_are_joined(
             await _until_printed(machine, b"up\n")
             (root,) = real_settings.data_dir.glob("run/jails/*/*/root")
             assert (_inhabitant(root) / "ns/net").stat().st_ino == slot.namespace.stat().st_ino
+
+
+@pytest.mark.parametrize("real", ["jailer"], indirect=True)
+async def test_a_templates_network_leads_nowhere_and_its_clones_lead_to_their_slots(
+    real: FirecrackerHypervisor, tiny: TinyImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hypervisor_module, "_CONNECT_SECONDS", 1.0)
+    folder = tmp_path / "snapshot"
+    spec = spec_of(tiny.image(b"up\n", HANG), frozen=True, network=True)
+    async with real.template(spec, folder) as template:
+        await _until_printed(template, b"up\n")
+        try:
+            await template.freeze()
+        except MachineError as error:
+            pytest.skip(f"this host's KVM does not save a machine: {error.message}")
+    with network_place("tap7") as slot, pytest.raises(MachineError) as caught:
+        async with real.clone(replace(spec, slot=slot), folder):
+            pass
+    if "TAP" not in caught.value.message and "/snapshot/load" in caught.value.message:
+        pytest.skip(f"this host's KVM does not restore a machine: {caught.value.message}")
+    assert isinstance(caught.value, MachineTimeout), caught.value.message  # it runs on, and has no agent
 
 
 @pytest.mark.parametrize("real", ["jailer"], indirect=True)
