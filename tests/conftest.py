@@ -40,6 +40,15 @@ def built_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data_dir
 
 
+@pytest.fixture(scope="session")
+def language_images(built_images: Path) -> Path:
+    """The same data folder with the images of all languages; they share its cache of packages."""
+    for name in ("scripting", "native", "go", "java"):
+        command = [sys.executable, "-m", "belljar", "image", "build", name, "--data-dir", str(built_images)]
+        subprocess.run(command, check=True, timeout=600)
+    return built_images
+
+
 @pytest.fixture
 def data_dir(built_images: Path, tmp_path: Path) -> Path:
     """An empty data folder with the built images."""

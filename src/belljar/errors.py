@@ -126,6 +126,26 @@ class DataFolderError(HostError):
     code = "data_folder"
 
 
+class DiskBudget(HostError):
+    """What is to be kept does not fit into the disk that the settings allow for it."""
+
+    code = "disk_budget"
+    status = 507
+
+
+class DamagedImage(HostError):
+    """A file of an image is not what its manifest says any more."""
+
+    code = "damaged_image"
+
+
+class InvalidImage(BelljarError):
+    """A container image that cannot be imported: malformed, hostile, too large, or for another architecture."""
+
+    code = "invalid_image"
+    status = 422
+
+
 class ImageBuildError(HostError):
     """An image could not be built; nothing of the attempt was left behind."""
 

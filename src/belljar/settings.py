@@ -60,6 +60,11 @@ class Settings(BaseSettings):
 
     debian_security_mirror: str | None = Field(None, description="The same for security updates.")
 
+    image_disk_mb: int | None = Field(
+        None, ge=256, description="Most disk for images, layers and what building them keeps; default: no limit."
+    )
+    max_image_mb: int = Field(16384, ge=64, description="Largest tree that an imported image may unpack to.")
+    max_image_files: int = Field(1_000_000, ge=100, description="Most files in an imported image.")
     snapshots: Literal["on", "off"] = Field("on", description="`off` boots every machine.")
     snapshot_disk_mb: int = Field(
         4096, ge=0, description="Disk that snapshots may take; those used longest ago are removed."

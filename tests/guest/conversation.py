@@ -71,10 +71,21 @@ class Conversation:
         self.started: list[Started] = []
 
     async def run(
-        self, *argv: str, env: dict[str, str] | None = None, stdin: bytes = b"", sink: Collector | None = None
+        self,
+        *argv: str,
+        env: dict[str, str] | None = None,
+        stdin: bytes = b"",
+        sink: Collector | None = None,
+        keep: bool = False,
     ) -> tuple[Exited, Collector]:
         sink = sink or Collector()
-        command = Command(argv=argv, env={"PATH": "/usr/bin:/bin"} | (env or {}), cwd=str(self.folder), isolated=False)
+        command = Command(
+            argv=argv,
+            env={"PATH": "/usr/bin:/bin"} | (env or {}),
+            cwd=str(self.folder),
+            isolated=False,
+            keep=keep,
+        )
         async with asyncio.timeout(60):
             return await self.session.run(command, stdin, sink, self.started.append), sink
 

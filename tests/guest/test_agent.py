@@ -192,3 +192,39 @@ async def test_power_off_ends_the_agent(converse: Converse) -> None:
         await talk.session.power_off()
         with pytest.raises(MachineDied):
             await talk.run("true")
+
+
+async def test_an_agent_that_is_kept_runs_another_command_with_nothing_of_the_first(converse: Converse) -> None:
+    show = "echo $# $FIRST; echo err >&2; wc -c"
+    async with converse() as talk:
+        exited, out = await talk.run("sh", "-c", show, "sh", "a", "b", env={"FIRST": "1"}, keep=True)
+        assert (exited.exit_code, out.stdout, out.stderr) == (0, b"2 1\n0\n", b"err\n")
+        exited, out = await talk.run("sh", "-c", show + "; exit 4", stdin=b"input")
+        assert (exited.exit_code, out.stdout, out.stderr) == (4, b"0\n5\n", b"err\n")
+    assert len(talk.started) == 2
+
+
+async def test_output_that_was_not_wanted_of_the_first_command_is_wanted_of_the_second(converse: Converse) -> None:
+    async with converse() as talk:
+        await talk.run("sh", "-c", "yes | head -c 3000000", sink=Collector(full_after=1000), keep=True)
+        exited, out = await talk.run("sh", "-c", "yes | head -c 3000000")
+    assert exited.exit_code == 0 and len(out.stdout) == 3_000_000
+
+
+async def test_a_kept_command_that_is_killed_leaves_a_ready_agent(converse: Converse) -> None:
+    async with converse() as talk:
+        first = asyncio.create_task(talk.run("sleep", "60", keep=True))
+        while not talk.started:
+            await asyncio.sleep(0.01)
+        await talk.session.signal(signal.SIGKILL)
+        exited, _ = await first
+        assert exited.signal == signal.SIGKILL
+        _, out = await talk.run("echo", "still here")
+    assert out.stdout == b"still here\n"
+
+
+async def test_after_a_command_that_is_not_kept_no_other_is_taken(converse: Converse) -> None:
+    async with converse() as talk:
+        await talk.run("true")
+        with pytest.raises(MachineDied):
+            await talk.run("true")

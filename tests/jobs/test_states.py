@@ -38,7 +38,8 @@ def test_every_status_is_reached_from_queued() -> None:
 
 
 def test_a_script_ends_by_itself_only_after_it_has_begun() -> None:
-    assert may_become(Status.SUCCEEDED) == may_become(Status.TIMED_OUT) == {Status.RUNNING}
+    assert may_become(Status.SUCCEEDED) == {Status.RUNNING}
+    assert may_become(Status.TIMED_OUT) == {Status.STARTING, Status.RUNNING}  # a compiler took too long
 
 
 @pytest.mark.parametrize("status", Status)

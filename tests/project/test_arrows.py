@@ -14,18 +14,18 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src/belljar"
 
 #: What every room may use.
-FOUNDATION = {"errors", "settings", "local", "__version__"}
+FOUNDATION = {"addresses", "errors", "settings", "local", "__version__"}
 #: Room → the rooms it may know of. `store` and `blobs` implement what `jobs` and `scripts` ask for, in their values.
 ARROWS = {
     "blobs": set[str](),
     "guest": set[str](),
     "client": set[str](),
-    "network": set[str](),
+    "network": {"machines"},
     "images": {"guest"},
     "scripts": {"blobs", "images"},
-    "jobs": {"blobs", "scripts"},
+    "jobs": {"blobs", "images", "scripts"},
     "store": {"jobs", "scripts"},
-    "machines": {"guest", "images", "network"},
+    "machines": {"guest", "images"},
     "worker": {"blobs", "guest", "images", "jobs", "machines", "network", "scripts", "store"},
     "web": {"jobs", "scripts", "store"},
     "api": {"blobs", "images", "jobs", "scripts", "store", "web"},
@@ -51,6 +51,10 @@ NARROW = {
     ("store", "scripts"): {"model"},
     # An image carries the agent and the prefork programs; what they say is nothing to it.
     ("images", "guest"): {"binary", "programs"},
+    # A job's defaults are its image's; the image itself is nothing to it.
+    ("jobs", "images"): {"manifest"},
+    # A network is a place for a machine to be plugged into, owned as machines are.
+    ("network", "machines"): {"namespace", "owner", "protocol", "tap"},
     # A machine boots an image; how it was built and what its languages are is nothing to it.
     ("machines", "images"): {"manifest"},
 }

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,56 @@ async def test_a_program_that_is_not_there_is_the_jobs_failure(hypervisor: Proce
     end = await run(hypervisor, plan(tmp_path, "no-such-interpreter"))
     assert end.exited is None
     assert end.not_started is not None and "No such file" in str(end.not_started)
+
+
+def compiled(folder: Path, compile_script: str, run_script: str, **more: object) -> AttemptPlan:
+    wanted = plan(folder, "sh", "-c", run_script, **more)  # type: ignore[arg-type]
+    return replace(wanted, compile=replace(wanted.command, argv=("sh", "-c", compile_script), keep=True))
+
+
+async def test_a_script_is_compiled_and_then_run_in_the_same_machine(
+    hypervisor: ProcessHypervisor, tmp_path: Path
+) -> None:
+    listener = Listener()
+    wanted = compiled(tmp_path, "echo building; echo warning >&2; echo made > out; cat", "cat out -; exit 5")
+    end = await run(hypervisor, replace(wanted, stdin=b"input"), listener)
+    assert end.exited is not None and end.exited.exit_code == 5 and not end.in_compile
+    assert bytes(listener.stdout) == b"made\ninput"
+    assert sorted(bytes(listener.stderr).splitlines()) == [b"building", b"warning"]
+    assert listener.started_count == 1
+    assert list(end.phases) == ["boot", "start_compile", "compile", "start", "run"]
+    assert len(hypervisor.made) == 1
+
+
+async def test_a_script_that_does_not_compile_is_not_run(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    listener = Listener()
+    wanted = compiled(tmp_path, "echo 'line 3: no' >&2; echo x > half.txt; exit 2", "echo ran", artifacts=("**",))
+    end = await run(hypervisor, wanted, listener)
+    assert end.in_compile and end.exited is not None and end.exited.exit_code == 2
+    assert (bytes(listener.stdout), bytes(listener.stderr)) == (b"", b"line 3: no\n")
+    assert listener.started_count == 0 and listener.files == {}
+    assert list(end.phases) == ["boot", "start_compile", "compile"]
+
+
+async def test_a_compiler_has_the_time_limit_of_the_script(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    end = await run(hypervisor, compiled(tmp_path, "sleep 60", "echo ran", timeout_seconds=0.3))
+    assert end.stop is Stop.TIMED_OUT and end.in_compile
+
+
+async def test_a_compiler_that_is_not_there_is_told(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    wanted = compiled(tmp_path, "", "echo ran")
+    assert wanted.compile is not None
+    end = await run(hypervisor, replace(wanted, compile=replace(wanted.compile, argv=("no-such-compiler",))))
+    assert end.in_compile and end.not_started is not None and end.exited is None
+
+
+async def test_cancelling_ends_a_compiler(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    cancel = asyncio.Event()
+    wanted = compiled(tmp_path, "touch begun; sleep 60", "echo ran")
+    running = asyncio.create_task(attempt(hypervisor, wanted, Listener(), cancel))
+    while not (tmp_path / "begun").exists():
+        await asyncio.sleep(0.01)
+    cancel.set()
+    async with asyncio.timeout(10):
+        end = await running
+    assert end.stop is Stop.CANCELLED and hypervisor.alive == 0

@@ -1,8 +1,9 @@
-"""`belljar image`: build, list, remove."""
+"""`belljar image`: build, import, list, tag, remove; what is in one; what nobody needs any more."""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,29 +15,62 @@ if TYPE_CHECKING:
     from belljar.images.manifest import Image
     from belljar.settings import Settings
 
-app = typer.Typer(help="What machines boot: build, list, remove images.", no_args_is_help=True)
+app = typer.Typer(help="What machines boot: build, import, list, remove images.", no_args_is_help=True)
+
+Packages = Annotated[list[str] | None, typer.Option("--apt", metavar="PKG", help="Add a Debian package.")]
 
 
 @app.command()
 def build(
-    name: Annotated[str, typer.Argument(help="Name of a recipe: python, shell.")],
+    name: Annotated[str, typer.Argument(help="Name of a recipe, or of the new image.")],
+    base: Annotated[str | None, typer.Option("--from", metavar="RECIPE", help="Build on this recipe.")] = None,
+    apt: Packages = None,
+    pip: Annotated[list[str] | None, typer.Option(metavar="PKG", help="Add a Python package (a wheel).")] = None,
+    npm: Annotated[list[str] | None, typer.Option(metavar="PKG", help="Add a package of npm's registry.")] = None,
+    dockerfile: Annotated[Path | None, typer.Option(metavar="FILE", help="Build it with buildah.")] = None,
+    context: Annotated[Path | None, typer.Option(metavar="DIR", help="Build context; default: FILE's folder.")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Ask Debian for newer packages.")] = False,
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ) -> None:
-    """Build an image from Debian packages; what is built already is kept."""
+    """Build an image from a recipe, a recipe and packages, or a Dockerfile; what is built already is kept."""
+    from belljar.errors import InvalidOption
+    from belljar.images.additions import Additions
     from belljar.images.build import build_image
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)
-    image = asyncio.run(build_image(name, settings, Lines(), refresh=refresh))
+    if dockerfile is not None:
+        from belljar.images.oci.root import build_from_dockerfile
+
+        if base or apt or pip or npm or refresh:
+            raise InvalidOption("--dockerfile says what is in the image; leave the other options out", option="image")
+        image = asyncio.run(build_from_dockerfile(name, dockerfile, context, settings, Lines()))
+    else:
+        additions = None
+        if base or apt or pip or npm:
+            additions = Additions(base=base or name, apt=tuple(apt or ()), pip=tuple(pip or ()), npm=tuple(npm or ()))
+        image = asyncio.run(build_image(name, settings, Lines(), refresh=refresh, additions=additions))
+    _collect(settings)
     asyncio.run(_freeze(image, settings))
-    if as_json:
-        print_json(image.manifest.model_dump(mode="json"))
-        return
-    parts = (image.manifest.kernel, image.manifest.initramfs, image.manifest.root)
-    size_mb = sum(part.size_bytes for part in parts) / 1e6
-    print(f"{image.name}  {image.manifest.digest[:12]}  {size_mb:.0f} MB")
+    _print(image, as_json=as_json)
+
+
+@app.command("import")
+def import_(
+    reference: Annotated[str, typer.Argument(metavar="REF|PATH", help="OCI layout, image archive, or registry image.")],
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name here; default: from the reference.")] = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Import a container image: an OCI layout (PATH[:TAG]), a `docker save` or OCI archive, a registry's image."""
+    from belljar.images.oci.root import import_image
+    from belljar.settings import load_settings
+
+    settings = load_settings(data_dir=data_dir)
+    image = asyncio.run(import_image(reference, name, settings, Lines()))
+    _collect(settings)
+    _print(image, as_json=as_json)
 
 
 async def _freeze(image: Image, settings: Settings) -> None:
@@ -63,25 +97,114 @@ async def _freeze(image: Image, settings: Settings) -> None:
 @app.command("ls")
 def list_images(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
     """List the images that are built here."""
+    from belljar.images.catalog import Images, summary
+    from belljar.settings import load_settings
+
+    images = Images(load_settings(data_dir=data_dir).data_dir).list()
+    if as_json:
+        print_json([summary(image) for image in images])
+        return
+    rows = []
+    for image in images:
+        manifest = image.manifest
+        languages = ", ".join(language.name for language in manifest.languages)
+        size = f"{manifest.size_bytes / 1e6:.0f} MB"
+        rows.append((manifest.name, manifest.digest[:12], size, languages, manifest.description))
+    print_table(("NAME", "DIGEST", "SIZE", "LANGUAGES", "DESCRIPTION"), rows)
+
+
+@app.command()
+def languages(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
+    """List the languages that images here run, with their versions, and those that could be built."""
+    from belljar.images.catalog import Images
+    from belljar.images.recipe import recipes
+    from belljar.settings import load_settings
+
+    folder = load_settings(data_dir=data_dir).data_dir
+    rows = []
+    built = Images(folder).list()
+    for image in built:
+        for language in image.manifest.languages:
+            version = image.manifest.versions.get(language.name, "")
+            rows.append((language.name, version, image.name, " ".join(language.extensions), "yes"))
+    names = {image.name for image in built}
+    for recipe in recipes(folder).values():
+        for language in recipe.languages if recipe.name not in names else ():
+            rows.append((language.name, "", recipe.name, " ".join(language.extensions), "no"))
+    headings = ("LANGUAGE", "VERSION", "IMAGE", "FILES", "BUILT")
+    if as_json:
+        print_json([dict(zip((heading.lower() for heading in headings), row, strict=True)) for row in sorted(rows)])
+        return
+    print_table(headings, sorted(rows))
+
+
+@app.command()
+def tag(
+    reference: Annotated[str, typer.Argument(metavar="IMAGE", help="Name, NAME:TAG, or NAME@sha256:DIGEST.")],
+    name: Annotated[str, typer.Argument(metavar="NAME[:TAG]", help="One more name for it.")],
+    data_dir: options.DataDir = None,
+) -> None:
+    """Give an image one more name: it stays there when the first name moves on."""
     from belljar.images.catalog import Images
     from belljar.settings import load_settings
 
-    manifests = [image.manifest for image in Images(load_settings(data_dir=data_dir).data_dir).list()]
-    if as_json:
-        print_json([manifest.model_dump(mode="json") for manifest in manifests])
-        return
-    rows = []
-    for manifest in manifests:
-        size = sum(part.size_bytes for part in (manifest.kernel, manifest.initramfs, manifest.root))
-        languages = ", ".join(language.name for language in manifest.languages)
-        rows.append((manifest.name, manifest.digest[:12], f"{size / 1e6:.0f} MB", languages, manifest.description))
-    print_table(("NAME", "DIGEST", "SIZE", "LANGUAGES", "DESCRIPTION"), rows)
+    Images(load_settings(data_dir=data_dir).data_dir).tag(reference, name)
 
 
 @app.command("rm")
 def remove(name: str, data_dir: options.DataDir = None) -> None:
-    """Remove an image, and the parts that no other image uses."""
+    """Remove an image's name, and what no other name and no queued or running job needs."""
     from belljar.images.catalog import Images
     from belljar.settings import load_settings
+    from belljar.store.needed import needed_images
 
-    Images(load_settings(data_dir=data_dir).data_dir).remove(name)
+    settings = load_settings(data_dir=data_dir)
+    images = Images(settings.data_dir)
+    images.get(name)
+    images.remove(name, asyncio.run(needed_images(settings)))
+
+
+@app.command()
+def gc(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
+    """Delete images without a name that no queued or running job needs."""
+    from belljar.images.catalog import Images
+    from belljar.settings import load_settings
+    from belljar.store.needed import needed_images
+
+    settings = load_settings(data_dir=data_dir)
+    images = Images(settings.data_dir)
+    freed = images.collect(asyncio.run(needed_images(settings)))
+    if as_json:
+        print_json({"freed_bytes": freed, "disk_bytes": images.disk_bytes()})
+        return
+    print(f"{freed / 1e6:.0f} MB freed; images and their caches take {images.disk_bytes() / 1e6:.0f} MB")
+
+
+@app.command()
+def sbom(name: str, data_dir: options.DataDir = None) -> None:
+    """Print what is in an image, as CycloneDX JSON."""
+    from belljar.images.catalog import Images
+    from belljar.images.sbom import bill_of_materials
+    from belljar.settings import load_settings
+
+    print_json(bill_of_materials(Images(load_settings(data_dir=data_dir).data_dir).get(name).manifest))
+
+
+def _collect(settings: Settings) -> None:
+    """Let go what the name of a new image stood for before, unless a job needs it."""
+    from belljar.images.catalog import Images
+
+    images = Images(settings.data_dir)
+    if images.unnamed():
+        from belljar.store.needed import needed_images
+
+        images.collect(asyncio.run(needed_images(settings)))
+
+
+def _print(image: Image, *, as_json: bool) -> None:
+    from belljar.images.catalog import summary
+
+    if as_json:
+        print_json(summary(image))
+        return
+    print(f"{image.name}  {image.manifest.digest[:12]}  {image.manifest.size_bytes / 1e6:.0f} MB")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,8 @@ DEFAULT_MIRROR = "http://deb.debian.org/debian"
 DEFAULT_SECURITY_MIRROR = "http://deb.debian.org/debian-security"
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _TIMEOUT_SECONDS = 600
+#: Images that are built one after the other read the archive once, and see the same packages.
+_RECENT_SECONDS = 900
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +37,11 @@ class Archive:
     log: Path
 
     @property
+    def machine(self) -> str:
+        """The kernel's name of the architecture."""
+        return next(name for name, debian in DEBIAN_ARCHITECTURES.items() if debian == self.architecture)
+
+    @property
     def debs(self) -> Path:
         """Where downloaded packages are kept between builds."""
         return self.folder / "debs"
@@ -41,13 +50,25 @@ class Archive:
         config = str(self.folder / "apt.conf")
         return await call(argv, log=self.log, timeout_seconds=_TIMEOUT_SECONDS, cwd=cwd, env={"APT_CONFIG": config})
 
-    async def update(self) -> None:
-        """Fetch the archive's lists. Raises ImageBuildError when a signature or the network fails."""
+    @property
+    def lists(self) -> Path:
+        """The archive's indexes, as apt has fetched and checked them."""
+        return self.folder / "lists"
+
+    async def update(self, *, even_if_recent: bool) -> None:
+        """Fetch the archive's lists, unless that was done a moment ago.
+
+        Raises ImageBuildError when a signature or the network fails.
+        """
+        stamp = self.folder / "updated"
+        recent = stamp.exists() and time.time() - stamp.stat().st_mtime < _RECENT_SECONDS
+        if recent and stamp.read_text() == self.sources and not even_if_recent:
+            return
         # A mirror that does not answer is a warning to apt, which goes on with older lists; where there are none, what
         # comes next would complain of something else.
-        first = not any((self.folder / "lists").glob("*InRelease"))
-        strict = ["-o", "APT::Update::Error-Mode=any"] if first else []
-        await self._apt("apt-get", *strict, "update", "-q")
+        first = not any(self.lists.glob("*InRelease"))
+        await self._apt("apt-get", "update", "-q", *(["--error-on=any"] if first else []))
+        stamp.write_text(self.sources)
 
     async def dependency(self, package: str, pattern: str) -> str:
         """The package that `package` depends on whose name matches. Raises ImageBuildError when there is none."""
@@ -56,6 +77,22 @@ class Archive:
             if line.strip().startswith("Depends: ") and re.fullmatch(pattern, name):
                 return name
         raise ImageBuildError(f"{package} in {self.suite} depends on nothing like {pattern}")
+
+    async def version(self, package: str) -> str:
+        """The version of a package that would be installed. Raises ImageBuildError when there is none."""
+        found = re.search(r"^Version: (.+)$", await self._apt("apt-cache", "show", "--no-all-versions", package), re.M)
+        if not found:
+            raise ImageBuildError(f"there is no package {package} in {self.suite}")
+        return found[1].strip()
+
+    async def versions(self, packages: Iterable[str]) -> dict[str, str]:
+        """The versions that would be installed of those packages that the archive still has."""
+        said = await self._apt("apt-cache", "show", "--no-all-versions", *packages)
+        return dict(re.findall(r"^Package: (\S+)$.*?^Version: (\S+)$", said, re.M | re.S))
+
+    async def check(self, packages: Iterable[str]) -> None:
+        """Raises ImageBuildError, with apt's reason, when these packages cannot be installed: before anything is."""
+        await self._apt("apt-get", "install", "--simulate", "--no-install-recommends", "-qq", "--", *packages)
 
     async def download(self, package: str) -> Path:
         """The package's file, from the cache when it is there whole. apt has checked what it is against the lists."""

@@ -19,15 +19,20 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 from belljar.errors import DataFolderError, DiskFull, HostError
 from belljar.guest.binary import agent_binary
 from belljar.guest.programs import prefork_programs
-from belljar.images.apt import DEBIAN_ARCHITECTURES, Archive, open_archive
+from belljar.images.additions import Additions
+from belljar.images.apt import DEBIAN_ARCHITECTURES, Archive
+from belljar.images.apt import open_archive as open_apt
 from belljar.images.catalog import Images, write_manifest
+from belljar.images.facts import Facts
 from belljar.images.initramfs import MODULES, build_initramfs
 from belljar.images.kernel import KernelFiles, unpack_kernel
 from belljar.images.manifest import Image, Manifest, Part
+from belljar.images.parts import BUILD_LOCK
 from belljar.images.progress import Progress
 from belljar.images.recipe import Recipe, find_recipe
 from belljar.images.rootfs import FORMAT, build_root
@@ -37,19 +42,63 @@ _KERNEL_PACKAGE = "linux-image-cloud-{}"
 _KERNEL_PATTERN = r"linux-image-\d.*"
 
 
-async def build_image(name: str, settings: Settings, progress: Progress, *, refresh: bool = False) -> Image:
+class RootSource(Protocol):
+    """What a root filesystem is made from: a recipe, or somebody's container image."""
+
+    #: Name of the image that it becomes.
+    name: str
+
+    async def prepare(self, build: Build) -> None:
+        """What must be done before its inputs are known. Raises HostError, InvalidImage."""
+        ...
+
+    def inputs(self) -> list[str]:
+        """Equal inputs give an equal root filesystem."""
+        ...
+
+    async def is_current(self, facts: Facts, build: Build) -> bool:
+        """Whether making it anew would give what these facts tell of, as far as its origin says."""
+        ...
+
+    async def make(self, out: Path, work: Path, build: Build) -> Facts:
+        """Make it into the file `out`; `work` is an empty folder. Raises HostError."""
+        ...
+
+    def origin(self) -> str:
+        """Where it comes from, for people."""
+        ...
+
+    def manifest(self, facts: Facts) -> dict[str, Any]:
+        """The fields of the manifest that are its own: description, languages, env, user and so on."""
+        ...
+
+
+async def build_image(
+    name: str,
+    settings: Settings,
+    progress: Progress,
+    *,
+    refresh: bool = False,
+    additions: Additions | None = None,
+) -> Image:
     """Build the image of a recipe, or as much of it as is not there already.
 
-    `refresh` asks the archive for newer packages. Raises UnknownImage for a name without a recipe, and HostError
-    (MissingTool, DiskFull, ImageBuildError, DataFolderError) when it cannot be built; then nothing of it is left.
+    With `additions` it is an image of another recipe with more in it, called `name`. `refresh` asks the archive for
+    newer packages. Raises UnknownImage for a name without a recipe, InvalidOption, and HostError (MissingTool,
+    DiskFull, ImageBuildError, DataFolderError) when it cannot be built; then nothing of it is left.
     """
-    recipe = find_recipe(name, settings.data_dir)
+    recipe = additions.recipe(name, settings.data_dir) if additions else find_recipe(name, settings.data_dir)
+    return await make_image(RecipeRoot(recipe, settings), settings, progress, refresh=refresh)
+
+
+async def make_image(source: RootSource, settings: Settings, progress: Progress, *, refresh: bool = False) -> Image:
+    """Make an image around the source's root filesystem and register it. Raises HostError; then nothing is left."""
     architecture = platform.machine()
     if architecture not in DEBIAN_ARCHITECTURES:
         raise HostError(f"belljar builds images for {', '.join(DEBIAN_ARCHITECTURES)}; this host is {architecture}")
     try:
-        with _workshop(settings.data_dir, progress) as work:
-            return await _Build(recipe, settings, architecture, work, progress, refresh).run()
+        with workshop(settings.data_dir, progress) as work:
+            return await Build(source, settings, architecture, work, progress, refresh).run()
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise DiskFull(f"the disk of {settings.data_dir} is full; free some space and build again") from None
@@ -57,11 +106,11 @@ async def build_image(name: str, settings: Settings, progress: Progress, *, refr
 
 
 @contextlib.contextmanager
-def _workshop(data_dir: Path, progress: Progress) -> Iterator[Path]:
+def workshop(data_dir: Path, progress: Progress) -> Iterator[Path]:
     """A folder for one build at a time, gone when it ends; another build of this data folder is waited for."""
     cache = data_dir / "cache"
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (cache / "build.lock").open("w") as lock:
+    with (cache / BUILD_LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -76,79 +125,107 @@ def _workshop(data_dir: Path, progress: Progress) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-class _Build:
-    """One build: the steps share an archive, opened when one of them needs it."""
+class Build:
+    """One build: its steps share a log, the caller's progress, and an archive that is opened when one needs it."""
 
     def __init__(
-        self, recipe: Recipe, settings: Settings, architecture: str, work: Path, progress: Progress, refresh: bool
+        self, source: RootSource, settings: Settings, architecture: str, work: Path, progress: Progress, refresh: bool
     ) -> None:
-        self._recipe = recipe
+        self._source = source
         self._settings = settings
-        self._architecture = architecture
-        self._work = work
-        self._progress = progress
+        self.architecture = architecture
+        self.work = work
+        self.progress = progress
         self._refresh = refresh
         self._images = Images(settings.data_dir)
         self._cache = settings.data_dir / "cache"
-        self._log = self._cache / "logs" / f"image-{recipe.name}.log"
+        self.log = self._cache / "logs" / f"image-{source.name}.log"
         self._archive: Archive | None = None
+        self._facts: Facts | None = None
         self._unpacked: KernelFiles | None = None
 
     async def run(self) -> Image:
         self._images.parts.mkdir(parents=True, exist_ok=True)
-        self._log.unlink(missing_ok=True)
-        suite, agent = self._settings.debian_suite, agent_binary(self._architecture)
-        kernel = await self._part("kernel", [suite, self._architecture], self._kernel)
+        self.log.unlink(missing_ok=True)
+        await self._source.prepare(self)
+        suite, agent = self._settings.debian_suite, agent_binary(self.architecture)
+        kernel = await self._part("kernel", [suite, self.architecture], self._kernel)
         contents = [agent.read_bytes(), *prefork_programs().values()]
         digests = [hashlib.sha256(content).hexdigest() for content in contents]
         initramfs = await self._part("initramfs", [kernel.sha256, *digests, *MODULES], self._initramfs)
-        recipe = self._recipe.model_dump_json(include={"packages"})
-        root = await self._part("root", [suite, self._architecture, recipe, str(FORMAT)], self._root)
-        packages: dict[str, str] = json.loads(self._note(f"packages-{root.sha256}").read_text())
-        return write_manifest(self._images, self._manifest(kernel, initramfs, root, packages))
+        inputs = [self.architecture, *self._source.inputs()]
+        if self._refresh and await self._root_is_current(inputs):
+            self._refresh = False
+        root = await self._part("root", inputs, self._root)
+        return write_manifest(self._images, self._manifest(kernel, initramfs, root, self._facts_of(inputs)))
+
+    async def _root_is_current(self, inputs: list[str]) -> bool:
+        """Whether a refreshed root filesystem would be the one that is there."""
+        part = self._made("root", inputs)
+        if part is None:
+            return False
+        return await self._source.is_current(self._facts_of(inputs), self)
+
+    def _facts_of(self, inputs: list[str]) -> Facts:
+        return Facts.model_validate_json(self._part_note("facts", inputs).read_text())
+
+    def _made(self, kind: str, inputs: list[str]) -> Part | None:
+        """The part that these inputs gave before, if it is still there."""
+        note = self._part_note(kind, inputs)
+        if not note.exists():
+            return None
+        part = Part.model_validate_json(note.read_text())
+        whole = (self._images.parts / part.sha256).is_file()
+        return part if whole and (kind != "root" or self._part_note("facts", inputs).exists()) else None
+
+    def _part_note(self, kind: str, inputs: list[str]) -> Path:
+        return self._note(f"{kind}-{hashlib.sha256(chr(0).join(inputs).encode()).hexdigest()[:32]}")
 
     async def _part(self, kind: str, inputs: list[str], make: Callable[[Path], Awaitable[str]]) -> Part:
         """The part that these inputs gave before, or a new one, made into a file and kept under its digest."""
-        note = self._note(f"{kind}-{hashlib.sha256(chr(0).join(inputs).encode()).hexdigest()[:32]}")
-        if note.exists() and not self._refresh:
-            part = Part.model_validate_json(note.read_text())
-            if (self._images.parts / part.sha256).is_file():
-                return part
-        made = self._work / kind
+        known = self._made(kind, inputs)
+        if known is not None and not self._refresh:
+            return known
+        made = self.work / kind
         origin = await make(made)
         digest = await asyncio.to_thread(_digest, made)
         part = Part(sha256=digest, size_bytes=made.stat().st_size, origin=origin)
+        self._images.make_room(part.size_bytes, self._settings)
+        if kind == "root":
+            assert self._facts is not None
+            _write(self._part_note("facts", inputs), self._facts.model_dump_json())
         made.chmod(0o444)
         made.replace(self._images.parts / digest)
-        _write(note, part.model_dump_json())
+        self._images.remember_digest(self._images.parts / digest, digest)
+        _write(self._part_note(kind, inputs), part.model_dump_json())
         return part
 
     def _note(self, name: str) -> Path:
         return self._cache / "notes" / f"{name}.json"
 
-    async def _open_archive(self) -> Archive:
+    async def open_archive(self) -> Archive:
         if self._archive is None:
             settings = self._settings
-            self._archive = open_archive(
+            self._archive = open_apt(
                 self._cache,
                 settings.debian_suite,
-                DEBIAN_ARCHITECTURES[self._architecture],
+                DEBIAN_ARCHITECTURES[self.architecture],
                 settings.debian_mirror,
                 settings.debian_security_mirror,
-                self._log,
+                self.log,
             )
-            self._progress.step(f"reading Debian's package lists ({settings.debian_suite})")
-            await self._archive.update()
+            self.progress.step(f"reading Debian's package lists ({settings.debian_suite})")
+            await self._archive.update(even_if_recent=self._refresh)
         return self._archive
 
     async def _kernel_files(self) -> KernelFiles:
         if self._unpacked is None:
-            archive = await self._open_archive()
+            archive = await self.open_archive()
             package = _KERNEL_PACKAGE.format(archive.architecture)
             package = await archive.dependency(package, _KERNEL_PATTERN)
-            self._progress.step(f"fetching the kernel ({package})")
+            self.progress.step(f"fetching the kernel ({package})")
             deb = await archive.download(package)
-            self._unpacked = await unpack_kernel(deb, self._work, self._log)
+            self._unpacked = await unpack_kernel(deb, self.work, self.log)
         return self._unpacked
 
     async def _kernel(self, out: Path) -> str:
@@ -158,39 +235,76 @@ class _Build:
 
     async def _initramfs(self, out: Path) -> str:
         files = await self._kernel_files()
-        self._progress.step("making the initramfs")
-        out.write_bytes(build_initramfs(agent_binary(self._architecture), files.modules, prefork_programs()))
+        self.progress.step("making the initramfs")
+        out.write_bytes(build_initramfs(agent_binary(self.architecture), files.modules, prefork_programs()))
         return f"the agent and modules of linux {files.release}"
 
     async def _root(self, out: Path) -> str:
-        archive = await self._open_archive()
-        self._progress.step(f"making the root filesystem of {self._recipe.name} (half a minute or so)")
-        work = self._work / "root.d"
+        work = self.work / "root.d"
         work.mkdir()
-        packages = await build_root(self._recipe, archive, out, work)
-        _write(self._note(f"packages-{await asyncio.to_thread(_digest, out)}"), json.dumps(packages, sort_keys=True))
-        return f"Debian {archive.suite}: {', '.join(self._recipe.packages) or 'essential packages'}"
+        self._facts = await self._source.make(out, work, self)
+        return self._source.origin()
 
-    def _manifest(self, kernel: Part, initramfs: Part, root: Part, packages: dict[str, str]) -> Manifest:
-        recipe = self._recipe
+    def _manifest(self, kernel: Part, initramfs: Part, root: Part, facts: Facts) -> Manifest:
         manifest = Manifest(
-            name=recipe.name,
-            architecture=self._architecture,
+            name=self._source.name,
+            architecture=self.architecture,
             digest="",
-            description=recipe.description,
             kernel=kernel,
             initramfs=initramfs,
             root=root,
-            languages=recipe.languages,
-            env=recipe.env,
-            packages=packages,
+            packages=facts.packages,
+            other_packages=facts.other_packages,
+            versions=facts.versions,
+            **self._source.manifest(facts),
         )
         return manifest.model_copy(update={"digest": manifest_digest(manifest)})
 
 
+class RecipeRoot:
+    """A root filesystem of a recipe."""
+
+    def __init__(self, recipe: Recipe, settings: Settings) -> None:
+        self.name = recipe.name
+        self._recipe = recipe
+        self._suite = settings.debian_suite
+
+    async def prepare(self, build: Build) -> None:
+        pass
+
+    def inputs(self) -> list[str]:
+        fields = {"packages", "pip", "npm", "exclude", "files", "prepare"}
+        versions = [[language.name, *language.version] for language in self._recipe.languages]
+        return [self._suite, self._recipe.model_dump_json(include=fields), json.dumps(versions), str(FORMAT)]
+
+    async def is_current(self, facts: Facts, build: Build) -> bool:
+        if self._recipe.pip or self._recipe.npm:
+            return False  # what an index would answer today is known only by asking it
+        return await (await build.open_archive()).versions(facts.packages) == facts.packages
+
+    async def make(self, out: Path, work: Path, build: Build) -> Facts:
+        archive = await build.open_archive()
+        await archive.check(self._recipe.packages)
+        build.progress.step(f"making the root filesystem of {self.name} (half a minute or so)")
+        return await build_root(self._recipe, archive, out, work)
+
+    def origin(self) -> str:
+        return f"Debian {self._suite}: {', '.join(self._recipe.packages) or 'essential packages'}"
+
+    def manifest(self, facts: Facts) -> dict[str, Any]:
+        recipe = self._recipe
+        digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
+        return {
+            "description": recipe.description,
+            "languages": recipe.languages,
+            "env": recipe.env,
+            "origin": f"recipe sha256:{digest}",
+        }
+
+
 def manifest_digest(manifest: Manifest) -> str:
-    """sha256 over the canonical JSON of everything but the digest."""
-    fields = manifest.model_dump(mode="json", exclude={"digest"})
+    """sha256 over the canonical JSON of everything but the digest and the name, which another image may take over."""
+    fields = manifest.model_dump(mode="json", exclude={"digest", "name"})
     return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

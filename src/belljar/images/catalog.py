@@ -1,45 +1,95 @@
-"""The images that are built on this host: manifests by name, parts by digest.
+"""The images that are built on this host: manifests by name and by digest, parts by digest.
 
-`images/NAME.json` in the data folder is an image's manifest, written last; `images/parts/SHA256` are the files that
-manifests name, shared between images and never changed.
+`images/NAME.json` in the data folder is what an image's name stands for, written last; `images/manifests/DIGEST.json`
+is the same for jobs that were submitted while the name stood for it; `images/parts/SHA256` are the files that manifests
+name, shared between images and never changed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from belljar.errors import DataFolderError, UnknownImage, UnknownLanguage
+from belljar.errors import DataFolderError, InvalidOption, UnknownImage, UnknownLanguage
 from belljar.images.manifest import Image, Language, Manifest
+from belljar.images.parts import Parts
 from belljar.images.recipe import IMAGE_NAME, recipes
 
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(:[A-Za-z0-9_][A-Za-z0-9._-]{0,62})?\Z")
+_DIGEST = re.compile(r"sha256:([0-9a-f]{12,64})\Z")
 
-class Images:
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """NAME or NAME:TAG, perhaps with @sha256:DIGEST behind it, or sha256:DIGEST alone; 12 digits of it are enough."""
+
+    #: With its tag; `latest` is no tag.
+    name: str | None
+    digest: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference | None:
+        """None for what is no reference, which then names nothing."""
+        alone = _DIGEST.match(text)
+        if alone:
+            return cls(None, alone[1])
+        name, at, digest = text.partition("@")
+        named, digested = _NAME.match(name), _DIGEST.match(digest)
+        if not named or (at and not digested):
+            return None
+        return cls(name.removesuffix(":latest"), digested[1] if digested else None)
+
+
+class Images(Parts):
     """What is built in a data folder."""
 
     def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
-        self.folder = data_dir / "images"
-        self.parts = self.folder / "parts"
+        super().__init__(data_dir)
+        self.manifests = self.folder / "manifests"
 
     def list(self) -> list[Image]:
-        """Every whole image, by name."""
-        names = sorted(path.stem for path in self.folder.glob("*.json"))
+        """Every whole image that has a name, by name."""
+        names = sorted(path.name.removesuffix(".json") for path in self.folder.glob("*.json"))
         found = (self.find(name) for name in names)
         return [image for image in found if image is not None]
 
-    def find(self, name: str) -> Image | None:
-        """The image of that name, or None when it is not built or a part of it is missing."""
-        if not IMAGE_NAME.match(name):
+    def find(self, reference: str) -> Image | None:
+        """The image of that name, tag or digest, or None when it is not built or a part of it is missing."""
+        named = Reference.parse(reference)
+        if named is None:
             return None
+        return self._by_digest(named.digest) if named.digest else self._read(self.folder / f"{named.name}.json")
+
+    def of_job(self, name: str, digest: str | None) -> Image:
+        """What a job's image stood for when the job was submitted; what it stands for where that was never built.
+
+        Raises UnknownImage.
+        """
+        image = self._by_digest(digest) if digest else None
+        return image or self.get(name)
+
+    def _by_digest(self, digest: str) -> Image | None:
+        found = [*self.manifests.glob(f"{digest}*.json")]
+        if len(found) == 1:
+            return self._read(found[0])
+        # Built by a belljar that kept manifests by name alone.
+        named = (image for image in self.list() if image.manifest.digest.startswith(digest))
+        return next(named, None)
+
+    def _read(self, path: Path) -> Image | None:
         try:
-            manifest = Manifest.model_validate_json((self.folder / f"{name}.json").read_text())
+            manifest = Manifest.model_validate_json(path.read_text())
         except (FileNotFoundError, ValidationError):
             return None
         image = self.image(manifest)
-        whole = all(path.is_file() for path in (image.kernel, image.initramfs, image.root))
+        whole = all(part.is_file() for part in (image.kernel, image.initramfs, image.root))
         return image if whole else None
 
     def image(self, manifest: Manifest) -> Image:
@@ -52,7 +102,7 @@ class Images:
         )
 
     def get(self, name: str) -> Image:
-        """The image of that name. Raises UnknownImage, which says how to build it or which there are."""
+        """The image of that name, tag or digest. Raises UnknownImage: how to build it, or which there are."""
         image = self.find(name)
         if image is not None:
             return image
@@ -61,18 +111,69 @@ class Images:
         built = ", ".join(each.name for each in self.list()) or "none"
         raise UnknownImage(f"there is no image {name!r} here; built are: {built}", option="image")
 
-    def remove(self, name: str) -> None:
-        """Forget an image and delete the parts that no other image names. Raises UnknownImage, DataFolderError."""
+    def register(self, manifest: Manifest) -> Image:
+        """From this moment on the image is there, and its name stands for it."""
+        self.manifests.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+        for path in (self.manifests / f"{manifest.digest}.json", self.folder / f"{manifest.name}.json"):
+            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+            partial.write_text(text)
+            partial.replace(path)
+        return self.image(manifest)
+
+    def tag(self, reference: str, name: str) -> Image:
+        """Give an image one more name, NAME or NAME:TAG. Raises UnknownImage, InvalidOption."""
+        named = Reference.parse(name)
+        if named is None or named.digest or named.name is None:
+            raise InvalidOption(f"{name!r} is no name for an image; give NAME or NAME:TAG", option="name")
+        return self.register(self.get(reference).manifest.model_copy(update={"name": named.name}))
+
+    def remove(self, name: str, needed: Collection[str] = ()) -> None:
+        """Forget a name, and delete what no other name and no job needs. Raises UnknownImage, InvalidOption.
+
+        `needed` are the digests of the images of jobs that have not ended.
+        """
         self.get(name)
+        named = Reference.parse(name)
+        assert named is not None
+        if named.digest:
+            raise InvalidOption("give the name or tag that is to be removed, not a digest", option="name")
         try:
-            (self.folder / f"{name}.json").unlink()
-            used = {path for each in self.list() for path in (each.kernel, each.initramfs, each.root)}
-            for part in self.parts.iterdir():
-                if part not in used:
-                    part.unlink()
+            (self.folder / f"{named.name}.json").unlink()
+            self.collect(needed)
         except OSError as error:
             reason = f"cannot remove from {self.folder}: {error.strerror}; do it as its owner, or set --data-dir"
             raise DataFolderError(reason) from error
+
+    def unnamed(self) -> tuple[Manifest, ...]:
+        """Images that no name stands for any more."""
+        named = {image.manifest.digest for image in self.list()}
+        return tuple(manifest for manifest in self._manifests() if manifest.digest not in named)
+
+    def collect(self, needed: Collection[str] = ()) -> int:
+        """Delete the images without a name that are not `needed`, and parts that nothing names; returns their bytes.
+
+        While an image is built, nothing is deleted: what has been made of it has no name yet.
+        """
+        with self.no_build_meanwhile() as may_delete:
+            return self._collect(needed) if may_delete else 0
+
+    def _collect(self, needed: Collection[str]) -> int:
+        for manifest in self.unnamed():
+            if manifest.digest not in needed:
+                (self.manifests / f"{manifest.digest}.json").unlink(missing_ok=True)
+        named = [image.manifest for image in self.list()]
+        return self.collect_parts(part.sha256 for each in (*named, *self._manifests()) for part in each.parts)
+
+    def _manifests(self) -> Iterable[Manifest]:
+        for path in sorted(self.manifests.glob("[!.]*.json")):
+            with contextlib.suppress(ValidationError, FileNotFoundError):
+                yield Manifest.model_validate_json(path.read_text())
+
+    def verify(self, image: Image) -> None:
+        """Raises DamagedImage when a part is not what the manifest says. Reads again only what has changed."""
+        for part, path in zip(image.manifest.parts, (image.kernel, image.initramfs, image.root), strict=True):
+            self.verify_part(path, part.sha256, image.name)
 
     def languages(self) -> tuple[Language, ...]:
         """The languages of what is built and of what could be, each once."""
@@ -88,10 +189,13 @@ class Images:
     def image_for(self, language: str) -> str:
         """Name of the image that runs a language: of its own name, else one that is built, else one that could be.
 
-        Raises UnknownLanguage, naming those that are known.
+        Of several the one that belljar has a recipe for, before those that people made. Raises UnknownLanguage, naming
+        those that are known.
         """
+        builtin = recipes(self.data_dir)
         built = [image.manifest for image in self.list()]
-        for known in (built, recipes(self.data_dir).values()):
+        own = [manifest for manifest in built if manifest.name in builtin]
+        for known in (own, built, builtin.values()):
             runs = [each.name for each in known if language in (one.name for one in each.languages)]
             if runs:
                 return language if language in runs else runs[0]
@@ -99,10 +203,25 @@ class Images:
         raise UnknownLanguage(f"no image here runs {language!r}; known languages: {names}", option="language")
 
 
+def check_image_name(name: str) -> str:
+    """The name, if an image may have it. Raises InvalidOption."""
+    if not IMAGE_NAME.match(name):
+        raise InvalidOption(
+            f"{name[:80]!r} is no name for an image; use lower-case letters, digits and . _ -, at most 63",
+            option="name",
+        )
+    return name
+
+
+def summary(image: Image) -> dict[str, object]:
+    """An image as the API and `image ls --json` show it: its manifest, with what people ask for first."""
+    manifest = image.manifest
+    shown = manifest.model_dump(mode="json")
+    for language in shown["languages"]:
+        language["version"] = manifest.versions.get(language["name"], "")
+    return shown | {"size_bytes": manifest.size_bytes, "snapshots": []}
+
+
 def write_manifest(images: Images, manifest: Manifest) -> Image:
     """Register an image: from this moment on it is there."""
-    path = images.folder / f"{manifest.name}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n")
-    partial.replace(path)
-    return images.image(manifest)
+    return images.register(manifest)

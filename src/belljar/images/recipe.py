@@ -13,7 +13,27 @@ from belljar.errors import InvalidOption, UnknownImage
 from belljar.images.manifest import Language, Value
 
 IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
+#: A name, extras and versions: no option, no path and no address can be written so.
+_REQUIREMENT = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9,._-]+\])?\s*([=<>!~]=?=?[A-Za-z0-9.*,<>=!~ +-]*)?\Z"
+)
+_NPM_PACKAGE = re.compile(r"(@[a-z0-9][a-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*(@[A-Za-z0-9^~<>=.*-]+)?\Z")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*\Z")
+
+
+class RecipeFile(Value):
+    """A file that is laid into the root filesystem."""
+
+    path: str = Field(pattern=r"^(/[A-Za-z0-9._+-]+)+$")
+    text: str
+    executable: bool = False
+
+    @field_validator("path")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        if {".", ".."} & set(value.split("/")):
+            raise ValueError("a file's path has no . and .. in it")
+        return value
 
 
 class Recipe(Value):
@@ -23,6 +43,14 @@ class Recipe(Value):
     description: str = ""
     #: Debian packages on top of the essential ones.
     packages: tuple[str, ...] = ()
+    #: Wheels from the package index that pip is set to use, and packages from npm's registry.
+    pip: tuple[str, ...] = ()
+    npm: tuple[str, ...] = ()
+    #: Paths that Debian packages are unpacked without; dpkg's patterns.
+    exclude: tuple[str, ...] = ()
+    files: tuple[RecipeFile, ...] = ()
+    #: Commands that are run in the root filesystem at the end: what makes the tools start faster.
+    prepare: tuple[tuple[str, ...], ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
     languages: tuple[Language, ...] = Field(min_length=1)
 
@@ -31,6 +59,22 @@ class Recipe(Value):
     def _name(cls, value: str) -> str:
         if not IMAGE_NAME.match(value):
             raise ValueError("an image's name has lower-case letters, digits and . _ -, at most 63")
+        return value
+
+    @field_validator("pip")
+    @classmethod
+    def _pip(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for requirement in value:
+            if not _REQUIREMENT.match(requirement):
+                raise ValueError(f"{requirement!r} is no requirement; give NAME or NAME==VERSION")
+        return value
+
+    @field_validator("npm")
+    @classmethod
+    def _npm(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for package in value:
+            if not _NPM_PACKAGE.match(package):
+                raise ValueError(f"{package!r} is no npm package; give NAME or NAME@VERSION")
         return value
 
     @field_validator("packages")

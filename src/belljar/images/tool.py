@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from belljar.errors import DiskFull, HostError, ImageBuildError, MissingTool
 
@@ -22,6 +23,10 @@ DEBIAN_PACKAGES = {
     "lz4": "lz4",
     "zstd": "zstd",
     "newuidmap": "uidmap",
+    "npm": "npm",
+    "skopeo": "skopeo",
+    "buildah": "buildah",
+    "unshare": "util-linux",
 }
 _LAST_WORDS = 2000
 
@@ -54,8 +59,9 @@ async def call(
     env: Mapping[str, str] | None = None,
     stdin: Path | None = None,
     stdout: Path | None = None,
+    own_output: Path | None = None,
 ) -> str:
-    """Run a program to its end; returns its output (empty when that goes to the file `stdout`).
+    """Run a program to its end; returns its output, empty when that goes to the file `stdout` or behind `own_output`.
 
     Its errors are appended to `log`. A cancelled call ends the program with all its children. Raises MissingTool,
     DiskFull, and ImageBuildError with the program's last words.
@@ -66,7 +72,7 @@ async def call(
     with contextlib.ExitStack() as files:
         errors = files.enter_context(log.open("ab"))
         source = files.enter_context(stdin.open("rb")) if stdin else asyncio.subprocess.DEVNULL
-        target = files.enter_context(stdout.open("wb")) if stdout else asyncio.subprocess.PIPE
+        target = _target(files, stdout, own_output)
         process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=source,
@@ -89,6 +95,12 @@ async def call(
             errors.write(output or b"")
         raise failure
     return (output or b"").decode(errors="replace")
+
+
+def _target(files: contextlib.ExitStack, stdout: Path | None, own_output: Path | None) -> BinaryIO | int:
+    if own_output is not None:
+        return files.enter_context(own_output.open("ab"))
+    return files.enter_context(stdout.open("wb")) if stdout else asyncio.subprocess.PIPE
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -291,6 +291,8 @@ class Job(Value):
     language: str
     entrypoint: str
     image: str
+    image_digest: str | None = None
+    """What that name stood for when the job was submitted: a name that moves on meanwhile changes no job."""
     resources: Resources
     timeout_seconds: float
     args: tuple[str, ...] = ()

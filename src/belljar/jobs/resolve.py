@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from belljar.errors import InvalidOption
+from belljar.images.manifest import Image
 from belljar.jobs.egress_ceiling import check_egress
 from belljar.jobs.ids import new_id
 from belljar.jobs.model import Job, JobOptions, Resources
@@ -29,6 +30,21 @@ class Runnable:
     script_id: str
     language: str
     entrypoint: str
+    #: What its language needs at least; more than the default for some.
+    memory_mb: int | None = None
+    image_digest: str | None = None
+
+
+def runnable_of(script_id: str, language: str, entrypoint: str, image: Image) -> Runnable:
+    """A script, with what the image says of its language."""
+    runs = image.language(language)
+    return Runnable(
+        script_id=script_id,
+        language=language,
+        entrypoint=entrypoint,
+        memory_mb=runs.memory_mb if runs else None,
+        image_digest=image.manifest.digest,
+    )
 
 
 def resolve_job(
@@ -40,7 +56,7 @@ def resolve_job(
     """
     resources = Resources(
         vcpus=options.vcpus or settings.default_vcpus,
-        memory_mb=options.memory_mb or settings.default_memory_mb,
+        memory_mb=options.memory_mb or max(script.memory_mb or 0, settings.default_memory_mb),
         disk_mb=options.disk_mb,
         disk_mb_per_second=_rate("disk_mb_per_second", options, settings),
         disk_iops=_rate("disk_iops", options, settings),
@@ -64,6 +80,7 @@ def resolve_job(
         language=script.language,
         entrypoint=script.entrypoint,
         image=image,
+        image_digest=script.image_digest,
         resources=resources,
         timeout_seconds=timeout_seconds,
         args=options.args,

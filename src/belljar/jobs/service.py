@@ -8,11 +8,12 @@ from typing import Protocol
 
 from belljar.blobs.store import Blobs
 from belljar.errors import NotFound
+from belljar.images.manifest import Image
 from belljar.jobs.blob_names import stdin_blob
 from belljar.jobs.changes import Changes
 from belljar.jobs.ids import is_job_id
 from belljar.jobs.model import Job, JobRequest
-from belljar.jobs.resolve import Largest, Runnable, resolve_job
+from belljar.jobs.resolve import Largest, resolve_job, runnable_of
 from belljar.jobs.states import Status
 from belljar.scripts.model import Script
 from belljar.scripts.service import ScriptService
@@ -54,7 +55,7 @@ class JobStore(Protocol):
 class ImageNames(Protocol):
     """What knows images by name: `belljar.images.catalog.Images`."""
 
-    def get(self, name: str) -> object: ...
+    def get(self, name: str) -> Image: ...
 
     def image_for(self, language: str) -> str: ...
 
@@ -90,11 +91,11 @@ class JobService:
         if options.image is not None:
             self._images.get(options.image)  # before anything is kept
         script = await self._script(project, request)
-        image = options.image or self._images.image_for(script.language)
-        self._images.get(image)
-        runnable = Runnable(script_id=script.id, language=script.language, entrypoint=script.entrypoint)
+        name = options.image or self._images.image_for(script.language)
+        image = self._images.get(name)
+        runnable = runnable_of(script.id, script.language, script.entrypoint, image)
         largest = await self._largest()
-        job = resolve_job(options, runnable, project=project, image=image, settings=self._settings, largest=largest)
+        job = resolve_job(options, runnable, project=project, image=name, settings=self._settings, largest=largest)
         if job.stdin_bytes:
             await self._blobs.put_bytes(stdin_blob(job.id), options.stdin_bytes())
         kept = await self._store.insert(job)

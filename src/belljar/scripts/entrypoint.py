@@ -23,14 +23,16 @@ _OTHER = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def file_name(filename: str, language: Language) -> str:
-    """A name for a one-file script: the base name with what is not [A-Za-z0-9._-] as `_`, else `main` and the ending.
+    """A name for a one-file script: the base name with what is not [A-Za-z0-9._-] as `_`, else the language's first
+    usual name, else `main` and the ending.
 
     The name becomes a path in the machine and may be an argument there, so it begins with a letter, digit or `_`.
     """
     name = _OTHER.sub("_", base_name(filename))
     if len(name) <= _MAX_NAME and name[:1] not in ("", ".", "-") and re.search(r"[A-Za-z0-9]", name.split(".")[0]):
         return name
-    return "main" + (language.extensions[0] if language.extensions else "")
+    usual = next((name for name in language.entrypoints if name.endswith(language.extensions)), None)
+    return usual or "main" + (language.extensions[0] if language.extensions else "")
 
 
 def base_name(filename: str) -> str:

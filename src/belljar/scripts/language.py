@@ -13,13 +13,16 @@ from belljar.images.manifest import Language
 _SHEBANG_BYTES = 256
 #: How much of a file is looked at; a NUL in it means that the file is no text, as git judges it.
 HEAD_BYTES = 8000
+#: How an executable begins, elf(5).
+ELF = b"\x7fELF"
 #: `python3.11` is `python3` is `python`.
 _VERSION = re.compile(r"(?:\.?[0-9]+)\Z")
 
 
 def named_language(name: str, languages: Sequence[Language]) -> Language:
     """The language of this name. Raises UnknownLanguage, naming those there are."""
-    found = next((language for language in languages if language.name == name), None)
+    known = (language for language in languages if name == language.name)
+    found = next(known, None) or next((language for language in languages if name in language.aliases), None)
     if found is None:
         raise UnknownLanguage(f"no image runs the language {name[:40]!r}; known are {known_names(languages)}")
     return found
@@ -27,7 +30,7 @@ def named_language(name: str, languages: Sequence[Language]) -> Language:
 
 def detect_language(filename: str, head: bytes, languages: Sequence[Language]) -> Language:
     """The language that a file's ending or `#!` line tells. Raises UnknownLanguage, saying to give `language`."""
-    found = by_extension(filename, languages) or by_shebang(head, languages)
+    found = by_extension(filename, languages) or by_shebang(head, languages) or by_magic(head, languages)
     if found is None:
         shown = PurePosixPath(filename).name[-80:]
         raise UnknownLanguage(
@@ -43,6 +46,13 @@ def by_extension(filename: str, languages: Sequence[Language]) -> Language | Non
     endings = [(ending, language) for language in languages for ending in language.extensions]
     fitting = [(ending, language) for ending, language in endings if name.endswith(ending.lower())]
     return max(fitting, key=lambda pair: len(pair[0]))[1] if fitting else None
+
+
+def by_magic(head: bytes, languages: Sequence[Language]) -> Language | None:
+    """For an executable file of Linux (ELF), the language that executes the entrypoint itself."""
+    if not head.startswith(ELF):
+        return None
+    return next((language for language in languages if language.run == ("{entrypoint}",)), None)
 
 
 def by_shebang(head: bytes, languages: Sequence[Language]) -> Language | None:

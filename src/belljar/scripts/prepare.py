@@ -18,7 +18,7 @@ from belljar.scripts.archive import HEAD_BYTES as ARCHIVE_HEAD_BYTES
 from belljar.scripts.archive import archive_kind, unpack
 from belljar.scripts.entrypoint import base_name, choose_entrypoint, file_name
 from belljar.scripts.folder import copy_folder
-from belljar.scripts.language import HEAD_BYTES, check_content, detect_language, named_language
+from belljar.scripts.language import ELF, HEAD_BYTES, check_content, detect_language, named_language
 from belljar.scripts.limits import Allowance, UploadLimits
 from belljar.scripts.pack import pack_tree
 from belljar.scripts.tree import CHUNK_BYTES, Tree
@@ -191,7 +191,7 @@ def _take_one_file(source: Path, head: bytes, tree: Tree, wish: Wish, languages:
             f"the upload is one file, {name}, and not {wish.entrypoint[:80]!r}; `entrypoint` is for archives"
         )
     with source.open("rb") as file:
-        tree.add_file(name, iter(lambda: file.read(CHUNK_BYTES), b""), executable=head.startswith(b"#!"))
+        tree.add_file(name, iter(lambda: file.read(CHUNK_BYTES), b""), executable=head.startswith((b"#!", ELF)))
     return _unpacked(tree, wish, language, name)
 
 

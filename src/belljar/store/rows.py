@@ -14,6 +14,7 @@ ASKED = frozenset(
         "language",
         "entrypoint",
         "image",
+        "image_digest",
         "resources",
         "timeout_seconds",
         "args",

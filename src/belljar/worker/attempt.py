@@ -41,6 +41,8 @@ class AttemptPlan:
 
     machine: MachineSpec
     command: Command
+    #: Runs first, in the same machine and files; the command runs when it ended well.
+    compile: Command | None = None
     stdin: bytes
     timeout_seconds: float
     grace_seconds: float
@@ -64,6 +66,8 @@ class AttemptEnd:
     stop: Stop | None = None
     exited: wire.Exited | None = None
     not_started: CommandFailed | None = None
+    #: Whether it was the compiler that ended so, and the script was never begun.
+    in_compile: bool = False
     #: What became of its artifacts; None when none were asked for.
     collected: wire.Collected | None = None
     #: Why the artifacts are not complete.
@@ -94,6 +98,19 @@ class Audience(Protocol):
     def console(self, data: bytes, dropped_bytes: int) -> None:
         """The machine's serial console, once, when the machine has ended."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class CompilerOutput:
+    """Passes both streams of a compiler on as the job's stderr: its stdout is the script's own."""
+
+    output: OutputSink
+
+    async def write(self, stream: wire.Stream, data: bytes) -> None:
+        await self.output.write(wire.Stream.STDERR, data)
+
+    def full(self, stream: wire.Stream) -> bool:
+        return self.output.full(wire.Stream.STDERR)
 
 
 @dataclass(slots=True)
@@ -183,8 +200,15 @@ async def _converse(
     if (slot := plan.machine.slot) is not None:
         nameservers = [IPv4Address(each) for each in slot.nameservers]
         await session.network(IPv4Interface(slot.guest_address), IPv4Address(slot.gateway), nameservers, slot.mtu)
-    await _run(plan, session, audience, cancel, end, clock)
-    if plan.artifacts and end.not_started is None and end.stop is not Stop.CANCELLED and end.exited is not None:
+    if plan.compile is None or await _compile(plan, plan.compile, session, audience, cancel, end, clock):
+        await _run(plan, session, audience, cancel, end, clock)
+    if (
+        plan.artifacts
+        and end.not_started is None
+        and not end.in_compile
+        and end.stop is not Stop.CANCELLED
+        and end.exited is not None
+    ):
         await _collect(plan, session, audience, end)
         clock.mark("collect")
 
@@ -201,17 +225,58 @@ async def _unless(cancel: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | No
         await asyncio.gather(task, cancelled, return_exceptions=True)
 
 
+async def _compile(
+    plan: AttemptPlan,
+    command: Command,
+    session: Session,
+    audience: Audience,
+    cancel: asyncio.Event,
+    end: AttemptEnd,
+    clock: _Clock,
+) -> bool:
+    """Whether the script was compiled and can be run; all that the compiler says is the job's stderr."""
+
+    def started(message: wire.Started) -> None:
+        clock.mark("start_compile")
+
+    end.in_compile = True
+    await _execute(command, b"", CompilerOutput(audience.output), started, plan, session, cancel, end)
+    clock.mark("compile")
+    if end.stop is not None or end.exited is None or end.exited.exit_code != 0:
+        return False
+    end.in_compile, end.exited = False, None
+    return True
+
+
 async def _run(
     plan: AttemptPlan, session: Session, audience: Audience, cancel: asyncio.Event, end: AttemptEnd, clock: _Clock
 ) -> None:
-    has_started = asyncio.Event()
-
     def started(message: wire.Started) -> None:
         clock.mark("start")
-        has_started.set()
         audience.started()
 
-    run = asyncio.create_task(session.run(plan.command, plan.stdin, audience.output, started))
+    await _execute(plan.command, plan.stdin, audience.output, started, plan, session, cancel, end)
+    clock.mark("run")
+
+
+async def _execute(
+    command: Command,
+    stdin: bytes,
+    output: OutputSink,
+    started: Callable[[wire.Started], None],
+    plan: AttemptPlan,
+    session: Session,
+    cancel: asyncio.Event,
+    end: AttemptEnd,
+) -> None:
+    """One command, from its start to its end or until it is stopped; what became of it is noted in `end`."""
+    has_started = asyncio.Event()
+
+    def note(message: wire.Started) -> None:
+        started(message)
+        has_started.set()
+
+    run = asyncio.create_task(session.run(command, stdin, output, note))
     try:
         await _supervise(run, session, has_started, cancel, plan, end)
         if run.done():
@@ -223,7 +288,6 @@ async def _run(
     finally:
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
-    clock.mark("run")
 
 
 async def _supervise(

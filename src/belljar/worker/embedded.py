@@ -17,7 +17,7 @@ from belljar.errors import DataFolderError, DiskFull, HostError, MachineError
 from belljar.guest.wire import Stream
 from belljar.images.catalog import Images
 from belljar.jobs.model import Artifact, Job, JobOptions, LogInfo, MachineInfo, Timings
-from belljar.jobs.resolve import Runnable, resolve_job
+from belljar.jobs.resolve import resolve_job, runnable_of
 from belljar.machines.choose import Chooser
 from belljar.machines.firecracker.folder import jails
 from belljar.machines.leftovers import clear_leftovers
@@ -81,10 +81,11 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
         await clear_leftovers(jails=jails(settings))
         await asyncio.to_thread(clear_network_leftovers)
         name = run.options.image or images.image_for(prepared.language)
-        script = Runnable(script_id=prepared.id, language=prepared.language, entrypoint=prepared.entrypoint)
+        image = images.get(name)
+        script = runnable_of(prepared.id, prepared.language, prepared.entrypoint, image)
         largest = Capacity.of_host(settings).largest()
         job = resolve_job(run.options, script, project=PROJECT, image=name, settings=settings, largest=largest)
-        image = images.get(name)
+        await asyncio.to_thread(images.verify, image)
         hypervisor = await Chooser(settings).hypervisor(image)
         preparation = await Preparations(settings).of(image)
         supply = Supply(Snapshots(settings) if settings.snapshots == "on" else None)

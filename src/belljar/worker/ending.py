@@ -32,15 +32,21 @@ def signal_name(number: int | None) -> str | None:
 
 def error_of(end: AttemptEnd, job: Job) -> JobError | None:
     """Why the job did not succeed, where its exit code or signal does not say it by itself."""
+    if end.stop is Stop.TIMED_OUT and end.in_compile:
+        message = f"its compiler was stopped after {job.timeout_seconds:g} s; ask for more with timeout_seconds"
+        return JobError(code="timed_out", message=message)
     if end.stop is Stop.TIMED_OUT:
         message = f"stopped when its {job.timeout_seconds:g} s were up; ask for more with timeout_seconds"
         return JobError(code="timed_out", message=message)
     if end.not_started is not None:
-        message = f"the entrypoint could not be executed in the image {job.image}: {end.not_started}"
+        what = "compiler" if end.in_compile else "entrypoint"
+        message = f"the {what} could not be executed in the image {job.image}: {end.not_started}"
         return JobError(code="cannot_execute", message=message)
     if end.exited is not None and end.exited.exit_code != 0 and end.exited.oom_kills:
         message = f"out of memory: the machine has {job.resources.memory_mb} MB; ask for more with memory_mb"
         return JobError(code="out_of_memory", message=message)
+    if end.in_compile and end.stop is None:
+        return JobError(code="compile_error", message="the script could not be compiled; its stderr says why")
     if end.collect_error is not None:
         return JobError(code="artifacts_incomplete", message=end.collect_error.message)
     if end.collected is not None and end.collected.skipped:

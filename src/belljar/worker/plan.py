@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 from belljar.errors import UnknownLanguage
 from belljar.guest.command import Command
@@ -16,6 +18,9 @@ from belljar.worker.attempt import AttemptPlan
 
 #: Where the script's files are for the job: its own disk's, with a writable layer over them.
 WORKING_FOLDER = "/work"
+#: Where what was compiled goes: not into the working folder, whose files may be wanted as artifacts.
+OUTPUT = "/tmp/program"  # noqa: S108 (the machine's own, which nobody else is in)
+_PLACE = re.compile(r"\{(?:entrypoint|folder|stem|output)\}")
 DEFAULT_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": WORKING_FOLDER,
@@ -42,6 +47,11 @@ def plan_attempt(
         known = ", ".join(each.name for each in image.manifest.languages)
         raise UnknownLanguage(f"the image {image.name} runs {known}, not {job.language}; choose another image")
     asked, variables = job.resources, {**(env or {}), **job.env}
+    command = command_for(image, language, job.entrypoint, job.args or language.default_args, variables, settings)
+    compiler = None
+    if language.compile:
+        argv = _filled(language.compile, job.entrypoint)
+        compiler = replace(command, argv=argv, cwd=WORKING_FOLDER, keep=True, prefork="")
     return AttemptPlan(
         machine=MachineSpec(
             image=image,
@@ -49,7 +59,8 @@ def plan_attempt(
             script_disk=script_disk,
             slot=slot,
         ),
-        command=command_for(image, language, f"{WORKING_FOLDER}/{job.entrypoint}", job.args, variables, settings),
+        command=command,
+        compile=compiler,
         stdin=stdin,
         timeout_seconds=job.timeout_seconds,
         grace_seconds=settings.grace_seconds,
@@ -63,12 +74,20 @@ def plan_attempt(
 def command_for(
     image: Image, language: Language, entrypoint: str, args: Sequence[str], env: Mapping[str, str], settings: Settings
 ) -> Command:
-    """What the agent runs for a script of that language at that path in the guest."""
-    argv = [entrypoint if word == "{entrypoint}" else word for word in language.run]
+    """What the agent runs for a script of that language at that path below the working folder."""
+    manifest = image.manifest
     return Command(
-        argv=[*argv, *args],
-        env=DEFAULT_ENV | image.manifest.env | dict(env),
-        cwd=WORKING_FOLDER,
+        argv=[*_filled(language.run, entrypoint), *args],
+        env=DEFAULT_ENV | manifest.env | dict(env),
+        cwd=manifest.working_folder or WORKING_FOLDER,
+        uid=manifest.user.uid,
+        gid=manifest.user.gid,
         max_processes=settings.max_processes,
         prefork=language.prefork or "",
     )
+
+
+def _filled(words: tuple[str, ...], entrypoint: str) -> list[str]:
+    path = PurePosixPath(WORKING_FOLDER) / entrypoint
+    places = {"{entrypoint}": str(path), "{folder}": str(path.parent), "{stem}": path.stem, "{output}": OUTPUT}
+    return [_PLACE.sub(lambda found: places[found[0]], word) for word in words]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from belljar.guest.command import Command
@@ -12,7 +13,7 @@ from belljar.images.manifest import Image, Language
 from belljar.machines.preparation import Preparation
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
-from belljar.worker.plan import DEFAULT_ENV, WORKING_FOLDER, command_for
+from belljar.worker.plan import DEFAULT_ENV, command_for
 
 #: Where a prefork program finds its own text (PROGRAM_FD in agent.c).
 _PROGRAM = "/proc/self/fd/4"
@@ -38,10 +39,7 @@ class Preparations:
 
     async def _prepare(self, image: Image) -> Preparation:
         rehearsals = _rehearsals(image)
-        commands = tuple(
-            command_for(image, language, f"{WORKING_FOLDER}/{name}", (), {}, self._settings)
-            for name, language, _ in rehearsals
-        )
+        commands = tuple(command_for(image, language, name, (), {}, self._settings) for name, language, _ in rehearsals)
         return Preparation(
             disk=await self._disk({name: text for name, _, text in rehearsals}),
             warm=tuple(_fresh(command) for command in commands),
@@ -77,14 +75,14 @@ def _rehearsals(image: Image) -> list[tuple[str, Language, str]]:
     """File name, language and text of each, the language with a prefork program first: most jobs are of that one."""
     languages = sorted(image.manifest.languages, key=lambda each: each.prefork is None)
     return [
-        (f"rehearsal{number}{language.extensions[0] if language.extensions else ''}", language, language.rehearsal)
+        (f"hello{number}{language.extensions[0] if language.extensions else ''}", language, language.hello)
         for number, language in enumerate(languages)
-        if language.rehearsal is not None
+        if language.hello and not language.compile
     ]
 
 
 def _fresh(command: Command) -> Command:
-    return Command(argv=command.argv, env=command.env, cwd=command.cwd, max_processes=command.max_processes)
+    return replace(command, prefork="")
 
 
 def _started(language: Language) -> list[str]:

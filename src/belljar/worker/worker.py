@@ -167,7 +167,8 @@ class Worker:
 
     async def _run(self, recorder: Recorder, running: _Running) -> None:
         job, rooms = running.job, self._rooms
-        image = rooms.images.get(job.image)
+        image = rooms.images.of_job(job.image, job.image_digest)
+        await asyncio.to_thread(rooms.images.verify, image)
         disk = await rooms.scripts.disk(job.script_id)
         stdin = await rooms.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
         hypervisor = recorder.hypervisor = self._hypervisor = await rooms.hypervisor(image)

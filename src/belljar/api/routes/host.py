@@ -13,6 +13,7 @@ from prometheus_client.process_collector import ProcessCollector
 from belljar import __version__
 from belljar.api.asked import Asked
 from belljar.errors import HostError
+from belljar.images.catalog import summary
 from belljar.jobs.states import Status
 
 router = APIRouter(tags=["host"])
@@ -20,8 +21,8 @@ router = APIRouter(tags=["host"])
 
 @router.get("/v1/images")
 async def list_images(services: Asked) -> dict[str, Any]:
-    """The images that are built here, with the digest of every part."""
-    return {"images": [image.manifest.model_dump(mode="json") for image in services.images.list()]}
+    """The images that are built here, with their languages and versions, their size, and the digest of every part."""
+    return {"images": [summary(image) for image in services.images.list()]}
 
 
 @router.get("/v1/nodes")

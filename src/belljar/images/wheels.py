@@ -1,0 +1,80 @@
+"""Python packages for an image: wheels that pip resolves and unpacks, with the index and the settings that this host's
+pip has. Wheels only: no code of a package runs on the host.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from email.parser import HeaderParser
+from pathlib import Path
+
+from belljar.errors import ImageBuildError
+from belljar.images.tool import call
+
+_TIMEOUT_SECONDS = 900
+#: glibc of Debian 12: wheels for it and for older ones run there.
+_NEWEST_GLIBC_MINOR = 36
+_OLD_NAMES = ("manylinux2014", "manylinux2010", "manylinux1", "linux")
+
+
+async def fetch_wheels(
+    requirements: Sequence[str], *, python_version: str, architecture: str, folder: Path, log: Path
+) -> dict[str, str]:
+    """Unpack the requirements and what they need into `folder`; returns all of it, name → version.
+
+    `python_version` is the image's, as 3.11. Their programs are in `folder/bin`. Raises ImageBuildError when one cannot
+    be found, or has no wheel for this Python.
+    """
+    glibc = [f"manylinux_2_{minor}_{architecture}" for minor in range(_NEWEST_GLIBC_MINOR, 4, -1)]
+    platforms = [*glibc, *(f"{name}_{architecture}" for name in _OLD_NAMES)]
+    try:
+        await call(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-input",
+                "--no-compile",
+                "--ignore-installed",
+                "--only-binary=:all:",
+                f"--python-version={python_version}",
+                *(f"--platform={platform}" for platform in platforms),
+                f"--target={folder}",
+                *requirements,
+            ],
+            log=log,
+            timeout_seconds=_TIMEOUT_SECONDS,
+            cwd=folder.parent,
+        )
+    except ImageBuildError as error:
+        raise ImageBuildError(f"pip could not install {', '.join(requirements)}: {error.message}") from None
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+    _own_programs(folder / "bin")
+    return installed_wheels(folder)
+
+
+def installed_wheels(folder: Path) -> dict[str, str]:
+    """The distributions in a folder of Python modules, name → version."""
+    found = {}
+    for metadata in sorted(folder.glob("*.dist-info/METADATA")):
+        fields = HeaderParser().parsestr(metadata.read_text(errors="replace"), headersonly=True)
+        name, version = fields.get("Name"), fields.get("Version")
+        if name and version:
+            found[re.sub(r"[-_.]+", "-", name).lower()] = version
+    return found
+
+
+def _own_programs(folder: Path) -> None:
+    """Let the packages' programs start the image's Python instead of this host's."""
+    for path in folder.glob("*") if folder.is_dir() else ():
+        data = path.read_bytes()
+        line, newline, rest = data.partition(b"\n")
+        if line.startswith(b"#!") and b"python" in line:
+            path.write_bytes(b"#!/usr/bin/python3" + newline + rest)
+            path.chmod(0o755)
