@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from belljar.machines.protocol import GUEST_MAC
 from machines.firecracker.building import build_stand_ins
 from system.running import Server, alive, descendants, serving
 
@@ -63,6 +64,18 @@ def test_limits_on_rates_are_taken_and_shown(server: Server) -> None:
     job = server.run("echo limited", language="shell", **limits)
     assert job["status"] == "succeeded", server.logs(job)
     assert {name: job[name] for name in limits} == limits
+
+
+def test_jobs_with_a_network_have_a_device_by_boot_and_by_snapshot(server: Server) -> None:
+    code = "cat /sys/class/net/eth0/address; ls /sys/class/net; grep -c nameserver /etc/resolv.conf"
+    seen = set()
+    deadline = time.monotonic() + 120
+    while {"boot", "snapshot"} - seen and time.monotonic() < deadline:
+        job = server.run(code, language="shell", egress="open")
+        assert job["status"] == "succeeded", (job, server.logs(job), server.log.read_text()[-2000:])
+        assert server.logs(job, stream="stdout").startswith(GUEST_MAC.encode() + b"\neth0\n")
+        seen.add(job["machine"]["source"])
+    assert seen >= {"boot", "snapshot"}, server.log.read_text()
 
 
 def test_a_killed_hypervisor_is_a_lost_attempt_that_is_tried_again(server: Server) -> None:

@@ -7,6 +7,7 @@ out of the emulator finds itself here.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import functools
@@ -19,6 +20,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from belljar.errors import HostError, MissingTool
 from belljar.machines.cgroup import Group
@@ -181,6 +183,31 @@ def end(pid: int) -> None:
     for each in [*map(int, children), pid]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
+
+
+async def spawn(command: Sequence[str], **options: Any) -> asyncio.subprocess.Process:
+    """`asyncio.create_subprocess_exec` for a jail, which a cancellation does not break in the middle.
+
+    asyncio kills what it was starting and then waits for its pipes to close: for ever, with a bubblewrap that was
+    killed before it was set up (see `end`). So the start is let finish, and what was started ended properly.
+    """
+    starting = asyncio.create_task(asyncio.create_subprocess_exec(*command, **options))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        ending = asyncio.create_task(_end_started(starting))
+        while not ending.done():
+            with contextlib.suppress(asyncio.CancelledError):  # once more: it takes milliseconds
+                await asyncio.wait({ending})
+        raise
+
+
+async def _end_started(starting: asyncio.Task[asyncio.subprocess.Process]) -> None:
+    await asyncio.wait({starting})
+    if starting.exception() is None:
+        process = starting.result()
+        end(process.pid)
+        await process.wait()
 
 
 @functools.cache

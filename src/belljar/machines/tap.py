@@ -16,11 +16,12 @@ from pathlib import Path
 
 from belljar.errors import HostError
 from belljar.machines.namespace import in_fresh_thread, inside, leave_to_new
-from belljar.machines.protocol import NetworkSlot
+from belljar.machines.protocol import GUEST_MAC, NetworkSlot
 
 _DEVICE = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _TUNSETPERSIST = 0x400454CB
+_DEAD_END = "tap0"
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 
 
@@ -45,12 +46,37 @@ async def dead_end(held: AsyncExitStack) -> int:
 
     def make() -> int:
         leave_to_new()
-        return attach_tap("tap0")
+        return attach_tap(_DEAD_END)
 
     try:
         return await _opened(lambda: in_fresh_thread(make), held)
     except OSError as error:
         raise HostError(f"cannot make a template's network device: {error}") from error
+
+
+async def dead_end_slot(held: AsyncExitStack) -> NetworkSlot:
+    """The same as a slot, for a hypervisor that opens its device itself: a namespace without a name, gone with `held`.
+
+    Raises HostError.
+    """
+
+    def make() -> int:
+        leave_to_new()
+        os.close(attach_tap(_DEAD_END, persist=True))
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    try:
+        namespace = await _opened(lambda: in_fresh_thread(make), held)
+    except OSError as error:
+        raise HostError(f"cannot make a template's network device: {error}") from error
+    return NetworkSlot(
+        namespace=Path(f"/proc/{os.getpid()}/fd/{namespace}"),
+        tap=_DEAD_END,
+        guest_mac=GUEST_MAC,
+        guest_address="",
+        gateway="",
+        nameservers=(),
+    )
 
 
 async def _opened(work: Callable[[], int], held: AsyncExitStack) -> int:

@@ -15,18 +15,18 @@ from belljar.machines.protocol import NetworkSlot
 
 
 @contextmanager
-def network_place() -> Iterator[NetworkSlot]:
+def network_place(tap: str = "tap0") -> Iterator[NetworkSlot]:
     """Gone at the end. Skips where the `ip` command is missing."""
     if shutil.which("ip") is None:
         pytest.skip("ip is not installed")
     name = f"belljar-test-{os.getpid()}"
     _ip("netns", "add", name)
     try:
-        _ip("-n", name, "tuntap", "add", "tap0", "mode", "tap")
-        _ip("-n", name, "link", "set", "tap0", "up")
+        _ip("-n", name, "tuntap", "add", tap, "mode", "tap")
+        _ip("-n", name, "link", "set", tap, "up")
         yield NetworkSlot(
             namespace=Path("/run/netns") / name,
-            tap="tap0",
+            tap=tap,
             guest_mac="06:00:ac:1e:00:02",
             guest_address="172.30.0.2/30",
             gateway="172.30.0.1",

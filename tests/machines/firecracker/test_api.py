@@ -38,7 +38,7 @@ def open_api(tmp_path: Path) -> Opener:
             [firecracker, "--id", "a-test", "--api-sock", "api.sock"], cwd=tmp_path, stdout=subprocess.DEVNULL
         )
         try:
-            while not (tmp_path / "api.sock").exists():
+            while not _listens(tmp_path / "api.sock"):
                 assert process.poll() is None
                 await asyncio.sleep(0.01)
             async with FirecrackerApi(tmp_path / "api.sock") as api:
@@ -48,6 +48,12 @@ def open_api(tmp_path: Path) -> Opener:
             process.wait()
 
     return opened
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody does; the socket's file is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 async def test_a_fresh_process_says_what_it_is(open_api: Opener) -> None:

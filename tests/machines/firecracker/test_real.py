@@ -10,6 +10,7 @@ import asyncio
 import os
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,27 @@ async def test_a_network_slots_namespace_and_tap_are_joined(
 
 
 @pytest.mark.parametrize("real", ["jailer"], indirect=True)
+async def test_a_templates_network_leads_nowhere_and_its_clones_lead_to_their_slots(
+    real: FirecrackerHypervisor, tiny: TinyImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hypervisor_module, "_CONNECT_SECONDS", 1.0)
+    folder = tmp_path / "snapshot"
+    spec = spec_of(tiny.image(b"up\n", HANG), frozen=True, network=True)
+    async with real.template(spec, folder) as template:
+        await _until_printed(template, b"up\n")
+        try:
+            await template.freeze()
+        except MachineError as error:
+            pytest.skip(f"this host's KVM does not save a machine: {error.message}")
+    with network_place("tap7") as slot, pytest.raises(MachineError) as caught:
+        async with real.clone(replace(spec, slot=slot), folder):
+            pass
+    if "TAP" not in caught.value.message and "/snapshot/load" in caught.value.message:
+        pytest.skip(f"this host's KVM does not restore a machine: {caught.value.message}")
+    assert isinstance(caught.value, MachineTimeout), caught.value.message  # it runs on, and has no agent
+
+
+@pytest.mark.parametrize("real", ["jailer"], indirect=True)
 async def test_a_tap_that_is_not_there_is_told_with_what_it_means(
     real: FirecrackerHypervisor, tiny: TinyImages
 ) -> None:
@@ -196,6 +218,24 @@ async def test_limits_on_disks_and_network_are_accepted(real: FirecrackerHypervi
     assert configuration(spec).drives[2].rate_limiter is not None
     async with real.machine(spec) as machine:
         assert await _death(machine) is DeathCause.GUEST_EXIT
+
+
+async def test_starts_that_are_cancelled_at_any_moment_end_and_leave_nothing(
+    real: FirecrackerHypervisor, tiny: TinyImages, real_settings: Settings
+) -> None:
+    spec = spec_of(tiny.image(b"up\n", HANG))
+
+    async def start() -> None:
+        async with real.machine(spec) as machine:
+            await machine.death()
+
+    for number in range(60):
+        task = asyncio.create_task(start())
+        await asyncio.sleep(number / 3000)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=30)
+        assert done
+    assert left_behind(real_settings) == []
 
 
 async def test_many_machines_come_and_go_and_leave_nothing(

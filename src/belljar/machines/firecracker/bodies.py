@@ -66,7 +66,6 @@ class NetworkInterface:
     iface_id: str
     host_dev_name: str
     guest_mac: str
-    mtu: int | None = None
     rx_rate_limiter: RateLimiter | None = None
     tx_rate_limiter: RateLimiter | None = None
 

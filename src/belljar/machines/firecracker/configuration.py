@@ -83,7 +83,6 @@ def _network(spec: MachineSpec) -> tuple[NetworkInterface, ...]:
             iface_id=INTERFACE,
             host_dev_name=spec.slot.tap,
             guest_mac=spec.slot.guest_mac,
-            mtu=spec.slot.mtu,
             rx_rate_limiter=limiter,
             tx_rate_limiter=limiter,
         ),

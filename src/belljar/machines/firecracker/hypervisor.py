@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from belljar.errors import HostError
@@ -25,10 +26,12 @@ from belljar.machines.firecracker.start import Start, Steps, bounds
 from belljar.machines.jail import machine_uid
 from belljar.machines.owner import owner_name
 from belljar.machines.protocol import Clone, Machine, MachineSpec, Template
+from belljar.machines.tap import dead_end_slot
 from belljar.settings import Settings
 
 #: A clone's agent listens already; this is for a host under load.
 _CONNECT_SECONDS = 10.0
+_NO_NETWORK = "a machine with a network needs Firecracker's jailer: run belljar as root"
 
 
 class FirecrackerHypervisor:
@@ -70,13 +73,13 @@ class FirecrackerHypervisor:
     @asynccontextmanager
     async def template(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Template]:
         """Boot a machine whose state can be frozen into `folder`. Raises MissingTool, HostError, DiskFull."""
-        async with self._started(spec) as start:
+        async with AsyncExitStack() as place, self._started(await self._plugged(spec, place)) as start:
             script = start.script_disk()
             await start.configure("--api-sock", API)
             start.file_mb += spec.shape.memory_mb
             machine = await start.spawn(frozen.FirecrackerTemplate)
             machine.gives_scripts_to(script)
-            machine.freezes_into(folder, spec)
+            machine.freezes_into(folder, start.spec)
             machine.connect_later()
             yield machine
 
@@ -102,6 +105,14 @@ class FirecrackerHypervisor:
             start.steps.done("connect")
             yield machine
 
+    async def _plugged(self, spec: MachineSpec, held: AsyncExitStack) -> MachineSpec:
+        """A template with a network has a device that leads nowhere; each of its clones is given its own slot's."""
+        if not spec.shape.network or spec.slot is not None:
+            return spec
+        if not self._jailed:
+            raise HostError(_NO_NETWORK)
+        return replace(spec, slot=await dead_end_slot(held))
+
     def forget(self, folder: Path) -> None:
         """Nothing of a snapshot is kept but its folder."""
 
@@ -122,7 +133,7 @@ class FirecrackerHypervisor:
 
     async def _prepare(self, spec: MachineSpec, held: AsyncExitStack) -> Start:
         if spec.slot is not None and not self._jailed:
-            raise HostError("a machine with a network needs Firecracker's jailer: run belljar as root")
+            raise HostError(_NO_NETWORK)
         token, steps = secrets.token_hex(6), Steps()
         uid = held.enter_context(machine_uid(self._settings)) if self._jailed else None
         group = await held.enter_async_context(machine_group(self._hierarchies, f"{self._owner}.{token}", bounds(spec)))

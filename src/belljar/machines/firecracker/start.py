@@ -18,7 +18,7 @@ from belljar.machines.firecracker.confinement import jailed_command, wrapped_com
 from belljar.machines.firecracker.folder import CONFIG, INITRAMFS, KERNEL, LOG, SCRATCH, SCRIPT, Folder, jails
 from belljar.machines.firecracker.machine import FirecrackerMachine
 from belljar.machines.firecracker.program import Programs
-from belljar.machines.jail import entering_environment, joining, kvm_node
+from belljar.machines.jail import entering_environment, joining, kvm_node, spawn
 from belljar.machines.protocol import SCRIPT_DISK_BYTES, Console, MachineSpec
 from belljar.machines.qemu.scratch import make_filesystem
 from belljar.settings import Settings
@@ -122,8 +122,8 @@ class Start:
     async def _process(self, command: list[str]) -> asyncio.subprocess.Process:
         address_mb = None if self.group.folders else self.spec.shape.memory_mb + _OWN_ADDRESSES_MB
         try:
-            return await asyncio.create_subprocess_exec(
-                *command,
+            return await spawn(
+                command,
                 env=entering_environment(address_mb and address_mb << 20),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from belljar.errors import HostError
 from belljar.machines.cgroup import Bounds, Hierarchy, machine_group
-from belljar.machines.jail import Jail, Program, kvm_node, machine_uid
+from belljar.machines.jail import Jail, Program, kvm_node, machine_uid, spawn
 from belljar.machines.protocol import GUEST_MAC, Console, Shape
 from belljar.machines.qemu.command import Descriptors, Hardware, arguments, restore_orders
 from belljar.machines.qemu.machine import QemuMachine
@@ -142,8 +142,8 @@ async def _spawn(
     command: list[str], environment: dict[str, str], descriptors: Descriptors
 ) -> asyncio.subprocess.Process:
     try:
-        return await asyncio.create_subprocess_exec(
-            *command,
+        return await spawn(
+            command,
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
