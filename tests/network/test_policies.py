@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -174,3 +175,11 @@ async def test_a_slot_is_never_given_to_a_second_machine(pool: SlotPool, world: 
 def tried(attachment: Watched) -> list[Refused]:
     assert attachment.traffic is not None
     return [each for each in attachment.traffic.refused if each.address is not None]
+
+
+async def test_a_job_that_asks_for_less_bandwidth_is_given_no_more(pool: SlotPool) -> None:
+    async with pool.attached(Policy(open=True), mbit=2.5) as attachment:
+        command = ["ip", "netns", "exec", attachment.slot.namespace.name, "tc", "qdisc", "show"]
+        shown = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+    rates = [line for line in shown.stdout.splitlines() if " tbf " in line]
+    assert len(rates) == 2 and all("rate 2500Kbit" in line for line in rates)

@@ -62,10 +62,16 @@ async def make_slot_links(route: Any, layout: Layout, number: int, host_namespac
     await route.route("add", dst="default", gateway=str(layout.host_address(number)))
     # The gateway never has to ask who the guest is, and cannot be told otherwise.
     await route.neigh("add", dst=str(layout.guest), lladdr=GUEST_MAC, ifindex=tap, state=_NUD_PERMANENT)
-    bytes_per_second = layout.mbit * 125_000
+    await shape_slot(route, layout.mbit, "add")
+
+
+async def shape_slot(route: Any, mbit: float, verb: str) -> None:
+    """Inside a slot's namespace: so many megabits a second each way, `add`ed or in place of (`replace`) what was."""
+    bytes_per_second = int(mbit * 125_000)
     burst = max(_LEAST_BURST_BYTES, bytes_per_second // 250)
-    for index in (tap, uplink):  # to the guest, and from it
-        await route.tc("add", "tbf", index=index, handle="1:", rate=bytes_per_second, burst=burst, latency="50ms")
+    for name in (TAP, UPLINK):  # to the guest, and from it
+        index = socket.if_nametoindex(name)
+        await route.tc(verb, "tbf", index=index, handle="1:", rate=bytes_per_second, burst=burst, latency="50ms")
 
 
 async def join_host(route: Any, layout: Layout, number: int) -> None:

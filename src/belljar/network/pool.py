@@ -101,14 +101,15 @@ class SlotPool:
         return len(self._leaving)
 
     @asynccontextmanager
-    async def attached(self, policy: Policy) -> AsyncIterator[Attachment]:
+    async def attached(self, policy: Policy, mbit: float | None = None) -> AsyncIterator[Attachment]:
         """A slot that lets through what the policy allows, for one machine, which must have ended when the block does.
 
+        `mbit` bounds it further than the setting network_mbit does, in megabits a second each way.
         Raises NoNetwork when this host cannot give any, NetworkError when it cannot just now.
         """
         ground = await self._ground()
         slot = await self._take(ground)
-        opening = asyncio.create_task(asyncio.to_thread(slot.open_for, policy))
+        opening = asyncio.create_task(asyncio.to_thread(slot.open_for, policy, mbit))
         try:
             resolver = Resolver(
                 slot.ears,

@@ -20,7 +20,15 @@ from belljar.machines.tap import attach_tap
 from belljar.network import namespaces
 from belljar.network.flows import forget_flows
 from belljar.network.layout import NAMESPACES, TAP, Layout, namespace_name
-from belljar.network.links import join_host, make_slot_links, netlink, remove_host_end, set_sysctl, tap_bytes
+from belljar.network.links import (
+    join_host,
+    make_slot_links,
+    netlink,
+    remove_host_end,
+    set_sysctl,
+    shape_slot,
+    tap_bytes,
+)
 from belljar.network.nft import Nft
 from belljar.network.policy import Policy
 from belljar.network.rules import policy_rules, slot_rules
@@ -85,8 +93,13 @@ class Slot:
             os.close(host_namespace)
         return cls(layout, number, path, ears)
 
-    def open_for(self, policy: Policy) -> None:
-        """Let through what the policy allows; until then nothing passes. Once. Raises NetworkError."""
+    def open_for(self, policy: Policy, mbit: float | None = None) -> None:
+        """Let through what the policy allows, so many megabits a second each way; until then nothing passes. Once.
+
+        None: as many as any slot may. Raises NetworkError.
+        """
+        if mbit is not None and mbit < self._layout.mbit:
+            inside(self.path, lambda: netlink(lambda route: shape_slot(route, mbit, "replace")))
         self._run(policy_rules(policy))
 
     def admit(self, commands: list[str]) -> None:

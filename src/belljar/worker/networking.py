@@ -48,7 +48,8 @@ class Networking:
             from belljar.network.pool import SlotPool  # netlink and DNS take 0.2 s to load
 
             self._pool = SlotPool(self._settings, self._excepted)
-        async with self._pool.attached(self._policy(egress)) as attachment:
+        mbit = job.resources.network_mbit_per_second
+        async with self._pool.attached(self._policy(egress), mbit) as attachment:
             yield attachment
 
     def environment(self, job: Job) -> dict[str, str]:
