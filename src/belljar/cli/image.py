@@ -84,7 +84,8 @@ async def _freeze(image: Image, settings: Settings) -> None:
 
     if settings.snapshots == "off":
         return
-    shape = fitted(settings.default_vcpus, settings.default_memory_mb, None)
+    least_mb = max((language.memory_mb or 0 for language in image.manifest.languages), default=0)
+    shape = fitted(settings.default_vcpus, max(settings.default_memory_mb, least_mb), None)
     try:
         Lines().step(f"booting a machine of {image.name}, to be cloned for jobs")
         hypervisor = await Chooser(settings).hypervisor(image)
@@ -98,11 +99,14 @@ async def _freeze(image: Image, settings: Settings) -> None:
 def list_images(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
     """List the images that are built here."""
     from belljar.images.catalog import Images, summary
+    from belljar.machines.snapshots import Snapshots
     from belljar.settings import load_settings
 
-    images = Images(load_settings(data_dir=data_dir).data_dir).list()
+    settings = load_settings(data_dir=data_dir)
+    images = Images(settings.data_dir).list()
     if as_json:
-        print_json([summary(image) for image in images])
+        snapshots = Snapshots(settings).list()
+        print_json([summary(image, snapshots) for image in images])
         return
     rows = []
     for image in images:

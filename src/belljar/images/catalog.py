@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,13 +213,19 @@ def check_image_name(name: str) -> str:
     return name
 
 
-def summary(image: Image) -> dict[str, object]:
-    """An image as the API and `image ls --json` show it: its manifest, with what people ask for first."""
+def summary(image: Image, snapshots: Iterable[Mapping[str, object]] = ()) -> dict[str, object]:
+    """An image as the API and `image ls --json` show it: its manifest, with what people ask for first.
+
+    `snapshots` are those that are known; those of other images are left out.
+    """
     manifest = image.manifest
     shown = manifest.model_dump(mode="json")
     for language in shown["languages"]:
         language["version"] = manifest.versions.get(language["name"], "")
-    return shown | {"size_bytes": manifest.size_bytes, "snapshots": []}
+    return shown | {
+        "size_bytes": manifest.size_bytes,
+        "snapshots": [each for each in snapshots if each.get("digest") == manifest.digest],
+    }
 
 
 def write_manifest(images: Images, manifest: Manifest) -> Image:

@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 FORMAT = 1
 _NOTE = "snapshot.json"
+_SHOWN = ("image", "digest", "shape", "hypervisor", "accelerator", "created_at")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -141,12 +142,13 @@ class Snapshots:
         (folder / _NOTE).write_text(json.dumps(note, indent=2))
 
     def list(self) -> list[dict[str, object]]:
-        """The notes of all snapshots, with their names and the bytes they take on the disk."""
+        """What snapshots there are: image and its digest, shape, hypervisor, when it was made, bytes on the disk."""
         found = []
         for folder in sorted(self.folder.glob("*/")):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, KeyError):
                 note = json.loads((folder / _NOTE).read_text())
-                found.append({"name": folder.name, "disk_bytes": _disk_bytes(folder), **note})
+                shown = {name: note[name] for name in _SHOWN}
+                found.append({"name": folder.name, **shown, "disk_bytes": _disk_bytes(folder)})
         return found
 
     def trim(self, keep: str | None = None) -> None:

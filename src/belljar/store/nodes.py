@@ -37,6 +37,8 @@ class Node(BaseModel):
     #: Clones of snapshots that wait for jobs, and the memory they take.
     waiting_clones: int = 0
     waiting_memory_mb: int = 0
+    #: What machines are cloned from there: image and its digest, shape, hypervisor, bytes on the disk.
+    snapshots: tuple[dict[str, Any], ...] = ()
 
     def public(self, silent_after_seconds: float) -> dict[str, Any]:
         """As the HTTP API prints it; `alive` when its last word is not older than that."""

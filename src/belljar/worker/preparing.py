@@ -49,11 +49,11 @@ class Preparations:
 
     def _waiting(self, image: Image) -> tuple[Command, ...]:
         """The prefork programs, or a set of processes that waits for any command where there are none."""
-        env = DEFAULT_ENV | image.manifest.env
+        env, user = DEFAULT_ENV | image.manifest.env, image.manifest.user
         preforks = {language.prefork: language for language in image.manifest.languages if language.prefork}
         most = self._settings.max_processes
         if not preforks:
-            return (Command(argv=[], env=env, cwd="/", max_processes=most),)
+            return (Command(argv=[], env=env, cwd="/", uid=user.uid, gid=user.gid, max_processes=most),)
         return tuple(
             Command(argv=[*_started(language), _ROOM], env=env, cwd="/", max_processes=most, prefork=name)
             for name, language in preforks.items()

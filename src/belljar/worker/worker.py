@@ -247,7 +247,7 @@ class Worker:
 
     async def _beat(self) -> None:
         vcpus_free, memory_free_mb = self.capacity.free()
-        hypervisor, pool = self._hypervisor, self._rooms.supply.pool
+        hypervisor, pool, snapshots = self._hypervisor, self._rooms.supply.pool, self._rooms.supply.snapshots
         await self._rooms.nodes.heartbeat(
             Node(
                 id=self.id,
@@ -265,5 +265,6 @@ class Worker:
                 running_jobs=self.capacity.jobs,
                 waiting_clones=sum(pool.counts().values()) if pool is not None else 0,
                 waiting_memory_mb=round(pool.memory_mb if pool is not None else 0),
+                snapshots=tuple(await asyncio.to_thread(snapshots.list)) if snapshots is not None else (),
             )
         )

@@ -21,8 +21,10 @@ router = APIRouter(tags=["host"])
 
 @router.get("/v1/images")
 async def list_images(services: Asked) -> dict[str, Any]:
-    """The images that are built here, with their languages and versions, their size, and the digest of every part."""
-    return {"images": [summary(image) for image in services.images.list()]}
+    """The images that are built here: languages and versions, size, the digest of every part, nodes' snapshots."""
+    nodes = await services.nodes.list()
+    snapshots = [{"node": node.id, **each} for node in nodes for each in node.snapshots]
+    return {"images": [summary(image, snapshots) for image in services.images.list()]}
 
 
 @router.get("/v1/nodes")
