@@ -177,8 +177,8 @@ class Pool:
             return False
         try:
             waiting = await kind.make()
-        except (MachineError, HostError) as error:
-            log.warning("pool_clone_failed", kind=name, code=error.code, error=error.message)
+        except (MachineError, HostError, OSError) as error:
+            log.warning("pool_clone_failed", kind=name, error=str(error))
             waiting = None
         if waiting is None:
             kind.not_before = time.monotonic() + _TROUBLE_SECONDS

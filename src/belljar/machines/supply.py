@@ -218,8 +218,8 @@ class Supply:
         key = self.snapshots.key(hypervisor, spec.image, spec.shape, preparation)
         try:
             return await self.snapshots.make(hypervisor, spec.image, spec.shape, preparation) is not None
-        except (MachineError, HostError) as error:
-            log.warning("snapshot_failed", image=spec.image.name, code=error.code, error=error.message)
+        except (MachineError, HostError, OSError) as error:
+            log.warning("snapshot_failed", image=spec.image.name, error=str(error))
             self._not_before[key] = time.monotonic() + _TROUBLE_SECONDS
             return False
         finally:

@@ -9,11 +9,11 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from belljar.errors import HostError, MachineError
+from belljar.errors import DiskFull, HostError, MachineError
 from belljar.machines.cgroup import find_hierarchies
 from belljar.machines.jail import Program, program
 from belljar.machines.owner import owner_name
@@ -111,7 +111,8 @@ class QemuHypervisor:
             scratch = None
             if frozen.scratch is not None:
                 scratch = self._empty_disk(0, held)
-                copy_sparse(frozen.scratch, scratch)
+                with _disk_errors(self._disks):
+                    copy_sparse(frozen.scratch, scratch)
             script = self._empty_disk(SCRIPT_DISK_BYTES, held)
             files = Files(
                 root=opened(spec.image.root, held),
@@ -152,11 +153,23 @@ class QemuHypervisor:
 
     def _empty_disk(self, size_bytes: int, held: AsyncExitStack) -> int:
         """A sparse file without a name, gone with its last descriptor."""
-        self._disks.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = tempfile.TemporaryFile(dir=self._disks)  # noqa: SIM115 (held)
-        held.callback(file.close)
-        file.truncate(size_bytes)
-        return file.fileno()
+        with _disk_errors(self._disks):
+            self._disks.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file = tempfile.TemporaryFile(dir=self._disks)  # noqa: SIM115 (held)
+            held.callback(file.close)
+            file.truncate(size_bytes)
+            return file.fileno()
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """What goes wrong with files in there, in words that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"no room left in {folder} for a machine's disk; free some space") from error
+        raise HostError(f"cannot make a machine's disk in {folder}: {error.strerror}") from error
 
 
 @asynccontextmanager
