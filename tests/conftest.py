@@ -36,7 +36,7 @@ def built_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data_dir.chmod(0o755)
     for name in ("python", "shell"):
         command = [sys.executable, "-m", "belljar", "image", "build", name, "--data-dir", str(data_dir)]
-        subprocess.run(command, check=True, timeout=600)
+        subprocess.run(command, check=True, timeout=900, env={**os.environ, "BELLJAR_SNAPSHOTS": "off"})
     return data_dir
 
 
@@ -45,7 +45,7 @@ def language_images(built_images: Path) -> Path:
     """The same data folder with the images of all languages; they share its cache of packages."""
     for name in ("scripting", "native", "go", "java"):
         command = [sys.executable, "-m", "belljar", "image", "build", name, "--data-dir", str(built_images)]
-        subprocess.run(command, check=True, timeout=600)
+        subprocess.run(command, check=True, timeout=900, env={**os.environ, "BELLJAR_SNAPSHOTS": "off"})
     return built_images
 
 

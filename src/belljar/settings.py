@@ -73,7 +73,7 @@ class Settings(BaseSettings):
         "auto", description="Whether clones of snapshots wait for jobs: as recent demand asks, a fixed number, or none."
     )
     pool_size: int = Field(
-        4, ge=1, description="How many clones of one image and shape wait: always (`fixed`) or at most (`auto`)."
+        4, ge=1, description="How many clones of one image and shape wait (`fixed`), or at most (`auto`)."
     )
     pool_memory_mb: int | None = Field(
         None, ge=0, description="Memory for waiting clones; default: a quarter of what jobs may have."

@@ -73,15 +73,6 @@ def test_a_clone_that_died_waiting_is_nobodys_machine(pooled: Server) -> None:
     until_waiting(pooled, 2)
 
 
-def test_another_shape_or_language_gets_its_own(pooled: Server) -> None:
-    until_waiting(pooled, 2)
-    shell = pooled.run("free -m | awk '/Mem/ {print $2}'", "shell", memory_mb=200)
-    large = pooled.run("import os; print(os.sysconf('SC_PHYS_PAGES') >> 8, os.cpu_count())", memory_mb=600, vcpus=2)
-    assert 180 < int(pooled.logs(shell)) < 256
-    memory_mb, cpus = map(int, pooled.logs(large).split())
-    assert 600 < memory_mb < 768 and cpus == 2
-
-
 def test_two_hundred_jobs_at_once_on_a_pool_of_two(pooled: Server) -> None:
     until_waiting(pooled, 2)
     before = pooled.descriptors(), len(descendants(pooled.process.pid)), pooled.memory_mb()
@@ -99,3 +90,12 @@ def test_two_hundred_jobs_at_once_on_a_pool_of_two(pooled: Server) -> None:
     after = pooled.descriptors(), len(descendants(pooled.process.pid)), pooled.memory_mb()
     assert after[0] <= before[0] + 4 and after[1] <= before[1]
     assert after[2] < before[2] + 32
+
+
+def test_another_shape_or_language_gets_its_own(pooled: Server) -> None:
+    until_waiting(pooled, 2)
+    shell = pooled.run("free -m | awk '/Mem/ {print $2}'", "shell", memory_mb=200)
+    large = pooled.run("import os; print(os.sysconf('SC_PHYS_PAGES') >> 8, os.cpu_count())", memory_mb=600, vcpus=2)
+    assert 180 < int(pooled.logs(shell)) < 256
+    memory_mb, cpus = map(int, pooled.logs(large).split())
+    assert 600 < memory_mb < 768 and cpus == 2

@@ -86,11 +86,13 @@ async def _freeze(image: Image, settings: Settings) -> None:
         return
     least_mb = max((language.memory_mb or 0 for language in image.manifest.languages), default=0)
     shape = fitted(settings.default_vcpus, max(settings.default_memory_mb, least_mb), None)
+    snapshots = Snapshots(settings)
     try:
-        Lines().step(f"booting a machine of {image.name}, to be cloned for jobs")
         hypervisor = await Chooser(settings).hypervisor(image)
         preparation = await Preparations(settings).of(image)
-        await Snapshots(settings).make(hypervisor, image, shape, preparation)
+        if snapshots.find(snapshots.key(hypervisor, image, shape, preparation)) is None:
+            Lines().step(f"booting a machine of {image.name}, to be cloned for jobs")
+            await snapshots.make(hypervisor, image, shape, preparation)
     except BelljarError as error:
         complain(f"the image is built, but no snapshot could be made of it: {error.message}")
 

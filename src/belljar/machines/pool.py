@@ -63,6 +63,8 @@ class Kind:
     """One image and shape: what was asked for lately, what waits, and how more is made."""
 
     make: Callable[[], Awaitable[Waiting | None]]
+    #: Whether a fixed pool keeps it even while nobody asks.
+    kept: bool = False
     asked: deque[float] = field(default_factory=lambda: deque(maxlen=256))
     waiting: deque[Waiting] = field(default_factory=deque)
     not_before: float = 0.0
@@ -85,7 +87,7 @@ class Pool:
     """Waiting clones by kind. `run` keeps it filled until it is cancelled; then all are ended."""
 
     def __init__(self, *, fixed: int | None, most: int, memory_mb: int, is_busy: Callable[[], bool]) -> None:
-        #: How many of each kind always wait; None: as many as recent demand asks for.
+        #: How many of each kind wait; None: as many as recent demand asks for.
         self.fixed = fixed
         self._most = most
         self._memory_mb = memory_mb
@@ -102,10 +104,14 @@ class Pool:
         """How many wait, by kind."""
         return {name: len(kind.waiting) for name, kind in self._kinds.items()}
 
-    def ask(self, name: str, make: Callable[[], Awaitable[Waiting | None]]) -> None:
-        """Note that a machine of this kind is wanted; `make` is how the pool gets more of them."""
+    def ask(self, name: str, make: Callable[[], Awaitable[Waiting | None]], *, keep: bool = False) -> None:
+        """Note that a machine of this kind is wanted; `make` is how the pool gets more of them.
+
+        With `keep` a fixed pool has them waiting from now on, whether jobs ask for them or not.
+        """
         kind = self._kinds.setdefault(name, Kind(make))
         kind.make = make
+        kind.kept = kind.kept or keep
         kind.asked.append(time.monotonic())
         self._look.set()
 
@@ -156,7 +162,9 @@ class Pool:
                     await waiting.end()
 
     def _wanted(self, kind: Kind) -> int:
-        return kind.wanted(self._most) if self.fixed is None else self.fixed
+        if self.fixed is None:
+            return kind.wanted(self._most)
+        return self.fixed if kind.kept or kind.wanted(1) else 0
 
     async def _make_one(self, memory_mb: float) -> bool:
         """Make the clone that is missed most; False when there is none to make now."""

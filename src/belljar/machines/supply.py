@@ -175,7 +175,7 @@ class Supply:
         if self.snapshots.find(key) is None:
             self._want(order, key)
         if self.pool is not None and self.pool.fixed:
-            self.pool.ask(key, lambda: self._exercised(order, key))
+            self.pool.ask(key, lambda: self._exercised(order, key), keep=True)
 
     def _want(self, order: _Order, key: str) -> None:
         """Have the snapshot made in the background, unless it is being made or failed lately."""
