@@ -8,7 +8,7 @@ import re
 import signal
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from belljar.machines.cgroup import PARENT, find_hierarchies
 from belljar.machines.owner import owner_name
 from belljar.machines.protocol import Death, DeathCause, Machine, MachineSpec, Shape
 from belljar.machines.qemu.hypervisor import QemuHypervisor
+from belljar.machines.supply import booted as supply_booted
 from belljar.settings import Settings
 from system.running import alive, descendants, name_of
 
@@ -44,10 +45,9 @@ def spec(image: Image, disk_mb: int | None = None) -> MachineSpec:
 
 @asynccontextmanager
 async def booted(hypervisor: QemuHypervisor, image: Image) -> AsyncIterator[tuple[Machine, Session]]:
-    async with hypervisor.machine(spec(image)) as machine:
-        session = Session(machine.reader, machine.writer)
-        await session.open(BOOT_SECONDS)
-        yield machine, session
+    async with AsyncExitStack() as held:
+        ready = await supply_booted(lambda: hypervisor.machine(spec(image)), BOOT_SECONDS, held)
+        yield ready.machine, ready.session
 
 
 async def death_of(machine: Machine) -> Death:

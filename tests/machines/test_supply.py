@@ -89,13 +89,11 @@ class Lab:
     async def run(self, text: str, *, disk_mb: int | None = None) -> tuple[Ready, Collector]:
         """Run a Python script in a machine of the supply's."""
         spec = self.spec(await self.script(text), disk_mb=disk_mb)
-        async with self.supply.machine(self.hypervisor, spec, self.preparation) as ready:
+        async with self.supply.machine(self.hypervisor, spec, self.preparation, 60) as ready:
             return ready, await converse(ready)
 
 
 async def converse(ready: Ready) -> Collector:
-    if ready.source == "boot":
-        await ready.session.open(60)
     sink = Collector()
     command = Command(argv=["python3", "/work/main.py"], env=DEFAULT_ENV, prefork="python")
     async with asyncio.timeout(60):
@@ -211,7 +209,7 @@ async def test_deleting_a_snapshot_while_it_is_in_use_harms_nobody(lab: Lab) -> 
     folder = await lab.make()
     spec = lab.spec(await lab.script("print(sum(range(1000)))"))
     async with AsyncExitStack() as held:
-        ready = await held.enter_async_context(lab.supply.machine(lab.hypervisor, spec, lab.preparation))
+        ready = await held.enter_async_context(lab.supply.machine(lab.hypervisor, spec, lab.preparation, 60))
         truncate(folder / "memory")
         shutil.rmtree(folder)
         assert (ready.source, (await converse(ready)).stdout) == ("snapshot", b"499500\n")
@@ -302,7 +300,7 @@ async def test_a_template_that_cannot_be_prepared_leaves_nothing(lab: Lab) -> No
 async def test_a_clones_hypervisor_cannot_write_to_the_snapshot(lab: Lab) -> None:
     await lab.make()
     spec = lab.spec(await lab.script("print()"))
-    async with lab.supply.machine(lab.hypervisor, spec, lab.preparation) as ready:
+    async with lab.supply.machine(lab.hypervisor, spec, lab.preparation, 60) as ready:
         (qemu,) = [pid for pid in ready.machine.pids() if "qemu" in name_of(pid)]
         memories = [fd for fd in Path(f"/proc/{qemu}/fd").iterdir() if "memfd" in os.readlink(fd)]
         assert memories

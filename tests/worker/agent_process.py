@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from belljar.guest.session import Session
 from belljar.guest.wire import Stream
 from belljar.machines.protocol import Console, Death, DeathCause, Machine, MachineSpec
-from belljar.machines.supply import Ready, Source
+from belljar.machines.supply import Ready, Source, booted
 
 
 @dataclass
@@ -54,8 +53,8 @@ class ProcessHypervisor:
     @asynccontextmanager
     async def ready(self, spec: MachineSpec) -> AsyncIterator[Ready]:
         """As a supply without snapshots gives it."""
-        async with self.machine(spec) as machine:
-            yield Ready(machine, Session(machine.reader, machine.writer), "boot", machine.phases)
+        async with AsyncExitStack() as held:
+            yield await booted(lambda: self.machine(spec), 10, held)
 
     @asynccontextmanager
     async def machine(self, spec: MachineSpec) -> AsyncIterator[Machine]:

@@ -11,6 +11,7 @@ from belljar.errors import MachineError, MachineTimeout
 from belljar.guest.command import Command, CommandFailed
 from belljar.guest.session import Session
 from belljar.guest.wire import Stream
+from belljar.machines.boot import open_session
 from belljar.machines.protocol import Clone, Template
 
 #: Most bytes that a rehearsal may print; it is our own, and prints a line.
@@ -65,8 +66,7 @@ async def rehearse(session: Session, command: Command) -> None:
 
 async def prepare_template(template: Template, preparation: Preparation, boot_timeout_seconds: float) -> None:
     """Everything between the boot of a template and its freezing. Raises MachineError."""
-    session = Session(template.reader, template.writer)
-    await session.open(boot_timeout_seconds)
+    session = await open_session(template, boot_timeout_seconds)
     await template.insert(preparation.disk)
     for command in preparation.warm:
         await rehearse(session, command)

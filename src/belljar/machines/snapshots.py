@@ -23,6 +23,7 @@ import structlog
 
 from belljar.errors import MachineError
 from belljar.images.manifest import Image
+from belljar.machines.boot import NoClock
 from belljar.machines.preparation import Preparation, prepare_template
 from belljar.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.settings import Settings
@@ -96,7 +97,11 @@ class Snapshots:
             self._remove(partial)
             partial.mkdir(mode=0o700)
             try:
-                await self._freeze(hypervisor, image, shape, preparation, partial)
+                try:
+                    await self._freeze(hypervisor, image, shape, preparation, partial)
+                except NoClock as error:
+                    log.warning("machine_replaced", reason=error.message)
+                    await self._freeze(hypervisor, image, shape, preparation, partial)
                 self._note(partial, image, shape, hypervisor)
                 partial.rename(self.folder / key)
             finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ import structlog
 
 from belljar.errors import HostError, MachineError
 from belljar.guest.session import SILENCE_SECONDS, Session
+from belljar.machines.boot import NoClock, open_session
 from belljar.machines.pool import Pool, Waiting
 from belljar.machines.preparation import Preparation, rehearse, wake
 from belljar.machines.protocol import SCRIPT_DISK_BYTES, Clone, Hypervisor, Machine, MachineSpec
@@ -38,7 +39,7 @@ Source = Literal["pool", "snapshot", "boot"]
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A machine for one job. The session of one that boots has yet to be opened."""
+    """A machine for one job, whose agent waits for words."""
 
     machine: Machine
     session: Session
@@ -68,14 +69,16 @@ class Supply:
 
     @asynccontextmanager
     async def machine(
-        self, hypervisor: Hypervisor, spec: MachineSpec, preparation: Preparation
+        self, hypervisor: Hypervisor, spec: MachineSpec, preparation: Preparation, boot_timeout_seconds: float
     ) -> AsyncIterator[Ready]:
-        """A machine with the spec's script in it, ended with the block. Raises MachineError, HostError."""
+        """A machine with the spec's script in it, whose agent waits for words, ended with the block.
+
+        Raises MachineError, HostError.
+        """
         async with AsyncExitStack() as held:
             ready = await self._quick(_Order(hypervisor, spec, preparation), held)
             if ready is None:
-                machine = await held.enter_async_context(hypervisor.machine(spec))
-                ready = Ready(machine, Session(machine.reader, machine.writer), "boot", machine.phases)
+                ready = await booted(lambda: hypervisor.machine(spec), boot_timeout_seconds, held)
             self._in_use.add(ready.machine)
             held.callback(self._in_use.discard, ready.machine)
             yield ready
@@ -224,3 +227,24 @@ class Supply:
             return False
         finally:
             self._making.discard(key)
+
+
+async def booted(
+    start: Callable[[], AbstractAsyncContextManager[Machine]], boot_timeout_seconds: float, held: AsyncExitStack
+) -> Ready:
+    """Boot a machine, which ends with `held`. One whose clock does not go is replaced, twice. Raises MachineError."""
+    for tries in range(3):
+        async with AsyncExitStack() as trying:
+            machine = await trying.enter_async_context(start())
+            started = time.monotonic()
+            try:
+                session = await open_session(machine, boot_timeout_seconds)
+            except NoClock as error:
+                if tries == 2:
+                    raise
+                log.warning("machine_replaced", machine=machine.id, reason=error.message)
+                continue
+            machine.phases["boot"] = round((time.monotonic() - started) * 1000, 3)
+            await held.enter_async_context(trying.pop_all())
+            return Ready(machine, session, "boot", machine.phases)
+    raise AssertionError("the last try returns or raises")

@@ -192,11 +192,6 @@ async def _converse(
     plan: AttemptPlan, ready: Ready, audience: Audience, cancel: asyncio.Event, end: AttemptEnd
 ) -> None:
     clock, session = _Clock(end.phases), ready.session
-    if ready.source == "boot":
-        if not await _unless(cancel, session.open(plan.boot_timeout_seconds)):
-            end.stop = Stop.CANCELLED
-            return
-        clock.mark("boot")
     if (slot := plan.machine.slot) is not None:
         nameservers = [IPv4Address(each) for each in slot.nameservers]
         await session.network(IPv4Interface(slot.guest_address), IPv4Address(slot.gateway), nameservers, slot.mtu)

@@ -93,7 +93,7 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
         ends: list[AttemptEnd] = []
 
         def take(spec: MachineSpec) -> AbstractAsyncContextManager[Ready]:
-            return supply.machine(hypervisor, spec, preparation)
+            return supply.machine(hypervisor, spec, preparation, settings.boot_timeout_seconds)
 
         for attempt in range(1, job.max_attempts + 1):
             try:

@@ -177,7 +177,7 @@ class Worker:
             await rooms.supply.pool.shrink_to(self.capacity.spare_mb())
 
         def take(spec: MachineSpec) -> AbstractAsyncContextManager[Ready]:
-            return rooms.supply.machine(hypervisor, spec, preparation)
+            return rooms.supply.machine(hypervisor, spec, preparation, rooms.settings.boot_timeout_seconds)
 
         async with self._networking.attached(job) as network:
             slot, env = (network.slot if network else None), self._networking.environment(job)
