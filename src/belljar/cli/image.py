@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="What machines boot: build, import, list, remove images.", no_args_is_help=True)
 
+
+class KernelName(StrEnum):
+    STOCK = "stock"
+    CUSTOM = "custom"
+
+
 Packages = Annotated[list[str] | None, typer.Option("--apt", metavar="PKG", help="Add a Debian package.")]
 
 
@@ -29,6 +36,9 @@ def build(
     npm: Annotated[list[str] | None, typer.Option(metavar="PKG", help="Add a package of npm's registry.")] = None,
     dockerfile: Annotated[Path | None, typer.Option(metavar="FILE", help="Build it with buildah.")] = None,
     context: Annotated[Path | None, typer.Option(metavar="DIR", help="Build context; default: FILE's folder.")] = None,
+    kernel: Annotated[
+        KernelName, typer.Option(help="Debian's kernel, or one that is compiled here.")
+    ] = KernelName.STOCK,
     refresh: Annotated[bool, typer.Option("--refresh", help="Ask Debian for newer packages.")] = False,
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
@@ -43,14 +53,16 @@ def build(
     if dockerfile is not None:
         from belljar.images.oci.root import build_from_dockerfile
 
-        if base or apt or pip or npm or refresh:
+        if base or apt or pip or npm or refresh or kernel is not KernelName.STOCK:
             raise InvalidOption("--dockerfile says what is in the image; leave the other options out", option="image")
         image = asyncio.run(build_from_dockerfile(name, dockerfile, context, settings, Lines()))
     else:
         additions = None
         if base or apt or pip or npm:
             additions = Additions(base=base or name, apt=tuple(apt or ()), pip=tuple(pip or ()), npm=tuple(npm or ()))
-        image = asyncio.run(build_image(name, settings, Lines(), refresh=refresh, additions=additions))
+        image = asyncio.run(
+            build_image(name, settings, Lines(), refresh=refresh, additions=additions, kernel=kernel.value)
+        )
     _collect(settings)
     asyncio.run(_freeze(image, settings))
     _print(image, as_json=as_json)

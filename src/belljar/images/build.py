@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from belljar.errors import DataFolderError, DiskFull, HostError
 from belljar.guest.binary import agent_binary
@@ -28,6 +28,14 @@ from belljar.images.additions import Additions
 from belljar.images.apt import DEBIAN_ARCHITECTURES, Archive
 from belljar.images.apt import open_archive as open_apt
 from belljar.images.catalog import Images, write_manifest
+from belljar.images.custom_kernel import (
+    SOURCE_PACKAGE,
+    SOURCE_PATTERN,
+    compile_kernel,
+    configuration_digest,
+    kernel_origin,
+    need_compiler,
+)
 from belljar.images.facts import Facts
 from belljar.images.initramfs import MODULES, build_initramfs
 from belljar.images.kernel import KernelFiles, unpack_kernel
@@ -40,6 +48,9 @@ from belljar.settings import Settings
 
 _KERNEL_PACKAGE = "linux-image-cloud-{}"
 _KERNEL_PATTERN = r"linux-image-\d.*"
+
+#: Debian's own, which needs no compiler, or one that is compiled for machines.
+KernelChoice = Literal["stock", "custom"]
 
 
 class RootSource(Protocol):
@@ -80,25 +91,36 @@ async def build_image(
     *,
     refresh: bool = False,
     additions: Additions | None = None,
+    kernel: KernelChoice = "stock",
 ) -> Image:
     """Build the image of a recipe, or as much of it as is not there already.
 
     With `additions` it is an image of another recipe with more in it, called `name`. `refresh` asks the archive for
-    newer packages. Raises UnknownImage for a name without a recipe, InvalidOption, and HostError (MissingTool,
-    DiskFull, ImageBuildError, DataFolderError) when it cannot be built; then nothing of it is left.
+    newer packages. A custom `kernel` is compiled here, once for each version of its source. Raises UnknownImage for a
+    name without a recipe, InvalidOption, and HostError (MissingTool, DiskFull, ImageBuildError, DataFolderError) when
+    it cannot be built; then nothing of it is left.
     """
     recipe = additions.recipe(name, settings.data_dir) if additions else find_recipe(name, settings.data_dir)
-    return await make_image(RecipeRoot(recipe, settings), settings, progress, refresh=refresh)
+    return await make_image(RecipeRoot(recipe, settings), settings, progress, refresh=refresh, kernel=kernel)
 
 
-async def make_image(source: RootSource, settings: Settings, progress: Progress, *, refresh: bool = False) -> Image:
+async def make_image(
+    source: RootSource,
+    settings: Settings,
+    progress: Progress,
+    *,
+    refresh: bool = False,
+    kernel: KernelChoice = "stock",
+) -> Image:
     """Make an image around the source's root filesystem and register it. Raises HostError; then nothing is left."""
     architecture = platform.machine()
     if architecture not in DEBIAN_ARCHITECTURES:
         raise HostError(f"belljar builds images for {', '.join(DEBIAN_ARCHITECTURES)}; this host is {architecture}")
+    if kernel == "custom" and architecture != "x86_64":
+        raise HostError(f"there is no configuration of a custom kernel for {architecture}; build with --kernel stock")
     try:
         with workshop(settings.data_dir, progress) as work:
-            return await Build(source, settings, architecture, work, progress, refresh).run()
+            return await Build(source, settings, architecture, work, progress, refresh, kernel).run()
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise DiskFull(f"the disk of {settings.data_dir} is full; free some space and build again") from None
@@ -129,7 +151,14 @@ class Build:
     """One build: its steps share a log, the caller's progress, and an archive that is opened when one needs it."""
 
     def __init__(
-        self, source: RootSource, settings: Settings, architecture: str, work: Path, progress: Progress, refresh: bool
+        self,
+        source: RootSource,
+        settings: Settings,
+        architecture: str,
+        work: Path,
+        progress: Progress,
+        refresh: bool,
+        kernel: KernelChoice,
     ) -> None:
         self._source = source
         self._settings = settings
@@ -137,6 +166,7 @@ class Build:
         self.work = work
         self.progress = progress
         self._refresh = refresh
+        self._kernel_choice = kernel
         self._images = Images(settings.data_dir)
         self._cache = settings.data_dir / "cache"
         self.log = self._cache / "logs" / f"image-{source.name}.log"
@@ -149,7 +179,10 @@ class Build:
         self.log.unlink(missing_ok=True)
         await self._source.prepare(self)
         suite, agent = self._settings.debian_suite, agent_binary(self.architecture)
-        kernel = await self._part("kernel", [suite, self.architecture], self._kernel)
+        if self._kernel_choice == "custom":
+            kernel = await self._custom_kernel_part([suite, self.architecture, configuration_digest()])
+        else:
+            kernel = await self._part("kernel", [suite, self.architecture], self._kernel)
         contents = [agent.read_bytes(), *prefork_programs().values()]
         digests = [hashlib.sha256(content).hexdigest() for content in contents]
         initramfs = await self._part("initramfs", [kernel.sha256, *digests, *MODULES], self._initramfs)
@@ -233,7 +266,36 @@ class Build:
         shutil.copyfile(files.elf, out)
         return f"Debian linux {files.release}"
 
+    async def _custom_kernel_part(self, inputs: list[str]) -> Part:
+        """The kernel that was compiled before, unless a newer source is asked for and there is one."""
+        known = self._made("kernel", inputs)
+        if known is not None and not (self._refresh and known.origin != kernel_origin(await self._source_version())):
+            return known
+        return await self._part("kernel", inputs, self._custom_kernel)
+
+    async def _source_package(self) -> str:
+        return await (await self.open_archive()).dependency(SOURCE_PACKAGE, SOURCE_PATTERN)
+
+    async def _source_version(self) -> str:
+        return await (await self.open_archive()).version(await self._source_package())
+
+    async def _custom_kernel(self, out: Path) -> str:
+        need_compiler()  # said before anything is fetched
+        archive, package = await self.open_archive(), await self._source_package()
+        version = await archive.version(package)
+        self.progress.step(f"fetching the kernel's source ({package} {version})")
+        deb = await archive.download(package)
+        work = self.work / "kernel-source.d"
+        work.mkdir()
+        await compile_kernel(deb, out, work, self.log, self.progress)
+        shutil.rmtree(work)
+        return kernel_origin(version)
+
     async def _initramfs(self, out: Path) -> str:
+        if self._kernel_choice == "custom":
+            self.progress.step("making the initramfs")
+            out.write_bytes(build_initramfs(agent_binary(self.architecture), None, prefork_programs()))
+            return "the agent"
         files = await self._kernel_files()
         self.progress.step("making the initramfs")
         out.write_bytes(build_initramfs(agent_binary(self.architecture), files.modules, prefork_programs()))

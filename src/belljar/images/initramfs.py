@@ -37,14 +37,15 @@ class Entry:
     data: bytes = b""
 
 
-def build_initramfs(agent: Path, modules: Path, prefork: Mapping[str, bytes]) -> bytes:
+def build_initramfs(agent: Path, modules: Path | None, prefork: Mapping[str, bytes]) -> bytes:
     """The archive, from the agent's executable, a kernel's modules folder and the prefork programs by name.
 
-    Raises ImageBuildError.
+    A kernel without a modules folder has all that is needed built in. Raises ImageBuildError.
     """
     entries = [Entry(name, stat.S_IFDIR | 0o755) for name in FOLDERS]
     entries.append(Entry("init", stat.S_IFREG | 0o755, agent.read_bytes()))
-    for number, path in enumerate(module_order(modules, MODULES), start=10):
+    needed = module_order(modules, MODULES) if modules else []
+    for number, path in enumerate(needed, start=10):
         name = f"modules/{number}-{module_name(path)}.ko"
         entries.append(Entry(name, stat.S_IFREG | 0o644, read_module(path)))
     for program, text in prefork.items():
