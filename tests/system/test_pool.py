@@ -88,7 +88,8 @@ def test_two_hundred_jobs_at_once_on_a_pool_of_two(pooled: Server) -> None:
     assert all(pooled.logs(job_id) == b"%d\n" % number for job_id, number in ids.items())
     until_waiting(pooled, 2)
     after = pooled.descriptors(), len(descendants(pooled.process.pid)), pooled.memory_mb()
-    assert after[0] <= before[0] + 4 and after[1] <= before[1]
+    # Connections to the database and of this client come and go; two hundred of anything do not.
+    assert after[0] <= before[0] + 24 and after[1] <= before[1] + 4
     assert after[2] < before[2] + 32
 
 

@@ -13,7 +13,8 @@ _SECONDS = 60
 
 def peers() -> dict[str, list[str]]:
     """Name → the command that runs the script once, shut in by whatever it is; a bare process for comparison."""
-    python = ["python3", "-c", HELLO]
+    # Debian's own, as in the image: what stands first on PATH may be a version manager's script.
+    python = [shutil.which("python3", path="/usr/bin:/bin") or "python3", "-c", HELLO]
     found = {"bare python3, no sandbox": python}
     if shutil.which("bwrap"):
         jail = [

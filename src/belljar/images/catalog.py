@@ -53,6 +53,8 @@ class Images(Parts):
     def __init__(self, data_dir: Path) -> None:
         super().__init__(data_dir)
         self.manifests = self.folder / "manifests"
+        #: Manifests that were read, with what tells whether their files are still the same: each job looks at them.
+        self._seen: dict[Path, tuple[tuple[int, int, int], Manifest]] = {}
 
     def list(self) -> list[Image]:
         """Every whole image that has a name, by name."""
@@ -85,12 +87,20 @@ class Images(Parts):
 
     def _read(self, path: Path) -> Image | None:
         try:
-            manifest = Manifest.model_validate_json(path.read_text())
+            manifest = self._manifest(path)
         except (FileNotFoundError, ValidationError):
             return None
         image = self.image(manifest)
         whole = all(part.is_file() for part in (image.kernel, image.initramfs, image.root))
         return image if whole else None
+
+    def _manifest(self, path: Path) -> Manifest:
+        status = path.stat()
+        stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+        seen = self._seen.get(path)
+        if seen is None or seen[0] != stamp:
+            seen = self._seen[path] = stamp, Manifest.model_validate_json(path.read_text())
+        return seen[1]
 
     def image(self, manifest: Manifest) -> Image:
         """The manifest with the places of its parts."""

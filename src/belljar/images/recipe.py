@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
 from importlib.resources import files
@@ -100,15 +101,21 @@ def read_recipe(text: str, origin: str) -> Recipe:
 
 def recipes(data_dir: Path) -> dict[str, Recipe]:
     """Every recipe by its image's name; a user's (`recipes/*.toml` in the data folder) hides a built-in one."""
-    found: dict[str, Recipe] = {}
-    builtin = files("belljar.images") / "recipes"
-    for entry in sorted(builtin.iterdir(), key=lambda each: each.name):
-        if entry.name.endswith(".toml"):
-            recipe = read_recipe(entry.read_text(), entry.name)
-            found[recipe.name] = recipe
+    found = dict(_builtin_recipes())
     for path in sorted((data_dir / "recipes").glob("*.toml")):
         recipe = read_recipe(path.read_text(), str(path))
         found[recipe.name] = recipe
+    return found
+
+
+@functools.cache
+def _builtin_recipes() -> dict[str, Recipe]:
+    """Read once: every submission asks which languages there are."""
+    found: dict[str, Recipe] = {}
+    for entry in sorted((files("belljar.images") / "recipes").iterdir(), key=lambda each: each.name):
+        if entry.name.endswith(".toml"):
+            recipe = read_recipe(entry.read_text(), entry.name)
+            found[recipe.name] = recipe
     return found
 
 

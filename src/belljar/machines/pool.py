@@ -32,6 +32,8 @@ OLD_SECONDS = 1800.0
 #: After a clone that could not be made.
 _TROUBLE_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
+#: After a clone was taken its job runs: starting a hypervisor in the same moment would make that one slower.
+_REST_SECONDS = 0.25
 
 
 @dataclass(slots=True)
@@ -93,6 +95,7 @@ class Pool:
         self._memory_mb = memory_mb
         self._is_busy = is_busy
         self._kinds: dict[str, Kind] = {}
+        self._rest_until = 0.0
         self._look = asyncio.Event()
 
     @property
@@ -120,6 +123,7 @@ class Pool:
         kind = self._kinds.get(name)
         while kind is not None and kind.waiting:
             waiting = kind.waiting.popleft()
+            self._rest_until = time.monotonic() + _REST_SECONDS
             self._look.set()
             if waiting.usable:
                 return waiting
@@ -147,10 +151,15 @@ class Pool:
                 await self.shrink_to(min(self._memory_mb, room_mb()))
                 if not await self._make_one(min(self._memory_mb, room_mb())):
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(_LOOK_SECONDS):
+                        async with asyncio.timeout(self._pause()):
                             await self._look.wait()
         finally:
             await asyncio.shield(self._end_all())
+
+    def _pause(self) -> float:
+        """How long until it is worth another look, if nothing happens before."""
+        rest = self._rest_until - time.monotonic()
+        return rest if 0 < rest < _LOOK_SECONDS else _LOOK_SECONDS
 
     async def _end_unusable(self) -> None:
         for kind in self._kinds.values():
@@ -169,7 +178,7 @@ class Pool:
     async def _make_one(self, memory_mb: float) -> bool:
         """Make the clone that is missed most; False when there is none to make now."""
         now = time.monotonic()
-        if self._is_busy():
+        if self._is_busy() or now < self._rest_until:
             return False
         missing = [
             (self._wanted(kind) - len(kind.waiting), name)
