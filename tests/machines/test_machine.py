@@ -89,7 +89,7 @@ async def test_the_emulator_is_shut_in_and_its_guest_powers_off_when_told(
         if os.geteuid() == 0 and find_hierarchies():
             assert groups()
             assert machine.id in Path(f"/proc/{pid}/cgroup").read_text()
-        assert list(machine.phases) == ["prepare", "spawn"]
+        assert list(machine.phases) == ["prepare", "spawn", "boot"]
         await session.power_off()
         death = await death_of(machine)
         assert (death.cause, machine.console.dropped_bytes) == (DeathCause.GUEST_EXIT, 0)
