@@ -86,7 +86,7 @@ def test_cancel_while_it_runs(server: Server) -> None:
 def test_cancel_at_every_moment_leaves_no_machine(server: Server) -> None:
     ids = []
     for number in range(12):
-        ids.append(server.submit("print('never mind')"))
+        ids.append(server.submit("import time; time.sleep(60)"))
         time.sleep(0.03 * number)
         server.http.post(f"/v1/jobs/{ids[-1]}/cancel")
     assert {server.wait(job_id)["status"] for job_id in ids} == {"cancelled"}
