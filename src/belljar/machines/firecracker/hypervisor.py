@@ -22,10 +22,11 @@ from belljar.machines.firecracker.folder import API, MEMORY, ROOT, SCRATCH, SCRI
 from belljar.machines.firecracker.machine import FirecrackerMachine
 from belljar.machines.firecracker.program import Programs, find_programs
 from belljar.machines.firecracker.sparse import copy_sparse
-from belljar.machines.firecracker.start import Start, Steps, bounds
+from belljar.machines.firecracker.start import Start, bounds
 from belljar.machines.jail import machine_uid
 from belljar.machines.owner import owner_name
 from belljar.machines.protocol import Clone, Machine, MachineSpec, Template
+from belljar.machines.steps import Steps
 from belljar.machines.tap import dead_end_slot
 from belljar.settings import Settings
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from belljar.errors import HostError
@@ -21,6 +20,7 @@ from belljar.machines.firecracker.program import Programs
 from belljar.machines.jail import entering_environment, joining, kvm_node, spawn
 from belljar.machines.protocol import SCRIPT_DISK_BYTES, Console, MachineSpec
 from belljar.machines.qemu.scratch import make_filesystem
+from belljar.machines.steps import Steps
 from belljar.settings import Settings
 
 #: Firecracker's own memory beside its guest's is under 5 MiB; the rest is page cache that is charged to it.
@@ -33,19 +33,6 @@ _OWN_FILES_MB = 16
 _QUIET = ("--log-path", LOG, "--level", "Warning", "--show-level")
 
 M = TypeVar("M", bound=FirecrackerMachine)
-
-
-@dataclass(slots=True)
-class Steps:
-    """Names the time since the last step."""
-
-    phases: dict[str, float] = field(default_factory=dict)
-    at: float = field(default_factory=time.monotonic)
-
-    def done(self, name: str) -> None:
-        now = time.monotonic()
-        self.phases[name] = round((now - self.at) * 1000, 3)
-        self.at = now
 
 
 @dataclass(kw_only=True, slots=True)

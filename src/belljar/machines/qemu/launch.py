@@ -8,9 +8,8 @@ import dataclasses
 import os
 import secrets
 import socket
-import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +21,7 @@ from belljar.machines.qemu.command import Descriptors, Hardware, arguments, rest
 from belljar.machines.qemu.machine import QemuMachine
 from belljar.machines.qemu.monitor import Monitor
 from belljar.machines.qemu.tsc import tsc_khz
+from belljar.machines.steps import Steps
 from belljar.settings import Settings
 
 #: QEMU's own memory beside its guest's: code, translations, buffers, and the page cache charged to it.
@@ -36,19 +36,6 @@ _STREAM_BUFFER = 1024 * 1024
 
 
 M = TypeVar("M", bound=QemuMachine)
-
-
-@dataclass(slots=True)
-class Steps:
-    """Names the time since the last step."""
-
-    phases: dict[str, float] = field(default_factory=dict)
-    at: float = field(default_factory=time.monotonic)
-
-    def done(self, name: str) -> None:
-        now = time.monotonic()
-        self.phases[name] = round((now - self.at) * 1000, 3)
-        self.at = now
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
