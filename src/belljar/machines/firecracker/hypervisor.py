@@ -23,6 +23,7 @@ from belljar.machines.firecracker.machine import FirecrackerMachine
 from belljar.machines.firecracker.program import Programs, find_programs
 from belljar.machines.firecracker.sparse import copy_sparse
 from belljar.machines.firecracker.start import Start, bounds
+from belljar.machines.holding import holding
 from belljar.machines.jail import machine_uid
 from belljar.machines.owner import owner_name
 from belljar.machines.protocol import Clone, Machine, MachineSpec, Template
@@ -120,17 +121,8 @@ class FirecrackerHypervisor:
     @asynccontextmanager
     async def _started(self, spec: MachineSpec) -> AsyncIterator[Start]:
         """What every machine has, made before its process and gone after it."""
-        held = AsyncExitStack()
-        try:
+        async with holding() as held:
             yield await self._prepare(spec, held)
-        finally:
-            # A worker that is cancelled twice still leaves nothing behind.
-            closing = asyncio.create_task(held.aclose())
-            try:
-                await asyncio.shield(closing)
-            except asyncio.CancelledError:
-                await asyncio.wait({closing})
-                raise
 
     async def _prepare(self, spec: MachineSpec, held: AsyncExitStack) -> Start:
         if spec.slot is not None and not self._jailed:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from belljar.errors import DiskFull, HostError, MachineError
 from belljar.machines.cgroup import find_hierarchies
+from belljar.machines.holding import holding
 from belljar.machines.jail import Program, program
 from belljar.machines.owner import owner_name
 from belljar.machines.protocol import SCRIPT_DISK_BYTES, Clone, Machine, MachineSpec, Template
@@ -73,7 +74,7 @@ class QemuHypervisor:
         """Start a machine; it has begun to boot when the block begins. Raises MissingTool, HostError, DiskFull."""
         if spec.script_disk is None:
             raise ValueError("a machine that boots is given its script's disk at once")
-        async with _holding() as held:
+        async with holding() as held:
             files = Files(
                 kernel=opened(spec.image.kernel, held),
                 initramfs=opened(spec.image.initramfs, held),
@@ -87,7 +88,7 @@ class QemuHypervisor:
     @asynccontextmanager
     async def template(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Template]:
         """Boot a machine to be frozen into `folder`. Raises as `machine` does."""
-        async with _holding() as held:
+        async with holding() as held:
             memory = new_memory(spec.shape.memory_mb << 20)
             held.callback(os.close, memory)
             script = self._empty_disk(SCRIPT_DISK_BYTES, held)
@@ -108,7 +109,7 @@ class QemuHypervisor:
     @asynccontextmanager
     async def clone(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Clone]:
         """Clone what was frozen into `folder`; its memory is loaded once. Raises MachineError, HostError, DiskFull."""
-        async with _holding() as held:
+        async with holding() as held:
             frozen = await self._frozen_in(folder)
             scratch = None
             if frozen.scratch is not None:
@@ -172,21 +173,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"no room left in {folder} for a machine's disk; free some space") from error
         raise HostError(f"cannot make a machine's disk in {folder}: {error.strerror}") from error
-
-
-@asynccontextmanager
-async def _holding() -> AsyncIterator[AsyncExitStack]:
-    """A stack that is closed to its end even when the worker is cancelled twice: nothing is left behind."""
-    held = AsyncExitStack()
-    try:
-        yield held
-    finally:
-        closing = asyncio.create_task(held.aclose())
-        try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await asyncio.wait({closing})
-            raise
 
 
 @functools.cache
