@@ -64,6 +64,42 @@ BEHAVIOURS = {
         atexit.register(print, "at exit")
         unflushed = open("left.txt", "w"); unflushed.write("whole")
     """,
+    "words of the last": """
+        import builtins, sys
+        class Loud:
+            def __init__(self, name): self.name = name
+            def __del__(self, print=print): print("deleted", self.name)
+        kept, sys.kept, builtins.kept = Loud("in main"), Loud("in sys"), Loud("in builtins")
+        print("no end of line", end="")
+    """,
+    "a thread and what it starts at exit": """
+        import atexit, threading, time
+        def late():
+            time.sleep(0.05)
+            atexit.register(print, "registered late")
+            print("late")
+        threading.Thread(target=late).start()
+    """,
+    "output that is closed": "import os; print('lost'); os.close(1)",
+    "a stream that is closed": "import sys; sys.stderr.write('closed now'); sys.stdout.close()",
+    "a stream of the script's own": """
+        import sys
+        class Counting:
+            flushes = 0
+            def write(self, text): return sys.__stdout__.write(text)
+            def flush(self): self.flushes += 1; sys.__stdout__.write(f"flush {self.flushes}"); sys.__stdout__.flush()
+        sys.stdout = Counting()
+        print("mine")
+    """,
+    "what C's stdio holds": "import ctypes; ctypes.CDLL(None).printf(b'by way of C')",
+    "a fork that comes back": """
+        import os, sys
+        child = os.fork()
+        if child:
+            print(os.waitpid(child, 0)[1])
+        else:
+            print("the child")
+    """,
     "a signal that kills": "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
     "an interrupt": "import os, signal; os.kill(os.getpid(), signal.SIGINT)",
     "signal handlers": """
@@ -176,6 +212,20 @@ async def test_the_interpreter_that_waited_is_the_one_that_runs(converse: Conver
     path = script(tmp_path, "import gc; print(gc.get_freeze_count() > 0)")
     async with converse() as talk:
         assert [(await run(talk, path, prefork))[1].stdout for prefork in ("", "python")] == [b"False\n", b"True\n"]
+
+
+async def test_after_the_scripts_end_the_interpreter_takes_nothing_apart(converse: Converse, tmp_path: Path) -> None:
+    """The one difference: what nothing but the interpreter's state holds is not deleted."""
+    text = """
+        import codecs, os
+        class Search:
+            def __call__(self, name): return None
+            def __del__(self, write=os.write): write(1, b"taken apart")
+        codecs.register(Search())
+    """
+    path = script(tmp_path, text)
+    async with converse() as talk:
+        assert [(await run(talk, path, prefork))[1].stdout for prefork in ("", "python")] == [b"taken apart", b""]
 
 
 @pytest.mark.parametrize("env", [{"PYTHONHASHSEED": "7"}, {"PYTHONPATH": "/opt"}, {"LC_ALL": "C"}, {"HOME": "/other"}])

@@ -20,8 +20,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
+#include <linux/acct.h>
 #include <linux/fs.h>
+#include <linux/genetlink.h>
+#include <linux/netlink.h>
 #include <linux/random.h>
+#include <linux/taskstats.h>
 #include <net/if.h>
 #include <net/route.h>
 #include <netinet/in.h>
@@ -30,6 +34,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,6 +42,8 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/random.h>
 #include <sys/reboot.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -97,13 +104,18 @@ enum kind {
 enum stream { NONE = 0, STDOUT = 1, STDERR = 2, ARTIFACTS = 3, STREAMS };
 enum stage { STAGE_SCRIPT = 1, STAGE_ISOLATE = 2, STAGE_EXEC = 3 };
 enum { RUN_ISOLATED = 1, RUN_KEEP = 2, RUN_REHEARSE = 4 };
+enum etc { ETC_HOSTNAME, ETC_HOSTS, ETC_MACHINE_ID, ETC_FILES };
+
+static const char *const etc_paths[ETC_FILES] = {
+    "/newroot/etc/hostname", "/newroot/etc/hosts", "/newroot/etc/machine-id",
+};
 
 enum {
     CHUNK = 64 * 1024,                           /* most bytes of output in one frame */
     CONTROL_ROOM = 4 * 1024,                     /* kept free in the outgoing buffer for frames that are not output */
     OUT_SIZE = 3 * (HEADER_SIZE + CHUNK) + CONTROL_ROOM,
     IN_SIZE = 2 * (HEADER_SIZE + MAX_PAYLOAD),
-    ARENA_SIZE = 1280 * 1024,                    /* all arguments and environment strings */
+    ARENA_SIZE = 1280 * 1024,                    /* all arguments and environment strings, and the working folder */
     MAX_STRINGS = 8192,
     PIPE_SIZE = 256 * 1024,
     MAX_DEPTH = 48,                              /* of folders below the working folder that are searched */
@@ -137,7 +149,7 @@ enum phase { WAITING_WELCOME, READY, PREPARING, SUSPENDED_NOW, RUNNING, RESTING,
 
 /* The processes of one job and the agent's ends of what leads to them. Prepared, they wait for the job's words. */
 struct processes {
-    pid_t reaper;
+    pid_t reaper, main; /* the latter only of a prefork program, else 0 */
     int report_fd, control_fd, order_fd;
     int stdin_fd;
     int output_fd[STREAMS];
@@ -149,6 +161,7 @@ struct processes {
 static struct {
     bool is_init;
     int port; /* the byte stream to the host */
+    int etc[ETC_FILES]; /* opened before a snapshot, so that a clone has less to do until it knows who it is */
     int listener; /* where a host may come again after a snapshot; -1 where it cannot */
     enum phase phase;
     uint64_t last_heard_ms;
@@ -167,6 +180,7 @@ static struct {
     struct processes job, prepared[MAX_PREPARED];
     size_t prepared_count;
     unsigned made;     /* how many sets of processes, for the names of their cgroups */
+    rlim_t stack_gap;  /* see choose_layout; 0 where prefork programs are laid out as the kernel likes */
     unsigned mounted;  /* how often the script's disk was mounted, for the name of the working folder's layer */
     bool has_script;   /* it is mounted now */
     bool keep, rehearse;
@@ -178,6 +192,8 @@ static struct {
     bool stdin_ended;
     int wait_status;
     bool has_status;
+    int exits_fd; /* where the kernel says which process exits; -1 where it does not */
+    bool leaving; /* the job's main process has begun to exit */
     uint64_t started_us, ended_us, cpu_us, cpu_before_us, max_memory;
     char working_folder[MAX_PATH_BYTES];
     char work_layer[32]; /* where what the job writes into its working folder really lies */
@@ -773,12 +789,20 @@ static void set_clock(uint64_t unix_ns)
         die("clock");
 }
 
-static void write_etc(const char *path, const char *text)
+static void open_etc(void)
 {
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
-    if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text))
-        say("belljar-agent: %s: %s", path, strerror(errno)); /* an image may have no /etc */
-    close_fd(&fd);
+    for (enum etc file = 0; file < ETC_FILES; file++)
+        if (agent.etc[file] < 0)
+            agent.etc[file] = open(etc_paths[file], O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644);
+}
+
+static void write_etc(enum etc file, const char *text)
+{
+    int fd = agent.etc[file];
+    ssize_t length = (ssize_t)strlen(text);
+    if (fd < 0 || write(fd, text, (size_t)length) != length || ftruncate(fd, length) < 0)
+        say("belljar-agent: %s: %s", etc_paths[file], strerror(errno)); /* an image may have no /etc */
+    close_fd(&agent.etc[file]);
 }
 
 static void name_machine(const char *name)
@@ -787,16 +811,17 @@ static void name_machine(const char *name)
     uint8_t random[16];
     if (sethostname(name, strlen(name)) < 0)
         die("hostname");
+    open_etc();
     snprintf(text, sizeof text, "%s\n", name);
-    write_etc("/newroot/etc/hostname", text);
+    write_etc(ETC_HOSTNAME, text);
     snprintf(text, sizeof text, "127.0.0.1 localhost %s\n::1 localhost\n", name);
-    write_etc("/newroot/etc/hosts", text);
+    write_etc(ETC_HOSTS, text);
     if (syscall(SYS_getrandom, random, sizeof random, 0) != sizeof random)
         die("getrandom");
     for (size_t i = 0; i < sizeof random; i++) /* machine-id(5): 32 lower-case hexadecimal digits */
         snprintf(id + 2 * i, 3, "%02x", random[i]);
     id[32] = '\n';
-    write_etc("/newroot/etc/machine-id", id);
+    write_etc(ETC_MACHINE_ID, id);
 }
 
 static void take_identity(const uint8_t *payload, size_t length)
@@ -817,6 +842,111 @@ static void take_identity(const uint8_t *payload, size_t length)
         agent.last_heard_ms = now_us() / 1000;
         send_hello();
     }
+}
+
+/* --- exits: which process begins to, said by the kernel before it takes its memory apart ------------------------------- */
+
+/* A generic netlink message (linux/genetlink.h) with one attribute; false when it could not be sent. */
+static bool send_netlink(uint16_t family, uint8_t command, uint8_t version, uint16_t attribute, const char *text)
+{
+    struct {
+        struct nlmsghdr header;
+        struct genlmsghdr generic;
+        struct nlattr attribute;
+        char text[64];
+    } message = {0};
+    size_t length = strlen(text) + 1;
+    if (length > sizeof message.text)
+        return false;
+    memcpy(message.text, text, length);
+    message.attribute = (struct nlattr){(uint16_t)(NLA_HDRLEN + length), attribute};
+    message.generic = (struct genlmsghdr){command, version, 0};
+    message.header.nlmsg_len = (uint32_t)(NLMSG_HDRLEN + GENL_HDRLEN + NLA_ALIGN(message.attribute.nla_len));
+    message.header.nlmsg_type = family;
+    message.header.nlmsg_flags = NLM_F_REQUEST;
+    return send(agent.exits_fd, &message, message.header.nlmsg_len, 0) == (ssize_t)message.header.nlmsg_len;
+}
+
+/* The attribute of that type in a run of them, or NULL; `length` becomes that of its payload. */
+static const uint8_t *find_attribute(const uint8_t *at, size_t size, uint16_t type, size_t *length)
+{
+    struct nlattr head;
+    for (size_t step; size >= sizeof head; at += step, size -= step) {
+        memcpy(&head, at, sizeof head);
+        if (head.nla_len < sizeof head || head.nla_len > size)
+            return NULL;
+        if ((head.nla_type & NLA_TYPE_MASK) == type) {
+            *length = head.nla_len - NLA_HDRLEN;
+            return at + NLA_HDRLEN;
+        }
+        step = NLA_ALIGN((size_t)head.nla_len);
+        if (step > size)
+            return NULL;
+    }
+    return NULL;
+}
+
+/* The attributes of the kernel's next message; NULL when there is none. */
+static const uint8_t *receive_netlink(size_t *size)
+{
+    static uint8_t buffer[4096];
+    struct nlmsghdr header;
+    struct sockaddr_nl from;
+    socklen_t from_length = sizeof from;
+    ssize_t n = recvfrom(agent.exits_fd, buffer, sizeof buffer, 0, (struct sockaddr *)&from, &from_length);
+    if (n < (ssize_t)(NLMSG_HDRLEN + GENL_HDRLEN) || from.nl_pid != 0)
+        return NULL;
+    memcpy(&header, buffer, sizeof header);
+    if (header.nlmsg_type == NLMSG_ERROR || header.nlmsg_len > (size_t)n)
+        return NULL;
+    *size = header.nlmsg_len - NLMSG_HDRLEN - GENL_HDRLEN;
+    return buffer + NLMSG_HDRLEN + GENL_HDRLEN;
+}
+
+/* Ask the kernel for a word about each process that exits (Documentation/accounting/taskstats.rst). Without it a job's
+ * end is heard from its reaper, which is later by the time that it takes to unmap an interpreter. */
+static void hear_exits(void)
+{
+    char cpus[64] = "";
+    size_t size, length;
+    uint16_t family;
+    if (!agent.is_init || agent.exits_fd >= 0)
+        return;
+    int fd = open("/sys/devices/system/cpu/possible", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, cpus, sizeof cpus - 1);
+    close_fd(&fd);
+    agent.exits_fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_GENERIC);
+    const uint8_t *at = NULL;
+    if (n > 0 && agent.exits_fd >= 0 &&
+        send_netlink(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, 1, CTRL_ATTR_FAMILY_NAME, TASKSTATS_GENL_NAME) &&
+        (at = receive_netlink(&size)) && (at = find_attribute(at, size, CTRL_ATTR_FAMILY_ID, &length)) &&
+        length == sizeof family) {
+        memcpy(&family, at, sizeof family);
+        cpus[strcspn(cpus, "\n")] = 0;
+        set_nonblocking(agent.exits_fd);
+        if (send_netlink(family, TASKSTATS_CMD_GET, TASKSTATS_GENL_VERSION, TASKSTATS_CMD_ATTR_REGISTER_CPUMASK, cpus))
+            return;
+    }
+    close_fd(&agent.exits_fd);
+}
+
+/* The main process is done when its last thread is, here only when that is its first, whose code is the process'. Lost
+ * messages (a job may exit more processes than there is room for) do no harm: the reaper says it again. */
+static void read_exits(void)
+{
+    struct taskstats exit = {0};
+    size_t size, length;
+    const uint8_t *at = receive_netlink(&size);
+    if (!at || !(at = find_attribute(at, size, TASKSTATS_TYPE_AGGR_PID, &length)) ||
+        !(at = find_attribute(at, length, TASKSTATS_TYPE_STATS, &length)) || length < offsetof(struct taskstats, ac_tgid) + sizeof exit.ac_tgid)
+        return;
+    memcpy(&exit, at, length < sizeof exit ? length : sizeof exit); /* it grows with the kernel's version */
+    if (agent.phase != RUNNING || !agent.job.main || exit.ac_pid != (uint32_t)agent.job.main ||
+        exit.ac_tgid != exit.ac_pid || !(exit.ac_flag & AGROUP) || agent.has_status)
+        return;
+    agent.leaving = agent.has_status = true;
+    agent.wait_status = (int)exit.ac_exitcode;
+    agent.ended_us = now_us();
 }
 
 /* --- the job's processes -------------------------------------------------------------------------------------------- */
@@ -912,6 +1042,44 @@ static int make_job_cgroup(struct processes *job, uint32_t max_processes)
     return 0;
 }
 
+/* One layout in memory for all prefork programs of this machine: a hypervisor that translates keeps its translations by
+ * address, and those that a rehearsal caused are to serve the job. Yet no layout that can be known beforehand: without
+ * randomization the kernel maps libraries below a gap for the stack, as large as the limit of the stack at the exec
+ * (mmap_base in arch/x86/mm/mmap.c), and that is drawn at random for the machine. */
+static void choose_layout(void)
+{
+    enum { LEAST_MIB = 1024, MIBS = 1 << 23 };
+    uint32_t random;
+    if (agent.is_init && agent.stack_gap == 0 && getrandom(&random, sizeof random, 0) == sizeof random)
+        agent.stack_gap = (rlim_t)(LEAST_MIB + random % MIBS) << 20;
+}
+
+/* Whether programs that are executed from now on are laid out at random; only while one is prepared they are not. */
+static void set_randomization(bool on)
+{
+    if (agent.stack_gap && !write_file("/proc/sys/kernel/randomize_va_space", on ? "2" : "0"))
+        die("randomize_va_space");
+}
+
+/* By the child, before its exec: stop there, with the gap as its limit. */
+static bool ask_for_layout(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_STACK, &limit) < 0 || ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0)
+        return false;
+    limit.rlim_cur = agent.stack_gap;
+    return setrlimit(RLIMIT_STACK, &limit) == 0;
+}
+
+/* By its parent, when it has stopped: nothing of the new program has run yet, which looks at the limit when it starts. */
+static bool let_go_with_limit(pid_t child)
+{
+    struct rlimit limit;
+    int status;
+    return waitpid(child, &status, 0) == child && WIFSTOPPED(status) && getrlimit(RLIMIT_STACK, &limit) == 0 &&
+           prlimit(child, RLIMIT_STACK, &limit, NULL) == 0 && ptrace(PTRACE_DETACH, child, NULL, NULL) == 0;
+}
+
 /* What a job's process must not inherit from the agent: blocked and ignored signals. */
 static void reset_signals(void)
 {
@@ -924,7 +1092,7 @@ static void reset_signals(void)
 /* What the child of a reaper is to become. */
 struct child {
     uint32_t uid, gid;
-    bool isolated;
+    bool isolated, laid_out;
     int stdio[3], cgroup_fd, order_fd, program_fd; /* the last two only for a prefork program, else -1 */
 };
 
@@ -948,7 +1116,7 @@ static _Noreturn void exec_command(const struct child *child, const char *folder
              prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
     /* After the change of user, which clears it. */
     ok = ok && prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 && setrlimit(RLIMIT_CORE, &no_core) == 0;
-    ok = ok && chdir(folder) == 0;
+    ok = ok && chdir(folder) == 0 && (!child->laid_out || ask_for_layout());
     if (ok) {
         umask(022);
         reset_signals();
@@ -979,8 +1147,12 @@ static pid_t spawn(const struct child *how, const char *folder)
     if (child > 0 && read(failed[0], &error, sizeof error) != sizeof error)
         error = 0;
     close(failed[0]);
-    if (error && child > 0)
+    if (child > 0 && !error && how->laid_out && !let_go_with_limit(child))
+        error = errno;
+    if (error && child > 0) {
+        kill(child, SIGKILL);
         waitpid(child, NULL, 0);
+    }
     return error ? -error : child;
 }
 
@@ -1061,7 +1233,8 @@ static _Noreturn void be_reaper(struct child how, bool prefork, int report_fd, i
         send_report(report_fd, REPORT_EXEC_FAILED, -child);
         _exit(1);
     }
-    how.order_fd = -1;
+    how.order_fd = -1; /* what is started from now on is no prefork program */
+    how.laid_out = false;
     if (!prefork)
         send_report(report_fd, REPORT_PREPARED, 0);
     bool started = false;
@@ -1169,6 +1342,9 @@ static void close_agents_ends(void)
 {
     for (size_t i = 0; i < agent.prepared_count; i++)
         close_processes(&agent.prepared[i]);
+    for (enum etc file = 0; file < ETC_FILES; file++)
+        close_fd(&agent.etc[file]);
+    close_fd(&agent.exits_fd);
     close_fd(&agent.port);
 }
 
@@ -1177,8 +1353,8 @@ static void close_agents_ends(void)
 static int start_processes(struct processes *job, const struct request *request)
 {
     int in[2], out[2], err[2], report[2], control[2], orders[2], error;
-    struct child child = {request->uid, request->gid, job->isolated, {-1, -1, -1}, -1, -1, -1};
     bool prefork = job->prefork[0] != 0;
+    struct child child = {request->uid, request->gid, job->isolated, prefork && agent.stack_gap, {-1, -1, -1}, -1, -1, -1};
     if (job->isolated) {
         char path[64];
         if ((error = make_job_cgroup(job, request->max_processes)))
@@ -1262,8 +1438,7 @@ static bool take_prepared(struct processes *job, const char *prefork)
 static void forget_strings(void)
 {
     agent.arena_len = agent.argc = agent.envc = 0;
-    memset(agent.argv, 0, sizeof agent.argv);
-    memset(agent.envp, 0, sizeof agent.envp);
+    agent.argv[0] = agent.envp[0] = NULL;
 }
 
 static bool write_fully(int fd, const void *data, size_t size)
@@ -1279,22 +1454,28 @@ static bool write_fully(int fd, const void *data, size_t size)
     return true;
 }
 
-/* Tell the processes what to become: to whom it concerns, and the words. Arguments come before the environment. */
+static size_t append(char *buffer, size_t at, const char *text)
+{
+    size_t size = strlen(text) + 1;
+    memcpy(buffer + at, text, size);
+    return at + size;
+}
+
+/* Tell the processes what to become: to whom it concerns, and the words. Arguments come before the environment. All of it
+ * at once: whoever waits for it is woken by the first piece, and would only wait again. */
 static bool give_order(struct processes *job, bool prefork)
 {
+    static char words[MAX_PATH_BYTES + ARENA_SIZE];
     uint8_t order = prefork ? ORDER_PREFORK : ORDER_EXEC;
-    size_t folder = strlen(agent.working_folder) + 1, size = folder;
+    uint32_t head[2] = {0, (uint32_t)agent.argc};
+    size_t size = append(words, sizeof head, agent.working_folder);
     for (size_t i = 0; i < agent.argc; i++)
-        size += strlen(agent.argv[i]) + 1;
+        size = append(words, size, agent.argv[i]);
     for (size_t i = 0; i < agent.envc; i++)
-        size += strlen(agent.envp[i]) + 1;
-    uint32_t head[2] = {(uint32_t)size, (uint32_t)agent.argc};
-    bool ok = write(job->control_fd, &order, 1) == 1 && write_fully(job->order_fd, head, sizeof head) &&
-              write_fully(job->order_fd, agent.working_folder, folder);
-    for (size_t i = 0; ok && i < agent.argc; i++)
-        ok = write_fully(job->order_fd, agent.argv[i], strlen(agent.argv[i]) + 1);
-    for (size_t i = 0; ok && i < agent.envc; i++)
-        ok = write_fully(job->order_fd, agent.envp[i], strlen(agent.envp[i]) + 1);
+        size = append(words, size, agent.envp[i]);
+    head[0] = (uint32_t)(size - sizeof head);
+    memcpy(words, head, sizeof head);
+    bool ok = write(job->control_fd, &order, 1) == 1 && write_fully(job->order_fd, words, size);
     close_fd(&job->order_fd);
     return ok;
 }
@@ -1327,11 +1508,17 @@ static void prepare(const uint8_t *payload, size_t length)
     no_processes(job);
     memcpy(job->prefork, prefork, sizeof prefork);
     job->isolated = (request.flags & RUN_ISOLATED) != 0;
+    if (prefork[0]) {
+        choose_layout();
+        hear_exits();
+    }
+    set_randomization(false);
     int error = start_processes(job, &request);
     forget_strings();
     if (error) {
         drop_processes(job);
         send_failed(STAGE_ISOLATE, error);
+        set_randomization(true);
         agent.phase = READY;
         return;
     }
@@ -1348,8 +1535,10 @@ static void prepared(const struct report *report)
         agent.prepared_count--;
         send_failed(report->kind == REPORT_EXEC_FAILED ? STAGE_EXEC : STAGE_ISOLATE, report->value);
     } else {
+        job->main = job->prefork[0] && job->isolated ? (pid_t)read_number(job->cgroup, "cgroup.procs", NULL) : 0;
         send_control(PREPARED, NULL, 0);
     }
+    set_randomization(true);
     agent.phase = READY;
 }
 
@@ -1379,7 +1568,7 @@ static void start_job(const uint8_t *payload, size_t length)
     agent.keep = (request.flags & RUN_KEEP) != 0;
     agent.rehearse = (request.flags & RUN_REHEARSE) != 0;
     agent.started_us = 0;
-    agent.has_status = false;
+    agent.has_status = agent.leaving = false;
     int error;
     if (isolated && !agent.has_script && ((error = mount_script(request.uid, request.gid)))) {
         send_failed(STAGE_SCRIPT, error);
@@ -1394,6 +1583,8 @@ static void start_job(const uint8_t *payload, size_t length)
             return;
         }
     }
+    if (!preforked)
+        agent.job.main = 0;
     agent.cpu_before_us = isolated ? read_number(agent.job.cgroup, "cpu.stat", "usage_usec ") : 0;
     if (!give_order(&agent.job, preforked)) {
         send_failed(STAGE_ISOLATE, errno);
@@ -1435,6 +1626,8 @@ static void read_report(void)
         send_control(STARTED, pid, sizeof pid);
         break;
     case REPORT_EXITED:
+        if (agent.leaving)
+            break;
         agent.has_status = true;
         agent.wait_status = report.value;
         agent.cpu_us = report.cpu_us;
@@ -1448,6 +1641,7 @@ static void read_report(void)
 static void rest(void)
 {
     drop_processes(&agent.job);
+    agent.leaving = false;
     agent.stdin_len = agent.stdin_start = 0;
     agent.stdin_ended = false;
     memset(agent.credit, 0, sizeof agent.credit);
@@ -1458,11 +1652,20 @@ static void rest(void)
     send_control(RESTED, NULL, 0);
 }
 
-/* Once the processes are gone and their streams are read to the end: say how it was. */
+static bool is_drained(enum stream stream)
+{
+    int waiting;
+    return agent.job.output_fd[stream] < 0 || (ioctl(agent.job.output_fd[stream], FIONREAD, &waiting) == 0 && waiting == 0);
+}
+
+/* Once the processes are gone and their streams are read to the end, say how it was; or, when nothing follows in this
+ * machine but its artifacts, once the main process has done all that it will do and what it wrote is read. */
 static void finish_if_ended(void)
 {
     struct processes *job = &agent.job;
-    if (agent.phase != RUNNING || job->report_fd >= 0 || job->output_fd[STDOUT] >= 0 || job->output_fd[STDERR] >= 0)
+    bool gone = job->report_fd < 0 && job->output_fd[STDOUT] < 0 && job->output_fd[STDERR] < 0;
+    bool left = agent.leaving && agent.started_us && !agent.keep && !agent.rehearse && is_drained(STDOUT) && is_drained(STDERR);
+    if (agent.phase != RUNNING || (!gone && !left))
         return;
     uint64_t oom_kills = 0;
     if (job->isolated) {
@@ -1481,6 +1684,8 @@ static void finish_if_ended(void)
     put_u64(payload + 24, agent.max_memory);
     put_u64(payload + 32, agent.ended_us - agent.started_us);
     close_fd(&job->stdin_fd);
+    close_fd(&job->output_fd[STDOUT]);
+    close_fd(&job->output_fd[STDERR]);
     agent.phase = agent.keep || agent.rehearse ? RESTING : ENDED;
     send_control(EXITED, payload, sizeof payload);
 }
@@ -1745,7 +1950,7 @@ static void collect(void)
 
 static void keep_string(char **strings, size_t *count, const uint8_t *data, size_t length)
 {
-    if (agent.phase != READY || *count == MAX_STRINGS || length + 1 > ARENA_SIZE - agent.arena_len ||
+    if (agent.phase != READY || *count == MAX_STRINGS || length + 1 > ARENA_SIZE - MAX_PATH_BYTES - agent.arena_len ||
         memchr(data, 0, length)) {
         errno = E2BIG;
         die("arguments from host");
@@ -1755,6 +1960,7 @@ static void keep_string(char **strings, size_t *count, const uint8_t *data, size
     at[length] = 0;
     agent.arena_len += length + 1;
     strings[(*count)++] = at;
+    strings[*count] = NULL;
 }
 
 static void handle_frame(enum kind kind, enum stream stream, uint8_t *payload, size_t length)
@@ -1784,6 +1990,8 @@ static void handle_frame(enum kind kind, enum stream stream, uint8_t *payload, s
         rest();
     } else if (kind == SUSPEND && agent.phase == READY) {
         agent.silence_ms = 0; /* there will be no host for a while */
+        if (agent.is_init)
+            open_etc();
         agent.phase = SUSPENDED_NOW;
         send_control(SUSPENDED, NULL, 0);
     } else if (kind == STDIN) {
@@ -1836,7 +2044,7 @@ static _Noreturn void serve(void)
         bool feed = agent.job.stdin_fd >= 0 && (agent.stdin_len > 0 || agent.stdin_ended);
         bool preparing = agent.phase == PREPARING;
         const struct processes *waiting = &agent.prepared[preparing ? agent.prepared_count - 1 : 0];
-        struct pollfd fds[7] = {
+        struct pollfd fds[8] = {
             {.fd = agent.port, .events = POLLIN | (agent.out_len ? POLLOUT : 0)},
             {.fd = may_forward(STDOUT) ? agent.job.output_fd[STDOUT] : -1, .events = POLLIN},
             {.fd = may_forward(STDERR) ? agent.job.output_fd[STDERR] : -1, .events = POLLIN},
@@ -1844,8 +2052,9 @@ static _Noreturn void serve(void)
             {.fd = feed ? agent.job.stdin_fd : -1, .events = POLLOUT},
             {.fd = preparing ? waiting->report_fd : -1, .events = POLLIN},
             {.fd = preparing ? waiting->order_fd : -1, .events = POLLIN},
+            {.fd = agent.exits_fd, .events = POLLIN},
         };
-        if (poll(fds, 7, silence_timeout()) < 0 && errno != EINTR)
+        if (poll(fds, 8, silence_timeout()) < 0 && errno != EINTR)
             die("poll");
         if (fds[3].revents)
             read_report();
@@ -1857,10 +2066,12 @@ static _Noreturn void serve(void)
             forward_stdin();
         if (fds[5].revents || fds[6].revents)
             hear_prepared();
+        if (fds[7].revents)
+            read_exits();
         if (fds[0].revents & (POLLIN | POLLHUP | POLLERR))
             read_port();
         finish_if_ended();
-        if (agent.phase == COLLECTING)
+        if (agent.phase == COLLECTING && agent.job.report_fd < 0)
             collect();
     }
 }
@@ -1868,7 +2079,9 @@ static _Noreturn void serve(void)
 static void start_empty(void)
 {
     no_processes(&agent.job);
-    agent.port = agent.listener = -1;
+    agent.port = agent.listener = agent.exits_fd = -1;
+    for (enum etc file = 0; file < ETC_FILES; file++)
+        agent.etc[file] = -1;
     agent.prefork_folder = "/prefork";
     signal(SIGPIPE, SIG_IGN);
 }
