@@ -114,6 +114,7 @@ async def test_a_job_ends_once(jobs: SqlJobs, claims: SqlClaims, status: Status)
         logs=LogInfo(stdout_bytes=7, stdout_truncated=True),
         timings=Timings(run_ms=4, phases={"a": 1}),
         machine=MACHINE,
+        started_at=datetime.now(UTC),
     )
     assert await claims.finish("w1", job, outcome)
     after = await stored(jobs, job)
@@ -130,6 +131,13 @@ async def test_a_script_that_has_not_begun_did_not_succeed(jobs: SqlJobs, claims
     job = await claimed(jobs, claims)
     assert not await claims.finish("w1", job, ended(Status.SUCCEEDED))
     assert (await stored(jobs, job)).status is Status.STARTING
+
+
+async def test_a_script_that_was_over_at_once_is_written_once(jobs: SqlJobs, claims: SqlClaims) -> None:
+    job, started_at = await claimed(jobs, claims), datetime.now(UTC)
+    assert await claims.finish("w1", job, ended(Status.SUCCEEDED, started_at=started_at))
+    after = await stored(jobs, job)
+    assert (after.status, after.started_at) == (Status.SUCCEEDED, started_at)
 
 
 async def test_only_the_attempt_that_holds_a_job_writes_about_it(jobs: SqlJobs, claims: SqlClaims) -> None:

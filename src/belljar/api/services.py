@@ -59,7 +59,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             blobs,
             changes,
             settings,
-            lambda: nodes.largest(settings.lease_seconds),
+            lambda: nodes.largest_lately(settings.lease_seconds),
         )
         yield Services(
             settings=settings,

@@ -40,9 +40,9 @@ class Changes:
         """A job became `queued`."""
         self._queued.set()
 
-    async def wait_queued(self, timeout_seconds: float) -> None:
-        """Return when a job was queued since the last call, or when time is up. For one waiter: the worker."""
-        await _wait(self._queued, timeout_seconds)
+    async def wait_queued(self, timeout_seconds: float) -> bool:
+        """True when a job was queued since the last call, False when time is up. For one waiter: the worker."""
+        return await _wait(self._queued, timeout_seconds)
 
     def notify_cancelled(self) -> None:
         """Somebody wants a job cancelled that a worker holds."""
@@ -53,10 +53,11 @@ class Changes:
         await _wait(self._cancelled, timeout_seconds)
 
 
-async def _wait(event: asyncio.Event, timeout_seconds: float) -> None:
+async def _wait(event: asyncio.Event, timeout_seconds: float) -> bool:
     try:
         async with asyncio.timeout(timeout_seconds):
             await event.wait()
     except TimeoutError:
-        return
+        return False
     event.clear()
+    return True

@@ -18,6 +18,8 @@ class Outcome(Value):
     network: NetworkUse = NetworkUse()
     logs: LogInfo = LogInfo()
     kept_artifacts: tuple[Artifact, ...] = ()
+    #: When the script began, if it did.
+    started_at: datetime | None = None
     finished_at: datetime
     machine: MachineInfo | None = None
 

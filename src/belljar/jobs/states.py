@@ -37,8 +37,8 @@ TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.TIMED_OUT, Status.
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     # FAILED straight from QUEUED: the image or the script was deleted meanwhile.
     Status.QUEUED: frozenset({Status.STARTING, Status.CANCELLED, Status.FAILED}),
-    # FAILED and TIMED_OUT straight from STARTING: a compiler found errors, or its time was up.
-    Status.STARTING: TERMINAL - {Status.SUCCEEDED} | {Status.RUNNING, Status.QUEUED},
+    # Straight from STARTING: a compiler found errors, or the script was over before its beginning was written.
+    Status.STARTING: TERMINAL | {Status.RUNNING, Status.QUEUED},
     # Back to QUEUED only when infrastructure lost the attempt and another one is allowed.
     Status.RUNNING: TERMINAL | {Status.QUEUED},
     **{status: frozenset[Status]() for status in TERMINAL},

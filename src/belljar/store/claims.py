@@ -29,8 +29,13 @@ class SqlClaims:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def claim(self, worker: str, *, vcpus: int, memory_mb: int, lease_seconds: float) -> Job | None:
-        """Take the first queued job that fits: by priority, then by age. None when there is none."""
+    async def claim(
+        self, worker: str, *, vcpus: int, memory_mb: int, lease_seconds: float, expected: bool = False
+    ) -> Job | None:
+        """Take the first queued job that fits: by priority, then by age. None when there is none.
+
+        `expected`: there is likely to be one, and it need not be looked for first.
+        """
         now = datetime.now(UTC)
         # One index, ix_jobs_queue: the status's rows in this order, read until one fits.
         first = (
@@ -39,9 +44,10 @@ class SqlClaims:
             .order_by(jobs.c.priority.desc(), jobs.c.id)
             .limit(1)
         )
-        async with self._database.read() as connection:
-            if (await connection.execute(first)).first() is None:
-                return None  # an idle worker takes no write lock
+        if not expected:
+            async with self._database.read() as connection:
+                if (await connection.execute(first)).first() is None:
+                    return None  # an idle worker takes no write lock
         query = (
             jobs.update()
             .where(jobs.c.id == first.scalar_subquery())
@@ -89,10 +95,11 @@ class SqlClaims:
         """End the job. False when this attempt does not hold it any more: nothing is written then."""
         async with self._database.write() as connection:
             now = await _held(connection, worker, job)
-            if now is None:
-                return False
-            known = outcome.model_dump(exclude={"status", "finished_at"})
+            if now is None or (outcome.status is Status.SUCCEEDED and not (outcome.started_at or now.started_at)):
+                return False  # what has not begun has not succeeded
+            known = outcome.model_dump(exclude={"status", "started_at", "finished_at"})
             after = Job.model_validate({**now.model_dump(), **known})
+            started = {} if outcome.started_at is None else {"started_at": outcome.started_at}
             return await _write(
                 connection,
                 now,
@@ -100,6 +107,7 @@ class SqlClaims:
                 found=found_of(after),
                 finished_at=outcome.finished_at,
                 lease_until=None,
+                **started,
             )
 
     async def requeue(self, worker: str, job: Job, *, reason: str, code: str) -> Job | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,9 @@ from sqlalchemy.dialects.sqlite import insert
 from belljar.jobs.resolve import Largest
 from belljar.store.database import Database
 from belljar.store.schema import nodes
+
+#: Each submitted job asks what the largest machine is; heartbeats are seconds apart.
+_LATELY_SECONDS = 1.0
 
 
 class Node(BaseModel):
@@ -51,6 +55,8 @@ class SqlNodes:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._largest: Largest | None = None
+        self._largest_until = 0.0
 
     async def heartbeat(self, node: Node) -> None:
         """Write a node's newest word over its last."""
@@ -69,6 +75,13 @@ class SqlNodes:
         async with self._database.read() as connection:
             rows = (await connection.execute(select(nodes.c.facts).order_by(nodes.c.id))).all()
         return [Node.model_validate(row.facts) for row in rows]
+
+    async def largest_lately(self, silent_after_seconds: float) -> Largest | None:
+        """As `largest`, but what was found is good for a second."""
+        if self._largest is None or time.monotonic() > self._largest_until:
+            self._largest = await self.largest(silent_after_seconds)
+            self._largest_until = time.monotonic() + _LATELY_SECONDS
+        return self._largest
 
     async def largest(self, silent_after_seconds: float) -> Largest | None:
         """The largest machine that a living node could run; None when there is no living node."""

@@ -21,6 +21,9 @@ class SqlScripts:
         self._database = database
 
     async def add(self, script: Script) -> Script:
+        there = await self.get(script.project, script.id)
+        if there is not None:
+            return there
         values = script.model_dump()
         async with self._database.write() as connection:
             await connection.execute(insert(scripts).values(values).on_conflict_do_nothing())

@@ -25,6 +25,8 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 _RETRY_SECONDS = 2.0
+#: A script that is over sooner is not written down as running first: two writes where one says it all.
+_MOMENT_SECONDS = 0.025
 
 
 async def persistently(write: Callable[[], Awaitable[T]]) -> T:
@@ -49,6 +51,7 @@ class Recorder:
         self._started_at: datetime | None = None
         self._log = LogWriter(log_path(settings.data_dir, job.id))
         self._written: asyncio.Task[bool] | None = None
+        self._over = asyncio.Event()
         self.machine: MachineInfo | None = None
         #: What runs its machine; set before the attempt begins.
         self.hypervisor: Hypervisor | None = None
@@ -68,6 +71,12 @@ class Recorder:
         self._written = asyncio.create_task(self._write_running(self._started_at))
 
     async def _write_running(self, started_at: datetime) -> bool:
+        try:
+            async with asyncio.timeout(_MOMENT_SECONDS):
+                await self._over.wait()
+                return False
+        except TimeoutError:
+            pass
         machine = self.machine
         assert machine is not None
         written = await persistently(
@@ -97,6 +106,7 @@ class Recorder:
                 timings=self._timings(end),
                 usage=usage_of(end),
                 network=use,
+                started_at=self._started_at,
                 logs=self.output.info(),
                 kept_artifacts=tuple(self.artifacts.kept),
                 finished_at=datetime.now(UTC),
@@ -106,6 +116,7 @@ class Recorder:
 
     async def finish(self, outcome: Outcome) -> None:
         """End the job: first its log, so that who sees the end finds the whole log."""
+        self._over.set()
         await self.flush()
         await keep_log(self._rooms.settings.data_dir, self._rooms.blobs, self._job.id)
         claims = self._rooms.claims

@@ -104,30 +104,34 @@ class Worker:
                 log.warning("no_hypervisor", error=error.message)
 
     async def _claim_while_there_is_room(self, group: asyncio.TaskGroup) -> None:
+        expected = False
         while True:
             self._room.clear()
             job = None
             try:
-                job = await self._claim()
+                job = await self._claim(expected)
             except HostError as error:
                 log.error("cannot_claim", error=error.message)
                 await asyncio.sleep(TROUBLE_SECONDS)
             if job is None:
-                await self._wait_for_work()
+                expected = await self._wait_for_work()
                 continue
+            expected = False
             self.capacity.hold(job.id, job.resources)
             self._running[job.id] = _Running(job)
             group.create_task(self._attempt(job), name=f"attempt {job.id}")
 
-    async def _claim(self) -> Job | None:
+    async def _claim(self, expected: bool) -> Job | None:
         vcpus, memory_mb = self.capacity.free()
         if not (vcpus and memory_mb):
             return None
         lease_seconds = self._rooms.settings.lease_seconds
-        return await self._rooms.claims.claim(self.id, vcpus=vcpus, memory_mb=memory_mb, lease_seconds=lease_seconds)
+        return await self._rooms.claims.claim(
+            self.id, vcpus=vcpus, memory_mb=memory_mb, lease_seconds=lease_seconds, expected=expected
+        )
 
-    async def _wait_for_work(self) -> None:
-        """Until a job was queued, one here ended, or a moment has passed (another process may have queued one)."""
+    async def _wait_for_work(self) -> bool:
+        """Until a job was queued (True), one here ended, or a moment has passed: another process may have queued."""
         ended = asyncio.create_task(self._room.wait())
         queued = asyncio.create_task(self._rooms.changes.wait_queued(LOOK_SECONDS))
         try:
@@ -136,6 +140,7 @@ class Worker:
             for task in (ended, queued):
                 task.cancel()
             await asyncio.gather(ended, queued, return_exceptions=True)
+        return not queued.cancelled() and queued.result()
 
     async def _attempt(self, job: Job) -> None:
         """One attempt, from the claim to what is written of it. Never raises, except when the worker is stopped."""
