@@ -68,7 +68,7 @@ class MachineSpec:
     shape: Shape
     #: Read-only filesystem image that becomes `/dev/vdb`; None for templates and clones: a clone is given it later.
     script_disk: Path | None
-    #: Set if and only if the shape has a network.
+    #: Where the machine is plugged in, if its shape has a network; a template is plugged in nowhere.
     slot: NetworkSlot | None = None
 
 

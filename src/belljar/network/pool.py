@@ -19,6 +19,7 @@ import structlog
 
 from belljar.errors import BelljarError, MissingTool, NetworkError, NoNetwork
 from belljar.machines.owner import owner_name
+from belljar.machines.protocol import NetworkSlot
 from belljar.network import nft
 from belljar.network.attachment import Attachment
 from belljar.network.host import HostSide
@@ -77,6 +78,8 @@ class SlotPool:
         self._more = asyncio.Event()
         self._filling: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
+        #: By the namespace, which no two have.
+        self._plugged: dict[Path, Slot] = {}
 
     async def __aenter__(self) -> SlotPool:
         return self
@@ -100,15 +103,33 @@ class SlotPool:
         """How many used slots are being destroyed."""
         return len(self._leaving)
 
-    @asynccontextmanager
-    async def attached(self, policy: Policy, mbit: float | None = None) -> AsyncIterator[Attachment]:
-        """A slot that lets through what the policy allows, for one machine, which must have ended when the block does.
+    async def set_up(self) -> None:
+        """Have the host's side ready. Raises NoNetwork when this host cannot give any machine a network."""
+        await self._ground()
 
-        `mbit` bounds it further than the setting network_mbit does, in megabits a second each way.
+    @asynccontextmanager
+    async def plugged(self) -> AsyncIterator[NetworkSlot]:
+        """A slot for one machine, which must have ended when the block does. Nothing passes until it is `opened`.
+
         Raises NoNetwork when this host cannot give any, NetworkError when it cannot just now.
         """
         ground = await self._ground()
         slot = await self._take(ground)
+        described = slot.described()
+        self._plugged[described.namespace] = slot
+        try:
+            yield described
+        finally:
+            del self._plugged[described.namespace]
+            self._leave(slot, ground)
+
+    @asynccontextmanager
+    async def opened(self, place: NetworkSlot, policy: Policy, mbit: float | None = None) -> AsyncIterator[Attachment]:
+        """Let through what the policy allows, and answer names while the block lasts. Once for each slot.
+
+        `mbit` bounds it further than the setting network_mbit does, in megabits a second each way. Raises NetworkError.
+        """
+        ground, slot = await self._ground(), self._plugged[place.namespace]
         opening = asyncio.create_task(asyncio.to_thread(slot.open_for, policy, mbit))
         try:
             resolver = Resolver(
@@ -120,10 +141,15 @@ class SlotPool:
             )
             async with resolver:
                 await asyncio.shield(opening)
-                yield Attachment(slot.described(), lambda: _read(slot, resolver))
+                yield Attachment(place, lambda: _read(slot, resolver))
         finally:
             await asyncio.wait({opening})
-            self._leave(slot, ground)
+
+    @asynccontextmanager
+    async def attached(self, policy: Policy, mbit: float | None = None) -> AsyncIterator[Attachment]:
+        """Both at once, for a machine that does not exist yet."""
+        async with self.plugged() as place, self.opened(place, policy, mbit) as attachment:
+            yield attachment
 
     async def _ground(self) -> _Ground:
         """What slots stand on, set up by the first who asks; the others wait, and who is cancelled harms none."""

@@ -119,15 +119,17 @@ class Slot:
     def traffic(self) -> Traffic:
         """What went through and what did not, so far. Raises NetworkError."""
 
-        def read() -> tuple[tuple[int, int], dict[str, Any], dict[str, Any]]:
+        def read() -> tuple[tuple[int, int], dict[str, int], dict[str, Any]]:
             with Nft() as nft:
-                return netlink(tap_bytes), nft.run("list counters"), nft.run("list set inet belljar refused_to")
+                counted = parse_counters(nft.run("list counters"))
+                # Most jobs are refused nothing.
+                refused = nft.run("list set inet belljar refused_to") if counted.get("refused") else {}
+                return tap_bytes(), counted, refused
 
         try:
-            (received, sent), counters, refused_to = inside(self.path, read)
+            (received, sent), counted, refused_to = inside(self.path, read)
         except OSError as error:
             raise NetworkError(f"a network could not be read: {error}") from error
-        counted = parse_counters(counters)
         return Traffic(
             rx_bytes=received,
             tx_bytes=sent,
