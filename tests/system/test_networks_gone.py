@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from network.world import NAMESERVER, WEB, Internet, host_state
+from system.killed_half_way import run_jobs
 from system.running import TRY, serving
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
@@ -74,3 +75,11 @@ def test_without_root_a_job_with_a_network_is_refused_and_says_why(
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout) == (125, ""), ran.stderr
     assert "jobs with a network need belljar to run as root" in ran.stderr
+
+
+def test_many_jobs_and_a_kill_9_among_them_leave_the_host_as_it_was(world: Internet, data_dir: Path) -> None:
+    before = host_state()
+    ended = run_jobs(data_dir, 30, BELLJAR_DEFAULT_MEMORY_MB="128")
+    assert sum(ended.counts.values()) == 30 and ended.interrupted >= 1
+    assert "belljar-" in ended.killed["ip netns"] and "table inet belljar_" in ended.killed["nft list ruleset"]
+    assert host_state() == before
