@@ -69,7 +69,7 @@ def many_slots(count: int) -> dict[str, object]:
     try:
         before = memory_kb()
         made = [
-            milliseconds(lambda: slots.append(Slot.make(owner, host.reserve(), layout, host.join)))
+            milliseconds(lambda: slots.append(host.make_slot()))
             for _ in range(count)
         ]
         after = memory_kb()
@@ -93,7 +93,7 @@ def many_slots(count: int) -> dict[str, object]:
             "process memory per slot KiB": (after["process"] - before["process"]) // count,
         }
     finally:
-        gone = [milliseconds(lambda slot=slot: slot.remove(host.part)) for slot in slots]  # type: ignore[misc]
+        gone = [milliseconds(lambda slot=slot: slot.remove()) for slot in slots]  # type: ignore[misc]
         host.close()
     figures["slot destroyed ms, median"] = round(statistics.median(gone), 2)
     return figures

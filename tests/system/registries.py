@@ -1,4 +1,4 @@
-"""The package registries that this machine itself reaches, by its own settings of pip and npm; nothing is assumed of it."""
+"""The package registries that this machine reaches, by its own settings of pip and npm; nothing is assumed of it."""
 
 from __future__ import annotations
 

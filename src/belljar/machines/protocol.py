@@ -58,6 +58,8 @@ class NetworkSlot:
     #: What the guest's resolv.conf names.
     nameservers: tuple[str, ...]
     mtu: int = 1500
+    #: An open descriptor of the device, the owner's to close, where none but the owner may enter the namespace.
+    device: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from belljar.errors import NetworkError
 from belljar.machines.namespace import inside
-from belljar.machines.protocol import GUEST_MAC, NetworkSlot
+from belljar.machines.protocol import NetworkSlot
 from belljar.machines.tap import attach_tap
 from belljar.network import namespaces
 from belljar.network.flows import forget_flows
@@ -32,7 +32,7 @@ from belljar.network.links import (
 from belljar.network.nft import Nft
 from belljar.network.policy import Policy
 from belljar.network.rules import policy_rules, slot_rules
-from belljar.network.traffic import Traffic, parse_counters, parse_refused
+from belljar.network.traffic import Traffic, parse_counters, parse_traffic
 
 #: Inside a slot: it routes, has no IPv6, believes no redirect, and answers ARP for the gateway alone.
 _SYSCTLS = (
@@ -63,16 +63,25 @@ class Ears:
 class Slot:
     """A slot of this process. All methods block for milliseconds: call them in threads."""
 
-    def __init__(self, layout: Layout, number: int, path: Path, ears: Ears) -> None:
+    def __init__(self, layout: Layout, number: int, path: Path, ears: Ears, parted: Callable[[int], None]) -> None:
         self.number = number
         self.path = path
         self.ears = ears
         self._layout = layout
+        self._parted = parted
 
     @classmethod
-    def make(cls, owner: str, number: int, layout: Layout, joined: Callable[[int], None]) -> Slot:
+    def make(
+        cls,
+        owner: str,
+        number: int,
+        layout: Layout,
+        joined: Callable[[int], None],
+        parted: Callable[[int], None],
+    ) -> Slot:
         """Make the slot whose number was reserved. `joined` is called when the host's end of its link is there.
 
+        `parted` is called when it is removed: nothing can come out of it any more, and nobody else has its number yet.
         Raises NetworkError, and leaves nothing behind then.
         """
         path = NAMESPACES / namespace_name(owner, number)
@@ -91,22 +100,28 @@ class Slot:
             raise NetworkError(f"a network could not be made: {error}") from error
         finally:
             os.close(host_namespace)
-        return cls(layout, number, path, ears)
+        return cls(layout, number, path, ears, parted)
 
     def open_for(self, policy: Policy, mbit: float | None = None) -> None:
         """Let through what the policy allows, so many megabits a second each way; until then nothing passes. Once.
 
         None: as many as any slot may. Raises NetworkError.
         """
+        self.open_by(policy_rules(policy), mbit)
+
+    def open_by(self, commands: str, mbit: float | None) -> None:
+        """The same by what `rules.policy_rules` gave. Raises NetworkError."""
         if mbit is not None and mbit < self._layout.mbit:
             inside(self.path, lambda: netlink(lambda route: shape_slot(route, mbit, "replace")))
-        self._run(policy_rules(policy))
+        self.run(commands)
 
     def admit(self, commands: list[str]) -> None:
         """Run what `rules.opened` gave. Raises NetworkError."""
-        self._run("\n".join(commands))
+        self.run("\n".join(commands))
 
-    def _run(self, commands: str) -> None:
+    def run(self, commands: str) -> None:
+        """Run commands of nftables in it. Raises NetworkError."""
+
         def run() -> None:
             with Nft() as nft:
                 nft.run(commands)
@@ -118,49 +133,34 @@ class Slot:
 
     def traffic(self) -> Traffic:
         """What went through and what did not, so far. Raises NetworkError."""
+        return parse_traffic(*self.read())
 
-        def read() -> tuple[tuple[int, int], dict[str, int], dict[str, Any]]:
+    def read(self) -> tuple[tuple[int, int], dict[str, Any], dict[str, Any]]:
+        """What `parse_traffic` makes that of. Raises NetworkError."""
+
+        def read() -> tuple[tuple[int, int], dict[str, Any], dict[str, Any]]:
             with Nft() as nft:
-                counted = parse_counters(nft.run("list counters"))
+                counters = nft.run("list counters")
                 # Most jobs are refused nothing.
-                refused = nft.run("list set inet belljar refused_to") if counted.get("refused") else {}
-                return tap_bytes(), counted, refused
+                refused = parse_counters(counters).get("refused")
+                return tap_bytes(), counters, nft.run("list set inet belljar refused_to") if refused else {}
 
         try:
-            (received, sent), counted, refused_to = inside(self.path, read)
+            return inside(self.path, read)
         except OSError as error:
             raise NetworkError(f"a network could not be read: {error}") from error
-        return Traffic(
-            rx_bytes=received,
-            tx_bytes=sent,
-            refused=tuple(parse_refused(refused_to)),
-            refused_count=counted.get("refused", 0),
-            limited_count=counted.get("limited", 0),
-            forged_count=counted.get("forged", 0),
-        )
 
     def described(self) -> NetworkSlot:
         """What a machine is told of it."""
-        return NetworkSlot(
-            namespace=self.path,
-            tap=TAP,
-            guest_mac=GUEST_MAC,
-            guest_address=f"{self._layout.guest}/{self._layout.guest_network.prefixlen}",
-            gateway=str(self._layout.gateway),
-            nameservers=(str(self._layout.gateway),),
-            mtu=self._layout.mtu,
-        )
+        return self._layout.described(self.path)
 
-    def remove(self, parted: Callable[[int], None]) -> None:
-        """Destroy it, with all that the host remembers of it. Idempotent. Raises NetworkError.
-
-        `parted` is called when nothing can come out of it any more, and nobody else has its number yet.
-        """
+    def remove(self) -> None:
+        """Destroy it, with all that the host remembers of it. Idempotent. Raises NetworkError."""
         self.ears.close()
         try:
             netlink(lambda route: remove_host_end(route, self.number))
             forget_flows(self._layout.slot_address(self.number))
-            parted(self.number)
+            self._parted(self.number)
         finally:
             remove_slot(self.path, self.number)
 
