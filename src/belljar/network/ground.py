@@ -36,6 +36,9 @@ class AnySlot(Protocol):
 class Host(Protocol):
     """What makes slots. What its methods do: host.HostSide."""
 
+    @property
+    def alive(self) -> bool: ...
+
     def open(self) -> None: ...
 
     def close(self) -> None: ...

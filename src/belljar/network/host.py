@@ -32,6 +32,11 @@ class HostSide:
         self._table = host_table(owner, self._pool)
         self._nft: Nft | None = None
 
+    @property
+    def alive(self) -> bool:
+        """Whether slots can be made here: a host does not go away."""
+        return True
+
     def open(self) -> None:
         """Load the table and let the host route. Raises NetworkError, and changes nothing then."""
         nft = Nft()

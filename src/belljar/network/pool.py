@@ -150,16 +150,24 @@ class SlotPool:
             yield attachment
 
     async def _ground(self) -> _Ground:
-        """What slots stand on, set up by the first who asks; the others wait, and who is cancelled harms none."""
+        """What slots stand on, set up by the first who asks; the others wait, and who is cancelled harms none.
+
+        A stand-in for the host may die; then it is set up anew for those who come.
+        """
         if self._setting_up is None:
             self._setting_up = asyncio.create_task(self._set_up())
+        elif (lost := _lost(self._setting_up)) is not None:
+            self._setting_up = asyncio.create_task(self._set_up(instead_of=lost))
         try:
             return await asyncio.shield(self._setting_up)
         except BelljarError:
             self._setting_up = None
             raise
 
-    async def _set_up(self) -> _Ground:
+    async def _set_up(self, instead_of: _Ground | None = None) -> _Ground:
+        if instead_of is not None:
+            log.warning("networks_lost", reason="the process that held them died")
+            await self._abandon(instead_of)
         if (why := why_no_network()) is not None:
             raise NoNetwork(why)
         layout = lay_out(self._settings, await asyncio.to_thread(netlink, host_facts))
@@ -215,6 +223,10 @@ class SlotPool:
             ground = await self._setting_up
         except BelljarError:
             return
+        await self._abandon(ground)
+        self._setting_up = None
+
+    async def _abandon(self, ground: _Ground) -> None:
         if self._filling is not None:
             self._filling.cancel()
             await asyncio.gather(self._filling, return_exceptions=True)
@@ -223,7 +235,14 @@ class SlotPool:
         if self._leaving:
             await asyncio.wait(set(self._leaving))
         await asyncio.to_thread(ground.host.close)
-        self._setting_up = None
+
+
+def _lost(setting_up: asyncio.Task[_Ground]) -> _Ground | None:
+    """What was set up and is no more."""
+    if not setting_up.done() or setting_up.cancelled() or setting_up.exception() is not None:
+        return None
+    ground = setting_up.result()
+    return None if ground.host.alive else ground
 
 
 async def _destroy(slot: AnySlot) -> None:

@@ -65,6 +65,11 @@ class StandIn:
         self._control: socket.socket | None = None
         self._pid = 0
 
+    @property
+    def alive(self) -> bool:
+        """Whether both processes live."""
+        return bool(self._reap) and all(process.poll() is None for process in self._reap)
+
     def open(self) -> None:
         """Start both processes. Raises NoNetwork when this user may not, NetworkError; nothing is left then."""
         try:
