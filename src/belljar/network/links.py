@@ -93,6 +93,17 @@ async def remove_host_end(route: Any, number: int) -> None:
     await route.link("del", index=index)
 
 
+async def slot_address_there(route: Any, number: int) -> IPv4Address | None:
+    """The address of slot `number`, whoever made it, as the host's end of its link tells; None without a link."""
+    try:
+        index = socket.if_nametoindex(host_interface(number))
+    except OSError:
+        return None
+    async for each in await route.addr("dump", family=socket.AF_INET, index=index):
+        return IPv4Address(each.get("local") or each.get("address")) + 1  # of the /31
+    return None
+
+
 def tap_bytes() -> tuple[int, int]:
     """Bytes that went to the guest and that came from it, as its TAP device counted them. Raises OSError.
 
