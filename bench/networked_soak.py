@@ -4,8 +4,8 @@ what it was: `nft list ruleset`, `ip netns`, `ip link`, routes, forwarding. Need
 
     .venv/bin/python bench/networked_soak.py [JOBS] --data-dir DIR
 
-Whoever changes the host's networking meanwhile is seen too: to be alone, run it below `unshare --net --mount` with /run/netns
-and /run/belljar/network of its own.
+Whoever changes the host's networking meanwhile is seen too: to be alone, run it below `unshare --net --mount` with
+/run/netns and /run/belljar/network of its own.
 """
 
 from __future__ import annotations

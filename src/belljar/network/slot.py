@@ -63,12 +63,15 @@ class Ears:
 class Slot:
     """A slot of this process. All methods block for milliseconds: call them in threads."""
 
-    def __init__(self, layout: Layout, number: int, path: Path, ears: Ears, parted: Callable[[int], None]) -> None:
+    def __init__(
+        self, layout: Layout, number: int, path: Path, ears: Ears, rules: Nft, parted: Callable[[int], None]
+    ) -> None:
         self.number = number
         self.path = path
         self.ears = ears
         self._layout = layout
         self._parted = parted
+        self._rules: Nft | None = rules
 
     @classmethod
     def make(
@@ -87,20 +90,22 @@ class Slot:
         path = NAMESPACES / namespace_name(owner, number)
         host_namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         ears: Ears | None = None
+        rules: Nft | None = None
         try:
-            ears = namespaces.make(path, lambda: _furnish(layout, number, host_namespace))
+            ears, rules = namespaces.make(path, lambda: _furnish(layout, number, host_namespace))
             joined(number)
             netlink(lambda route: join_host(route, layout, number))
         except (OSError, NetworkError) as error:
-            if ears is not None:
+            if ears is not None and rules is not None:
                 ears.close()
+                rules.close()
             remove_slot(path, number)
             if isinstance(error, NetworkError):
                 raise
             raise NetworkError(f"a network could not be made: {error}") from error
         finally:
             os.close(host_namespace)
-        return cls(layout, number, path, ears, parted)
+        return cls(layout, number, path, ears, rules, parted)
 
     def open_for(self, policy: Policy, mbit: float | None = None) -> None:
         """Let through what the policy allows, so many megabits a second each way; until then nothing passes. Once.
@@ -113,7 +118,11 @@ class Slot:
         """The same by what `rules.policy_rules` gave. Raises NetworkError."""
         if mbit is not None and mbit < self._layout.mbit:
             inside(self.path, lambda: netlink(lambda route: shape_slot(route, mbit, "replace")))
-        self.run(commands)
+        rules, self._rules = self._rules, None
+        if rules is None:
+            raise NetworkError("this network was opened before")
+        with rules:
+            rules.run(commands)
 
     def admit(self, commands: list[str]) -> None:
         """Run what `rules.opened` gave. Raises NetworkError."""
@@ -157,6 +166,8 @@ class Slot:
     def remove(self) -> None:
         """Destroy it, with all that the host remembers of it. Idempotent. Raises NetworkError."""
         self.ears.close()
+        if self._rules is not None:
+            self._rules.close()
         try:
             netlink(lambda route: remove_host_end(route, self.number))
             forget_flows(self._layout.slot_address(self.number))
@@ -174,15 +185,19 @@ def remove_slot(path: Path, number: int) -> None:
         raise NetworkError(f"a network could not be removed: {error}") from error
 
 
-def _furnish(layout: Layout, number: int, host_namespace: int) -> Ears:
-    """In the new namespace: filters first, so that at no time anything passes that they do not let through."""
+def _furnish(layout: Layout, number: int, host_namespace: int) -> tuple[Ears, Nft]:
+    """In the new namespace: filters first, so that at no time anything passes that they do not let through.
+
+    Returns where its resolver listens, and what a policy is loaded by: fresh, so that it holds nothing yet, and made
+    there, so that whoever claims the slot need not enter the namespace.
+    """
     for name, value in _SYSCTLS:
         set_sysctl(name, value)
     os.close(attach_tap(TAP, persist=True))
     with Nft() as nft:
         nft.run(slot_rules(layout, number))
     netlink(lambda route: make_slot_links(route, layout, number, host_namespace))
-    return _listen(str(layout.gateway))
+    return _listen(str(layout.gateway)), Nft()
 
 
 def _listen(address: str) -> Ears:
