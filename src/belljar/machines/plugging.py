@@ -19,8 +19,11 @@ Plug = Callable[[], AbstractAsyncContextManager[NetworkSlot]]
 
 
 async def plugged(spec: MachineSpec, plug: Plug | None, held: AsyncExitStack) -> MachineSpec:
-    """The spec with a slot if its shape has a network, given back when `held` is closed. Raises what `plug` does."""
-    if not spec.shape.network:
+    """The spec with a slot if its shape has a network, given back when `held` is closed. Raises what `plug` does.
+
+    A spec that has a slot keeps it.
+    """
+    if not spec.shape.network or spec.slot is not None:
         return spec
     if plug is None:
         raise ValueError("a machine whose shape has a network needs somebody who gives it a slot")

@@ -21,6 +21,7 @@ from belljar.guest import wire
 from belljar.guest.command import Command, CommandFailed
 from belljar.guest.session import Session
 from belljar.guest.sinks import ArtifactSink, OutputSink
+from belljar.machines.plugging import tell_network
 from belljar.machines.protocol import Machine, MachineSpec
 from belljar.machines.supply import Ready, Source
 from belljar.network.traffic import Traffic
@@ -191,6 +192,8 @@ async def _converse(
     plan: AttemptPlan, ready: Ready, audience: Audience, cancel: asyncio.Event, end: AttemptEnd
 ) -> None:
     clock, session = _Clock(end.phases), ready.session
+    if plan.machine.slot is not None:  # of a machine that its planner gave a place to, rather than the supply
+        await tell_network(session, plan.machine.slot)
     if plan.compile is None or await _compile(plan, plan.compile, session, audience, cancel, end, clock):
         await _run(plan, session, audience, cancel, end, clock)
     if (

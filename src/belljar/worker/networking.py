@@ -48,6 +48,19 @@ class Networking:
         environment = package_environment(self._settings) if egress.kind == "packages" else {}
         return JobNetwork(self._slots(), self._policy(egress), job.resources.network_mbit_per_second, environment)
 
+    @asynccontextmanager
+    async def attached(self, job: Job) -> AsyncIterator[Attachment | None]:
+        """A network for a machine that its user boots: opened for the job at once. None when the job wants none.
+
+        Raises NoNetwork, NetworkError.
+        """
+        network = self.of(job)
+        if network.slots is None or network.policy is None:
+            yield None
+            return
+        async with network.slots.attached(network.policy, network.mbit) as attachment:
+            yield attachment
+
     def _slots(self) -> SlotPool:
         if self._pool is None:
             from belljar.network.pool import SlotPool  # netlink and DNS take 0.2 s to load
@@ -69,7 +82,7 @@ class JobNetwork:
     def __init__(
         self, slots: SlotPool | None, policy: Policy | None, mbit: float | None, environment: dict[str, str]
     ) -> None:
-        self._slots, self._policy, self._mbit = slots, policy, mbit
+        self.slots, self.policy, self.mbit = slots, policy, mbit
         self._attachment: Attachment | None = None
         #: Variables that lead package managers to the mirrors.
         self.environment = environment
@@ -77,7 +90,7 @@ class JobNetwork:
     @property
     def wanted(self) -> bool:
         """Whether the job's machine has a network device."""
-        return self._slots is not None
+        return self.slots is not None
 
     @asynccontextmanager
     async def taking(self, take: Callable[[Plug | None], AbstractAsyncContextManager[Ready]]) -> AsyncIterator[Ready]:
@@ -85,15 +98,15 @@ class JobNetwork:
 
         Raises NoNetwork, NetworkError, and what `take` does.
         """
-        if self._slots is None or self._policy is None:
+        if self.slots is None or self.policy is None:
             async with take(None) as ready:
                 yield ready
             return
-        await self._slots.set_up()
-        async with take(self._slots.plugged) as ready:
+        await self.slots.set_up()
+        async with take(self.slots.plugged) as ready:
             assert ready.slot is not None
             started = time.monotonic()
-            async with self._slots.opened(ready.slot, self._policy, self._mbit) as attachment:
+            async with self.slots.opened(ready.slot, self.policy, self.mbit) as attachment:
                 self._attachment = attachment
                 ready.phases["network"] = round((time.monotonic() - started) * 1000, 3)
                 yield ready
