@@ -1,7 +1,7 @@
 #!.venv/bin/python
 """What a network adds to a job, and how fast it is, with real machines and a real server. Needs root and built images.
 
-    .venv/bin/python bench/networked_jobs.py --data-dir DIR [--rounds 12] [--json]
+    .venv/bin/python bench/networked_jobs.py --data-dir DIR [--rounds 30] [--no-speed] [--json]
 
 The machines talk to servers in a namespace that this script makes. DIR is where `belljar image build` has put images.
 """
@@ -30,6 +30,7 @@ POLICIES: dict[str, str | list[str]] = {
     "list": ["example.org:443", "198.51.100.0/24", *(f"20.{number}.0.0/16" for number in range(100))],
 }
 SECONDS = 4
+POOL_SIZE = 1
 POUR = f"""
 import socket, time
 connection = socket.create_connection(("{WEB}", 5201), 10)
@@ -74,20 +75,41 @@ def serve(port: int, send: bool, stop: threading.Event) -> threading.Thread:
     return thread
 
 
-def attaching(server: Server, rounds: int) -> dict[str, Any]:
-    """Milliseconds of each step, by policy; the policies take turns."""
+def attaching(server: Server, rounds: int, source: str) -> dict[str, Any]:
+    """Milliseconds of each step, by policy, of machines from that source; the policies take turns."""
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in POLICIES}
-    for _ in range(rounds):
+    while min(map(len, seen.values())) < rounds:
         for name, egress in POLICIES.items():
+            if source == "pool":
+                until_filled(server)
+            begun = time.perf_counter()
             job = server.run("print(1)", egress=egress)
+            asked = (time.perf_counter() - begun) * 1000
             assert job["status"] == "succeeded", job
-            seen[name].append({"machine": job["timings"]["machine_ms"], **job["timings"]["phases"]})
+            if job["machine"]["source"] == source:
+                times = {"asked": asked, "machine": job["timings"]["machine_ms"], **job["timings"]["phases"]}
+                seen[name].append(times)
             time.sleep(0.3)
     return {
-        f"{name}: {step} ms": round(statistics.median(each[step] for each in found), 1)
+        f"{source}, {name}: {step} ms": [round(statistics.median(times), 1), round(ninth_tenth(times), 1)]
         for name, found in seen.items()
         for step in found[0]
+        for times in ([each[step] for each in found],)
     }
+
+
+def ninth_tenth(values: list[float]) -> float:
+    return sorted(values)[min(len(values) - 1, len(values) * 9 // 10)]
+
+
+def until_filled(server: Server, seconds: float = 60) -> None:
+    """Wait until a clone of each of both kinds waits, with a network and without, and nothing is being made."""
+    deadline = time.monotonic() + seconds
+    while server.http.get("/v1/nodes").json()["nodes"][0]["waiting_clones"] < 2 * POOL_SIZE:
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.1)
+    time.sleep(0.5)
 
 
 def speed(server: Server) -> dict[str, Any]:
@@ -107,7 +129,8 @@ def speed(server: Server) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     stop = threading.Event()
@@ -118,9 +141,15 @@ def main() -> None:
         threads = [serve(5201, False, stop), serve(5202, True, stop)]
         try:
             environment = {"BELLJAR_NAMESERVERS": f'["{NAMESERVER}"]', "BELLJAR_NETWORK_MBIT": "10000"}
-            with serving(data_dir, **environment) as server:
-                server.run("print(1)", egress="open")
-                figures = attaching(server, asked.rounds) | speed(server)
+            figures = {}
+            for source, pool in (("pool", "fixed"), ("snapshot", "off")):
+                more = {"BELLJAR_POOL": pool, "BELLJAR_POOL_SIZE": str(POOL_SIZE), "BELLJAR_ACCELERATOR": "tcg"}
+                # What waits is told of with each heartbeat, a third of a lease apart.
+                with serving(data_dir, BELLJAR_LEASE_SECONDS="1.1", **environment, **more) as server:
+                    server.run("print(1)", egress="open")
+                    figures |= attaching(server, asked.rounds, source)
+                    if source == "snapshot" and not asked.no_speed:
+                        figures |= speed(server)
         finally:
             stop.set()
             for thread in threads:

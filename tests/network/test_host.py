@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 
 from belljar.errors import NoNetwork
-from belljar.machines.namespace import inside
+from belljar.machines.namespace import in_fresh_thread, inside
 from belljar.network import state
-from belljar.network.layout import HOST_PREFIX
+from belljar.network.layout import HOST_PREFIX, lay_out
 from belljar.network.leftovers import clear_network_leftovers
+from belljar.network.links import host_facts, netlink
 from belljar.network.policy import Policy
 from belljar.network.pool import SlotPool
 from belljar.settings import Settings
+from network.test_attacks import tracked_flows
 from network.test_policies import run
 from network.world import NETNS, WEB, Internet, guest, host_state, ip, quiet
 
@@ -97,6 +99,27 @@ def test_after_kill_9_the_next_start_puts_everything_back(unchanged_host: dict[s
     assert clear_network_leftovers() == 0
 
 
+def test_what_the_host_remembers_of_a_killed_ones_connections_is_forgotten(
+    unchanged_host: dict[str, str], world: Internet
+) -> None:
+    with another_process() as process:
+        (namespace,) = [path for path in NETNS.glob(f"belljar-*-{process.pid}-*") if "goto admit" in granted(path.name)]
+        number = int(namespace.name.rpartition(".")[2])
+        with guest(lay_out(Settings(), netlink(host_facts)).described(namespace)) as machine:
+            assert machine.get(WEB) == b"web"
+        source = f"src=198.19.0.{2 * number + 1} "
+        process.kill()
+        process.wait(20)
+        assert [line for line in in_fresh_thread(tracked_flows) if source in line]
+        assert clear_network_leftovers() == 1
+        assert [line for line in in_fresh_thread(tracked_flows) if source in line] == []
+
+
+def granted(namespace: str) -> str:
+    command = ["ip", "netns", "exec", namespace, "nft", "list", "chain", "inet", "belljar", "granted"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+
+
 def test_the_living_are_left_alone_by_anothers_cleaning(unchanged_host: dict[str, str]) -> None:
     with another_process() as living, another_process() as dying:
         dying.kill()
@@ -124,13 +147,14 @@ def test_a_kill_in_the_middle_of_making_slots_leaves_nothing_for_good(unchanged_
 
 
 async def test_forwarding_that_was_on_stays_on(world: Internet, network_settings: Settings) -> None:
+    before = IP_FORWARD.read_text()
     IP_FORWARD.write_text("1")
     try:
         async with SlotPool(network_settings) as pool, pool.attached(Policy(open=True)):
             assert "belljar_guard" not in host_state()["rules"]
         assert IP_FORWARD.read_text() == "1\n"
     finally:
-        IP_FORWARD.write_text("0")
+        IP_FORWARD.write_text(before)
 
 
 async def test_while_forwarding_is_on_the_host_routes_for_nobody_else(

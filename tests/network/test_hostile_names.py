@@ -12,7 +12,7 @@ import pytest
 
 from belljar.network.policy import NameRule, Policy
 from belljar.network.pool import SlotPool
-from network.test_attacks import GATEWAY
+from network.test_attacks import GATEWAY, host_addresses
 from network.test_policies import attached, run
 from network.world import (
     METADATA,
@@ -31,7 +31,8 @@ async def test_rebinding_a_listed_name_to_a_private_address(pool: SlotPool, worl
     policy = Policy(names=(NameRule("evil.example.org"),))
     async with attached(pool, policy) as attachment:
         with guest(attachment.slot) as machine:
-            for address in (METADATA, "10.77.0.10", "127.0.0.1", "192.0.2.2", "198.19.0.0", "0.0.0.0", "224.0.0.1"):
+            private = (METADATA, "10.77.0.10", "127.0.0.1", "198.19.0.0", "0.0.0.0", "224.0.0.1")
+            for address in (*private, *host_addresses()):
                 world.nameserver.zone["evil.example.org"] = [address]
                 assert (await run(machine.lookup, "evil.example.org")).rcode() == dns.rcode.REFUSED
             world.nameserver.zone |= {"evil.example.org": "inner.example.org", "inner.example.org": [METADATA]}

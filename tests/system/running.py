@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,10 +110,10 @@ def alive(pid: int) -> bool:
 
 
 @contextmanager
-def serving(data_dir: Path, *options: str, **environment: str) -> Iterator[Server]:
-    """`belljar serve` on a free port; stopped at the end, with nothing left of it."""
+def serving(data_dir: Path, *options: str, prefix: Sequence[str] = (), **environment: str) -> Iterator[Server]:
+    """`belljar serve` on a free port; stopped at the end, with nothing left of it. `prefix`: what makes way for it."""
     log = data_dir.parent / f"serve-{time.monotonic_ns()}.log"
-    command = [sys.executable, "-m", "belljar", "serve", "--port", "0", "--data-dir", str(data_dir), *options]
+    command = [*prefix, sys.executable, "-m", "belljar", "serve", "--port", "0", "--data-dir", str(data_dir), *options]
     with log.open("wb") as stderr:
         process = subprocess.Popen(command, stderr=stderr, env={**os.environ, **environment})
     try:

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from network.world import NAMESERVER, WEB, Internet, host_state
+from system.killed_half_way import run_jobs
 from system.running import TRY, serving
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
@@ -52,25 +51,9 @@ def test_after_kill_9_the_next_start_clears_the_networks(world: Internet, data_d
     assert host_state() == before
 
 
-@pytest.fixture
-def nobodys_folder() -> Iterator[Path]:
-    """A folder of an unprivileged user's, which pytest's own are not."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        os.chown(folder, 65534, 65534)
-        yield Path(folder)
-
-
-@pytest.mark.parametrize("egress", ["open", "packages", "example.org"])
-def test_without_root_a_job_with_a_network_is_refused_and_says_why(
-    built_images: Path, nobodys_folder: Path, egress: str
-) -> None:
-    script = nobodys_folder / "hello.py"
-    script.write_text("print('hello')\n")
-    (nobodys_folder / "images").symlink_to(built_images / "images")
-    # Nobody, but able to read what lies in root's folders.
-    become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+dac_read_search"]
-    command = [*become, "--ambient-caps=+dac_read_search", sys.executable, "-m", "belljar", "run", str(script)]
-    command += ["--egress", egress, "--data-dir", str(nobodys_folder)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (ran.returncode, ran.stdout) == (125, ""), ran.stderr
-    assert "jobs with a network need belljar to run as root" in ran.stderr
+def test_many_jobs_and_a_kill_9_among_them_leave_the_host_as_it_was(world: Internet, data_dir: Path) -> None:
+    before = host_state()
+    ended = run_jobs(data_dir, 30, BELLJAR_DEFAULT_MEMORY_MB="128")
+    assert sum(ended.counts.values()) == 30 and ended.interrupted >= 1
+    assert "belljar-" in ended.killed["ip netns"] and "table inet belljar_" in ended.killed["nft list ruleset"]
+    assert host_state() == before

@@ -31,6 +31,11 @@ async def check_networks(settings: Settings) -> AsyncIterator[Check]:
     if (why := why_no_network()) is not None:
         yield Check("networks", "warn", why, "jobs run without a network; run as root for jobs with one")
         return
+    if os.geteuid() != 0:
+        yield await _check_stand_in(settings)
+        servers = ", ".join(map(str, nameservers(settings)))
+        yield Check("name servers", "ok", f"jobs' names are asked of {servers}")
+        return
     try:
         layout = lay_out(settings, await asyncio.to_thread(netlink, host_facts))
         tables = await asyncio.to_thread(_try_everything)
@@ -54,6 +59,28 @@ async def check_networks(settings: Settings) -> AsyncIterator[Check]:
             f"the chain {family} {table} {chain} drops what is forwarded; jobs' packets may be among it",
             _ALLOW.format(family=family, table=table, chain=chain),
         )
+
+
+async def _check_stand_in(settings: Settings) -> Check:
+    """Whether a user who is not root can have a network here: by making one."""
+    from belljar.machines.owner import owner_name
+    from belljar.network.layout import lay_out
+    from belljar.network.links import host_facts, netlink
+    from belljar.network.standin import StandIn
+
+    def make_one() -> None:
+        host = StandIn(owner_name(os.getpid()), lay_out(settings, netlink(host_facts)), ())
+        try:
+            host.open()
+            host.make_slot().remove()
+        finally:
+            host.close()
+
+    try:
+        await asyncio.to_thread(make_one)
+    except BelljarError as error:
+        return Check("networks", "warn", error.message, "jobs run without a network until this is mended")
+    return Check("networks", "ok", "made in namespaces of this user's own; slirp4netns leads out of them")
 
 
 def _try_everything() -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Work in another network namespace, in a thread that ends with it: the process itself never changes its own.
 
+Only a process that was started for it leaves for a user namespace, where it is root over what it makes, and over
+nothing else of the host's (user_namespaces(7)).
+
 Source: setns(2), network_namespaces(7). Python has os.setns only from 3.12 on.
 """
 
@@ -14,7 +17,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -61,3 +64,15 @@ def inside(namespace: Path, work: Callable[[], T]) -> T:
 def leave_to_new() -> None:
     """Put the calling thread, which must be a fresh one, into a new network namespace. Raises OSError."""
     check(_libc.unshare(_CLONE_NEWNET), "unshare")
+
+
+def become_own_root() -> None:
+    """Put this process, which must have one thread, into new user, network and mount namespaces, as root there.
+
+    Raises OSError where the host does not let its users do so.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWNS), "unshare")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {gid} 1")

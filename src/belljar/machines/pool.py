@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from belljar.errors import BelljarError, HostError, MachineError
+from belljar.errors import BelljarError
 from belljar.guest.session import Session
-from belljar.machines.protocol import Clone
+from belljar.machines.protocol import Clone, NetworkSlot
 
 log = structlog.get_logger()
 
@@ -45,6 +45,8 @@ class Waiting:
     held: AsyncExitStack
     #: What it takes of the host's memory, in MiB.
     memory_mb: float
+    #: Where it is plugged in, closed to it; `held` holds it too. None without a network.
+    slot: NetworkSlot | None = None
     since: float = field(default_factory=time.monotonic)
     dead: asyncio.Task[object] | None = None
 
@@ -194,7 +196,7 @@ class Pool:
             return False
         try:
             waiting = await kind.make()
-        except (MachineError, HostError, OSError) as error:
+        except (BelljarError, OSError) as error:
             log.warning("pool_clone_failed", kind=name, error=str(error))
             waiting = None
         if waiting is None:

@@ -58,6 +58,8 @@ class NetworkSlot:
     #: What the guest's resolv.conf names.
     nameservers: tuple[str, ...]
     mtu: int = 1500
+    #: An open descriptor of the device, the owner's to close, where none but the owner may enter the namespace.
+    device: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +70,7 @@ class MachineSpec:
     shape: Shape
     #: Read-only filesystem image that becomes `/dev/vdb`; None for templates and clones: a clone is given it later.
     script_disk: Path | None
-    #: Set if and only if the shape has a network.
+    #: Where the machine is plugged in, if its shape has a network; a template is plugged in nowhere.
     slot: NetworkSlot | None = None
 
 

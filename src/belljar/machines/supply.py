@@ -19,9 +19,10 @@ import structlog
 from belljar.errors import HostError, MachineError
 from belljar.guest.session import SILENCE_SECONDS, Session
 from belljar.machines.boot import NoClock, open_session
+from belljar.machines.plugging import Plug, plugged, tell_network
 from belljar.machines.pool import Pool, Waiting
 from belljar.machines.preparation import Preparation, rehearse, wake
-from belljar.machines.protocol import SCRIPT_DISK_BYTES, Clone, Hypervisor, Machine, MachineSpec
+from belljar.machines.protocol import SCRIPT_DISK_BYTES, Clone, Hypervisor, Machine, MachineSpec, NetworkSlot
 from belljar.machines.snapshots import Snapshots
 from belljar.machines.usage import resident_mb
 
@@ -46,6 +47,8 @@ class Ready:
     source: Source
     #: Milliseconds of what was done on the way, in order.
     phases: dict[str, float]
+    #: Where it is plugged in; nothing has been opened for it there. None without a network.
+    slot: NetworkSlot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class _Order:
     hypervisor: Hypervisor
     spec: MachineSpec
     preparation: Preparation
+    #: Gives a slot to each machine of this order, if its shape has a network.
+    plug: Plug | None = None
 
 
 class Supply:
@@ -69,16 +74,25 @@ class Supply:
 
     @asynccontextmanager
     async def machine(
-        self, hypervisor: Hypervisor, spec: MachineSpec, preparation: Preparation, boot_timeout_seconds: float
+        self,
+        hypervisor: Hypervisor,
+        spec: MachineSpec,
+        preparation: Preparation,
+        boot_timeout_seconds: float,
+        plug: Plug | None = None,
     ) -> AsyncIterator[Ready]:
         """A machine with the spec's script in it, whose agent waits for words, ended with the block.
 
-        Raises MachineError, HostError.
+        `plug` gives it a slot, and others of its kind that are made for the pool. Raises MachineError, HostError, and
+        what `plug` does.
         """
         async with AsyncExitStack() as held:
-            ready = await self._quick(_Order(hypervisor, spec, preparation), held)
+            ready = await self._quick(_Order(hypervisor, spec, preparation, plug), held)
             if ready is None:
-                ready = await booted(lambda: hypervisor.machine(spec), boot_timeout_seconds, held)
+                place = await plugged(spec, plug, held)
+                ready = await booted(lambda: hypervisor.machine(place), boot_timeout_seconds, held)
+                await tell_network(ready.session, place.slot)
+                ready = replace(ready, slot=place.slot)
             self._in_use.add(ready.machine)
             held.callback(self._in_use.discard, ready.machine)
             yield ready
@@ -93,7 +107,7 @@ class Supply:
         if self.snapshots is None or spec.script_disk.stat().st_size > SCRIPT_DISK_BYTES:
             return None
         key = self.snapshots.key(order.hypervisor, spec.image, spec.shape, order.preparation)
-        if self.pool is not None and spec.slot is None:  # what waits there is plugged in nowhere
+        if self.pool is not None:
             self.pool.ask(key, lambda: self._exercised(order, key))
             waiting = await self.pool.take(key)
             if waiting is not None and (ready := await self._from_pool(waiting, spec.script_disk, held)):
@@ -117,13 +131,13 @@ class Supply:
             raise
         held.push_async_callback(waiting.end)
         phases = {"insert": round((time.monotonic() - started) * 1000, 3)}
-        return Ready(waiting.clone, waiting.session, "pool", phases)
+        return Ready(waiting.clone, waiting.session, "pool", phases, waiting.slot)
 
     async def _from_snapshot(self, order: _Order, key: str, held: AsyncExitStack) -> Ready | None:
         assert order.spec.script_disk is not None
         async with AsyncExitStack() as trying:
             try:
-                clone, session = await self._clone(order, key, trying, SILENCE_SECONDS)
+                clone, session, slot = await self._clone(order, key, trying, SILENCE_SECONDS)
                 started = time.monotonic()
                 await clone.insert(order.spec.script_disk)
                 clone.phases["insert"] = round((time.monotonic() - started) * 1000, 3)
@@ -131,16 +145,18 @@ class Supply:
                 await self._spoilt(order.hypervisor, key, error)
                 return None
             await held.enter_async_context(trying.pop_all())
-            return Ready(clone, session, "snapshot", clone.phases)
+            return Ready(clone, session, "snapshot", clone.phases, slot)
 
     async def _clone(
         self, order: _Order, key: str, held: AsyncExitStack, silence_seconds: int
-    ) -> tuple[Clone, Session]:
+    ) -> tuple[Clone, Session, NetworkSlot | None]:
         assert self.snapshots is not None
         self._used[key] = time.monotonic(), order.hypervisor
-        spec = replace(order.spec, script_disk=None)
+        spec = await plugged(replace(order.spec, script_disk=None), order.plug, held)
         clone = await held.enter_async_context(order.hypervisor.clone(spec, self.snapshots.folder / key))
-        return clone, await wake(clone, _WAKE_SECONDS, silence_seconds=silence_seconds)
+        session = await wake(clone, _WAKE_SECONDS, silence_seconds=silence_seconds)
+        await tell_network(session, spec.slot)
+        return clone, session, spec.slot
 
     async def _spoilt(self, hypervisor: Hypervisor, key: str, error: MachineError) -> None:
         """A snapshot did not restore: nothing is to come of it any more."""
@@ -159,7 +175,7 @@ class Supply:
         async with AsyncExitStack() as trying:
             try:
                 # Nobody speaks to it while it waits, and it dies with this process all the same.
-                clone, session = await self._clone(order, key, trying, 0)
+                clone, session, slot = await self._clone(order, key, trying, 0)
             except MachineError as error:
                 await self._spoilt(order.hypervisor, key, error)
                 return None
@@ -167,7 +183,7 @@ class Supply:
                 await clone.insert(order.preparation.disk)
                 await rehearse(session, order.preparation.rehearsal)
             memory_mb = await asyncio.to_thread(resident_mb, clone.pids())
-            return Waiting(clone, session, trying.pop_all(), memory_mb)
+            return Waiting(clone, session, trying.pop_all(), memory_mb, slot)
 
     def prefer(self, hypervisor: Hypervisor, spec: MachineSpec, preparation: Preparation) -> None:
         """Jobs will want machines like this: have the snapshot ready, and in a fixed pool clones of it."""

@@ -9,25 +9,31 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from belljar.errors import HostError
-from belljar.machines.namespace import in_fresh_thread, inside, leave_to_new
+from belljar.machines.namespace import become_own_root, in_fresh_thread, inside, leave_to_new
 from belljar.machines.protocol import GUEST_MAC, NetworkSlot
 
 _DEVICE = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _TUNSETPERSIST = 0x400454CB
 _DEAD_END = "tap0"
+_MAKER_SECONDS = 30
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 
 
 def open_tap(slot: NetworkSlot) -> int:
     """A descriptor of the slot's TAP device, the caller's to close. Blocks for about 0.1 ms. Raises HostError."""
     try:
+        if slot.device is not None:
+            return os.dup(slot.device)
         return inside(Path(slot.namespace), lambda: attach_tap(slot.tap))
     except OSError as error:
         raise HostError(f"cannot open the machine's network device: {error}") from error
@@ -48,8 +54,9 @@ async def dead_end(held: AsyncExitStack) -> int:
         leave_to_new()
         return attach_tap(_DEAD_END)
 
+    work = (lambda: in_fresh_thread(make)) if os.geteuid() == 0 else made_by_own_root
     try:
-        return await _opened(lambda: in_fresh_thread(make), held)
+        return await _opened(work, held)
     except OSError as error:
         raise HostError(f"cannot make a template's network device: {error}") from error
 
@@ -77,6 +84,33 @@ async def dead_end_slot(held: AsyncExitStack) -> NetworkSlot:
         gateway="",
         nameservers=(),
     )
+
+
+def made_by_own_root() -> int:
+    """The same device, made by a process that is root in a namespace of its own, for a user who is not. Blocks.
+
+    Raises OSError.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(_MAKER_SECONDS)
+        code = "import sys; from belljar.machines.tap import make_as_own_root; make_as_own_root(int(sys.argv[1]))"
+        command = [sys.executable, "-c", code, str(theirs.fileno())]
+        run = subprocess.run(
+            command, pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=_MAKER_SECONDS, check=False
+        )
+        if run.returncode != 0:
+            raise OSError((run.stderr.strip().splitlines() or ["no reason given"])[-1])
+        _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
+        os.set_inheritable(descriptor, False)
+        return descriptor
+
+
+def make_as_own_root(channel: int) -> None:
+    """What the process of `made_by_own_root` does: send the device over that socket, and end. Raises OSError."""
+    become_own_root()
+    with socket.socket(fileno=channel) as replies:
+        socket.send_fds(replies, [b"."], [attach_tap(_DEAD_END)])
 
 
 async def _opened(work: Callable[[], int], held: AsyncExitStack) -> int:

@@ -15,6 +15,7 @@ from belljar.network.namespaces import reserve
 from belljar.network.nft import Nft
 from belljar.network.policy import NetworkRule
 from belljar.network.rules import host_rules, host_table, removed
+from belljar.network.slot import Slot
 
 #: Tells the pools of one process apart.
 _POOLS = itertools.count()
@@ -30,6 +31,11 @@ class HostSide:
         self._excepted = tuple(excepted)
         self._table = host_table(owner, self._pool)
         self._nft: Nft | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether slots can be made here: a host does not go away."""
+        return True
 
     def open(self) -> None:
         """Load the table and let the host route. Raises NetworkError, and changes nothing then."""
@@ -60,6 +66,10 @@ class HostSide:
         """Take a slot's number. Raises NetworkError."""
         with state.host_lock():
             return reserve(self._owner, self._layout.most_slots)
+
+    def make_slot(self) -> Slot:
+        """A slot with a number of its own. Raises NetworkError, and leaves nothing behind then."""
+        return Slot.make(self._owner, self.reserve(), self._layout, self.join, self.part)
 
     def join(self, number: int) -> None:
         """Let in what comes out of slot `number`, under the table's rules."""

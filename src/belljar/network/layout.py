@@ -6,12 +6,15 @@ snapshot finds its gateway where it was. Outside, slot number N has two addresse
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from pathlib import Path
+from typing import Any
 
 from belljar.addresses import NEVER
 from belljar.errors import NoNetwork
+from belljar.machines.protocol import GUEST_MAC, NetworkSlot
 from belljar.settings import Settings
 
 TAP = "tap0"
@@ -68,6 +71,18 @@ class Layout:
         """The slot's end, under which everything that its machine sends reaches the host."""
         return self.network_range[2 * number + 1]
 
+    def described(self, namespace: Path) -> NetworkSlot:
+        """What a machine is told of the slot whose namespace that is."""
+        return NetworkSlot(
+            namespace=namespace,
+            tap=TAP,
+            guest_mac=GUEST_MAC,
+            guest_address=f"{self.guest}/{self.guest_network.prefixlen}",
+            gateway=str(self.gateway),
+            nameservers=(str(self.gateway),),
+            mtu=self.mtu,
+        )
+
 
 def lay_out(settings: Settings, host: HostFacts) -> Layout:
     """The layout for this host. Raises NoNetwork when the settings' ranges are in use here, or are none."""
@@ -96,6 +111,24 @@ def lay_out(settings: Settings, host: HostFacts) -> Layout:
         connections=settings.network_connections,
         connections_per_second=settings.network_connections_per_second,
     )
+
+
+def layout_words(layout: Layout) -> dict[str, Any]:
+    """As JSON values, for another process of belljar's own; `layout_of` reads them."""
+    words = {each.name: getattr(layout, each.name) for each in dataclasses.fields(layout)}
+    return {name: value if isinstance(value, int) else _word(value) for name, value in words.items()}
+
+
+def _word(value: object) -> str | list[str]:
+    return [str(each) for each in value] if isinstance(value, tuple) else str(value)
+
+
+def layout_of(words: dict[str, Any]) -> Layout:
+    """Raises KeyError or ValueError for what `layout_words` did not write."""
+    networks = {name: IPv4Network(words[name]) for name in ("network_range", "guest_network")}
+    addresses = {name: IPv4Address(words[name]) for name in ("gateway", "guest")}
+    never = tuple(IPv4Network(each) for each in words["never"])
+    return Layout(**{**words, **networks, **addresses, "never": never})
 
 
 def namespace_name(owner: str, number: int) -> str:

@@ -43,11 +43,16 @@ def clear_network_leftovers() -> int:
 
 
 def _clear(owner: str, nft: Nft) -> None:
+    from belljar.network.flows import forget_flows
+    from belljar.network.links import netlink, slot_address_there
     from belljar.network.slot import remove_slot
 
     for name, slot_owner, number in all_slots():
         if slot_owner == owner:
+            address = netlink(lambda route, number=number: slot_address_there(route, number))  # type: ignore[misc]
             remove_slot(NAMESPACES / name, number)
+            if address is not None:
+                forget_flows(address)
     for each in nft.run("list tables inet").get("nftables", ()):
         table = str(each.get("table", {}).get("name", ""))
         if table_owner(table) == owner:

@@ -93,12 +93,28 @@ async def remove_host_end(route: Any, number: int) -> None:
     await route.link("del", index=index)
 
 
-async def tap_bytes(route: Any) -> tuple[int, int]:
-    """Bytes that went to the guest and that came from it, as its TAP device counted them."""
-    index = socket.if_nametoindex(TAP)
-    (link,) = await route.link("get", index=index)
-    statistics = link.get("stats64")
-    return int(statistics["tx_bytes"]), int(statistics["rx_bytes"])
+async def slot_address_there(route: Any, number: int) -> IPv4Address | None:
+    """The address of slot `number`, whoever made it, as the host's end of its link tells; None without a link."""
+    try:
+        index = socket.if_nametoindex(host_interface(number))
+    except OSError:
+        return None
+    async for each in await route.addr("dump", family=socket.AF_INET, index=index):
+        return IPv4Address(each.get("local") or each.get("address")) + 1  # of the /31
+    return None
+
+
+def tap_bytes() -> tuple[int, int]:
+    """Bytes that went to the guest and that came from it, as its TAP device counted them. Raises OSError.
+
+    From proc(5), for which the kernel takes no lock: a netlink answer would wait for devices that are just going.
+    """
+    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+        name, _, numbers = line.partition(":")
+        if name.strip() == TAP:
+            fields = numbers.split()
+            return int(fields[8]), int(fields[0])
+    raise FileNotFoundError(f"there is no {TAP}")
 
 
 async def host_facts(route: Any) -> HostFacts:

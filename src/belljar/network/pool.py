@@ -19,14 +19,16 @@ import structlog
 
 from belljar.errors import BelljarError, MissingTool, NetworkError, NoNetwork
 from belljar.machines.owner import owner_name
+from belljar.machines.protocol import NetworkSlot
 from belljar.network import nft
 from belljar.network.attachment import Attachment
+from belljar.network.ground import AnySlot, Host
 from belljar.network.host import HostSide
 from belljar.network.layout import FALLBACK_NAMESERVERS, Layout, lay_out
 from belljar.network.links import host_facts, netlink
 from belljar.network.policy import NetworkRule, Policy
 from belljar.network.resolver import Resolver
-from belljar.network.slot import Slot
+from belljar.network.standin import StandIn, why_no_stand_in
 from belljar.network.traffic import Traffic
 from belljar.settings import Settings
 
@@ -43,13 +45,10 @@ _REST_SECONDS = 0.05
 
 def why_no_network() -> str | None:
     """Why this process cannot give machines a network, with what to do; None when it can."""
-    if os.geteuid() != 0:
-        return (
-            "jobs with a network need belljar to run as root: without it nothing here could keep a job from this host, "
-            "its neighbours and private addresses (QEMU's user-mode network reaches all of them)"
-        )
     if not _TUN.exists():
         return "this host has no /dev/net/tun; load it with: modprobe tun"
+    if os.geteuid() != 0 and (why := why_no_stand_in()) is not None:
+        return why
     try:
         nft.library()
     except MissingTool as error:
@@ -62,7 +61,7 @@ class _Ground:
     """What slots stand on: how this host is laid out, and its own side of them."""
 
     layout: Layout
-    host: HostSide
+    host: Host
 
 
 class SlotPool:
@@ -72,11 +71,13 @@ class SlotPool:
         self._settings = settings
         self._excepted = tuple(excepted)
         self._owner = owner_name(os.getpid())
-        self._ready: deque[Slot] = deque()
+        self._ready: deque[AnySlot] = deque()
         self._setting_up: asyncio.Task[_Ground] | None = None
         self._more = asyncio.Event()
         self._filling: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
+        #: By the namespace, which no two have.
+        self._plugged: dict[Path, AnySlot] = {}
 
     async def __aenter__(self) -> SlotPool:
         return self
@@ -100,15 +101,33 @@ class SlotPool:
         """How many used slots are being destroyed."""
         return len(self._leaving)
 
-    @asynccontextmanager
-    async def attached(self, policy: Policy, mbit: float | None = None) -> AsyncIterator[Attachment]:
-        """A slot that lets through what the policy allows, for one machine, which must have ended when the block does.
+    async def set_up(self) -> None:
+        """Have the host's side ready. Raises NoNetwork when this host cannot give any machine a network."""
+        await self._ground()
 
-        `mbit` bounds it further than the setting network_mbit does, in megabits a second each way.
+    @asynccontextmanager
+    async def plugged(self) -> AsyncIterator[NetworkSlot]:
+        """A slot for one machine, which must have ended when the block does. Nothing passes until it is `opened`.
+
         Raises NoNetwork when this host cannot give any, NetworkError when it cannot just now.
         """
         ground = await self._ground()
         slot = await self._take(ground)
+        described = slot.described()
+        self._plugged[described.namespace] = slot
+        try:
+            yield described
+        finally:
+            del self._plugged[described.namespace]
+            self._leave(slot)
+
+    @asynccontextmanager
+    async def opened(self, place: NetworkSlot, policy: Policy, mbit: float | None = None) -> AsyncIterator[Attachment]:
+        """Let through what the policy allows, and answer names while the block lasts. Once for each slot.
+
+        `mbit` bounds it further than the setting network_mbit does, in megabits a second each way. Raises NetworkError.
+        """
+        ground, slot = await self._ground(), self._plugged[place.namespace]
         opening = asyncio.create_task(asyncio.to_thread(slot.open_for, policy, mbit))
         try:
             resolver = Resolver(
@@ -120,40 +139,55 @@ class SlotPool:
             )
             async with resolver:
                 await asyncio.shield(opening)
-                yield Attachment(slot.described(), lambda: _read(slot, resolver))
+                yield Attachment(place, lambda: _read(slot, resolver))
         finally:
             await asyncio.wait({opening})
-            self._leave(slot, ground)
+
+    @asynccontextmanager
+    async def attached(self, policy: Policy, mbit: float | None = None) -> AsyncIterator[Attachment]:
+        """Both at once, for a machine that does not exist yet."""
+        async with self.plugged() as place, self.opened(place, policy, mbit) as attachment:
+            yield attachment
 
     async def _ground(self) -> _Ground:
-        """What slots stand on, set up by the first who asks; the others wait, and who is cancelled harms none."""
+        """What slots stand on, set up by the first who asks; the others wait, and who is cancelled harms none.
+
+        A stand-in for the host may die; then it is set up anew for those who come.
+        """
         if self._setting_up is None:
             self._setting_up = asyncio.create_task(self._set_up())
+        elif (lost := _lost(self._setting_up)) is not None:
+            self._setting_up = asyncio.create_task(self._set_up(instead_of=lost))
         try:
             return await asyncio.shield(self._setting_up)
         except BelljarError:
             self._setting_up = None
             raise
 
-    async def _set_up(self) -> _Ground:
+    async def _set_up(self, instead_of: _Ground | None = None) -> _Ground:
+        if instead_of is not None:
+            log.warning("networks_lost", reason="the process that held them died")
+            await self._abandon(instead_of)
         if (why := why_no_network()) is not None:
             raise NoNetwork(why)
         layout = lay_out(self._settings, await asyncio.to_thread(netlink, host_facts))
-        host = HostSide(self._owner, layout, self._excepted)
+        host: Host = (
+            HostSide(self._owner, layout, self._excepted)
+            if os.geteuid() == 0
+            else StandIn(self._owner, layout, self._excepted)
+        )
         await asyncio.to_thread(host.open)
         ground = _Ground(layout, host)
         self._filling = asyncio.create_task(self._keep_filled(ground))
         return ground
 
-    async def _take(self, ground: _Ground) -> Slot:
+    async def _take(self, ground: _Ground) -> AnySlot:
         self._more.set()
         return self._ready.popleft() if self._ready else await self._make(ground)
 
-    async def _make(self, ground: _Ground) -> Slot:
+    async def _make(self, ground: _Ground) -> AnySlot:
         """A new slot; one whose maker is cancelled meanwhile is kept for others."""
-        host, layout = ground.host, ground.layout
-        work = asyncio.to_thread(lambda: Slot.make(self._owner, host.reserve(), layout, host.join))
-        making = asyncio.create_task(work)
+        making = asyncio.create_task(asyncio.to_thread(ground.host.make_slot))
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
@@ -176,9 +210,9 @@ class SlotPool:
             # Whoever claimed the slot is about to open its device; making another would hold the kernel's lock.
             await asyncio.sleep(_REST_SECONDS)
 
-    def _leave(self, slot: Slot, ground: _Ground) -> None:
+    def _leave(self, slot: AnySlot) -> None:
         """Destroy a used slot, beside whatever comes next."""
-        task = asyncio.create_task(_destroy(slot, ground.host))
+        task = asyncio.create_task(_destroy(slot))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
@@ -189,20 +223,31 @@ class SlotPool:
             ground = await self._setting_up
         except BelljarError:
             return
+        await self._abandon(ground)
+        self._setting_up = None
+
+    async def _abandon(self, ground: _Ground) -> None:
         if self._filling is not None:
             self._filling.cancel()
             await asyncio.gather(self._filling, return_exceptions=True)
         while self._ready:
-            self._leave(self._ready.popleft(), ground)
+            self._leave(self._ready.popleft())
         if self._leaving:
             await asyncio.wait(set(self._leaving))
         await asyncio.to_thread(ground.host.close)
-        self._setting_up = None
 
 
-async def _destroy(slot: Slot, host: HostSide) -> None:
+def _lost(setting_up: asyncio.Task[_Ground]) -> _Ground | None:
+    """What was set up and is no more."""
+    if not setting_up.done() or setting_up.cancelled() or setting_up.exception() is not None:
+        return None
+    ground = setting_up.result()
+    return None if ground.host.alive else ground
+
+
+async def _destroy(slot: AnySlot) -> None:
     try:
-        await asyncio.to_thread(slot.remove, host.part)
+        await asyncio.to_thread(slot.remove)
     except BelljarError as error:
         log.warning("slot_left", number=slot.number, error=error.message)
 
@@ -217,7 +262,7 @@ async def _in_thread(work: Callable[[], T]) -> T:
         raise
 
 
-async def _read(slot: Slot, resolver: Resolver) -> Traffic | None:
+async def _read(slot: AnySlot, resolver: Resolver) -> Traffic | None:
     try:
         traffic = await _in_thread(slot.traffic)
     except NetworkError as error:

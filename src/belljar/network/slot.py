@@ -15,7 +15,7 @@ from typing import Any
 
 from belljar.errors import NetworkError
 from belljar.machines.namespace import inside
-from belljar.machines.protocol import GUEST_MAC, NetworkSlot
+from belljar.machines.protocol import NetworkSlot
 from belljar.machines.tap import attach_tap
 from belljar.network import namespaces
 from belljar.network.flows import forget_flows
@@ -32,7 +32,7 @@ from belljar.network.links import (
 from belljar.network.nft import Nft
 from belljar.network.policy import Policy
 from belljar.network.rules import policy_rules, slot_rules
-from belljar.network.traffic import Traffic, parse_counters, parse_refused
+from belljar.network.traffic import Traffic, parse_counters, parse_traffic
 
 #: Inside a slot: it routes, has no IPv6, believes no redirect, and answers ARP for the gateway alone.
 _SYSCTLS = (
@@ -63,50 +63,74 @@ class Ears:
 class Slot:
     """A slot of this process. All methods block for milliseconds: call them in threads."""
 
-    def __init__(self, layout: Layout, number: int, path: Path, ears: Ears) -> None:
+    def __init__(
+        self, layout: Layout, number: int, path: Path, ears: Ears, rules: Nft, parted: Callable[[int], None]
+    ) -> None:
         self.number = number
         self.path = path
         self.ears = ears
         self._layout = layout
+        self._parted = parted
+        self._rules: Nft | None = rules
 
     @classmethod
-    def make(cls, owner: str, number: int, layout: Layout, joined: Callable[[int], None]) -> Slot:
+    def make(
+        cls,
+        owner: str,
+        number: int,
+        layout: Layout,
+        joined: Callable[[int], None],
+        parted: Callable[[int], None],
+    ) -> Slot:
         """Make the slot whose number was reserved. `joined` is called when the host's end of its link is there.
 
+        `parted` is called when it is removed: nothing can come out of it any more, and nobody else has its number yet.
         Raises NetworkError, and leaves nothing behind then.
         """
         path = NAMESPACES / namespace_name(owner, number)
         host_namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         ears: Ears | None = None
+        rules: Nft | None = None
         try:
-            ears = namespaces.make(path, lambda: _furnish(layout, number, host_namespace))
+            ears, rules = namespaces.make(path, lambda: _furnish(layout, number, host_namespace))
             joined(number)
             netlink(lambda route: join_host(route, layout, number))
         except (OSError, NetworkError) as error:
-            if ears is not None:
+            if ears is not None and rules is not None:
                 ears.close()
+                rules.close()
             remove_slot(path, number)
             if isinstance(error, NetworkError):
                 raise
             raise NetworkError(f"a network could not be made: {error}") from error
         finally:
             os.close(host_namespace)
-        return cls(layout, number, path, ears)
+        return cls(layout, number, path, ears, rules, parted)
 
     def open_for(self, policy: Policy, mbit: float | None = None) -> None:
         """Let through what the policy allows, so many megabits a second each way; until then nothing passes. Once.
 
         None: as many as any slot may. Raises NetworkError.
         """
+        self.open_by(policy_rules(policy), mbit)
+
+    def open_by(self, commands: str, mbit: float | None) -> None:
+        """The same by what `rules.policy_rules` gave. Raises NetworkError."""
         if mbit is not None and mbit < self._layout.mbit:
             inside(self.path, lambda: netlink(lambda route: shape_slot(route, mbit, "replace")))
-        self._run(policy_rules(policy))
+        rules, self._rules = self._rules, None
+        if rules is None:
+            raise NetworkError("this network was opened before")
+        with rules:
+            rules.run(commands)
 
     def admit(self, commands: list[str]) -> None:
         """Run what `rules.opened` gave. Raises NetworkError."""
-        self._run("\n".join(commands))
+        self.run("\n".join(commands))
 
-    def _run(self, commands: str) -> None:
+    def run(self, commands: str) -> None:
+        """Run commands of nftables in it. Raises NetworkError."""
+
         def run() -> None:
             with Nft() as nft:
                 nft.run(commands)
@@ -118,47 +142,36 @@ class Slot:
 
     def traffic(self) -> Traffic:
         """What went through and what did not, so far. Raises NetworkError."""
+        return parse_traffic(*self.read())
+
+    def read(self) -> tuple[tuple[int, int], dict[str, Any], dict[str, Any]]:
+        """What `parse_traffic` makes that of. Raises NetworkError."""
 
         def read() -> tuple[tuple[int, int], dict[str, Any], dict[str, Any]]:
             with Nft() as nft:
-                return netlink(tap_bytes), nft.run("list counters"), nft.run("list set inet belljar refused_to")
+                counters = nft.run("list counters")
+                # Most jobs are refused nothing.
+                refused = parse_counters(counters).get("refused")
+                return tap_bytes(), counters, nft.run("list set inet belljar refused_to") if refused else {}
 
         try:
-            (received, sent), counters, refused_to = inside(self.path, read)
+            return inside(self.path, read)
         except OSError as error:
             raise NetworkError(f"a network could not be read: {error}") from error
-        counted = parse_counters(counters)
-        return Traffic(
-            rx_bytes=received,
-            tx_bytes=sent,
-            refused=tuple(parse_refused(refused_to)),
-            refused_count=counted.get("refused", 0),
-            limited_count=counted.get("limited", 0),
-            forged_count=counted.get("forged", 0),
-        )
 
     def described(self) -> NetworkSlot:
         """What a machine is told of it."""
-        return NetworkSlot(
-            namespace=self.path,
-            tap=TAP,
-            guest_mac=GUEST_MAC,
-            guest_address=f"{self._layout.guest}/{self._layout.guest_network.prefixlen}",
-            gateway=str(self._layout.gateway),
-            nameservers=(str(self._layout.gateway),),
-            mtu=self._layout.mtu,
-        )
+        return self._layout.described(self.path)
 
-    def remove(self, parted: Callable[[int], None]) -> None:
-        """Destroy it, with all that the host remembers of it. Idempotent. Raises NetworkError.
-
-        `parted` is called when nothing can come out of it any more, and nobody else has its number yet.
-        """
+    def remove(self) -> None:
+        """Destroy it, with all that the host remembers of it. Idempotent. Raises NetworkError."""
         self.ears.close()
+        if self._rules is not None:
+            self._rules.close()
         try:
             netlink(lambda route: remove_host_end(route, self.number))
             forget_flows(self._layout.slot_address(self.number))
-            parted(self.number)
+            self._parted(self.number)
         finally:
             remove_slot(self.path, self.number)
 
@@ -172,15 +185,19 @@ def remove_slot(path: Path, number: int) -> None:
         raise NetworkError(f"a network could not be removed: {error}") from error
 
 
-def _furnish(layout: Layout, number: int, host_namespace: int) -> Ears:
-    """In the new namespace: filters first, so that at no time anything passes that they do not let through."""
+def _furnish(layout: Layout, number: int, host_namespace: int) -> tuple[Ears, Nft]:
+    """In the new namespace: filters first, so that at no time anything passes that they do not let through.
+
+    Returns where its resolver listens, and what a policy is loaded by: fresh, so that it holds nothing yet, and made
+    there, so that whoever claims the slot need not enter the namespace.
+    """
     for name, value in _SYSCTLS:
         set_sysctl(name, value)
     os.close(attach_tap(TAP, persist=True))
     with Nft() as nft:
         nft.run(slot_rules(layout, number))
     netlink(lambda route: make_slot_links(route, layout, number, host_namespace))
-    return _listen(str(layout.gateway))
+    return _listen(str(layout.gateway)), Nft()
 
 
 def _listen(address: str) -> Ears:

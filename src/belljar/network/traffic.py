@@ -40,6 +40,19 @@ class Traffic:
     forged_count: int = 0
 
 
+def parse_traffic(tap_bytes: tuple[int, int], counters: dict[str, Any], refused_to: dict[str, Any]) -> Traffic:
+    """From bytes to and from the guest, and what nftables prints of the counters and of refused destinations."""
+    counted = parse_counters(counters)
+    return Traffic(
+        rx_bytes=tap_bytes[0],
+        tx_bytes=tap_bytes[1],
+        refused=tuple(parse_refused(refused_to)),
+        refused_count=counted.get("refused", 0),
+        limited_count=counted.get("limited", 0),
+        forged_count=counted.get("forged", 0),
+    )
+
+
 def parse_counters(printed: dict[str, Any]) -> dict[str, int]:
     """Name → packets, from nftables' `list counters`."""
     found = {}

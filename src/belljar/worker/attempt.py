@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Interface
 from typing import Any, Protocol, TypeVar
 
 from belljar.errors import BelljarError, DiskFull, MachineDied, MachineError, MachineTimeout
@@ -22,6 +21,7 @@ from belljar.guest import wire
 from belljar.guest.command import Command, CommandFailed
 from belljar.guest.session import Session
 from belljar.guest.sinks import ArtifactSink, OutputSink
+from belljar.machines.plugging import tell_network
 from belljar.machines.protocol import Machine, MachineSpec
 from belljar.machines.supply import Ready, Source
 from belljar.network.traffic import Traffic
@@ -192,9 +192,8 @@ async def _converse(
     plan: AttemptPlan, ready: Ready, audience: Audience, cancel: asyncio.Event, end: AttemptEnd
 ) -> None:
     clock, session = _Clock(end.phases), ready.session
-    if (slot := plan.machine.slot) is not None:
-        nameservers = [IPv4Address(each) for each in slot.nameservers]
-        await session.network(IPv4Interface(slot.guest_address), IPv4Address(slot.gateway), nameservers, slot.mtu)
+    if plan.machine.slot is not None:  # of a machine that its planner gave a place to, rather than the supply
+        await tell_network(session, plan.machine.slot)
     if plan.compile is None or await _compile(plan, plan.compile, session, audience, cancel, end, clock):
         await _run(plan, session, audience, cancel, end, clock)
     if (

@@ -24,7 +24,6 @@ from belljar.machines.leftovers import clear_leftovers
 from belljar.machines.protocol import Hypervisor, MachineSpec
 from belljar.machines.snapshots import Snapshots
 from belljar.machines.supply import Ready, Source, Supply
-from belljar.network.attachment import Attachment
 from belljar.network.leftovers import clear_network_leftovers
 from belljar.scripts.limits import UploadLimits
 from belljar.scripts.prepare import prepare
@@ -32,7 +31,7 @@ from belljar.settings import Settings
 from belljar.worker.attempt import AttemptEnd, run_attempt
 from belljar.worker.capacity import Capacity
 from belljar.worker.ending import error_of, signal_name, status_of, usage_of
-from belljar.worker.networking import Networking, network_use, told
+from belljar.worker.networking import JobNetwork, Networking, network_use, told
 from belljar.worker.output import FolderArtifacts
 from belljar.worker.plan import plan_attempt
 from belljar.worker.preparing import Preparations
@@ -92,24 +91,29 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
         audience = _Terminal(run)
         ends: list[AttemptEnd] = []
 
-        def take(spec: MachineSpec) -> AbstractAsyncContextManager[Ready]:
-            return supply.machine(hypervisor, spec, preparation, settings.boot_timeout_seconds)
-
         for attempt in range(1, job.max_attempts + 1):
             try:
-                async with Networking(settings) as networking, networking.attached(job) as network:
+                async with Networking(settings) as networking:
+                    network = networking.of(job)
                     plan = plan_attempt(
                         job,
                         image,
                         prepared.disk,
                         run.options.stdin_bytes(),
                         settings,
-                        slot=network.slot if network else None,
-                        env=networking.environment(job),
+                        network=network.wanted,
+                        env=network.environment,
                     )
 
-                    async def ended(end: AttemptEnd, network: Attachment | None = network) -> None:
-                        end.traffic = await network.traffic() if network else None
+                    def take(spec: MachineSpec, network: JobNetwork = network) -> AbstractAsyncContextManager[Ready]:
+                        return network.taking(
+                            lambda plug: supply.machine(
+                                hypervisor, spec, preparation, settings.boot_timeout_seconds, plug
+                            )
+                        )
+
+                    async def ended(end: AttemptEnd, network: JobNetwork = network) -> None:
+                        end.traffic = await network.traffic()
                         ends.append(end)
 
                     await run_attempt(plan, take, audience, cancel, ended)

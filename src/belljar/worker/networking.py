@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from belljar.errors import InvalidOption
 from belljar.jobs.egress import Destination, Egress, parse_destination, parse_egress
 from belljar.jobs.egress_ceiling import package_destinations, package_environment
 from belljar.jobs.model import Job, NetworkUse, Refusal
+from belljar.machines.plugging import Plug
+from belljar.machines.supply import Ready
 from belljar.network.attachment import Attachment
 from belljar.network.policy import NameRule, NetworkRule, Policy
 from belljar.network.traffic import Refused, Traffic
@@ -37,24 +40,33 @@ class Networking:
         if self._pool is not None:
             await self._pool.__aexit__(kind, error, trace)
 
-    @asynccontextmanager
-    async def attached(self, job: Job) -> AsyncIterator[Attachment | None]:
-        """The job's network while the block lasts; None when it wants none. Raises NoNetwork, NetworkError."""
+    def of(self, job: Job) -> JobNetwork:
+        """The job's network, before there is a machine."""
         egress = parse_egress(job.egress)
         if egress.kind == "none":
+            return JobNetwork(None, None, None, {})
+        environment = package_environment(self._settings) if egress.kind == "packages" else {}
+        return JobNetwork(self._slots(), self._policy(egress), job.resources.network_mbit_per_second, environment)
+
+    @asynccontextmanager
+    async def attached(self, job: Job) -> AsyncIterator[Attachment | None]:
+        """A network for a machine that its user boots: opened for the job at once. None when the job wants none.
+
+        Raises NoNetwork, NetworkError.
+        """
+        network = self.of(job)
+        if network.slots is None or network.policy is None:
             yield None
             return
+        async with network.slots.attached(network.policy, network.mbit) as attachment:
+            yield attachment
+
+    def _slots(self) -> SlotPool:
         if self._pool is None:
             from belljar.network.pool import SlotPool  # netlink and DNS take 0.2 s to load
 
             self._pool = SlotPool(self._settings, self._excepted)
-        mbit = job.resources.network_mbit_per_second
-        async with self._pool.attached(self._policy(egress), mbit) as attachment:
-            yield attachment
-
-    def environment(self, job: Job) -> dict[str, str]:
-        """Variables that lead package managers to the mirrors, for jobs under `packages`."""
-        return package_environment(self._settings) if job.egress == "packages" else {}
+        return self._pool
 
     def _policy(self, egress: Egress) -> Policy:
         if egress.kind == "open":
@@ -62,6 +74,46 @@ class Networking:
         if egress.kind == "packages":
             return policy_of(package_destinations(self._settings), self._excepted)
         return policy_of(egress.destinations)
+
+
+class JobNetwork:
+    """What one job's machine is plugged into, and what it reaches there. For one attempt."""
+
+    def __init__(
+        self, slots: SlotPool | None, policy: Policy | None, mbit: float | None, environment: dict[str, str]
+    ) -> None:
+        self.slots, self.policy, self.mbit = slots, policy, mbit
+        self._attachment: Attachment | None = None
+        #: Variables that lead package managers to the mirrors.
+        self.environment = environment
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the job's machine has a network device."""
+        return self.slots is not None
+
+    @asynccontextmanager
+    async def taking(self, take: Callable[[Plug | None], AbstractAsyncContextManager[Ready]]) -> AsyncIterator[Ready]:
+        """The machine that `take` gives, and its slot opened for the job: no sooner, and before anything of it runs.
+
+        Raises NoNetwork, NetworkError, and what `take` does.
+        """
+        if self.slots is None or self.policy is None:
+            async with take(None) as ready:
+                yield ready
+            return
+        await self.slots.set_up()
+        async with take(self.slots.plugged) as ready:
+            assert ready.slot is not None
+            started = time.monotonic()
+            async with self.slots.opened(ready.slot, self.policy, self.mbit) as attachment:
+                self._attachment = attachment
+                ready.phases["network"] = round((time.monotonic() - started) * 1000, 3)
+                yield ready
+
+    async def traffic(self) -> Traffic | None:
+        """What the job's machine sent and got so far; None when it has no network, or that cannot be read."""
+        return await self._attachment.traffic() if self._attachment is not None else None
 
 
 def policy_of(destinations: tuple[Destination, ...], excepted: tuple[NetworkRule, ...] = ()) -> Policy:

@@ -11,7 +11,7 @@ from belljar.errors import UnknownLanguage
 from belljar.guest.command import Command
 from belljar.images.manifest import Image, Language
 from belljar.jobs.model import Job
-from belljar.machines.protocol import MachineSpec, NetworkSlot
+from belljar.machines.protocol import MachineSpec
 from belljar.machines.shapes import fitted
 from belljar.settings import Settings
 from belljar.worker.attempt import AttemptPlan
@@ -35,10 +35,10 @@ def plan_attempt(
     stdin: bytes,
     settings: Settings,
     *,
-    slot: NetworkSlot | None = None,
+    network: bool = False,
     env: dict[str, str] | None = None,
 ) -> AttemptPlan:
-    """What a machine is to do for `job`, on its network if it has one; `env` is under the job's own.
+    """What a machine is to do for `job`, with a `network` or without; `env` is under the job's own.
 
     Raises UnknownLanguage when the image has not got the job's language.
     """
@@ -55,9 +55,8 @@ def plan_attempt(
     return AttemptPlan(
         machine=MachineSpec(
             image=image,
-            shape=fitted(**asked.model_dump(), network=slot is not None),
+            shape=fitted(**asked.model_dump(), network=network),
             script_disk=script_disk,
-            slot=slot,
         ),
         command=command,
         compile=compiler,

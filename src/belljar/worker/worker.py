@@ -181,19 +181,18 @@ class Worker:
         if rooms.supply.pool is not None:
             await rooms.supply.pool.shrink_to(self.capacity.spare_mb())
 
+        network, seconds = self._networking.of(job), rooms.settings.boot_timeout_seconds
+
         def take(spec: MachineSpec) -> AbstractAsyncContextManager[Ready]:
-            return rooms.supply.machine(hypervisor, spec, preparation, rooms.settings.boot_timeout_seconds)
+            return network.taking(lambda plug: rooms.supply.machine(hypervisor, spec, preparation, seconds, plug))
 
-        async with self._networking.attached(job) as network:
-            slot, env = (network.slot if network else None), self._networking.environment(job)
-            plan = plan_attempt(job, image, disk, stdin, rooms.settings, slot=slot, env=env)
+        async def ended(end: AttemptEnd) -> None:
+            end.traffic = await network.traffic()
+            await recorder.ended(end)
+            rooms.changes.notify(job.id)
 
-            async def ended(end: AttemptEnd) -> None:
-                end.traffic = await network.traffic() if network else None
-                await recorder.ended(end)
-                rooms.changes.notify(job.id)
-
-            await run_attempt(plan, take, recorder, running.cancel, ended)
+        plan = plan_attempt(job, image, disk, stdin, rooms.settings, network=network.wanted, env=network.environment)
+        await run_attempt(plan, take, recorder, running.cancel, ended)
 
     async def _give_back(self, job: Job, recorder: Recorder | None, reason: str, code: str) -> None:
         """The attempt is lost: queue the job again or end it, as the store decides."""

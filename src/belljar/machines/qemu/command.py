@@ -110,6 +110,8 @@ def restore_orders(state: int) -> bytes:
     orders: list[dict[str, object]] = [
         {"execute": "qmp_capabilities"},
         {"execute": "migrate-set-capabilities", "arguments": ignore_shared},
+        # Nobody needs to be told where the machine is now: its slot knows, and its first packets are to be its job's.
+        {"execute": "migrate-set-parameters", "arguments": {"announce-rounds": 0}},
         {"execute": "migrate-incoming", "arguments": {"uri": f"fd:{state}"}},
     ]
     return b"".join(json.dumps(order).encode() + b"\n" for order in orders)

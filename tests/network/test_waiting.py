@@ -1,0 +1,96 @@
+"""A machine that waits with its network up: what it reaches before any job's policy is applied, and what after."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import dns.message
+import pytest
+
+from belljar.network.policy import NameRule, NetworkRule, Policy
+from belljar.network.pool import SlotPool
+from network.conftest import network
+from network.test_policies import run
+from network.world import METADATA, NAMESERVER, WEB, Answering, Guest, Internet, guest, listen
+
+pytestmark = pytest.mark.root
+
+OPEN = Policy(open=True)
+
+
+def ask(machine: Guest, name: str) -> None:
+    """A question that nobody need answer."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.sendto(dns.message.make_query(name, "A").to_wire(), (machine.slot.gateway, 53))
+
+
+async def test_until_a_policy_is_applied_a_machine_reaches_nothing(pool: SlotPool, world: Internet) -> None:
+    world.nameserver.zone["www.example.org"] = [WEB]
+    with listen("0.0.0.0", 28081) as server:
+        host = Answering(server, b"host")
+        server.setblocking(False)
+        async with pool.plugged() as slot:
+            with guest(slot) as machine:
+                for address in (WEB, NAMESERVER, METADATA, "10.99.0.1"):
+                    assert await run(machine.refused, address)
+                assert await run(machine.refused, "10.99.0.1", 28081)
+                with pytest.raises(TimeoutError):
+                    await run(machine.lookup, "www.example.org", timeout=0.5)
+                assert world.nameserver.asked == [] and world.web.peers == []
+                with pytest.raises(BlockingIOError):
+                    host.socket.accept()
+                async with pool.opened(slot, OPEN):
+                    assert await run(machine.get, WEB) == b"web"
+                    assert await run(machine.addresses, "www.example.org") == [WEB]
+
+
+async def test_what_waits_gets_exactly_the_policy_that_is_applied(pool: SlotPool, world: Internet) -> None:
+    world.nameserver.zone["www.example.org"] = [WEB]
+    policies = [
+        Policy(networks=(NetworkRule(network(f"{WEB}/32"), 80),)),
+        Policy(names=(NameRule("www.example.org", port=443),)),
+        Policy(),
+    ]
+    reached = []
+    for policy in policies:
+        async with pool.plugged() as slot:
+            with guest(slot) as machine:
+                await asyncio.sleep(0.1)
+                async with pool.opened(slot, policy):
+                    found = await run(machine.addresses, "www.example.org")
+                    refused = [await run(_refused, machine, port) for port in (80, 443)]
+                    reached.append((found, refused))
+    assert reached == [([], [False, True]), ([WEB], [True, False]), ([], [True, True])]
+
+
+def _refused(machine: Guest, port: int) -> bool:
+    try:
+        return machine.refused(WEB, port)
+    except AssertionError:
+        return False
+
+
+async def test_questions_from_before_the_policy_open_nothing(pool: SlotPool, world: Internet) -> None:
+    """They wait in the resolver's socket, and are held to the policy when it comes."""
+    world.nameserver.zone |= {"www.example.org": [WEB], "other.example.org": [WEB]}
+    async with pool.plugged() as slot:
+        with guest(slot) as machine:
+            for _ in range(50):
+                await run(machine.do, lambda: ask(machine, "other.example.org"))
+            async with pool.opened(slot, Policy(names=(NameRule("www.example.org"),))) as attachment:
+                await asyncio.sleep(0.3)
+                assert await run(machine.refused, WEB)
+                traffic = await attachment.traffic()
+                assert traffic is not None and traffic.refused[0].name == "other.example.org"
+    assert world.nameserver.asked == []
+
+
+async def test_a_machine_that_waits_in_vain_leaves_nothing(
+    pool: SlotPool, unchanged_host: dict[str, str], world: Internet
+) -> None:
+    async with pool.plugged() as slot:
+        assert slot.namespace.exists()
+    async with asyncio.timeout(10):
+        while slot.namespace.exists():
+            await asyncio.sleep(0.01)
