@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,8 @@ async def test_what_is_written_for_v2(host: Host) -> None:
         assert (folder / "cpu.max").read_text() == "150000 100000"
         assert (folder / "pids.max").read_text() == "100"
         assert (root / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
-        for name in ("memory.max", "cpu.max", "pids.max"):
+        assert (folder / "cpu.weight").read_text() == "100"
+        for name in ("memory.max", "cpu.max", "cpu.weight", "pids.max"):
             (folder / name).unlink()  # the kernel's own are no obstacle to rmdir
     assert not folder.exists()
 
@@ -178,6 +180,21 @@ async def test_the_kernel_takes_the_bounds_and_the_group_goes_with_its_processes
         assert name in Path(f"/proc/{process.pid}/cgroup").read_text()
     assert await asyncio.to_thread(process.wait, 10) == -9
     assert not any(folder.exists() for folder in group.folders)
+
+
+async def test_what_nobody_waits_for_weighs_little_until_it_comes_forward(real: list[Hierarchy]) -> None:
+    light = replace(BOUNDS, weight=10)
+    async with machine_group(real, f"test-weight-{os.getpid()}", light) as group:
+
+        def weights() -> set[str]:
+            files = [folder / name for folder in group.folders for name in ("cpu.weight", "cpu.shares")]
+            return {file.read_text().strip() for file in files if file.exists()}
+
+        assert weights() <= {"10", "102"}
+        before = len(weights())
+        group.set_weight(100)
+        assert weights() <= {"100", "1024"} and len(weights()) == before
+    group.set_weight(10)  # it is gone: no error
 
 
 async def test_a_process_cannot_take_more_memory_than_its_group_has(real: list[Hierarchy]) -> None:

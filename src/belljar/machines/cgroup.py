@@ -32,6 +32,8 @@ class Bounds:
     memory_bytes: int
     cpus: float
     processes: int
+    #: How much of a busy processor, beside 100 for everything else.
+    weight: int = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +55,14 @@ class Group:
     def procs(self) -> tuple[Path, ...]:
         """The files that a process writes its pid to."""
         return tuple(folder / "cgroup.procs" for folder in self.folders)
+
+    def set_weight(self, weight: int) -> None:
+        """Change the bounds' weight. Does nothing where no group bounds the processor, or it is gone."""
+        for folder in self.folders:
+            for file, value in _weights(weight):
+                with contextlib.suppress(OSError):
+                    if (folder / file).exists():
+                        (folder / file).write_text(value)
 
 
 def find_hierarchies(
@@ -168,13 +178,19 @@ def _enable(folder: Path, controllers: frozenset[str]) -> None:
         (folder / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in missing))
 
 
+def _weights(weight: int) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The files of v2 and v1 and what is written to them, of which 100 and 1024 are what every group has at first."""
+    return ("cpu.weight", str(weight)), ("cpu.shares", str(1024 * weight // 100))
+
+
 def _values(version: int, bounds: Bounds, controllers: frozenset[str]) -> list[tuple[str, str]]:
     quota = int(bounds.cpus * _PERIOD_US)
+    new, old = _weights(bounds.weight)
     by_controller = {
         (2, "memory"): [("memory.max", str(bounds.memory_bytes))],
-        (2, "cpu"): [("cpu.max", f"{quota} {_PERIOD_US}")],
+        (2, "cpu"): [("cpu.max", f"{quota} {_PERIOD_US}"), new],
         (1, "memory"): [("memory.limit_in_bytes", str(bounds.memory_bytes))],
-        (1, "cpu"): [("cpu.cfs_period_us", str(_PERIOD_US)), ("cpu.cfs_quota_us", str(quota))],
+        (1, "cpu"): [("cpu.cfs_period_us", str(_PERIOD_US)), ("cpu.cfs_quota_us", str(quota)), old],
     }
     pids = [("pids.max", str(bounds.processes))]
     return [pair for name in sorted(controllers) for pair in by_controller.get((version, name), pids)]

@@ -62,6 +62,10 @@ class NetworkSlot:
     device: int | None = None
 
 
+#: Enough for a machine that nobody waits for to get on beside jobs that use every processor.
+BACKGROUND_WEIGHT = 10
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MachineSpec:
     """What to boot or clone. The paths are the host's, readable by belljar; the guest sees disks, not paths."""
@@ -72,6 +76,13 @@ class MachineSpec:
     script_disk: Path | None
     #: Where the machine is plugged in, if its shape has a network; a template is plugged in nowhere.
     slot: NetworkSlot | None = None
+    #: Nobody waits for it: what it does is to take little from those for whom somebody does.
+    background: bool = False
+
+    @property
+    def weight(self) -> int:
+        """Of its processes among others that want a processor, where 100 is usual."""
+        return BACKGROUND_WEIGHT if self.background else 100
 
 
 #: Size of `/dev/vdb` in templates, and so in every clone: the guest learns it once. Room for the largest script.
@@ -144,6 +155,10 @@ class Clone(Machine, Protocol):
 
         Raises HostError when it is over SCRIPT_DISK_BYTES.
         """
+        ...
+
+    def come_forward(self) -> None:
+        """Somebody will wait for it from now on: it is in the background no more."""
         ...
 
 

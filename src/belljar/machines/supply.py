@@ -148,11 +148,11 @@ class Supply:
             return Ready(clone, session, "snapshot", clone.phases, slot)
 
     async def _clone(
-        self, order: _Order, key: str, held: AsyncExitStack, silence_seconds: int
+        self, order: _Order, key: str, held: AsyncExitStack, silence_seconds: int, *, background: bool = False
     ) -> tuple[Clone, Session, NetworkSlot | None]:
         assert self.snapshots is not None
         self._used[key] = time.monotonic(), order.hypervisor
-        spec = await plugged(replace(order.spec, script_disk=None), order.plug, held)
+        spec = await plugged(replace(order.spec, script_disk=None, background=background), order.plug, held)
         clone = await held.enter_async_context(order.hypervisor.clone(spec, self.snapshots.folder / key))
         session = await wake(clone, _WAKE_SECONDS, silence_seconds=silence_seconds)
         await tell_network(session, spec.slot)
@@ -175,13 +175,14 @@ class Supply:
         async with AsyncExitStack() as trying:
             try:
                 # Nobody speaks to it while it waits, and it dies with this process all the same.
-                clone, session, slot = await self._clone(order, key, trying, 0)
+                clone, session, slot = await self._clone(order, key, trying, 0, background=True)
             except MachineError as error:
                 await self._spoilt(order.hypervisor, key, error)
                 return None
             if order.preparation.rehearsal is not None:
                 await clone.insert(order.preparation.disk)
                 await rehearse(session, order.preparation.rehearsal)
+            clone.come_forward()
             memory_mb = await asyncio.to_thread(resident_mb, clone.pids())
             return Waiting(clone, session, trying.pop_all(), memory_mb, slot)
 

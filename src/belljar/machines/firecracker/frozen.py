@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from belljar.errors import MachineError
+from belljar.machines.cgroup import Group
 from belljar.machines.firecracker.bodies import (
     MemoryBackend,
     NetworkOverride,
@@ -32,10 +33,15 @@ class _Unscripted(FirecrackerMachine):
 
     _script: int
     _script_bytes = 0
+    _group: Group
 
-    def gives_scripts_to(self, script: int) -> None:
-        """A descriptor of that file."""
-        self._script = script
+    def gives_scripts_to(self, script: int, group: Group) -> None:
+        """A descriptor of that file, and the group that bounds the machine's processes."""
+        self._script, self._group = script, group
+
+    def come_forward(self) -> None:
+        """As the protocol says."""
+        self._group.set_weight(100)
 
     async def insert(self, script_disk: Path) -> None:
         """Write the script's file system over the disk. Raises HostError, DiskFull."""

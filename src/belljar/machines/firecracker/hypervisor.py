@@ -80,7 +80,7 @@ class FirecrackerHypervisor:
             await start.configure("--api-sock", API)
             start.file_mb += spec.shape.memory_mb
             machine = await start.spawn(frozen.FirecrackerTemplate)
-            machine.gives_scripts_to(script)
+            machine.gives_scripts_to(script, start.group)
             machine.freezes_into(folder, start.spec)
             machine.connect_later()
             yield machine
@@ -98,7 +98,7 @@ class FirecrackerHypervisor:
                 start.folder.give(SCRATCH, 0o600)
             start.arguments = ("--api-sock", API)
             machine = await start.spawn(frozen.FirecrackerClone)
-            machine.gives_scripts_to(script)
+            machine.gives_scripts_to(script, start.group)
             async with machine.api() as api:
                 start.steps.done("socket")
                 await api.load_snapshot(loading)

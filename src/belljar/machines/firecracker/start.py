@@ -129,4 +129,5 @@ def bounds(spec: MachineSpec) -> Bounds:
         memory_bytes=(spec.shape.memory_mb + _OWN_MEMORY_MB) << 20,
         cpus=spec.shape.vcpus + _OWN_CPUS,
         processes=spec.shape.vcpus + _OWN_PROCESSES,
+        weight=spec.weight,
     )

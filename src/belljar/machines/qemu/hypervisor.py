@@ -83,7 +83,7 @@ class QemuHypervisor:
                 scratch=await self._scratch(spec, held),
                 tap=await opened_tap(spec.slot, held),
             )
-            yield await self._launcher.launch(QemuMachine, spec.shape, files, held)
+            yield await self._launcher.launch(QemuMachine, spec, files, held)
 
     @asynccontextmanager
     async def template(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Template]:
@@ -101,7 +101,7 @@ class QemuHypervisor:
                 memory=memory,
                 tap=await dead_end(held) if spec.shape.network else None,
             )
-            template = await self._launcher.launch(QemuTemplate, spec.shape, files, held)
+            template = await self._launcher.launch(QemuTemplate, spec, files, held)
             template.reads(script)
             template.keeps(folder, memory, files.scratch)
             yield template
@@ -125,7 +125,7 @@ class QemuHypervisor:
                 state=reopened(frozen.state, held),
                 tap=await opened_tap(spec.slot, held),
             )
-            clone = await self._launcher.launch(QemuClone, spec.shape, files, held)
+            clone = await self._launcher.launch(QemuClone, spec, files, held)
             clone.reads(script)
             yield clone
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from belljar.errors import HostError
 from belljar.machines.cgroup import Bounds, Hierarchy, machine_group
 from belljar.machines.jail import Jail, Program, kvm_node, machine_uid, spawn
-from belljar.machines.protocol import GUEST_MAC, Console, Shape
+from belljar.machines.protocol import GUEST_MAC, Console, MachineSpec
 from belljar.machines.qemu.command import Descriptors, Hardware, arguments, restore_orders
 from belljar.machines.qemu.machine import QemuMachine
 from belljar.machines.qemu.monitor import Monitor
@@ -66,12 +66,12 @@ class Launcher:
     hierarchies: tuple[Hierarchy, ...]
     owner: str
 
-    async def launch(self, kind: type[M], shape: Shape, files: Files, held: AsyncExitStack) -> M:
+    async def launch(self, kind: type[M], spec: MachineSpec, files: Files, held: AsyncExitStack) -> M:
         """Start QEMU; it is killed, and everything around it removed, when `held` is closed. Raises HostError."""
-        steps = Steps()
+        steps, shape = Steps(), spec.shape
         machine_id = f"{self.owner}.{secrets.token_hex(6)}"
         uid = held.enter_context(machine_uid(self.settings))
-        group = await held.enter_async_context(machine_group(self.hierarchies, machine_id, _bounds(shape)))
+        group = await held.enter_async_context(machine_group(self.hierarchies, machine_id, _bounds(spec)))
         kvm = held.enter_context(kvm_node(machine_id, uid)) if self.accelerator == "kvm" else None
         address_mb = None if group.folders else shape.memory_mb + _OWN_ADDRESSES_MB
         jail = Jail(uid=uid, group=group, address_bytes=address_mb and address_mb << 20, kvm=kvm)
@@ -93,6 +93,7 @@ class Launcher:
             machine_id,
             process,
             Monitor(machine_id, qmp.ours),
+            group,
             agent=await asyncio.open_connection(sock=agent.ours, limit=_STREAM_BUFFER),
             console=Console(limit_bytes=self.settings.max_console_kb * 1024),
             console_stream=await asyncio.open_connection(sock=console.ours),
@@ -142,11 +143,12 @@ async def _spawn(
         raise HostError(f"cannot start a machine: {error.strerror}; are there enough processes and files?") from error
 
 
-def _bounds(shape: Shape) -> Bounds:
+def _bounds(spec: MachineSpec) -> Bounds:
     return Bounds(
-        memory_bytes=(shape.memory_mb + _OWN_MEMORY_MB) << 20,
-        cpus=shape.vcpus + _OWN_CPUS,
-        processes=shape.vcpus + _OWN_PROCESSES,
+        memory_bytes=(spec.shape.memory_mb + _OWN_MEMORY_MB) << 20,
+        cpus=spec.shape.vcpus + _OWN_CPUS,
+        processes=spec.shape.vcpus + _OWN_PROCESSES,
+        weight=spec.weight,
     )
 
 

@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 from belljar.errors import HostError
+from belljar.machines.cgroup import Group
 from belljar.machines.jail import end, explain
 from belljar.machines.protocol import SCRIPT_DISK_BYTES, Console, Death, DeathCause
 from belljar.machines.qemu.frozen import MEMORY, SCRATCH, STATE
@@ -34,6 +35,7 @@ class QemuMachine:
         machine_id: str,
         process: asyncio.subprocess.Process,
         monitor: Monitor,
+        group: Group,
         *,
         agent: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         console: Console,
@@ -46,6 +48,7 @@ class QemuMachine:
         self.phases = phases
         self._process = process
         self._monitor = monitor
+        self._group = group
         self._writers = (self.writer, console_stream[1])
         self._stderr = bytearray()
         self._told = asyncio.create_task(self._read_stderr())
@@ -141,6 +144,9 @@ class QemuClone(QemuMachine):
             while sent := os.sendfile(self._script, file.fileno(), at, 1 << 30):
                 at += sent
         os.lseek(self._script, 0, os.SEEK_SET)
+
+    def come_forward(self) -> None:
+        self._group.set_weight(100)
 
 
 class QemuTemplate(QemuClone):
