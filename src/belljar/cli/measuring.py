@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -140,19 +140,18 @@ class _Bench:
         await _until(lambda: _found(self.data_dir))
 
     async def until_waiting(self) -> None:
-        """Wait until the pool is full. Raises HostError."""
-        await _until(self._full)
+        """Wait until the pool is full, by a word of the worker's that is newer than this call. Raises HostError."""
+        since = datetime.now(UTC)
+        await _until(lambda: self._full(since))
 
-    async def _full(self) -> bool:
-        return await self._nodes("waiting_clones") >= _WAITING
+    async def _full(self, since: datetime) -> bool:
+        nodes = (await self.http.get("/v1/nodes")).json()["nodes"]
+        fresh = [node for node in nodes if datetime.fromisoformat(node["heartbeat_at"]) > since]
+        return sum(int(node["waiting_clones"]) for node in fresh) >= _WAITING
 
     async def waiting_mb(self) -> float:
         """What the waiting machines really take, their share of what they have in common included."""
         return await asyncio.to_thread(resident_mb, children(self.pid))
-
-    async def _nodes(self, name: str) -> float:
-        nodes = (await self.http.get("/v1/nodes")).json()["nodes"]
-        return sum(float(node[name]) for node in nodes)
 
 
 async def _found(data_dir: Path) -> bool:
@@ -246,7 +245,10 @@ async def _throughput(server: _Bench, callers: int, seconds: float) -> Figure:
 
 
 async def _beside_peers(server: _Bench, rounds: int) -> list[Figure]:
-    """Jobs from the pool and what a person would take instead, in turns: the machine's mood is the same for all."""
+    """Jobs from the pool and what a person would take instead, in turns: the machine's mood is the same for all.
+
+    Nothing is timed while the pool is filled again, which would slow down whoever comes next.
+    """
     pooled: list[float] = []
     others: dict[str, list[float]] = {name: [] for name in peers()}
     for _ in range(rounds):
@@ -254,6 +256,7 @@ async def _beside_peers(server: _Bench, rounds: int) -> list[Figure]:
         took, job = await server.job()
         if job["machine"]["source"] == "pool":
             pooled.append(took)
+        await server.until_waiting()
         for name, command in peers().items():
             if (milliseconds := await once(command)) is not None:
                 others[name].append(milliseconds)
