@@ -22,7 +22,9 @@ def tables(path: Path) -> dict[str, object]:
     with sqlite3.connect(path) as connection:
         for kind, name, sql in connection.execute("SELECT type, name, sql FROM sqlite_master"):
             if name != "alembic_version" and sql is not None:
-                found[f"{kind} {name}"] = sorted(re.split(r",?\s*\n\s*", re.sub(r"[ \t]+", " ", sql).strip()))
+                found[f"{kind} {name}"] = sorted(
+                    re.split(r",?\s*\n\s*|, (?=\w+ [A-Z])", re.sub(r"[ \t]+", " ", sql).strip())
+                )
     return found
 
 

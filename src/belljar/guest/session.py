@@ -115,7 +115,7 @@ class Session:
         await self._send(wire.network(interface, gateway, nameservers, mtu))
 
     async def layer(self, script_bytes: int, layer_bytes: int, path: str) -> None:
-        """Before `run`: how the script's disk is divided, and where what lies behind the script goes. Raises MachineDied."""
+        """Before `run`: the script's disk holds a layer for this folder behind the script. Raises MachineDied."""
         await self._send(wire.layer(script_bytes, layer_bytes, path))
 
     async def set_clock(self) -> None:

@@ -21,9 +21,14 @@ class SqlScripts:
         self._database = database
 
     async def add(self, script: Script) -> Script:
-        values = script.model_dump()
+        values = script.model_dump() | {"dependencies": _dependencies(script)}
+        # Of a script that an older belljar took it is not known yet; of any other it is the same.
+        query = insert(scripts).values(values)
+        query = query.on_conflict_do_update(
+            index_elements=["project", "id"], set_={"dependencies": query.excluded.dependencies}
+        )
         async with self._database.write() as connection:
-            await connection.execute(insert(scripts).values(values).on_conflict_do_nothing())
+            await connection.execute(query)
             found = await connection.execute(_one(script.project, script.id))
             return _script(found.one())
 
@@ -59,6 +64,10 @@ class SqlScripts:
         awaited = exists().where(jobs.c.script_id == script_id, jobs.c.status.not_in(ended))
         async with self._database.read() as connection:
             return bool((await connection.execute(select(or_(recorded, awaited)))).scalar())
+
+
+def _dependencies(script: Script) -> Any:
+    return script.dependencies.model_dump(mode="json") if script.dependencies is not None else None
 
 
 def _one(project: str, script_id: str) -> Any:
