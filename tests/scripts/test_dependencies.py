@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from belljar.errors import InvalidDependencies
+from belljar.images.manifest import Image, Manifest, Part
 from belljar.scripts.dependencies import (
-    Dependencies,
+    check_runtime,
     inline_dependencies,
     package_file,
     project_file,
     read_dependencies,
     requirements_file,
 )
+from belljar.scripts.model import Dependencies
 
+PART = Part(sha256="0" * 64, size_bytes=0, origin="nowhere")
 INLINE = """#!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.11"
@@ -143,12 +147,27 @@ def test_package_json_with_more_than_names_and_versions_is_refused(text: str) ->
         package_file(text)
 
 
+def image_with(version: str) -> Image:
+    manifest = Manifest(
+        name="python",
+        architecture="x86_64",
+        digest="0" * 64,
+        kernel=PART,
+        initramfs=PART,
+        root=PART,
+        languages=(),
+        versions={"python": version},
+    )
+    return Image(manifest=manifest, kernel=Path("k"), initramfs=Path("i"), root=Path("r"))
+
+
 def test_a_python_that_is_not_there_is_told() -> None:
     found = inline_dependencies(INLINE.replace(">=3.11", ">=3.13"), "main.py")
     assert found is not None
-    found.check_python("3.13.1")
-    with pytest.raises(InvalidDependencies, match=r"asks for Python >=3.13, and the image has 3.11.2"):
-        found.check_python("3.11.2")
+    check_runtime(found, image_with("Python 3.13.1"))
+    with pytest.raises(InvalidDependencies, match=r"asks for Python >=3.13, and the image python has 3.11.2"):
+        check_runtime(found, image_with("Python 3.11.2"))
+    check_runtime(found, image_with(""))  # nobody knows: the installer will
 
 
 def test_too_many_requirements_are_refused() -> None:

@@ -43,8 +43,8 @@ _MAX_LOG_BYTES = 256 * 1024
 _VCPUS = 2
 #: Where systems keep the certificates that they trust.
 _CERTIFICATES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
-#: How uv begins what it has to say in the end.
-_CAUSE = re.compile(r"^\s*(?:╰─▶|├─▶|Caused by:)\s*")
+#: How uv begins a reason: `cause:` since 0.13.
+_CAUSE = re.compile(r"^\s*(?:╰─▶|├─▶|Caused by:|cause:)\s*")
 
 
 class Onlooker(Protocol):
@@ -252,22 +252,18 @@ def _failure(end: AttemptEnd, plan: AttemptPlan, words: str) -> str | None:
 
 
 def last_words(words: str) -> str:
-    """What uv gave as the reason: its last error with the last of its causes, in one line."""
+    """What uv gave as the reason, in one line: its last error, the last of its causes, what a build said in the end."""
     lines = [line.rstrip() for line in words.splitlines()]
     start = next((number for number in reversed(range(len(lines))) if _is_error(lines[number])), None)
     if start is None:
         said = [line.strip() for line in lines if line.strip()]
         return _line(said[-1] if said else "the installer said nothing")
-    parts = [re.sub(r"^\s*(×|error:)\s*", "", lines[start])]
-    cause: list[str] = []
-    for line in lines[start + 1 :]:
-        if _CAUSE.match(line):
-            cause = [_CAUSE.sub("", line)]
-        elif not line.strip() or re.match(r"\s*(hint:|help:)", line):
-            break
-        elif cause:
-            cause.append(line.strip())
-    return _line(" ".join([*parts, *cause]))
+    error = re.sub(r"^\s*(×|error:)\s*", "", lines[start]).rstrip(":")
+    rest = [line for line in lines[start + 1 :] if line.strip()]
+    hint = next((number for number, line in enumerate(rest) if re.match(r"\s*(hint|help):", line)), len(rest))
+    causes = [_CAUSE.sub("", line) for line in rest[:hint] if _CAUSE.match(line)]
+    heard = "[stderr]" in (line.strip() for line in rest[:hint])
+    return _line(": ".join([error, *causes[-1:], *(rest[hint - 1 : hint] if heard else [])]))
 
 
 def _is_error(line: str) -> bool:
@@ -275,4 +271,4 @@ def _is_error(line: str) -> bool:
 
 
 def _line(text: str) -> str:
-    return "".join(letter for letter in text if letter.isprintable())[:400].strip()
+    return re.sub(r"\s+", " ", "".join(letter for letter in text if letter.isprintable()))[:400].strip()
