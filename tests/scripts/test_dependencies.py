@@ -41,6 +41,9 @@ class Some:
     def is_file(self, path: str) -> bool:
         return path in self.files
 
+    def is_folder(self, path: str) -> bool:
+        return any(each.startswith(f"{path}/") for each in self.files)
+
     def head(self, path: str, count: int) -> bytes:
         return self.files[path].encode()[:count]
 
@@ -85,6 +88,13 @@ def test_what_says_nothing_needs_nothing() -> None:
     assert requirements_file("# only a comment\n\n") is None
     assert project_file("[tool.x]\na = 1\n") is None
     assert package_file('{"name": "x"}') is None
+
+
+def test_packages_that_lie_in_the_archive_are_not_installed() -> None:
+    files = {"main.js": "", "package.json": '{"dependencies": {"left-pad": "1"}}'}
+    found = read_dependencies(Some(files), "node", "main.js")
+    assert found is not None and found.requirements == ("left-pad@1",)
+    assert read_dependencies(Some(files | {"node_modules/left-pad/index.js": ""}), "node", "main.js") is None
 
 
 def test_package_json() -> None:

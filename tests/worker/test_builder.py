@@ -21,6 +21,12 @@ UNREACHABLE = """error: Failed to fetch: http://mirror.example/simple/idna/
   cause: tcp connect error
   cause: Connection refused (os error 111)
 """
+NPM = """npm error code E404
+npm error 404 Not Found - GET http://mirror.example/nope - Not found
+npm error 404
+npm error 404  'nope@*' is not in this registry.
+npm error A complete log of this run can be found in: /work/cache/_logs/x.log
+"""
 BROKEN = """Resolved 1 package in 2ms
 error: Failed to build `bad==1.0`
   cause: The build backend returned an error
@@ -49,6 +55,7 @@ hint: Build failures usually indicate a problem with the package or the build en
             "Failed to fetch: http://mirror.example/simple/idna/: Connection refused (os error 111)",
         ),
         (BROKEN, "Failed to build `bad==1.0`: Call to `backend.build_wheel` failed (exit status: 1): no compiler here"),
+        (NPM, "404 Not Found - GET http://mirror.example/nope - Not found"),
         ("error: first\nerror: the packages take 6 MB", "the packages take 6 MB"),
         ("Traceback:\nValueError: x\n\n", "ValueError: x"),
         ("", "the installer said nothing"),

@@ -48,7 +48,7 @@ _MB = 1024 * 1024
 class Locked(Value):
     """One package as it was installed."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")
+    name: str = Field(pattern=r"^(@[A-Za-z0-9._~-]{1,100}/)?[A-Za-z0-9._~-]{1,200}$")
     version: str = Field(pattern=r"^[A-Za-z0-9._+!-]{1,200}$")
 
 

@@ -36,6 +36,8 @@ class Files(Protocol):
 
     def is_file(self, path: str) -> bool: ...
 
+    def is_folder(self, path: str) -> bool: ...
+
     def head(self, path: str, count: int) -> bytes: ...
 
 
@@ -65,7 +67,7 @@ def read_dependencies(files: Files, language: str, entrypoint: str) -> Dependenc
             return requirements_file(_text(files, "requirements.txt"))
         if files.is_file("pyproject.toml"):
             return project_file(_text(files, "pyproject.toml"))
-    if language == "node" and files.is_file("package.json"):
+    if language == "node" and files.is_file("package.json") and not files.is_folder("node_modules"):
         return package_file(_text(files, "package.json"))
     return None
 

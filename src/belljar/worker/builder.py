@@ -1,13 +1,14 @@
 """Installs what a script needs, once, inside a machine of its own.
 
-The builder machine runs the image that the job will run, with uv beside it; its egress is the caller's to give (a slot
-that reaches the package index and nothing else). What comes out is an archive and a report; both are hostile, and are
-checked like any layer of a container image. Nothing here decides when a job needs that.
+The builder machine runs the image that the job will run, with an installer beside it; its egress is the caller's to
+give (a slot that reaches the package index and nothing else). What comes out is an archive and a report; both are
+hostile, and are checked like any layer of a container image. Nothing here decides when a job needs that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -41,8 +42,12 @@ _MB = 1024 * 1024
 _MAX_LOG_BYTES = 256 * 1024
 #: Processors of a builder: what is slow about it, compiling modules, runs on several.
 _VCPUS = 2
+#: What installs packages of each kind: a program of the image, and the file that it runs.
+_INSTALLERS = {"pypi": ("python3", "install_pypi.py"), "npm": ("node", "install_npm.js")}
 #: Where systems keep the certificates that they trust.
 _CERTIFICATES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+#: How npm begins a line about an error.
+_NPM = re.compile(r"^npm (?:error|ERR!) ?")
 #: How uv begins a reason: `cause:` since 0.13.
 _CAUSE = re.compile(r"^\s*(?:╰─▶|├─▶|Caused by:|cause:)\s*")
 
@@ -90,21 +95,19 @@ class BuildLog:
 
 
 async def pack_builder(needs: Dependencies, disk: Path, settings: Settings) -> None:
-    """Pack a builder's script disk: uv, what is wanted, and whom the index is trusted by.
+    """Pack a builder's script disk: the installer, what is wanted, and whom the index is trusted by.
 
-    Raises LayerBuildError for a kind that cannot be installed, MissingTool without uv, DiskFull.
+    Raises MissingTool without uv, DiskFull.
     """
-    if needs.kind != "pypi":
-        raise LayerBuildError(f"{needs.origin}: packages of npm are not installed; put node_modules into the script")
-    uv, certificates = _uv(), _certificates(settings)
+    lay_needs = {"pypi": _lay_pypi, "npm": _lay_npm}[needs.kind]
+    certificates = _certificates(settings)
     tree = disk.with_suffix(".tree")
 
     def lay() -> None:
         tree.mkdir()
-        shutil.copyfile(uv, tree / "uv")
-        (tree / "uv").chmod(0o755)
-        shutil.copyfile(Path(__file__).with_name("install_pypi.py"), tree / "install_pypi.py")
-        (tree / "requirements.in").write_text("".join(f"{each}\n" for each in needs.requirements))
+        installer = _INSTALLERS[needs.kind][1]
+        shutil.copyfile(Path(__file__).with_name(installer), tree / installer)
+        lay_needs(needs, tree)
         if certificates is not None:
             shutil.copyfile(certificates, tree / "certificates.pem")
 
@@ -115,6 +118,17 @@ async def pack_builder(needs: Dependencies, disk: Path, settings: Settings) -> N
         raise DiskFull(f"no room left to prepare what the script needs: {error.strerror}") from error
     finally:
         await asyncio.to_thread(shutil.rmtree, tree, ignore_errors=True)
+
+
+def _lay_pypi(needs: Dependencies, tree: Path) -> None:
+    shutil.copyfile(_uv(), tree / "uv")
+    (tree / "uv").chmod(0o755)
+    (tree / "requirements.in").write_text("".join(f"{each}\n" for each in needs.requirements))
+
+
+def _lay_npm(needs: Dependencies, tree: Path) -> None:
+    wanted = dict(each.rsplit("@", 1) for each in needs.requirements)
+    (tree / "package.json").write_text(json.dumps({"private": True, "dependencies": wanted}))
 
 
 def _uv() -> Path:
@@ -143,7 +157,7 @@ def builder_resources(settings: Settings) -> Resources:
     )
 
 
-def builder_plan(image: Image, disk: Path, slot: NetworkSlot, settings: Settings) -> AttemptPlan:
+def builder_plan(needs: Dependencies, image: Image, disk: Path, slot: NetworkSlot, settings: Settings) -> AttemptPlan:
     """What a builder machine does. The slot is its way to the package index."""
     shape = fitted(**builder_resources(settings).model_dump(), network=True)
     most = settings.max_layer_mb * _MB
@@ -153,6 +167,8 @@ def builder_plan(image: Image, disk: Path, slot: NetworkSlot, settings: Settings
         "HOME": WORKING_FOLDER,
         "TMPDIR": WORKING_FOLDER,
         "MAX_LAYER_BYTES": str(most),
+        # Node.js says nothing of a file that is not there.
+        "NODE_EXTRA_CA_CERTS": f"{WORKING_FOLDER}/certificates.pem",
         "UV_NO_CONFIG": "1",
         "UV_NO_PROGRESS": "1",
         "UV_PYTHON_DOWNLOADS": "never",
@@ -160,11 +176,12 @@ def builder_plan(image: Image, disk: Path, slot: NetworkSlot, settings: Settings
     }
     if settings.package_pypi_url is not None:
         env["UV_DEFAULT_INDEX"] = settings.package_pypi_url
+    if settings.package_npm_url is not None:
+        env["npm_config_registry"] = settings.package_npm_url
+    program, installer = _INSTALLERS[needs.kind]
     return AttemptPlan(
         machine=MachineSpec(image=image, shape=shape, script_disk=disk, slot=slot),
-        command=Command(
-            argv=["python3", f"{WORKING_FOLDER}/install_pypi.py"], env=env, max_processes=settings.max_processes
-        ),
+        command=Command(argv=[program, f"{WORKING_FOLDER}/{installer}"], env=env, max_processes=settings.max_processes),
         stdin=b"",
         timeout_seconds=settings.dependencies_timeout_seconds,
         grace_seconds=settings.grace_seconds,
@@ -201,7 +218,7 @@ async def build_layer(build: Build, settings: Settings) -> Layer | None:
     needs, out = build.needs, build.work / "out"
     disk = build.work / "builder.erofs"
     await pack_builder(needs, disk, settings)
-    plan = builder_plan(build.image, disk, build.network.slot, settings)
+    plan = builder_plan(needs, build.image, disk, build.network.slot, settings)
     log = BuildLog(FolderArtifacts(out), build.onlooker)
     ends: list[AttemptEnd] = []
 
@@ -238,7 +255,7 @@ def _failure(end: AttemptEnd, plan: AttemptPlan, words: str) -> str | None:
             "dependencies_timeout_seconds"
         )
     if end.not_started is not None:
-        return f"the image {plan.machine.image.name} has no Python that could install packages"
+        return f"the image {plan.machine.image.name} has no {plan.command.argv[0]} that could install packages"
     if end.exited is not None and end.exited.exit_code == 0:
         return None
     if "No space left on device" in words:
@@ -252,8 +269,11 @@ def _failure(end: AttemptEnd, plan: AttemptPlan, words: str) -> str | None:
 
 
 def last_words(words: str) -> str:
-    """What uv gave as the reason, in one line: its last error, the last of its causes, what a build said in the end."""
+    """What uv or npm gave as the reason, in one line: the error, its last cause, and what a build said in the end."""
     lines = [line.rstrip() for line in words.splitlines()]
+    npm = [_NPM.sub("", line) for line in lines if _NPM.match(line)]
+    if npm:
+        return _line(next((line for line in npm if line and not line.startswith("code ")), npm[0]))
     start = next((number for number in reversed(range(len(lines))) if _is_error(lines[number])), None)
     if start is None:
         said = [line.strip() for line in lines if line.strip()]
