@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from belljar.errors import InvalidDependencies
 from belljar.images.manifest import Image, Manifest, Part
 from belljar.scripts.dependencies import (
+    _blocks,
     check_runtime,
     inline_dependencies,
     package_file,
@@ -183,6 +185,31 @@ def test_a_python_that_is_not_there_is_told() -> None:
 def test_too_many_requirements_are_refused() -> None:
     with pytest.raises(InvalidDependencies, match="at most"):
         requirements_file("\n".join(f"package{number}" for number in range(600)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# /// script\n" * 40_000,  # blocks that do not end
+        "# /// script\n# " + "a." * 250_000 + "a = 1\n# ///\n",
+        "# /// script\n# [" + "a." * 250_000 + "a]\n# ///\n",
+        "# /// script\n# requires-python = '" + ">=3," * 200 + "'\n# ///\n",
+    ],
+)
+def test_what_would_take_for_ever_to_read_is_refused_at_once(text: str) -> None:
+    with pytest.raises(InvalidDependencies):
+        inline_dependencies(text, "main.py")
+
+
+REFERENCE = r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$"
+LINES = st.sampled_from(["# /// script", "# ///", "# /// other", "#", "# x = 1", "#x", "", "y = 2", "# /// script "])
+
+
+@given(st.lists(LINES, max_size=12))
+def test_blocks_are_those_that_the_reference_implementation_finds(lines: list[str]) -> None:
+    found = [(each["type"], each["content"]) for each in re.finditer(REFERENCE, "\n".join(lines))]
+    ours = [(kind, "".join(f"{line}\n" for line in content)) for kind, content in _blocks(lines) if content]
+    assert ours == found
 
 
 @given(st.text(max_size=300))

@@ -158,7 +158,6 @@ def test_jobs_that_want_the_same_at_once_install_it_once(installing: Server) -> 
     ("requirement", "words"),
     [
         ("nothing-like-this", "nothing-like-this was not found"),
-        ("greeting>9", "greeting>9"),
         ("heavy", "the packages take 6 MB, and 4 MB is the most (the setting max_layer_mb)"),
         ("huge", "do not fit into the 64 MB"),
     ],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -21,10 +21,11 @@ from belljar.errors import InvalidDependencies
 from belljar.images.manifest import Image
 from belljar.scripts.model import Dependencies
 
-_BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
-_OPEN = re.compile(r"(?m)^# /// script\s*$")
+_OPEN = re.compile(r"# /// ([a-zA-Z0-9-]+)\Z")
 _VERSION = re.compile(r"[0-9]+\.[0-9]+(\.[0-9]+)?")
 _MAX_FILE_BYTES = 512 * 1024
+#: tomllib takes the square of a key's parts, and a key does not go over its line.
+_MAX_TOML_LINE = 1000
 _MAX_REQUIREMENTS = 500
 _MAX_REQUIREMENT = 300
 _NPM_NAME = re.compile(r"(@[a-z0-9-~][a-z0-9-._~]*/)?[a-z0-9-~][a-z0-9-._~]*\Z")
@@ -74,16 +75,37 @@ def read_dependencies(files: Files, language: str, entrypoint: str) -> Dependenc
 
 def inline_dependencies(text: str, origin: str) -> Dependencies | None:
     """PEP 723's `# /// script` block. Raises InvalidDependencies for one that is malformed, or for two."""
-    blocks = [found for found in _BLOCK.finditer(text.replace("\r\n", "\n")) if found["type"] == "script"]
+    lines = text.replace("\r\n", "\n").split("\n")
+    blocks = [content for kind, content in _blocks(lines) if kind == "script"]
     if len(blocks) > 1:
         raise InvalidDependencies(f"{origin} has {len(blocks)} script blocks; PEP 723 allows one")
     if not blocks:
-        if _OPEN.search(text):
+        if any(line.rstrip() == "# /// script" for line in lines):
             raise InvalidDependencies(f"{origin} begins a script block that does not end; close it with a line '# ///'")
         return None
-    lines = blocks[0]["content"].splitlines()
-    content = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in lines)
-    return _project(_toml(content, f"the script block of {origin}"), f"the script block of {origin}", "requires-python")
+    content = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in blocks[0])
+    where = f"the script block of {origin}"
+    return _project(_toml(content, where), where, "requires-python")
+
+
+def _blocks(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Kind and content of each block, as PEP 723's regular expression finds them, in one pass: the expression itself
+    takes the square of the text's length for blocks that do not end."""
+    at = 0
+    while at < len(lines):
+        opened = _OPEN.match(lines[at])
+        if opened is None:
+            at += 1
+            continue
+        end, closed = at + 1, None
+        while end < len(lines) and (lines[end] == "#" or lines[end].startswith("# ")):
+            if lines[end] == "# ///":
+                closed = end
+            end += 1
+        if closed is not None:
+            yield opened[1], lines[at + 1 : closed]
+        # Without an end no later block of the same comment has one either.
+        at = end if closed is None else closed + 1
 
 
 def requirements_file(text: str) -> Dependencies | None:
@@ -135,6 +157,8 @@ def _project(table: Mapping[str, Any], origin: str, runtime_name: str) -> Depend
         raise InvalidDependencies(f"{origin}: dependencies is no list of texts")
     if runtime is not None:
         try:
+            if len(runtime) > _MAX_REQUIREMENT:
+                raise InvalidSpecifier
             SpecifierSet(runtime)
         except (InvalidSpecifier, TypeError, AttributeError):
             raise InvalidDependencies(f"{origin}: {runtime_name} is none: {str(runtime)[:60]!r}") from None
@@ -166,6 +190,8 @@ def _dependencies(
 
 
 def _toml(text: str, origin: str) -> dict[str, Any]:
+    if any(len(line) > _MAX_TOML_LINE for line in text.splitlines()):
+        raise InvalidDependencies(f"{origin} has a line of over {_MAX_TOML_LINE} characters; break it")
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

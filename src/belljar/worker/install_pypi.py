@@ -48,7 +48,10 @@ def uv(*words: str) -> int:
     environment = {**os.environ, "UV_CACHE_DIR": f"{FOLDER}/cache"}
     if os.path.exists(trusted):
         environment["SSL_CERT_FILE"] = trusted
-    return subprocess.run([f"{FOLDER}/uv", "pip", *words], env=environment, check=False).returncode
+    try:
+        return subprocess.run([f"{FOLDER}/uv", "pip", *words], env=environment, check=False).returncode
+    except OSError as error:
+        return complain(f"this image cannot run uv, a program for Linux with glibc: {error.strerror}")
 
 
 def resolve() -> int:
