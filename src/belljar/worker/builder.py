@@ -213,7 +213,7 @@ class Build:
 async def build_layer(build: Build, settings: Settings) -> Layer | None:
     """Run a builder and keep what it installed; None when it was cancelled.
 
-    Raises LayerBuildError, with the last words of what failed; MissingTool, MachineError, HostError.
+    Raises LayerBuildError, with the last words of what failed; MissingTool, DiskFull, MachineError, HostError.
     """
     needs, out = build.needs, build.work / "out"
     disk = build.work / "builder.erofs"
@@ -232,7 +232,10 @@ async def build_layer(build: Build, settings: Settings) -> Layer | None:
         for sentence in build.refusals(await build.network.traffic()):
             build.onlooker.build_notice(sentence)
 
-    await run_attempt(plan, take, log, build.cancel, ended)
+    try:
+        await run_attempt(plan, take, log, build.cancel, ended)
+    except OSError as error:
+        raise DiskFull(f"no room left for what the script needs: {error.strerror}; free some space") from error
     (end,) = ends
     if end.stop is Stop.CANCELLED:
         return None
