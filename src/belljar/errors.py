@@ -62,6 +62,18 @@ class InvalidScript(BelljarError):
     status = 422
 
 
+class InvalidDependencies(InvalidScript):
+    """What the script says that it needs cannot be read, or is not to be had in this image."""
+
+    code = "invalid_dependencies"
+
+
+class LayerBuildError(InvalidDependencies):
+    """What the script needs could not be installed; the job's build log says why."""
+
+    code = "dependencies_failed"
+
+
 class TooLarge(BelljarError):
     """More bytes than the limit allow; nothing was kept."""
 

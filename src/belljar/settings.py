@@ -124,10 +124,25 @@ class Settings(BaseSettings):
     )
     package_pypi_url: str | None = Field(None, description="Index that pip uses in jobs under `packages`.")
     package_npm_url: str | None = Field(None, description="Registry that npm uses in jobs under `packages`.")
+    package_ca_file: Path | None = Field(
+        None, description="Certificates (PEM) that the index is trusted by; default: those that this host trusts."
+    )
     package_private_networks: tuple[str, ...] = Field(
         (),
         description="ADDRESS[:PORT] or NETWORK[:PORT] among the private ones that jobs under `packages` may reach all "
         "the same: where a mirror of yours is.",
+    )
+    dependencies: Literal["on", "off"] = Field(
+        "on", description="`off` installs nothing that scripts ask for: they find what their image has."
+    )
+    dependencies_timeout_seconds: float = Field(600, gt=0, description="Longest time that installing may take.")
+    dependencies_memory_mb: int = Field(
+        1024, ge=256, description="Memory of the machine that packages are installed in."
+    )
+    dependencies_disk_mb: int = Field(4096, ge=64, description="Disk of that machine: downloads and what they become.")
+    max_layer_mb: int = Field(1024, ge=1, description="Largest set of packages, installed, that a script may ask for.")
+    layer_disk_mb: int = Field(
+        8192, ge=1, description="Disk for installed packages; those used longest ago are removed."
     )
     network_range: IPv4Network = Field(
         IPv4Network("198.19.0.0/16"),

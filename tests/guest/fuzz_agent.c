@@ -48,7 +48,7 @@ static uint32_t next_random(void)
 /* Mostly well-formed frames of random kinds and lengths, so that the parser is passed and not only met. */
 static size_t make_input(uint8_t *data, size_t most)
 {
-    static const uint8_t kinds[] = {WELCOME, ARG, ENV, STDIN, CREDIT, SIGNAL, COLLECT, PING, DISCARD, NETWORK, IDENTITY, SUSPEND, REST, 0x00, 0xFF};
+    static const uint8_t kinds[] = {WELCOME, ARG, ENV, STDIN, CREDIT, SIGNAL, COLLECT, PING, DISCARD, NETWORK, LAYER, IDENTITY, SUSPEND, REST, 0x00, 0xFF};
     static const uint8_t welcome[HEADER_SIZE + 16] = {16, 0, 0, 0, WELCOME, 0, 0, 0, VERSION, 0, 30, 0};
     size_t length = sizeof welcome;
     memcpy(data, welcome, length);

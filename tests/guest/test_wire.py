@@ -30,7 +30,16 @@ def test_agent_and_host_name_the_same_numbers() -> None:
         assert numbers[f"STAGE_{stage.name}"] == stage
     for flag in wire.RunFlag:
         assert numbers[f"RUN_{flag.name}"] == flag
-    for name in ("VERSION", "MAX_PAYLOAD", "STDIN_WINDOW", "MAX_PATH_BYTES", "SEED_BYTES", "MAX_HOSTNAME", "MAX_NAME"):
+    for name in (
+        "VERSION",
+        "MAX_PAYLOAD",
+        "STDIN_WINDOW",
+        "MAX_PATH_BYTES",
+        "SEED_BYTES",
+        "MAX_HOSTNAME",
+        "MAX_NAME",
+        "MAX_LAYER_PATH",
+    ):
         assert numbers[name] == getattr(wire, name)
 
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from belljar.errors import InvalidOption
+from belljar.errors import InvalidDependencies, InvalidOption
 from belljar.jobs.model import Job, JobOptions
 from belljar.jobs.resolve import Largest, Runnable, resolve_job
 from belljar.jobs.states import Status
+from belljar.scripts.model import Dependencies
 from belljar.settings import Settings
 
 SCRIPT = Runnable(script_id="a" * 64, language="python", entrypoint="main.py")
 
 
-def resolved(options: dict[str, Any], largest: Largest | None = None, **settings: Any) -> Job:
+NEEDS = Dependencies(kind="pypi", requirements=("six",), origin="requirements.txt")
+
+
+def resolved(
+    options: dict[str, Any], largest: Largest | None = None, script: Runnable = SCRIPT, **settings: Any
+) -> Job:
     return resolve_job(
         JobOptions(**options),
-        SCRIPT,
+        script,
         project="mine",
         image="python",
         settings=Settings(data_dir=Path("/nonexistent"), **settings),
@@ -69,3 +76,17 @@ def test_what_no_node_could_ever_run_is_refused_and_not_queued_for_ever(option: 
     resolved({option: limit}, largest, max_vcpus=64)
     with pytest.raises(InvalidOption, match=f"{option} is {limit + 1}.*the largest has {limit}"):
         resolved({option: limit + 1}, largest, max_vcpus=64)
+
+
+def test_a_project_that_may_fetch_nothing_may_not_ask_for_packages() -> None:
+    script = dataclasses.replace(SCRIPT, dependencies=NEEDS)
+    assert resolved({}, script=script).dependencies == NEEDS
+    assert resolved({}, script=script, max_egress="packages").dependencies == NEEDS
+    for ceiling in ({"max_egress": "none"}, {"project_max_egress": {"mine": "example.org"}}):
+        with pytest.raises(
+            InvalidDependencies, match=r"requirements.txt asks for packages, and nothing may be fetched"
+        ):
+            resolved({}, script=script, **ceiling)
+    only_version = dataclasses.replace(SCRIPT, dependencies=NEEDS.model_copy(update={"requirements": ()}))
+    assert resolved({}, script=only_version, max_egress="none").dependencies is not None
+    assert resolved({}, script=script, max_egress="none", dependencies="off").dependencies is None

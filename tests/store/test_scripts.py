@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from belljar.errors import InvalidRequest
-from belljar.scripts.model import Script
+from belljar.scripts.model import Dependencies, Script
 from belljar.store.claims import SqlClaims
 from belljar.store.database import Database
 from belljar.store.jobs import SqlJobs
@@ -42,6 +42,14 @@ async def test_the_same_script_is_recorded_once_in_each_project(scripts: SqlScri
     assert await scripts.get("mine", first.id) == first
     assert await scripts.get("other", first.id) == other
     assert await scripts.get("third", first.id) is None
+
+
+async def test_what_a_script_needs_is_learnt_of_one_that_an_older_belljar_took(scripts: SqlScripts) -> None:
+    assert (await scripts.add(script("a"))).dependencies is None
+    needs = Dependencies(kind="pypi", requirements=("numpy", "requests<3"), runtime=">=3.11", origin="main.py")
+    again = await scripts.add(script("a", seconds=9).model_copy(update={"dependencies": needs}))
+    assert (again.created_at, again.dependencies) == (EPOCH, needs)
+    assert await scripts.get("mine", again.id) == again
 
 
 async def test_pages_hold_every_script_once_the_newest_first(scripts: SqlScripts) -> None:

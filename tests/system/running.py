@@ -36,8 +36,8 @@ class Server:
     url: str
     log: Path
 
-    def run(self, code: str, language: str = "python", wait: int = 120, **options: Any) -> dict[str, Any]:
-        """A job, submitted and waited for."""
+    def run(self, code: str | None, language: str = "python", wait: int = 120, **options: Any) -> dict[str, Any]:
+        """A job, submitted and waited for; without code one of `files`."""
         body = {"code": code, "language": language, **options}
         response = self.http.post("/v1/jobs", params={"wait": wait}, json=body)
         assert response.status_code == 200, response.text

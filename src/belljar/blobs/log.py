@@ -30,6 +30,8 @@ class LogStream(IntEnum):
     STDOUT = 1
     STDERR = 2
     CONSOLE = 3
+    #: What was said while the script's packages were installed.
+    BUILD = 4
 
 
 @dataclass(frozen=True, slots=True)

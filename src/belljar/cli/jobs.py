@@ -143,7 +143,7 @@ def wait_for_job(
 def logs(
     job_id: JobId,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
-    stream: Annotated[str | None, typer.Option(metavar="stdout|stderr|console|all")] = None,
+    stream: Annotated[str | None, typer.Option(metavar="stdout|stderr|console|build|all")] = None,
     server: options.Server = None,
     api_key: options.ApiKey = None,
     data_dir: options.DataDir = None,

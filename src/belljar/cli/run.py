@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -145,7 +146,8 @@ def _run_here(
         stdout=stdout,
         stderr=stderr,
         artifacts_dir=artifacts,
-        console=_show_console if verbose else lambda _: None,
+        console=partial(_show, "console") if verbose else lambda _: None,
+        build=_Lines("build").show if verbose else lambda _: None,
         notice=complain,
     )
 
@@ -159,9 +161,22 @@ def _run_here(
     return asyncio.run(until_ended())
 
 
-def _show_console(data: bytes) -> None:
+def _show(stream: str, data: bytes) -> None:
     for line in data.decode(errors="replace").splitlines():
-        print(f"console| {printable(line)}", file=sys.stderr)
+        print(f"{stream}| {printable(line)}", file=sys.stderr)
+
+
+class _Lines:
+    """Shows a stream that comes in pieces as it grows, line by line."""
+
+    def __init__(self, stream: str) -> None:
+        self._stream = stream
+        self._rest = b""
+
+    def show(self, data: bytes) -> None:
+        whole, newline, self._rest = (self._rest + data).rpartition(b"\n")
+        if newline:
+            _show(self._stream, whole)
 
 
 def _explain(job: dict[str, Any], *, verbose: bool) -> None:

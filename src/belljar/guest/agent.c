@@ -21,9 +21,11 @@
 #include <fcntl.h>
 #include <fnmatch.h>
 #include <linux/acct.h>
+#include <linux/blkpg.h>
 #include <linux/fs.h>
 #include <linux/genetlink.h>
 #include <linux/netlink.h>
+#include <linux/openat2.h>
 #include <linux/random.h>
 #include <linux/taskstats.h>
 #include <net/if.h>
@@ -60,13 +62,14 @@
 /* --- wire: the same numbers as wire.py, held together by a test ----------------------------------------------------- */
 
 enum {
-    VERSION = 2,
+    VERSION = 3,
     HEADER_SIZE = 8,
     MAX_PAYLOAD = 128 * 1024,
     STDIN_WINDOW = 64 * 1024,
     MAX_PATH_BYTES = 1024,
     SEED_BYTES = 64,
     MAX_HOSTNAME = 63,
+    MAX_LAYER_PATH = 200,
 };
 
 enum kind {
@@ -86,6 +89,7 @@ enum kind {
     PREPARE = 0x0E,
     SUSPEND = 0x0F,
     REST = 0x10,
+    LAYER = 0x11,
     HELLO = 0x81,
     STARTED = 0x82,
     OUTPUT = 0x83,
@@ -183,6 +187,8 @@ static struct {
     rlim_t stack_gap;  /* see choose_layout; 0 where prefork programs are laid out as the kernel likes */
     unsigned mounted;  /* how often the script's disk was mounted, for the name of the working folder's layer */
     bool has_script;   /* it is mounted now */
+    uint64_t script_bytes, layer_bytes; /* how the script's disk is divided; no layer_bytes: it is not */
+    char layer_folder[MAX_LAYER_PATH + 1]; /* what the layer is laid over */
     bool keep, rehearse;
     const char *prefork_folder;
     uint64_t credit[STREAMS];
@@ -555,6 +561,9 @@ static void mount_root(void)
         mount_at("rw", "/rw", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOATIME, "mode=0755,size=50%");
     make_folder("/rw/root");
     make_folder("/rw/root.work");
+    make_folder("/rw/layer");
+    make_folder("/rw/layer.work");
+    make_folder("/layer");
     mount_at("root", "/newroot", "overlay", MS_NODEV, "lowerdir=/rom,upperdir=/rw/root,workdir=/rw/root.work");
     make_folder("/newroot/proc");
     make_folder("/newroot/job");
@@ -935,10 +944,10 @@ static void hear_exits(void)
 static void read_exits(void)
 {
     struct taskstats exit = {0};
-    size_t size, length;
+    size_t size, length, least = offsetof(struct taskstats, ac_tgid) + sizeof exit.ac_tgid;
     const uint8_t *at = receive_netlink(&size);
     if (!at || !(at = find_attribute(at, size, TASKSTATS_TYPE_AGGR_PID, &length)) ||
-        !(at = find_attribute(at, length, TASKSTATS_TYPE_STATS, &length)) || length < offsetof(struct taskstats, ac_tgid) + sizeof exit.ac_tgid)
+        !(at = find_attribute(at, length, TASKSTATS_TYPE_STATS, &length)) || length < least)
         return;
     memcpy(&exit, at, length < sizeof exit ? length : sizeof exit); /* it grows with the kernel's version */
     if (agent.phase != RUNNING || !agent.job.main || exit.ac_pid != (uint32_t)agent.job.main ||
@@ -951,32 +960,103 @@ static void read_exits(void)
 
 /* --- the job's processes -------------------------------------------------------------------------------------------- */
 
+/* script_bytes u64, layer_bytes u64, path: behind the script its disk holds a layer, which is laid over that folder. */
+static void take_layer(const uint8_t *payload, size_t length)
+{
+    if (agent.phase != READY || agent.has_script || length <= 16 || length > 16 + MAX_LAYER_PATH || payload[16] != '/' ||
+        memchr(payload + 16, 0, length - 16)) {
+        errno = EPROTO;
+        die("LAYER from host");
+    }
+    agent.script_bytes = get_u64(payload);
+    agent.layer_bytes = get_u64(payload + 8);
+    memcpy(agent.layer_folder, payload + 16, length - 16);
+    agent.layer_folder[length - 16] = 0;
+}
+
+/* A part of the script's disk as a device of its own, /dev/vdbN: the kernel knows it until it is told otherwise. */
+static bool add_part(int disk, int number, uint64_t start, uint64_t size)
+{
+    struct blkpg_partition part = {.start = (long long)start, .length = (long long)size, .pno = number};
+    struct blkpg_ioctl_arg order = {.op = BLKPG_ADD_PARTITION, .datalen = sizeof part, .data = &part};
+    return ioctl(disk, BLKPG, &order) == 0;
+}
+
+/* A folder of the image, wherever its own links lead, but never out of `root`; made if only its last part is missing. */
+static int open_below(const char *root, const char *path, bool make)
+{
+    struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT};
+    int top = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (top < 0)
+        return -1;
+    int folder = (int)syscall(SYS_openat2, top, path, &how, sizeof how);
+    const char *last = strrchr(path, '/');
+    if (folder < 0 && errno == ENOENT && make && last) {
+        char above[MAX_LAYER_PATH + 2];
+        snprintf(above, sizeof above, "%.*s/", (int)(last - path), path);
+        int parent = (int)syscall(SYS_openat2, top, above, &how, sizeof how);
+        if (parent >= 0 && mkdirat(parent, last + 1, 0755) == 0)
+            folder = (int)syscall(SYS_openat2, top, path, &how, sizeof how);
+        close_fd(&parent);
+    }
+    int error = errno;
+    close(top);
+    errno = error;
+    return folder;
+}
+
+/* What was installed for the script, over the image's own folder and under a writable layer. Its paths are written as
+ * descriptors: no name in an image leads the agent elsewhere. */
+static int mount_layer(void)
+{
+    char options[160], under[48] = "", target[40];
+    if (mount("/dev/vdb2", "/layer", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0)
+        return errno;
+    int below = open_below("/rom", agent.layer_folder, false), at = open_below("/newroot", agent.layer_folder, true);
+    int error = at < 0 ? errno : 0;
+    if (below >= 0)
+        snprintf(under, sizeof under, ":/proc/self/fd/%d", below);
+    snprintf(options, sizeof options, "lowerdir=/layer%s,upperdir=/rw/layer,workdir=/rw/layer.work", under);
+    snprintf(target, sizeof target, "/proc/self/fd/%d", at);
+    if (!error && mount("layer", target, "overlay", MS_NOSUID | MS_NODEV, options) < 0)
+        error = errno;
+    close_fd(&below);
+    close_fd(&at);
+    return error;
+}
+
 /* The script's disk at /job, and over it, writable, the working folder. Reread from the device: a snapshot's clone was
  * given the disk's contents after its kernel had first looked at it. */
 static int mount_script(uint32_t uid, uint32_t gid)
 {
     char work_folder[40], options[160];
+    bool layered = agent.layer_bytes > 0;
     int disk = open("/dev/vdb", O_RDONLY | O_CLOEXEC);
     if (disk < 0)
         return errno;
-    int flushed = ioctl(disk, BLKFLSBUF);
+    bool ready = ioctl(disk, BLKFLSBUF) == 0;
+    if (ready && layered)
+        ready = add_part(disk, 1, 0, agent.script_bytes) &&
+                add_part(disk, 2, agent.script_bytes, agent.layer_bytes);
+    int error = errno;
     close(disk);
-    if (flushed < 0)
-        return errno;
+    if (!ready)
+        return error;
     snprintf(agent.work_layer, sizeof agent.work_layer, "/rw/work%u", agent.mounted);
     snprintf(work_folder, sizeof work_folder, "/rw/work%u.work", agent.mounted);
     make_folder(agent.work_layer);
     make_folder(work_folder);
     if (chown(agent.work_layer, uid, gid) < 0 || chmod(agent.work_layer, 0755) < 0)
         return errno;
-    if (mount("/dev/vdb", "/newroot/job", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0)
+    const char *script = layered ? "/dev/vdb1" : "/dev/vdb";
+    if (mount(script, "/newroot/job", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0)
         return errno;
     snprintf(options, sizeof options, "lowerdir=/newroot/job,upperdir=%s,workdir=%s", agent.work_layer, work_folder);
     if (mount("work", "/newroot/work", "overlay", MS_NOSUID | MS_NODEV, options) < 0)
         return errno;
     agent.mounted++;
     agent.has_script = true;
-    return 0;
+    return layered ? mount_layer() : 0;
 }
 
 /* Unmount the script's disk; returns when the kernel has let go of it: a mount of a device that is still held would
@@ -1982,6 +2062,8 @@ static void handle_frame(enum kind kind, enum stream stream, uint8_t *payload, s
         keep_string(agent.envp, &agent.envc, payload, length);
     } else if (kind == NETWORK) {
         set_network_up(payload, length);
+    } else if (kind == LAYER) {
+        take_layer(payload, length);
     } else if (kind == RUN) {
         start_job(payload, length);
     } else if (kind == PREPARE) {

@@ -114,6 +114,10 @@ class Session:
         """
         await self._send(wire.network(interface, gateway, nameservers, mtu))
 
+    async def layer(self, script_bytes: int, layer_bytes: int, path: str) -> None:
+        """Before `run`: the script's disk holds a layer for this folder behind the script. Raises MachineDied."""
+        await self._send(wire.layer(script_bytes, layer_bytes, path))
+
     async def set_clock(self) -> None:
         """Tell the agent the time again, and to end its machine from now on when the host falls silent."""
         await self._send(_welcome())

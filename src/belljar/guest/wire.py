@@ -1,4 +1,4 @@
-"""The wire protocol between host and agent, version 2: frames over one byte stream.
+"""The wire protocol between host and agent, version 3: frames over one byte stream.
 
 A frame is a header of 8 bytes, little-endian: payload length (u32, at most `MAX_PAYLOAD`), kind (u8), stream (u8), and
 two zero bytes; then the payload. The agent speaks first (`HELLO`), the host answers (`WELCOME`). Everything that can
@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Interface
 
 from belljar.errors import GuestProtocolError
 
-VERSION = 2
+VERSION = 3
 HEADER = struct.Struct("<IBBH")
 #: Linux's limit on one argument or environment string (MAX_ARG_STRLEN), the longest thing that must fit.
 MAX_PAYLOAD = 128 * 1024
@@ -30,6 +30,8 @@ SEED_BYTES = 64
 MAX_HOSTNAME = 63
 #: Of a prefork program's name.
 MAX_NAME = 31
+#: Of the folder that a layer is laid over.
+MAX_LAYER_PATH = 200
 
 
 class Stream(IntEnum):
@@ -58,6 +60,7 @@ class Kind(IntEnum):
     PREPARE = 0x0E
     SUSPEND = 0x0F
     REST = 0x10
+    LAYER = 0x11
 
     HELLO = 0x81
     STARTED = 0x82
@@ -103,6 +106,8 @@ _RUN = struct.Struct("<IIII")
 _CREDIT = struct.Struct("<I")
 #: Address and gateway as they stand in packets, MTU, prefix length, how many name servers, and three of those.
 _NETWORK = struct.Struct("<4s4sHBB12s")
+#: Bytes of the script's file system and of the layer's, one behind the other on the script's disk.
+_LAYER = struct.Struct("<QQ")
 _COLLECT = struct.Struct("<QII")
 _STARTED = struct.Struct("<I")
 _EXITED = struct.Struct("<iiIIQQQ")
@@ -255,6 +260,14 @@ def network(interface: IPv4Interface, gateway: IPv4Address, nameservers: Sequenc
     count = len(addresses) // 4
     payload = _NETWORK.pack(interface.ip.packed, gateway.packed, mtu, prefix, count, addresses)
     return frame(Kind.NETWORK, payload)
+
+
+def layer(script_bytes: int, layer_bytes: int, path: str) -> bytes:
+    """Before RUN: behind the script its disk holds a layer, which is to be laid over that folder of the image."""
+    name = path.encode()
+    if not (script_bytes > 0 and layer_bytes > 0 and name.startswith(b"/") and len(name) <= MAX_LAYER_PATH):
+        raise ValueError(f"a layer has a length, and an absolute path of at most {MAX_LAYER_PATH} bytes")
+    return frame(Kind.LAYER, _LAYER.pack(script_bytes, layer_bytes) + name)
 
 
 def credit(stream: Stream, size: int) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from belljar.errors import InvalidOption
+from belljar.errors import InvalidDependencies, InvalidOption
 from belljar.jobs.egress import Destination, Egress, beyond, parse_destination, parse_destinations, parse_egress
 from belljar.settings import Settings
 
@@ -22,6 +22,15 @@ def check_egress(asked: str | Sequence[str], project: str, settings: Settings) -
             f"egress {over} is more than this project may have, which is {ceiling} (the setting {setting})",
             option="egress",
             limit=ceiling.value,
+        )
+
+
+def check_packages(origin: str, project: str, settings: Settings) -> None:
+    """Raises InvalidDependencies when nothing may be fetched for this project's scripts. `origin` asks for packages."""
+    if beyond(parse_egress("packages"), ceiling_of(project, settings), package_destinations(settings)) is not None:
+        raise InvalidDependencies(
+            f"{origin} asks for packages, and nothing may be fetched for this project (the settings max_egress and "
+            "project_max_egress); put them into the script, or use an image that has them"
         )
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from belljar.jobs.egress import parse_egress
 from belljar.jobs.states import Status
+from belljar.scripts.model import Dependencies
 
 #: Linux refuses one argument or environment string of 128 KiB or more (MAX_ARG_STRLEN, execve(2)).
 MAX_STRING_BYTES = 128 * 1024 - 1
@@ -304,6 +305,8 @@ class Job(Value):
     max_attempts: int = 2
     priority: int = 0
     labels: dict[str, str] = Field(default_factory=dict)
+    dependencies: Dependencies | None = None
+    """Packages that the script asks for; they are installed once, and kept for the next job that asks for the same."""
     idempotency_key: str | None = None
 
     def public(self) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from typing import Any
 
 from belljar.errors import InvalidOption
 from belljar.images.manifest import Image
-from belljar.jobs.egress_ceiling import check_egress
+from belljar.jobs.egress_ceiling import check_egress, check_packages
 from belljar.jobs.ids import new_id
 from belljar.jobs.model import Job, JobOptions, Resources
 from belljar.jobs.states import Status
+from belljar.scripts.dependencies import check_runtime
+from belljar.scripts.model import Dependencies
 from belljar.settings import Settings
 
 
@@ -33,10 +35,18 @@ class Runnable:
     #: What its language needs at least; more than the default for some.
     memory_mb: int | None = None
     image_digest: str | None = None
+    dependencies: Dependencies | None = None
 
 
-def runnable_of(script_id: str, language: str, entrypoint: str, image: Image) -> Runnable:
-    """A script, with what the image says of its language."""
+def runnable_of(
+    script_id: str, language: str, entrypoint: str, dependencies: Dependencies | None, image: Image
+) -> Runnable:
+    """A script, with what the image says of its language.
+
+    Raises InvalidDependencies when it asks for another version of the language than the image has.
+    """
+    if dependencies is not None:
+        check_runtime(dependencies, image)
     runs = image.language(language)
     return Runnable(
         script_id=script_id,
@@ -44,6 +54,7 @@ def runnable_of(script_id: str, language: str, entrypoint: str, image: Image) ->
         entrypoint=entrypoint,
         memory_mb=runs.memory_mb if runs else None,
         image_digest=image.manifest.digest,
+        dependencies=dependencies,
     )
 
 
@@ -68,6 +79,9 @@ def resolve_job(
     _at_most("disk_mb", resources.disk_mb or 0, settings.max_disk_mb, "max_disk_mb")
     _at_most("timeout_seconds", timeout_seconds, settings.max_timeout_seconds, "max_timeout_seconds")
     check_egress(options.egress, project, settings)
+    dependencies = script.dependencies if settings.dependencies == "on" else None
+    if dependencies is not None and dependencies.requirements:
+        check_packages(dependencies.origin, project, settings)
     if largest is not None:
         _fits("vcpus", resources.vcpus, largest.vcpus)
         _fits("memory_mb", resources.memory_mb, largest.memory_mb)
@@ -91,6 +105,7 @@ def resolve_job(
         max_attempts=options.max_attempts,
         priority=options.priority,
         labels=options.labels,
+        dependencies=dependencies,
         idempotency_key=options.idempotency_key,
     )
 

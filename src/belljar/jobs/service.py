@@ -93,7 +93,7 @@ class JobService:
         script = await self._script(project, request)
         name = options.image or self._images.image_for(script.language)
         image = self._images.get(name)
-        runnable = runnable_of(script.id, script.language, script.entrypoint, image)
+        runnable = runnable_of(script.id, script.language, script.entrypoint, script.dependencies, image)
         largest = await self._largest()
         job = resolve_job(options, runnable, project=project, image=name, settings=self._settings, largest=largest)
         if job.stdin_bytes:

@@ -1,7 +1,7 @@
 """From an uploaded file, archive or folder to a disk for a machine: the whole way of a script, with no server.
 
-Steps: tell what it is, unpack it into a tree, choose language and entrypoint, check the links, name it by its content,
-pack it.
+Steps: tell what it is, unpack it into a tree, choose language and entrypoint, check the links, read what packages it
+asks for, name it by its content, pack it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from belljar.errors import InvalidScript
 from belljar.images.manifest import Language
 from belljar.scripts.archive import HEAD_BYTES as ARCHIVE_HEAD_BYTES
 from belljar.scripts.archive import archive_kind, unpack
+from belljar.scripts.dependencies import read_dependencies
 from belljar.scripts.entrypoint import base_name, choose_entrypoint, file_name
 from belljar.scripts.folder import copy_folder
 from belljar.scripts.language import ELF, HEAD_BYTES, check_content, detect_language, named_language
 from belljar.scripts.limits import Allowance, UploadLimits
+from belljar.scripts.model import Dependencies
 from belljar.scripts.pack import pack_tree
 from belljar.scripts.tree import CHUNK_BYTES, Tree
 from belljar.scripts.uploads import disk_full_in, in_thread, too_large
@@ -46,6 +48,7 @@ class Unpacked:
     entrypoint: str
     size_bytes: int
     file_count: int
+    dependencies: Dependencies | None
     tree: Path
 
 
@@ -59,6 +62,7 @@ class Prepared:
     entrypoint: str
     size_bytes: int
     file_count: int
+    dependencies: Dependencies | None
     disk: Path
 
 
@@ -88,6 +92,7 @@ async def prepare(
         entrypoint=unpacked.entrypoint,
         size_bytes=unpacked.size_bytes,
         file_count=unpacked.file_count,
+        dependencies=unpacked.dependencies,
         disk=disk,
     )
 
@@ -211,6 +216,7 @@ def _unpacked(tree: Tree, wish: Wish, language: Language, entrypoint: str) -> Un
         entrypoint=entrypoint,
         size_bytes=tree.size_bytes,
         file_count=len(tree.files),
+        dependencies=read_dependencies(tree, language.name, entrypoint),
         tree=tree.root,
     )
 

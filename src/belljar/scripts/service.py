@@ -143,6 +143,7 @@ class ScriptService:
             size_bytes=unpacked.size_bytes,
             file_count=unpacked.file_count,
             created_at=datetime.now(UTC),
+            dependencies=unpacked.dependencies,
         )
         async with self._changing_one(script.id):
             if not await self._blobs.size(disk_blob(script.id)):  # none, or empty after a power failure

@@ -138,6 +138,10 @@ class Tree:
         """Whether this path is a file, or a link to one. Raises InvalidScript for a link that leads out."""
         return self.resolve(path) in self.files
 
+    def is_folder(self, path: str) -> bool:
+        """Whether this path is a folder, or a link to one. Raises InvalidScript for a link that leads out."""
+        return self.resolve(path) in self.folders
+
     def head(self, path: str, count: int) -> bytes:
         """The first bytes of a file or of what a link to one leads to."""
         return next(self.chunks(self.resolve(path), count), b"")

@@ -23,6 +23,7 @@ ASKED = frozenset(
         "egress",
         "artifacts",
         "labels",
+        "dependencies",
     }
 )
 #: What came of it, apart from those columns.

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 #: The newest migration; a database at this version is opened without loading Alembic.
-HEAD = "0001"
+HEAD = "0002"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -57,6 +57,7 @@ scripts = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("file_count", Integer, nullable=False),
     Column("created_at", UtcTime, nullable=False),
+    Column("dependencies", JSON(none_as_null=True)),
 )
 
 jobs = Table(

@@ -22,11 +22,16 @@ class SqlScripts:
 
     async def add(self, script: Script) -> Script:
         there = await self.get(script.project, script.id)
-        if there is not None:
+        if there is not None and there.dependencies == script.dependencies:
             return there
-        values = script.model_dump()
+        values = script.model_dump() | {"dependencies": _dependencies(script)}
+        # Of a script that an older belljar took it is not known yet; of any other it is the same.
+        query = insert(scripts).values(values)
+        query = query.on_conflict_do_update(
+            index_elements=["project", "id"], set_={"dependencies": query.excluded.dependencies}
+        )
         async with self._database.write() as connection:
-            await connection.execute(insert(scripts).values(values).on_conflict_do_nothing())
+            await connection.execute(query)
             found = await connection.execute(_one(script.project, script.id))
             return _script(found.one())
 
@@ -62,6 +67,10 @@ class SqlScripts:
         awaited = exists().where(jobs.c.script_id == script_id, jobs.c.status.not_in(ended))
         async with self._database.read() as connection:
             return bool((await connection.execute(select(or_(recorded, awaited)))).scalar())
+
+
+def _dependencies(script: Script) -> Any:
+    return script.dependencies.model_dump(mode="json") if script.dependencies is not None else None
 
 
 def _one(project: str, script_id: str) -> Any:

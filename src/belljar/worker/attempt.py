@@ -36,11 +36,22 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Laid:
+    """How the script's disk is divided where what was installed for the script lies behind it."""
+
+    script_bytes: int
+    layer_bytes: int
+    #: The folder of the image that the layer is laid over.
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptPlan:
     """Everything an attempt needs, resolved: no name is looked up any more."""
 
     machine: MachineSpec
     command: Command
+    layer: Laid | None = None
     #: Runs first, in the same machine and files; the command runs when it ended well.
     compile: Command | None = None
     stdin: bytes
@@ -194,6 +205,8 @@ async def _converse(
     clock, session = _Clock(end.phases), ready.session
     if plan.machine.slot is not None:  # of a machine that its planner gave a place to, rather than the supply
         await tell_network(session, plan.machine.slot)
+    if (laid := plan.layer) is not None:
+        await session.layer(laid.script_bytes, laid.layer_bytes, laid.path)
     if plan.compile is None or await _compile(plan, plan.compile, session, audience, cancel, end, clock):
         await _run(plan, session, audience, cancel, end, clock)
     if (

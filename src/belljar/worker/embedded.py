@@ -6,16 +6,18 @@ import asyncio
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from belljar.errors import DataFolderError, DiskFull, HostError, MachineError
 from belljar.guest.wire import Stream
 from belljar.images.catalog import Images
+from belljar.images.manifest import Image
 from belljar.jobs.model import Artifact, Job, JobOptions, LogInfo, MachineInfo, Timings
 from belljar.jobs.resolve import resolve_job, runnable_of
 from belljar.machines.choose import Chooser
@@ -35,6 +37,9 @@ from belljar.worker.networking import JobNetwork, Networking, network_use, told
 from belljar.worker.output import FolderArtifacts
 from belljar.worker.plan import plan_attempt
 from belljar.worker.preparing import Preparations
+
+if TYPE_CHECKING:
+    from belljar.worker.installing import Provided
 
 PROJECT = "local"
 
@@ -56,6 +61,8 @@ class EmbeddedRun:
     artifacts_dir: Path | None
     #: Told the serial console when the machine has ended.
     console: Callable[[bytes], None]
+    #: Told what is said while the script's packages are installed.
+    build: Callable[[bytes], None]
     #: Told in a sentence what a person should know meanwhile.
     notice: Callable[[str], None]
 
@@ -81,7 +88,7 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
         await asyncio.to_thread(clear_network_leftovers)
         name = run.options.image or images.image_for(prepared.language)
         image = images.get(name)
-        script = runnable_of(prepared.id, prepared.language, prepared.entrypoint, image)
+        script = runnable_of(prepared.id, prepared.language, prepared.entrypoint, prepared.dependencies, image)
         largest = Capacity.of_host(settings).largest()
         job = resolve_job(run.options, script, project=PROJECT, image=name, settings=settings, largest=largest)
         await asyncio.to_thread(images.verify, image)
@@ -90,6 +97,11 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
         supply = Supply(Snapshots(settings) if settings.snapshots == "on" else None)
         audience = _Terminal(run)
         ends: list[AttemptEnd] = []
+        provided = None
+        if job.dependencies is not None and job.dependencies.requirements:
+            started = time.monotonic()
+            provided = await _provide(job, image, prepared.disk, hypervisor, audience, cancel, settings)
+            audience.before["dependencies"] = round((time.monotonic() - started) * 1000, 3)
 
         for attempt in range(1, job.max_attempts + 1):
             try:
@@ -104,6 +116,7 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
                         network=network.wanted,
                         env=network.environment,
                     )
+                    plan = provided.on(plan) if provided is not None else plan
 
                     def take(spec: MachineSpec, network: JobNetwork = network) -> AbstractAsyncContextManager[Ready]:
                         return network.taking(
@@ -129,6 +142,26 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
     raise AssertionError("a loop over at least one attempt returns or raises")
 
 
+async def _provide(
+    job: Job,
+    image: Image,
+    script_disk: Path,
+    hypervisor: Hypervisor,
+    audience: _Terminal,
+    cancel: asyncio.Event,
+    settings: Settings,
+) -> Provided | None:
+    from belljar.worker.installing import Installer, Wanted  # nothing that most runs should wait for
+
+    wanted = Wanted(
+        job=job, image=image, script_disk=script_disk, hypervisor=hypervisor, onlooker=audience, cancel=cancel
+    )
+    async with Networking(settings) as networking:
+        installer = Installer(settings, networking.attached)
+        await installer.clear()
+        return await installer.provide(wanted)
+
+
 def _work_folder(root: Path) -> tempfile.TemporaryDirectory[str]:
     """A folder for one run, gone with its block. Raises DataFolderError."""
     try:
@@ -151,7 +184,7 @@ def _ended(job: Job, attempt: int, end: AttemptEnd, audience: _Terminal, hypervi
             "error": error_of(end, job),
             "started_at": started_at,
             "finished_at": now,
-            "timings": Timings(queue_ms=0, machine_ms=to_start, run_ms=run_ms, phases=dict(end.phases)),
+            "timings": Timings(queue_ms=0, machine_ms=to_start, run_ms=run_ms, phases=audience.before | end.phases),
             "usage": usage_of(end),
             "network": network_use(end.traffic),
             "machine": audience.source
@@ -174,6 +207,8 @@ class _Terminal:
             FolderArtifacts(run.artifacts_dir) if run.artifacts_dir is not None else _Nowhere()
         )
         self.started_at: datetime | None = None
+        #: Milliseconds of what came before there was a machine.
+        self.before: dict[str, float] = {}
         self.source: Source | None = None
 
     def took(self, source: Source) -> None:
@@ -184,6 +219,12 @@ class _Terminal:
 
     def console(self, data: bytes, dropped_bytes: int) -> None:
         self._run.console(data)
+
+    def build_notice(self, sentence: str) -> None:
+        self._run.notice(sentence.removeprefix("belljar: "))
+
+    def build_words(self, data: bytes) -> None:
+        self._run.build(data)
 
     def kept(self) -> list[Artifact]:
         return self.artifacts.kept

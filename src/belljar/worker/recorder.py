@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TypeVar
 
 import structlog
 
 from belljar.blobs.log import LogStream, LogWriter, keep_log, log_path
-from belljar.errors import HostError
+from belljar.errors import BelljarError, HostError
 from belljar.jobs.model import Job, JobError, MachineInfo, Timings
 from belljar.jobs.outcome import Outcome
 from belljar.machines.protocol import Hypervisor
@@ -49,6 +51,7 @@ class Recorder:
         self._job = job
         self._claimed_at = datetime.now(UTC)
         self._started_at: datetime | None = None
+        self._before: dict[str, float] = {}
         self._log = LogWriter(log_path(settings.data_dir, job.id))
         self._written: asyncio.Task[bool] | None = None
         self._over = asyncio.Event()
@@ -91,6 +94,26 @@ class Recorder:
         if dropped_bytes:
             data += f"\n[belljar: {dropped_bytes} more bytes of the console were dropped]\n".encode()
         self._log.append(LogStream.CONSOLE, data)
+
+    def build_notice(self, sentence: str) -> None:
+        self._log.append(LogStream.BUILD, f"[belljar: {sentence.removeprefix('belljar: ')}]\n".encode())
+
+    def build_words(self, data: bytes) -> None:
+        self._log.append(LogStream.BUILD, data)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Keep how long the block took as a phase before those of the machine."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._before[phase] = round((time.monotonic() - started) * 1000, 3)
+
+    async def refuse(self, error: BelljarError) -> None:
+        """End the job before it had a machine: what it asks for cannot be had."""
+        failed = Outcome.failed(JobError(code=error.code, message=error.message))
+        await self.finish(failed.model_copy(update={"timings": self._timings()}))
 
     async def ended(self, end: AttemptEnd) -> None:
         """Write down how the script ended."""
@@ -144,7 +167,7 @@ class Recorder:
             queue_ms=milliseconds(self._job.created_at, self._claimed_at),
             machine_ms=milliseconds(self._claimed_at, started) if started else None,
             run_ms=end.phases.get("run") if end and started else None,
-            phases=dict(end.phases) if end else {},
+            phases=self._before | (end.phases if end else {}),
         )
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import shutil
 import socket
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,8 +21,7 @@ from belljar import __version__
 from belljar.blobs.log import LogStream, LogWriter, keep_log, log_path
 from belljar.errors import BelljarError, HostError, MachineError
 from belljar.jobs.blob_names import stdin_blob
-from belljar.jobs.model import Job, JobError
-from belljar.jobs.outcome import Outcome
+from belljar.jobs.model import Job
 from belljar.machines.firecracker.folder import jails
 from belljar.machines.leftovers import clear_leftovers
 from belljar.machines.protocol import Hypervisor, MachineSpec
@@ -31,7 +31,9 @@ from belljar.machines.usage import resident_mb
 from belljar.network.leftovers import clear_network_leftovers
 from belljar.store.nodes import Node
 from belljar.worker.attempt import AttemptEnd, run_attempt
+from belljar.worker.builder import builder_resources
 from belljar.worker.capacity import Capacity
+from belljar.worker.installing import Installer, Wanted
 from belljar.worker.networking import Networking
 from belljar.worker.plan import plan_attempt
 from belljar.worker.recorder import Recorder, persistently
@@ -66,6 +68,7 @@ class Worker:
         self._started_at = datetime.now(UTC)
         self._hypervisor: Hypervisor | None = None
         self._networking = Networking(rooms.settings)
+        self._installer = Installer(rooms.settings, self._networking.attached, self._room_for_builder)
 
     async def run(self) -> None:
         """Work until cancelled. First puts right what an earlier run of this worker left unfinished."""
@@ -84,6 +87,7 @@ class Worker:
         removed = await clear_leftovers(jails=jails(rooms.settings)) + await asyncio.to_thread(clear_network_leftovers)
         if removed:
             log.warning("leftovers_removed", count=removed)
+        await self._installer.clear()
         for name in ("artifacts", "scratch"):
             shutil.rmtree(rooms.settings.data_dir / "run" / name, ignore_errors=True)
         for job in await rooms.claims.recover(self.id):
@@ -159,7 +163,7 @@ class Worker:
             await persistently(lambda: self._give_back(job, recorder, reason, code))
         except BelljarError as error:
             assert recorder is not None
-            await recorder.finish(Outcome.failed(JobError(code=error.code, message=error.message)))
+            await recorder.refuse(error)
         except Exception:
             log.exception("attempt_broke", job=job.id, attempt=job.attempt)
             reason = "belljar itself failed; the server's log has the details"
@@ -178,6 +182,18 @@ class Worker:
         stdin = await rooms.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
         hypervisor = recorder.hypervisor = self._hypervisor = await rooms.hypervisor(image)
         preparation = await rooms.preparations.of(image)
+        provided = None
+        if job.dependencies is not None and job.dependencies.requirements:
+            wanted = Wanted(
+                job=job,
+                image=image,
+                script_disk=disk,
+                hypervisor=hypervisor,
+                onlooker=recorder,
+                cancel=running.cancel,
+            )
+            with recorder.timed("dependencies"):
+                provided = await self._installer.provide(wanted)
         if rooms.supply.pool is not None:
             await rooms.supply.pool.shrink_to(self.capacity.spare_mb())
 
@@ -192,7 +208,17 @@ class Worker:
             rooms.changes.notify(job.id)
 
         plan = plan_attempt(job, image, disk, stdin, rooms.settings, network=network.wanted, env=network.environment)
+        plan = provided.on(plan) if provided is not None else plan
         await run_attempt(plan, take, recorder, running.cancel, ended)
+
+    @contextlib.contextmanager
+    def _room_for_builder(self, job_id: str) -> Iterator[None]:
+        """Count the machine that installs a job's packages among what this node has promised."""
+        self.capacity.hold(f"{job_id} builder", builder_resources(self._rooms.settings))
+        try:
+            yield
+        finally:
+            self.capacity.release(f"{job_id} builder")
 
     async def _give_back(self, job: Job, recorder: Recorder | None, reason: str, code: str) -> None:
         """The attempt is lost: queue the job again or end it, as the store decides."""
@@ -266,7 +292,7 @@ class Worker:
                 largest_memory_mb=self.capacity.largest().memory_mb,
                 vcpus_free=vcpus_free,
                 memory_free_mb=memory_free_mb,
-                running_jobs=self.capacity.jobs,
+                running_jobs=len(self._running),
                 waiting_clones=sum(pool.counts().values()) if pool is not None else 0,
                 waiting_memory_mb=round(pool.memory_mb if pool is not None else 0),
                 snapshots=tuple(await asyncio.to_thread(snapshots.list)) if snapshots is not None else (),

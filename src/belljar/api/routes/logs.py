@@ -28,6 +28,7 @@ class Which(StrEnum):
     STDOUT = "stdout"
     STDERR = "stderr"
     CONSOLE = "console"
+    BUILD = "build"
     ALL = "all"
 
 
@@ -35,6 +36,7 @@ _STREAMS = {
     Which.STDOUT: {LogStream.STDOUT},
     Which.STDERR: {LogStream.STDERR},
     Which.CONSOLE: {LogStream.CONSOLE},
+    Which.BUILD: {LogStream.BUILD},
     Which.ALL: set(LogStream),
     None: {LogStream.STDOUT, LogStream.STDERR},
 }
@@ -102,7 +104,7 @@ class _Reading:
                 yield record.data
 
     async def events(self, wanted: set[LogStream], start: int, *, follow: bool) -> AsyncIterator[str]:
-        """Events `stdout`, `stderr`, `console` with a JSON object {"text"}; then `end` with the job's status."""
+        """Events named for their stream, with a JSON object {"text"}; then `end` with the job's status."""
         decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in LogStream}
         said = time.monotonic()
         async for record in self._records(start, follow=follow):
