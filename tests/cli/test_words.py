@@ -37,6 +37,8 @@ def test_the_version_is_printed() -> None:
 
 WRONG: list[tuple[list[str], int, str]] = [
     (["rum"], 2, "No such command 'rum'"),
+    (["--json", "jobs", "ls"], 2, "options come after their command; try: belljar --help"),
+    (["jobs", "get"], 2, "try: belljar jobs get --help"),
     (["run"], 2, "Missing argument"),
     (["serve", "--port", "99999"], 1, "the setting port is wrong"),
     (["serve", "--port", "many"], 2, "--port"),

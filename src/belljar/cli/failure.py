@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
 
 from belljar.cli.printing import complain
@@ -45,7 +43,11 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, BelljarError):
         return error.message
     if hasattr(error, "format_message"):  # click's own: a wrong option, a missing argument
-        return f"{error.format_message()} (try: belljar {' '.join(sys.argv[1:2])} --help)"
+        # What was understood of the command line before the mistake; alone, it was an option before its command.
+        context = getattr(error, "ctx", None)
+        words = context.command_path.split()[1:] if context is not None else []
+        where = "options come after their command; " if not words and hasattr(error, "option_name") else ""
+        return f"{error.format_message()} ({where}try: {' '.join(['belljar', *words])} --help)"
     from belljar.client import ServerError, Unreachable
 
     return str(error) if isinstance(error, ServerError | Unreachable) else None
