@@ -13,9 +13,9 @@ from belljar.network.layout import HostFacts, lay_out, layout_of, layout_words
 from belljar.settings import Settings
 
 HOST = HostFacts(
-    addresses=(IPv4Address("203.0.113.7"),),
-    connected=(IPv4Network("203.0.113.0/24"),),
-    routed=(IPv4Network("203.0.113.0/24"), IPv4Network("10.0.0.0/8")),
+    addresses=(IPv4Address("198.51.100.7"),),
+    connected=(IPv4Network("198.51.100.0/24"),),
+    routed=(IPv4Network("198.51.100.0/24"), IPv4Network("10.0.0.0/8")),
     mtu=1400,
 )
 
@@ -24,7 +24,7 @@ def test_a_layout_comes_back_from_its_words_as_it_was() -> None:
     settings = Settings(refused_networks=(IPv4Network("192.0.2.0/24"),), network_connections=7)
     layout = lay_out(settings, HOST)
     assert layout_of(json.loads(json.dumps(layout_words(layout)))) == layout
-    assert layout.mtu == 1400 and IPv4Network("203.0.113.0/24") in layout.never
+    assert layout.mtu == 1400 and IPv4Network("198.51.100.0/24") in layout.never
 
 
 def test_what_a_machine_is_told_depends_on_its_slot_only_in_the_namespace() -> None:

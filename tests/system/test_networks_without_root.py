@@ -113,7 +113,7 @@ def server(own_networks: None, world: Internet, nobody: Nobody) -> Iterator[Serv
         assert "Traceback" not in server.log.read_text(), server.log.read_text()
 
 
-def helpers(server: Server) -> list[int]:
+def holders(server: Server) -> list[int]:
     """The processes that hold the networks, and the way out of them."""
     found = descendants(server.process.pid)
     return [pid for pid in found if "slirp" in name_of(pid) or "standin" in _command(pid)]
@@ -141,7 +141,7 @@ def test_machines_are_cloned_and_wait_with_networks_all_the_same(server: Server)
 def test_after_kill_9_nothing_is_left(server: Server) -> None:
     job = server.submit("import time; time.sleep(60)", egress="open")
     server.until(job, "running")
-    before, left = host_state(), helpers(server)
+    before, left = host_state(), holders(server)
     assert len(left) >= 2
     server.process.send_signal(signal.SIGKILL)
     server.process.wait()
@@ -155,12 +155,12 @@ def test_after_kill_9_nothing_is_left(server: Server) -> None:
 @pytest.mark.parametrize("which", ["slirp", "standin"])
 def test_when_a_process_that_holds_the_networks_dies_the_next_jobs_have_others(server: Server, which: str) -> None:
     assert server.run("print(1)", egress="open")["status"] == "succeeded"
-    killed = [pid for pid in helpers(server) if which in _command(pid)]
+    killed = [pid for pid in holders(server) if which in _command(pid)]
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
     job = server.run(TRY, args=[f"{WEB}:80"], egress="open", max_attempts=3)
     assert printed(server, job) == [f"{WEB}:80 web"]
-    assert killed and not set(killed) & set(helpers(server))
+    assert killed and not set(killed) & set(holders(server))
 
 
 @pytest.mark.parametrize("egress", ["open", "packages", "example.org"])
