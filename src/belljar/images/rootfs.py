@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from belljar.errors import ImageBuildError
+from belljar.guest.programs import programs_in_root
 from belljar.images.apt import Archive
 from belljar.images.facts import Facts
 from belljar.images.npm import fetch_npm
@@ -160,6 +161,11 @@ class _Additions:
             source.write_text(file.text)
             mode = "755" if file.executable else "644"
             self.commands.append(f'install -D -m {mode} {shlex.quote(str(source))} "$1"{file.path}')
+        preforks = programs_in_root(language.prefork for language in self._recipe.languages)
+        for number, (path, text) in enumerate(preforks.items()):
+            source = self._work / f"prefork-{number}"
+            source.write_bytes(text)
+            self.commands.append(f'install -D -m 644 {shlex.quote(str(source))} "$1"{path}')
 
     async def _wheels(self) -> None:
         version = await self._archive.version("python3")

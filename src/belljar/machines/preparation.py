@@ -30,7 +30,7 @@ class Preparation:
     #: Sets of processes that wait, prefork programs among them; each is made twice: one for a rehearsal, one for a job.
     waiting: tuple[Command, ...] = ()
     #: Run in a clone before it is given to a job: afterwards the hypervisor knows the guest's code.
-    rehearsal: Command | None = None
+    rehearsals: tuple[Command, ...] = ()
 
     def words(self) -> list[object]:
         """All that decides what the template becomes, as JSON values."""
