@@ -1,7 +1,7 @@
 #!.venv/bin/python
-"""Hello world in every language: from the pool, from a snapshot, and from a boot, with real machines over a real server.
+"""Hello world in every language: from the pool, a snapshot and a boot, with real machines over a real server.
 
-    .venv/bin/python bench/languages.py --data-dir DIR [--rounds 11] [--sources pool,snapshot,boot] [--languages a,b] [--json]
+    .venv/bin/python bench/languages.py --data-dir DIR [--rounds 11] [--sources pool,boot] [--languages a,b] [--json]
 
 DIR is where `belljar image build` has put images. A figure is the median of whole jobs, from the request to the answer
 that the job has ended; in brackets the share of the command itself, from its start in a ready machine to its end.

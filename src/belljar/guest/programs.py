@@ -6,6 +6,7 @@ that load a file only under a name of their kind find it in the image's root fil
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
@@ -15,7 +16,9 @@ _DESCRIPTOR = "/proc/self/fd/4"
 _ROOM = "." * 2048
 #: Where a root file system has those that are loaded by name.
 _FOLDER = "/usr/lib/belljar/prefork"
-_ENDINGS = {"ruby": ".rb"}
+#: What a fresh interpreter reads from its environment when it starts, where its program cannot execute one instead.
+_READ_AT_START = {"node": re.compile(r"HOME\Z|LANG|LC_|LD_|MALLOC_|GLIBC_|NODE_|UV_|OPENSSL|SSL_|ICU")}
+_ENDINGS = {"node": ".js", "ruby": ".rb"}
 
 
 def prefork_programs() -> dict[str, bytes]:
@@ -33,10 +36,18 @@ def programs_in_root(names: Iterable[str | None]) -> dict[str, bytes]:
     }
 
 
+def can_become(name: str, changed: Iterable[str]) -> bool:
+    """Whether that program can become a script's interpreter with these environment variables not as it had them."""
+    read_at_start = _READ_AT_START.get(name)
+    return read_at_start is None or not any(map(read_at_start.match, changed))
+
+
 def waiting_command(name: str, run: Sequence[str], *, folder: str = _FOLDER) -> list[str]:
     """The command that starts a prefork program, which waits to become `run` with a script for its `{entrypoint}`."""
     options, place = [], _DESCRIPTOR
-    if name == "ruby":
+    if name == "node":
+        options, place = ["-r", f"{folder}/node.js"], "waiting"
+    elif name == "ruby":
         # A name that is longer than any script's, whose place in memory the script's takes.
         options, place = [f"-r{folder}/ruby", "-rbelljar"], f"/proc/self/fd/{'./' * 1024}4"
     return [run[0], *options, *(place if word == "{entrypoint}" else word for word in run[1:]), _ROOM]
