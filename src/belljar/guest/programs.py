@@ -36,6 +36,11 @@ def programs_in_root(names: Iterable[str | None]) -> dict[str, bytes]:
     }
 
 
+def lies_in_root(name: str | None) -> bool:
+    """Whether that program must be in the image's root file system too, which is so in images of recipes."""
+    return name in _ENDINGS
+
+
 def can_become(name: str, changed: Iterable[str]) -> bool:
     """Whether that program can become a script's interpreter with these environment variables not as it had them."""
     read_at_start = _READ_AT_START.get(name)

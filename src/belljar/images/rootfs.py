@@ -17,6 +17,7 @@ from belljar.images.apt import Archive
 from belljar.images.facts import Facts
 from belljar.images.npm import fetch_npm
 from belljar.images.recipe import Recipe
+from belljar.images.subordinate import need_subordinate_ids
 from belljar.images.tool import call, need
 from belljar.images.wheels import fetch_wheels
 
@@ -82,6 +83,7 @@ async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) ->
     `work` is an empty folder for what lies around meanwhile. Raises MissingTool, DiskFull, ImageBuildError.
     """
     need("mmdebstrap", "mkfs.erofs")
+    need_subordinate_ids()
     before, listing, script = work / "before", work / "packages", work / "pack.sh"
     before.touch()
     script.write_text(_pack_script())
