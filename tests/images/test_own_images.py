@@ -21,6 +21,29 @@ from images.layouts import archive, entry, folder, link, new_layout
 
 pytestmark = pytest.mark.vm
 
+RECIPE = """
+name = "calculator"
+packages = ["bc"]
+
+[[files]]
+path = "/usr/local/bin/calculate"
+executable = true
+text = '''
+#!/bin/sh
+echo "$GREETING"
+exec bc -q "$1"
+'''
+
+[env]
+GREETING = "from a recipe"
+
+[[languages]]
+name = "calc"
+extensions = [".calc"]
+run = ["calculate", "{entrypoint}"]
+version = ["bc", "--version"]
+hello = "1"
+"""
 PROGRAM = r"""
 #include <stdio.h>
 #include <stdlib.h>
@@ -117,6 +140,27 @@ def test_a_recipe_with_packages_on_top(built_images: Path, tmp_path: Path) -> No
     finally:
         if Images(built_images).find("science"):
             Images(built_images).remove("science")
+
+
+def test_a_recipe_in_a_folder_works_like_a_built_in_one(built_images: Path, tmp_path: Path) -> None:
+    """Built by its name, listed, chosen by a file's ending, and removed."""
+    recipes = built_images / "recipes"
+    recipes.mkdir(exist_ok=True)
+    recipe = recipes / "calculator.toml"
+    recipe.write_text(RECIPE)
+    try:
+        built = belljar(built_images, "image", "build", "calculator", "--json")
+        assert built.returncode == 0, built.stderr
+        assert json.loads(built.stdout)["packages"]["bc"]
+        (tmp_path / "sum.calc").write_text("2 ^ 70\n")
+        done = belljar(built_images, "run", str(tmp_path / "sum.calc"))
+        assert (done.returncode, done.stdout) == (0, "from a recipe\n1180591620717411303424\n"), done.stderr
+        listed = json.loads(belljar(built_images, "image", "languages", "--json").stdout)
+        assert "calc" in str(listed)
+    finally:
+        recipe.unlink()
+        if Images(built_images).find("calculator"):
+            Images(built_images).remove("calculator")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ ends. All jobs are submitted at once, so that the worker has something to do whi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,28 @@ def server(language_images: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     data_dir = tmp_path_factory.mktemp("languages") / "data"
     data_dir.mkdir()
     (data_dir / "images").symlink_to(language_images / "images")
-    with serving(data_dir, BELLJAR_ACCELERATOR="tcg", BELLJAR_WORKER_VCPUS="3", BELLJAR_POOL="off") as server:
+    with serving(data_dir, BELLJAR_ACCELERATOR="tcg", BELLJAR_WORKER_VCPUS="2", BELLJAR_POOL="off") as server:
+        _until_frozen(server)
         yield server
         server.until_no_machines()
         assert "Traceback" not in server.log.read_text()
+
+
+def _until_frozen(server: Server) -> None:
+    """Have a snapshot of every image and shape that the jobs want: each then costs a clone, not a boot."""
+    wanted = {
+        (image, language.memory_mb)
+        for image, recipe in recipes(Path("/nonexistent")).items()
+        for language in recipe.languages
+        if language.name in PROGRAMS and (language.name != "shell" or image == "shell")
+    }
+    for image, memory_mb in wanted:
+        options = {"memory_mb": memory_mb} if memory_mb else {}
+        assert server.run("true", "shell", 170, image=image, **options)["status"] == "succeeded"
+    deadline = time.monotonic() + 600
+    while sum(len(image["snapshots"]) for image in server.http.get("/v1/images").json()["images"]) < len(wanted):
+        assert time.monotonic() < deadline, server.log.read_text()
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

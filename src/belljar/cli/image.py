@@ -44,12 +44,14 @@ def build(
     as_json: options.Json = False,
 ) -> None:
     """Build an image from a recipe, a recipe and packages, or a Dockerfile; what is built already is kept."""
+    from belljar.cli.logging import start_logging
     from belljar.errors import InvalidOption
     from belljar.images.additions import Additions
     from belljar.images.build import build_image
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)
+    start_logging(settings, "error")  # what a person must know is said in sentences
     if dockerfile is not None:
         from belljar.images.oci.root import build_from_dockerfile
 

@@ -118,9 +118,9 @@ class Session:
         """Before `run`: the script's disk holds a layer for this folder behind the script. Raises MachineDied."""
         await self._send(wire.layer(script_bytes, layer_bytes, path))
 
-    async def set_clock(self) -> None:
+    async def set_clock(self, *, ahead_seconds: int = 0) -> None:
         """Tell the agent the time again, and to end its machine from now on when the host falls silent."""
-        await self._send(_welcome())
+        await self._send(_welcome(ahead_seconds=ahead_seconds))
 
     async def prepare(self, command: Command) -> None:
         """Start processes that wait for a command: `command.argv` is what starts its prefork program, if it names one.
@@ -375,8 +375,8 @@ class Session:
                 raise error
 
 
-def _welcome(silence_seconds: int = SILENCE_SECONDS) -> bytes:
-    return wire.welcome(silence_seconds, time.time_ns())
+def _welcome(silence_seconds: int = SILENCE_SECONDS, *, ahead_seconds: int = 0) -> bytes:
+    return wire.welcome(silence_seconds, time.time_ns() + ahead_seconds * 1_000_000_000)
 
 
 def _flags(command: Command) -> wire.RunFlag:

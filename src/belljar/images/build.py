@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol
 
 from belljar.errors import DataFolderError, DiskFull, HostError
 from belljar.guest.binary import agent_binary
-from belljar.guest.programs import prefork_programs
+from belljar.guest.programs import prefork_programs, programs_in_root
 from belljar.images.additions import Additions
 from belljar.images.apt import DEBIAN_ARCHITECTURES, Archive
 from belljar.images.apt import open_archive as open_apt
@@ -337,7 +337,9 @@ class RecipeRoot:
     def inputs(self) -> list[str]:
         fields = {"packages", "pip", "npm", "exclude", "files", "prepare"}
         versions = [[language.name, *language.version] for language in self._recipe.languages]
-        return [self._suite, self._recipe.model_dump_json(include=fields), json.dumps(versions), str(FORMAT)]
+        preforks = programs_in_root(language.prefork for language in self._recipe.languages)
+        digests = [hashlib.sha256(text).hexdigest() for text in preforks.values()]
+        return [self._suite, self._recipe.model_dump_json(include=fields), json.dumps(versions), str(FORMAT), *digests]
 
     async def is_current(self, facts: Facts, build: Build) -> bool:
         if self._recipe.pip or self._recipe.npm:

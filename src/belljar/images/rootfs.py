@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from belljar.errors import ImageBuildError
+from belljar.guest.programs import programs_in_root
 from belljar.images.apt import Archive
 from belljar.images.facts import Facts
 from belljar.images.npm import fetch_npm
 from belljar.images.recipe import Recipe
+from belljar.images.subordinate import need_subordinate_ids
 from belljar.images.tool import call, need
 from belljar.images.wheels import fetch_wheels
 
@@ -81,6 +83,7 @@ async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) ->
     `work` is an empty folder for what lies around meanwhile. Raises MissingTool, DiskFull, ImageBuildError.
     """
     need("mmdebstrap", "mkfs.erofs")
+    need_subordinate_ids()
     before, listing, script = work / "before", work / "packages", work / "pack.sh"
     before.touch()
     script.write_text(_pack_script())
@@ -160,6 +163,11 @@ class _Additions:
             source.write_text(file.text)
             mode = "755" if file.executable else "644"
             self.commands.append(f'install -D -m {mode} {shlex.quote(str(source))} "$1"{file.path}')
+        preforks = programs_in_root(language.prefork for language in self._recipe.languages)
+        for number, (path, text) in enumerate(preforks.items()):
+            source = self._work / f"prefork-{number}"
+            source.write_bytes(text)
+            self.commands.append(f'install -D -m 644 {shlex.quote(str(source))} "$1"{path}')
 
     async def _wheels(self) -> None:
         version = await self._archive.version("python3")

@@ -17,6 +17,8 @@ from belljar.machines.protocol import Clone, Template
 #: Most bytes that a rehearsal may print; it is our own, and prints a line.
 _MOST_OUTPUT = 4096
 _REHEARSAL_SECONDS = 60.0
+#: Longer than any snapshot is kept.
+_AHEAD_SECONDS = 10 * 365 * 86400
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +32,7 @@ class Preparation:
     #: Sets of processes that wait, prefork programs among them; each is made twice: one for a rehearsal, one for a job.
     waiting: tuple[Command, ...] = ()
     #: Run in a clone before it is given to a job: afterwards the hypervisor knows the guest's code.
-    rehearsal: Command | None = None
+    rehearsals: tuple[Command, ...] = ()
 
     def words(self) -> list[object]:
         """All that decides what the template becomes, as JSON values."""
@@ -70,12 +72,16 @@ async def prepare_template(template: Template, preparation: Preparation, boot_ti
     await template.insert(preparation.disk)
     for command in preparation.warm:
         await rehearse(session, command)
+    # OpenSSL's generators, which a waiting process may have used already, remember when they were seeded, and seed
+    # themselves again where that lies in the future (prov_drbg_generate in its drbg.c). In a clone it will.
+    await session.set_clock(ahead_seconds=_AHEAD_SECONDS)
     for command in preparation.waiting:
         for _ in range(2):
             try:
                 await session.prepare(command)
             except CommandFailed as failed:
                 raise MachineError(f"{command.prefork or 'the reaper'} does not wait: {failed}") from None
+    await session.set_clock()
     await session.suspend()
 
 

@@ -179,9 +179,10 @@ class Supply:
             except MachineError as error:
                 await self._spoilt(order.hypervisor, key, error)
                 return None
-            if order.preparation.rehearsal is not None:
-                await clone.insert(order.preparation.disk)
-                await rehearse(session, order.preparation.rehearsal)
+            for number, rehearsal in enumerate(order.preparation.rehearsals):
+                if number == 0:
+                    await clone.insert(order.preparation.disk)
+                await rehearse(session, rehearsal)
             clone.come_forward()
             memory_mb = await asyncio.to_thread(resident_mb, clone.pids())
             return Waiting(clone, session, trying.pop_all(), memory_mb, slot)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from belljar.errors import UnknownLanguage
 from belljar.guest.command import Command
+from belljar.guest.programs import can_become
 from belljar.images.manifest import Image, Language
 from belljar.jobs.model import Job
 from belljar.machines.protocol import MachineSpec
@@ -74,15 +75,18 @@ def command_for(
     image: Image, language: Language, entrypoint: str, args: Sequence[str], env: Mapping[str, str], settings: Settings
 ) -> Command:
     """What the agent runs for a script of that language at that path below the working folder."""
-    manifest = image.manifest
+    manifest, prefork = image.manifest, language.prefork or ""
+    usual = DEFAULT_ENV | manifest.env
+    if not can_become(prefork, (name for name, value in env.items() if usual.get(name) != value)):
+        prefork = ""
     return Command(
         argv=[*_filled(language.run, entrypoint), *args],
-        env=DEFAULT_ENV | manifest.env | dict(env),
+        env=usual | dict(env),
         cwd=manifest.working_folder or WORKING_FOLDER,
         uid=manifest.user.uid,
         gid=manifest.user.gid,
         max_processes=settings.max_processes,
-        prefork=language.prefork or "",
+        prefork=prefork,
     )
 
 

@@ -9,16 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from belljar.guest.command import Command
+from belljar.guest.programs import waiting_command
 from belljar.images.manifest import Image, Language
 from belljar.machines.preparation import Preparation
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
 from belljar.worker.plan import DEFAULT_ENV, command_for
-
-#: Where a prefork program finds its own text (PROGRAM_FD in agent.c).
-_PROGRAM = "/proc/self/fd/4"
-#: One more argument, to make room for the command line of a script that takes the program's place.
-_ROOM = "." * 2048
 
 
 class Preparations:
@@ -44,20 +40,22 @@ class Preparations:
             disk=await self._disk({name: text for name, _, text in rehearsals}),
             warm=tuple(_fresh(command) for command in commands),
             waiting=self._waiting(image),
-            rehearsal=commands[0] if commands else None,
+            rehearsals=tuple(command for command in commands if command.prefork) or commands[:1],
         )
 
     def _waiting(self, image: Image) -> tuple[Command, ...]:
-        """The prefork programs, or a set of processes that waits for any command where there are none."""
+        """The prefork programs, and a set of processes that waits for any command of the other languages."""
         env, user = DEFAULT_ENV | image.manifest.env, image.manifest.user
-        preforks = {language.prefork: language for language in image.manifest.languages if language.prefork}
+        languages = image.manifest.languages
+        preforks = {language.prefork: language for language in languages if language.prefork}
         most = self._settings.max_processes
-        if not preforks:
-            return (Command(argv=[], env=env, cwd="/", uid=user.uid, gid=user.gid, max_processes=most),)
-        return tuple(
-            Command(argv=[*_started(language), _ROOM], env=env, cwd="/", max_processes=most, prefork=name)
+        waiting = tuple(
+            Command(argv=waiting_command(name, language.run), env=env, cwd="/", max_processes=most, prefork=name)
             for name, language in preforks.items()
         )
+        if len(preforks) == len(languages):
+            return waiting
+        return (*waiting, Command(argv=[], env=env, cwd="/", uid=user.uid, gid=user.gid, max_processes=most))
 
     async def _disk(self, files: dict[str, str]) -> Path:
         digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]
@@ -83,7 +81,3 @@ def _rehearsals(image: Image) -> list[tuple[str, Language, str]]:
 
 def _fresh(command: Command) -> Command:
     return replace(command, prefork="")
-
-
-def _started(language: Language) -> list[str]:
-    return [_PROGRAM if word == "{entrypoint}" else word for word in language.run]

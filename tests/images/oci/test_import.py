@@ -190,7 +190,8 @@ def test_a_dockerfile(image_dir: Path, tmp_path: Path) -> None:
 
 def test_a_dockerfile_that_fails_half_way_leaves_nothing(image_dir: Path, tmp_path: Path) -> None:
     dockerfile = tmp_path / "Dockerfile"
-    dockerfile.write_text("FROM scratch\nCOPY not-there /x\n")
+    (tmp_path / "there").write_text("x")
+    dockerfile.write_text("FROM scratch\nCOPY there /x\nCOPY not-there /y\n")
     before = left(image_dir)
     with pytest.raises(ImageBuildError, match="buildah failed"):
         asyncio.run(build_from_dockerfile("own", dockerfile, None, load_settings(data_dir=image_dir), Silent()))

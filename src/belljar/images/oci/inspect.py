@@ -8,6 +8,7 @@ import stat
 from collections.abc import Sequence
 
 from belljar.errors import InvalidImage
+from belljar.guest.programs import lies_in_root
 from belljar.images.manifest import Language, User
 from belljar.images.oci.tree import RootTree
 from belljar.images.oci.wishes import Wishes
@@ -46,6 +47,8 @@ def languages_of(tree: RootTree, wishes: Wishes, known: Sequence[Language]) -> t
     for language in known:
         if language.run == ("{entrypoint}",):
             continue
+        if lies_in_root(language.prefork):
+            language = language.model_copy(update={"prefork": None})
         if language.name == "shell" and not _program(tree, wishes, "bash"):
             language = language.model_copy(update={"run": ("sh", "{entrypoint}"), "version": ("sh",)})
         tools = [words[0] for words in (language.run, language.compile, language.version) if words]

@@ -24,6 +24,7 @@ from belljar.images.oci.wishes import Wishes, read_wishes
 from belljar.images.progress import Progress
 from belljar.images.recipe import recipes
 from belljar.images.rootfs import EPOCH, MKFS
+from belljar.images.subordinate import need_subordinate_ids
 from belljar.images.tool import call, need
 from belljar.settings import Settings
 
@@ -63,6 +64,7 @@ class OciRoot:
         self._known = _languages(settings.data_dir)
 
     async def prepare(self, build: Build) -> None:
+        need_subordinate_ids()  # said before anything is fetched
         build.progress.step(f"fetching {self._source.shown}")
         architecture = DEBIAN_ARCHITECTURES[build.architecture]
         layout = await self._layout(build, architecture)

@@ -1,0 +1,93 @@
+"""Images made by a user who is not root: in a user namespace, with a range of ids; without one, told what is needed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from images.layouts import archive, entry, folder, new_layout
+
+pytestmark = [pytest.mark.vm, pytest.mark.root]
+
+CODE = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def place(built_images: Path, tmp_path: Path) -> Path:
+    """A data folder with the built images' kernel, and a container image, in a place that any user may enter."""
+    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        if parent.stat().st_uid == os.geteuid() and str(parent).startswith("/tmp/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    data = tmp_path / "data"
+    shutil.copytree(built_images / "images", data / "images")
+    shutil.copytree(built_images / "cache" / "notes", data / "cache" / "notes")
+    layout = new_layout(tmp_path / "layout")
+    members = [folder("srv", uid=33, gid=33, mode=0o700), entry("srv/own", b"x", uid=33, gid=34, mode=0o600)]
+    layout.add([archive(folder("bin"), entry("bin/tool", b"\x7fELF", mode=0o755), *members)], {"User": "33"})
+    return tmp_path
+
+
+def own(place: Path, uid: int, gid: int) -> None:
+    for path in (place, *place.rglob("*")):
+        os.lchown(path, uid, gid)
+
+
+def belljar(place: Path, user: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["setpriv", *user, "--", sys.executable, "-m", "belljar", *arguments, "--data-dir", str(place / "data")]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(place), "BELLJAR_SNAPSHOTS": "off"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd="/")
+
+
+def may_run_the_code(user: tuple[str, ...]) -> bool:
+    look = ["setpriv", *user, "--", sys.executable, "-c", "import belljar"]
+    return subprocess.run(look, capture_output=True, timeout=60, cwd="/").returncode == 0
+
+
+@pytest.fixture
+def user() -> Iterator[tuple[str, int]]:
+    """A user of this host with a range of ids, who is gone with the test."""
+    name = f"belljar-{os.getpid()}"
+    if not shutil.which("useradd"):
+        pytest.skip("useradd (passwd) is not installed")
+    made = subprocess.run(["useradd", "--no-create-home", "--user-group", name], capture_output=True, text=True)
+    if made.returncode != 0:
+        pytest.skip(f"no user can be made here: {made.stderr.strip()}")
+    try:
+        uid = int(subprocess.run(["id", "-u", name], check=True, capture_output=True, text=True).stdout)
+        yield name, uid
+    finally:
+        subprocess.run(["userdel", name], check=True, capture_output=True)
+
+
+def test_an_ordinary_user_imports_an_image_with_files_of_other_owners(place: Path, user: tuple[str, int]) -> None:
+    name, uid = user
+    words = (f"--reuid={name}", f"--regid={name}", "--init-groups")
+    if not may_run_the_code(words):
+        pytest.skip(f"{CODE} cannot be read by other users")
+    own(place, uid, uid)
+    done = belljar(place, words, "image", "import", str(place / "layout"), "--name", "tiny")
+    assert done.returncode == 0, done.stderr
+    root = max((place / "data" / "images" / "parts").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    command = ["dump.erofs", "--path=/srv/own", str(root)]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+    assert "Uid: 33" in listed and "Gid: 34" in listed
+    assert not list((place / "data" / "cache").glob("build-*"))
+
+
+def test_a_user_without_ids_is_told_what_is_needed(place: Path) -> None:
+    words = ("--reuid=64001", "--regid=64001", "--clear-groups")
+    if not may_run_the_code(words):
+        pytest.skip(f"{CODE} cannot be read by other users")
+    own(place, 64001, 64001)
+    done = belljar(place, words, "image", "import", str(place / "layout"), "--name", "tiny")
+    assert done.returncode != 0
+    (last,) = done.stderr.splitlines()[-1:]
+    assert last.startswith("belljar: ") and "usermod --add-subuids" in last and "Traceback" not in done.stderr
+    assert not (place / "data" / "images" / "tiny.json").exists()
+    assert not list((place / "data" / "cache").glob("build-*"))

@@ -1,0 +1,112 @@
+"""Clones of one snapshot, in which Node.js and Ruby have waited, draw different numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from belljar.guest.command import Command
+from belljar.images.catalog import Images
+from belljar.machines.protocol import MachineSpec, Shape
+from belljar.machines.qemu.hypervisor import QemuHypervisor
+from belljar.machines.snapshots import Snapshots
+from belljar.machines.supply import Ready, Supply
+from belljar.scripts.pack import pack_tree
+from belljar.settings import Settings
+from belljar.worker.plan import DEFAULT_ENV
+from belljar.worker.preparing import Preparations
+from guest.conversation import Collector
+from system.running import descendants, name_of
+
+pytestmark = pytest.mark.vm
+
+CLONES = 50
+#: In so many of them a fresh interpreter is asked too.
+FRESH = 5
+NODE = """
+const crypto = require('crypto'), vm = require('vm');
+const { Worker } = require('worker_threads');
+const drawn = {
+    uuid: crypto.randomUUID(), bytes: crypto.randomBytes(16).toString('hex'), math: Math.random(), more: Math.random(),
+    int: crypto.randomInt(2 ** 47), web: Buffer.from(crypto.webcrypto.getRandomValues(new Uint8Array(16))).toString('hex'),
+    context: vm.runInNewContext('Math.random()'), created: vm.runInContext('Math.random()', vm.createContext({})),
+    script: new vm.Script('Math.random()').runInNewContext(), key: crypto.generateKeySync('aes', { length: 128 }).export().toString('hex'),
+};
+const inThread = `
+    const crypto = require('crypto');
+    require('worker_threads').parentPort.postMessage({ thread: Math.random(), threadUuid: crypto.randomUUID() });
+`;
+new Worker(inThread, { eval: true }).on('message', (said) => console.log(JSON.stringify({ ...drawn, ...said })));
+"""  # noqa: E501
+RUBY = """
+require 'json'
+require 'securerandom'
+puts JSON.generate(
+  secure: SecureRandom.hex(16), uuid: SecureRandom.uuid, rand: rand, seed: Random.seed,
+  other: Random.new.bytes(16).unpack1('H*'),
+  shuffled: (1..40).to_a.shuffle.join(' '), urandom: Random.urandom(16).unpack1('H*'), float: Random.rand
+)
+"""
+SCRIPTS = {"node": ("draw.js", NODE), "ruby": ("draw.rb", RUBY)}
+
+
+@pytest.fixture
+async def hypervisor(tmp_path: Path) -> AsyncIterator[QemuHypervisor]:
+    settings = Settings(data_dir=tmp_path / "data")
+    yield QemuHypervisor(settings, "tcg")
+    assert [pid for pid in descendants(os.getpid()) if "qemu" in name_of(pid)] == []
+
+
+async def draw(ready: Ready, language: str, *, waited: bool) -> dict[str, object]:
+    command = Command(
+        argv=[language, f"/work/{SCRIPTS[language][0]}"],
+        env=DEFAULT_ENV,
+        prefork=language if waited else "",
+        keep=True,
+    )
+    sink = Collector()
+    async with asyncio.timeout(120):
+        exited = await ready.session.run(command, b"", sink, lambda _: None)
+    assert exited.exit_code == 0, sink.stderr
+    return {f"{language}: {name}": value for name, value in json.loads(sink.stdout).items()}
+
+
+async def test_fifty_clones_draw_fifty_numbers(
+    language_images: Path, hypervisor: QemuHypervisor, tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    image = Images(language_images).get("scripting")
+    preparation = await Preparations(settings).of(image)
+    supply = Supply(Snapshots(settings))
+    (tmp_path / "tree").mkdir()
+    for name, text in SCRIPTS.values():
+        (tmp_path / "tree" / name).write_text(text)
+    await pack_tree(tmp_path / "tree", tmp_path / "script.erofs")
+    spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=256), script_disk=tmp_path / "script.erofs")
+    assert supply.snapshots is not None
+    assert await supply.make(hypervisor, spec, preparation)
+    room = asyncio.Semaphore(2)
+    drawn: list[dict[str, object]] = []
+
+    async def one(number: int) -> None:
+        async with room, supply.machine(hypervisor, spec, preparation, 60) as ready:
+            assert ready.source == "snapshot"
+            drawn.append(await draw(ready, "node", waited=True) | await draw(ready, "ruby", waited=True))
+            for language in SCRIPTS if number < FRESH else ():
+                drawn.append(await draw(ready, language, waited=False))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number in range(CLONES):
+                group.create_task(one(number))
+    finally:
+        hypervisor.forget(supply.snapshots.folder / supply.snapshots.key(hypervisor, image, spec.shape, preparation))
+    for name in drawn[0]:
+        values = [each[name] for each in drawn if name in each]
+        assert len(values) == CLONES + FRESH, name
+        assert len(set(values)) == len(values), name
