@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -45,6 +46,15 @@ def pooled(world: Internet, built_images: Path, tmp_path_factory: pytest.TempPat
 def slots(server: Server) -> list[str]:
     """Namespaces of this server's slots."""
     return sorted(path.name for path in NETNS.glob(f"belljar-*-{server.process.pid}-*"))
+
+
+def made(server: Server) -> dict[str, int]:
+    """When each was made: the names of those that are gone are given again."""
+    found = {}
+    for name in slots(server):
+        with contextlib.suppress(FileNotFoundError):
+            found[name] = (NETNS / name).stat().st_ctime_ns
+    return found
 
 
 def granted(namespace: str) -> bool:
@@ -118,7 +128,7 @@ def test_a_job_that_sends_nothing_is_charged_nothing(pooled: Server) -> None:
 
 def test_machines_that_die_waiting_take_their_slots_along_and_are_replaced(pooled: Server) -> None:
     filled(pooled)  # so that none is just being made
-    before = set(slots(pooled))
+    before = made(pooled)
     killed = pooled.machines()
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
@@ -127,7 +137,7 @@ def test_machines_that_die_waiting_take_their_slots_along_and_are_replaced(poole
     job = pooled.run(TRY, args=[f"{WEB}:80"], egress="open")
     assert (printed(pooled, job), job["attempt"]) == ([f"{WEB}:80 web"], 1)
     deadline = time.monotonic() + 60
-    while len(before & set(slots(pooled))) > 1:  # the one that waited for no machine
+    while len(before.items() & made(pooled).items()) > 1:  # the one that waited for no machine
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
