@@ -1,4 +1,4 @@
-"""How long each named step of a machine's start took, in milliseconds."""
+"""How long each named step of something took, in milliseconds."""
 
 from __future__ import annotations
 

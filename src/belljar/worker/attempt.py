@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import signal as signals
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from belljar.guest.session import Session
 from belljar.guest.sinks import ArtifactSink, OutputSink
 from belljar.machines.plugging import tell_network
 from belljar.machines.protocol import Machine, MachineSpec
+from belljar.machines.steps import Steps
 from belljar.machines.supply import Ready, Source
 from belljar.network.traffic import Traffic
 
@@ -124,19 +124,6 @@ class CompilerOutput:
         return self.output.full(wire.Stream.STDERR)
 
 
-@dataclass(slots=True)
-class _Clock:
-    """Names the time since the last mark."""
-
-    phases: dict[str, float]
-    at: float = field(default_factory=time.monotonic)
-
-    def mark(self, name: str) -> None:
-        now = time.monotonic()
-        self.phases[name] = round((now - self.at) * 1000, 3)
-        self.at = now
-
-
 async def run_attempt(
     plan: AttemptPlan,
     take: Callable[[MachineSpec], AbstractAsyncContextManager[Ready]],
@@ -202,7 +189,7 @@ async def _unless_dead(machine: Machine, work: Coroutine[Any, Any, None]) -> Non
 async def _converse(
     plan: AttemptPlan, ready: Ready, audience: Audience, cancel: asyncio.Event, end: AttemptEnd
 ) -> None:
-    clock, session = _Clock(end.phases), ready.session
+    clock, session = Steps(end.phases), ready.session
     if plan.machine.slot is not None:  # of a machine that its planner gave a place to, rather than the supply
         await tell_network(session, plan.machine.slot)
     if (laid := plan.layer) is not None:
@@ -217,7 +204,7 @@ async def _converse(
         and end.exited is not None
     ):
         await _collect(plan, session, audience, end)
-        clock.mark("collect")
+        clock.done("collect")
 
 
 async def _unless(cancel: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
@@ -239,16 +226,16 @@ async def _compile(
     audience: Audience,
     cancel: asyncio.Event,
     end: AttemptEnd,
-    clock: _Clock,
+    clock: Steps,
 ) -> bool:
     """Whether the script was compiled and can be run; all that the compiler says is the job's stderr."""
 
     def started(message: wire.Started) -> None:
-        clock.mark("start_compile")
+        clock.done("start_compile")
 
     end.in_compile = True
     await _execute(command, b"", CompilerOutput(audience.output), started, plan, session, cancel, end)
-    clock.mark("compile")
+    clock.done("compile")
     if end.stop is not None or end.exited is None or end.exited.exit_code != 0:
         return False
     end.in_compile, end.exited = False, None
@@ -256,14 +243,14 @@ async def _compile(
 
 
 async def _run(
-    plan: AttemptPlan, session: Session, audience: Audience, cancel: asyncio.Event, end: AttemptEnd, clock: _Clock
+    plan: AttemptPlan, session: Session, audience: Audience, cancel: asyncio.Event, end: AttemptEnd, clock: Steps
 ) -> None:
     def started(message: wire.Started) -> None:
-        clock.mark("start")
+        clock.done("start")
         audience.started()
 
     await _execute(plan.command, plan.stdin, audience.output, started, plan, session, cancel, end)
-    clock.mark("run")
+    clock.done("run")
 
 
 async def _execute(
