@@ -9,15 +9,14 @@ alone. Nothing is believed before its note is written, last, by renaming.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import os
 import secrets
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from belljar.images.oci.wishes import Wishes
 from belljar.images.rootfs import EPOCH, MKFS
 from belljar.images.tool import call
 from belljar.settings import Settings
+from belljar.turns import only_one
 
 #: Not the images' own time: an interpreter that looked into a folder before the layer was laid over it must see that it
 #: has changed (importlib's FileFinder compares times).
@@ -131,7 +131,7 @@ class Layers:
         One holds it at a time, in whatever process; a killed one holds it no longer.
         """
         self._building.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _only_one(self._building / f"{key}.lock") as mine:
+        with only_one(self._building / f"{key}.lock") as mine:
             if not mine:
                 yield None
                 return
@@ -238,19 +238,6 @@ class Layers:
             raise LayerBuildError(f"what the builder installed cannot be taken: {found.error}")
         os.truncate(out, -(-out.stat().st_size // _BLOCK_BYTES) * _BLOCK_BYTES)
         return out
-
-
-@contextmanager
-def _only_one(path: Path) -> Iterator[bool]:
-    """Whether this caller has the lock while the block lasts."""
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        # Whoever had it before has removed the file.
-        yield path.exists() and os.fstat(lock.fileno()).st_ino == path.stat().st_ino
 
 
 async def _removed(folder: Path) -> None:

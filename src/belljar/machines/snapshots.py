@@ -10,13 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
@@ -27,6 +25,7 @@ from belljar.machines.boot import NoClock
 from belljar.machines.preparation import Preparation, prepare_template
 from belljar.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.settings import Settings
+from belljar.turns import only_one
 
 log = structlog.get_logger()
 
@@ -86,7 +85,7 @@ class Snapshots:
         """
         key = self.key(hypervisor, image, shape, preparation)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _only_one(self.folder / f"{key}.lock") as mine:
+        with only_one(self.folder / f"{key}.lock") as mine:
             if not mine:
                 return None
             found = self.find(key)
@@ -181,14 +180,14 @@ class Snapshots:
                 total -= size
         for lock in self.folder.glob("*.lock"):
             if not lock.with_suffix("").exists():
-                with _only_one(lock) as mine:
+                with only_one(lock) as mine:
                     if mine:
                         lock.unlink(missing_ok=True)
 
     def clear_partial(self) -> None:
         """Remove what a killed process left half-made: what nobody holds the lock of."""
         for partial in self.folder.glob("*.partial"):
-            with _only_one(partial.with_suffix(".lock")) as mine:
+            with only_one(partial.with_suffix(".lock")) as mine:
                 if mine:
                     self._remove(partial)
 
@@ -198,19 +197,6 @@ class Snapshots:
         with contextlib.suppress(FileNotFoundError):
             folder.rename(grave)
             shutil.rmtree(grave, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[bool]:
-    """Whether this process has the lock while the block lasts."""
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        # Whoever trims may have removed the file between its opening and its locking.
-        yield path.exists() and os.fstat(lock.fileno()).st_ino == path.stat().st_ino
 
 
 def _files(folder: Path) -> dict[str, list[int]]:
