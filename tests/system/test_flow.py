@@ -114,9 +114,10 @@ def test_a_killed_machine_is_a_lost_attempt_and_the_job_is_tried_again(server: S
 def test_after_kill_9_nothing_is_left_and_no_job_is_stuck(data_dir: Path) -> None:
     with serving(data_dir) as server:
         once = server.submit("import time\ntime.sleep(60)\n", max_attempts=1)
-        twice = server.submit("import time\ntime.sleep(2)\nprint('whole')\n")
-        for job_id in (once, twice):
-            server.until(job_id, "running")
+        server.until(once, "running")
+        # Long enough to be killed in the middle, on a busy host too.
+        twice = server.submit("import time\ntime.sleep(6)\nprint('whole')\n")
+        server.until(twice, "running")
         queued = [server.submit("print('later')") for _ in range(3)]
         machines = server.machines()
         assert len(machines) >= 2
