@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
+import signal
 import textwrap
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -291,3 +293,21 @@ async def test_a_program_that_does_not_wait_is_told(converse: Converse) -> None:
             await talk.session.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="../agent.c"))
         exited, _ = await talk.run("true")
         assert exited.exit_code == 0
+
+
+async def test_a_script_does_not_get_an_interpreter_that_was_killed_while_it_waited(
+    converse: Converse, tmp_path: Path
+) -> None:
+    path = script(tmp_path, "import gc; print(gc.get_freeze_count() > 0)")
+    async with converse() as talk:
+        await talk.session.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))
+        (reaper,) = Path(f"/proc/{talk.process.pid}/task/{talk.process.pid}/children").read_text().split()
+        (waiting,) = Path(f"/proc/{reaper}/task/{reaper}/children").read_text().split()
+        os.kill(int(waiting), signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while Path(f"/proc/{reaper}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                await asyncio.sleep(0.01)
+        command = Command(argv=["python3", str(path)], env=ENV, cwd=str(tmp_path), isolated=False, prefork="python")
+        sink = Collector()
+        exited = await talk.session.run(command, b"", sink, talk.started.append)
+        assert (exited.exit_code, sink.stdout) == (0, b"False\n")

@@ -1191,7 +1191,9 @@ static _Noreturn void exec_command(const struct child *child, const char *folder
     for (int fd = 0; ok && fd < 3; fd++)
         ok = dup2(child->stdio[fd], fd) == fd;
     if (ok && child->isolated)
-        ok = write(child->cgroup_fd, "0", 1) == 1 && write_file("/proc/self/oom_score_adj", "0") &&
+        /* What only waits is the first to go when the job wants the memory. */
+        ok = write(child->cgroup_fd, "0", 1) == 1 &&
+             write_file("/proc/self/oom_score_adj", child->order_fd >= 0 ? "1000" : "0") &&
              syscall(SYS_setgroups, 0, NULL) == 0 && setgid(child->gid) == 0 && setuid(child->uid) == 0 &&
              prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
     /* After the change of user, which clears it. */
@@ -1293,6 +1295,15 @@ static void read_order(int fd)
     agent.argv[agent.argc] = agent.envp[agent.envc] = NULL;
 }
 
+/* A process that waited is no longer the first that the kernel ends when memory is short. */
+static void is_the_job(pid_t child)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/oom_score_adj", child);
+    if (!write_file(path, "0"))
+        say("belljar-agent: %s: %s", path, strerror(errno));
+}
+
 /* PID 1 of the job's namespace: starts the entrypoint, passes signals on, reaps orphans, reports how it ended. When it
  * exits the kernel kills whatever the job left. `how` says what the child becomes; a prefork program is started at once
  * and waits for its order, any other command is started when the order comes. */
@@ -1338,6 +1349,8 @@ static _Noreturn void be_reaper(struct child how, bool prefork, int report_fd, i
                     _exit(1);
                 }
             }
+            if (order == ORDER_PREFORK && how.isolated)
+                is_the_job(child);
             if (order == ORDER_EXEC || order == ORDER_PREFORK) {
                 send_report(report_fd, REPORT_STARTED, child);
                 started = true;
@@ -1501,11 +1514,18 @@ static void drop_processes(struct processes *job)
     no_processes(job);
 }
 
+/* Whether a set's program ended while it waited, killed for its memory: its reaper said so. */
+static bool has_ended(const struct processes *job)
+{
+    struct pollfd said = {.fd = job->report_fd, .events = POLLIN};
+    return job->prefork[0] && poll(&said, 1, 0) == 1;
+}
+
 /* The newest set that was prepared with that prefork program, taken out of those that wait. */
 static bool take_prepared(struct processes *job, const char *prefork)
 {
     for (size_t i = agent.prepared_count; i-- > 0;) {
-        if (strcmp(agent.prepared[i].prefork, prefork) != 0)
+        if (strcmp(agent.prepared[i].prefork, prefork) != 0 || has_ended(&agent.prepared[i]))
             continue;
         *job = agent.prepared[i];
         memmove(&agent.prepared[i], &agent.prepared[i + 1], (agent.prepared_count - i - 1) * sizeof *job);

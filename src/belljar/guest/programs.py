@@ -18,6 +18,8 @@ _ROOM = "." * 2048
 _FOLDER = "/usr/lib/belljar/prefork"
 #: What a fresh interpreter reads from its environment when it starts, where its program cannot execute one instead.
 _READ_AT_START = {"node": re.compile(r"HOME\Z|LANG|LC_|LD_|MALLOC_|GLIBC_|NODE_|UV_|OPENSSL|SSL_|ICU")}
+#: Memory in MiB of a machine that such a process may wait in; one takes some 20 MB, and there are two.
+_LEAST_MB = {"node": 192, "ruby": 96}
 _ENDINGS = {"node": ".js", "ruby": ".rb"}
 
 
@@ -39,6 +41,11 @@ def programs_in_root(names: Iterable[str | None]) -> dict[str, bytes]:
 def lies_in_root(name: str | None) -> bool:
     """Whether that program must be in the image's root file system too, which is so in images of recipes."""
     return name in _ENDINGS
+
+
+def has_room(name: str, memory_mb: int) -> bool:
+    """Whether a machine of so much memory is large enough for that program to wait in it."""
+    return memory_mb >= _LEAST_MB.get(name, 0)
 
 
 def can_become(name: str, changed: Iterable[str]) -> bool:

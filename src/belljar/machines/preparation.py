@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from belljar.errors import MachineError, MachineTimeout
 from belljar.guest.command import Command, CommandFailed
+from belljar.guest.programs import has_room
 from belljar.guest.session import Session
 from belljar.guest.wire import Stream
 from belljar.machines.boot import open_session
@@ -33,6 +34,10 @@ class Preparation:
     waiting: tuple[Command, ...] = ()
     #: Run in a clone before it is given to a job: afterwards the hypervisor knows the guest's code.
     rehearsals: tuple[Command, ...] = ()
+
+    def within(self, memory_mb: int) -> Preparation:
+        """Less the processes that have no room to wait in a machine of so much memory."""
+        return replace(self, waiting=tuple(each for each in self.waiting if has_room(each.prefork, memory_mb)))
 
     def words(self) -> list[object]:
         """All that decides what the template becomes, as JSON values."""

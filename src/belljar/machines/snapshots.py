@@ -115,7 +115,7 @@ class Snapshots:
         spec = MachineSpec(image=image, shape=shape, script_disk=None)
         seconds = self._settings.boot_timeout_seconds
         async with hypervisor.template(spec, folder) as template:
-            preparing = asyncio.create_task(prepare_template(template, preparation, seconds))
+            preparing = asyncio.create_task(prepare_template(template, preparation.within(shape.memory_mb), seconds))
             dying = asyncio.create_task(template.death())
             try:
                 async with asyncio.timeout(2 * seconds):
