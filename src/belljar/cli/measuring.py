@@ -207,6 +207,7 @@ async def _drained(stream: asyncio.StreamReader) -> None:
 async def _latency(server: _Bench, source: str, rounds: int) -> list[Figure]:
     """Whole jobs through HTTP, one after the other, and what of their time is belljar's own."""
     whole, added = [], []
+    await server.job()  # its script is packed, what is loaded late is loaded
     for _ in range(rounds):
         took, job = await server.job()
         if job["machine"]["source"] == source:
@@ -251,6 +252,7 @@ async def _beside_peers(server: _Bench, rounds: int) -> list[Figure]:
     """
     pooled: list[float] = []
     others: dict[str, list[float]] = {name: [] for name in peers()}
+    await server.job()  # as in _latency
     for _ in range(rounds):
         await server.until_waiting()
         took, job = await server.job()
