@@ -157,7 +157,8 @@ class Installer:
             return None
         seconds = time.monotonic() - started
         count, size_mb = len(layer.lock.installed.packages), layer.disk.stat().st_size / 1e6
-        onlooker.build_notice(f"installed {count} packages, {size_mb:.0f} MB, in {seconds:.1f} s; kept for other jobs")
+        packages = "1 package" if count == 1 else f"{count} packages"
+        onlooker.build_notice(f"installed {packages}, {size_mb:.0f} MB, in {seconds:.1f} s; kept for other jobs")
         log.info("layer_built", layer=layer.digest, packages=count, seconds=round(seconds, 2), job=wanted.job.id)
         return layer
 
