@@ -179,9 +179,9 @@ class Supply:
             except MachineError as error:
                 await self._spoilt(order.hypervisor, key, error)
                 return None
-            for number, rehearsal in enumerate(order.preparation.rehearsals):
-                if number == 0:
-                    await clone.insert(order.preparation.disk)
+            if order.preparation.rehearsals:
+                await clone.insert(order.preparation.disk)
+            for rehearsal in order.preparation.rehearsals:
                 await rehearse(session, rehearsal)
             clone.come_forward()
             memory_mb = await asyncio.to_thread(resident_mb, clone.pids())

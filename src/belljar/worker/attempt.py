@@ -190,8 +190,7 @@ async def _converse(
     plan: AttemptPlan, ready: Ready, audience: Audience, cancel: asyncio.Event, end: AttemptEnd
 ) -> None:
     clock, session = Steps(end.phases), ready.session
-    if plan.machine.slot is not None:  # of a machine that its planner gave a place to, rather than the supply
-        await tell_network(session, plan.machine.slot)
+    await tell_network(session, plan.machine.slot)  # of a machine that its planner gave a place to, not the supply
     if (laid := plan.layer) is not None:
         await session.layer(laid.script_bytes, laid.layer_bytes, laid.path)
     if plan.compile is None or await _compile(plan, plan.compile, session, audience, cancel, end, clock):
