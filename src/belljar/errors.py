@@ -7,6 +7,7 @@ problem details (RFC 9457), the command line into one line on stderr. A bug is n
 
 from __future__ import annotations
 
+import errno
 from typing import Any, ClassVar
 
 
@@ -130,6 +131,17 @@ class DiskFull(HostError):
 
     code = "disk_full"
     status = 507
+
+
+def host_error(error: OSError, doing: str) -> HostError:
+    """Return the error that says what the operating system refused: `doing` completes "cannot …"."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"cannot {doing}: no room left on the disk; free some space or move the data folder")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return HostError(
+            f"cannot {doing}: too many open files; raise the limit of open files (ulimit -n) of the server"
+        )
+    return HostError(f"cannot {doing}: {error.strerror or str(error) or type(error).__name__}")
 
 
 class DataFolderError(HostError):

@@ -204,10 +204,24 @@ async def test_a_renewed_lease_does_not_run_out(jobs: SqlJobs, claims: SqlClaims
     await jobs.insert(queued())
     job = await take(claims, lease_seconds=-1)
     assert job is not None
-    assert await claims.renew("w2", [job.id], lease_seconds=30) == set()
-    assert await claims.renew("w1", [], lease_seconds=30) == set()
-    assert await claims.renew("w1", [job.id, "job_of_nobody"], lease_seconds=30) == set()
+    mine, nobodys = (job.id, 1), ("job_of_nobody", 1)
+    assert (await claims.renew("w2", [mine], lease_seconds=30)).lost == {mine}
+    assert (await claims.renew("w1", [], lease_seconds=30)).lost == set()
+    assert (await claims.renew("w1", [mine, nobodys], lease_seconds=30)).lost == {nobodys}
     assert await claims.expire() == []
+
+
+async def test_a_lease_is_lost_with_its_attempt_although_the_worker_holds_the_next(
+    jobs: SqlJobs, claims: SqlClaims
+) -> None:
+    job = await claimed(jobs, claims)
+    assert await claims.requeue("w1", job, reason="x", code="y") is not None
+    again = await take(claims)
+    assert again is not None and (again.id, again.attempt) == (job.id, 2)
+    first, second = (job.id, 1), (job.id, 2)
+    assert (await claims.renew("w1", [first, second], lease_seconds=30)).lost == {first}
+    assert await claims.held("w1") == [again]
+    assert await claims.held("w2") == []
 
 
 async def test_a_worker_that_starts_again_loses_what_it_held_and_nothing_else(jobs: SqlJobs, claims: SqlClaims) -> None:
@@ -226,7 +240,7 @@ async def test_a_worker_is_told_which_of_its_jobs_are_to_be_cancelled(jobs: SqlJ
     for job in (one, others):
         await jobs.cancel("mine", job.id)
     assert await claims.cancel_requested("w1") == {one.id}
-    assert await claims.renew("w1", [one.id], lease_seconds=30) == {one.id}
+    assert (await claims.renew("w1", [(one.id, 1)], lease_seconds=30)).cancel_requested == {(one.id, 1)}
     await claims.finish("w1", one, ended(Status.CANCELLED))
     assert await claims.cancel_requested("w1") == set()
 

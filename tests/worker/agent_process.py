@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import shutil
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,9 +15,10 @@ from pathlib import Path
 from belljar.guest.wire import Stream
 from belljar.machines.protocol import Console, Death, DeathCause, Machine, MachineSpec
 from belljar.machines.supply import Ready, Source, booted
+from belljar.worker.attempt import AttemptEnd
 
 
-@dataclass
+@dataclass(eq=False)
 class ProcessMachine:
     """The protocol's Machine over one agent process."""
 
@@ -59,10 +62,13 @@ class ProcessHypervisor:
     @asynccontextmanager
     async def machine(self, spec: MachineSpec) -> AsyncIterator[Machine]:
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                self.agent, "--fd", str(theirs.fileno()), "/nonexistent", pass_fds=[theirs.fileno()]
-            )
+        try:
+            with theirs:
+                command = [*_jail(), str(self.agent), "--fd", str(theirs.fileno()), "/nonexistent"]
+                process = await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         machine = ProcessMachine(process, reader, writer)
         machine.console.add(b"booted\n")
@@ -76,6 +82,15 @@ class ProcessHypervisor:
             self.alive -= 1
 
 
+def _jail() -> list[str]:
+    """Before the agent's command: what makes its processes die with it, and it with this process, as a machine does."""
+    if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("setpriv"):
+        return []
+    # The shell is the first process of the namespace: with it all others end.
+    inside = ["sh", "-c", '"$@"; exit $?', "sh"]
+    return ["setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--pid", "--kill-child=KILL", *inside]
+
+
 @dataclass
 class Listener:
     """An audience that keeps what it is told."""
@@ -86,6 +101,7 @@ class Listener:
     started_count: int = 0
     console_text: bytes = b""
     source: str | None = None
+    over: bool = False
 
     def __post_init__(self) -> None:
         self.output = self
@@ -102,6 +118,9 @@ class Listener:
 
     def started(self) -> None:
         self.started_count += 1
+
+    def script_ended(self, end: AttemptEnd) -> None:
+        self.over = end.is_over
 
     def console(self, data: bytes, dropped_bytes: int) -> None:
         self.console_text = data

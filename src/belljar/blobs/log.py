@@ -1,13 +1,16 @@
 """The log of a job: what its streams said, in order, as one append-only file of records.
 
-A record is a header of 8 bytes, little-endian (length u32, stream u8, three zero bytes) and its bytes. While the job
-runs the file grows in the data folder of the worker that holds it; when it has ended the file becomes the blob
+A record is a header of 8 bytes, little-endian (length u32, stream u8, attempt u8, two zero bytes) and its bytes. While
+the job runs the file grows in the data folder of the worker that holds it; when it has ended the file becomes the blob
 `jobs/<id>/log`. An offset between two records is a place to resume from, and stays valid when the file moves.
+
+The log holds what all attempts at the job said, one after the other; each record says of which attempt it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -16,9 +19,11 @@ from enum import IntEnum
 from pathlib import Path
 
 from belljar.blobs.store import Blobs
-from belljar.errors import DiskFull, InvalidRequest
+from belljar.errors import DiskFull, InvalidRequest, host_error
 
-HEADER = struct.Struct("<IB3x")
+HEADER = struct.Struct("<IBB2x")
+#: What the header has room for; attempts from there on share a number.
+MAX_ATTEMPT = 255
 MAX_RECORD = 64 * 1024
 #: Small writes of one stream are put together for this long, so that a byte does not cost a record.
 COALESCE_SECONDS = 0.01
@@ -40,6 +45,8 @@ class Record:
     data: bytes
     #: Offset of the next record: what a reader resumes from when it has this one.
     end: int
+    #: The attempt that said it; 0 in logs of releases that did not note it.
+    attempt: int = 0
 
 
 def log_path(data_dir: Path, job_id: str) -> Path:
@@ -68,15 +75,23 @@ def _whole_records(file: int) -> int:
 class LogWriter:
     """Appends to one job's log. A context manager; closing writes out what waits. Needs a running event loop."""
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        os.ftruncate(self._file, _whole_records(self._file))
+    def __init__(self, path: Path, attempt: int = 0) -> None:
+        """Open the log at `path`, made when it is not there, for that attempt. Raises DiskFull, HostError."""
+        self._attempt = min(attempt, MAX_ATTEMPT)
         self._stream = LogStream.STDOUT
         self._waiting = bytearray()
         self._timer: asyncio.TimerHandle | None = None
         #: The first write that failed; nothing is written after it, and the job goes on without more of its log.
         self.failure: OSError | None = None
+        self._file = -1
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            os.ftruncate(self._file, _whole_records(self._file))
+        except OSError as error:
+            if self._file >= 0:
+                os.close(self._file)
+            raise host_error(error, "open the job's log") from error
 
     def append(self, stream: LogStream, data: bytes) -> None:
         """Add bytes to a stream. Writes go to the page cache: a few microseconds, so they do not leave the loop."""
@@ -102,14 +117,17 @@ class LogWriter:
     def _write(self, piece: memoryview) -> None:
         if self.failure is not None:
             return
-        record = HEADER.pack(len(piece), self._stream) + piece
-        start = os.fstat(self._file).st_size
+        record = HEADER.pack(len(piece), self._stream, self._attempt) + piece
+        start = None
         try:
+            start = os.fstat(self._file).st_size
             while record:
                 record = record[os.write(self._file, record) :]
         except OSError as error:
             self.failure = error
-            os.ftruncate(self._file, start)  # half a record would make the rest unreadable
+            if start is not None:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, start)  # half a record would make the rest unreadable
 
     def close(self) -> None:
         if self._file < 0:
@@ -183,12 +201,12 @@ class JobLog:
                 header = file.read(HEADER.size)
                 if len(header) < HEADER.size:
                     return
-                length, stream = _parse(header)
+                length, stream, attempt = _parse(header)
                 data = file.read(length)
                 if len(data) < length:
                     return  # the writer is in the middle of it
                 start += HEADER.size + length
-                yield Record(stream, data, start)
+                yield Record(stream, data, start, attempt)
 
     async def _read_blob(self, start: int) -> AsyncIterator[Record]:
         if await self._blobs.size(self._blob) is None:
@@ -198,19 +216,22 @@ class JobLog:
             buffer += chunk
             at = 0
             while len(buffer) - at >= HEADER.size:
-                length, stream = _parse(bytes(buffer[at : at + HEADER.size]))
+                length, stream, attempt = _parse(bytes(buffer[at : at + HEADER.size]))
                 if len(buffer) - at < HEADER.size + length:
                     break
                 data = bytes(buffer[at + HEADER.size : at + HEADER.size + length])
                 at += HEADER.size + length
                 start += HEADER.size + length
-                yield Record(stream, data, start)
+                yield Record(stream, data, start, attempt)
             del buffer[:at]
 
 
-def _parse(header: bytes) -> tuple[int, LogStream]:
-    """A record's length and stream. Raises InvalidRequest: it takes a reader's own offset to meet anything else."""
-    length, stream = HEADER.unpack(header)
+def _parse(header: bytes) -> tuple[int, LogStream, int]:
+    """A record's length, stream and attempt.
+
+    Raises InvalidRequest: it takes a reader's own offset to meet anything else.
+    """
+    length, stream, attempt = HEADER.unpack(header)
     if length > MAX_RECORD or stream not in iter(LogStream):
         raise InvalidRequest("the log has no record at this place; resume from the id of an event that was received")
-    return length, LogStream(stream)
+    return length, LogStream(stream), attempt

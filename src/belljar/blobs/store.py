@@ -48,15 +48,15 @@ class Blobs:
         `durable` waits until a local folder's disk has it (fsync(2)); object stores always do. Raises DiskFull.
         """
         _check(name)
-        with self._errors(name):
+        with self._errors(name, writing=True):
             await obstore.put_async(self._store, name, path)
-        if durable and self._folder is not None:
-            await asyncio.to_thread(_sync, self._folder / name)
+            if durable and self._folder is not None:
+                await asyncio.to_thread(_sync, self._folder / name)
 
     async def put_bytes(self, name: str, data: bytes) -> None:
         """Keep these bytes under this name, replacing what was there. Raises DiskFull."""
         _check(name)
-        with self._errors(name):
+        with self._errors(name, writing=True):
             await obstore.put_async(self._store, name, data)
 
     async def get_bytes(self, name: str) -> bytes:
@@ -132,12 +132,14 @@ class Blobs:
                 await self.delete(name)
 
     @contextmanager
-    def _errors(self, name: str) -> Iterator[None]:
-        """Turns the library's errors into belljar's."""
+    def _errors(self, name: str, *, writing: bool = False) -> Iterator[None]:
+        """Turns the library's errors into belljar's. What is missing is the blob, unless it is just being written."""
         try:
             yield
-        except FileNotFoundError:
-            raise _missing(name) from None
+        except FileNotFoundError as error:
+            if not writing:
+                raise _missing(name) from None
+            raise self._told(error) from error
         except (BaseError, OSError) as error:
             raise self._told(error) from error
 

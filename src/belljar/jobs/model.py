@@ -243,12 +243,14 @@ class Artifact(Value):
 
 
 class LogInfo(Value):
-    """How much of each stream was kept, and whether more had been written than the cap."""
+    """How much of each stream the last attempt's log kept, and whether more had been written than the cap."""
 
     stdout_bytes: int = 0
     stderr_bytes: int = 0
     stdout_truncated: bool = False
     stderr_truncated: bool = False
+    incomplete: bool = False
+    """Whether some of the log could not be written, for want of disk space for example."""
 
 
 class LostAttempt(Value):

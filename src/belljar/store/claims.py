@@ -7,6 +7,7 @@ writes: an attempt whose lease was lost changes nothing, and a job ends once.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,6 +22,18 @@ from belljar.store.rows import found_of, job_of
 from belljar.store.schema import jobs
 
 _HELD = [Status.STARTING.value, Status.RUNNING.value]
+#: A job's id and the number of the attempt: whose lease it is.
+Attempt = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """What became of the leases that a worker wanted renewed; those in neither set go on."""
+
+    #: The worker holds these attempts no more: nothing that it writes about them counts.
+    lost: frozenset[Attempt]
+    #: Somebody wants these cancelled.
+    cancel_requested: frozenset[Attempt]
 
 
 class SqlClaims:
@@ -64,13 +77,34 @@ class SqlClaims:
             row = (await connection.execute(query)).one_or_none()
         return None if row is None else job_of(row)
 
-    async def renew(self, worker: str, job_ids: Iterable[str], lease_seconds: float) -> set[str]:
-        """Hold these jobs for another lease; returns those that somebody wants cancelled."""
-        until = datetime.now(UTC) + timedelta(seconds=lease_seconds)
-        mine = (jobs.c.id.in_(list(job_ids))) & (jobs.c.worker == worker) & jobs.c.status.in_(_HELD)
+    async def renew(self, worker: str, attempts: Iterable[Attempt], lease_seconds: float) -> Renewed:
+        """Hold these attempts for another lease; an attempt that this worker does not hold any more is `lost`."""
+        wanted = frozenset(attempts)
+        if not wanted:
+            return Renewed(frozenset(), frozenset())
+        mine = jobs.c.id.in_([job_id for job_id, _ in wanted]) & (jobs.c.worker == worker) & jobs.c.status.in_(_HELD)
+        query = (
+            jobs.update()
+            .where(mine)
+            .values(lease_until=datetime.now(UTC) + timedelta(seconds=lease_seconds))
+            .returning(jobs.c.id, jobs.c.attempt, jobs.c.cancel_requested)
+        )
         async with self._database.write() as connection:
-            await connection.execute(jobs.update().where(mine).values(lease_until=until))
-        return await self.cancel_requested(worker)
+            held = {(job_id, attempt): cancel for job_id, attempt, cancel in await connection.execute(query)}
+        cancelled = frozenset(attempt for attempt, cancel in held.items() if cancel)
+        return Renewed(lost=wanted - held.keys(), cancel_requested=wanted & cancelled)
+
+    async def held(self, worker: str) -> list[Job]:
+        """Return the jobs that this worker holds."""
+        query = select(jobs).where(jobs.c.status.in_(_HELD), jobs.c.worker == worker)
+        async with self._database.read() as connection:
+            return [job_of(row) for row in await connection.execute(query)]
+
+    async def statuses(self, job_ids: Iterable[str]) -> dict[str, tuple[Status, str | None]]:
+        """Return the status and the last worker of each of these jobs that there is."""
+        query = select(jobs.c.id, jobs.c.status, jobs.c.worker).where(jobs.c.id.in_(list(job_ids)))
+        async with self._database.read() as connection:
+            return {job_id: (Status(status), worker) for job_id, status, worker in await connection.execute(query)}
 
     async def cancel_requested(self, worker: str) -> set[str]:
         """Which of the jobs that this worker holds somebody wants cancelled."""

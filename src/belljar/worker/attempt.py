@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
-from belljar.errors import BelljarError, DiskFull, MachineDied, MachineError, MachineTimeout
+import structlog
+
+from belljar.errors import BelljarError, MachineDied, MachineError, MachineTimeout, host_error
 from belljar.guest import wire
 from belljar.guest.command import Command, CommandFailed
 from belljar.guest.session import Session
@@ -25,6 +27,8 @@ from belljar.machines.protocol import Machine, MachineSpec
 from belljar.machines.steps import Steps
 from belljar.machines.supply import Ready, Source
 from belljar.network.traffic import Traffic
+
+log = structlog.get_logger()
 
 #: After SIGKILL the guest's kernel ends the job's processes; a machine that has not said so by then is ended itself.
 KILL_PATIENCE_SECONDS = 5.0
@@ -87,6 +91,8 @@ class AttemptEnd:
     traffic: Traffic | None = None
     #: Milliseconds of each step, in order.
     phases: dict[str, float] = field(default_factory=dict)
+    #: Whether the above is how the script ended, for good.
+    is_over: bool = False
 
 
 class Audience(Protocol):
@@ -104,6 +110,10 @@ class Audience(Protocol):
 
     def started(self) -> None:
         """The entrypoint runs."""
+        ...
+
+    def script_ended(self, end: AttemptEnd) -> None:
+        """The script has ended, or its compiler kept it from beginning: nothing that follows changes how."""
         ...
 
     def console(self, data: bytes, dropped_bytes: int) -> None:
@@ -130,40 +140,74 @@ async def run_attempt(
     audience: Audience,
     cancel: asyncio.Event,
     ended: Callable[[AttemptEnd], Awaitable[None]],
+    traffic: Callable[[], Awaitable[Traffic | None]] | None = None,
 ) -> None:
     """Run the plan in a fresh machine and destroy it; `ended` is told how it was, while the machine goes down.
 
-    Setting `cancel` stops the job at whatever point it is. Raises MachineError or HostError when the machine failed
-    rather than the script; the attempt may then be tried again. When it returns or raises, nothing of the machine is
-    left.
+    `traffic` reads what went over the machine's network, before that goes. Setting `cancel` stops the job at whatever
+    point it is. Raises MachineError or HostError when the machine failed rather than the script; the attempt may then
+    be tried again. When it returns or raises, nothing of the machine is left; and that does not wait for `ended`, which
+    may be waiting for the disk space that the machine holds.
     """
     end = AttemptEnd()
-    async with AsyncExitStack() as held:
-        ready = None
-        if not cancel.is_set():
-            ready = await _unless(cancel, held.enter_async_context(take(plan.machine)))
-        if ready is None:
-            end.stop = Stop.CANCELLED
-        else:
-            audience.took(ready.source)
-            end.phases.update(ready.phases)
-            await _use(plan, ready, audience, cancel, end)
-            # What is slow about the end, reaping and removing, is nobody's wait.
-            held.push_async_callback(_finished, asyncio.create_task(ready.machine.kill()))
-        await ended(end)
+    recording: asyncio.Task[None] | None = None
+    try:
+        async with AsyncExitStack() as held:
+            ready = None
+            if not cancel.is_set():
+                ready = await _unless(cancel, held.enter_async_context(take(plan.machine)))
+            if ready is None:
+                end.stop = Stop.CANCELLED
+            else:
+                audience.took(ready.source)
+                end.phases.update(ready.phases)
+                await _use(plan, ready, audience, cancel, end)
+                # What is slow about the end, reaping and removing, is nobody's wait.
+                held.push_async_callback(_finished, asyncio.create_task(ready.machine.kill()))
+            end.traffic = await _read(traffic) if traffic is not None else None
+            recording = asyncio.create_task(_call(ended, end))
+        await recording
+    except asyncio.CancelledError:
+        if recording is not None:
+            recording.cancel()
+        raise
+    finally:
+        if recording is not None:
+            await asyncio.wait({recording})
+
+
+async def _call(ended: Callable[[AttemptEnd], Awaitable[None]], end: AttemptEnd) -> None:
+    await ended(end)
+
+
+async def _read(traffic: Callable[[], Awaitable[Traffic | None]]) -> Traffic | None:
+    try:
+        return await traffic()
+    except Exception as error:  # noqa: BLE001 (the script has ended; a number about it is no reason to lose that)
+        log.warning("traffic_unreadable", error=str(error))
+        return None
 
 
 async def _finished(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("machine_not_killed", error=str(error))  # its owner's block ends it
 
 
 async def _use(plan: AttemptPlan, ready: Ready, audience: Audience, cancel: asyncio.Event, end: AttemptEnd) -> None:
     machine = ready.machine
     try:
         await _unless_dead(machine, _converse(plan, ready, audience, cancel, end))
-    except MachineError:
-        if end.stop is None:
+    except MachineError as error:
+        if end.is_over:
+            end.collect_error = end.collect_error or error
+        elif end.stop is None:
             raise  # a machine that was being stopped may end as it likes
+    except Exception as error:
+        if not end.is_over:
+            raise
+        log.exception("attempt_failed_after_its_end", machine=machine.id)
+        end.collect_error = end.collect_error or MachineError(f"what followed the script's end failed: {error}")
     finally:
         audience.console(bytes(machine.console.data), machine.console.dropped_bytes)
 
@@ -195,6 +239,8 @@ async def _converse(
         await session.layer(laid.script_bytes, laid.layer_bytes, laid.path)
     if plan.compile is None or await _compile(plan, plan.compile, session, audience, cancel, end, clock):
         await _run(plan, session, audience, cancel, end, clock)
+    end.is_over = True
+    audience.script_ended(end)
     if (
         plan.artifacts
         and end.not_started is None
@@ -202,7 +248,7 @@ async def _converse(
         and end.stop is not Stop.CANCELLED
         and end.exited is not None
     ):
-        await _collect(plan, session, audience, end)
+        await _collect(plan, session, audience, cancel, end)
         clock.done("collect")
 
 
@@ -325,17 +371,24 @@ async def _time_limit(has_started: asyncio.Event, plan: AttemptPlan) -> None:
     await asyncio.sleep(plan.timeout_seconds)
 
 
-async def _collect(plan: AttemptPlan, session: Session, audience: Audience, end: AttemptEnd) -> None:
+async def _collect(
+    plan: AttemptPlan, session: Session, audience: Audience, cancel: asyncio.Event, end: AttemptEnd
+) -> None:
     """Fetch the artifacts. The script has run: what goes wrong here is told, and does not undo its result."""
+    collecting = session.collect(
+        plan.artifacts,
+        audience.artifacts,
+        max_bytes=plan.max_artifact_bytes,
+        max_count=plan.max_artifact_count,
+    )
     try:
         async with asyncio.timeout(COLLECT_SECONDS):
-            end.collected = await session.collect(
-                plan.artifacts,
-                audience.artifacts,
-                max_bytes=plan.max_artifact_bytes,
-                max_count=plan.max_artifact_count,
-            )
-    except (MachineError, DiskFull) as error:
+            end.collected = await _unless(cancel, collecting)
+        if end.collected is None:
+            end.collect_error = MachineError("the job was cancelled while its artifacts were fetched")
+    except BelljarError as error:
         end.collect_error = error
     except TimeoutError:
         end.collect_error = MachineTimeout(f"the artifacts did not come within {COLLECT_SECONDS:g} s")
+    except OSError as error:
+        end.collect_error = host_error(error, "keep the artifacts")

@@ -90,6 +90,9 @@ class BuildLog:
     def started(self) -> None:
         pass
 
+    def script_ended(self, end: AttemptEnd) -> None:
+        pass
+
     def console(self, data: bytes, dropped_bytes: int) -> None:
         pass
 
@@ -229,11 +232,11 @@ async def build_layer(build: Build, settings: Settings) -> Layer | None:
 
     async def ended(end: AttemptEnd) -> None:
         ends.append(end)
-        for sentence in build.refusals(await build.network.traffic()):
+        for sentence in build.refusals(end.traffic):
             build.onlooker.build_notice(sentence)
 
     try:
-        await run_attempt(plan, take, log, build.cancel, ended)
+        await run_attempt(plan, take, log, build.cancel, ended, build.network.traffic)
     except OSError as error:
         raise DiskFull(f"no room left for what the script needs: {error.strerror}; free some space") from error
     (end,) = ends

@@ -125,11 +125,10 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
                             )
                         )
 
-                    async def ended(end: AttemptEnd, network: JobNetwork = network) -> None:
-                        end.traffic = await network.traffic()
+                    async def ended(end: AttemptEnd) -> None:
                         ends.append(end)
 
-                    await run_attempt(plan, take, audience, cancel, ended)
+                    await run_attempt(plan, take, audience, cancel, ended, network.traffic)
             except MachineError as error:
                 # A script that has begun is not begun again: its output has been seen.
                 if audience.started_at is not None or attempt == job.max_attempts:
@@ -216,6 +215,9 @@ class _Terminal:
 
     def started(self) -> None:
         self.started_at = datetime.now(UTC)
+
+    def script_ended(self, end: AttemptEnd) -> None:
+        pass
 
     def console(self, data: bytes, dropped_bytes: int) -> None:
         self._run.console(data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from belljar.network.attachment import Attachment
 from belljar.scripts.model import Dependencies
 from belljar.settings import Settings
 from belljar.worker.attempt import AttemptPlan, Laid
-from belljar.worker.builder import Build, Onlooker, build_layer
+from belljar.worker.builder import Build, Onlooker, build_layer, builder_resources
+from belljar.worker.capacity import Capacity
 from belljar.worker.networking import network_use, told
 
 log = structlog.get_logger()
@@ -66,6 +67,8 @@ class Wanted:
     onlooker: Onlooker
     #: Set when nobody wants the job any more.
     cancel: asyncio.Event
+    #: What the job holds its capacity under.
+    holder: str = ""
 
 
 class Installer:
@@ -75,12 +78,15 @@ class Installer:
         self,
         settings: Settings,
         attached: Callable[[Job], AbstractAsyncContextManager[Attachment | None]],
-        room: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+        capacity: Capacity | None = None,
     ) -> None:
-        """`attached` gives a job its network, `room` its builder a place on this host, while a block lasts."""
+        """`attached` gives a job its network while a block lasts.
+
+        With a `capacity` builders wait for room in it, and a job that waits for its packages gives up its own.
+        """
         self._settings = settings
         self._attached = attached
-        self._room = room
+        self._capacity = capacity
         self._layers = Layers(settings)
         self._building = asyncio.Semaphore(_MOST_BUILDS)
 
@@ -97,7 +103,10 @@ class Installer:
         if needs is None or not needs.requirements:
             return None
         key = self._layers.key(needs.key, wanted.image.manifest.root.sha256)
-        layer = self._layers.find(key) or await self._await_or_build(key, needs, wanted)
+        layer = self._layers.find(key)
+        if layer is None:
+            async with self._lent(wanted):
+                layer = await self._await_or_build(key, needs, wanted)
         if layer is None:
             return None
         script_disk, installed = wanted.script_disk, layer.lock.installed
@@ -107,6 +116,15 @@ class Installer:
             raise DiskFull(f"no room left for a disk with the script's packages: {error.strerror}") from error
         laid = Laid(script_bytes=script_disk.stat().st_size, layer_bytes=layer.disk.stat().st_size, path=installed.path)
         return Provided(disk=disk, laid=laid, at_start=installed.at_start)
+
+    def _lent(self, wanted: Wanted) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self._capacity is None else self._capacity.lent(wanted.holder, wanted.cancel)
+
+    def _room(self, wanted: Wanted) -> AbstractAsyncContextManager[bool]:
+        if self._capacity is None:
+            return nullcontext(True)
+        resources = builder_resources(self._settings)
+        return self._capacity.held(f"{wanted.holder} builder", resources, wanted.cancel)
 
     async def _await_or_build(self, key: str, needs: Dependencies, wanted: Wanted) -> Layer | None:
         why = ""
@@ -133,7 +151,9 @@ class Installer:
         onlooker.build_notice(f"installing {_list(needs)} for the image {wanted.image.name}, as {needs.origin} asks")
         builder = wanted.job.model_copy(update={"egress": "packages"})
         try:
-            with self._room(wanted.job.id):
+            async with self._room(wanted) as admitted:
+                if not admitted:
+                    return None  # cancelled while it waited
                 async with self._attached(builder) as network:
                     assert network is not None
                     build = Build(

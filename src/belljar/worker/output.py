@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import structlog
+
 from belljar.blobs.log import LogStream, LogWriter
 from belljar.blobs.store import Blobs
+from belljar.counters import count
+from belljar.errors import DiskFull, HostError, host_error
 from belljar.guest.wire import Stream
 from belljar.jobs.blob_names import artifact_blob
-from belljar.jobs.model import Artifact, LogInfo
+from belljar.jobs.model import Artifact, Job, LogInfo
+from belljar.worker.patience import Patience
+
+log = structlog.get_logger()
 
 STREAMS = {Stream.STDOUT: LogStream.STDOUT, Stream.STDERR: LogStream.STDERR}
 
@@ -49,36 +59,66 @@ class LoggedOutput:
 
 
 class BlobArtifacts:
-    """Puts artifacts into the blob store, each by way of a file in `folder`, and keeps their list."""
+    """Puts artifacts into the blob store, each by way of a file in `folder`, and keeps their list.
 
-    def __init__(self, blobs: Blobs, job_id: str, folder: Path) -> None:
+    A blob store that refuses is tried again for as long as the caller waits; a full disk is not.
+    """
+
+    def __init__(self, blobs: Blobs, job: Job, folder: Path, patience: Patience) -> None:
         self._blobs = blobs
-        self._job_id = job_id
-        self._path = folder / f"{job_id}.artifact"
+        self._job_id = job.id
+        self._path = folder / f"{job.id}.{job.attempt}.artifact"
+        self._patience = patience
         self._file: BinaryIO | None = None
         self._current: Artifact | None = None
         self.kept: list[Artifact] = []
 
     async def begin(self, path: str, size: int) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = self._path.open("wb")
         self._current = Artifact(path=path, size_bytes=size)
+        with _writing(path):
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._file = self._path.open("wb")
 
     async def write(self, data: bytes) -> None:
-        assert self._file is not None
-        self._file.write(data)
+        assert self._file is not None and self._current is not None
+        with _writing(self._current.path):
+            self._file.write(data)
 
     async def end(self) -> None:
         assert self._file is not None and self._current is not None
-        self._file.close()
-        await self._blobs.put_file(artifact_blob(self._job_id, len(self.kept)), self._path)
+        with _writing(self._current.path):
+            self._file.close()
+        await self._put(artifact_blob(self._job_id, len(self.kept)))
         self.kept.append(self._current)
+
+    async def _put(self, name: str) -> None:
+        backoff = self._patience.backoff()
+        while True:
+            try:
+                return await self._blobs.put_file(name, self._path)
+            except DiskFull:
+                raise
+            except HostError as error:
+                pause_seconds = backoff.next()
+                count("belljar_write_retries", what="artifact")
+                log.error("artifact_refused", job=self._job_id, error=error.message, retry_seconds=pause_seconds)
+                await asyncio.sleep(pause_seconds)
 
     def close(self) -> None:
         """Remove the file that artifacts pass through."""
-        if self._file is not None:
-            self._file.close()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise host_error(error, f"keep the artifact {path[:80]!r}") from error
 
 
 def safe_parts(path: str) -> tuple[str, ...] | None:

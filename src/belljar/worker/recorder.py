@@ -1,65 +1,82 @@
-"""Keeps one attempt's record: its log, its artifacts, and the job's changes of state in the store."""
+"""Keeps one attempt's record: its log, its artifacts, and the job's changes of state in the store.
+
+How a script ended is known from the moment that it has ended, and noted on this host before anything else is done: from
+then on the job is ended by that and never run again, whatever becomes of its log, its artifacts, its machine, the store
+or this process.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
-from typing import TypeVar
 
 import structlog
 
-from belljar.blobs.log import LogStream, LogWriter, keep_log, log_path
-from belljar.errors import BelljarError, HostError
-from belljar.jobs.model import Job, JobError, MachineInfo, Timings
+from belljar.blobs.log import LogStream, LogWriter
+from belljar.counters import count
+from belljar.errors import BelljarError
+from belljar.jobs.model import Job, JobError, LogInfo, MachineInfo, Timings
 from belljar.jobs.outcome import Outcome
 from belljar.machines.protocol import Hypervisor
 from belljar.machines.supply import Source
 from belljar.worker.attempt import AttemptEnd
 from belljar.worker.ending import error_of, signal_name, status_of, usage_of
+from belljar.worker.job_logs import JobLogs
+from belljar.worker.journal import AttemptJournal, journal_path
 from belljar.worker.networking import network_use, told
 from belljar.worker.output import BlobArtifacts, LoggedOutput
+from belljar.worker.patience import persistently
 from belljar.worker.rooms import WorkerRooms
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-_RETRY_SECONDS = 2.0
 #: A script that is over sooner is not written down as running first: two writes where one says it all.
 _MOMENT_SECONDS = 0.025
 
 
-async def persistently(write: Callable[[], Awaitable[T]]) -> T:
-    """Write to the store until it takes it: a full disk must not lose how a job ended."""
-    while True:
+@asynccontextmanager
+async def recording(rooms: WorkerRooms, logs: JobLogs, worker_id: str, job: Job) -> AsyncIterator[Recorder]:
+    """The recorder of one attempt, closed with the block. Raises DiskFull, HostError."""
+    async with logs.opened(job) as writer:
+        journal = AttemptJournal(journal_path(rooms.settings.data_dir, job), job)
+        recorder = Recorder(rooms, logs, worker_id, job, writer, journal)
         try:
-            return await write()
-        except HostError as error:
-            log.error("store_refused", error=error.message)
-            await asyncio.sleep(_RETRY_SECONDS)
+            yield recorder
+        finally:
+            recorder.close()
 
 
 class Recorder:
-    """The audience of one attempt. `close` when the attempt is over, however it was."""
+    """The audience of one attempt."""
 
-    def __init__(self, rooms: WorkerRooms, worker_id: str, job: Job) -> None:
+    def __init__(
+        self, rooms: WorkerRooms, logs: JobLogs, worker_id: str, job: Job, writer: LogWriter, journal: AttemptJournal
+    ) -> None:
         settings = rooms.settings
         self._rooms = rooms
+        self._logs = logs
         self._worker_id = worker_id
         self._job = job
         self._claimed_at = datetime.now(UTC)
+        self._claimed = time.monotonic()
         self._started_at: datetime | None = None
         self._before: dict[str, float] = {}
-        self._log = LogWriter(log_path(settings.data_dir, job.id))
-        self._written: asyncio.Task[bool] | None = None
+        self._log = writer
+        self._journal = journal
+        self._written: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
+        #: How the job ends, as far as it is known; None until its script has ended or it was refused.
+        self.outcome: Outcome | None = None
+        #: Whether the store knows how the job ended, or has nothing more to learn from this attempt.
+        self.recorded = False
         self.machine: MachineInfo | None = None
         #: What runs its machine; set before the attempt begins.
         self.hypervisor: Hypervisor | None = None
         self.output = LoggedOutput(self._log, int(settings.max_output_mb * 1024 * 1024))
-        self.artifacts = BlobArtifacts(rooms.blobs, job.id, settings.data_dir / "run" / "artifacts")
+        self.artifacts = BlobArtifacts(rooms.blobs, job, settings.data_dir / "run" / "artifacts", rooms.patience)
 
     def took(self, source: Source) -> None:
         """There is a machine."""
@@ -67,28 +84,38 @@ class Recorder:
         self.machine = MachineInfo(
             source=source, hypervisor=self.hypervisor.name, accelerator=self.hypervisor.accelerator
         )
+        log.info("machine_ready", **self._ids(), source=source, milliseconds=self._milliseconds())
 
     def started(self) -> None:
         """The entrypoint runs: written beside the run, which does not wait for it."""
         self._started_at = datetime.now(UTC)
+        log.info("job_started", **self._ids(), milliseconds=self._milliseconds())
         self._written = asyncio.create_task(self._write_running(self._started_at))
 
-    async def _write_running(self, started_at: datetime) -> bool:
+    async def _write_running(self, started_at: datetime) -> None:
+        """Tell the store that the job runs, unless it is over first: its end says that too."""
+        backoff = self._rooms.patience.backoff()
+        pause_seconds = _MOMENT_SECONDS
+        while not await self._over_within(pause_seconds):
+            assert self.machine is not None
+            try:
+                await self._rooms.claims.running(
+                    self._worker_id, self._job, started_at=started_at, machine=self.machine, timings=self._timings()
+                )
+            except Exception as error:  # noqa: BLE001 (a hint for who watches; the end is what counts)
+                pause_seconds = backoff.next()
+                log.error("start_not_written", **self._ids(), error=str(error), retry_seconds=pause_seconds)
+            else:
+                self._rooms.changes.notify(self._job.id)
+                return
+
+    async def _over_within(self, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(_MOMENT_SECONDS):
+            async with asyncio.timeout(seconds):
                 await self._over.wait()
-                return False
         except TimeoutError:
-            pass
-        machine = self.machine
-        assert machine is not None
-        written = await persistently(
-            lambda: self._rooms.claims.running(
-                self._worker_id, self._job, started_at=started_at, machine=machine, timings=self._timings()
-            )
-        )
-        self._rooms.changes.notify(self._job.id)
-        return written
+            return False
+        return True
 
     def console(self, data: bytes, dropped_bytes: int) -> None:
         if dropped_bytes:
@@ -110,47 +137,96 @@ class Recorder:
         finally:
             self._before[phase] = round((time.monotonic() - started) * 1000, 3)
 
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def script_ended(self, end: AttemptEnd) -> None:
+        """The script has ended, and nothing that follows changes how: note it, without what is still to come."""
+        self._over.set()
+        outcome = self._outcome(end)
+        if self._job.artifacts and outcome.error is None:
+            lost = JobError(code="artifacts_incomplete", message="the worker was stopped before it had all artifacts")
+            outcome = outcome.model_copy(update={"error": lost})
+        self._set(outcome)
+
+    async def ended(self, end: AttemptEnd) -> None:
+        """Write down how the script ended, with all that came of it."""
+        for sentence in told(network_use(end.traffic), self._job):
+            self._log.append(LogStream.CONSOLE, f"\n[{sentence}]\n".encode())
+        self._log.flush()
+        self._set(self._outcome(end))
+        await self.record()
+
     async def refuse(self, error: BelljarError) -> None:
         """End the job before it had a machine: what it asks for cannot be had."""
         failed = Outcome.failed(JobError(code=error.code, message=error.message))
-        await self.finish(failed.model_copy(update={"timings": self._timings()}))
+        self._set(failed.model_copy(update={"timings": self._timings()}))
+        await self.record()
 
-    async def ended(self, end: AttemptEnd) -> None:
-        """Write down how the script ended."""
-        exited, use = end.exited, network_use(end.traffic)
-        for sentence in told(use, self._job):
-            self._log.append(LogStream.CONSOLE, f"\n[{sentence}]\n".encode())
-        await self.finish(
-            Outcome(
-                status=status_of(end),
-                exit_code=exited.exit_code if exited else None,
-                signal=signal_name(exited.signal) if exited else None,
-                error=error_of(end, self._job) or self._log_error(),
-                timings=self._timings(end),
-                usage=usage_of(end),
-                network=use,
-                started_at=self._started_at,
-                logs=self.output.info(),
-                kept_artifacts=tuple(self.artifacts.kept),
-                finished_at=datetime.now(UTC),
-                machine=self.machine,
+    async def record(self) -> None:
+        """Tell the store how the job ended until it takes it. Once is enough; again does no harm."""
+        outcome = self.outcome
+        assert outcome is not None
+        if self.recorded:
+            return
+        await self.flush()
+        # First the log, so that who sees the end finds all of it; where that fails it is read from this host.
+        await self._logs.keep(self._job.id, writers=1)
+        ids = self._ids()
+        try:
+            written = await self._finish(outcome)
+        except Exception:
+            log.exception("outcome_unwritable", **ids)
+            error = JobError(code="internal_error", message="belljar could not write all that came of the job")
+            plain = Outcome(
+                status=outcome.status, exit_code=outcome.exit_code, error=error, finished_at=outcome.finished_at
             )
+            written = await self._finish(plain.model_copy(update={"started_at": outcome.started_at}))
+        self.recorded = True
+        if not written:
+            log.warning("outcome_discarded", **ids, status=outcome.status)
+            return
+        count("belljar_attempts", outcome=outcome.status)
+        log.info(
+            "job_ended", **ids, status=outcome.status, exit_code=outcome.exit_code, milliseconds=outcome.timings.phases
         )
 
-    async def finish(self, outcome: Outcome) -> None:
-        """End the job: first its log, so that who sees the end finds the whole log."""
+    async def _finish(self, outcome: Outcome) -> bool:
+        finish = self._rooms.claims.finish
+        return await persistently(
+            lambda: finish(self._worker_id, self._job, outcome), "finish", self._rooms.patience, **self._ids()
+        )
+
+    def _set(self, outcome: Outcome) -> None:
         self._over.set()
-        await self.flush()
-        await keep_log(self._rooms.settings.data_dir, self._rooms.blobs, self._job.id)
-        claims = self._rooms.claims
-        if not await persistently(lambda: claims.finish(self._worker_id, self._job, outcome)):
-            log.warning("outcome_discarded", job=self._job.id, attempt=self._job.attempt, status=outcome.status)
+        self.outcome = outcome
+        self._journal.note(outcome)
+
+    def _outcome(self, end: AttemptEnd) -> Outcome:
+        exited = end.exited
+        return Outcome(
+            status=status_of(end),
+            exit_code=exited.exit_code if exited else None,
+            signal=signal_name(exited.signal) if exited else None,
+            error=error_of(end, self._job) or self._log_error(),
+            timings=self._timings(end),
+            usage=usage_of(end),
+            network=network_use(end.traffic),
+            started_at=self._started_at,
+            logs=self._log_info(),
+            kept_artifacts=tuple(self.artifacts.kept),
+            finished_at=datetime.now(UTC),
+            machine=self.machine,
+        )
 
     async def flush(self) -> None:
-        """Everything said so far is written."""
+        """Everything said so far is written. Nothing can be said after it."""
+        self._over.set()
         if self._written is not None:
-            await self._written
-        self.close()
+            await asyncio.wait({self._written})
+        self._log.close()
+
+    def _log_info(self) -> LogInfo:
+        return self.output.info().model_copy(update={"incomplete": self._log.failure is not None})
 
     def _log_error(self) -> JobError | None:
         if self._log.failure is None:
@@ -170,6 +246,20 @@ class Recorder:
             phases=self._before | (end.phases if end else {}),
         )
 
+    def _milliseconds(self) -> float:
+        return round((time.monotonic() - self._claimed) * 1000, 3)
+
+    def _ids(self) -> dict[str, object]:
+        return {"job": self._job.id, "attempt": self._job.attempt}
+
     def close(self) -> None:
+        """Let go of everything. What the store was not told stays noted for the next start of this worker."""
+        self._over.set()
+        if self._written is not None:
+            self._written.cancel()
         self._log.close()
         self.artifacts.close()
+        if self.outcome is not None and not self.recorded:
+            self._journal.close()
+        else:
+            self._journal.remove()

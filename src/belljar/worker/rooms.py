@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from belljar.blobs.store import Blobs
 from belljar.images.catalog import Images
@@ -15,6 +15,7 @@ from belljar.scripts.service import ScriptService
 from belljar.settings import Settings
 from belljar.store.claims import SqlClaims
 from belljar.store.nodes import SqlNodes
+from belljar.worker.patience import Patience
 from belljar.worker.preparing import Preparations
 
 
@@ -31,3 +32,4 @@ class WorkerRooms:
     hypervisor: Callable[[Image], Awaitable[Hypervisor]]
     supply: Supply
     preparations: Preparations
+    patience: Patience = field(default_factory=Patience)

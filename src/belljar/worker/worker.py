@@ -1,59 +1,58 @@
 """The worker: claims jobs while there is room, runs each attempt beside the others, and writes how it ended, once.
 
-What it writes is guarded by the store: an attempt whose lease was lost to another worker changes nothing. Stopping it
-(cancelling `run`) takes its machines along and hands its jobs back to the queue.
+What it writes is guarded by the store: an attempt whose lease was lost to another worker changes nothing, and its
+machine is ended before another can begin. Stopping it (cancelling `run`) takes its machines along and hands its jobs
+back to the queue. Nothing that fails on the way ends the worker, or any attempt but its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import shutil
 import socket
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
 
 import structlog
 
 from belljar import __version__
-from belljar.blobs.log import LogStream, LogWriter, keep_log, log_path
-from belljar.errors import BelljarError, HostError, MachineError
+from belljar.background import note_failure, supervise
+from belljar.counters import count
+from belljar.errors import BelljarError, HostError, MachineError, host_error
+from belljar.images.manifest import Image
 from belljar.jobs.blob_names import stdin_blob
 from belljar.jobs.model import Job
-from belljar.machines.firecracker.folder import jails
-from belljar.machines.leftovers import clear_leftovers
+from belljar.jobs.outcome import Outcome
+from belljar.jobs.states import Status
 from belljar.machines.protocol import Hypervisor, MachineSpec
 from belljar.machines.shapes import fitted
 from belljar.machines.supply import Ready
 from belljar.machines.usage import resident_mb
-from belljar.network.leftovers import clear_network_leftovers
 from belljar.store.nodes import Node
-from belljar.worker.attempt import AttemptEnd, run_attempt
-from belljar.worker.builder import builder_resources
+from belljar.worker.attempt import AttemptEnd, Stop, run_attempt
 from belljar.worker.capacity import Capacity
 from belljar.worker.installing import Installer, Wanted
+from belljar.worker.job_logs import JobLogs
+from belljar.worker.lease import Lease
+from belljar.worker.leases import Leases, Running
 from belljar.worker.networking import Networking
+from belljar.worker.patience import patiently, persistently
 from belljar.worker.plan import plan_attempt
-from belljar.worker.recorder import Recorder, persistently
+from belljar.worker.recorder import Recorder, recording
+from belljar.worker.recovery import Recovery
 from belljar.worker.rooms import WorkerRooms
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 #: How often a worker looks by itself for jobs, and for requests to cancel, that another process wrote.
 LOOK_SECONDS = 0.5
-#: Pause after the store could not be read or written.
-TROUBLE_SECONDS = 2.0
 _MEASURE_SECONDS = 1.0
 #: The image that most first jobs want.
 _FIRST_IMAGE = "python"
-
-
-@dataclass(slots=True)
-class _Running:
-    job: Job
-    cancel: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Worker:
@@ -63,36 +62,34 @@ class Worker:
         self.id = worker_id
         self.capacity = capacity
         self._rooms = rooms
-        self._running: dict[str, _Running] = {}
+        self._patience = rooms.patience
+        self._running: dict[str, Running] = {}
         self._room = asyncio.Event()
         self._started_at = datetime.now(UTC)
         self._hypervisor: Hypervisor | None = None
         self._networking = Networking(rooms.settings)
-        self._installer = Installer(rooms.settings, self._networking.attached, self._room_for_builder)
+        self._installer = Installer(rooms.settings, self._networking.attached, capacity)
+        self._logs = JobLogs(rooms.settings.data_dir, rooms.blobs, self._patience)
+        self._leases = Leases(rooms.claims, worker_id, rooms.settings.lease_seconds, lambda: self._running.values())
+        self._snapshots: tuple[dict[str, object], ...] = ()
 
     async def run(self) -> None:
         """Work until cancelled. First puts right what an earlier run of this worker left unfinished."""
-        await self._recover()
-        await self._beat()
+        recovery = Recovery(self._rooms, self.id, self._logs)
+        await recovery.clear_host(self._installer)
+        await persistently(recovery.recover_jobs, "recover", self._patience)
         async with self._networking, asyncio.TaskGroup() as group:
-            group.create_task(self._choose_hypervisor())
-            group.create_task(self._rooms.supply.run(self.capacity.spare_mb))
-            group.create_task(self._keep_alive())
-            group.create_task(self._look_after())
-            group.create_task(self._measure())
-            await self._claim_while_there_is_room(group)
-
-    async def _recover(self) -> None:
-        rooms = self._rooms
-        removed = await clear_leftovers(jails=jails(rooms.settings)) + await asyncio.to_thread(clear_network_leftovers)
-        if removed:
-            log.warning("leftovers_removed", count=removed)
-        await self._installer.clear()
-        for name in ("artifacts", "scratch"):
-            shutil.rmtree(rooms.settings.data_dir / "run" / name, ignore_errors=True)
-        for job in await rooms.claims.recover(self.id):
-            log.warning("job_recovered", job=job.id, status=job.status, attempt=job.attempt)
-            await self._tell_of_loss(job)
+            for name, work in (
+                ("choose_hypervisor", self._choose_hypervisor),
+                ("supply_machines", self._supply_machines),
+                ("keep_leases", self._keep_leases),
+                ("heartbeat", self._heartbeat),
+                ("pass_on_cancelling", self._pass_on_cancelling),
+                ("measure_memory", self._measure),
+                ("keep_logs", self._keep_logs),
+            ):
+                group.create_task(supervise(name, work), name=name)
+            await supervise("claim_jobs", lambda: self._claim_while_there_is_room(group))
 
     async def _choose_hypervisor(self) -> None:
         """Find out early what runs machines here, and have a snapshot made, so that the first job need not wait."""
@@ -107,32 +104,53 @@ class Worker:
             except BelljarError as error:
                 log.warning("no_hypervisor", error=error.message)
 
+    async def _supply_machines(self) -> None:
+        await self._rooms.supply.run(self.capacity.spare_mb)
+
+    # --- claiming -------------------------------------------------------------------------------------------------
+
     async def _claim_while_there_is_room(self, group: asyncio.TaskGroup) -> None:
         expected = False
         while True:
             self._room.clear()
-            job = None
-            try:
-                job = await self._claim(expected)
-            except HostError as error:
-                log.error("cannot_claim", error=error.message)
-                await asyncio.sleep(TROUBLE_SECONDS)
-            if job is None:
+            running = await self._claim(expected)
+            if running is None:
                 expected = await self._wait_for_work()
                 continue
             expected = False
-            self.capacity.hold(job.id, job.resources)
-            self._running[job.id] = _Running(job)
-            group.create_task(self._attempt(job), name=f"attempt {job.id}")
+            job = running.job
+            log.info("job_claimed", job=job.id, attempt=job.attempt, project=job.project, worker=self.id)
+            group.create_task(self._attempt(running), name=f"attempt {running.holder}")
 
-    async def _claim(self, expected: bool) -> Job | None:
+    async def _claim(self, expected: bool) -> Running | None:
+        """The next job that fits, held by this worker. Raises HostError."""
+        loop = asyncio.get_running_loop()
         vcpus, memory_mb = self.capacity.free()
         if not (vcpus and memory_mb):
             return None
-        lease_seconds = self._rooms.settings.lease_seconds
-        return await self._rooms.claims.claim(
-            self.id, vcpus=vcpus, memory_mb=memory_mb, lease_seconds=lease_seconds, expected=expected
+        seconds, asked_at = self._rooms.settings.lease_seconds, loop.time()
+        claiming = asyncio.create_task(
+            self._rooms.claims.claim(
+                self.id, vcpus=vcpus, memory_mb=memory_mb, lease_seconds=seconds, expected=expected
+            )
         )
+        try:
+            job = await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            await self._within_stop(self._unclaim(claiming))
+            raise
+        if job is None:
+            return None
+        running = Running(job, Lease(asked_at, seconds))
+        self.capacity.hold(running.holder, job.resources)
+        self._running[running.holder] = running
+        return running
+
+    async def _unclaim(self, claiming: asyncio.Task[Job | None]) -> None:
+        """The worker is stopped in the middle of a claim: what it may have got goes back."""
+        job = await claiming
+        if job is not None:
+            await self._give_back(job, "its worker was stopped", "worker_stopped")
 
     async def _wait_for_work(self) -> bool:
         """Until a job was queued (True), one here ended, or a moment has passed: another process may have queued."""
@@ -146,42 +164,46 @@ class Worker:
             await asyncio.gather(ended, queued, return_exceptions=True)
         return not queued.cancelled() and queued.result()
 
-    async def _attempt(self, job: Job) -> None:
+    # --- attempts -------------------------------------------------------------------------------------------------
+
+    async def _attempt(self, running: Running) -> None:
         """One attempt, from the claim to what is written of it. Never raises, except when the worker is stopped."""
-        recorder = None
+        job = running.job
         try:
-            recorder = Recorder(self._rooms, self.id, job)
-            with contextlib.closing(recorder):
-                await self._run(recorder, self._running[job.id])
-        except asyncio.CancelledError:
-            # Not `persistently`: a store that refuses must not keep a process alive; the next start recovers the job.
-            await asyncio.shield(self._give_back(job, recorder, "its worker was stopped", "worker_stopped"))
-            raise
-        except (MachineError, HostError) as error:
-            log.warning("attempt_lost", job=job.id, attempt=job.attempt, code=error.code, error=error.message)
-            reason, code = error.message, error.code
-            await persistently(lambda: self._give_back(job, recorder, reason, code))
-        except BelljarError as error:
-            assert recorder is not None
-            await recorder.refuse(error)
-        except Exception:
-            log.exception("attempt_broke", job=job.id, attempt=job.attempt)
-            reason = "belljar itself failed; the server's log has the details"
-            await persistently(lambda: self._give_back(job, recorder, reason, "internal_error"))
+            await self._attempt_and_record(running)
+        except Exception as error:  # noqa: BLE001 (its lease runs out, and the store gives it to another)
+            note_failure("attempt", error, job=job.id, attempt=job.attempt)
         finally:
-            self.capacity.release(job.id)
-            del self._running[job.id]
+            self.capacity.release(running.holder)
+            del self._running[running.holder]
             self._room.set()
             self._rooms.changes.notify(job.id)
 
-    async def _run(self, recorder: Recorder, running: _Running) -> None:
+    async def _attempt_and_record(self, running: Running) -> None:
+        recorder: Recorder | None = None
+        async with AsyncExitStack() as held:
+            try:
+                async with running.lease:
+                    recorder = await self._patiently(
+                        "open_log",
+                        running,
+                        lambda: held.enter_async_context(recording(self._rooms, self._logs, self.id, running.job)),
+                    )
+                    await self._run(recorder, running)
+            except asyncio.CancelledError:
+                await self._within_stop(self._stopped(running.job, recorder))
+                raise
+            except Exception as error:  # noqa: BLE001 (told apart in there)
+                await self._failed(running, recorder, error)
+
+    async def _run(self, recorder: Recorder, running: Running) -> None:
+        """Raises _Cancelled when the job is cancelled before it had a machine."""
         job, rooms = running.job, self._rooms
-        image = rooms.images.of_job(job.image, job.image_digest)
-        await asyncio.to_thread(rooms.images.verify, image)
-        disk = await rooms.scripts.disk(job.script_id)
-        stdin = await rooms.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
-        hypervisor = recorder.hypervisor = self._hypervisor = await rooms.hypervisor(image)
-        preparation = await rooms.preparations.of(image)
+        image, disk, stdin = await self._patiently("fetch_script", running, lambda: self._fetch(job))
+        # Where no hypervisor works, waiting does not help.
+        hypervisor = await self._patiently("choose_hypervisor", running, lambda: rooms.hypervisor(image), HostError)
+        recorder.hypervisor = self._hypervisor = hypervisor
+        preparation = await self._patiently("prepare", running, lambda: rooms.preparations.of(image))
         provided = None
         if job.dependencies is not None and job.dependencies.requirements:
             wanted = Wanted(
@@ -191,6 +213,7 @@ class Worker:
                 hypervisor=hypervisor,
                 onlooker=recorder,
                 cancel=running.cancel,
+                holder=running.holder,
             )
             with recorder.timed("dependencies"):
                 provided = await self._installer.provide(wanted)
@@ -199,45 +222,124 @@ class Worker:
 
         network, seconds = self._networking.of(job), rooms.settings.boot_timeout_seconds
 
-        def take(spec: MachineSpec) -> AbstractAsyncContextManager[Ready]:
-            return network.taking(lambda plug: rooms.supply.machine(hypervisor, spec, preparation, seconds, plug))
+        @asynccontextmanager
+        async def take(spec: MachineSpec) -> AsyncIterator[Ready]:
+            def start() -> AbstractAsyncContextManager[Ready]:
+                return network.taking(lambda plug: rooms.supply.machine(hypervisor, spec, preparation, seconds, plug))
+
+            async with AsyncExitStack() as machine:
+                yield await self._patiently("start_machine", running, lambda: machine.enter_async_context(start()))
 
         async def ended(end: AttemptEnd) -> None:
-            end.traffic = await network.traffic()
+            running.lease.release()
             await recorder.ended(end)
             rooms.changes.notify(job.id)
 
         plan = plan_attempt(job, image, disk, stdin, rooms.settings, network=network.wanted, env=network.environment)
         plan = provided.on(plan) if provided is not None else plan
-        await run_attempt(plan, take, recorder, running.cancel, ended)
+        await run_attempt(plan, take, recorder, running.cancel, ended, network.traffic)
 
-    @contextlib.contextmanager
-    def _room_for_builder(self, job_id: str) -> Iterator[None]:
-        """Count the machine that installs a job's packages among what this node has promised."""
-        self.capacity.hold(f"{job_id} builder", builder_resources(self._rooms.settings))
-        try:
-            yield
-        finally:
-            self.capacity.release(f"{job_id} builder")
+    async def _fetch(self, job: Job) -> tuple[Image, Path, bytes]:
+        rooms = self._rooms
+        image = rooms.images.of_job(job.image, job.image_digest)
+        await asyncio.to_thread(rooms.images.verify, image)
+        disk = await rooms.scripts.disk(job.script_id)
+        return image, disk, await rooms.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
 
-    async def _give_back(self, job: Job, recorder: Recorder | None, reason: str, code: str) -> None:
-        """The attempt is lost: queue the job again or end it, as the store decides."""
+    async def _patiently(
+        self, what: str, running: Running, work: Callable[[], Awaitable[T]], *lasting: type[Exception]
+    ) -> T:
+        """What `work` returns once it can be had. Raises _Cancelled when the job is cancelled first."""
+        done = await patiently(
+            work, what, self._patience, running.cancel, lasting=lasting, job=running.job.id, attempt=running.job.attempt
+        )
+        if done is None:
+            raise _Cancelled
+        return done
+
+    # --- attempts that do not end by their script -----------------------------------------------------------------
+
+    async def _failed(self, running: Running, recorder: Recorder | None, error: Exception) -> None:
+        """Decide what becomes of the job: its script ended all the same, it is refused, or the attempt is lost."""
+        job = running.job
+        if recorder is not None and recorder.outcome is not None:
+            if not isinstance(error, TimeoutError):
+                note_failure("attempt_end", error, job=job.id, attempt=job.attempt)
+            await recorder.record()
+            return
+        if isinstance(error, _Cancelled):
+            await self._cancelled(running, recorder)
+            return
+        if running.lease.lost is not None:
+            count("belljar_lost_leases")
+            reason, code = running.lease.lost, "lease_lost"
+        elif isinstance(error, (MachineError, HostError)):
+            reason, code = error.message, error.code
+        elif isinstance(error, BelljarError) and recorder is not None:
+            await recorder.refuse(error)
+            return
+        elif isinstance(error, OSError):
+            told = host_error(error, "run the job")
+            reason, code = told.message, told.code
+        else:
+            note_failure("attempt", error, job=job.id, attempt=job.attempt)
+            reason, code = "belljar itself failed; the server's log has the details", "internal_error"
         if recorder is not None:
             await recorder.flush()
-        after = await self._rooms.claims.requeue(self.id, job, reason=reason, code=code)
-        if after is not None:
-            await self._tell_of_loss(after)
+        await persistently(
+            lambda: self._give_back(job, reason, code), "give_back", self._patience, job=job.id, attempt=job.attempt
+        )
 
-    async def _tell_of_loss(self, job: Job) -> None:
-        """Say in the job's log that an attempt was lost; what it had said stays there."""
-        rooms, lost = self._rooms, job.lost_attempts[-1]
-        with LogWriter(log_path(rooms.settings.data_dir, job.id)) as writer:
-            text = f"\n[belljar: attempt {lost.attempt} was lost: {lost.message}]\n"
-            writer.append(LogStream.CONSOLE, text.encode())
-        if job.status.terminal:
-            await keep_log(rooms.settings.data_dir, rooms.blobs, job.id)
-        rooms.changes.notify(job.id)
-        rooms.changes.notify_queued()
+    async def _cancelled(self, running: Running, recorder: Recorder | None) -> None:
+        """End a job that was cancelled before it had a machine."""
+        if recorder is not None:
+            await recorder.ended(AttemptEnd(stop=Stop.CANCELLED))
+            return
+        outcome = Outcome(status=Status.CANCELLED, finished_at=datetime.now(UTC))
+        await persistently(
+            lambda: self._rooms.claims.finish(self.id, running.job, outcome),
+            "finish",
+            self._patience,
+            job=running.job.id,
+        )
+
+    async def _stopped(self, job: Job, recorder: Recorder | None) -> None:
+        """The worker is told to stop: the store hears of the attempt's end, or that it is lost."""
+        if recorder is not None and recorder.outcome is not None:
+            await recorder.record()
+            return
+        if recorder is not None:
+            await recorder.flush()
+        await self._give_back(job, "its worker was stopped", "worker_stopped")
+
+    async def _within_stop(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the last of an attempt when the worker is told to stop, for a bounded time.
+
+        A store that refuses must not keep a process alive; the next start recovers the job.
+        """
+        task = asyncio.create_task(work)
+        try:
+            await asyncio.wait({task}, timeout=self._patience.stop_seconds)
+        finally:
+            task.cancel()
+            await asyncio.wait({task}, timeout=1)
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("left_to_the_next_start", error=str(error))
+
+    async def _give_back(self, job: Job, reason: str, code: str) -> None:
+        """The attempt is lost: queue the job again or end it, as the store decides."""
+        after = await self._rooms.claims.requeue(self.id, job, reason=reason, code=code)
+        count("belljar_attempts", outcome="lost")
+        status = after.status if after is not None else None
+        log.warning("attempt_lost", job=job.id, attempt=job.attempt, code=code, error=reason, status=status)
+        if after is not None:
+            self._logs.note_lost(after)
+            # Where the next attempt finds it, on whatever node that is.
+            await self._logs.keep(job.id, writers=1)
+            self._rooms.changes.notify(job.id)
+            self._rooms.changes.notify_queued()
+
+    # --- the background -------------------------------------------------------------------------------------------
 
     async def _measure(self) -> None:
         """Know what machines really take, where more was promised than there is."""
@@ -245,56 +347,70 @@ class Worker:
             await asyncio.sleep(_MEASURE_SECONDS)
             self.capacity.used_mb = await asyncio.to_thread(resident_mb, self._rooms.supply.pids())
 
-    async def _look_after(self) -> None:
-        """Pass on requests to cancel."""
+    async def _pass_on_cancelling(self) -> None:
         while True:
             await self._rooms.changes.wait_cancelled(LOOK_SECONDS)
             if not self._running:
                 continue
-            try:
-                wanted = await self._rooms.claims.cancel_requested(self.id)
-            except HostError as error:
-                log.error("cannot_look_after_jobs", error=error.message)
-                await asyncio.sleep(TROUBLE_SECONDS)
-                continue
-            for job_id in wanted & self._running.keys():
-                self._running[job_id].cancel.set()
+            wanted = await self._rooms.claims.cancel_requested(self.id)
+            for running in self._running.values():
+                if running.job.id in wanted:
+                    running.cancel.set()
 
-    async def _keep_alive(self) -> None:
-        """Say that this node is there, renew its leases, and put right what dead nodes left."""
-        lease_seconds = self._rooms.settings.lease_seconds
+    async def _keep_leases(self) -> None:
+        """Renew this node's leases, and put right what dead nodes left."""
+        renewed = True
         while True:
-            await asyncio.sleep(lease_seconds / 3)
-            try:
-                await self._beat()
-                if self._running:
-                    await self._rooms.claims.renew(self.id, list(self._running), lease_seconds=lease_seconds)
-                for job in await self._rooms.claims.expire():
-                    log.warning("lease_expired", job=job.id, status=job.status, attempt=job.attempt)
+            await self._leases.pause(renewed=renewed)
+            renewed = await self._leases.renew()
+            if renewed:
+                for job in await self._leases.expire():
                     self._rooms.changes.notify(job.id)
-            except HostError as error:
-                log.error("cannot_write_heartbeat", error=error.message)
+                    self._rooms.changes.notify_queued()
 
-    async def _beat(self) -> None:
+    async def _keep_logs(self) -> None:
+        """Bring logs to the blob store that could not be brought there when their attempts ended."""
+        while True:
+            await self._logs.sweep(self._rooms.claims, self.id)
+            await asyncio.sleep(self._patience.sweep_seconds)
+
+    async def _heartbeat(self) -> None:
+        """Say that this node is there, and what it has."""
+        while True:
+            await self._rooms.nodes.heartbeat(await self._node())
+            await asyncio.sleep(self._leases.interval_seconds)
+
+    async def _node(self) -> Node:
         vcpus_free, memory_free_mb = self.capacity.free()
-        hypervisor, pool, snapshots = self._hypervisor, self._rooms.supply.pool, self._rooms.supply.snapshots
-        await self._rooms.nodes.heartbeat(
-            Node(
-                id=self.id,
-                hostname=socket.gethostname(),
-                version=__version__,
-                started_at=self._started_at,
-                heartbeat_at=datetime.now(UTC),
-                hypervisor=hypervisor.name if hypervisor else None,
-                accelerator=hypervisor.accelerator if hypervisor else None,
-                vcpus=self.capacity.vcpus,
-                memory_mb=self.capacity.memory_mb,
-                largest_memory_mb=self.capacity.largest().memory_mb,
-                vcpus_free=vcpus_free,
-                memory_free_mb=memory_free_mb,
-                running_jobs=len(self._running),
-                waiting_clones=sum(pool.counts().values()) if pool is not None else 0,
-                waiting_memory_mb=round(pool.memory_mb if pool is not None else 0),
-                snapshots=tuple(await asyncio.to_thread(snapshots.list)) if snapshots is not None else (),
-            )
+        hypervisor, pool = self._hypervisor, self._rooms.supply.pool
+        return Node(
+            id=self.id,
+            hostname=socket.gethostname(),
+            version=__version__,
+            started_at=self._started_at,
+            heartbeat_at=datetime.now(UTC),
+            hypervisor=hypervisor.name if hypervisor else None,
+            accelerator=hypervisor.accelerator if hypervisor else None,
+            vcpus=self.capacity.vcpus,
+            memory_mb=self.capacity.memory_mb,
+            largest_memory_mb=self.capacity.largest().memory_mb,
+            vcpus_free=vcpus_free,
+            memory_free_mb=memory_free_mb,
+            running_jobs=len(self._running),
+            waiting_clones=sum(pool.counts().values()) if pool is not None else 0,
+            waiting_memory_mb=round(pool.memory_mb if pool is not None else 0),
+            snapshots=await self._known_snapshots(),
         )
+
+    async def _known_snapshots(self) -> tuple[dict[str, object], ...]:
+        """Those that there are; those that there were when they cannot be read now."""
+        if (snapshots := self._rooms.supply.snapshots) is not None:
+            try:
+                self._snapshots = tuple(await asyncio.to_thread(snapshots.list))
+            except OSError as error:
+                note_failure("list_snapshots", error)
+        return self._snapshots
+
+
+class _Cancelled(Exception):
+    """The job was cancelled before it had a machine."""

@@ -1,0 +1,102 @@
+"""A worker's leases: renewed in time, stopped when they are lost, and those of silent workers ended.
+
+Each step is tried by itself: a store that refuses one of them, or a host that is out of descriptors, keeps none of the
+others from being done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import structlog
+
+from belljar.background import note_failure
+from belljar.jobs.model import Job
+from belljar.store.claims import Attempt, SqlClaims
+from belljar.worker.lease import Lease
+
+log = structlog.get_logger()
+
+#: A clock that goes astray by more than this part of a lease between two rounds has jumped.
+_JUMP = 0.5
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """One attempt that this worker works on."""
+
+    job: Job
+    lease: Lease
+    cancel: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def attempt(self) -> Attempt:
+        return self.job.id, self.job.attempt
+
+    @property
+    def holder(self) -> str:
+        """What it holds its capacity under."""
+        return f"{self.job.id}.{self.job.attempt}"
+
+
+class Leases:
+    """Keeps the leases of what runs here. A round is due every `interval_seconds`."""
+
+    def __init__(
+        self, claims: SqlClaims, worker_id: str, lease_seconds: float, running: Callable[[], Iterable[Running]]
+    ) -> None:
+        self._claims = claims
+        self._worker_id = worker_id
+        self._seconds = lease_seconds
+        self._running = running
+        self.interval_seconds = lease_seconds / 3
+        self._clocks = time.time(), time.monotonic()
+        # Who has just started has not seen the others be silent.
+        self._expire_from = time.monotonic() + lease_seconds
+
+    async def renew(self) -> bool:
+        """Renew every lease, stop what has lost its own, pass on what is to be cancelled; False when that failed."""
+        wanted = {each.attempt: each for each in self._running() if each.lease.lost is None}
+        if not wanted:
+            return True
+        asked_at = asyncio.get_running_loop().time()
+        try:
+            renewed = await self._claims.renew(self._worker_id, wanted, self._seconds)
+        except Exception as error:  # noqa: BLE001 (each lease has its own clock, and this is tried again before that)
+            note_failure("renew_leases", error)
+            return False
+        for attempt, running in wanted.items():
+            if attempt in renewed.lost:
+                log.warning("lease_lost", job=attempt[0], attempt=attempt[1])
+                running.lease.lose("the job was given to another attempt")
+                continue
+            running.lease.renewed(asked_at, self._seconds)
+            if attempt in renewed.cancel_requested:
+                running.cancel.set()
+        return True
+
+    async def expire(self) -> list[Job]:
+        """End the leases of workers that were silent for longer, and return their jobs. To be called after `renew`.
+
+        Leases are written with the clock of the wall. When that has jumped, they are left alone for as long as a lease
+        lasts: workers that live renew theirs meanwhile. Raises HostError.
+        """
+        wall, steady = time.time(), time.monotonic()
+        (wall_before, steady_before), self._clocks = self._clocks, (wall, steady)
+        astray_seconds = (wall - wall_before) - (steady - steady_before)
+        if abs(astray_seconds) > _JUMP * self._seconds:
+            log.warning("clock_jumped", seconds=round(astray_seconds, 3))
+            self._expire_from = steady + self._seconds
+        if steady < self._expire_from:
+            return []
+        expired = await self._claims.expire()
+        for job in expired:
+            log.warning("lease_expired", job=job.id, status=job.status, attempt=job.attempt)
+        return expired
+
+    async def pause(self, *, renewed: bool) -> None:
+        """Wait until the next round is due: sooner when leases could not be renewed."""
+        await asyncio.sleep(self.interval_seconds if renewed else self.interval_seconds / 5)
