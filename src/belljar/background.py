@@ -81,7 +81,13 @@ def note_failure(name: str, error: Exception, **fields: object) -> None:
     """
     count("belljar_background_failures", task=name)
     known = isinstance(error, (BelljarError, OSError))
-    log.error("background_task_failed", task=name, error=str(error), exc_info=None if known else error, **fields)
+    log.error(
+        "background_task_failed",
+        task=name,
+        error=str(error) or type(error).__name__,
+        exc_info=None if known else error,
+        **fields,
+    )
 
 
 def failures(name: str) -> int:

@@ -16,9 +16,10 @@ from weakref import WeakValueDictionary
 
 import structlog
 
+from belljar.background import note_failure
 from belljar.blobs.log import LogStream, LogWriter, log_blob, log_path
 from belljar.blobs.store import Blobs
-from belljar.errors import BelljarError, HostError, NotFound, host_error
+from belljar.errors import HostError, NotFound, host_error
 from belljar.jobs.model import Job
 from belljar.jobs.states import Status
 from belljar.store.claims import SqlClaims
@@ -129,8 +130,8 @@ class JobLogs:
             async with asyncio.timeout(seconds):
                 await self._blobs.put_file(log_blob(job_id), path)
             path.unlink(missing_ok=True)
-        except (BelljarError, OSError) as error:
-            log.warning("job_log_stays", job=job_id, error=str(error) or "the blob store did not answer in time")
+        except Exception as error:  # noqa: BLE001 (whatever becomes of its log, the job ends)
+            note_failure("keep_log", error, job=job_id)
             return False
         return True
 

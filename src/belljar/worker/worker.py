@@ -88,8 +88,14 @@ class Worker:
                 ("measure_memory", self._measure),
                 ("keep_logs", self._keep_logs),
             ):
-                group.create_task(supervise(name, work), name=name)
-            await supervise("claim_jobs", lambda: self._claim_while_there_is_room(group))
+                group.create_task(self._supervised(name, work), name=name)
+            await self._supervised("claim_jobs", lambda: self._claim_while_there_is_room(group))
+
+    async def _supervised(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        pauses = self._patience
+        await supervise(
+            name, work, first_pause_seconds=pauses.first_pause_seconds, max_pause_seconds=pauses.max_pause_seconds
+        )
 
     async def _choose_hypervisor(self) -> None:
         """Find out early what runs machines here, and have a snapshot made, so that the first job need not wait."""
