@@ -190,6 +190,7 @@ class FolderSupply(Supply):
 
     def __init__(self, folder: Path, faults: Faults) -> None:
         super().__init__(None)
+        shutil.rmtree(folder, ignore_errors=True)  # a killed worker's
         self._folder = folder
         self._faults = faults
 

@@ -55,7 +55,8 @@ class Leases:
         self.interval_seconds = lease_seconds / 3
         self._clocks = time.time(), time.monotonic()
         # Who has just started has not seen the others be silent.
-        self._expire_from = time.monotonic() + lease_seconds
+        self._expire_from = 0.0
+        self._spare_others()
 
     async def renew(self) -> bool:
         """Renew every lease, stop what has lost its own, pass on what is to be cancelled; False when that failed."""
@@ -67,6 +68,7 @@ class Leases:
             renewed = await self._claims.renew(self._worker_id, wanted, self._seconds)
         except Exception as error:  # noqa: BLE001 (each lease has its own clock, and this is tried again before that)
             note_failure("renew_leases", error)
+            self._spare_others()
             return False
         for attempt, running in wanted.items():
             if attempt in renewed.lost:
@@ -81,21 +83,29 @@ class Leases:
     async def expire(self) -> list[Job]:
         """End the leases of workers that were silent for longer, and return their jobs. To be called after `renew`.
 
-        Leases are written with the clock of the wall. When that has jumped, they are left alone for as long as a lease
-        lasts: workers that live renew theirs meanwhile. Raises HostError.
+        Leases are written with the clock of the wall. When that has jumped, or the store has refused, they are left
+        alone for as long as a lease lasts: workers that live renew theirs meanwhile. Raises HostError.
         """
         wall, steady = time.time(), time.monotonic()
         (wall_before, steady_before), self._clocks = self._clocks, (wall, steady)
         astray_seconds = (wall - wall_before) - (steady - steady_before)
         if abs(astray_seconds) > _JUMP * self._seconds:
             log.warning("clock_jumped", seconds=round(astray_seconds, 3))
-            self._expire_from = steady + self._seconds
-        if steady < self._expire_from:
+            self._spare_others()
+        if time.monotonic() < self._expire_from:
             return []
-        expired = await self._claims.expire()
+        try:
+            expired = await self._claims.expire()
+        except Exception:
+            self._spare_others()
+            raise
         for job in expired:
             log.warning("lease_expired", job=job.id, status=job.status, attempt=job.attempt)
         return expired
+
+    def _spare_others(self) -> None:
+        """Other workers may not have been able to renew their leases either: give them the time to do it."""
+        self._expire_from = time.monotonic() + self._seconds
 
     async def pause(self, *, renewed: bool) -> None:
         """Wait until the next round is due: sooner when leases could not be renewed."""
