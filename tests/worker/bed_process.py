@@ -1,4 +1,4 @@
-"""A worker of a bed as a process of its own, to be killed: `python -m worker.bed_process DATA_DIR AGENT NAME LEASE_SECONDS`.
+"""A worker of a bed as a process, to be killed: `python -m worker.bed_process DATA_DIR AGENT NAME LEASE_SECONDS`.
 
 What goes wrong in it is read from the file `faults` in the data folder at each call: lines of PATTERN PROBABILITY.
 """

@@ -68,7 +68,8 @@ async def test_a_store_that_hangs_is_a_lease_that_is_not_renewed(bed: Bed, tmp_p
     async with bed.working("w1", faults=stuck):
         await bed.running(job)
         stuck.hang("claims.renew")
-        stuck.refuse("claims.requeue")
+        for call in ("requeue", "claim"):
+            stuck.refuse(f"claims.{call}")
         async with bed.working("w2", faults=Faults()):
             found = await bed.ended(job)
     assert (found.status, found.worker) == (Status.SUCCEEDED, "w2")

@@ -65,7 +65,8 @@ class Leases:
             return True
         asked_at = asyncio.get_running_loop().time()
         try:
-            renewed = await self._claims.renew(self._worker_id, wanted, self._seconds)
+            async with asyncio.timeout(self.interval_seconds):
+                renewed = await self._claims.renew(self._worker_id, wanted, self._seconds)
         except Exception as error:  # noqa: BLE001 (each lease has its own clock, and this is tried again before that)
             note_failure("renew_leases", error)
             self._spare_others()
@@ -95,7 +96,8 @@ class Leases:
         if time.monotonic() < self._expire_from:
             return []
         try:
-            expired = await self._claims.expire()
+            async with asyncio.timeout(self._seconds):
+                expired = await self._claims.expire()
         except Exception:
             self._spare_others()
             raise
