@@ -154,8 +154,9 @@ def _run_here(
     async def until_ended() -> dict[str, Any]:
         cancel = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, cancel.set)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
+                loop.add_signal_handler(number, cancel.set)
         return (await run_embedded(embedded, settings, cancel)).public()
 
     return asyncio.run(until_ended())

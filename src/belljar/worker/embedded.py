@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +26,7 @@ from belljar.machines.protocol import Hypervisor, MachineSpec
 from belljar.machines.snapshots import Snapshots
 from belljar.machines.supply import Ready, Source, Supply
 from belljar.network.leftovers import clear_network_leftovers
+from belljar.owned import owned_folder
 from belljar.scripts.limits import UploadLimits
 from belljar.scripts.prepare import prepare
 from belljar.settings import Settings
@@ -82,7 +82,7 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
             entrypoint=run.entrypoint,
             languages=images.languages(),
             limits=UploadLimits.of(settings),
-            work=Path(folder),
+            work=folder,
         )
         await clear_leftovers(jails=jails(settings))
         await asyncio.to_thread(clear_network_leftovers)
@@ -161,13 +161,18 @@ async def _provide(
         return await installer.provide(wanted)
 
 
-def _work_folder(root: Path) -> tempfile.TemporaryDirectory[str]:
-    """A folder for one run, gone with its block. Raises DataFolderError."""
-    try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return tempfile.TemporaryDirectory(dir=root)
-    except OSError as error:
-        raise DataFolderError(f"cannot write {root}: {error.strerror}; set --data-dir to another folder") from error
+@contextmanager
+def _work_folder(root: Path) -> Iterator[Path]:
+    """A folder for one run, gone with its block, and with the next run's when this one is killed.
+
+    Raises DataFolderError.
+    """
+    with ExitStack() as held:
+        try:
+            folder = held.enter_context(owned_folder(root))
+        except OSError as error:
+            raise DataFolderError(f"cannot write {root}: {error.strerror}; set --data-dir to another folder") from error
+        yield folder
 
 
 def _ended(job: Job, attempt: int, end: AttemptEnd, audience: _Terminal, hypervisor: Hypervisor) -> Job:

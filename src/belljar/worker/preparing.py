@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from belljar.errors import host_error
 from belljar.guest.command import Command
 from belljar.guest.programs import waiting_command
 from belljar.images.manifest import Image, Language
 from belljar.machines.preparation import Preparation
+from belljar.owned import owned_folder
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
 from belljar.worker.plan import DEFAULT_ENV, command_for
@@ -61,11 +62,16 @@ class Preparations:
         digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]
         path = self._settings.data_dir / "cache" / "rehearsals" / f"{digest}.erofs"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                for name, text in files.items():
-                    (Path(folder) / name).write_text(text)
-                await pack_tree(Path(folder), path)
+            try:
+                with owned_folder(path.parent / "making") as folder:
+                    tree = folder / "tree"
+                    tree.mkdir()
+                    for name, text in files.items():
+                        (tree / name).write_text(text)
+                    await pack_tree(tree, folder / "disk")
+                    (folder / "disk").replace(path)
+            except OSError as error:
+                raise host_error(error, "prepare the image's first programs") from error
         return path
 
 
