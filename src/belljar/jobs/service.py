@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+import structlog
+
 from belljar.blobs.store import Blobs
 from belljar.errors import NotFound
 from belljar.images.manifest import Image
@@ -18,6 +20,8 @@ from belljar.jobs.states import Status
 from belljar.scripts.model import Script
 from belljar.scripts.service import ScriptService
 from belljar.settings import Settings
+
+log = structlog.get_logger()
 
 #: How often a waiter looks by itself, for changes that another process wrote.
 LOOK_SECONDS = 0.5
@@ -101,6 +105,8 @@ class JobService:
         kept = await self._store.insert(job)
         if kept.id != job.id and job.stdin_bytes:
             await self._blobs.delete(stdin_blob(job.id))
+        if kept.id == job.id:
+            log.info("job_submitted", job=job.id, project=project, script=job.script_id, image=job.image)
         self._changes.notify_queued()
         return kept
 

@@ -15,7 +15,7 @@ from starlette.responses import StreamingResponse
 
 from belljar.api.asked import Asked, Project
 from belljar.api.services import Services
-from belljar.blobs.log import JobLog, LogStream, Record
+from belljar.blobs.log import MAX_ATTEMPT, JobLog, LogStream, Record
 from belljar.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/logs", tags=["jobs"])
@@ -53,9 +53,14 @@ async def read_logs(
     accept: Annotated[str, Header()] = "",
     last_event_id: Annotated[str | None, Header(description="Resume behind this event.")] = None,
 ) -> StreamingResponse:
-    """The bytes as they were written; or, for `Accept: text/event-stream`, events with an id to resume from."""
-    await services.jobs.get(project, job_id)
-    reading = _Reading(services, project, job_id)
+    """The bytes as they were written; or, for `Accept: text/event-stream`, events with an id to resume from.
+
+    `stdout` and `stderr` are those of the job's last attempt; with `stream=all` one reads what lost attempts said too,
+    and why they were lost. Who follows a job while an attempt is lost has read its output: the events' `attempt` tells
+    which one it is of.
+    """
+    job = await services.jobs.get(project, job_id)
+    reading = _Reading(services, project, job_id, 0 if stream is Which.ALL else job.attempt)
     wanted = _STREAMS[stream]
     if "text/event-stream" in accept:
         start = _offset(last_event_id)
@@ -76,8 +81,10 @@ def _offset(last_event_id: str | None) -> int:
 class _Reading:
     """One reader of one log."""
 
-    def __init__(self, services: Services, project: str, job_id: str) -> None:
+    def __init__(self, services: Services, project: str, job_id: str, attempt: int) -> None:
+        """Output of attempts before `attempt` is left out."""
         self._services = services
+        self._attempt = min(attempt, MAX_ATTEMPT)
         self._project = project
         self._job_id = job_id
         self._log = JobLog(services.settings.data_dir, services.blobs, job_id)
@@ -100,11 +107,16 @@ class _Reading:
 
     async def text(self, wanted: set[LogStream], *, follow: bool) -> AsyncIterator[bytes]:
         async for record in self._records(0, follow=follow):
-            if record is not None and record.stream in wanted:
+            if record is not None and record.stream in wanted and self._is_current(record):
                 yield record.data
 
+    def _is_current(self, record: Record) -> bool:
+        """Whether no later attempt has said the same again. Logs of earlier releases do not say whose output it is."""
+        is_output = record.stream in (LogStream.STDOUT, LogStream.STDERR)
+        return not is_output or record.attempt == 0 or record.attempt >= self._attempt
+
     async def events(self, wanted: set[LogStream], start: int, *, follow: bool) -> AsyncIterator[str]:
-        """Events named for their stream, with a JSON object {"text"}; then `end` with the job's status."""
+        """Events named for their stream, with a JSON object {"text", "attempt"}; then `end` with the job's status."""
         decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in LogStream}
         said = time.monotonic()
         async for record in self._records(start, follow=follow):
@@ -113,10 +125,10 @@ class _Reading:
                 if now - said > _HEARTBEAT_SECONDS:
                     said = now
                     yield ": still here\n\n"
-            elif record.stream in wanted:
+            elif record.stream in wanted and self._is_current(record):
                 said = now
                 text = decoders[record.stream].decode(record.data)
-                yield _event(record.stream.name.lower(), {"text": text}, record.end)
+                yield _event(record.stream.name.lower(), {"text": text, "attempt": record.attempt}, record.end)
         job = await self._services.jobs.get(self._project, self._job_id)
         if job.status.terminal:
             yield _event("end", {"status": job.status, "exit_code": job.exit_code})
