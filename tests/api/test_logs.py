@@ -24,8 +24,8 @@ class Running:
         self.job = job
         self.path = f"/v1/jobs/{job.id}/logs"
 
-    def say(self, data: bytes, stream: LogStream = LogStream.STDOUT) -> None:
-        with LogWriter(log_path(self.api.services.settings.data_dir, self.job.id)) as writer:
+    def say(self, data: bytes, stream: LogStream = LogStream.STDOUT, attempt: int = 0) -> None:
+        with LogWriter(log_path(self.api.services.settings.data_dir, self.job.id), attempt) as writer:
             writer.append(stream, data)
 
     async def end(self, status: Status = Status.SUCCEEDED) -> None:
@@ -67,6 +67,24 @@ async def test_streams_come_together_or_alone(running: Running) -> None:
         assert (await get(running.path, params={"stream": "all"})).text == "out\nerr\nboot\nout again\n"
         if not ended:
             await running.end()
+
+
+async def test_output_is_that_of_the_last_attempt_and_all_is_what_every_attempt_said(running: Running) -> None:
+    running.say(b"begin ", attempt=1)
+    running.say(b"lost\n", LogStream.CONSOLE, attempt=1)
+    claims = running.api.services.claims
+    assert await claims.requeue("w1", running.job, reason="its node died", code="x") is not None
+    running.job = await running.api.begin()
+    assert running.job.attempt == 2
+    running.say(b"begin done", attempt=2)
+    await running.end()
+    get = running.api.http.get
+    assert (await get(running.path)).text == "begin done"
+    assert (await get(running.path, params={"stream": "stdout"})).text == "begin done"
+    assert (await get(running.path, params={"stream": "console"})).text == "lost\n"
+    assert (await get(running.path, params={"stream": "all"})).text == "begin lost\nbegin done"
+    output = [event["data"] for event in await running.events() if "id" in event]
+    assert output == [{"text": "begin done", "attempt": 2}]
 
 
 async def test_a_job_that_has_said_nothing_has_an_empty_log(running: Running) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from api.served import Served, problem
 from belljar import __version__
+from belljar.counters import count
 from belljar.jobs.blob_names import artifact_blob, stdin_blob
 from belljar.jobs.model import Artifact, Job, JobError, Usage
 from belljar.jobs.states import Status
@@ -215,6 +216,19 @@ async def test_metrics_count_jobs_by_status(api: Served) -> None:
         'belljar_node_running_jobs{node="node-1"} 1.0',
     ):
         assert line in lines
+
+
+async def test_metrics_count_outcomes_and_failures_of_the_background(api: Served) -> None:
+    async def count_all() -> list[str]:
+        return (await api.http.get("/metrics")).text.splitlines()
+
+    count("belljar_attempts", outcome="succeeded")
+    count("belljar_background_failures", task="test_metrics")
+    lines = await count_all()
+    assert 'belljar_background_failures_total{task="test_metrics"} 1.0' in lines
+    assert any(line.startswith('belljar_attempts_total{outcome="succeeded"} ') for line in lines)
+    count("belljar_background_failures", task="test_metrics")
+    assert 'belljar_background_failures_total{task="test_metrics"} 2.0' in await count_all()
 
 
 async def test_the_description_is_served(api: Served) -> None:
