@@ -289,17 +289,17 @@ class Bed:
         self, name: str = "w1", *, vcpus: int = 4, memory_mb: int = 4096, faults: Faults | None = None
     ) -> Worker:
         """A worker of its own over the bed's store; its faults are the bed's unless it is given some."""
-        faults = self.faults if faults is None else faults
-        blobs: Any = Faulty(open_blobs(self.settings), "blobs", faults)
-        images = Images(self.settings.data_dir)
-        scripts = ScriptService(SqlScripts(self.database), blobs, images, self.settings)
+        faults, own = self.faults if faults is None else faults, self.node_settings(name)
+        blobs: Any = Faulty(open_blobs(own), "blobs", faults)
+        images = Images(own.data_dir)
+        scripts = ScriptService(SqlScripts(self.database), blobs, images, own)
 
         async def hypervisor(image: Image) -> Any:
             faults.meet("hypervisor")
             return self.hypervisor
 
         rooms: dict[str, Any] = {
-            "settings": self.settings,
+            "settings": own,
             "claims": Faulty(SqlClaims(self.database), "claims", faults),
             "nodes": Faulty(SqlNodes(self.database), "nodes", faults),
             "scripts": Faulty(scripts, "scripts", faults),
@@ -307,11 +307,22 @@ class Bed:
             "blobs": blobs,
             "changes": self.changes,
             "hypervisor": hypervisor,
-            "supply": FolderSupply(self.settings.data_dir / "machines" / name, faults),
-            "preparations": Faulty(_NothingToPrepare(self.settings.data_dir), "preparations", faults),
+            "supply": FolderSupply(own.data_dir / "machines" / name, faults),
+            "preparations": Faulty(_NothingToPrepare(own.data_dir), "preparations", faults),
             "patience": self.patience,
         }
         return Worker(WorkerRooms(**rooms), name, Capacity(vcpus=vcpus, memory_mb=memory_mb))
+
+    def node_settings(self, name: str) -> Settings:
+        """w1 has the bed's folder; every other worker is a node with one of its own, over the same store and blobs."""
+        if name == "w1":
+            return self.settings
+        base = self.settings.data_dir
+        folder = base / "nodes" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (folder / "images").symlink_to(base / "images")
+        return self.settings.model_copy(update={"data_dir": folder, "blobs_url": f"file://{base / 'blobs'}"})
 
     @asynccontextmanager
     async def working(self, name: str = "w1", **options: Any) -> AsyncIterator[Worker]:

@@ -141,12 +141,12 @@ class Recorder:
 
     def script_ended(self, end: AttemptEnd) -> None:
         """The script has ended, and nothing that follows changes how: note it, without what is still to come."""
-        self._over.set()
         outcome = self._outcome(end)
         if self._job.artifacts and outcome.error is None:
             lost = JobError(code="artifacts_incomplete", message="the worker was stopped before it had all artifacts")
             outcome = outcome.model_copy(update={"error": lost})
         self._set(outcome)
+        log.debug("script_ended", **self._ids(), status=outcome.status)
 
     async def ended(self, end: AttemptEnd) -> None:
         """Write down how the script ended, with all that came of it."""
