@@ -68,6 +68,7 @@ class SqlNodes:
             "memory_mb": node.largest_memory_mb,
             "facts": node.model_dump(mode="json"),
         }
+        self._largest_until = 0.0
         query = insert(nodes).values(id=node.id, **values).on_conflict_do_update(index_elements=["id"], set_=values)
         await self._database.writing(lambda connection: connection.execute(query))
 
@@ -79,7 +80,7 @@ class SqlNodes:
 
     async def largest_lately(self, silent_after_seconds: float) -> tuple[Largest, ...]:
         """As `largest`, but what was found is good for a second."""
-        if not self._largest or time.monotonic() > self._largest_until:
+        if time.monotonic() > self._largest_until:
             self._largest = await self.largest(silent_after_seconds)
             self._largest_until = time.monotonic() + _LATELY_SECONDS
         return self._largest
