@@ -71,6 +71,7 @@ scripts = Table(
     Column("file_count", Integer, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("dependencies", JSON(none_as_null=True)),
+    Index("ix_scripts_id", "id"),
 )
 
 jobs = Table(
@@ -107,12 +108,13 @@ jobs = Table(
         "vcpus",
         "memory_mb",
         "image_digest",
+        "status",
         sqlite_where=QUEUED,
     ),
     # Recovery, leases and cancelling read the few jobs that workers hold.
     Index("ix_jobs_held", "worker", "id", sqlite_where=HELD),
     # Whether a script is still wanted.
-    Index("ix_jobs_awaited", "script_id", sqlite_where=AWAITED),
+    Index("ix_jobs_awaited", "script_id", "status", sqlite_where=AWAITED),
     # Lists: the newest first.
     Index("ix_jobs_project", "project", "id"),
     Index("ix_jobs_status", "project", "status", "id"),
