@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -23,13 +23,13 @@ WARNINGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
-def compile_with_agent(out: Path, main: Path, *options: str) -> None:
-    """Compile the agent's files with `main` for their main.c, with warnings and sanitizers. Skips the test without gcc."""
+def compile_with_agent(out: Path, main: Path, *options: str, sanitizers: Sequence[str] = SANITIZERS) -> None:
+    """Compile the agent's files with `main` for their main.c, with warnings as errors. Skips the test without gcc."""
     compiler = shutil.which("gcc")
     if not compiler:
         pytest.skip("gcc is not installed")
     sources = [str(path) for path in sorted(AGENT.glob("*.c")) if path.name != "main.c"]
-    command = [compiler, *WARNINGS, *SANITIZERS, *options, f"-I{AGENT}", "-o", str(out), str(main), *sources]
+    command = [compiler, *WARNINGS, *sanitizers, *options, f"-I{AGENT}", "-o", str(out), str(main), *sources]
     subprocess.run(command, check=True, timeout=240)
 
 
