@@ -103,4 +103,9 @@ class Conversation:
             return await self.session.run(command, stdin, sink, self.started.append), sink
 
 
+def hang_up(session: Session) -> None:
+    """Close the stream to the agent, which then ends its machine."""
+    session._writer.close()
+
+
 Converse = Callable[[], AbstractAsyncContextManager[Conversation]]

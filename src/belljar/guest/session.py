@@ -220,10 +220,6 @@ class Session:
                 max_bytes -= message.size
                 unnamed += not await self._receive_artifact(message, sink)
 
-    async def power_off(self) -> None:
-        """Tell the agent to end the machine. The answer is the machine's death."""
-        await self._send(wire.frame(wire.Kind.POWER_OFF))
-
     # --- what those are made of -----------------------------------------------------------------------------------
 
     async def _send_command(self, command: Command, flags: wire.RunFlag) -> None:

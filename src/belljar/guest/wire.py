@@ -1,4 +1,4 @@
-"""The wire protocol between host and agent, version 3: frames over one byte stream.
+"""The wire protocol between host and agent, version 4: frames over one byte stream.
 
 A frame is a header of 8 bytes, little-endian: payload length (u32, at most `MAX_PAYLOAD`), kind (u8), stream (u8), and
 two zero bytes; then the payload. The agent speaks first (`HELLO`), the host answers (`WELCOME`). Everything that can
@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Interface
 
 from belljar.errors import GuestProtocolError
 
-VERSION = 3
+VERSION = 4
 HEADER = struct.Struct("<IBBH")
 #: Linux's limit on one argument or environment string (MAX_ARG_STRLEN), the longest thing that must fit.
 MAX_PAYLOAD = 128 * 1024
@@ -53,7 +53,6 @@ class Kind(IntEnum):
     SIGNAL = 0x07
     COLLECT = 0x08
     PING = 0x09
-    POWER_OFF = 0x0A
     DISCARD = 0x0B
     NETWORK = 0x0C
     IDENTITY = 0x0D

@@ -23,7 +23,7 @@ enum {
     ARENA_SIZE = 1280 * 1024,                    /* all arguments and environment strings, and the working folder */
     MAX_STRINGS = 8192,
     PIPE_SIZE = 256 * 1024,
-    MAX_DEPTH = 48,                              /* of folders below the working folder that are searched */
+    MAX_DEPTH = 128,                             /* of folders below the working folder that are searched */
     MEMORY_RESERVE = 32 * 1024 * 1024,           /* of the machine's memory that is not the job's, at most */
     MAX_PREPARED = 8,
     MAX_NAME = 31,                               /* of a prefork program */
@@ -88,6 +88,7 @@ struct agent {
     rlim_t stack_gap;  /* see choose_layout; 0 where prefork programs are laid out as the kernel likes */
     unsigned mounted;  /* how often the script's disk was mounted, for the name of the working folder's layer */
     bool has_script;   /* it is mounted now */
+    bool has_home;     /* the job's home folder is there */
     uint64_t script_bytes, layer_bytes; /* how the script's disk is divided; no layer_bytes: it is not */
     char layer_folder[MAX_LAYER_PATH + 1]; /* what the layer is laid over */
     bool keep, rehearse;
@@ -105,11 +106,7 @@ struct agent {
     char working_folder[MAX_PATH_BYTES];
     char work_layer[32]; /* where what the job writes into its working folder really lies */
 
-    uint64_t collect_bytes_left;
-    uint32_t collect_count_left, collected, skipped;
-    char *globs[64];
-    size_t glob_count;
-    uint8_t artifact_data[CHUNK];
+    uint8_t dropped[CHUNK]; /* output that the host does not want is read into this */
 };
 
 extern struct agent agent;
@@ -119,6 +116,17 @@ struct child {
     uint32_t uid, gid;
     bool isolated, laid_out;
     int stdio[3], cgroup_fd, order_fd, program_fd; /* the last two only for a prefork program, else -1 */
+};
+
+/* A reaper's ends of what leads to the agent. */
+struct reaper_ends {
+    int report_fd, control_fd, order_fd;
+};
+
+/* What such a child executes, and where. */
+struct command {
+    const char *folder;
+    char **argv, **envp;
 };
 
 /* What RUN and PREPARE have in common. */
@@ -136,14 +144,22 @@ _Noreturn void die(const char *what);
 void start_empty(void);
 
 /* files.c */
+#define cleanup_close __attribute__((cleanup(close_fd))) /* of a descriptor: closed wherever its function returns */
 void set_nonblocking(int fd);
 void close_fd(int *fd);
+int take_fd(int *fd);
+bool close_all_but(int *kept, size_t count);
 bool write_file(const char *path, const char *text);
 uint64_t read_number(const char *folder, const char *name, const char *key);
 bool write_number(const char *folder, const char *name, uint64_t number);
 bool read_fully(int fd, void *data, size_t size);
 bool write_fully(int fd, const void *data, size_t size);
 int open_below(const char *root, const char *path, bool make);
+struct fd_path {
+    char text[32];
+};
+struct fd_path path_of(int fd);
+bool mount_below(const char *source, const char *path, const char *type, unsigned long flags, const char *data);
 
 /* link.c */
 void flush_out(void);
@@ -179,6 +195,7 @@ void read_exits(void);
 /* mounts.c */
 void take_layer(const uint8_t *payload, size_t length);
 int mount_script(uint32_t uid, uint32_t gid);
+void make_home(uint32_t uid, uint32_t gid);
 void unmount_script(void);
 
 /* cgroup.c */
@@ -188,13 +205,16 @@ int make_job_cgroup(struct processes *job, uint32_t max_processes);
 void choose_layout(void);
 void set_randomization(bool on);
 bool ask_for_layout(void);
-bool resume_traced(pid_t child);
+int resume_traced(pid_t child, bool *reaped);
 
 /* spawn.c */
-pid_t spawn(const struct child *how, const char *folder);
+pid_t spawn(const struct child *how, const struct command *command);
+
+/* privileges.c */
+bool drop_privileges(uint32_t uid);
 
 /* reaper.c */
-_Noreturn void reaper_main(struct child how, bool prefork, int report_fd, int control);
+_Noreturn void reaper_main(const struct child *how, const struct command *prefork, struct reaper_ends ends);
 
 /* processes.c */
 void processes_init(struct processes *job);
@@ -222,9 +242,18 @@ void forward_output(enum stream stream);
 void take_stdin(const uint8_t *data, size_t length);
 void forward_stdin(void);
 
+/* globs.c */
+bool glob_matches(const char *glob, const char *path);
+bool glob_may_match_below(const char *glob, const char *folder);
+
 /* artifacts.c */
 void order_collect(const uint8_t *payload, size_t length);
-void collect(void);
+bool may_collect(void);
+void collect_piece(void);
+
+/* loop.c */
+void begin_serving(void);
+void serve_once(int most_ms);
 
 /* frames.c */
 void handle_frame(enum kind kind, enum stream stream, uint8_t *payload, size_t length);

@@ -45,11 +45,9 @@ static void load_modules(void)
     for (int i = 0; i < count; i++) {
         char path[300];
         snprintf(path, sizeof path, "/modules/%s", names[i]->d_name);
-        int fd = open(path, O_RDONLY | O_CLOEXEC);
-        if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST))
+        cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST) || unlink(path) < 0)
             die(path);
-        close(fd);
-        unlink(path);
         free(names[i]);
     }
     if (count >= 0)
@@ -66,28 +64,46 @@ static void wait_for(const char *path)
     }
 }
 
-static void make_device(const char *path, unsigned major_number, unsigned minor_number)
+/* Mount in the image's root, wherever its own links lead, but never out of it. */
+static void mount_in_root(const char *source, const char *path, const char *type, unsigned long flags, const char *data)
 {
-    if (mknod(path, S_IFCHR | 0666, makedev(major_number, minor_number)) < 0 || chmod(path, 0666) < 0)
+    if (!mount_below(source, path, type, flags, data))
         die(path);
+}
+
+static void make_device(int dev, const char *name, unsigned major_number, unsigned minor_number)
+{
+    if (mknodat(dev, name, S_IFCHR | 0666, makedev(major_number, minor_number)) < 0 || fchmodat(dev, name, 0666, 0) < 0)
+        die(name);
 }
 
 /* A /dev with what every program expects and none of the machine's own devices. */
 static void make_dev(void)
 {
-    mount_at("dev", "/newroot/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755,size=1m,nr_inodes=256");
-    make_device("/newroot/dev/null", 1, 3);
-    make_device("/newroot/dev/zero", 1, 5);
-    make_device("/newroot/dev/full", 1, 7);
-    make_device("/newroot/dev/random", 1, 8);
-    make_device("/newroot/dev/urandom", 1, 9);
-    make_device("/newroot/dev/tty", 5, 0);
-    mount_at("devpts", "/newroot/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620");
-    mount_at("shm", "/newroot/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
-    if (symlink("pts/ptmx", "/newroot/dev/ptmx") < 0 || symlink("/proc/self/fd", "/newroot/dev/fd") < 0 ||
-        symlink("/proc/self/fd/0", "/newroot/dev/stdin") < 0 || symlink("/proc/self/fd/1", "/newroot/dev/stdout") < 0 ||
-        symlink("/proc/self/fd/2", "/newroot/dev/stderr") < 0)
+    mount_in_root("dev", "/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755,size=1m,nr_inodes=256");
+    cleanup_close int dev = open_below("/newroot", "/dev", false);
+    if (dev < 0)
         die("/dev");
+    make_device(dev, "null", 1, 3);
+    make_device(dev, "zero", 1, 5);
+    make_device(dev, "full", 1, 7);
+    make_device(dev, "random", 1, 8);
+    make_device(dev, "urandom", 1, 9);
+    make_device(dev, "tty", 5, 0);
+    mount_in_root("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620");
+    mount_in_root("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
+    if (symlinkat("pts/ptmx", dev, "ptmx") < 0 || symlinkat("/proc/self/fd", dev, "fd") < 0 ||
+        symlinkat("/proc/self/fd/0", dev, "stdin") < 0 || symlinkat("/proc/self/fd/1", dev, "stdout") < 0 ||
+        symlinkat("/proc/self/fd/2", dev, "stderr") < 0)
+        die("/dev");
+}
+
+/* A folder of the image's root, made if it is missing. */
+static void make_root_folder(const char *path, mode_t mode)
+{
+    cleanup_close int folder = open_below("/newroot", path, true);
+    if (folder < 0 || (mode && chmod(path_of(folder).text, mode) < 0))
+        die(path);
 }
 
 /* The read-only root filesystem under a writable layer: a scratch disk when there is one, half the memory otherwise. */
@@ -105,13 +121,11 @@ static void mount_root(void)
     make_folder("/rw/layer.work");
     make_folder("/layer");
     mount_at("root", "/newroot", "overlay", MS_NODEV, "lowerdir=/rom,upperdir=/rw/root,workdir=/rw/root.work");
-    make_folder("/newroot/proc");
-    make_folder("/newroot/job");
-    make_folder("/newroot/work");
-    make_folder("/newroot/tmp");
-    if (chmod("/newroot/tmp", 01777) < 0)
-        die("/tmp");
-    mount_at("sys", "/newroot/sys", "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    make_root_folder("/proc", 0);
+    make_root_folder("/job", 0);
+    make_root_folder("/work", 0);
+    make_root_folder("/tmp", 01777);
+    mount_in_root("sys", "/sys", "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     make_dev();
     /* What is mounted here later is to appear in the namespaces of processes that were prepared before. */
     if (mount(NULL, "/newroot", NULL, MS_SHARED, NULL) < 0)
@@ -129,7 +143,7 @@ static void mount_cgroups(void)
 static void raise_loopback(void)
 {
     struct ifreq request = {.ifr_name = "lo"};
-    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    cleanup_close int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return; /* a kernel without IPv4 */
     if (ioctl(fd, SIOCGIFFLAGS, &request) == 0) {
@@ -137,7 +151,6 @@ static void raise_loopback(void)
         if (ioctl(fd, SIOCSIFFLAGS, &request) < 0)
             say("belljar-agent: loopback: %s", strerror(errno));
     }
-    close(fd);
 }
 
 /* Open the virtio-serial port that the host calls "belljar"; -1 while it is not there. */
@@ -151,9 +164,8 @@ static int open_port(void)
     while (port < 0 && (entry = readdir(ports))) {
         char path[300], name[32] = "";
         snprintf(path, sizeof path, "/sys/class/virtio-ports/%s/name", entry->d_name);
-        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC);
         ssize_t n = fd < 0 ? -1 : read(fd, name, sizeof name - 1);
-        close_fd(&fd);
         if (n <= 0 || strcmp(name, "belljar\n") != 0)
             continue;
         snprintf(path, sizeof path, "/dev/%s", entry->d_name);
@@ -183,28 +195,47 @@ static void wait_for_host(void)
 static void check_clock(void)
 {
     char device[32] = "";
-    int fd = open("/sys/devices/system/clockevents/clockevent0/current_device", O_RDONLY | O_CLOEXEC);
+    cleanup_close int fd = open("/sys/devices/system/clockevents/clockevent0/current_device", O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? -1 : read(fd, device, sizeof device - 1);
-    close_fd(&fd);
     if (n > 0 && strcmp(device, "pit\n") == 0) {
         say("belljar-agent: no clock");
         end_machine();
     }
 }
 
+/* Standard streams on the console, or on nothing: no descriptor of the agent's may have their numbers. */
+static void open_console(void)
+{
+    int console = open("/dev/console", O_RDWR);
+    if (console < 0)
+        console = open("/dev/null", O_RDWR);
+    for (int fd = 0; fd <= STDERR_FILENO; fd++)
+        if (console < 0 || dup2(console, fd) != fd)
+            end_machine(); /* there is nobody to tell */
+    if (console > STDERR_FILENO)
+        close(console);
+}
+
+/* Doors that no job needs: user namespaces give an unprivileged process the kernel's privileged interfaces to try, and
+ * io_uring is a second way to all of them. Where a kernel has no such setting, it is closed by system call alone. */
+static void close_doors(void)
+{
+    if (!write_file("/proc/sys/user/max_user_namespaces", "0"))
+        say("belljar-agent: user namespaces: %s", strerror(errno));
+    if (!write_file("/proc/sys/kernel/io_uring_disabled", "2") && errno != ENOENT) /* Linux 6.6 has it */
+        say("belljar-agent: io_uring: %s", strerror(errno));
+}
+
 void boot(void)
 {
     mount_at("dev", "/dev", "devtmpfs", MS_NOSUID, NULL);
-    int console = open("/dev/console", O_RDWR);
-    for (int fd = 0; console >= 0 && fd <= STDERR_FILENO; fd++)
-        dup2(console, fd);
-    if (console > STDERR_FILENO)
-        close(console);
+    open_console();
     mount_at("proc", "/proc", "proc", 0, NULL);
     mount_at("sys", "/sys", "sysfs", 0, NULL);
     check_clock();
     if (!write_file("/proc/self/oom_score_adj", "-1000")) /* the reaper's too; the entrypoint sets it back */
         die("oom_score_adj");
+    close_doors();
     load_modules();
     mount_root();
     mount_cgroups();

@@ -77,9 +77,8 @@ void subscribe_exits(void)
     uint16_t family;
     if (!agent.is_init || agent.exits_fd >= 0)
         return;
-    int fd = open("/sys/devices/system/cpu/possible", O_RDONLY | O_CLOEXEC);
+    cleanup_close int fd = open("/sys/devices/system/cpu/possible", O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? -1 : read(fd, cpus, sizeof cpus - 1);
-    close_fd(&fd);
     agent.exits_fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_GENERIC);
     const uint8_t *at = NULL;
     if (n > 0 && agent.exits_fd >= 0 &&

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -18,32 +19,57 @@ void set_nonblocking(int fd)
         die("fcntl");
 }
 
+/* errno stays as it is: this runs where an error is on its way to the caller. */
 void close_fd(int *fd)
 {
+    int error = errno;
     if (*fd >= 0)
         close(*fd);
     *fd = -1;
+    errno = error;
+}
+
+/* The descriptor, which its former owner closes no more. */
+int take_fd(int *fd)
+{
+    int taken = *fd;
+    *fd = -1;
+    return taken;
+}
+
+/* Close all descriptors but the standard ones and those in `kept`, which is sorted by this; -1 stands for none. */
+bool close_all_but(int *kept, size_t count)
+{
+    unsigned from = STDERR_FILENO + 1;
+    for (size_t i = 1; i < count; i++)
+        for (size_t j = i; j > 0 && kept[j - 1] > kept[j]; j--) {
+            int other = kept[j];
+            kept[j] = kept[j - 1];
+            kept[j - 1] = other;
+        }
+    for (size_t i = 0; i < count; i++) {
+        if (kept[i] < (int)from)
+            continue;
+        unsigned next = (unsigned)kept[i];
+        if (next > from && syscall(SYS_close_range, from, next - 1, 0) < 0)
+            return false;
+        from = next + 1;
+    }
+    return syscall(SYS_close_range, from, ~0U, 0) == 0;
 }
 
 bool write_file(const char *path, const char *text)
 {
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0)
-        return false;
-    bool ok = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-    close(fd);
-    return ok;
+    cleanup_close int fd = open(path, O_WRONLY | O_CLOEXEC);
+    return fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
 }
 
 uint64_t read_number(const char *folder, const char *name, const char *key)
 {
     char path[64], text[1024];
     snprintf(path, sizeof path, "%s/%s", folder, name);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
+    cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
     if (n <= 0)
         return 0;
     text[n] = 0;
@@ -95,21 +121,32 @@ bool write_fully(int fd, const void *data, size_t size)
 int open_below(const char *root, const char *path, bool make)
 {
     struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT};
-    int top = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    cleanup_close int top = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (top < 0)
         return -1;
     int folder = (int)syscall(SYS_openat2, top, path, &how, sizeof how);
     const char *last = strrchr(path, '/');
-    if (folder < 0 && errno == ENOENT && make && last) {
-        char above[MAX_LAYER_PATH + 2];
-        snprintf(above, sizeof above, "%.*s/", (int)(last - path), path);
-        int parent = (int)syscall(SYS_openat2, top, above, &how, sizeof how);
-        if (parent >= 0 && mkdirat(parent, last + 1, 0755) == 0)
-            folder = (int)syscall(SYS_openat2, top, path, &how, sizeof how);
-        close_fd(&parent);
-    }
-    int error = errno;
-    close(top);
-    errno = error;
-    return folder;
+    if (folder >= 0 || errno != ENOENT || !make || !last)
+        return folder;
+    char above[MAX_LAYER_PATH + 2];
+    snprintf(above, sizeof above, "%.*s/", (int)(last - path), path);
+    cleanup_close int parent = (int)syscall(SYS_openat2, top, above, &how, sizeof how);
+    if (parent < 0 || (mkdirat(parent, last + 1, 0755) < 0 && errno != EEXIST))
+        return -1;
+    return (int)syscall(SYS_openat2, top, path, &how, sizeof how);
+}
+
+/* The path of a descriptor's file, for calls that take no descriptor: what it was opened as, whatever has its name now. */
+struct fd_path path_of(int fd)
+{
+    struct fd_path path;
+    snprintf(path.text, sizeof path.text, "/proc/self/fd/%d", fd);
+    return path;
+}
+
+/* Mount on a folder of the image's root, made if it is missing; false with errno when that cannot be. */
+bool mount_below(const char *source, const char *path, const char *type, unsigned long flags, const char *data)
+{
+    cleanup_close int folder = open_below("/newroot", path, true);
+    return folder >= 0 && mount(source, path_of(folder).text, type, flags, data) == 0;
 }

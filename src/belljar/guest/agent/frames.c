@@ -66,8 +66,6 @@ void handle_frame(enum kind kind, enum stream stream, uint8_t *payload, size_t l
         order_collect(payload, length);
     } else if (kind == PING) {
         send_control(PONG, NULL, 0);
-    } else if (kind == POWER_OFF) {
-        end_machine();
     } else {
         errno = EPROTO;
         die("frame from host");

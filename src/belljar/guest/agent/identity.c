@@ -11,8 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
-static const char *const etc_paths[ETC_FILES] = {
-    "/newroot/etc/hostname", "/newroot/etc/hosts", "/newroot/etc/machine-id",
+static const char *const etc_names[ETC_FILES] = {
+    "hostname", "hosts", "machine-id",
 };
 
 /* Fresh entropy, counted as such, and the generator seeded from it at once (random(4)): clones share all that was before. */
@@ -20,10 +20,9 @@ static void seed_kernel(const uint8_t *seed)
 {
     uint32_t pool[2 + SEED_BYTES / 4] = {SEED_BYTES * 8, SEED_BYTES}; /* struct rand_pool_info: bits, bytes, data */
     memcpy(pool + 2, seed, SEED_BYTES);
-    int fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
+    cleanup_close int fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
     if (fd < 0 || ioctl(fd, RNDADDENTROPY, pool) < 0 || ioctl(fd, RNDRESEEDCRNG) < 0)
         die("/dev/urandom");
-    close(fd);
 }
 
 void set_clock(uint64_t unix_ns)
@@ -33,11 +32,13 @@ void set_clock(uint64_t unix_ns)
         die("clock");
 }
 
+/* Below the image's own /etc, wherever that leads within its root. What is no ordinary file there is not opened. */
 void open_etc(void)
 {
+    cleanup_close int etc = open_below("/newroot", "/etc", true);
     for (enum etc file = 0; file < ETC_FILES; file++)
         if (agent.etc[file] < 0)
-            agent.etc[file] = open(etc_paths[file], O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644);
+            agent.etc[file] = openat(etc, etc_names[file], O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0644);
 }
 
 static void write_etc(enum etc file, const char *text)
@@ -45,7 +46,7 @@ static void write_etc(enum etc file, const char *text)
     int fd = agent.etc[file];
     ssize_t length = (ssize_t)strlen(text);
     if (fd < 0 || write(fd, text, (size_t)length) != length || ftruncate(fd, length) < 0)
-        say("belljar-agent: %s: %s", etc_paths[file], strerror(errno)); /* an image may have no /etc */
+        say("belljar-agent: /etc/%s: %s", etc_names[file], strerror(errno)); /* an image may have no /etc */
     close_fd(&agent.etc[file]);
 }
 

@@ -31,6 +31,7 @@ void start_job(const uint8_t *payload, size_t length)
         processes_init(&agent.job);
         agent.job.isolated = isolated;
         if ((error = start_processes(&agent.job, &request))) {
+            drop_processes(&agent.job);
             send_failed(STAGE_ISOLATE, error);
             return;
         }

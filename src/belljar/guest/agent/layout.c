@@ -1,6 +1,7 @@
 /* The layout in memory of prefork programs. */
 #include "agent.h"
 
+#include <errno.h>
 #include <sys/ptrace.h>
 #include <sys/random.h>
 #include <sys/resource.h>
@@ -35,11 +36,21 @@ bool ask_for_layout(void)
     return setrlimit(RLIMIT_STACK, &limit) == 0;
 }
 
-/* By its parent, when it has stopped: nothing of the new program has run yet, which looks at the limit when it starts. */
-bool resume_traced(pid_t child)
+/* By its parent, when it has stopped: nothing of the new program has run yet, which looks at the limit when it starts.
+ * Returns 0 or an errno; `reaped` says whether the child is no more. */
+int resume_traced(pid_t child, bool *reaped)
 {
     struct rlimit limit;
     int status;
-    return waitpid(child, &status, 0) == child && WIFSTOPPED(status) && getrlimit(RLIMIT_STACK, &limit) == 0 &&
-           prlimit(child, RLIMIT_STACK, &limit, NULL) == 0 && ptrace(PTRACE_DETACH, child, NULL, NULL) == 0;
+    *reaped = false;
+    if (waitpid(child, &status, 0) != child)
+        return errno;
+    if (!WIFSTOPPED(status)) {
+        *reaped = true;
+        return ECHILD;
+    }
+    if (getrlimit(RLIMIT_STACK, &limit) < 0 || prlimit(child, RLIMIT_STACK, &limit, NULL) < 0 ||
+        ptrace(PTRACE_DETACH, child, NULL, NULL) < 0)
+        return errno;
+    return 0;
 }

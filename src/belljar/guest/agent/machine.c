@@ -63,5 +63,6 @@ void start_empty(void)
     for (enum etc file = 0; file < ETC_FILES; file++)
         agent.etc[file] = -1;
     agent.prefork_folder = "/prefork";
-    signal(SIGPIPE, SIG_IGN);
+    if (signal(SIGPIPE, SIG_IGN) == SIG_ERR)
+        die("SIGPIPE");
 }

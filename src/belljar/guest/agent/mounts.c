@@ -39,54 +39,63 @@ static bool add_part(int disk, int number, uint64_t start, uint64_t size)
  * descriptors: no name in an image leads the agent elsewhere. */
 static int mount_layer(void)
 {
-    char options[160], under[48] = "", target[40];
+    char options[160], under[48] = "";
     if (mount("/dev/vdb2", "/layer", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0)
         return errno;
-    int below = open_below("/rom", agent.layer_folder, false), at = open_below("/newroot", agent.layer_folder, true);
-    int error = at < 0 ? errno : 0;
+    cleanup_close int below = open_below("/rom", agent.layer_folder, false);
+    cleanup_close int at = open_below("/newroot", agent.layer_folder, true);
+    if (at < 0)
+        return errno;
     if (below >= 0)
-        snprintf(under, sizeof under, ":/proc/self/fd/%d", below);
+        snprintf(under, sizeof under, ":%s", path_of(below).text);
     snprintf(options, sizeof options, "lowerdir=/layer%s,upperdir=/rw/layer,workdir=/rw/layer.work", under);
-    snprintf(target, sizeof target, "/proc/self/fd/%d", at);
-    if (!error && mount("layer", target, "overlay", MS_NOSUID | MS_NODEV, options) < 0)
-        error = errno;
-    close_fd(&below);
-    close_fd(&at);
-    return error;
+    return mount("layer", path_of(at).text, "overlay", MS_NOSUID | MS_NODEV, options) < 0 ? errno : 0;
 }
 
-/* The script's disk at /job, and over it, writable, the working folder. Reread from the device: a snapshot's clone was
- * given the disk's contents after its kernel had first looked at it. */
-int mount_script(uint32_t uid, uint32_t gid)
+/* Reread the script's disk, and divide it where a layer lies behind the script. A snapshot's clone was given the disk's
+ * contents after its kernel had first looked at it. */
+static bool read_disk(void)
+{
+    cleanup_close int disk = open("/dev/vdb", O_RDONLY | O_CLOEXEC);
+    if (disk < 0 || ioctl(disk, BLKFLSBUF) < 0)
+        return false;
+    return agent.layer_bytes == 0 || (add_part(disk, 1, 0, agent.script_bytes) &&
+                                      add_part(disk, 2, agent.script_bytes, agent.layer_bytes));
+}
+
+/* The working folder: the script's files under a layer that the job's user owns. */
+static bool mount_work(uint32_t uid, uint32_t gid)
 {
     char work_folder[40], options[160];
-    bool layered = agent.layer_bytes > 0;
-    int disk = open("/dev/vdb", O_RDONLY | O_CLOEXEC);
-    if (disk < 0)
-        return errno;
-    bool ready = ioctl(disk, BLKFLSBUF) == 0;
-    if (ready && layered)
-        ready = add_part(disk, 1, 0, agent.script_bytes) &&
-                add_part(disk, 2, agent.script_bytes, agent.layer_bytes);
-    int error = errno;
-    close(disk);
-    if (!ready)
-        return error;
     snprintf(agent.work_layer, sizeof agent.work_layer, "/rw/work%u", agent.mounted);
     snprintf(work_folder, sizeof work_folder, "/rw/work%u.work", agent.mounted);
     make_folder(agent.work_layer);
     make_folder(work_folder);
-    if (chown(agent.work_layer, uid, gid) < 0 || chmod(agent.work_layer, 0755) < 0)
-        return errno;
-    const char *script = layered ? "/dev/vdb1" : "/dev/vdb";
-    if (mount(script, "/newroot/job", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0)
-        return errno;
-    snprintf(options, sizeof options, "lowerdir=/newroot/job,upperdir=%s,workdir=%s", agent.work_layer, work_folder);
-    if (mount("work", "/newroot/work", "overlay", MS_NOSUID | MS_NODEV, options) < 0)
+    cleanup_close int script = open_below("/newroot", "/job", false);
+    if (script < 0 || chown(agent.work_layer, uid, gid) < 0 || chmod(agent.work_layer, 0755) < 0)
+        return false;
+    snprintf(options, sizeof options, "lowerdir=%s,upperdir=%s,workdir=%s", path_of(script).text, agent.work_layer,
+             work_folder);
+    return mount_below("work", "/work", "overlay", MS_NOSUID | MS_NODEV, options);
+}
+
+/* The script's disk at /job, and over it, writable, the working folder. Returns 0 or an errno. */
+int mount_script(uint32_t uid, uint32_t gid)
+{
+    const char *script = agent.layer_bytes > 0 ? "/dev/vdb1" : "/dev/vdb";
+    if (!read_disk() || !mount_below(script, "/job", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) ||
+        !mount_work(uid, gid))
         return errno;
     agent.mounted++;
     agent.has_script = true;
-    return layered ? mount_layer() : 0;
+    return agent.layer_bytes > 0 ? mount_layer() : 0;
+}
+
+static void unmount_below(const char *path)
+{
+    cleanup_close int folder = open_below("/newroot", path, false);
+    if (folder < 0 || umount2(path_of(folder).text, MNT_DETACH) < 0)
+        die(path);
 }
 
 /* Unmount the script's disk; returns when the kernel has let go of it: a mount of a device that is still held would
@@ -94,16 +103,27 @@ int mount_script(uint32_t uid, uint32_t gid)
 void unmount_script(void)
 {
     struct timespec pause_ms = {.tv_nsec = 1000000};
-    if (umount2("/newroot/work", MNT_DETACH) < 0 || umount2("/newroot/job", MNT_DETACH) < 0)
-        die("umount");
+    unmount_below("/work");
+    unmount_below("/job");
     agent.has_script = false;
     for (int i = 0; i < 2000; i++) {
-        int disk = open("/dev/vdb", O_RDONLY | O_EXCL | O_CLOEXEC);
-        if (disk >= 0) {
-            close(disk);
+        cleanup_close int disk = open("/dev/vdb", O_RDONLY | O_EXCL | O_CLOEXEC);
+        if (disk >= 0)
             return;
-        }
         nanosleep(&pause_ms, NULL);
     }
     die("/dev/vdb");
+}
+
+/* The job's home folder: writable, and not the working folder, whose files may be wanted as artifacts. An image may have
+ * one already, which stays as it is. */
+void make_home(uint32_t uid, uint32_t gid)
+{
+    if (agent.has_home)
+        return;
+    agent.has_home = true;
+    cleanup_close int parent = open_below("/newroot", uid == 0 ? "/" : "/home", true);
+    const char *name = uid == 0 ? "root" : "job";
+    if (parent < 0 || (mkdirat(parent, name, 0700) == 0 && fchownat(parent, name, uid, gid, AT_SYMLINK_NOFOLLOW) < 0))
+        say("belljar-agent: home: %s", strerror(errno)); /* a job may do without */
 }

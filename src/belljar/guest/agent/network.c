@@ -72,17 +72,23 @@ static void add_default_route(int fd, const uint8_t *gateway)
 /* The image's own may be a link to anywhere: it is replaced, never written through. */
 static void write_resolv_conf(const uint8_t *nameservers, unsigned count)
 {
-    static const char path[] = "/newroot/etc/resolv.conf";
-    make_folder("/newroot/etc");
-    if (unlink(path) < 0 && errno != ENOENT)
-        die(path);
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (fd < 0)
-        die(path);
+    char text[160];
+    size_t length = 0;
     for (unsigned i = 0; i < count; i++)
-        dprintf(fd, "nameserver %u.%u.%u.%u\n", nameservers[4 * i], nameservers[4 * i + 1], nameservers[4 * i + 2],
-                nameservers[4 * i + 3]);
-    close(fd);
+        length += (size_t)snprintf(text + length, sizeof text - length, "nameserver %u.%u.%u.%u\n", nameservers[4 * i],
+                                   nameservers[4 * i + 1], nameservers[4 * i + 2], nameservers[4 * i + 3]);
+    cleanup_close int etc = open_below("/newroot", "/etc", true);
+    if (etc < 0 || (unlinkat(etc, "resolv.conf", 0) < 0 && errno != ENOENT))
+        die("/etc/resolv.conf");
+    cleanup_close int fd = openat(etc, "resolv.conf", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (fd < 0 || !write_fully(fd, text, length))
+        die("/etc/resolv.conf");
+}
+
+static void disable_ipv6(const char *path)
+{
+    if (!write_file(path, "1") && errno != ENOENT) /* a kernel without IPv6 */
+        die(path);
 }
 
 /* address[4] gateway[4] mtu u16, prefix u8, count u8, three name servers. In tests, as no PID 1, it is only read. */
@@ -94,13 +100,12 @@ void set_network_up(const uint8_t *payload, size_t length)
     }
     if (!agent.is_init)
         return;
-    write_file("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"); /* where the kernel has IPv6 at all */
-    write_file("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    disable_ipv6("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    disable_ipv6("/proc/sys/net/ipv6/conf/default/disable_ipv6");
+    cleanup_close int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         die("network");
     raise_device(fd, payload, payload[10], payload[8] | payload[9] << 8);
     add_default_route(fd, payload + 4);
-    close(fd);
     write_resolv_conf(payload + 12, payload[11]);
 }

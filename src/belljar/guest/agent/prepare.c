@@ -11,7 +11,10 @@ struct request read_request(const uint8_t *payload, size_t length, char *prefork
 {
     const uint8_t *text = payload + 16, *end = length > 16 ? memchr(text, 0, length - 16) : NULL;
     size_t name_length = end ? (size_t)(payload + length - end - 1) : 0;
-    if (agent.phase != READY || !end || end - text >= MAX_PATH_BYTES || name_length > MAX_NAME) {
+    bool isolated = length > 16 && (get_u32(payload + 12) & RUN_ISOLATED);
+    /* Only PID 1 may mount: any other process is on somebody's host. */
+    if (agent.phase != READY || !end || end - text >= MAX_PATH_BYTES || name_length > MAX_NAME ||
+        (isolated && !agent.is_init)) {
         errno = EPROTO;
         die("RUN or PREPARE from host");
     }

@@ -13,16 +13,45 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* A pipe whose end `theirs` (0: reading) belongs to the job's user, so that it may open /dev/stdout again. */
-static int job_pipe(int ends[2], int theirs, bool isolated, uint32_t uid, uint32_t gid)
+/* Two descriptors that are connected: one of the agent's, one of the reaper's or the job's. */
+struct ends {
+    int ours, theirs;
+};
+
+static void close_ends(struct ends *ends)
 {
-    if (pipe2(ends, O_CLOEXEC) < 0)
-        return errno;
-    fcntl(ends[0], F_SETPIPE_SZ, PIPE_SIZE); /* only speed depends on it */
-    if (isolated && fchown(ends[theirs], uid, gid) < 0)
-        return errno;
-    set_nonblocking(ends[1 - theirs]);
-    return 0;
+    close_fd(&ends->ours);
+    close_fd(&ends->theirs);
+}
+#define cleanup_ends __attribute__((cleanup(close_ends)))
+#define NO_ENDS {-1, -1}
+
+static bool open_pipe(struct ends *ends, bool we_read)
+{
+    int pipe[2];
+    if (pipe2(pipe, O_CLOEXEC) < 0)
+        return false;
+    *ends = we_read ? (struct ends){pipe[0], pipe[1]} : (struct ends){pipe[1], pipe[0]};
+    return true;
+}
+
+/* A stream of the job, whose end belongs to the job's user, so that it may open /dev/stdout again. */
+static bool open_stream(struct ends *ends, bool we_read, bool isolated, const struct request *request)
+{
+    if (!open_pipe(ends, we_read) || (isolated && fchown(ends->theirs, request->uid, request->gid) < 0))
+        return false;
+    fcntl(ends->ours, F_SETPIPE_SZ, PIPE_SIZE); /* only speed depends on it */
+    set_nonblocking(ends->ours);
+    return true;
+}
+
+static bool open_socket_pair(struct ends *ends)
+{
+    int sockets[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) < 0)
+        return false;
+    *ends = (struct ends){sockets[0], sockets[1]};
+    return true;
 }
 
 static int open_program(const char *name)
@@ -54,43 +83,34 @@ void processes_init(struct processes *job)
         job->output_fd[stream] = -1;
 }
 
-/* In a reaper: what is the agent's alone. A reaper that kept the writing end of another set's standard input would keep
- * that job waiting for its end. */
-static void close_agents_ends(void)
+/* The job's cgroup, and a descriptor that puts whoever writes to it in there; -1 with errno. */
+static int open_cgroup(struct processes *job, const struct request *request)
 {
-    for (size_t i = 0; i < agent.prepared_count; i++)
-        close_processes(&agent.prepared[i]);
-    for (enum etc file = 0; file < ETC_FILES; file++)
-        close_fd(&agent.etc[file]);
-    close_fd(&agent.exits_fd);
-    close_fd(&agent.port);
+    char path[64];
+    if ((errno = make_job_cgroup(job, request->max_processes)))
+        return -1;
+    snprintf(path, sizeof path, "%s/cgroup.procs", job->cgroup);
+    return open(path, O_WRONLY | O_CLOEXEC);
 }
 
 /* A set of processes that waits for its order: a reaper in new namespaces and, when job->prefork names one, a prefork
- * program, whose command is in agent.argv. */
+ * program, whose command is in agent.argv. Returns 0 or an errno. */
 int start_processes(struct processes *job, const struct request *request)
 {
-    int in[2], out[2], err[2], report[2], control[2], orders[2], error;
+    cleanup_ends struct ends in = NO_ENDS, out = NO_ENDS, err = NO_ENDS, report = NO_ENDS, control = NO_ENDS, order = NO_ENDS;
+    cleanup_close int cgroup = -1, program = -1;
     bool prefork = job->prefork[0] != 0;
-    struct child child = {request->uid, request->gid, job->isolated, prefork && agent.stack_gap, {-1, -1, -1}, -1, -1, -1};
-    if (job->isolated) {
-        char path[64];
-        if ((error = make_job_cgroup(job, request->max_processes)))
-            return error;
-        snprintf(path, sizeof path, "%s/cgroup.procs", job->cgroup);
-        if ((child.cgroup_fd = open(path, O_WRONLY | O_CLOEXEC)) < 0)
-            return errno;
-    }
-    if (prefork && (child.program_fd = open_program(job->prefork)) < 0)
+    if (job->isolated && (cgroup = open_cgroup(job, request)) < 0)
         return errno;
-    if ((error = job_pipe(in, 0, job->isolated, request->uid, request->gid)) ||
-        (error = job_pipe(out, 1, job->isolated, request->uid, request->gid)) ||
-        (error = job_pipe(err, 1, job->isolated, request->uid, request->gid)))
-        return error;
-    if (pipe2(report, O_CLOEXEC) < 0 || pipe2(control, O_CLOEXEC) < 0 ||
-        socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, orders) < 0)
+    if (job->isolated)
+        make_home(request->uid, request->gid);
+    if (prefork && (program = open_program(job->prefork)) < 0)
         return errno;
-    set_nonblocking(report[0]);
+    if (!open_stream(&in, false, job->isolated, request) || !open_stream(&out, true, job->isolated, request) ||
+        !open_stream(&err, true, job->isolated, request) || !open_pipe(&report, true) || !open_pipe(&control, false) ||
+        !open_socket_pair(&order))
+        return errno;
+    set_nonblocking(report.ours);
     unsigned long flags = SIGCHLD;
     if (job->isolated)
         flags |= CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC;
@@ -99,43 +119,28 @@ int start_processes(struct processes *job, const struct request *request)
     if (job->reaper < 0)
         return errno;
     if (job->reaper == 0) {
-        close_agents_ends();
-        child.stdio[0] = in[0];
-        child.stdio[1] = out[1];
-        child.stdio[2] = err[1];
-        child.order_fd = orders[1];
-        close(in[1]);
-        close(control[1]);
-        close(orders[0]);
-        reaper_main(child, prefork, report[1], control[0]);
+        struct child child = {request->uid, request->gid, job->isolated, prefork && agent.stack_gap,
+                              {in.theirs, out.theirs, err.theirs}, cgroup, order.theirs, program};
+        struct command command = {"/", agent.argv, agent.envp};
+        reaper_main(&child, prefork ? &command : NULL, (struct reaper_ends){report.theirs, control.theirs, order.theirs});
     }
-    close_fd(&child.cgroup_fd);
-    close_fd(&child.program_fd);
-    close(in[0]);
-    close(out[1]);
-    close(err[1]);
-    close(report[1]);
-    close(control[0]);
-    close(orders[1]);
-    job->stdin_fd = in[1];
-    job->output_fd[STDOUT] = out[0];
-    job->output_fd[STDERR] = err[0];
-    job->report_fd = report[0];
-    job->control_fd = control[1];
-    job->order_fd = orders[0];
+    job->stdin_fd = take_fd(&in.ours);
+    job->output_fd[STDOUT] = take_fd(&out.ours);
+    job->output_fd[STDERR] = take_fd(&err.ours);
+    job->report_fd = take_fd(&report.ours);
+    job->control_fd = take_fd(&control.ours);
+    job->order_fd = take_fd(&order.ours);
     return 0;
 }
 
 /* End processes that nobody will give an order to any more. */
 void drop_processes(struct processes *job)
 {
-    if (job->reaper > 0) {
-        kill(job->reaper, SIGKILL);
-        waitpid(job->reaper, NULL, 0);
-    }
+    if (job->reaper > 0 && (kill(job->reaper, SIGKILL) < 0 || waitpid(job->reaper, NULL, 0) != job->reaper))
+        die("reaper");
     close_processes(job);
-    if (job->cgroup[0])
-        rmdir(job->cgroup);
+    if (job->cgroup[0] && rmdir(job->cgroup) < 0)
+        say("belljar-agent: %s: %s", job->cgroup, strerror(errno)); /* it has a name to itself: no other is in its way */
     processes_init(job);
 }
 

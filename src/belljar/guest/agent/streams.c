@@ -10,7 +10,7 @@ void forward_output(enum stream stream)
     int *fd = &agent.job.output_fd[stream];
     ssize_t n;
     if (agent.discard[stream]) {
-        n = read(*fd, agent.artifact_data, CHUNK);
+        n = read(*fd, agent.dropped, CHUNK);
     } else {
         size_t most = agent.credit[stream] < CHUNK ? (size_t)agent.credit[stream] : CHUNK;
         uint8_t *p = output_room(CHUNK);

@@ -17,12 +17,11 @@ enum { VSOCK_PORT = 1024 };
 int open_listener(void)
 {
     unsigned cid = VMADDR_CID_ANY;
-    int device = open("/dev/vsock", O_RDONLY | O_CLOEXEC);
+    cleanup_close int device = open("/dev/vsock", O_RDONLY | O_CLOEXEC);
     if (device < 0)
         return -1;
     if (ioctl(device, IOCTL_VM_SOCKETS_GET_LOCAL_CID, &cid) < 0)
         cid = VMADDR_CID_ANY;
-    close(device);
     if (cid == VMADDR_CID_ANY)
         return -1;
     struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = VSOCK_PORT};

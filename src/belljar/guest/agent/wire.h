@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 enum {
-    VERSION = 3,
+    VERSION = 4,
     HEADER_SIZE = 8,
     MAX_PAYLOAD = 128 * 1024,
     STDIN_WINDOW = 64 * 1024,
@@ -25,7 +25,6 @@ enum kind {
     SIGNAL = 0x07,
     COLLECT = 0x08,
     PING = 0x09,
-    POWER_OFF = 0x0A,
     DISCARD = 0x0B,
     NETWORK = 0x0C,
     IDENTITY = 0x0D,
