@@ -28,6 +28,10 @@ MAX_PATH_BYTES = 1024
 SEED_BYTES = 64
 #: Linux's limit on a host name (HOST_NAME_MAX is 64 with the zero).
 MAX_HOSTNAME = 63
+#: Linux's largest error number (MAX_ERRNO).
+MAX_ERRNO = 4095
+#: Linux's largest process number (PID_MAX_LIMIT).
+MAX_PID = 1 << 22
 #: Of a prefork program's name.
 MAX_NAME = 31
 #: Of the folder that a layer is laid over.
@@ -314,6 +318,20 @@ def _hello(payload: bytes) -> Hello:
     return Hello(version, uptime_us)
 
 
+def _started(payload: bytes) -> Started:
+    (pid,) = _STARTED.unpack(payload)
+    if not 0 < pid <= MAX_PID:
+        raise ValueError
+    return Started(pid)
+
+
+def _stdin_credit(payload: bytes) -> StdinCredit:
+    (size,) = _CREDIT.unpack(payload)
+    if not 0 < size <= STDIN_WINDOW:
+        raise ValueError
+    return StdinCredit(size)
+
+
 def _exited(payload: bytes) -> Exited:
     exit_code, signal, oom_kills, zero, cpu_us, max_memory_bytes, run_us = _EXITED.unpack(payload)
     if zero or not (0 <= signal <= 64) or not (0 <= exit_code <= 255) or (signal and exit_code):
@@ -349,14 +367,16 @@ def _empty(message: Callable[[], Message]) -> Callable[[bytes], Message]:
 
 def _failed(payload: bytes) -> Failed:
     stage, errno = _FAILED.unpack(payload)
+    if not 0 < errno <= MAX_ERRNO:
+        raise ValueError
     return Failed(Stage(stage), errno)
 
 
 _PARSERS: dict[Kind, Callable[[bytes], Message]] = {
     Kind.HELLO: _hello,
-    Kind.STARTED: lambda payload: Started(*_STARTED.unpack(payload)),
+    Kind.STARTED: _started,
     Kind.EXITED: _exited,
-    Kind.STDIN_CREDIT: lambda payload: StdinCredit(*_CREDIT.unpack(payload)),
+    Kind.STDIN_CREDIT: _stdin_credit,
     Kind.ARTIFACT: _artifact,
     Kind.ARTIFACT_DATA: _artifact_data,
     Kind.COLLECTED: lambda payload: Collected(*_COLLECTED.unpack(payload)),

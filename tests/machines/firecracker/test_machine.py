@@ -288,7 +288,6 @@ from belljar.images.catalog import Images
 from belljar.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.machines.protocol import MachineSpec, Shape
 from belljar.settings import Settings
-from guest.conversation import hang_up
 
 async def main():
     data_dir = Path(sys.argv[1])

@@ -79,7 +79,7 @@ void send_failed(enum stage stage, int error)
 {
     uint8_t payload[8];
     put_u32(payload, stage);
-    put_u32(payload + 4, (uint32_t)error);
+    put_u32(payload + 4, (uint32_t)(error ? error : EIO));
     send_control(FAILED, payload, sizeof payload);
     agent.phase = ENDED;
 }
