@@ -247,6 +247,7 @@ bool glob_matches(const char *glob, const char *path);
 bool glob_may_match_below(const char *glob, const char *folder);
 
 /* artifacts.c */
+void artifacts_init(void);
 void order_collect(const uint8_t *payload, size_t length);
 bool may_collect(void);
 void collect_piece(void);

@@ -47,7 +47,13 @@ static struct {
     char path[MAX_PATH_BYTES + 256 + 2]; /* of the entry that is looked at; longer than what can be told */
     int file;                            /* the artifact that is being sent, or -1 */
     uint64_t file_left;
-} walk = {.file = -1};
+} walk;
+
+/* Not in the variable's definition: its zeros would be part of the executable. */
+void artifacts_init(void)
+{
+    walk.file = -1;
+}
 
 void order_collect(const uint8_t *payload, size_t length)
 {

@@ -59,6 +59,7 @@ _Noreturn void die(const char *what)
 void start_empty(void)
 {
     processes_init(&agent.job);
+    artifacts_init();
     agent.port = agent.listener = agent.exits_fd = -1;
     for (enum etc file = 0; file < ETC_FILES; file++)
         agent.etc[file] = -1;
