@@ -15,7 +15,6 @@ import hashlib
 import os
 import platform
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -41,15 +40,16 @@ from belljar.scripts.disks import disk_blob
 from belljar.scripts.service import ScriptService
 from belljar.settings import Settings
 from belljar.store.claims import SqlClaims
-from belljar.store.database import Database, open_database
+from belljar.store.database import Database
 from belljar.store.jobs import SqlJobs
 from belljar.store.nodes import SqlNodes
+from belljar.store.opening import open_database
 from belljar.store.scripts import SqlScripts
 from belljar.worker.capacity import Capacity
 from belljar.worker.patience import Patience
 from belljar.worker.rooms import WorkerRooms
 from belljar.worker.worker import Worker
-from guest.conversation import AGENT_C
+from guest.conversation import AGENT, compile_with_agent
 from worker.agent_process import ProcessHypervisor
 
 #: Pauses that a test has time for.
@@ -67,7 +67,7 @@ SHELL = Language(name="shell", run=("sh", "{entrypoint}"))
 def build_agent(folder: Path) -> Path:
     """The real agent, as a program of this host."""
     binary = folder / "agent"
-    subprocess.run(["gcc", "-std=c11", "-O1", "-o", str(binary), str(AGENT_C)], check=True, timeout=60)
+    compile_with_agent(binary, AGENT / "main.c", sanitizers=[])
     return binary
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from worker.bed import Bed, build_agent, opened_bed
 @pytest.fixture(scope="session")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real agent, to be run as an ordinary process."""
-    if not shutil.which("gcc"):
-        pytest.skip("gcc is not installed")
     return build_agent(tmp_path_factory.mktemp("agent"))
 
 

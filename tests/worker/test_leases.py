@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ import pytest
 from belljar.counters import counted
 from belljar.jobs.states import Status
 from belljar.store.claims import SqlClaims
-from belljar.worker.leases import Leases
 from worker.bed import Bed, Faults, opened_bed
 from worker.bed_process import worker_process
 
@@ -126,55 +123,6 @@ async def test_a_script_that_ended_while_the_store_refused_is_not_run_again_by_a
             found = await bed.ended(job)
     assert (found.status, found.exit_code, found.attempt, found.worker) == (Status.FAILED, 5, 1, "w1")
     assert noted(notes) == ["ran"]
-
-
-class Clock(datetime):
-    """The store's clock, which can be set."""
-
-    ahead = timedelta()
-
-    @classmethod
-    def now(cls, tz: tzinfo | None = None) -> datetime:
-        return datetime.now(tz) + cls.ahead
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
-    wall = time.time
-    monkeypatch.setattr("belljar.store.claims.datetime", Clock)
-    monkeypatch.setattr("belljar.worker.leases.time.time", lambda: wall() + Clock.ahead.total_seconds())
-    monkeypatch.setattr(Clock, "ahead", timedelta())
-    return Clock
-
-
-async def test_a_clock_that_jumps_while_a_job_runs_does_not_disturb_it(
-    bed: Bed, tmp_path: Path, clock: type[Clock]
-) -> None:
-    job = await bed.submit(f"echo ran >> {tmp_path}/notes; sleep 2")
-    async with bed.working("w1"), bed.working("w2"):
-        await bed.running(job)
-        for jump in (timedelta(hours=1), timedelta(hours=-1), timedelta(days=3650)):
-            clock.ahead = jump
-            await asyncio.sleep(0.3)
-        found = await bed.ended(job)
-    assert (found.status, found.attempt) == (Status.SUCCEEDED, 1)
-    assert noted(tmp_path / "notes") == ["ran"]
-
-
-async def test_only_a_silence_by_the_steady_clock_ends_a_lease(bed: Bed, clock: type[Clock]) -> None:
-    claims = SqlClaims(bed.database)
-    job = await bed.submit("true")
-    assert await claims.claim("w1", vcpus=1, memory_mb=128, lease_seconds=LEASE_SECONDS) is not None
-    leases = Leases(claims, "w2", LEASE_SECONDS, lambda: ())
-    await asyncio.sleep(LEASE_SECONDS)
-    assert (await claims.renew("w1", [(job.id, 1)], LEASE_SECONDS)).lost == set()
-    assert await leases.expire() == []  # it has just been renewed
-    clock.ahead = timedelta(hours=1)
-    assert await leases.expire() == []  # the clock has jumped: w1 has had no time to renew it by the new one
-    assert await leases.expire() == []
-    assert (await claims.renew("w1", [(job.id, 1)], LEASE_SECONDS)).lost == set()
-    await asyncio.sleep(LEASE_SECONDS * 1.1)
-    assert [each.id for each in await leases.expire()] == [job.id]
 
 
 async def test_two_workers_on_one_queue_run_each_job_once(bed: Bed, tmp_path: Path) -> None:

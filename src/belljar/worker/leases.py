@@ -20,9 +20,6 @@ from belljar.worker.lease import Lease
 
 log = structlog.get_logger()
 
-#: A clock that goes astray by more than this part of a lease between two rounds has jumped.
-_JUMP = 0.5
-
 
 @dataclass(slots=True, eq=False)
 class Running:
@@ -53,7 +50,6 @@ class Leases:
         self._seconds = lease_seconds
         self._running = running
         self.interval_seconds = lease_seconds / 3
-        self._clocks = time.time(), time.monotonic()
         # Who has just started has not seen the others be silent.
         self._expire_from = 0.0
         self._spare_others()
@@ -84,20 +80,14 @@ class Leases:
     async def expire(self) -> list[Job]:
         """End the leases of workers that were silent for longer, and return their jobs. To be called after `renew`.
 
-        Leases are written with the clock of the wall. When that has jumped, or the store has refused, they are left
-        alone for as long as a lease lasts: workers that live renew theirs meanwhile. Raises HostError.
+        When the store has refused they are left alone for as long as a lease lasts: workers that live renew theirs
+        meanwhile. Raises HostError.
         """
-        wall, steady = time.time(), time.monotonic()
-        (wall_before, steady_before), self._clocks = self._clocks, (wall, steady)
-        astray_seconds = (wall - wall_before) - (steady - steady_before)
-        if abs(astray_seconds) > _JUMP * self._seconds:
-            log.warning("clock_jumped", seconds=round(astray_seconds, 3))
-            self._spare_others()
         if time.monotonic() < self._expire_from:
             return []
         try:
             async with asyncio.timeout(self._seconds):
-                expired = await self._claims.expire()
+                expired = await self._claims.expire(self._seconds)
         except Exception:
             self._spare_others()
             raise

@@ -15,7 +15,7 @@ from belljar.machines.preparation import Preparation
 from belljar.owned import owned_folder
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
-from belljar.worker.plan import DEFAULT_ENV, command_for
+from belljar.worker.plan import command_for, default_env
 
 
 class Preparations:
@@ -46,7 +46,7 @@ class Preparations:
 
     def _waiting(self, image: Image) -> tuple[Command, ...]:
         """The prefork programs, and a set of processes that waits for any command of the other languages."""
-        env, user = DEFAULT_ENV | image.manifest.env, image.manifest.user
+        env, user = default_env(image.manifest), image.manifest.user
         languages = image.manifest.languages
         preforks = {language.prefork: language for language in languages if language.prefork}
         most = self._settings.max_processes

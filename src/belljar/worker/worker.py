@@ -8,7 +8,6 @@ back to the queue. Nothing that fails on the way ends the worker, or any attempt
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -17,7 +16,6 @@ from typing import Any, TypeVar
 
 import structlog
 
-from belljar import __version__
 from belljar.background import note_failure, supervise
 from belljar.counters import count
 from belljar.errors import BelljarError, HostError, MachineError, host_error
@@ -30,9 +28,9 @@ from belljar.machines.protocol import Hypervisor, MachineSpec
 from belljar.machines.shapes import fitted
 from belljar.machines.supply import Ready
 from belljar.machines.usage import resident_mb
-from belljar.store.nodes import Node
 from belljar.worker.attempt import AttemptEnd, Stop, run_attempt
 from belljar.worker.capacity import Capacity
+from belljar.worker.heartbeat import Heartbeat
 from belljar.worker.installing import Installer, Wanted
 from belljar.worker.job_logs import JobLogs
 from belljar.worker.lease import Lease
@@ -65,13 +63,12 @@ class Worker:
         self._patience = rooms.patience
         self._running: dict[str, Running] = {}
         self._room = asyncio.Event()
-        self._started_at = datetime.now(UTC)
         self._hypervisor: Hypervisor | None = None
         self._networking = Networking(rooms.settings)
         self._installer = Installer(rooms.settings, self._networking.attached, capacity)
         self._logs = JobLogs(rooms.settings.data_dir, rooms.blobs, self._patience)
         self._leases = Leases(rooms.claims, worker_id, rooms.settings.lease_seconds, lambda: self._running.values())
-        self._snapshots: tuple[dict[str, object], ...] = ()
+        self._heartbeat = Heartbeat(rooms, worker_id, capacity, lambda: len(self._running), lambda: self._hypervisor)
 
     async def run(self) -> None:
         """Work until cancelled. First puts right what an earlier run of this worker left unfinished."""
@@ -83,7 +80,7 @@ class Worker:
                 ("choose_hypervisor", self._choose_hypervisor),
                 ("supply_machines", self._supply_machines),
                 ("keep_leases", self._keep_leases),
-                ("heartbeat", self._heartbeat),
+                ("heartbeat", self._heartbeat.run),
                 ("pass_on_cancelling", self._pass_on_cancelling),
                 ("measure_memory", self._measure),
                 ("keep_logs", self._keep_logs),
@@ -135,28 +132,21 @@ class Worker:
         if not (vcpus and memory_mb):
             return None
         seconds, asked_at = self._rooms.settings.lease_seconds, loop.time()
-        claiming = asyncio.create_task(
-            self._rooms.claims.claim(
-                self.id, vcpus=vcpus, memory_mb=memory_mb, lease_seconds=seconds, expected=expected
-            )
+        job = await self._rooms.claims.claim(
+            self.id,
+            vcpus=vcpus,
+            memory_mb=memory_mb,
+            lease_seconds=seconds,
+            expected=expected,
+            largest=self.capacity.largest(),
+            images=self._rooms.images.digests(),
         )
-        try:
-            job = await asyncio.shield(claiming)
-        except asyncio.CancelledError:
-            await self._within_stop(self._unclaim(claiming))
-            raise
         if job is None:
             return None
         running = Running(job, Lease(asked_at, seconds))
         self.capacity.hold(running.holder, job.resources)
         self._running[running.holder] = running
         return running
-
-    async def _unclaim(self, claiming: asyncio.Task[Job | None]) -> None:
-        """The worker is stopped in the middle of a claim: what it may have got goes back."""
-        job = await claiming
-        if job is not None:
-            await self._give_back(job, "its worker was stopped", "worker_stopped")
 
     async def _wait_for_work(self) -> bool:
         """Until a job was queued (True), one here ended, or a moment has passed: another process may have queued."""
@@ -370,52 +360,26 @@ class Worker:
             await self._leases.pause(renewed=renewed)
             renewed = await self._leases.renew()
             if renewed:
-                for job in await self._leases.expire():
-                    self._rooms.changes.notify(job.id)
-                    self._rooms.changes.notify_queued()
+                await self._put_others_right()
+
+    async def _put_others_right(self) -> None:
+        """Give jobs of dead nodes back, and end those that wait for an image that no node has any more."""
+        for job in await self._leases.expire():
+            self._rooms.changes.notify(job.id)
+            self._rooms.changes.notify_queued()
+        lease_seconds = self._rooms.settings.lease_seconds
+        images = await self._rooms.nodes.images(lease_seconds)
+        if images is None:
+            return
+        for job in await self._rooms.claims.fail_without_image(images, waited_seconds=lease_seconds):
+            log.warning("job_failed_without_image", job=job.id, image=job.image)
+            self._rooms.changes.notify(job.id)
 
     async def _keep_logs(self) -> None:
         """Bring logs to the blob store that could not be brought there when their attempts ended."""
         while True:
             await self._logs.sweep(self._rooms.claims, self.id)
             await asyncio.sleep(self._patience.sweep_seconds)
-
-    async def _heartbeat(self) -> None:
-        """Say that this node is there, and what it has."""
-        while True:
-            await self._rooms.nodes.heartbeat(await self._node())
-            await asyncio.sleep(self._leases.interval_seconds)
-
-    async def _node(self) -> Node:
-        vcpus_free, memory_free_mb = self.capacity.free()
-        hypervisor, pool = self._hypervisor, self._rooms.supply.pool
-        return Node(
-            id=self.id,
-            hostname=socket.gethostname(),
-            version=__version__,
-            started_at=self._started_at,
-            heartbeat_at=datetime.now(UTC),
-            hypervisor=hypervisor.name if hypervisor else None,
-            accelerator=hypervisor.accelerator if hypervisor else None,
-            vcpus=self.capacity.vcpus,
-            memory_mb=self.capacity.memory_mb,
-            largest_memory_mb=self.capacity.largest().memory_mb,
-            vcpus_free=vcpus_free,
-            memory_free_mb=memory_free_mb,
-            running_jobs=len(self._running),
-            waiting_clones=sum(pool.counts().values()) if pool is not None else 0,
-            waiting_memory_mb=round(pool.memory_mb if pool is not None else 0),
-            snapshots=await self._known_snapshots(),
-        )
-
-    async def _known_snapshots(self) -> tuple[dict[str, object], ...]:
-        """Those that there are; those that there were when they cannot be read now."""
-        if (snapshots := self._rooms.supply.snapshots) is not None:
-            try:
-                self._snapshots = tuple(await asyncio.to_thread(snapshots.list))
-            except OSError as error:
-                note_failure("list_snapshots", error)
-        return self._snapshots
 
 
 class _Cancelled(Exception):
