@@ -43,6 +43,7 @@ class FileFaults(Faults):
 async def work(data_dir: Path, agent: Path, name: str, lease_seconds: float) -> None:
     async with opened_bed(data_dir, agent, lease_seconds=lease_seconds) as bed:
         worker = bed.worker(name, faults=FileFaults(data_dir / "faults"))
+        (data_dir / f"{name}.pid").write_text(str(os.getpid()))
         task = asyncio.create_task(worker.run())
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         with contextlib.suppress(asyncio.CancelledError):
@@ -53,12 +54,15 @@ async def work(data_dir: Path, agent: Path, name: str, lease_seconds: float) -> 
 async def worker_process(
     data_dir: Path, agent: Path, name: str = "w1", lease_seconds: float = 30
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """That worker, told to stop with the block unless it was killed before."""
+    """That worker once it has begun, told to stop with the block unless it was killed before."""
     command = [sys.executable, "-m", "worker.bed_process", str(data_dir), str(agent), name, str(lease_seconds)]
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(TESTS)}
     with (data_dir / f"{name}.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=log, stderr=log)
     try:
+        while not await asyncio.to_thread(_has_begun, data_dir / f"{name}.pid", process.pid):
+            assert process.returncode is None, f"it did not start; see {name}.log in the data folder"
+            await asyncio.sleep(0.05)
         yield process
     finally:
         if process.returncode is None:
@@ -70,6 +74,12 @@ async def worker_process(
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+def _has_begun(path: Path, pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text() == str(pid)
+    return False
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ async def _keep(
     while not stop.is_set():
         async with worker_process(bed.settings.data_dir, agent, name, bed.settings.lease_seconds) as process:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if kill_seconds == 0 else chance.expovariate(1 / kill_seconds) + 1):
+                async with asyncio.timeout(chance.uniform(0.5, 1.5) * kill_seconds):
                     await stop.wait()
             if stop.is_set():
                 return
