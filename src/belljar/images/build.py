@@ -28,6 +28,7 @@ from belljar.images.additions import Additions
 from belljar.images.apt import DEBIAN_ARCHITECTURES, Archive
 from belljar.images.apt import open_archive as open_apt
 from belljar.images.catalog import Images, write_manifest
+from belljar.images.contained import remove_tree
 from belljar.images.custom_kernel import (
     SOURCE_PACKAGE,
     SOURCE_PATTERN,
@@ -139,12 +140,12 @@ def workshop(data_dir: Path, progress: Progress) -> Iterator[Path]:
             progress.step("waiting for another build in this data folder to end")
             fcntl.flock(lock, fcntl.LOCK_EX)
         for stale in cache.glob("build-*"):
-            shutil.rmtree(stale, ignore_errors=True)
+            remove_tree(stale)
         work = Path(tempfile.mkdtemp(prefix="build-", dir=cache))
         try:
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            remove_tree(work)
 
 
 class Build:

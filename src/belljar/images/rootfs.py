@@ -14,6 +14,7 @@ from pathlib import Path
 from belljar.errors import ImageBuildError
 from belljar.guest.programs import programs_in_root
 from belljar.images.apt import Archive
+from belljar.images.contained import contained
 from belljar.images.facts import Facts
 from belljar.images.npm import fetch_npm
 from belljar.images.recipe import Recipe
@@ -104,16 +105,20 @@ async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) ->
         f'--customize-hook=sh {shlex.quote(str(script))} "$1" {shlex.join([str(out), str(before)])}',
     ]
     (work / "sources.list").write_text(archive.sources)
-    await call(
+    command = contained(
         [
             "mmdebstrap",
             "--verbose",
+            # In a user namespace too: mmdebstrap's own would not let it into a folder that only this user may enter.
+            "--mode=root",
             "--variant=essential",
             "--format=null",
             f"--architectures={archive.architecture}",
             f"--include={','.join((*_ALWAYS, *recipe.packages))}",
             "--skip=update,essential/unlink,cleanup",
             '--aptopt=Acquire::Languages "none"',
+            # Another user could not enter the data folder.
+            '--aptopt=APT::Sandbox::User "root"',
             # The disk need not have every file before the next: what a crash leaves of a build is thrown away.
             "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in (*_NO_FILES, *recipe.exclude)),
@@ -121,7 +126,11 @@ async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) ->
             archive.suite,
             "-",
             str(work / "sources.list"),
-        ],
+        ]
+    )
+    await call(
+        command,
+        name="mmdebstrap",
         log=archive.log,
         timeout_seconds=_TIMEOUT_SECONDS,
         cwd=work,
