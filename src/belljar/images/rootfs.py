@@ -24,7 +24,7 @@ from belljar.images.wheels import fetch_wheels
 
 _TIMEOUT_SECONDS = 1800
 #: Changes when the way a root filesystem is made does, so that older ones are not reused.
-FORMAT = 2
+FORMAT = 3
 #: One time for everything that is made at build time: 2023-06-10, when Debian 12 came out.
 EPOCH = 1686355200
 UUID = "62656c6c-6a61-7200-0000-000000000001"
@@ -41,8 +41,16 @@ _NO_FILES = (
     "/usr/lib/*/gconv/*",
     "/usr/lib/*/perl/*/CORE/*.h",
 )
-#: Without it dpkg's essential packages pull in all of perl to merge /usr, which mmdebstrap has done already.
-_ALWAYS = ("usr-is-merged",)
+#: Kept of what is left out: the character sets that files still come in, for iconv(1) and what uses it.
+_FILES = tuple(
+    f"/usr/lib/*/gconv/{name}"
+    for name in (
+        "gconv-modules*", "UTF-*.so", "UNICODE.so", "ISO8859-1.so", "ISO8859-15.so", "CP1252.so", "SJIS.so", "GBK.so"
+    )
+)  # fmt: skip
+#: Without the first, dpkg's essential packages pull in all of perl to merge /usr, which mmdebstrap has done already. The
+#: others are what programs expect of every system: certificates (HTTPS), time zones, names of services and protocols.
+_ALWAYS = ("usr-is-merged", "ca-certificates", "tzdata", "netbase")
 
 #: In the root filesystem nothing of this host's environment matters.
 _ENV = "env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8"
@@ -122,6 +130,7 @@ async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) ->
             # The disk need not have every file before the next: what a crash leaves of a build is thrown away.
             "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in (*_NO_FILES, *recipe.exclude)),
+            *(f"--dpkgopt=path-include={pattern}" for pattern in _FILES),
             *hooks,
             archive.suite,
             "-",
