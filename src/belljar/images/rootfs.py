@@ -24,7 +24,7 @@ from belljar.images.wheels import fetch_wheels
 
 _TIMEOUT_SECONDS = 1800
 #: Changes when the way a root filesystem is made does, so that older ones are not reused.
-FORMAT = 3
+FORMAT = 4
 #: One time for everything that is made at build time: 2023-06-10, when Debian 12 came out.
 EPOCH = 1686355200
 UUID = "62656c6c-6a61-7200-0000-000000000001"
@@ -48,9 +48,11 @@ _FILES = tuple(
         "gconv-modules*", "UTF-*.so", "UNICODE.so", "ISO8859-1.so", "ISO8859-15.so", "CP1252.so", "SJIS.so", "GBK.so"
     )
 )  # fmt: skip
-#: Without the first, dpkg's essential packages pull in all of perl to merge /usr, which mmdebstrap has done already. The
-#: others are what programs expect of every system: certificates (HTTPS), time zones, names of services and protocols.
+#: What programs expect of every system: certificates (HTTPS), time zones, names of services and protocols.
 _ALWAYS = ("usr-is-merged", "ca-certificates", "tzdata", "netbase")
+#: The essential packages want /usr merged, which mmdebstrap has done already: left to choose, apt takes the package that
+#: does it, and all of perl with it.
+_NOT_USRMERGE = r"Package: usrmerge\nPin: release *\nPin-Priority: -1\n"
 
 #: In the root filesystem nothing of this host's environment matters.
 _ENV = "env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8"
@@ -102,6 +104,8 @@ async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) ->
     hooks = [
         # update-alternatives of some packages insists on the folder of the pages that are left out.
         '--setup-hook=mkdir -p "$1"/usr/share/man/man1 "$1"/var/cache/apt/archives "$1"/var/lib/apt/lists/partial',
+        '--setup-hook=mkdir -p "$1"/etc/apt/preferences.d && '
+        f"printf '{_NOT_USRMERGE}' >\"$1\"/etc/apt/preferences.d/usrmerge",
         f'--setup-hook=cp -a {debs}/. "$1"/var/cache/apt/archives/',
         f'--setup-hook=cp -a {lists}/*_* "$1"/var/lib/apt/lists/',
         f'--customize-hook=cp -n "$1"/var/cache/apt/archives/*.deb {debs}/',
