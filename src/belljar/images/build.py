@@ -363,6 +363,7 @@ class RecipeRoot:
             "description": recipe.description,
             "languages": recipe.languages,
             "env": recipe.env,
+            "min_memory_mb": recipe.min_memory_mb,
             "origin": f"recipe sha256:{digest}",
         }
 

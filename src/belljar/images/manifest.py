@@ -74,6 +74,8 @@ class Manifest(Value):
     initramfs: Part
     root: Part
     languages: tuple[Language, ...]
+    #: A machine with less memory cannot start a program of the smallest of its languages.
+    min_memory_mb: int = Field(default=64, ge=64)
     env: dict[str, str] = Field(default_factory=dict)
     #: Debian packages in the root filesystem, name → version.
     packages: dict[str, str] = Field(default_factory=dict)

@@ -57,6 +57,8 @@ class Recipe(Value):
     #: Commands that are run in the root filesystem at the end: what makes the tools start faster.
     prepare: tuple[tuple[str, ...], ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
+    #: The least memory of a machine in which its languages' first programs run.
+    min_memory_mb: int = Field(default=64, ge=64)
     languages: tuple[Language, ...] = Field(min_length=1)
     #: Languages whose scripts run in this image unless another is asked for, whatever else is built.
     default_for: tuple[str, ...] = ()

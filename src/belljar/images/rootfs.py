@@ -50,9 +50,9 @@ _FILES = tuple(
 )  # fmt: skip
 #: What programs expect of every system: certificates (HTTPS), time zones, names of services and protocols.
 _ALWAYS = ("usr-is-merged", "ca-certificates", "tzdata", "netbase")
-#: The essential packages want /usr merged, which mmdebstrap has done already: left to choose, apt takes the package that
-#: does it, and all of perl with it.
-_NOT_USRMERGE = r"Package: usrmerge\nPin: release *\nPin-Priority: -1\n"
+#: mmdebstrap's own hook merges /usr. The essential packages want the package for that, and apt would take all of perl.
+_MERGED_USR = "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"
+
 
 #: In the root filesystem nothing of this host's environment matters.
 _ENV = "env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8"
@@ -104,8 +104,6 @@ async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) ->
     hooks = [
         # update-alternatives of some packages insists on the folder of the pages that are left out.
         '--setup-hook=mkdir -p "$1"/usr/share/man/man1 "$1"/var/cache/apt/archives "$1"/var/lib/apt/lists/partial',
-        '--setup-hook=mkdir -p "$1"/etc/apt/preferences.d && '
-        f"printf '{_NOT_USRMERGE}' >\"$1\"/etc/apt/preferences.d/usrmerge",
         f'--setup-hook=cp -a {debs}/. "$1"/var/cache/apt/archives/',
         f'--setup-hook=cp -a {lists}/*_* "$1"/var/lib/apt/lists/',
         f'--customize-hook=cp -n "$1"/var/cache/apt/archives/*.deb {debs}/',
@@ -135,6 +133,7 @@ async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) ->
             "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in (*_NO_FILES, *recipe.exclude)),
             *(f"--dpkgopt=path-include={pattern}" for pattern in _FILES),
+            _MERGED_USR,
             *hooks,
             archive.suite,
             "-",

@@ -114,8 +114,9 @@ class Tree:
             length = len(target.encode())
         except UnicodeEncodeError:
             raise _refused(name, "is a link whose target is not UTF-8") from None
-        if length > MAX_PATH_BYTES:
-            raise _refused(name, f"is a link of over {MAX_PATH_BYTES} bytes")
+        most = 3 * self._allowance.limits.max_depth
+        if length > MAX_PATH_BYTES or target.count("/") > most:
+            raise _refused(name, f"is a link of over {MAX_PATH_BYTES} bytes or {most} folders")
         self.links[self._claim(name)] = target
 
     def strip_folder(self) -> bool:
