@@ -91,7 +91,7 @@ def test_a_language_of_no_recipe_runs_in_the_one_image_that_has_it(images: Image
     assert images.image_for("cobol") in ("mine", "mine:1")
     other = {"name": "other", "digest": "f" * 64, "languages": (cobol,)}
     images.register(register(images.data_dir, "other").manifest.model_copy(update=other))
-    with pytest.raises(UnknownImage, match="several images here run cobol: mine.*, other; choose one"):
+    with pytest.raises(UnknownImage, match=r"several images here run cobol: mine.*, other; choose one"):
         images.image_for("cobol")
 
 

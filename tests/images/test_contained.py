@@ -66,7 +66,9 @@ async def test_output_and_exit_code_are_the_commands_own(tmp_path: Path) -> None
 
 async def test_its_mounts_and_processes_are_nobody_elses(tmp_path: Path) -> None:
     (tmp_path / "place").mkdir()
-    script = f"mount -t tmpfs none {tmp_path}/place && touch {tmp_path}/place/inside && echo $(ls -d /proc/[0-9]* | wc -l)"
+    script = (
+        f"mount -t tmpfs none {tmp_path}/place && touch {tmp_path}/place/inside && echo $(ls -d /proc/[0-9]* | wc -l)"
+    )
     processes = await call(contained(["sh", "-c", script]), log=tmp_path / "log", timeout_seconds=60)
     assert int(processes) < 10
     assert list((tmp_path / "place").iterdir()) == []

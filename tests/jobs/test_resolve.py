@@ -73,7 +73,7 @@ def test_less_memory_than_the_image_needs_is_refused_with_the_number() -> None:
     script = dataclasses.replace(SCRIPT, min_memory_mb=96)
     assert resolved({"memory_mb": 96}, script=script).resources.memory_mb == 96
     assert resolved({}, script=script, default_memory_mb=64).resources.memory_mb == 96
-    with pytest.raises(InvalidOption, match="memory_mb is 95, .*the image python needs 96") as caught:
+    with pytest.raises(InvalidOption, match=r"memory_mb is 95, .*the image python needs 96") as caught:
         resolved({"memory_mb": 95}, script=script)
     assert caught.value.details == {"option": "memory_mb", "limit": 96}
 

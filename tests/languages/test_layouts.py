@@ -13,7 +13,10 @@ from languages.unpacked import Unpacked
 
 pytestmark = pytest.mark.vm  # for the images
 
-PRINTS = "public static void main(String[] args) {{ System.out.println({}); }}"
+
+def printing(value: str) -> str:
+    """A main method in Java that prints an expression."""
+    return f"public static void main(String[] args) {{ System.out.println({value}); }}"
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ PROJECTS = dict(
             {
                 "src/main/java/com/acme/app/Main.java": (
                     "package com.acme.app;\nimport com.acme.util.Text;\n"
-                    f"public class Main {{ {PRINTS.format('Text.twice("ab") + new Helper().n()')} }}"
+                    "public class Main { " + printing('Text.twice("ab") + new Helper().n()') + "}"
                 ),
-                "src/main/java/com/acme/app/Helper.java": "package com.acme.app; class Helper { int n() { return 7; } }",
+                "src/main/java/com/acme/app/Helper.java": "package com.acme.app; class Helper { int n() { return 7;} }",
                 "src/main/java/com/acme/util/Text.java": (
                     "package com.acme.util;\n"
                     "public class Text { public static String twice(String s) { return s + s; } }"
@@ -51,9 +54,7 @@ PROJECTS = dict(
             "a tree of several modules",
             "app/src/main/java/app/Main.java",
             {
-                "app/src/main/java/app/Main.java": (
-                    f"package app; public class Main {{ {PRINTS.format('lib.Lib.X')} }}"
-                ),
+                "app/src/main/java/app/Main.java": "package app; public class Main { " + printing("lib.Lib.X") + "}",
                 "lib/src/main/java/lib/Lib.java": "package lib; public class Lib { public static int X = 5; }",
             },
             "5\n",
@@ -63,8 +64,9 @@ PROJECTS = dict(
             "src/Main.java",
             {
                 "src/Main.java": (
-                    f"public class Main {{ {PRINTS.format('new Other().x() + there("/conf.txt") + there("/in/it.txt")')}"
-                    "static boolean there(String name) { return Main.class.getResource(name) != null; } }"
+                    "public class Main { "
+                    + printing('new Other().x() + there("/conf.txt") + there("/in/it.txt")')
+                    + "static boolean there(String name) { return Main.class.getResource(name) != null; } }"
                 ),
                 "src/Other.java": 'class Other { String x() { return "other "; } }',
                 "src/conf.txt": "c",
@@ -88,13 +90,13 @@ PROJECTS = dict(
         java(
             "a name that the upload has changed",
             "Gr__e.java",
-            {"Gr__e.java": f"public class Größe {{ {PRINTS.format('"Größe"')} }}"},
+            {"Gr__e.java": "public class Größe { " + printing('"Größe"') + "}"},
             "Größe\n",
         ),
         java(
             "a public class that is not called like the file",
             "Main.java",
-            {"Main.java": f"package a.b; public class HelloWorld {{ {PRINTS.format('"hw"')} }}"},
+            {"Main.java": "package a.b; public class HelloWorld { " + printing('"hw"') + "}"},
             "hw\n",
         ),
         java(
@@ -103,7 +105,7 @@ PROJECTS = dict(
             {
                 "Solution.java": (
                     "class Solution { public int add(int a, int b) { return a + b; } }\n"
-                    f"class Runner {{ {PRINTS.format('new Solution().add(2, 3)')} }}"
+                    "class Runner { " + printing("new Solution().add(2, 3)") + "}"
                 )
             },
             "5\n",
@@ -120,13 +122,13 @@ PROJECTS = dict(
                 "cpp",
                 "src/main.cpp",
                 {
-                    "src/main.cpp": '#include <iostream>\n#include "u.h"\nint main() { std::cout << twice(21) << "\\n"; }',
+                    "src/main.cpp": '#include <iostream>\n#include "u.h"\nint main() { std::cout << twice(21); }',
                     "src/deep/u.cpp": '#include "u.h"\nint twice(int x) { return 2 * x; }',
                     "src/old.c": "int unused(void) { return 1; }",
                     "include/u.h": "int twice(int);",
                     "Makefile": "all:\n\tg++ -Iinclude -o app src/*.cpp\n",
                 },
-                "42\n",
+                "42",
             ),
         ),
         (
@@ -136,17 +138,19 @@ PROJECTS = dict(
                 "day2.cpp",
                 {
                     "day1.cpp": "#include <iostream>\nint main() { std::cout << 1; }",
-                    "day2.cpp": '#include "common.h"\n#include <iostream>\nint main() { std::cout << common() << "\\n"; }',
+                    "day2.cpp": '#include "common.h"\n#include <iostream>\nint main() { std::cout << common(); }',
                     "day3.cpp": "int main() { not finished",
                     "common.h": "int common();",
                     "common.cpp": "int common() { return 2; }",
                 },
-                "2\n",
+                "2",
             ),
         ),
         (
             "C with an odd ending",
-            Project("c", "upload-4711", {"upload-4711": '#include <stdio.h>\nint main(void) { puts("c ok"); }'}, "c ok\n"),
+            Project(
+                "c", "upload-4711", {"upload-4711": '#include <stdio.h>\nint main(void) { puts("c ok"); }'}, "c ok\n"
+            ),
         ),
         (
             "deep recursion in C",
@@ -256,7 +260,9 @@ def test_a_project_runs(unpacked: dict[str, Unpacked], tmp_path: Path, name: str
             "serde",
         ),
         (
-            Project("c", "main.c", {"main.c": "int f(void); int main(void) { return f(); }", "f.c": "int f(void) {"}, ""),
+            Project(
+                "c", "main.c", {"main.c": "int f(void); int main(void) { return f(); }", "f.c": "int f(void) {"}, ""
+            ),
             "f.c:1",
         ),
     ],

@@ -36,7 +36,7 @@ KILLED = {
     ),
     "go": (
         'package main\nimport ("fmt"; "os"; "syscall")\n'
-        'func main() { fmt.Println("line"); fmt.Print("part"); syscall.Kill(os.Getpid(), syscall.SIGKILL); select {} }\n'
+        'func main() { fmt.Println("line"); fmt.Print("part"); syscall.Kill(os.Getpid(), syscall.SIGKILL); select {} }'
     ),
     "java": (
         "public class Main { public static void main(String[] a) throws Exception {\n"

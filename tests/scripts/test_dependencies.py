@@ -217,7 +217,7 @@ def test_declarations_are_read_in_the_encodings_that_editors_write(encoding: str
 
 @pytest.mark.parametrize("text", ["six\n".encode("utf-16-le"), b"\xff\xfes", b"\xfe\xff\xd8\x00"])
 def test_an_encoding_that_cannot_be_read_is_refused(text: bytes) -> None:
-    with pytest.raises(InvalidDependencies, match="requirements.txt .*save it as UTF-8"):
+    with pytest.raises(InvalidDependencies, match=r"requirements\.txt .*save it as UTF-8"):
         read_dependencies(raw(main_py=b"", requirements_txt=text), "python", "main.py")
 
 
@@ -244,7 +244,7 @@ def test_a_requires_python_of_another_type_is_refused(value: str) -> None:
 
 @pytest.mark.parametrize("text", ["project = 1\n", '[project]\nname = "x"\ndynamic = ["version", "dependencies"]\n'])
 def test_a_project_whose_dependencies_cannot_be_read_is_refused(text: str) -> None:
-    with pytest.raises(InvalidDependencies, match="pyproject.toml"):
+    with pytest.raises(InvalidDependencies, match=r"pyproject\.toml"):
         project_file(text)
 
 

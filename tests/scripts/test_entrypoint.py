@@ -65,7 +65,12 @@ def test_the_entrypoint_is_found(
 @pytest.mark.parametrize(
     ("names", "language", "entrypoint", "said"),
     [
-        (["a.py", "b.py"], None, None, r"main.py, __main__.py, main.sh, run.sh at the top.*\(there are 2: a\.py, b\.py\)"),
+        (
+            ["a.py", "b.py"],
+            None,
+            None,
+            r"main.py, __main__.py, main.sh, run.sh at the top.*\(there are 2: a\.py, b\.py\)",
+        ),
         (["a.txt", "b.txt"], "python", None, "looked for main.py, __main__.py at the top"),
         (["data"], None, None, "no entrypoint"),
         (["main.py", "run.sh"], None, None, r"main.py \(python\), run.sh \(shell\)"),

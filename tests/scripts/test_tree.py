@@ -192,7 +192,7 @@ def test_the_digest_depends_on_everything_that_runs_and_not_on_order(tmp_path: P
 
 def test_links_that_take_long_to_follow_are_refused_before_they_do(tmp_path: Path) -> None:
     tree = new_tree(tmp_path)
-    with pytest.raises(InvalidScript, match="over 1024 bytes or .* folders"):
+    with pytest.raises(InvalidScript, match=r"over 1024 bytes or .* folders"):
         tree.add_link("link", "a/" * 500)
     for number in range(9000):
         tree.add_link(f"link{number}", "a/" * 24 + str(number))

@@ -1,9 +1,9 @@
 """Commands that end with whoever started them, and with root's rights over files where a user has no root.
 
-A command's own processes are in a pid namespace whose first process the kernel kills when belljar dies, even by SIGKILL;
-its mounts are in a mount namespace, and are gone with it. An ordinary user's command is in a user namespace besides, in
-which that user is root and the user's range of subordinate ids (subuid(5)) are all others: what lies in the user's own
-folders, however closed they are, is root's own there.
+A command's processes are in a pid namespace whose first process the kernel kills when belljar dies, even by SIGKILL;
+its mounts are in a mount namespace, and are gone with it. An ordinary user's command is in a user namespace besides,
+in which that user is root and the user's range of subordinate ids (subuid(5)) are all others: what lies in the user's
+own folders, however closed they are, is root's own there.
 """
 
 from __future__ import annotations

@@ -194,8 +194,8 @@ def _read_folder(paths: list[Path], stamp: tuple[tuple[str, int, int], ...]) -> 
             broken[path] = InvalidOption(f"{path} cannot be read: {error}", option="recipe")
         else:
             sound[recipe.name] = recipe
-    for path, error in broken.items():
-        log.warning("recipe_left_out", path=str(path), error=error.message)
+    for path, wrong in broken.items():
+        log.warning("recipe_left_out", path=str(path), error=wrong.message)
     return _UserRecipes(stamp, sound, broken)
 
 

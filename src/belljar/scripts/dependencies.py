@@ -168,7 +168,7 @@ def requirements_file(text: str) -> Dependencies | None:
     """A requirements.txt of names and versions; hashes are left to the lock."""
     origin = "requirements.txt"
     lines = re.sub(r"\\\r?\n", " ", text).splitlines()
-    found = []
+    found: list[str] = []
     for number, line in enumerate(lines, start=1):
         wanted = re.sub(r"(^|\s)#.*$", "", line).strip()
         wanted = re.sub(r"\s--hash=\S+", "", wanted).strip()
@@ -258,7 +258,9 @@ def _dependencies(
 def _at_most(count: int, origin: str) -> None:
     """Raises InvalidDependencies for more than are taken: before they are read, which takes time."""
     if count > _MAX_REQUIREMENTS:
-        raise InvalidDependencies(f"{origin} has over {_MAX_REQUIREMENTS} requirements, which is the most that is taken")
+        raise InvalidDependencies(
+            f"{origin} has over {_MAX_REQUIREMENTS} requirements, which is the most that is taken"
+        )
 
 
 def _toml(text: str, origin: str) -> dict[str, Any]:
@@ -280,10 +282,8 @@ def _text(files: Files, path: str, most: int = _MAX_FILE_BYTES) -> str:
     if not is_declaration:
         return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
     try:
-        if encoding == "utf-8":
-            text = data.removeprefix(mark).decode("utf-8", "replace")
-        else:
-            text = data.decode(encoding)
+        is_utf8 = encoding == "utf-8"
+        text = data.removeprefix(mark).decode("utf-8", "replace") if is_utf8 else data.decode(encoding)
     except UnicodeDecodeError:
         raise InvalidDependencies(f"{path} begins as {encoding.upper()} and is none; save it as UTF-8") from None
     if "\0" in text:

@@ -52,7 +52,8 @@ def choose_entrypoint(
     """The language and the entrypoint of several files; a folder that holds everything else becomes the root.
 
     The entrypoint is the given one; else the first of the language's usual names at the top; else the one file with a
-    known ending; else the one file with a usual name in any folder; else the one file. Raises InvalidScript, saying what was looked for, and UnknownLanguage.
+    known ending; else the one file with a usual name in any folder; else the one file. Raises InvalidScript, saying
+    what was looked for, and UnknownLanguage.
     """
     wanted = named_language(language, languages) if language is not None else None
     if entrypoint is not None:
