@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from belljar.errors import InvalidOption, UnknownImage
+from belljar.images import recipe
 from belljar.images.recipe import default_image, find_recipe, read_recipe, recipes
 
 WHOLE = """
@@ -26,8 +28,8 @@ run = ["lua5.4", "{entrypoint}"]
 
 
 def test_a_whole_recipe_is_read() -> None:
-    recipe = read_recipe(WHOLE, "lua.toml")
-    assert (recipe.name, recipe.packages, recipe.languages[0].run) == (
+    read = read_recipe(WHOLE, "lua.toml")
+    assert (read.name, read.packages, read.languages[0].run) == (
         "lua",
         ("lua5.4", "g++-12"),
         ("lua5.4", "{entrypoint}"),
@@ -64,7 +66,10 @@ def test_a_users_recipe_hides_a_built_in_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"x", b"\xff\xfe", b'name = "broken"\n'])
-def test_a_broken_recipe_leaves_the_others_usable(tmp_path: Path, content: bytes) -> None:
+def test_a_broken_recipe_leaves_the_others_usable(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "log", structlog.get_logger())  # another test's may be bound already
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes/mine.toml").write_text(WHOLE)
     (tmp_path / "recipes/broken.toml").write_bytes(content)
@@ -94,8 +99,8 @@ def test_a_recipe_is_read_again_when_it_has_changed_and_not_before(
 
 def test_each_language_of_a_recipe_has_one_image_that_runs_it_by_default(tmp_path: Path) -> None:
     built_in = recipes(tmp_path)
-    for language in {language.name for recipe in built_in.values() for language in recipe.languages}:
-        assert len([name for name, recipe in built_in.items() if language in recipe.default_for]) == 1, language
+    for language in {language.name for each in built_in.values() for language in each.languages}:
+        assert len([name for name, each in built_in.items() if language in each.default_for]) == 1, language
     # bash and Python are in the image that is built first; scripts of either find both.
     assert default_image("shell", tmp_path) == default_image("python", tmp_path) == "python"
     assert default_image("cobol", tmp_path) is None
