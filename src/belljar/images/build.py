@@ -39,7 +39,7 @@ from belljar.images.custom_kernel import (
 )
 from belljar.images.facts import Facts
 from belljar.images.initramfs import MODULES, build_initramfs
-from belljar.images.kernel import KernelFiles, unpack_kernel
+from belljar.images.kernel import STOCK_KERNEL_MIN_MB, KernelFiles, unpack_kernel
 from belljar.images.manifest import Image, Manifest, Part
 from belljar.images.parts import BUILD_LOCK
 from belljar.images.progress import Progress
@@ -309,6 +309,9 @@ class Build:
         return self._source.origin()
 
     def _manifest(self, kernel: Part, initramfs: Part, root: Part, facts: Facts) -> Manifest:
+        fields = self._source.manifest(facts)
+        if self._kernel_choice == "stock":
+            fields["min_memory_mb"] = max(STOCK_KERNEL_MIN_MB, fields.get("min_memory_mb", 0))
         manifest = Manifest(
             name=self._source.name,
             architecture=self.architecture,
@@ -319,7 +322,7 @@ class Build:
             packages=facts.packages,
             other_packages=facts.other_packages,
             versions=facts.versions,
-            **self._source.manifest(facts),
+            **fields,
         )
         return manifest.model_copy(update={"digest": manifest_digest(manifest)})
 
