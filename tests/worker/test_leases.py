@@ -125,10 +125,11 @@ async def test_a_script_that_ended_while_the_store_refused_is_not_run_again_by_a
     assert noted(notes) == ["ran"]
 
 
-async def test_two_workers_on_one_queue_run_each_job_once(bed: Bed, tmp_path: Path) -> None:
-    jobs = [await bed.submit(f"echo {number} >> {tmp_path}/notes") for number in range(30)]
-    async with bed.working("w1"), bed.working("w2"):
-        found = [await bed.ended(job) for job in jobs]
+async def test_two_workers_on_one_queue_run_each_job_once(agent: Path, tmp_path: Path) -> None:
+    async with opened_bed(tmp_path / "data", agent) as bed:
+        jobs = [await bed.submit(f"echo {number} >> {tmp_path}/notes") for number in range(30)]
+        async with bed.working("w1"), bed.working("w2"):
+            found = [await bed.ended(job, 60) for job in jobs]
     assert {job.status for job in found} == {Status.SUCCEEDED}
     assert {job.worker for job in found} == {"w1", "w2"}
     assert sorted(map(int, noted(tmp_path / "notes"))) == list(range(30))

@@ -26,6 +26,11 @@ class Lease:
         #: Why this node does not hold it any more.
         self.lost: str | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether something is done under it now."""
+        return self._open
+
     def renewed(self, asked_at: float, seconds: float) -> None:
         """The store has given it for so many seconds from `asked_at` on."""
         if self._open and self.lost is None and not self._timeout.expired():

@@ -69,7 +69,8 @@ class Leases:
             return False
         for attempt, running in wanted.items():
             if attempt in renewed.lost:
-                log.warning("lease_lost", job=attempt[0], attempt=attempt[1])
+                if running.lease.is_open:  # else it has just been ended by this worker itself
+                    log.warning("lease_lost", job=attempt[0], attempt=attempt[1])
                 running.lease.lose("the job was given to another attempt")
                 continue
             running.lease.renewed(asked_at, self._seconds)
