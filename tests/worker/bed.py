@@ -272,14 +272,14 @@ class Bed:
         await self.jobs.cancel("mine", job.id)
         self.changes.notify_cancelled()
 
-    async def until(self, job: Job, is_so: Callable[[Job], bool], seconds: float = 20) -> Job:
+    async def until(self, job: Job, is_so: Callable[[Job], bool], seconds: float = 60) -> Job:
         """The job as soon as that holds of it."""
         async with asyncio.timeout(seconds):
             while not is_so(found := await self.get(job)):
                 await asyncio.sleep(0.01)
             return found
 
-    async def ended(self, job: Job, seconds: float = 20) -> Job:
+    async def ended(self, job: Job, seconds: float = 60) -> Job:
         return await self.until(job, lambda found: found.status.terminal, seconds)
 
     async def running(self, job: Job) -> Job:

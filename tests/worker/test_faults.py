@@ -168,7 +168,7 @@ async def test_stopping_ends_in_time_while_the_store_refuses_and_the_next_start_
     bed.faults.clear()
     async with bed.working():
         found = await bed.ended(job)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while bed.leftovers():  # its log is brought away after its end was written
                 await asyncio.sleep(0.02)
     assert (found.status, found.exit_code, found.attempt) == (Status.FAILED, 7, 1)

@@ -160,7 +160,7 @@ async def test_a_script_that_ended_before_its_worker_was_killed_is_not_run_again
     outcome = data_dir / "run" / "outcomes" / f"{job.id}.1"
     for _ in range(2):
         async with worker_process(data_dir, agent) as process:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not (outcome.exists() and b"out.txt" in outcome.read_bytes()):
                     await asyncio.sleep(0.02)
             process.kill()
@@ -168,7 +168,7 @@ async def test_a_script_that_ended_before_its_worker_was_killed_is_not_run_again
     (data_dir / "faults").unlink()
     async with worker_process(data_dir, agent):
         found = await bed.ended(job)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while bed.leftovers():  # its log is brought away after its end was written
                 await asyncio.sleep(0.02)
     assert (found.status, found.exit_code, found.attempt) == (Status.FAILED, 9, 1)
