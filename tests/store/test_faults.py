@@ -91,11 +91,11 @@ async def test_a_database_that_is_locked_is_told_and_works_again_afterwards(
 
 
 @pytest.mark.root
-async def test_a_disk_that_was_full_for_a_while_is_written_again(small_disk: Path) -> None:
-    database = await open_database(Settings(data_dir=small_disk))
+async def test_a_disk_that_was_full_for_a_while_is_written_again(database_disk: Path) -> None:
+    database = await open_database(Settings(data_dir=database_disk))
     jobs, kept = SqlJobs(database), []
     await jobs.insert(queued())
-    with (small_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+    with (database_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
         while True:
             file.write(bytes(4096))
     for _ in range(3):
@@ -103,7 +103,7 @@ async def test_a_disk_that_was_full_for_a_while_is_written_again(small_disk: Pat
             for _ in range(100):
                 kept.append((await jobs.insert(queued(env={"A": "x" * 5000}))).id)
     assert (await jobs.counts())[Status.QUEUED] == 1 + len(kept)
-    (small_disk / "filler").unlink()
+    (database_disk / "filler").unlink()
     kept.append((await jobs.insert(queued())).id)
     assert await take(SqlClaims(database)) is not None
     found, _ = await jobs.list("mine", limit=500)
