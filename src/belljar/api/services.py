@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from belljar.blobs.store import Blobs, open_blobs
 from belljar.images.catalog import Images
 from belljar.jobs.changes import Changes
+from belljar.jobs.polling import polling
 from belljar.jobs.service import JobService
 from belljar.scripts.service import ScriptService
 from belljar.scripts.uploads import clear_stale_uploads
@@ -61,18 +62,20 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             settings,
             lambda: nodes.largest_lately(settings.lease_seconds),
         )
-        yield Services(
-            settings=settings,
-            database=database,
-            blobs=blobs,
-            images=images,
-            scripts=scripts,
-            jobs=jobs,
-            job_store=job_store,
-            claims=SqlClaims(database),
-            keys=SqlKeys(database),
-            nodes=nodes,
-            changes=changes,
-        )
+        keys = SqlKeys(database)
+        async with polling(changes, job_store.states, keys.revoked_since, settings.data_dir):
+            yield Services(
+                settings=settings,
+                database=database,
+                blobs=blobs,
+                images=images,
+                scripts=scripts,
+                jobs=jobs,
+                job_store=job_store,
+                claims=SqlClaims(database),
+                keys=keys,
+                nodes=nodes,
+                changes=changes,
+            )
     finally:
         await database.close()

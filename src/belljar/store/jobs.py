@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,11 +10,15 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from belljar.errors import NotFound
 from belljar.jobs.model import Job
 from belljar.jobs.states import Status
 from belljar.store.database import Database
 from belljar.store.rows import job_of, values_of
-from belljar.store.schema import job_labels, jobs
+from belljar.store.schema import job_labels, jobs, scripts
+
+#: SQLite takes some thousands of values in one statement.
+_IDS_AT_ONCE = 500
 
 
 class SqlJobs:
@@ -22,8 +27,10 @@ class SqlJobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def insert(self, job: Job) -> Job:
+    async def insert(self, job: Job, *, needs_script: bool = False) -> Job:
         async with self._database.write() as connection:
+            if needs_script and not await _has_script(connection, job):
+                raise NotFound(f"the script {job.script_id} was deleted meanwhile; upload it again")
             query = insert(jobs).values(values_of(job)).on_conflict_do_nothing()
             if (await connection.execute(query)).rowcount == 0:
                 assert job.idempotency_key is not None
@@ -87,6 +94,17 @@ class SqlJobs:
             row = (await connection.execute(select(jobs).where(this))).one_or_none()
         return None if row is None else job_of(row)
 
+    async def states(self, job_ids: Sequence[str]) -> dict[str, tuple[str, int, bool]]:
+        """What waiters wait for: status, attempt, and whether it is to be cancelled, of those jobs that are there."""
+        found: dict[str, tuple[str, int, bool]] = {}
+        for at in range(0, len(job_ids), _IDS_AT_ONCE):
+            some = job_ids[at : at + _IDS_AT_ONCE]
+            query = select(jobs.c.id, jobs.c.status, jobs.c.attempt, jobs.c.cancel_requested).where(jobs.c.id.in_(some))
+            async with self._database.read() as connection:
+                for job_id, status, attempt, cancel in await connection.execute(query):
+                    found[job_id] = status, attempt, cancel
+        return found
+
     async def image_digests(self) -> set[str]:
         """The images of jobs that have not ended: few rows, found by the index over the status."""
         alive = [status.value for status in Status if not status.terminal]
@@ -100,6 +118,11 @@ class SqlJobs:
         async with self._database.read() as connection:
             rows = await connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status))
             return {Status(status): number for status, number in rows}
+
+
+async def _has_script(connection: AsyncConnection, job: Job) -> bool:
+    query = select(scripts.c.id).where(scripts.c.project == job.project, scripts.c.id == job.script_id)
+    return (await connection.execute(query)).first() is not None
 
 
 def _labelled(label: str) -> Any:

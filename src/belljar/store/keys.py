@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -75,6 +76,12 @@ class SqlKeys:
         """All keys, the oldest first, revoked ones too."""
         async with self._database.read() as connection:
             return [_key(row) for row in await connection.execute(select(keys).order_by(keys.c.id))]
+
+    async def revoked_since(self, moment: datetime) -> Sequence[str]:
+        """The ids of keys that were revoked at that moment or later."""
+        query = select(keys.c.id).where(keys.c.revoked_at >= moment)
+        async with self._database.read() as connection:
+            return (await connection.execute(query)).scalars().all()
 
     async def revoke(self, key_id: str) -> Key:
         """Make a key worthless from now on. Raises NotFound."""

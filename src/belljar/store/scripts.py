@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Row, and_, exists, or_, select
 from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from belljar.jobs.states import TERMINAL
 from belljar.scripts.model import Script
@@ -54,19 +55,24 @@ class SqlScripts:
         last = found[limit - 1]
         return found[:limit], encode(last.created_at, last.id)
 
-    async def delete(self, project: str, script_id: str) -> bool:
+    async def delete(self, project: str, script_id: str) -> bool | None:
+        this = (scripts.c.project == project) & (scripts.c.id == script_id)
+        # One transaction: a job is accepted before it, and counts, or after it, and finds no script.
         async with self._database.write() as connection:
-            gone = await connection.execute(
-                scripts.delete().where(scripts.c.project == project, scripts.c.id == script_id)
-            )
-        return gone.rowcount > 0
+            if (await connection.execute(scripts.delete().where(this))).rowcount == 0:
+                return None
+            return await _used(connection, script_id)
 
     async def used(self, script_id: str) -> bool:
-        recorded = exists().where(scripts.c.id == script_id)
-        ended = [status.value for status in TERMINAL]
-        awaited = exists().where(jobs.c.script_id == script_id, jobs.c.status.not_in(ended))
         async with self._database.read() as connection:
-            return bool((await connection.execute(select(or_(recorded, awaited)))).scalar())
+            return await _used(connection, script_id)
+
+
+async def _used(connection: AsyncConnection, script_id: str) -> bool:
+    recorded = exists().where(scripts.c.id == script_id)
+    ended = [status.value for status in TERMINAL]
+    awaited = exists().where(jobs.c.script_id == script_id, jobs.c.status.not_in(ended))
+    return bool((await connection.execute(select(or_(recorded, awaited)))).scalar())
 
 
 def _dependencies(script: Script) -> Any:
