@@ -25,7 +25,7 @@ MAX_SMALL_BYTES = 64 * KB
 _SUBMISSION = JsonLimits(max_bytes=MAX_JSON_BYTES, max_values=32_768)
 _SMALL = JsonLimits(max_bytes=MAX_SMALL_BYTES, max_values=256)
 #: A piece of a body that is looked at without letting others run.
-_PIECE_BYTES = 32 * KB
+_PIECE_BYTES = 16 * KB
 #: Above this, parsing and validating go to a thread.
 _THREAD_BYTES = 32 * KB
 

@@ -22,8 +22,10 @@ KB = 1024
 _LONG_BYTES = 64 * KB
 #: Most characters of one number or word: no option needs more, and converting a longer number takes quadratic time.
 _MAX_WORD_BYTES = 1024
+_SHORT_WORD = 64
 
-_TOKEN = re.compile(rb'["\[\]{},:]')
+#: A whole string, or one character of structure; a quotation mark alone begins a string that goes on in the next piece.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},:]', re.DOTALL)
 # No possessive quantifiers: those of Python 3.11 keep what an alternative that failed had consumed.
 _IN_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 #: Whole units of a string's text: characters, escapes, surrogate pairs. A unit that is cut off is left over.
@@ -182,14 +184,21 @@ class JsonStream:
     def _feed_outside(self, data: bytes, at: int) -> int:
         start = at
         for token in _TOKEN.finditer(data, at):
-            place, kind = token.start(), data[token.start()]
-            self._count_word(data[at:place])
-            self._word, at = 0, place + 1
-            if kind == 0x22:  # a quotation mark
+            place, end = token.span()
+            if place - at > _SHORT_WORD or self._word:
+                self._count_word(data[at:place])
+                self._word = 0
+            at, kind = end, data[place]
+            if kind != 0x22:  # a quotation mark
+                self._count(kind)
+            elif end - place > 1:
+                if self._depth == 1:
+                    self._last = data[place:end]  # a key, perhaps
+            else:
                 self._short += data[start:place]
-                self._open_string()
+                self._in_string = True
+                self._string += b'"'
                 return at
-            self._count(kind)
         self._count_word(data[at:])
         self._short += data[start:]
         return len(data)
@@ -223,10 +232,6 @@ class JsonStream:
 
     # --- strings ----------------------------------------------------------------------------------------------------
 
-    def _open_string(self) -> None:
-        self._in_string = True
-        self._string += b'"'
-
     def _feed_string(self, data: bytes, at: int) -> int:
         start = at
         if self._escaped:
@@ -255,21 +260,22 @@ class JsonStream:
         end = found.end()
         if len(self._string) - end >= _MAX_UNIT_BYTES:
             raise _not_json("a string holds a control character, half a surrogate pair, or is not UTF-8")
+        text = _text(bytes(self._string[:end]))
         if isinstance(self._sink, TextSink):
-            self._text_size += end
+            self._text_size += len(text if text.isascii() else text.encode(errors="surrogatepass"))
             if self._text_size > self._limits.max_text_bytes:
                 raise TooLarge(
                     f"the texts in the JSON body are over {self._limits.max_text_bytes} bytes together; upload a "
                     "larger script with POST /v1/scripts"
                 )
-        self._sink.write(_text(bytes(self._string[:end])))
+        self._sink.write(text)
         del self._string[:end]
 
     def _close_string(self) -> None:
         self._in_string = False
         if self._sink is None and len(self._string) <= _LONG_BYTES:
             if self._depth == 1:
-                self._last = bytes(self._string) if len(self._string) < 80 else b""  # a key, perhaps
+                self._last = bytes(self._string)
             self._short += self._string
             self._string.clear()
             return

@@ -179,6 +179,9 @@ class Acceptor:
         if self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener)
 
+    async def wait_closed(self) -> None:
+        """What uvicorn asks of a server at its end: there is nothing to wait for."""
+
     def _accept_some(self) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
             try:

@@ -17,6 +17,7 @@ import structlog
 
 from belljar.api.admin_key import ensure_admin_key
 from belljar.api.descriptors import raise_descriptor_limit
+from belljar.api.memory import return_large_blocks
 from belljar.api.server import Server
 from belljar.api.services import Services, open_services
 from belljar.errors import HostError, InvalidOption
@@ -39,6 +40,7 @@ async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
     """The API, with a worker beside it. Ends at SIGTERM or SIGINT. Raises HostError, InvalidOption."""
     _check_auth(settings)
     raise_descriptor_limit()
+    return_large_blocks()
     with contextlib.ExitStack() as held:
         listener = held.enter_context(_listen(settings.host, settings.port))
         name = held.enter_context(node_name(settings.data_dir)) if with_worker else None
