@@ -14,7 +14,7 @@ from belljar.errors import ServerBusy, TooManyRequests
 
 _RETRY_SECONDS = 2
 #: How long a body waits for others before it is refused.
-_PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS = 10.0
 
 
 class BodyLease:

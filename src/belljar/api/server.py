@@ -15,7 +15,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import h11
 import structlog
@@ -158,7 +158,7 @@ class Acceptor:
     """Accepts connections while there is room, and answers 503 where there is none."""
 
     def __init__(
-        self, listener: socket.socket, make: Callable[[], Connection], connections: set[Any], max_count: int
+        self, listener: socket.socket, make: Callable[[], Connection], connections: set[Connection], max_count: int
     ) -> None:
         self._listener = listener
         self._make = make
@@ -184,6 +184,8 @@ class Acceptor:
 
     def _accept_some(self) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
+            if self._opening and not self._has_room():
+                return  # those that are being opened may make room in a moment
             try:
                 accepted, _address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -192,19 +194,20 @@ class Acceptor:
                 self._pause(error)
                 return
             accepted.setblocking(False)
-            if self._has_room():
+            if self._has_room() or self._make_room():
                 self._open(accepted)
             else:
                 self._refuse(accepted)
 
     def _has_room(self) -> bool:
-        if len(self._connections) + len(self._opening) < self._max_count:
-            return True
-        idle = [each for each in self._connections if getattr(each, "waits_since", None) is not None]
-        open_ones = [each for each in idle if not each.transport.is_closing()]
-        if not open_ones:
+        return len(self._connections) + len(self._opening) < self._max_count
+
+    def _make_room(self) -> bool:
+        """Close the connection that has waited longest for a request; False when all are answered."""
+        waiting = [each for each in self._connections if each.waits_since and not each.transport.is_closing()]
+        if not waiting:
             return False
-        min(open_ones, key=lambda each: each.waits_since).evict()
+        min(waiting, key=lambda each: each.waits_since or 0.0).evict()
         return True
 
     def _open(self, accepted: socket.socket) -> None:
@@ -272,8 +275,9 @@ class Server(uvicorn.Server):
         def make() -> Connection:
             return Connection(config, state, self.lifespan.state)
 
+        connections = cast("set[Connection]", state.connections)
         limit = max_connections(self._services.settings)
-        self.servers = [Acceptor(each, make, state.connections, limit) for each in sockets or ()]  # type: ignore[misc]
+        self.servers = [Acceptor(each, make, connections, limit) for each in sockets or ()]  # type: ignore[misc]
         self.started = True
         self._greet()
 
