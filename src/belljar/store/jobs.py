@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +20,9 @@ from belljar.store.schema import job_labels, jobs, scripts
 
 #: SQLite takes some thousands of values in one statement.
 _IDS_AT_ONCE = 500
+#: A page ends early where its jobs are long: a job may have a megabyte of arguments.
+_PAGE_CHARACTERS = 2 * 1024 * 1024
+_JOBS_AT_ONCE = 25
 
 
 class SqlJobs:
@@ -76,10 +80,16 @@ class SqlJobs:
         if cursor is not None:
             query = query.where(jobs.c.id < cursor)
         async with self._database.read() as connection:
-            found = [job_of(row) for row in await connection.execute(query)]
-        if len(found) <= limit:
-            return found, None
-        return found[:limit], found[limit - 1].id
+            sizes = query.with_only_columns(func.length(jobs.c.asked) + func.length(jobs.c.found))
+            lengths = (await connection.execute(sizes)).scalars().all()
+            count = min(limit, _page_length(lengths))
+            rows = (await connection.execute(query.limit(count))).all()
+        found = []
+        for number, row in enumerate(rows, 1):
+            found.append(job_of(row))
+            if number % _JOBS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return found, found[-1].id if len(lengths) > count else None
 
     async def cancel(self, project: str, job_id: str) -> Job | None:
         this = (jobs.c.id == job_id) & (jobs.c.project == project)
@@ -123,6 +133,16 @@ class SqlJobs:
 async def _has_script(connection: AsyncConnection, job: Job) -> bool:
     query = select(scripts.c.id).where(scripts.c.project == job.project, scripts.c.id == job.script_id)
     return (await connection.execute(query)).first() is not None
+
+
+def _page_length(lengths: Sequence[int]) -> int:
+    """How many jobs of these lengths make a page: one at least."""
+    total = 0
+    for count, length in enumerate(lengths):
+        total += length
+        if total > _PAGE_CHARACTERS:
+            return max(1, count)
+    return len(lengths)
 
 
 def _labelled(label: str) -> Any:

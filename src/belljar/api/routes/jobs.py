@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -20,6 +21,8 @@ from belljar.store.keys import Key
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
 Wait = Annotated[float, Query(ge=0, le=3600, description="Wait this many seconds for the job to end.")]
+#: How many jobs are made into JSON without letting others run.
+_JOBS_AT_ONCE = 50
 _ENDED: dict[int | str, dict[str, Any]] = {200: {"description": "The job has ended."}}
 
 
@@ -59,7 +62,12 @@ async def list_jobs(
     jobs, next_cursor = await services.jobs.list(
         key.project, status=status, script_id=script_id, label=label, limit=limit, cursor=cursor
     )
-    return json_answer({"jobs": [_shown(job, key, services) for job in jobs], "next_cursor": next_cursor})
+    shown = []
+    for job in jobs:
+        shown.append(_shown(job, key, services))
+        if len(shown) % _JOBS_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return json_answer({"jobs": shown, "next_cursor": next_cursor})
 
 
 @router.get("/jobs/{job_id}")
