@@ -98,9 +98,9 @@ class _Answer:
             self.status = message["status"]
             MutableHeaders(scope=message)["X-Request-Id"] = self._request_id
             await self._send(message)
-        elif self.is_head:
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-            raise _HeadAnswered
+            if self.is_head:  # now: the body of a log that is followed may be long in coming
+                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+                raise _HeadAnswered
         else:
             await self._send(message)
             self.sent_bytes += len(message.get("body", b""))

@@ -34,9 +34,9 @@ _GOODBYE_SECONDS = 3.0
 #: From the connection, or the first byte of a later request, to the end of its head.
 HEAD_SECONDS = 15.0
 #: Between two requests.
-_IDLE_SECONDS = 15.0
+IDLE_SECONDS = 15.0
 #: How long a reader may take nothing of what is sent to it.
-_WRITE_SECONDS = 120.0
+WRITE_SECONDS = 120.0
 _MAX_HEAD_BYTES = 32 * 1024
 _ACCEPTS_AT_ONCE = 64
 _TROUBLE_SECONDS = 0.5
@@ -86,14 +86,14 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         self._has_begun = False
         # A body that is still coming is thrown away, for as long as a client may be idle.
-        self._wait_for_request(_IDLE_SECONDS)
+        self._wait_for_request(IDLE_SECONDS)
         super().on_response_complete()
         self._unset_keepalive_if_required()
 
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._write_deadline is None:
-            self._write_deadline = self.loop.call_later(_WRITE_SECONDS, self.transport.abort)
+            self._write_deadline = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()

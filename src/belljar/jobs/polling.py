@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 POLL_SECONDS = 0.5
 #: A store that refuses is asked again after this long, and not reported each time.
-_TROUBLE_SECONDS = 5.0
+TROUBLE_SECONDS = 5.0
 
 #: The state of these jobs, as anything that differs when they do.
 LookAtJobs = Callable[[Sequence[str]], Awaitable[Mapping[str, object]]]
@@ -61,10 +61,10 @@ class _Poller:
                 await self._round()
             except HostError as error:
                 log.warning("cannot_look_for_changes", error=error.message)
-                seconds = _TROUBLE_SECONDS
+                seconds = TROUBLE_SECONDS
             except Exception:
                 log.exception("cannot_look_for_changes")
-                seconds = _TROUBLE_SECONDS
+                seconds = TROUBLE_SECONDS
             await asyncio.sleep(seconds)
 
     async def _round(self) -> None:
