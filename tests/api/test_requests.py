@@ -13,6 +13,7 @@ from belljar.blobs.log import LogStream, LogWriter, log_path
 from belljar.errors import DamagedImage, HostError
 from belljar.jobs.model import JobError
 from belljar.jobs.states import Status
+from belljar.local import read_admin_key
 
 # --- ids and the log ------------------------------------------------------------------------------------------------
 
@@ -170,6 +171,7 @@ class Followed:
         self.begun = asyncio.Event()
         self._headers = {"authorization": f"Bearer {secret}", "host": "localhost", **(headers or {})}
         self._asked = False
+        self._left = asyncio.Event()
         path = f"/v1/jobs/{job_id}/logs"
         scope = {
             "type": "http",
@@ -188,9 +190,14 @@ class Followed:
 
     async def _receive(self) -> dict[str, object]:
         if self._asked:
-            await asyncio.Event().wait()
+            await self._left.wait()
+            return {"type": "http.disconnect"}
         self._asked = True
         return {"type": "http.request", "body": b"", "more_body": False}
+
+    def leave(self) -> None:
+        """Close the connection."""
+        self._left.set()
 
     async def _send(self, message: dict[str, object]) -> None:
         if message["type"] == "http.response.start":
@@ -267,6 +274,21 @@ async def test_what_another_process_writes_reaches_followers_and_waiters(api: Se
     waiting.cancel()
     following.task.cancel()
     await asyncio.gather(waiting, following.task, return_exceptions=True)
+
+
+async def test_followers_that_leave_keep_no_connection_of_the_database(api: Served) -> None:
+    job = await api.submit()
+    secret = read_admin_key(api.services.settings.data_dir)
+    assert secret is not None
+    for number in range(40):
+        following = Followed(api, job["id"], secret)
+        for _ in range(number % 7):
+            await asyncio.sleep(0)
+        following.leave()
+        async with asyncio.timeout(20):
+            await following.task
+    pool = api.services.database._engine.pool
+    assert pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 # --- OpenAPI --------------------------------------------------------------------------------------------------------

@@ -7,11 +7,14 @@ every log event of the request, so that a person finds one by the other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 
+import h11
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from belljar.api.problems import internal_error, problem_of
@@ -65,6 +68,9 @@ class RequestContext:
         except StreamBroken as error:
             # The head is out: the connection is closed without an end, so that nobody takes it for success.
             log.info("stream_broken_off", reason=str(error))
+        except (ClientDisconnect, h11.LocalProtocolError):
+            # The client left in the middle of its body, or what followed its head was not HTTP.
+            log.info("client_left")
         except asyncio.CancelledError as error:
             if _SHUTDOWN not in str(error):
                 raise
@@ -77,10 +83,8 @@ class RequestContext:
 
     async def _tell(self, response: ASGIApp, scope: Scope, receive: Receive, answer: _Answer) -> None:
         if answer.status is None:
-            try:
+            with contextlib.suppress(_HeadAnswered, h11.LocalProtocolError):
                 await response(scope, receive, answer.send)
-            except _HeadAnswered:
-                return
 
 
 class _Answer:

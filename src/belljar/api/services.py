@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from belljar.blobs.store import Blobs, open_blobs
 from belljar.images.catalog import Images
@@ -21,6 +22,8 @@ from belljar.store.keys import SqlKeys
 from belljar.store.nodes import SqlNodes
 from belljar.store.scripts import SqlScripts
 
+_SUBMITTING = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
@@ -35,6 +38,8 @@ class Services:
     keys: SqlKeys
     nodes: SqlNodes
     changes: Changes
+    #: Submissions and uploads that are worked on at once: others wait here, and reading is not kept from the database.
+    submitting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_SUBMITTING))
 
     @property
     def node_silence_seconds(self) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
@@ -45,6 +46,8 @@ class Database:
                 yield connection
         except DatabaseError as error:
             raise self._told(error) from error
+        except PoolTimeout as error:
+            raise HostError("the database is busy: no connection became free in time; try again") from error
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -56,6 +59,8 @@ class Database:
                     yield connection
         except DatabaseError as error:
             raise self._told(error) from error
+        except PoolTimeout as error:
+            raise HostError("the database is busy: no connection became free in time; try again") from error
 
     async def close(self) -> None:
         await self._engine.dispose()

@@ -29,7 +29,10 @@ _ENDED: dict[int | str, dict[str, Any]] = {200: {"description": "The job has end
 @router.post("/jobs", status_code=202, responses=_ENDED, openapi_extra=body_of(JobRequest))
 async def submit_job(request: Request, services: Asked, key: Caller, wait: Wait = 0) -> Response:
     """Queue a job: `script_id`, or `code` and `language`, or `files`; and options."""
-    job = await services.jobs.submit(key.project, await read_options(request, JobRequest))
+    submission = await read_options(request, JobRequest)
+    async with services.submitting:
+        job = await services.jobs.submit(key.project, submission)
+    del submission
     # The body is not needed any more, and waiting may take an hour.
     request.state.body_lease.release()
     if wait:
@@ -44,7 +47,8 @@ async def run_script(request: Request, script_id: str, services: Asked, key: Cal
     given = options.model_dump(exclude_unset=True, exclude={"stdin", "stdin_base64"})
     wanted = JobRequest(script_id=script_id, **given)
     wanted.take_stdin(options.stdin_bytes())
-    job = await services.jobs.submit(key.project, wanted)
+    async with services.submitting:
+        job = await services.jobs.submit(key.project, wanted)
     return json_answer({"job_id": job.id, **_shown(job, key, services)}, 202)
 
 

@@ -63,8 +63,10 @@ async def read_logs(
         start = _offset(last_event_id)
         await reading.check(start)
         events = reading.events(wanted, start, follow=follow)
-        return Stream(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-    return Stream(reading.text(wanted, follow=follow), media_type="text/plain; charset=utf-8")
+        headers = {"Cache-Control": "no-cache"}
+        return Stream(events, media_type="text/event-stream", headers=headers, on_left=reading.leave)
+    text = reading.text(wanted, follow=follow)
+    return Stream(text, media_type="text/plain; charset=utf-8", on_left=reading.leave)
 
 
 def _offset(last_event_id: str | None) -> int:
@@ -84,6 +86,12 @@ class _Reading:
         self._key = key
         self._job_id = job_id
         self._log = JobLog(services.settings.data_dir, services.blobs, job_id)
+        self._has_left = False
+
+    def leave(self) -> None:
+        """The reader has left: end what waits for more."""
+        self._has_left = True
+        self._changes.notify_log(self._job_id)
 
     async def check(self, start: int) -> None:
         """Raises InvalidRequest where no record begins: once the answer has begun nothing can be said any more."""
@@ -110,6 +118,8 @@ class _Reading:
         return ended
 
     def _check_open(self) -> None:
+        if self._has_left:
+            raise StreamBroken("the client left")
         if self._changes.is_revoked(self._key.id):
             raise StreamBroken("its key was revoked")
         if self._changes.stopping:

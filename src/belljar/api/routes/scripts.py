@@ -53,9 +53,10 @@ async def upload_script(request: Request, services: Asked, project: Project) -> 
             raise InvalidRequest("the form has no file in its field script: curl -F script=@FILE")
         if isinstance(language, UploadFile) or isinstance(entrypoint, UploadFile):
             raise InvalidRequest("language and entrypoint are plain fields, not files")
-        script = await services.scripts.upload(
-            project, _chunks(part), part.filename or "", language=language or None, entrypoint=entrypoint or None
-        )
+        async with services.submitting:
+            script = await services.scripts.upload(
+                project, _chunks(part), part.filename or "", language=language or None, entrypoint=entrypoint or None
+            )
     return script.public()
 
 
