@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
 
 from belljar.blobs.store import Blobs
@@ -75,7 +75,7 @@ class JobService:
         blobs: Blobs,
         changes: Changes,
         settings: Settings,
-        largest: Callable[[], Awaitable[Largest | None]],
+        largest: Callable[[], Awaitable[Collection[Largest]]],
     ) -> None:
         self._store = store
         self._scripts = scripts
