@@ -123,8 +123,3 @@ def test_whatever_is_accepted_can_be_given_to_a_program(env: dict[str, str], arg
 def test_a_request_says_in_exactly_one_way_what_to_run(request_: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=r"script_id|language"):
         JobRequest(**request_)
-
-
-def test_a_requests_options_are_all_that_was_given() -> None:
-    given_ = {"args": ("a",), "env": {"A": "b"}, "priority": 3, "labels": {"x": "y"}, "memory_mb": 100}
-    assert JobRequest(code="x", language="python", **given_).options() == JobOptions(**given_)

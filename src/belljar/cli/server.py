@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from belljar.local import read_address, read_admin_key
+from belljar.local import is_loopback, read_address, read_admin_key
 
 if TYPE_CHECKING:
     from belljar.client import Client
-
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def connect(server: str | None, api_key: str | None, data_dir: Path | None) -> Client:
@@ -25,6 +23,6 @@ def connect(server: str | None, api_key: str | None, data_dir: Path | None) -> C
         url = f"http://{url}"
     key = settings.api_key
     # The key found here is this machine's; it is shown to no other.
-    if key is None and urlsplit(url).hostname in _LOOPBACK:
+    if key is None and is_loopback(urlsplit(url).hostname):
         key = read_admin_key(settings.data_dir)
     return Client(url, key)

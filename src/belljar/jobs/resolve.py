@@ -17,6 +17,12 @@ from belljar.scripts.dependencies import check_runtime
 from belljar.scripts.model import Dependencies
 from belljar.settings import Settings
 
+#: What the agent has room for: strings of each kind (MAX_STRINGS), and bytes of all of them with a path to spare.
+MAX_AGENT_STRINGS = 8192
+MAX_AGENT_BYTES = 1200 * 1024
+#: The command's own words, and variables that belljar adds.
+_RESERVED_STRINGS = 64
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Largest:
@@ -60,6 +66,22 @@ def runnable_of(
         image_digest=image.manifest.digest,
         dependencies=dependencies,
     )
+
+
+def check_arguments(options: JobOptions, image: Image) -> None:
+    """Raise InvalidOption when `args` and `env` with the image's own are more than a machine's agent takes."""
+    manifest = image.manifest
+    strings = {"args": len(options.args), "env": len(manifest.env.keys() | options.env.keys())}
+    for option, count in strings.items():
+        most = MAX_AGENT_STRINGS - _RESERVED_STRINGS
+        if count > most:
+            reason = f"{option} has {count} entries with the image's own, at most {most} are allowed"
+            raise InvalidOption(reason, option=option, limit=most)
+    size = sum(len(arg.encode()) + 1 for arg in options.args)
+    size += sum(len(name) + len(value.encode()) + 2 for name, value in (manifest.env | options.env).items())
+    if size > MAX_AGENT_BYTES:
+        reason = f"args and env have {size} bytes with the image's own, at most {MAX_AGENT_BYTES} are allowed"
+        raise InvalidOption(reason, option="env", limit=MAX_AGENT_BYTES)
 
 
 def resolve_job(
