@@ -41,6 +41,8 @@ class Language(Value):
     prefork: str | None = None
     #: The least memory that its tools get along with; a job's default where that is less.
     memory_mb: int | None = Field(default=None, ge=64)
+    #: The memory of the smallest machine that its first program runs in; a job that asks for less is refused.
+    min_memory_mb: int = Field(default=64, ge=64)
     #: A first program: prints `Hello from NAME!`. It is also what a snapshot's clones rehearse before they get a job.
     hello: str = ""
 
@@ -83,6 +85,8 @@ class Manifest(Value):
     versions: dict[str, str] = Field(default_factory=dict)
     #: What it was made from, for people: a recipe's digest, an OCI image's.
     origin: str = ""
+    #: The memory of the smallest machine that its kernel leaves room in for a program.
+    min_memory_mb: int = Field(default=64, ge=64)
     #: Who runs the script, and where; a folder below which the script's files do not lie is the image's own.
     user: User = User()
     working_folder: str | None = None
