@@ -90,3 +90,14 @@ def test_a_project_that_may_fetch_nothing_may_not_ask_for_packages() -> None:
     only_version = dataclasses.replace(SCRIPT, dependencies=NEEDS.model_copy(update={"requirements": ()}))
     assert resolved({}, script=only_version, max_egress="none").dependencies is not None
     assert resolved({}, script=script, max_egress="none", dependencies="off").dependencies is None
+
+
+def test_less_memory_than_the_image_can_start_in_is_refused_with_the_least() -> None:
+    needy = dataclasses.replace(SCRIPT, min_memory_mb=96)
+    with pytest.raises(
+        InvalidOption, match="memory_mb is 64, and python in the image python needs at least 96"
+    ) as refused:
+        resolved({"memory_mb": 64}, script=needy)
+    assert (refused.value.details["option"], refused.value.details["limit"]) == ("memory_mb", 96)
+    assert resolved({"memory_mb": 96}, script=needy).resources.memory_mb == 96
+    assert resolved({}, script=needy, default_memory_mb=64).resources.memory_mb == 96

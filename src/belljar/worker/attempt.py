@@ -277,9 +277,7 @@ async def _execute(
         await _supervise(run, session, has_started, cancel, plan, end)
         if run.done():
             elapsed = time.monotonic() - begun
-            end.exited = clamp_usage(
-                await run, elapsed_seconds=elapsed, vcpus=shape.vcpus, memory_mb=shape.memory_mb
-            )
+            end.exited = clamp_usage(await run, elapsed_seconds=elapsed, vcpus=shape.vcpus, memory_mb=shape.memory_mb)
     except CommandFailed as failed:
         if failed.stage is not wire.Stage.EXEC:
             raise MachineError(f"the machine could not prepare the job: {failed}") from None
