@@ -51,7 +51,7 @@ _KERNEL_PATTERN = r"linux-image-\d.*"
 
 #: Debian's own, which needs no compiler, or one that is compiled for machines.
 KernelChoice = Literal["stock", "custom"]
-#: Memory of the smallest machine that runs a hello world: Debian's kernel takes 34 MB, and 24 MB more once it has booted.
+#: Memory of the smallest machine that runs hello world: Debian's kernel takes 34 MB, and 24 MB once it has booted.
 _MIN_MEMORY_MB: dict[KernelChoice, int] = {"stock": 96, "custom": 64}
 
 
