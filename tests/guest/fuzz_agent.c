@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,7 +37,9 @@ int __wrap_execvpe(const char *file, char *const argv[], char *const envp[])
     if (strchr("woes", file[0]))
         for (int fd = 0; fd < 100; fd++)
             if (fcntl(fd, F_GETFD) == FD_CLOEXEC)
-                close(fd); /* as an exec that succeeds does */
+                close(fd); /* as an exec that succeeds does; and signals are no longer the sanitizers' */
+    for (int number = 1; number < NSIG; number++)
+        signal(number, SIG_DFL);
     size_t bytes = strings_of(argv) + strings_of(envp);
     switch (file[0]) {
     case 'w':

@@ -35,6 +35,9 @@ class Language(Value):
     #: A command that runs before, in the same machine; all it says is the job's stderr, and unless it exits with 0 the
     #: job has failed.
     compile: tuple[str, ...] = ()
+    #: The two commands in images that others made, which lack what the recipe lays into its own; empty: the same.
+    plain_run: tuple[str, ...] = ()
+    plain_compile: tuple[str, ...] = ()
     #: A command that prints the language's version.
     version: tuple[str, ...] = ()
     #: The program in the initramfs that waits in a snapshot to become a script of this language; None: none does.
@@ -76,6 +79,8 @@ class Manifest(Value):
     initramfs: Part
     root: Part
     languages: tuple[Language, ...]
+    #: A machine with less memory cannot start a program of the smallest of its languages.
+    min_memory_mb: int = Field(default=64, ge=64)
     env: dict[str, str] = Field(default_factory=dict)
     #: Debian packages in the root filesystem, name → version.
     packages: dict[str, str] = Field(default_factory=dict)
@@ -85,8 +90,6 @@ class Manifest(Value):
     versions: dict[str, str] = Field(default_factory=dict)
     #: What it was made from, for people: a recipe's digest, an OCI image's.
     origin: str = ""
-    #: The memory of the smallest machine that its kernel leaves room in for a program.
-    min_memory_mb: int = Field(default=64, ge=64)
     #: Who runs the script, and where; a folder below which the script's files do not lie is the image's own.
     user: User = User()
     working_folder: str | None = None
