@@ -137,7 +137,7 @@ async def test_an_old_clone_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None
         await until(lambda: pool.counts() == {"a": 1})
         monkeypatch.setattr(pool_module, "OLD_SECONDS", -1)
         assert await pool.take("a") is None
-        assert make.made[0].ended == 1
+        await until(lambda: make.made[0].ended == 1)
 
 
 async def test_the_budget_bounds_all_kinds_together() -> None:
