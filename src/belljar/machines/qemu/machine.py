@@ -81,8 +81,8 @@ class QemuMachine:
         exited = asyncio.create_task(self._process.wait())
         try:
             await asyncio.wait({exited, self._watched}, return_when=asyncio.FIRST_COMPLETED)
-            if self._watched.done() and (state := self._watched.result()) is not None:
-                return Death(cause=DeathCause.HYPERVISOR, message=f"QEMU stopped in the run state {state}")
+            if self._watched.done() and (fault := self._watched.result()) is not None:
+                return Death(cause=DeathCause.HYPERVISOR, message=fault)
             # What was said last is still on its way through the pipes.
             await asyncio.wait({self._told, self._console_read}, timeout=_REAP_SECONDS)
             return self._cause(await exited)
