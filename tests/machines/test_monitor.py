@@ -72,7 +72,8 @@ async def watched(script: Callable[[Qemu], Awaitable[None]]) -> AsyncIterator[tu
         playing.cancel()
         await asyncio.gather(playing, return_exceptions=True)
         if hasattr(qemu, "writer"):
-            qemu.writer.close()
+            qemu.writer.transport.abort()
+        watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
 
 
@@ -197,5 +198,5 @@ async def test_a_freeze_that_is_answered_with_nonsense_fails_as_a_machine() -> N
         await asyncio.sleep(60)
 
     async with watched(script) as (monitor, _):
-        with open("/dev/null", "wb") as state, pytest.raises(MachineError, match="could not write"):  # noqa: ASYNC230
+        with open("/dev/null", "wb") as state, pytest.raises(MachineError, match="could not write"):
             await monitor.freeze(state.fileno())

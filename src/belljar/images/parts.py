@@ -93,5 +93,6 @@ class Parts:
 
 
 def _identity(path: Path) -> str:
+    """What changes whenever the file does: its owner can put back the size and mtime, but not the ctime (inode(7))."""
     about = path.stat()
-    return f"{about.st_dev} {about.st_ino} {about.st_size} {about.st_mtime_ns}"
+    return f"{about.st_dev} {about.st_ino} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"

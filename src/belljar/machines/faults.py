@@ -10,6 +10,10 @@ from collections.abc import Iterator
 
 from belljar.errors import DiskFull, HostError
 
+#: What says that the host has too little of something, and nothing about what was asked for.
+HOST_ERRNOS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EBUSY}
+)
 _PROCESSES = (
     "this user or group has as many processes as it may: raise the limit (ulimit -u, TasksMax= of the service, "
     "pids.max of its cgroup) or run fewer jobs at once"

@@ -194,9 +194,7 @@ class Pool:
 
     def _forget_unwanted(self) -> None:
         """Forget kinds that nobody wants any more: there are as many as there are shapes that jobs can ask for."""
-        self._kinds = {
-            name: kind for name, kind in self._kinds.items() if kind.kept or kind.waiting or kind.wanted(1)
-        }
+        self._kinds = {name: kind for name, kind in self._kinds.items() if kind.kept or kind.waiting or kind.wanted(1)}
 
     def _end_waiting(self, kind: Kind) -> None:
         while kind.waiting:

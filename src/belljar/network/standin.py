@@ -129,7 +129,7 @@ class StandIn:
         """The process that is root in namespaces of its own; it ends when our end of the socket does."""
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-m", "belljar.network.standin_process", str(theirs.fileno())]
+            command = [sys.executable, "-P", "-m", "belljar.network.standin_process", str(theirs.fileno())]
             command += [self._owner, json.dumps(layout_words(self._layout))]
             process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
