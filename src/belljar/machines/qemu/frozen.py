@@ -40,6 +40,8 @@ class Frozen:
         """The parts for one clone, whatever becomes of the snapshot meanwhile. Raises OSError."""
         parts = []
         for descriptor in (self.memory, self.state, self.scratch):
+            if descriptor is not None:
+                os.fchmod(descriptor, 0o777)  # where belljar is not root, a clone could have closed it to others
             parts.append(None if descriptor is None else os.dup(descriptor))
             if parts[-1] is not None:
                 held.callback(os.close, parts[-1])

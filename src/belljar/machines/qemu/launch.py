@@ -91,10 +91,8 @@ class Launcher:
             hardware = Hardware(shape, self.accelerator, khz, GUEST_MAC if shape.network else None)
             command = jail.command(self.program, arguments(hardware, descriptors))
             # Our ends first: nothing may fail, or wait, between the start of a process and who ends it.
-            streams = [
-                await _stream(held, agent.ours, _STREAM_BUFFER),
-                await _stream(held, console.ours, _CONSOLE_BUFFER),
-            ]
+            agent_stream = await _stream(held, agent.ours, _STREAM_BUFFER)
+            console_stream = await _stream(held, console.ours, _CONSOLE_BUFFER)
             process = await _spawn(command, jail.environment(), descriptors)
             machine = kind(
                 machine_id,
