@@ -179,5 +179,5 @@ class PoolMachine(RuleBasedStateMachine):
             self.steps.settle()
 
 
-PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestPoolInterleavings = PoolMachine.TestCase

@@ -195,6 +195,7 @@ class StandInSlot:
         self._layout = layout
         self._path = path
         self._tap: int | None = tap
+        self._removed = False
 
     def open_for(self, policy: Policy, mbit: float | None = None) -> None:
         """As Slot.open_for. Raises NetworkError."""
@@ -220,4 +221,6 @@ class StandInSlot:
         if self._tap is not None:
             os.close(self._tap)
             self._tap = None
+        if not self._removed and self._host.alive:  # all of it went with the process that held it
             self._host.call("remove", number=self.number)
+            self._removed = True
