@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import resource
 from collections.abc import Iterator
@@ -19,6 +20,27 @@ _PROCESSES = (
     "pids.max of its cgroup) or run fewer jobs at once"
 )
 _MEMORY = "the host has no memory left: run fewer jobs at once, or smaller ones"
+
+
+#: Most that the start of a process takes at once, for a moment.
+_START_DESCRIPTORS = 16
+
+
+@functools.cache
+def devnull() -> int:
+    """Return a descriptor of /dev/null that is kept: Python's DEVNULL leaks one when a process cannot be started."""
+    return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+
+def check_descriptors() -> None:
+    """Raise OSError (EMFILE) now, rather than half-way through the start of a process, which leaks what was opened."""
+    taken: list[int] = []
+    try:
+        for _ in range(_START_DESCRIPTORS):
+            taken.append(os.dup(devnull()))
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
 
 
 def host_error(error: OSError, what: str) -> HostError:

@@ -22,6 +22,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
+from belljar.machines.faults import check_descriptors
 from belljar.machines.namespace import become_own_root, check
 
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
@@ -102,6 +103,7 @@ def is_unchangeable(descriptor: int) -> bool:
 
 def read_only_folder(folder: Path) -> int:
     """Return a descriptor of the folder on a read-only mount of its own. Raises OSError."""
+    check_descriptors()
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(_MAKER_SECONDS)

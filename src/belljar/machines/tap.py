@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from belljar.errors import HostError
+from belljar.machines.faults import check_descriptors
 from belljar.machines.holding import uninterrupted
 from belljar.machines.namespace import become_own_root, in_fresh_thread, inside, leave_to_new
 from belljar.machines.protocol import GUEST_MAC, NetworkSlot
@@ -92,6 +93,7 @@ def made_by_own_root() -> int:
 
     Raises OSError.
     """
+    check_descriptors()
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(_MAKER_SECONDS)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from belljar.errors import NetworkError, NoNetwork
+from belljar.machines.faults import check_descriptors
 from belljar.machines.protocol import NetworkSlot
 from belljar.network.layout import Layout, layout_words
 from belljar.network.policy import NetworkRule, Policy
@@ -73,6 +74,7 @@ class StandIn:
     def open(self) -> None:
         """Start both processes. Raises NoNetwork when this user may not, NetworkError; nothing is left then."""
         try:
+            check_descriptors()
             self._control, self._pid = self._start_root()
             self._start_slirp(self._pid)
             self.call("open", excepted=[[str(each.network), each.port] for each in self._excepted])

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from belljar.machines.cgroup import Bounds, Group
 from belljar.machines.deadlines import patience
+from belljar.machines.faults import devnull
 from belljar.machines.firecracker.configuration import configuration
 from belljar.machines.firecracker.confinement import jailed_command, wrapped_command
 from belljar.machines.firecracker.folder import CONFIG, INITRAMFS, KERNEL, LOG, SCRATCH, SCRIPT, Folder, jails
@@ -113,7 +114,7 @@ class Start:
         return await spawn(
             command,
             env=entering_environment(address_mb and address_mb << 20),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=devnull(),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C at the terminal is belljar's to handle

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from belljar.machines.cgroup import Bounds, Hierarchy, machine_group
+from belljar.machines.faults import devnull
 from belljar.machines.jail import Jail, Program, kvm_node, machine_uid, spawn
 from belljar.machines.protocol import GUEST_MAC, Console, MachineSpec
 from belljar.machines.qemu.command import Descriptors, Hardware, arguments, restore_orders
@@ -145,8 +146,8 @@ async def _spawn(
     return await spawn(
         command,
         env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
+        stdin=devnull(),
+        stdout=devnull(),
         stderr=asyncio.subprocess.PIPE,
         pass_fds=[number for number in dataclasses.astuple(descriptors) if number is not None],
         start_new_session=True,  # a Ctrl-C at the terminal is belljar's to handle
