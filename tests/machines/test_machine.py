@@ -17,6 +17,7 @@ from belljar.guest.session import Session
 from belljar.images.catalog import Images
 from belljar.images.manifest import Image
 from belljar.machines.cgroup import PARENT, find_hierarchies
+from belljar.machines.faults import devnull
 from belljar.machines.owner import owner_name
 from belljar.machines.protocol import Death, DeathCause, Machine, MachineSpec, Shape
 from belljar.machines.qemu.hypervisor import QemuHypervisor
@@ -70,6 +71,7 @@ def groups() -> list[Path]:
 @pytest.fixture(autouse=True)
 async def nothing_left(tmp_path: Path) -> AsyncIterator[None]:
     """After every test here: no process, cgroup, descriptor or file of a machine."""
+    devnull()  # one for the whole process, from its first machine on
     before = len(os.listdir("/proc/self/fd"))
     yield
     assert [pid for pid in descendants(os.getpid()) if alive(pid)] == []
