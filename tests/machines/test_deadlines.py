@@ -74,5 +74,5 @@ async def test_an_agents_answers_are_waited_for_longer(monkeypatch: pytest.Monke
     monkeypatch.setattr("belljar.guest.session._AGENT_SECONDS", 0.05)
     async with silent() as machine:
         session = Session(machine.reader, machine.writer, patience=4)
-        with pytest.raises(MachineTimeout, match="within 0.2 s"):
+        with pytest.raises(MachineTimeout, match=r"within 0\.2 s"):
             await session.suspend()
