@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from belljar.data_dir import private_folder
 from belljar.errors import DataFolderError, DiskFull, HostError
 from belljar.guest.binary import agent_binary
 from belljar.guest.programs import prefork_programs, programs_in_root
@@ -28,6 +29,7 @@ from belljar.images.additions import Additions
 from belljar.images.apt import DEBIAN_ARCHITECTURES, Archive
 from belljar.images.apt import open_archive as open_apt
 from belljar.images.catalog import Images, write_manifest
+from belljar.images.contained import remove_tree
 from belljar.images.custom_kernel import (
     SOURCE_PACKAGE,
     SOURCE_PATTERN,
@@ -38,7 +40,7 @@ from belljar.images.custom_kernel import (
 )
 from belljar.images.facts import Facts
 from belljar.images.initramfs import MODULES, build_initramfs
-from belljar.images.kernel import KernelFiles, unpack_kernel
+from belljar.images.kernel import STOCK_KERNEL_MIN_MB, KernelFiles, unpack_kernel
 from belljar.images.manifest import Image, Manifest, Part
 from belljar.images.parts import BUILD_LOCK
 from belljar.images.progress import Progress
@@ -131,7 +133,7 @@ async def make_image(
 def workshop(data_dir: Path, progress: Progress) -> Iterator[Path]:
     """A folder for one build at a time, gone when it ends; another build of this data folder is waited for."""
     cache = data_dir / "cache"
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(cache)
     with (cache / BUILD_LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -139,12 +141,12 @@ def workshop(data_dir: Path, progress: Progress) -> Iterator[Path]:
             progress.step("waiting for another build in this data folder to end")
             fcntl.flock(lock, fcntl.LOCK_EX)
         for stale in cache.glob("build-*"):
-            shutil.rmtree(stale, ignore_errors=True)
+            remove_tree(stale)
         work = Path(tempfile.mkdtemp(prefix="build-", dir=cache))
         try:
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            remove_tree(work)
 
 
 class Build:
@@ -308,6 +310,9 @@ class Build:
         return self._source.origin()
 
     def _manifest(self, kernel: Part, initramfs: Part, root: Part, facts: Facts) -> Manifest:
+        fields = self._source.manifest(facts)
+        if self._kernel_choice == "stock":
+            fields["min_memory_mb"] = max(STOCK_KERNEL_MIN_MB, fields.get("min_memory_mb", 0))
         manifest = Manifest(
             name=self._source.name,
             architecture=self.architecture,
@@ -318,7 +323,7 @@ class Build:
             packages=facts.packages,
             other_packages=facts.other_packages,
             versions=facts.versions,
-            **self._source.manifest(facts),
+            **fields,
         )
         return manifest.model_copy(update={"digest": manifest_digest(manifest)})
 
@@ -362,6 +367,7 @@ class RecipeRoot:
             "description": recipe.description,
             "languages": recipe.languages,
             "env": recipe.env,
+            "min_memory_mb": recipe.min_memory_mb,
             "origin": f"recipe sha256:{digest}",
         }
 

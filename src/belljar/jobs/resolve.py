@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +20,7 @@ from belljar.settings import Settings
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Largest:
-    """The largest machine that there is room for anywhere, when nothing else runs."""
+    """The largest machine that there is room for on one node, when nothing else runs."""
 
     vcpus: int
     memory_mb: int
@@ -34,6 +35,8 @@ class Runnable:
     entrypoint: str
     #: What its language needs at least; more than the default for some.
     memory_mb: int | None = None
+    #: What a machine of its image needs at least, whatever runs in it.
+    min_memory_mb: int = 0
     image_digest: str | None = None
     dependencies: Dependencies | None = None
 
@@ -53,21 +56,28 @@ def runnable_of(
         language=language,
         entrypoint=entrypoint,
         memory_mb=runs.memory_mb if runs else None,
+        min_memory_mb=image.manifest.min_memory_mb,
         image_digest=image.manifest.digest,
         dependencies=dependencies,
     )
 
 
 def resolve_job(
-    options: JobOptions, script: Runnable, *, project: str, image: str, settings: Settings, largest: Largest | None
+    options: JobOptions,
+    script: Runnable,
+    *,
+    project: str,
+    image: str,
+    settings: Settings,
+    largest: Collection[Largest] = (),
 ) -> Job:
     """A new queued job. Raises InvalidOption, naming the option, its limit and the setting that holds it.
 
-    `largest` is None while no node is known.
+    `largest` has one for each node; it is empty while no node is known.
     """
     resources = Resources(
         vcpus=options.vcpus or settings.default_vcpus,
-        memory_mb=options.memory_mb or max(script.memory_mb or 0, settings.default_memory_mb),
+        memory_mb=options.memory_mb or max(script.memory_mb or 0, script.min_memory_mb, settings.default_memory_mb),
         disk_mb=options.disk_mb,
         disk_mb_per_second=_rate("disk_mb_per_second", options, settings),
         disk_iops=_rate("disk_iops", options, settings),
@@ -76,15 +86,20 @@ def resolve_job(
     timeout_seconds = options.timeout_seconds or min(settings.default_timeout_seconds, settings.max_timeout_seconds)
     _at_most("vcpus", resources.vcpus, settings.max_vcpus, "max_vcpus")
     _at_most("memory_mb", resources.memory_mb, settings.max_memory_mb, "max_memory_mb")
+    if resources.memory_mb < script.min_memory_mb:
+        raise InvalidOption(
+            f"memory_mb is {resources.memory_mb}, and a machine of the image {image} needs {script.min_memory_mb}; ask "
+            "for that or more",
+            option="memory_mb",
+            limit=script.min_memory_mb,
+        )
     _at_most("disk_mb", resources.disk_mb or 0, settings.max_disk_mb, "max_disk_mb")
     _at_most("timeout_seconds", timeout_seconds, settings.max_timeout_seconds, "max_timeout_seconds")
     check_egress(options.egress, project, settings)
     dependencies = script.dependencies if settings.dependencies == "on" else None
     if dependencies is not None and dependencies.requirements:
         check_packages(dependencies.origin, project, settings)
-    if largest is not None:
-        _fits("vcpus", resources.vcpus, largest.vcpus)
-        _fits("memory_mb", resources.memory_mb, largest.memory_mb)
+    _fits(resources, largest)
     return Job(
         id=new_id("job"),
         project=project,
@@ -131,10 +146,22 @@ def _at_most(option: str, value: float, limit: float, setting: str) -> None:
         )
 
 
-def _fits(option: str, value: int, limit: int) -> None:
-    if value > limit:
-        raise InvalidOption(
-            f"{option} is {value}, and no node here could ever run that: the largest has {limit}",
-            option=option,
-            limit=limit,
-        )
+def _fits(resources: Resources, largest: Collection[Largest]) -> None:
+    """Raises InvalidOption unless one of the nodes has room for all of it."""
+    if not largest or any(resources.vcpus <= one.vcpus and resources.memory_mb <= one.memory_mb for one in largest):
+        return
+    for option in ("vcpus", "memory_mb"):
+        value, limit = getattr(resources, option), max(getattr(one, option) for one in largest)
+        if value > limit:
+            raise InvalidOption(
+                f"{option} is {value}, and no node here could ever run that: the largest has {limit}",
+                option=option,
+                limit=limit,
+            )
+    limit = max(one.memory_mb for one in largest if one.vcpus >= resources.vcpus)
+    raise InvalidOption(
+        f"memory_mb is {resources.memory_mb}, and no node here could ever run that with {resources.vcpus} vcpus: the "
+        f"largest that has so many has {limit}",
+        option="memory_mb",
+        limit=limit,
+    )

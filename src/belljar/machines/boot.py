@@ -8,7 +8,7 @@ from belljar.machines.deadlines import patience
 from belljar.machines.protocol import Machine
 from belljar.machines.racing import unless_dead
 
-#: What the agent writes to the console before it ends a machine without a timer (check_clock in agent.c).
+#: What the agent writes to the console before it ends a machine without a timer (check_clock in guest/agent/boot.c).
 _NO_CLOCK = b"belljar-agent: no clock"
 
 
