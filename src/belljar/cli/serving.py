@@ -6,11 +6,8 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
-import json
-import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +17,10 @@ import uvicorn
 from belljar.api.admin_key import ensure_admin_key
 from belljar.api.app import create_app
 from belljar.api.services import Services, open_services
-from belljar.errors import HostError, InvalidOption
-from belljar.local import address_path, admin_key_path
+from belljar.cli.printing import tell
+from belljar.cli.signals import heeded
+from belljar.errors import DataFolderError, HostError, InvalidOption
+from belljar.local import address_path, admin_key_path, hold_address
 from belljar.machines.choose import Chooser
 from belljar.settings import Settings
 from belljar.worker.capacity import Capacity
@@ -47,7 +46,9 @@ async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
         async with open_services(settings) as services:
             await ensure_admin_key(services.keys, settings.data_dir)
             url = _url(listener)
-            held.enter_context(_address_file(settings.data_dir, url))
+            found = held.enter_context(_address_file(settings.data_dir, url))
+            if found != url:
+                tell(f"belljar: commands here go on using the server at {found}; for this one: --server {url}")
             server = _server(services, url)
             async with asyncio.TaskGroup() as group:
                 work = group.create_task(_worker(services, name).run()) if name is not None else None
@@ -62,9 +63,9 @@ async def work_until_stopped(settings: Settings) -> None:
     with node_name(settings.data_dir) as name:
         async with open_services(settings) as services:
             work = asyncio.create_task(_worker(services, name).run())
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGTERM, *heeded()):
                 asyncio.get_running_loop().add_signal_handler(number, work.cancel)
-            print(f"belljar works as {name}, data in {settings.data_dir}", file=sys.stderr, flush=True)
+            tell(f"belljar works as {name}, data in {settings.data_dir}")
             with contextlib.suppress(asyncio.CancelledError):
                 await work
 
@@ -96,7 +97,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then tell the operator where."""
         await super().startup(sockets)
-        print(self._greeting, file=sys.stderr, flush=True)
+        tell(self._greeting)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -121,7 +122,7 @@ def _stop_on_signals(server: uvicorn.Server) -> None:
     def stop() -> None:
         server.should_exit = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGTERM, *heeded()):
         asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
@@ -162,12 +163,12 @@ def _url(listener: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def _address_file(data_dir: Path, url: str) -> Iterator[None]:
-    """Where commands on this machine find the server while it runs."""
-    path = address_path(data_dir)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.write_text(json.dumps({"url": url, "pid": os.getpid()}))
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+def _address_file(data_dir: Path, url: str) -> Iterator[str]:
+    """Where commands on this machine find the server while it runs; yields the URL that they find there."""
+    with contextlib.ExitStack() as held:
+        try:
+            found = held.enter_context(hold_address(data_dir, url))
+        except OSError as error:
+            where = address_path(data_dir)
+            raise DataFolderError(f"cannot write {where}: {error.strerror}; set --data-dir") from error
+        yield found

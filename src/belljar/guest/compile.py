@@ -27,7 +27,7 @@ def compile_agent(source: Path, architecture: str, out: Path) -> None:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(f".{os.getpid()}")
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", TARGETS[architecture], *FLAGS]
+    command = [sys.executable, "-P", "-m", "ziglang", "cc", "-target", TARGETS[architecture], *FLAGS]
     command += [f"-ffile-prefix-map={source.parent}=.", "-o", str(partial), str(source)]
     try:
         subprocess.run(command, check=True, timeout=TIMEOUT_SECONDS)

@@ -95,7 +95,7 @@ def made_by_own_root() -> int:
     with ours, theirs:
         ours.settimeout(_MAKER_SECONDS)
         code = "import sys; from belljar.machines.tap import make_as_own_root; make_as_own_root(int(sys.argv[1]))"
-        command = [sys.executable, "-c", code, str(theirs.fileno())]
+        command = [sys.executable, "-P", "-c", code, str(theirs.fileno())]
         run = subprocess.run(
             command, pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=_MAKER_SECONDS, check=False
         )

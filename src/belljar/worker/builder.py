@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from belljar.errors import DiskFull, LayerBuildError, MissingTool
+from belljar.executables import find_executable
 from belljar.guest.command import Command
 from belljar.guest.wire import Stream
 from belljar.images.layers import Layer, Layers, Lock, read_report
@@ -134,7 +135,7 @@ def _lay_npm(needs: Dependencies, tree: Path) -> None:
 def _uv() -> Path:
     """The program that comes with belljar's own dependencies. Raises MissingTool."""
     own = Path(sysconfig.get_path("scripts")) / "uv"
-    found = str(own) if own.is_file() else shutil.which("uv")
+    found = str(own) if own.is_file() else find_executable("uv")
     if found is None:
         raise MissingTool("uv, which installs packages, is not there; install belljar with its dependencies again")
     return Path(found)
