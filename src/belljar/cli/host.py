@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import typer
 
 from belljar.cli import options
 from belljar.cli.failure import Failed
+from belljar.cli.signals import run_async
 
 
 def serve(
@@ -25,7 +25,7 @@ def serve(
 
     settings = load_settings(host=host, port=port, auth=auth, data_dir=data_dir)
     start_logging(settings)
-    asyncio.run(serve_until_stopped(settings, with_worker=not no_worker))
+    run_async(serve_until_stopped(settings, with_worker=not no_worker))
 
 
 def worker(data_dir: options.DataDir = None) -> None:
@@ -36,7 +36,7 @@ def worker(data_dir: options.DataDir = None) -> None:
 
     settings = load_settings(data_dir=data_dir)
     start_logging(settings)
-    asyncio.run(work_until_stopped(settings))
+    run_async(work_until_stopped(settings))
 
 
 def doctor(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
@@ -47,7 +47,7 @@ def doctor(data_dir: options.DataDir = None, as_json: options.Json = False) -> N
 
     settings = load_settings(data_dir=data_dir)
     start_logging(settings, "error")
-    checks = asyncio.run(check_host(settings))
+    checks = run_async(check_host(settings))
     print_checks(checks, as_json=as_json)
     if any(check.level == "fail" for check in checks):
         raise Failed(1)
@@ -69,4 +69,4 @@ def bench(
 
     settings = load_settings(data_dir=data_dir)
     start_logging(settings, "error")
-    print_figures(asyncio.run(measure(settings, rounds, seconds)), as_json=as_json)
+    print_figures(run_async(measure(settings, rounds, seconds)), as_json=as_json)

@@ -37,6 +37,8 @@ def submit(
     egress: options.Egress = "none",
     artifact: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Files to keep; may be repeated.")] = None,
     label: options.Label = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
     priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key gives the same job back.")] = None,
     server: options.Server = None,
@@ -45,6 +47,9 @@ def submit(
     as_json: options.Json = False,
 ) -> None:
     """Queue a job on a server and print its id."""
+    from belljar.scripts.selection import Selection
+    from belljar.settings import load_settings
+
     asked = job_options(
         args=args,
         image=image,
@@ -62,8 +67,10 @@ def submit(
         label=label,
     )
     asked |= options.given(priority=priority or None, idempotency_key=idempotency_key)
-    with connect(server, api_key, data_dir) as client, source_of(source) as (path, filename):
-        script = upload(client, path, filename, language=language, entrypoint=entrypoint)
+    selection = Selection(include=tuple(include or ()), exclude=tuple(exclude or ()))
+    max_bytes = load_settings(data_dir=data_dir).max_upload_mb << 20
+    with connect(server, api_key, data_dir) as client, source_of(source, stdin, max_bytes) as (path, filename):
+        script = upload(client, path, filename, selection, language=language, entrypoint=entrypoint)
         job = client.submit(script_id=script["script_id"], **asked)
     if as_json:
         print_json(job)

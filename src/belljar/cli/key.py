@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from belljar.cli import options
 from belljar.cli.printing import print_json, print_table
+from belljar.cli.signals import run_async
 from belljar.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _with_keys(data_dir: Path | None, work: Callable[[SqlKeys], Awaitable[T]]) -
         finally:
             await database.close()
 
-    return asyncio.run(opened())
+    return run_async(opened())
 
 
 @app.command()

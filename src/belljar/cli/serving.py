@@ -28,6 +28,7 @@ from belljar.worker.node import node_name
 from belljar.worker.preparing import Preparations
 from belljar.worker.rooms import WorkerRooms
 from belljar.worker.supplying import open_supply
+from belljar.worker.work_folder import clear_work_folders
 from belljar.worker.worker import Worker
 
 log = structlog.get_logger()
@@ -40,6 +41,7 @@ _BACKLOG = 1024
 async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
     """The API, with a worker beside it. Ends at SIGTERM or SIGINT. Raises HostError, InvalidOption."""
     _check_auth(settings)
+    await asyncio.to_thread(clear_work_folders, settings.data_dir)
     with contextlib.ExitStack() as held:
         listener = held.enter_context(_listen(settings.host, settings.port))
         name = held.enter_context(node_name(settings.data_dir)) if with_worker else None

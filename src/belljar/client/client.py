@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
@@ -107,7 +107,7 @@ class Client:
         artifacts: list[dict[str, Any]] = self._json("GET", f"/v1/jobs/{quote(job_id, safe='')}/artifacts")["artifacts"]
         return artifacts
 
-    def artifact(self, job_id: str, path: str) -> Iterator[bytes]:
+    def artifact(self, job_id: str, path: str) -> Generator[bytes, None, None]:
         """One artifact's bytes."""
         where = f"/v1/jobs/{quote(job_id, safe='')}/artifacts/{quote(path)}"
         with _reachable(self.url), self._http.stream("GET", where) as response:

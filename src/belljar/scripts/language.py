@@ -21,8 +21,11 @@ _VERSION = re.compile(r"(?:\.?[0-9]+)\Z")
 
 def named_language(name: str, languages: Sequence[Language]) -> Language:
     """The language of this name. Raises UnknownLanguage, naming those there are."""
-    known = (language for language in languages if name == language.name)
-    found = next(known, None) or next((language for language in languages if name in language.aliases), None)
+    wanted = name.casefold()
+    known = (language for language in languages if wanted == language.name.casefold())
+    found = next(known, None) or next(
+        (language for language in languages if wanted in map(str.casefold, language.aliases)), None
+    )
     if found is None:
         raise UnknownLanguage(f"no image runs the language {name[:40]!r}; known are {known_names(languages)}")
     return found

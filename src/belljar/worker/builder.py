@@ -35,8 +35,8 @@ from belljar.network.traffic import Traffic
 from belljar.scripts.model import Dependencies
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
+from belljar.worker.artifact_folder import FolderArtifacts
 from belljar.worker.attempt import AttemptEnd, AttemptPlan, Stop, run_attempt
-from belljar.worker.output import FolderArtifacts
 from belljar.worker.plan import DEFAULT_ENV, WORKING_FOLDER
 
 _MB = 1024 * 1024
@@ -241,6 +241,8 @@ async def build_layer(build: Build, settings: Settings) -> Layer | None:
     if end.stop is Stop.CANCELLED:
         return None
     failure = _failure(end, plan, log.text.decode(errors="replace"))
+    if failure is None and log.artifacts.failed:
+        raise DiskFull(f"what the script needs could not be kept: {log.artifacts.failed[0].reason}; free some space")
     archive, report = out / "layer.tar", out / "report.json"
     if failure is None and not (archive.is_file() and report.is_file()):
         failure = "what was installed could not be fetched; it may be larger than max_layer_mb"
