@@ -52,14 +52,14 @@ def run(
     """
     from belljar.scripts.selection import Selection
     from belljar.settings import load_settings
-    from belljar.worker.artifact_folder import check_artifacts_folder
+    from belljar.worker.artifact_folder import make_artifacts_folder
 
     if artifact and artifacts is None:
         raise InvalidOption("--artifact says which files to keep; say where, with --artifacts DIR", option="artifact")
-    if artifacts is not None:
-        check_artifacts_folder(artifacts)
     settings = load_settings(data_dir=data_dir)
     with source_of(source, stdin, settings.max_upload_mb << 20) as (path, filename):
+        if artifacts is not None:
+            make_artifacts_folder(artifacts)
         asked = job_options(
             args=args,
             image=image,

@@ -38,7 +38,9 @@ def report(end: RunEnd, *, as_json: bool, verbose: bool) -> int:
         print_json(job if end.not_kept is None else {**job, "artifacts_not_kept": lost})
     if job["error"]:
         complain(job["error"]["message"])
-    elif job["status"] == "cancelled" and not end.output_closed:
+    elif end.output_closed:
+        pass  # nobody reads: not even this
+    elif job["status"] == "cancelled":
         complain("cancelled")
     elif job["signal"]:
         complain(f"the script was ended by {job['signal']}")

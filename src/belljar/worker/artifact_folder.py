@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,19 +43,17 @@ def safe_parts(path: str) -> tuple[str, ...] | None:
     return tuple(parts)
 
 
-def check_artifacts_folder(folder: Path) -> None:
-    """Raise InvalidOption unless artifacts can be laid there: before a job runs, not after."""
-    place = folder
+def make_artifacts_folder(folder: Path) -> None:
+    """Make the folder if need be. Raise InvalidOption unless files can be made in it: before a job runs, not after."""
     try:
-        while not os.path.lexists(place):
-            place = place.parent if place.parent != place else Path.cwd()
-        if not place.is_dir():
-            what = "is no folder" if place == folder else f"cannot be made: {place} is no folder"
-            raise InvalidOption(f"--artifacts: {folder} {what}; name another", option="artifacts")
-        if not os.access(place, os.W_OK | os.X_OK, effective_ids=True):
-            raise InvalidOption(f"--artifacts: {place} cannot be written by you; name another", option="artifacts")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError:
+        raise InvalidOption(f"--artifacts: {folder} is no folder; name another", option="artifacts") from None
     except OSError as error:
-        raise InvalidOption(f"--artifacts: {folder} cannot be used: {error.strerror}", option="artifacts") from None
+        reason = f"{folder} cannot be written: {error.strerror}"
+        raise InvalidOption(f"--artifacts: {reason}; name another folder", option="artifacts") from None
 
 
 class FolderArtifacts:
