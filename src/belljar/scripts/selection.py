@@ -69,6 +69,7 @@ class Selection:
 
     def entries(self, source: Path) -> Iterator[Entry]:
         """The selected entries, each folder before what is in it. Raises InvalidScript."""
+        _scan(source, "")  # a folder that cannot be read is told as that
         patterns = _Patterns([*_ignore_file(source), *self.exclude, *(f"!{pattern}" for pattern in self.include)])
         todo = [""]
         while todo:
