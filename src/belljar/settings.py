@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from belljar.errors import InvalidOption
@@ -22,17 +22,6 @@ def default_data_dir() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/belljar")
     return user_folder("XDG_DATA_HOME", ".local/share") / "belljar"
-
-
-def _name_or_absolute(program: str) -> str:
-    """Refuse a program that another one would replace in another working folder."""
-    if not program or ("/" in program and not program.startswith("/")):
-        raise ValueError(f"{program!r} depends on the working folder; give a name that is on PATH, or an absolute path")
-    return program
-
-
-#: A program by its name on PATH, or by its absolute path.
-Executable = Annotated[str, AfterValidator(_name_or_absolute)]
 
 
 class Settings(BaseSettings):
@@ -56,11 +45,9 @@ class Settings(BaseSettings):
     accelerator: Literal["auto", "kvm", "tcg"] = Field(
         "auto", description="`auto` uses KVM when it really boots the kernel, else software emulation."
     )
-    qemu: Executable = Field("qemu-system-x86_64", description="QEMU's executable, a name or a path.")
-    firecracker: Executable = Field("firecracker", description="Firecracker's executable, a name or a path.")
-    jailer: Executable = Field(
-        "jailer", description="Firecracker's jailer, of the same release; used when belljar is root."
-    )
+    qemu: str = Field("qemu-system-x86_64", description="QEMU's executable, a name or a path.")
+    firecracker: str = Field("firecracker", description="Firecracker's executable, a name or a path.")
+    jailer: str = Field("jailer", description="Firecracker's jailer, of the same release; used when belljar is root.")
     jail_uid_base: int = Field(
         2_000_000, ge=1000, description="First of the user ids that machines run as when belljar runs as root."
     )
@@ -187,6 +174,14 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = Field("auto", description="`auto`: text on terminals.")
+
+    @field_validator("qemu", "firecracker", "jailer")
+    @classmethod
+    def _is_one_program(cls, program: str) -> str:
+        """Refuse a program that another one would replace in another working folder."""
+        if not program or ("/" in program and not program.startswith("/")):
+            raise ValueError(f"{program!r} depends on the working folder; give a name on PATH, or an absolute path")
+        return program
 
     @classmethod
     def settings_customise_sources(

@@ -1,84 +1,69 @@
-"""Which server the commands on a machine find: the one that runs on their data folder, and no impostor."""
+"""Two servers on one data folder: the second is refused, and the first does not notice."""
 
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import signal
+import stat
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
-from belljar.cli.server import connect
-from belljar.local import hold_address, read_address
+from belljar.local import read_address, read_admin_key
 from cli.command import belljar, complaint, output
-from cli.foreign_server import foreign_server
-from system.running import serving
-
-pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils")
+from images.registered import register
 
 
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "data"
+@contextmanager
+def server(data_dir: Path, *options: str) -> Iterator[str]:
+    """`belljar serve` in a process of its own; yields its URL."""
+    register(data_dir, "python")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "belljar", "serve", "--port", "0", "--data-dir", str(data_dir), *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "BELLJAR_POOL": "off", "BELLJAR_SNAPSHOTS": "off"},
+    )
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert "belljar serves on" in line, line
+        yield next(word.rstrip(",") for word in line.split() if word.startswith("http"))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
 
 
-def test_a_second_server_leaves_the_first_ones_address_alone(data_dir: Path) -> None:
-    with serving(data_dir, "--no-worker") as first:
-        with serving(data_dir, "--no-worker") as second:
-            assert f"commands here go on using the server at {first.url}" in second.log.read_text()
-            assert f"--server {second.url}" in second.log.read_text()
-            assert read_address(data_dir) == first.url
-        assert read_address(data_dir) == first.url
-        output(belljar("jobs", "ls", data_dir=data_dir))
-    assert not (data_dir / "run/server.json").exists()
+@pytest.mark.parametrize("first", [[], ["--no-worker"]])
+def test_the_second_is_refused_and_the_first_goes_on(tmp_path: Path, first: list[str]) -> None:
+    folder = tmp_path / "data"
+    with server(folder, *first) as url:
+        before = json.loads((folder / "run/server.json").read_text())
+        assert before["url"] == url == read_address(folder)
+        assert stat.S_IMODE((folder / "run/server.json").stat().st_mode) == 0o600
+        for options in ([], ["--no-worker"]):
+            text = complaint(belljar("serve", "--port", "0", *options, data_dir=folder), 1)
+            assert f"another belljar serves {folder} already; stop it, or set --data-dir" in text
+        assert json.loads((folder / "run/server.json").read_text()) == before
+        headers = {"Authorization": f"Bearer {read_admin_key(folder)}"}
+        body = {"code": "print(1)", "language": "python"}
+        assert httpx.post(f"{url}/v1/jobs", headers=headers, json=body, timeout=30).status_code == 202
+        assert output(belljar("jobs", "ls", data_dir=folder)).count("queued") <= 1
+    assert read_address(folder) is None
 
 
-def test_the_file_of_a_killed_server_misleads_nobody(data_dir: Path) -> None:
-    with foreign_server() as impostor:
-        with serving(data_dir, "--no-worker") as server:
-            server.process.send_signal(signal.SIGKILL)
-            server.process.wait(30)
-        path = data_dir / "run/server.json"
-        assert path.exists()
-        # Somebody else listens there now: with the address, and on the usual port.
-        path.write_text(json.dumps({"url": impostor.url, "pid": 1}))
-        assert read_address(data_dir) is None
-        port = impostor.url.rpartition(":")[2]
-        result = belljar("jobs", "get", "job_1", data_dir=data_dir, BELLJAR_PORT=port)
-        assert impostor.asked == ["/v1/jobs/job_1"] and impostor.keys == [None], result
-    with serving(data_dir, "--no-worker") as server:
-        assert read_address(data_dir) == server.url
-    assert not path.exists()
-
-
-def test_the_key_of_this_machine_goes_through_no_proxy(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with foreign_server() as proxy, serving(data_dir, "--no-worker") as server:
-        for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
-            monkeypatch.setenv(name, proxy.url)
-        with connect(None, None, data_dir) as client:
-            assert client.jobs() == {"jobs": [], "next_cursor": None}
-            assert client.url == server.url
-        assert proxy.asked == []
-
-
-def test_a_file_that_names_another_server_gets_no_key_of_this_machine(data_dir: Path) -> None:
-    data_dir.mkdir()
-    (data_dir / "admin.key").write_text("bj_secret\n")
-    (data_dir / "belljar.toml").write_text('server = "http://belljar.example"\n')
-    with connect(None, None, data_dir) as client:
-        assert "authorization" not in client._http.headers
-
-
-def test_an_address_is_held_by_one(tmp_path: Path) -> None:
-    with hold_address(tmp_path, "http://a") as first, hold_address(tmp_path, "http://b") as second:
-        assert (first, second) == ("http://a", "http://a")
-    assert read_address(tmp_path) is None
-    with hold_address(tmp_path, "http://c") as third:
-        assert third == read_address(tmp_path) == "http://c"
-
-
-def test_a_key_that_cannot_be_one_is_one_line(data_dir: Path) -> None:
-    for key in ("schlüssel", "a\nb"):
-        assert "the key holds characters" in complaint(belljar("jobs", "ls", "--api-key", key, data_dir=data_dir), 1)
+def test_a_key_that_was_revoked_on_this_machine_is_refused_when_the_command_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with server(folder, "--no-worker") as url:
+        made = json.loads(output(belljar("key", "create", "ci", "--json", data_dir=folder)))
+        headers = {"Authorization": f"Bearer {made['secret']}"}
+        for _ in range(3):
+            assert httpx.get(f"{url}/v1/jobs", headers=headers).status_code == 200
+        output(belljar("key", "revoke", made["id"], data_dir=folder))
+        assert httpx.get(f"{url}/v1/jobs", headers=headers).status_code == 401

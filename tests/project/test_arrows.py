@@ -16,6 +16,7 @@ PACKAGE = ROOT / "src/belljar"
 #: What every room may use.
 FOUNDATION = {
     "addresses",
+    "data_dir",
     "errors",
     "executables",
     "local",

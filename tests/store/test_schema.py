@@ -12,9 +12,8 @@ from alembic.script import ScriptDirectory
 
 import belljar.store
 from belljar.settings import Settings
-from belljar.store.database import open_database
+from belljar.store.opening import open_database
 from belljar.store.schema import HEAD, metadata
-from belljar.store.scripts import SqlScripts
 
 
 def tables(path: Path) -> dict[str, object]:
@@ -43,17 +42,3 @@ def test_head_is_the_newest_migration() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(belljar.store.__path__[0]) / "migrations"))
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
-
-
-async def test_a_database_of_before_keeps_its_scripts_when_it_is_opened(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path)
-    await (await open_database(settings)).close()
-    row = "('mine', 'a', 'a.py', 'python', 'main.py', 1, 1, 0)"
-    with sqlite3.connect(tmp_path / "belljar.db") as connection:
-        connection.execute("ALTER TABLE scripts DROP COLUMN dependencies")
-        connection.execute("UPDATE alembic_version SET version_num = '0001'")
-        connection.execute(f"INSERT INTO scripts VALUES {row}")
-    database = await open_database(settings)
-    script = await SqlScripts(database).get("mine", "a")
-    await database.close()
-    assert script is not None and script.dependencies is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from belljar.jobs.model import Job
 from belljar.jobs.states import TERMINAL, TRANSITIONS, Status
 from belljar.settings import Settings
 from belljar.store.claims import SqlClaims
-from belljar.store.database import Database, open_database
+from belljar.store.database import Database
 from belljar.store.jobs import SqlJobs
+from belljar.store.opening import open_database
 from store.queue import begin, ended, queued, take
 
 WORKERS = st.sampled_from(["w1", "w2"])
@@ -119,6 +121,7 @@ def test_every_change_is_in_the_table_and_an_end_is_an_end(empty: Path, steps: l
                 for job_id in before:
                     check(before[job_id], now[job_id])
                 before = now
+            assert await world.jobs.counts() == Counter(job.status for job in before.values())
         finally:
             await database.close()
 

@@ -9,7 +9,7 @@ import typer
 
 from belljar.cli import options
 from belljar.cli.failure import Failed
-from belljar.cli.job_request import job_options, source_of
+from belljar.cli.job_request import chosen_globs, job_options, source_of
 from belljar.cli.run_end import report
 from belljar.errors import InvalidOption
 
@@ -34,7 +34,8 @@ def run(
         Path | None, typer.Option(metavar="DIR", help="Folder for what the job wrote into its working folder.")
     ] = None,
     artifact: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Only these of its files; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Only these of its files, or with ! all but these; may be repeated."),
     ] = None,
     label: options.Label = None,
     include: options.Include = None,
@@ -73,7 +74,7 @@ def run(
             env=env,
             stdin=stdin,
             egress=egress,
-            artifacts=artifact or (["**"] if artifacts else None),
+            artifacts=chosen_globs(artifact, wanted=artifacts is not None),
             label=label,
         )
         selection = Selection(include=tuple(include or ()), exclude=tuple(exclude or ()))

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import json
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -19,8 +21,9 @@ from belljar.api.app import create_app
 from belljar.api.services import Services, open_services
 from belljar.cli.printing import tell
 from belljar.cli.signals import heeded
-from belljar.errors import DataFolderError, HostError, InvalidOption
-from belljar.local import address_path, admin_key_path, hold_address
+from belljar.data_dir import private_file, private_folder, serving, unusable
+from belljar.errors import HostError, InvalidOption
+from belljar.local import address_path, admin_key_path
 from belljar.machines.choose import Chooser
 from belljar.settings import Settings
 from belljar.worker.capacity import Capacity
@@ -44,13 +47,12 @@ async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
     await asyncio.to_thread(clear_work_folders, settings.data_dir)
     with contextlib.ExitStack() as held:
         listener = held.enter_context(_listen(settings.host, settings.port))
+        held.enter_context(serving(settings.data_dir))
         name = held.enter_context(node_name(settings.data_dir)) if with_worker else None
         async with open_services(settings) as services:
             await ensure_admin_key(services.keys, settings.data_dir)
             url = _url(listener)
-            found = held.enter_context(_address_file(settings.data_dir, url))
-            if found != url:
-                tell(f"belljar: commands here go on using the server at {found}; for this one: --server {url}")
+            held.enter_context(_address_file(settings.data_dir, url))
             server = _server(services, url)
             async with asyncio.TaskGroup() as group:
                 work = group.create_task(_worker(services, name).run()) if name is not None else None
@@ -165,12 +167,19 @@ def _url(listener: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def _address_file(data_dir: Path, url: str) -> Iterator[str]:
-    """Where commands on this machine find the server while it runs; yields the URL that they find there."""
-    with contextlib.ExitStack() as held:
-        try:
-            found = held.enter_context(hold_address(data_dir, url))
-        except OSError as error:
-            where = address_path(data_dir)
-            raise DataFolderError(f"cannot write {where}: {error.strerror}; set --data-dir") from error
-        yield found
+def _address_file(data_dir: Path, url: str) -> Iterator[None]:
+    """Where commands on this machine find the server while it runs."""
+    path = address_path(data_dir)
+    private_folder(path.parent)
+    partial = path.with_suffix(".partial")
+    try:
+        partial.unlink(missing_ok=True)
+        private_file(partial)
+        partial.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+        partial.replace(path)
+    except OSError as error:
+        raise unusable(path, error) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

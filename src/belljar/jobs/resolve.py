@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +20,7 @@ from belljar.settings import Settings
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Largest:
-    """The largest machine that there is room for anywhere, when nothing else runs."""
+    """The largest machine that there is room for on one node, when nothing else runs."""
 
     vcpus: int
     memory_mb: int
@@ -59,11 +60,17 @@ def runnable_of(
 
 
 def resolve_job(
-    options: JobOptions, script: Runnable, *, project: str, image: str, settings: Settings, largest: Largest | None
+    options: JobOptions,
+    script: Runnable,
+    *,
+    project: str,
+    image: str,
+    settings: Settings,
+    largest: Collection[Largest] = (),
 ) -> Job:
     """A new queued job. Raises InvalidOption, naming the option, its limit and the setting that holds it.
 
-    `largest` is None while no node is known.
+    `largest` has one for each node; it is empty while no node is known.
     """
     resources = Resources(
         vcpus=options.vcpus or settings.default_vcpus,
@@ -82,9 +89,7 @@ def resolve_job(
     dependencies = script.dependencies if settings.dependencies == "on" else None
     if dependencies is not None and dependencies.requirements:
         check_packages(dependencies.origin, project, settings)
-    if largest is not None:
-        _fits("vcpus", resources.vcpus, largest.vcpus)
-        _fits("memory_mb", resources.memory_mb, largest.memory_mb)
+    _fits(resources, largest)
     return Job(
         id=new_id("job"),
         project=project,
@@ -131,10 +136,22 @@ def _at_most(option: str, value: float, limit: float, setting: str) -> None:
         )
 
 
-def _fits(option: str, value: int, limit: int) -> None:
-    if value > limit:
-        raise InvalidOption(
-            f"{option} is {value}, and no node here could ever run that: the largest has {limit}",
-            option=option,
-            limit=limit,
-        )
+def _fits(resources: Resources, largest: Collection[Largest]) -> None:
+    """Raises InvalidOption unless one of the nodes has room for all of it."""
+    if not largest or any(resources.vcpus <= one.vcpus and resources.memory_mb <= one.memory_mb for one in largest):
+        return
+    for option in ("vcpus", "memory_mb"):
+        value, limit = getattr(resources, option), max(getattr(one, option) for one in largest)
+        if value > limit:
+            raise InvalidOption(
+                f"{option} is {value}, and no node here could ever run that: the largest has {limit}",
+                option=option,
+                limit=limit,
+            )
+    limit = max(one.memory_mb for one in largest if one.vcpus >= resources.vcpus)
+    raise InvalidOption(
+        f"memory_mb is {resources.memory_mb}, and no node here could ever run that with {resources.vcpus} vcpus: the "
+        f"largest that has so many has {limit}",
+        option="memory_mb",
+        limit=limit,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
 
 from belljar.blobs.store import Blobs
@@ -71,7 +71,7 @@ class JobService:
         blobs: Blobs,
         changes: Changes,
         settings: Settings,
-        largest: Callable[[], Awaitable[Largest | None]],
+        largest: Callable[[], Awaitable[Collection[Largest]]],
     ) -> None:
         self._store = store
         self._scripts = scripts

@@ -55,6 +55,7 @@ def values_of(job: Job) -> dict[str, Any]:
         **columns,
         "vcpus": resources.vcpus,
         "memory_mb": resources.memory_mb,
+        "image_digest": job.image_digest,
         "asked": asked,
         "found": found_of(job),
     }

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, and_, exists, or_, select
+from sqlalchemy import Connection, Row, and_, exists, or_, select
 from sqlalchemy.dialects.sqlite import insert
 
-from belljar.jobs.states import TERMINAL
 from belljar.scripts.model import Script
 from belljar.store.cursor import decode, encode
 from belljar.store.database import Database
-from belljar.store.schema import jobs, scripts
+from belljar.store.schema import AWAITED, jobs, scripts
 
 
 class SqlScripts:
@@ -30,14 +29,16 @@ class SqlScripts:
         query = query.on_conflict_do_update(
             index_elements=["project", "id"], set_={"dependencies": query.excluded.dependencies}
         )
-        async with self._database.write() as connection:
-            await connection.execute(query)
-            found = await connection.execute(_one(script.project, script.id))
-            return _script(found.one())
+
+        def add(connection: Connection) -> Script:
+            connection.execute(query)
+            return _script(connection.execute(_one(script.project, script.id)).one())
+
+        return await self._database.writing(add)
 
     async def get(self, project: str, script_id: str) -> Script | None:
-        async with self._database.read() as connection:
-            row = (await connection.execute(_one(project, script_id))).one_or_none()
+        query = _one(project, script_id)
+        row = await self._database.reading(lambda connection: connection.execute(query).one_or_none())
         return None if row is None else _script(row)
 
     async def list(self, project: str, limit: int, cursor: str | None) -> tuple[list[Script], str | None]:
@@ -63,8 +64,7 @@ class SqlScripts:
 
     async def used(self, script_id: str) -> bool:
         recorded = exists().where(scripts.c.id == script_id)
-        ended = [status.value for status in TERMINAL]
-        awaited = exists().where(jobs.c.script_id == script_id, jobs.c.status.not_in(ended))
+        awaited = exists().where(jobs.c.script_id == script_id, AWAITED)
         async with self._database.read() as connection:
             return bool((await connection.execute(select(or_(recorded, awaited)))).scalar())
 

@@ -100,7 +100,7 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
         image = images.get(name)
         script = runnable_of(prepared.id, prepared.language, prepared.entrypoint, prepared.dependencies, image)
         largest = Capacity.of_host(settings).largest()
-        job = resolve_job(run.options, script, project=PROJECT, image=name, settings=settings, largest=largest)
+        job = resolve_job(run.options, script, project=PROJECT, image=name, settings=settings, largest=[largest])
         await asyncio.to_thread(images.verify, image)
         hypervisor = await Chooser(settings).hypervisor(image)
         preparation = await Preparations(settings).of(image)

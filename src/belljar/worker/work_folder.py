@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from belljar.data_dir import private_folder
 from belljar.errors import DataFolderError
 
 
@@ -20,10 +21,10 @@ def embedded_folder(data_dir: Path) -> Path:
 
 @contextlib.contextmanager
 def work_folder(data_dir: Path) -> Iterator[Path]:
-    """A folder for one run, gone with its block; removes what killed runs left. Raises DataFolderError."""
+    """A folder for one run, gone with its block; removes what killed runs left. Raises DataFolderError, DiskFull."""
     root = embedded_folder(data_dir)
+    private_folder(root)
     try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _all_locked(root):
             _remove_abandoned(root)
             folder = Path(tempfile.mkdtemp(dir=root))

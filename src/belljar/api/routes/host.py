@@ -43,7 +43,7 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz")
 async def readyz(services: Asked) -> dict[str, str]:
     """The database answers and a worker is there. 503 otherwise."""
-    if await services.nodes.largest(services.node_silence_seconds) is None:
+    if not await services.nodes.largest(services.node_silence_seconds):
         raise HostError("no worker has been heard of lately; is one running?")
     return {"status": "ok"}
 
