@@ -24,6 +24,7 @@ class KernelName(StrEnum):
     CUSTOM = "custom"
 
 
+Name = Annotated[str, typer.Argument(metavar="IMAGE", help="An image's name, as `belljar image ls` shows it.")]
 Packages = Annotated[list[str] | None, typer.Option("--apt", metavar="PKG", help="Add a Debian package.")]
 
 
@@ -172,7 +173,7 @@ def tag(
 
 
 @app.command("rm")
-def remove(name: str, data_dir: options.DataDir = None) -> None:
+def remove(name: Name, data_dir: options.DataDir = None) -> None:
     """Remove an image's name, and what no other name and no queued or running job needs."""
     from belljar.images.catalog import Images
     from belljar.settings import load_settings
@@ -201,7 +202,7 @@ def gc(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
 
 
 @app.command()
-def sbom(name: str, data_dir: options.DataDir = None) -> None:
+def sbom(name: Name, data_dir: options.DataDir = None) -> None:
     """Print what is in an image, as CycloneDX JSON."""
     from belljar.images.catalog import Images
     from belljar.images.sbom import bill_of_materials

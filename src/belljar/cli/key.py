@@ -73,7 +73,10 @@ def list_keys(data_dir: options.DataDir = None, as_json: options.Json = False) -
 
 
 @app.command()
-def revoke(key_id: str, data_dir: options.DataDir = None) -> None:
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `belljar key ls` shows it.")],
+    data_dir: options.DataDir = None,
+) -> None:
     """Make a key worthless, at once."""
     from belljar.store.keys import KNOWN_SECONDS
 

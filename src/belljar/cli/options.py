@@ -14,16 +14,23 @@ from belljar.errors import InvalidOption
 _MOST_STDIN_BYTES = 16 << 20
 
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder that holds everything belljar keeps.", show_default=False)
+    Path | None,
+    typer.Option("--data-dir", metavar="DIR", help="Folder that holds everything belljar keeps.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Server = Annotated[
     str | None,
-    typer.Option("--server", help="URL of a server; by default this machine's.", show_default=False),
+    typer.Option("--server", metavar="URL", help="A server; by default the one of this machine.", show_default=False),
+]
+RunServer = Annotated[
+    str | None,
+    typer.Option("--server", metavar="URL", help="Run it on this server; by default on this machine, without one."),
 ]
 ApiKey = Annotated[
     str | None,
-    typer.Option("--api-key", help="Key for that server; by default the admin key found here.", show_default=False),
+    typer.Option(
+        "--api-key", metavar="KEY", help="Key for it; by default, on this machine, its admin key.", show_default=False
+    ),
 ]
 Image = Annotated[str | None, typer.Option(help="Image to run in; by default the one for the language.")]
 Language = Annotated[str | None, typer.Option(help="Language; by default told from the file's name or #! line.")]

@@ -40,7 +40,7 @@ def run(
     label: options.Label = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
-    server: options.Server = None,
+    server: options.RunServer = None,
     api_key: options.ApiKey = None,
     data_dir: options.DataDir = None,
     as_json: Annotated[
