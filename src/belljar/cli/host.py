@@ -15,7 +15,8 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0: a free one.", show_default="8080")] = None,
     auth: Annotated[
-        str | None, typer.Option(metavar="on|off", help="off: no keys, for this machine only.", show_default="on")
+        str | None,
+        typer.Option(metavar="on|off", help="off: no keys, for this machine only.", show_default="on"),
     ] = None,
     no_worker: Annotated[bool, typer.Option("--no-worker", help="Only the API; workers run elsewhere.")] = False,
     data_dir: options.DataDir = None,

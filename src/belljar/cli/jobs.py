@@ -81,7 +81,7 @@ def submit(
 @app.command("ls")
 def list_jobs(
     status: Annotated[
-        str | None, typer.Option(metavar="STATUS", help="Only jobs of this status, such as queued, running, failed.")
+        str | None, typer.Option(metavar="STATUS", help="Only jobs of this status: queued, running, failed…")
     ] = None,
     label: Annotated[str | None, typer.Option(metavar="K[=V]", help="Only jobs with this label.")] = None,
     limit: Annotated[int, typer.Option(help="At most this many.")] = 20,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import select
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from belljar.errors import DiskFull, HostError
 from belljar.guest.wire import Stream
 from belljar.jobs.model import LogInfo
 
 _POLL_MS = 200
+_MOST_BYTES = 1 << 20
 
 
 class PassedOutput:
@@ -62,14 +64,41 @@ def write_all(file: int, data: bytes, stopped: Callable[[], bool]) -> None:
     """
     # What a pipe that poll(2) calls writable takes without blocking.
     most = len(data) if stat.S_ISREG(os.fstat(file).st_mode) else select.PIPE_BUF
-    poller = select.poll()
-    poller.register(file, select.POLLOUT)
-    view = memoryview(data)
-    while view:
-        while not poller.poll(_POLL_MS):
-            if stopped():
-                raise BrokenPipeError(errno.EPIPE, "nobody reads the output")
-        try:
-            view = view[os.write(file, view[:most]) :]
-        except BlockingIOError:
-            continue  # somebody else's O_NONBLOCK on the same terminal, and another writer was quicker
+    with _unblocked(file) as own:
+        descriptor, most = (file, most) if own is None else (own, _MOST_BYTES)
+        poller = select.poll()
+        poller.register(descriptor, select.POLLOUT)
+        view = memoryview(data)
+        ready = own is not None
+        while view:
+            while not ready and not poller.poll(_POLL_MS):
+                if stopped():
+                    raise BrokenPipeError(errno.EPIPE, "nobody reads the output")
+            try:
+                view = view[os.write(descriptor, view[:most]) :]
+            except BlockingIOError:
+                ready = False
+            else:
+                ready = own is not None
+
+
+@contextlib.contextmanager
+def _unblocked(file: int) -> Iterator[int | None]:
+    """A descriptor of the same pipe that does not block; None for what is no pipe of this user's.
+
+    The flag belongs to what was opened, which other programs share: so the pipe is opened again.
+    """
+    if not stat.S_ISFIFO(os.fstat(file).st_mode):
+        yield None
+        return
+    try:
+        own = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise BrokenPipeError(errno.EPIPE, "nobody reads the output") from None
+        yield None
+        return
+    try:
+        yield own
+    finally:
+        os.close(own)
