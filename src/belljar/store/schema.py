@@ -72,6 +72,7 @@ scripts = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("dependencies", JSON(none_as_null=True)),
     Index("ix_scripts_id", "id"),
+    Index("ix_scripts_newest", "project", "created_at", "id"),
 )
 
 jobs = Table(
