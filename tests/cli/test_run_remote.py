@@ -82,6 +82,13 @@ def test_a_full_disk_cancels_the_job(foreign: Foreign, script: Path, tmp_path: P
     assert "no room left" in complaint(result, 125) and foreign.cancelled.is_set()
 
 
+def test_logs_that_cannot_be_written_are_one_line(foreign: Foreign) -> None:
+    foreign.stdout = [b"line\n"]
+    command = ["/bin/sh", "-c", '"$@" >/dev/full', "sh"]
+    words = ["logs", "job_1", "--stream", "stdout", "--server", foreign.url]
+    assert "cannot write the output: No space left" in complaint(belljar(*words, before=command), 1)
+
+
 def test_a_number_that_is_no_exit_code_is_no_success(foreign: Foreign, script: Path) -> None:
     for code in (256, -1, 1 << 40):
         foreign.job["exit_code"] = code

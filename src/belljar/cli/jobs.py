@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from belljar.cli import options
 from belljar.cli.failure import Failed
 from belljar.cli.job_request import chosen_globs, job_options, source_of
-from belljar.cli.printing import print_json, print_table, printable
+from belljar.cli.printing import print_json, print_table, printable, write_bytes
 from belljar.cli.server import connect
 from belljar.cli.upload import upload
 
@@ -160,8 +159,7 @@ def logs(
     """Print what a job wrote: stdout and stderr in their order, or one stream."""
     with connect(server, api_key, data_dir) as client:
         for chunk in client.logs(job_id, stream=stream, follow=follow):
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+            write_bytes(chunk)
 
 
 def _show(job: dict[str, Any], *, as_json: bool) -> None:

@@ -37,6 +37,13 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def write_bytes(data: bytes) -> None:
+    """Write bytes to stdout as they are, at once. Raises HostError, BrokenPipeError."""
+    with _told():
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
 def complain(message: str) -> None:
     """One line on stderr, if there is anybody to read it."""
     tell(f"belljar: {printable(message)}")

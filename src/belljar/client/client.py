@@ -133,12 +133,12 @@ def _reachable(url: str) -> Iterator[None]:
         yield
     except httpx.TimeoutException:
         raise Unreachable(f"{url} did not answer in time") from None
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise Unreachable(f"{url!r} is no URL of a server: {error}") from None
     except (httpx.ProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError) as error:
         raise Unreachable(f"the connection to {url} broke off ({error or 'no reason given'}); try again") from None
     except httpx.TransportError as error:
         raise Unreachable(f"no belljar answers at {url} ({error}); start one with: belljar serve") from None
-    except httpx.InvalidURL as error:
-        raise Unreachable(f"{url!r} is no URL of a server: {error}") from None
 
 
 def _read_bounded(response: httpx.Response) -> bytes:
