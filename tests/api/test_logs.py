@@ -25,7 +25,7 @@ class Running:
         self.path = f"/v1/jobs/{job.id}/logs"
 
     def say(self, data: bytes, stream: LogStream = LogStream.STDOUT, attempt: int = 0) -> None:
-        with LogWriter(log_path(self.api.services.settings.data_dir, self.job.id), attempt) as writer:
+        with LogWriter(log_path(self.api.services.settings.data_dir, self.job.id), attempt=attempt) as writer:
             writer.append(stream, data)
 
     async def end(self, status: Status = Status.SUCCEEDED) -> None:

@@ -20,9 +20,12 @@ FOUNDATION = {
     "counters",
     "data_dir",
     "errors",
-    "settings",
+    "executables",
     "local",
     "owned",
+    "ownership",
+    "settings",
+    "settings_file",
     "turns",
     "__version__",
 }

@@ -137,7 +137,7 @@ async def test_blobs_that_refuse_do_not_begin_the_log_anew(tmp_path: Path, blobs
 
 
 async def test_a_log_that_cannot_be_written_any_more_is_no_error_of_the_job(small_disk: Path) -> None:
-    with LogWriter(small_disk / "log", 1) as log:
+    with LogWriter(small_disk / "log", attempt=1) as log:
         for _ in range(10):
             log.append(LogStream.STDOUT, b"x" * 60_000)
     assert log.failure is not None

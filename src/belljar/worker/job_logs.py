@@ -20,6 +20,7 @@ from belljar.background import note_failure
 from belljar.blobs.log import LogStream, LogWriter, log_blob, log_path
 from belljar.blobs.store import Blobs
 from belljar.errors import HostError, NotFound, host_error
+from belljar.jobs.changes import Changes
 from belljar.jobs.model import Job
 from belljar.jobs.states import Status
 from belljar.store.claims import SqlClaims
@@ -34,10 +35,11 @@ _BATCH = 200
 class JobLogs:
     """The log files in a worker's data folder. A file is written by one attempt, or brought away, never both."""
 
-    def __init__(self, data_dir: Path, blobs: Blobs, patience: Patience) -> None:
+    def __init__(self, data_dir: Path, blobs: Blobs, patience: Patience, changes: Changes | None = None) -> None:
         self._data_dir = data_dir
         self._blobs = blobs
         self._patience = patience
+        self._changes = changes or Changes()
         self._open: Counter[str] = Counter()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -47,7 +49,9 @@ class JobLogs:
         async with self._lock(job.id):
             if job.attempt > 1:
                 await self._fetch(job.id)
-            writer = LogWriter(log_path(self._data_dir, job.id), job.attempt)
+            writer = LogWriter(
+                log_path(self._data_dir, job.id), lambda: self._changes.notify_log(job.id), attempt=job.attempt
+            )
             self._open[job.id] += 1
         try:
             with writer:
@@ -72,7 +76,7 @@ class JobLogs:
         lost = job.lost_attempts[-1]
         text = f"\n[belljar: attempt {lost.attempt} was lost: {lost.message}]\n"
         try:
-            with LogWriter(log_path(self._data_dir, job.id), lost.attempt) as writer:
+            with LogWriter(log_path(self._data_dir, job.id), attempt=lost.attempt) as writer:
                 writer.append(LogStream.CONSOLE, text.encode())
         except HostError as error:
             log.error("job_log_incomplete", job=job.id, error=error.message)

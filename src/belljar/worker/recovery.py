@@ -15,7 +15,6 @@ from belljar.counters import count
 from belljar.machines.firecracker.folder import jails
 from belljar.machines.leftovers import clear_leftovers
 from belljar.network.leftovers import clear_network_leftovers
-from belljar.owned import clear_owned
 from belljar.worker.installing import Installer
 from belljar.worker.job_logs import JobLogs
 from belljar.worker.journal import read_journal
@@ -42,8 +41,6 @@ class Recovery:
         if removed:
             log.warning("leftovers_removed", count=removed)
         await _attempted("clear_builds", lambda: _nothing(installer.clear()))
-        embedded = settings.data_dir / "run" / "embedded"
-        await _attempted("clear_embedded_runs", lambda: asyncio.to_thread(clear_owned, embedded))
         await asyncio.to_thread(shutil.rmtree, settings.data_dir / "run" / "artifacts", ignore_errors=True)
         await _attempted(
             "clear_scratch", lambda: asyncio.to_thread(_clear_scratch, settings.data_dir / "run" / "scratch")

@@ -49,6 +49,8 @@ T = TypeVar("T")
 #: How often a worker looks by itself for jobs, and for requests to cancel, that another process wrote.
 LOOK_SECONDS = 0.5
 _MEASURE_SECONDS = 1.0
+#: A node that was silent for so long does not come back with its images: jobs that need them wait in vain.
+_GONE_SECONDS = 3600.0
 #: The image that most first jobs want.
 _FIRST_IMAGE = "python"
 
@@ -66,7 +68,7 @@ class Worker:
         self._hypervisor: Hypervisor | None = None
         self._networking = Networking(rooms.settings)
         self._installer = Installer(rooms.settings, self._networking.attached, capacity)
-        self._logs = JobLogs(rooms.settings.data_dir, rooms.blobs, self._patience)
+        self._logs = JobLogs(rooms.settings.data_dir, rooms.blobs, self._patience, rooms.changes)
         self._leases = Leases(rooms.claims, worker_id, rooms.settings.lease_seconds, lambda: self._running.values())
         self._heartbeat = Heartbeat(rooms, worker_id, capacity, lambda: len(self._running), lambda: self._hypervisor)
 
@@ -368,7 +370,7 @@ class Worker:
             self._rooms.changes.notify(job.id)
             self._rooms.changes.notify_queued()
         lease_seconds = self._rooms.settings.lease_seconds
-        images = await self._rooms.nodes.images(lease_seconds)
+        images = await self._rooms.nodes.images(_GONE_SECONDS)
         if images is None:
             return
         for job in await self._rooms.claims.fail_without_image(images, waited_seconds=lease_seconds):
