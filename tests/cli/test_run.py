@@ -50,9 +50,9 @@ def test_an_ordinary_user_runs_jobs_in_a_folder_of_its_own(
 ) -> None:
     data_dir = everybodys / "data"
     source = Images(built_images)
-    image = source.get("shell")
+    image = source.get("python")
     (data_dir / "images/parts").mkdir(parents=True)
-    shutil.copy(source.folder / "shell.json", data_dir / "images")
+    shutil.copy(source.folder / "python.json", data_dir / "images")
     for part in (image.kernel, image.initramfs, image.root):
         shutil.copy(part, data_dir / "images/parts")
     for path in (data_dir, *data_dir.rglob("*")):
@@ -66,6 +66,7 @@ def test_an_ordinary_user_runs_jobs_in_a_folder_of_its_own(
         timeout=300,
         BELLJAR_ACCELERATOR="tcg",
     )
+    assert result.stdout, result.stderr
     uid, host = result.stdout.split()
     assert (uid, host[:8], result.stderr, result.returncode) == (b"1000", b"belljar-", b"", 7)
     assert [path for path in (data_dir / "run").rglob("*") if path.is_file()] == []
