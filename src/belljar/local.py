@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from pathlib import Path
 
@@ -40,3 +41,15 @@ def read_address(data_dir: Path) -> str | None:
             return str(json.loads(file.read(_MOST_BYTES))["url"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host name or address means this machine alone: `localhost`, 127.0.0.0/8, ::1."""
+    if host is None:
+        return False
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -163,6 +163,12 @@ class Settings(BaseSettings):
     network_connections: int = Field(1024, ge=1, le=65536, description="Connections that one machine may hold.")
     network_connections_per_second: int = Field(200, ge=1, description="New connections of one machine.")
 
+    max_connections: int = Field(
+        2048, ge=8, description="Most connections to the server at once; fewer where `ulimit -n` is low."
+    )
+    max_body_memory_mb: int = Field(
+        64, ge=64, description="Memory for the bodies of requests in flight; one key gets at most half of it."
+    )
     max_upload_mb: int = Field(50, ge=1, description="Largest upload; refused while it streams in.")
     max_unpacked_mb: int = Field(200, ge=1, description="Most bytes an archive may unpack to.")
     max_archive_members: int = Field(10_000, ge=1, description="Most files and folders in an archive.")

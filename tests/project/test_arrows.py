@@ -16,6 +16,8 @@ PACKAGE = ROOT / "src/belljar"
 #: What every room may use.
 FOUNDATION = {
     "addresses",
+    "background",
+    "counters",
     "data_dir",
     "errors",
     "executables",

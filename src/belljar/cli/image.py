@@ -217,9 +217,14 @@ def _collect(settings: Settings) -> None:
 
     images = Images(settings.data_dir)
     if images.unnamed():
+        from belljar.cli.printing import complain
+        from belljar.errors import HostError
         from belljar.store.needed import needed_images
 
-        images.collect(run_async(needed_images(settings)))
+        try:
+            images.collect(run_async(needed_images(settings)))
+        except HostError as error:  # a database of another version, say; the new image is there all the same
+            complain(f"images without a name were not removed: {error.message}")
 
 
 def _print(image: Image, *, as_json: bool) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 from belljar.errors import HostError, MissingTool
 from belljar.executables import find_executable
 from belljar.machines.cgroup import Group
+from belljar.machines.faults import check_descriptors
 from belljar.settings import Settings
 
 _UID_LOCKS = Path("/run/belljar/uids")
@@ -205,6 +206,7 @@ async def spawn(command: Sequence[str], **options: Any) -> asyncio.subprocess.Pr
     asyncio kills what it was starting and then waits for its pipes to close: for ever, with a bubblewrap that was
     killed before it was set up (see `end`). So the start is let finish, and what was started ended properly.
     """
+    check_descriptors()
     starting = asyncio.create_task(asyncio.create_subprocess_exec(*command, **options))
     try:
         return await asyncio.shield(starting)

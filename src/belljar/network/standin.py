@@ -24,6 +24,7 @@ from typing import Any
 
 from belljar.errors import NetworkError, NoNetwork
 from belljar.executables import find_executable
+from belljar.machines.faults import check_descriptors
 from belljar.machines.protocol import NetworkSlot
 from belljar.network.layout import Layout, layout_words
 from belljar.network.policy import NetworkRule, Policy
@@ -73,6 +74,7 @@ class StandIn:
     def open(self) -> None:
         """Start both processes. Raises NoNetwork when this user may not, NetworkError; nothing is left then."""
         try:
+            check_descriptors()
             self._control, self._pid = self._start_root()
             self._start_slirp(self._pid)
             self.call("open", excepted=[[str(each.network), each.port] for each in self._excepted])
@@ -195,6 +197,7 @@ class StandInSlot:
         self._layout = layout
         self._path = path
         self._tap: int | None = tap
+        self._removed = False
 
     def open_for(self, policy: Policy, mbit: float | None = None) -> None:
         """As Slot.open_for. Raises NetworkError."""
@@ -220,4 +223,6 @@ class StandInSlot:
         if self._tap is not None:
             os.close(self._tap)
             self._tap = None
+        if not self._removed and self._host.alive:  # all of it went with the process that held it
             self._host.call("remove", number=self.number)
+            self._removed = True
