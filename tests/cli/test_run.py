@@ -28,7 +28,7 @@ def test_a_script_has_its_words_and_its_exit_code(data_dir: Path, tmp_path: Path
     (tmp_path / "main.sh").write_text(SCRIPT)
     (tmp_path / "input").write_text("from a file")
     words = ["--env", "MODE=fast", "--stdin", "input", "--artifacts", "kept", "--artifact", "out/*", "--", "a b"]
-    result = belljar("run", "main.sh", *words, data_dir=data_dir, cwd=tmp_path)
+    result = belljar("run", "main.sh", *words, data_dir=data_dir, cwd=tmp_path, timeout=300)
     assert (result.stdout, result.stderr, result.returncode) == (b"a b|fast|from a file\n", b"oops\n", 3)
     kept = [str(path.relative_to(tmp_path / "kept")) for path in (tmp_path / "kept").rglob("*") if path.is_file()]
     assert kept == ["out/a.txt"]
@@ -37,7 +37,7 @@ def test_a_script_has_its_words_and_its_exit_code(data_dir: Path, tmp_path: Path
 
 def test_a_script_whose_time_is_up_is_124_and_json_is_alone_on_stdout(data_dir: Path) -> None:
     words = ["run", "-", "--language", "shell", "--timeout", "5", "--json"]
-    result = belljar(*words, data_dir=data_dir, stdin=b"echo begun; sleep 100")
+    result = belljar(*words, data_dir=data_dir, stdin=b"echo begun; sleep 100", timeout=300)
     job = json.loads(result.stdout)
     assert (result.returncode, job["status"], job["error"]["code"]) == (124, "timed_out", "timed_out")
     lines = result.stderr.decode().splitlines()
@@ -50,17 +50,23 @@ def test_an_ordinary_user_runs_jobs_in_a_folder_of_its_own(
 ) -> None:
     data_dir = everybodys / "data"
     source = Images(built_images)
-    image = source.get("shell")
+    image = source.get("python")
     (data_dir / "images/parts").mkdir(parents=True)
-    shutil.copy(source.folder / "shell.json", data_dir / "images")
+    shutil.copy(source.folder / "python.json", data_dir / "images")
     for part in (image.kernel, image.initramfs, image.root):
         shutil.copy(part, data_dir / "images/parts")
     for path in (data_dir, *data_dir.rglob("*")):
         os.chown(path, ORDINARY, ORDINARY)
     words = ["run", "-", "--language", "shell", "--disk", "64"]
     result = belljar(
-        *words, data_dir=data_dir, before=ordinary, stdin=b"id -u; uname -n; exit 7", BELLJAR_ACCELERATOR="tcg"
+        *words,
+        data_dir=data_dir,
+        before=ordinary,
+        stdin=b"id -u; uname -n; exit 7",
+        timeout=300,
+        BELLJAR_ACCELERATOR="tcg",
     )
+    assert result.stdout, result.stderr
     uid, host = result.stdout.split()
     assert (uid, host[:8], result.stderr, result.returncode) == (b"1000", b"belljar-", b"", 7)
     assert [path for path in (data_dir / "run").rglob("*") if path.is_file()] == []
