@@ -174,7 +174,7 @@ async def _server(settings: Settings, accelerator: str, *options: str, **environ
     with tempfile.TemporaryDirectory(prefix="belljar-bench-") as folder:
         data_dir = Path(folder)
         (data_dir / "images").symlink_to(settings.data_dir / "images")
-        arguments = ["-m", "belljar", "serve", "--port", "0", "--data-dir", folder, *options]
+        arguments = ["-P", "-m", "belljar", "serve", "--port", "0", "--data-dir", folder, *options]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *arguments,

@@ -230,7 +230,7 @@ class Layers:
                 is_image=False,
             ).model_dump_json()
         )
-        command: Sequence[str] = [sys.executable, "-m", "belljar.images.oci.unpack", str(order)]
+        command: Sequence[str] = [sys.executable, "-P", "-m", "belljar.images.oci.unpack", str(order)]
         try:
             answer = await call(command, log=self._logs / "layers.log", timeout_seconds=_UNPACK_SECONDS, cwd=work)
             found = Found.model_validate_json(answer)

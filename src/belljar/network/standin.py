@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from belljar.errors import NetworkError, NoNetwork
+from belljar.executables import find_executable
 from belljar.machines.faults import check_descriptors
 from belljar.machines.protocol import NetworkSlot
 from belljar.network.layout import Layout, layout_words
@@ -48,7 +48,7 @@ def why_no_stand_in() -> str | None:
             "jobs with a network need belljar to run as root, or /dev/net/tun to be open to this user: "
             "as root, chmod 666 /dev/net/tun (as most systems have it)"
         )
-    if shutil.which(_SLIRP) is None:
+    if find_executable(_SLIRP) is None:
         return f"jobs with a network need belljar to run as root, or {_SLIRP}: apt-get install {_SLIRP}"
     return None
 
