@@ -105,7 +105,9 @@ class Settings(BaseSettings):
     max_network_mbit_per_second: float | None = Field(None, ge=0.1, description="Most of that one job may ask for.")
     max_timeout_seconds: float = Field(3600, gt=0, description="Longest time one job may ask for.")
     grace_seconds: float = Field(2, ge=0, description="Time between SIGTERM and SIGKILL for a job that is stopped.")
-    boot_timeout_seconds: float = Field(60, gt=0, description="Deadline for a machine to come up.")
+    boot_timeout_seconds: float = Field(
+        60, gt=0, description="Deadline for a machine to come up. Over 60, other deadlines of machines grow with it."
+    )
     max_processes: int = Field(512, ge=16, description="Most processes and threads a job may have at once.")
 
     max_egress: str = Field(

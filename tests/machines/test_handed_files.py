@@ -42,24 +42,21 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place(open_place: Path) -> Path:
     """Everything that hypervisors are handed, owned by the user that belljar runs as."""
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        if parent.stat().st_uid == os.geteuid() and str(parent).startswith("/tmp/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    attacker = tmp_path / "attacker"
+    attacker = open_place / "attacker"
     subprocess.run(["gcc", "-static", "-o", attacker, Path(__file__).with_name("attacker.c")], check=True, timeout=60)
-    parts = tmp_path / "data" / "images" / "parts"
-    for folder in (parts, tmp_path / "data" / "snapshots" / "one", tmp_path / "elsewhere"):
+    parts = open_place / "data" / "images" / "parts"
+    for folder in (parts, open_place / "data" / "snapshots" / "one", open_place / "elsewhere"):
         folder.mkdir(parents=True)
-    for file in kept_files(tmp_path):
+    for file in kept_files(open_place):
         file.write_bytes(b"good" * 4096)
         file.chmod(0o444)
     part = Part(sha256="0" * 64, size_bytes=0, origin="")
     manifest = Manifest(name="x", architecture="x", digest="0", languages=(), kernel=part, initramfs=part, root=part)
     image = Image(manifest=manifest, kernel=parts / "kernel", initramfs=parts / "initramfs", root=parts / "root")
-    (tmp_path / "image.json").write_text(image.model_dump_json())
-    return tmp_path
+    (open_place / "image.json").write_text(image.model_dump_json())
+    return open_place
 
 
 def kept_files(place: Path) -> list[Path]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import socket
 
 import dns.message
 import pytest
 
+from belljar.errors import NetworkError
 from belljar.network.policy import NameRule, NetworkRule, Policy
 from belljar.network.pool import SlotPool
+from belljar.settings import Settings
 from network.conftest import network
 from network.test_policies import run
 from network.world import METADATA, NAMESERVER, WEB, Answering, Guest, Internet, guest, listen
@@ -94,3 +98,22 @@ async def test_a_machine_that_waits_in_vain_leaves_nothing(
     async with asyncio.timeout(10):
         while slot.namespace.exists():
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("spare", range(0, 24, 3))
+async def test_a_network_that_lacked_files_is_made_once_there_are_some(
+    unchanged_host: dict[str, str], network_settings: Settings, spare: int
+) -> None:
+    """Whatever runs out half-way: the one who asked is told what to raise, and the next one is given a network."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with SlotPool(network_settings) as pool:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + spare, hard))
+        try:
+            async with pool.plugged() as slot:
+                pass
+        except NetworkError as error:
+            assert "files" in error.message, error.message
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        async with asyncio.timeout(20), pool.plugged() as slot:
+            assert slot.namespace.exists()

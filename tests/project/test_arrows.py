@@ -68,7 +68,7 @@ NARROW = {
     # A job's defaults are its image's; the image itself is nothing to it.
     ("jobs", "images"): {"manifest"},
     # A network is a place for a machine to be plugged into, owned as machines are.
-    ("network", "machines"): {"namespace", "owner", "protocol", "tap"},
+    ("network", "machines"): {"faults", "holding", "namespace", "owner", "protocol", "tap", "threads"},
     # A machine boots an image; how it was built and what its languages are is nothing to it.
     ("machines", "images"): {"manifest"},
 }

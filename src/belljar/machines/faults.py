@@ -32,11 +32,11 @@ def devnull() -> int:
     return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
 
-def check_descriptors() -> None:
+def check_descriptors(count: int = _START_DESCRIPTORS) -> None:
     """Raise OSError (EMFILE) now, rather than half-way through the start of a process, which leaks what was opened."""
     taken: list[int] = []
     try:
-        for _ in range(_START_DESCRIPTORS):
+        for _ in range(count):
             taken.append(os.dup(devnull()))
     finally:
         for descriptor in taken:

@@ -6,17 +6,25 @@ Nothing of the host's own firewall is read, changed or flushed. The table is the
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterable
 
+import structlog
+
 from belljar.errors import NetworkError
+from belljar.machines.faults import check_descriptors
 from belljar.network import state
-from belljar.network.layout import Layout, host_interface
+from belljar.network.layout import NAMESPACES, Layout, host_interface, namespace_name
 from belljar.network.namespaces import reserve
 from belljar.network.nft import Nft
 from belljar.network.policy import NetworkRule
 from belljar.network.rules import host_rules, host_table, removed
-from belljar.network.slot import Slot
+from belljar.network.slot import Slot, remove_slot
 
+log = structlog.get_logger()
+
+#: More than the making of a slot takes at once; without them it would fail half-way, and its removal too.
+_SLOT_DESCRIPTORS = 32
 #: Tells the pools of one process apart.
 _POOLS = itertools.count()
 
@@ -31,6 +39,8 @@ class HostSide:
         self._excepted = tuple(excepted)
         self._table = host_table(owner, self._pool)
         self._nft: Nft | None = None
+        #: Numbers of slots that could not be made, and that still have to be cleaned up after.
+        self._failed: deque[int] = deque()
 
     @property
     def alive(self) -> bool:
@@ -55,6 +65,7 @@ class HostSide:
         """Remove the table, and restore forwarding when no other belljar needs it. Idempotent."""
         if self._nft is None:
             return
+        self._clear_failed()
         with state.host_lock():
             state.remove_user(self._owner, self._pool)
             self._nft.run(removed(self._table))
@@ -68,8 +79,30 @@ class HostSide:
             return reserve(self._owner, self._layout.most_slots)
 
     def make_slot(self) -> Slot:
-        """A slot with a number of its own. Raises NetworkError, and leaves nothing behind then."""
-        return Slot.make(self._owner, self.reserve(), self._layout, self.join, self.part)
+        """A slot with a number of its own. Raises NetworkError, OSError; what cannot be cleaned up then is, later."""
+        check_descriptors(_SLOT_DESCRIPTORS)
+        self._clear_failed()
+        number = self.reserve()
+        try:
+            return Slot.make(self._owner, number, self._layout, self.join, self.part)
+        except BaseException:
+            self._failed.append(number)
+            self._clear_failed()
+            raise
+
+    def _clear_failed(self) -> None:
+        """Remove what is left of slots that could not be made, whose numbers nobody else has meanwhile."""
+        for _ in range(len(self._failed)):
+            try:
+                number = self._failed.popleft()
+            except IndexError:  # another thread has it
+                return
+            try:
+                self.part(number)
+                remove_slot(NAMESPACES / namespace_name(self._owner, number), number)
+            except (OSError, NetworkError) as error:
+                log.warning("slot_left", number=number, error=str(error))
+                self._failed.append(number)
 
     def join(self, number: int) -> None:
         """Let in what comes out of slot `number`, under the table's rules."""

@@ -72,6 +72,7 @@ class Slot:
         self._layout = layout
         self._parted = parted
         self._rules: Nft | None = rules
+        self._removed = False
 
     @classmethod
     def make(
@@ -85,7 +86,7 @@ class Slot:
         """Make the slot whose number was reserved. `joined` is called when the host's end of its link is there.
 
         `parted` is called when it is removed: nothing can come out of it any more, and nobody else has its number yet.
-        Raises NetworkError, and leaves nothing behind then.
+        Raises NetworkError, OSError; then its namespace and its link are the caller's to remove.
         """
         path = NAMESPACES / namespace_name(owner, number)
         host_namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -99,7 +100,6 @@ class Slot:
             if ears is not None and rules is not None:
                 ears.close()
                 rules.close()
-            remove_slot(path, number)
             if isinstance(error, NetworkError):
                 raise
             raise NetworkError(f"a network could not be made: {error}") from error
@@ -164,16 +164,20 @@ class Slot:
         return self._layout.described(self.path)
 
     def remove(self) -> None:
-        """Destroy it, with all that the host remembers of it. Idempotent. Raises NetworkError."""
+        """Destroy it, with all that the host remembers of it. Idempotent. Raises NetworkError, OSError.
+
+        Its file goes last: as long as that is there nobody else has its number, and who failed may try again.
+        """
+        if self._removed:
+            return
         self.ears.close()
         if self._rules is not None:
             self._rules.close()
-        try:
-            netlink(lambda route: remove_host_end(route, self.number))
-            forget_flows(self._layout.slot_address(self.number))
-            self._parted(self.number)
-        finally:
-            remove_slot(self.path, self.number)
+        netlink(lambda route: remove_host_end(route, self.number))
+        forget_flows(self._layout.slot_address(self.number))
+        self._parted(self.number)
+        remove_slot(self.path, self.number)
+        self._removed = True
 
 
 def remove_slot(path: Path, number: int) -> None:
