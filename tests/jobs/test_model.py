@@ -48,6 +48,9 @@ BAD = {
     "artifact glob empty": {"artifacts": [""]},
     "artifact glob absolute": {"artifacts": ["/etc/passwd"]},
     "artifact glob going up": {"artifacts": ["a/../../b"]},
+    "artifact glob that takes out nothing": {"artifacts": ["**", "!"]},
+    "artifact glob that takes out above": {"artifacts": ["**", "!/etc"]},
+    "artifact globs that only take out": {"artifacts": ["!**/*.log"]},
     "artifact glob with NUL": {"artifacts": ["a\0"]},
     "artifact glob too long": {"artifacts": ["x" * 1025]},
     "too many artifact globs": {"artifacts": ["x"] * 65},
@@ -83,7 +86,7 @@ def test_options_at_their_bounds_are_taken() -> None:
         memory_mb=64,
         disk_mb=16,
         timeout_seconds=0.001,
-        artifacts=("**", "out/*.json", "a..b"),
+        artifacts=("**", "out/*.json", "a..b", "!**/__pycache__"),
         priority=-100,
         labels={"team/a": "x" * 255, "b": ""},
     )

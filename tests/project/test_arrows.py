@@ -14,7 +14,20 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src/belljar"
 
 #: What every room may use.
-FOUNDATION = {"addresses", "data_dir", "errors", "settings", "local", "turns", "__version__"}
+FOUNDATION = {
+    "addresses",
+    "background",
+    "counters",
+    "data_dir",
+    "errors",
+    "executables",
+    "local",
+    "ownership",
+    "settings",
+    "settings_file",
+    "turns",
+    "__version__",
+}
 #: Room → the rooms it may know of. `store` and `blobs` implement what `jobs` and `scripts` ask for, in their values.
 ARROWS = {
     "blobs": set[str](),

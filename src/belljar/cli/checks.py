@@ -15,6 +15,7 @@ from belljar.cli.check import Level, either
 from belljar.cli.host_checks import check_host_setup
 from belljar.cli.machine_checks import check_machines
 from belljar.cli.printing import print_json, printable
+from belljar.executables import find_executable
 from belljar.images.catalog import Images
 from belljar.machines.cgroup import CONTROLLERS, find_hierarchies
 from belljar.settings import Settings
@@ -55,7 +56,7 @@ async def _checks(settings: Settings) -> AsyncIterator[Check]:
 
 def _tools() -> Iterator[Check]:
     for tool, package in _TOOLS.items():
-        found = shutil.which(tool)
+        found = find_executable(tool)
         if found is None:
             yield Check(tool, "fail", "not installed", f"apt-get install {package}")
         else:

@@ -20,6 +20,8 @@ from belljar.api.descriptors import raise_descriptor_limit
 from belljar.api.memory import return_large_blocks
 from belljar.api.server import Server
 from belljar.api.services import Services, open_services
+from belljar.cli.printing import tell
+from belljar.cli.signals import heeded
 from belljar.data_dir import private_file, private_folder, serving, unusable
 from belljar.errors import HostError, InvalidOption
 from belljar.local import address_path, admin_key_path, is_loopback
@@ -30,6 +32,7 @@ from belljar.worker.node import node_name
 from belljar.worker.preparing import Preparations
 from belljar.worker.rooms import WorkerRooms
 from belljar.worker.supplying import open_supply
+from belljar.worker.work_folder import clear_work_folders
 from belljar.worker.worker import Worker
 
 log = structlog.get_logger()
@@ -46,6 +49,7 @@ async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
     sys.setswitchinterval(_SWITCH_SECONDS)
     raise_descriptor_limit()
     return_large_blocks()
+    await asyncio.to_thread(clear_work_folders, settings.data_dir)
     with contextlib.ExitStack() as held:
         listener = held.enter_context(_listen(settings.host, settings.port))
         held.enter_context(serving(settings.data_dir))
@@ -69,9 +73,9 @@ async def work_until_stopped(settings: Settings) -> None:
     with node_name(settings.data_dir) as name:
         async with open_services(settings) as services:
             work = asyncio.create_task(_worker(services, name).run())
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGTERM, *heeded()):
                 asyncio.get_running_loop().add_signal_handler(number, work.cancel)
-            print(f"belljar works as {name}, data in {settings.data_dir}", file=sys.stderr, flush=True)
+            tell(f"belljar works as {name}, data in {settings.data_dir}")
             with contextlib.suppress(asyncio.CancelledError):
                 await work
 
@@ -97,14 +101,14 @@ def _server(services: Services, url: str) -> Server:
     settings = services.settings
     key = "no key is asked for" if settings.auth == "off" else f"key in {admin_key_path(settings.data_dir)}"
     greeting = f"belljar serves on {url}, data in {settings.data_dir}, {key}"
-    return Server(services, lambda: print(greeting, file=sys.stderr, flush=True))
+    return Server(services, lambda: tell(greeting))
 
 
 def _stop_on_signals(server: Server) -> None:
     def stop() -> None:
         server.should_exit = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGTERM, *heeded()):
         asyncio.get_running_loop().add_signal_handler(number, stop)
 
 

@@ -61,6 +61,8 @@ class JobOptions(Value):
     """Name of the image; None: the one for the script's language."""
     vcpus: int | None = Field(default=None, ge=1, le=MAX_AMOUNT)
     memory_mb: int | None = Field(default=None, ge=64, le=MAX_AMOUNT)
+    """Memory of the machine, its kernel's included; each image and language has a least: 96 or more with Debian's
+    kernel."""
     disk_mb: int | None = Field(default=None, ge=16, le=MAX_AMOUNT)
     """A scratch disk of this size under everything the job writes; None: in the machine's memory."""
     disk_mb_per_second: Rate = None

@@ -41,7 +41,7 @@ class Runnable:
     entrypoint: str
     #: What its language needs at least; more than the default for some.
     memory_mb: int | None = None
-    #: What a machine of its image needs at least, whatever runs in it.
+    #: What a machine needs at least, for its image and for its language.
     min_memory_mb: int = 0
     image_digest: str | None = None
     dependencies: Dependencies | None = None
@@ -62,7 +62,7 @@ def runnable_of(
         language=language,
         entrypoint=entrypoint,
         memory_mb=runs.memory_mb if runs else None,
-        min_memory_mb=image.manifest.min_memory_mb,
+        min_memory_mb=max(image.manifest.min_memory_mb, runs.min_memory_mb if runs else 0),
         image_digest=image.manifest.digest,
         dependencies=dependencies,
     )
@@ -110,8 +110,8 @@ def resolve_job(
     _at_most("memory_mb", resources.memory_mb, settings.max_memory_mb, "max_memory_mb")
     if resources.memory_mb < script.min_memory_mb:
         raise InvalidOption(
-            f"memory_mb is {resources.memory_mb}, and a machine of the image {image} needs {script.min_memory_mb}; ask "
-            "for that or more",
+            f"memory_mb is {resources.memory_mb}, and a machine for {script.language} in the image {image} needs "
+            f"{script.min_memory_mb}; ask for that or more",
             option="memory_mb",
             limit=script.min_memory_mb,
         )

@@ -6,13 +6,14 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from belljar import __version__
 from belljar.api.asked import Admin, Asked, Caller
+from belljar.counters import DESCRIPTIONS, all_counts
 from belljar.errors import HostError
 from belljar.images.catalog import summary
 from belljar.jobs.states import Status
@@ -69,4 +70,14 @@ async def metrics(services: Asked, _admin: Admin) -> Response:
         waiting.labels(node.id).set(node.waiting_clones)
         free.labels(node.id).set(node.memory_free_mb)
         running.labels(node.id).set(node.running_jobs)
+    _add_counters(registry)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_counters(registry: CollectorRegistry) -> None:
+    """What this process has counted since its start; a worker that runs alone has no counters here."""
+    for name, counts in all_counts().items():
+        labels = [label for label, _ in next(iter(counts), ())]
+        counter = Counter(name, DESCRIPTIONS[name], labels, registry=registry)
+        for values, number in counts.items():
+            (counter.labels(**dict(values)) if values else counter).inc(number)
