@@ -49,6 +49,8 @@ COLUMNS = frozenset(Job.model_fields) - ASKED - FOUND
 def values_of(job: Job) -> dict[str, Any]:
     """The values of a new job's row."""
     asked = job.model_dump(mode="json", include=set(ASKED))
+    if job.request_sha256 is None:
+        del asked["request_sha256"]  # of most jobs
     columns = {name: getattr(job, name) for name in COLUMNS}
     columns["status"] = job.status.value
     resources = job.resources
