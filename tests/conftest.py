@@ -68,6 +68,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
+def few_inodes(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 8 MiB that holds at most 100 files and folders."""
+    with _mounted(tmp_path / "few", "-t", "tmpfs", "-o", "size=8m,nr_inodes=100", "belljar-test") as folder:
+        yield folder
+
+
+@pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
     """Makes a folder one that cannot be written, for root too."""
     with contextlib.ExitStack() as held:

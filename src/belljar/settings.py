@@ -172,6 +172,14 @@ class Settings(BaseSettings):
     max_artifact_count: int = Field(1000, ge=1)
     lease_seconds: float = Field(30, gt=1, description="A worker silent for this long is taken for dead.")
 
+    min_free_disk_mb: int = Field(
+        256, ge=0, description="Free disk kept in reserve; with less, no new jobs and uploads are taken."
+    )
+    min_free_disk_percent: float = Field(
+        5, ge=0, le=90, description="The same as a share of the disk and of its inodes; the smaller reserve counts."
+    )
+    min_free_inodes: int = Field(1000, ge=0, description="The same in files that can still be made.")
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = Field("auto", description="`auto`: text on terminals.")
 

@@ -14,7 +14,17 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src/belljar"
 
 #: What every room may use.
-FOUNDATION = {"addresses", "background", "counters", "errors", "settings", "local", "turns", "__version__"}
+FOUNDATION = {
+    "addresses",
+    "background",
+    "counters",
+    "disk_space",
+    "errors",
+    "settings",
+    "local",
+    "turns",
+    "__version__",
+}
 #: Room → the rooms it may know of. `store` and `blobs` implement what `jobs` and `scripts` ask for, in their values.
 ARROWS = {
     "blobs": set[str](),

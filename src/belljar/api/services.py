@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from belljar.blobs.store import Blobs, open_blobs
+from belljar.disk_space import DiskSpace
 from belljar.images.catalog import Images
 from belljar.jobs.changes import Changes
 from belljar.jobs.service import JobService
@@ -34,6 +35,7 @@ class Services:
     keys: SqlKeys
     nodes: SqlNodes
     changes: Changes
+    disk: DiskSpace
 
     @property
     def node_silence_seconds(self) -> float:
@@ -50,7 +52,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         blobs.clear_stale_puts()
         clear_stale_uploads(settings.data_dir)
         images = Images(settings.data_dir)
-        scripts = ScriptService(SqlScripts(database), blobs, images, settings)
+        disk = DiskSpace(settings)
+        scripts = ScriptService(SqlScripts(database), blobs, images, settings, disk)
         job_store, nodes, changes = SqlJobs(database), SqlNodes(database), Changes()
         jobs = JobService(
             job_store,
@@ -60,6 +63,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             changes,
             settings,
             lambda: nodes.largest_lately(settings.lease_seconds),
+            disk,
         )
         yield Services(
             settings=settings,
@@ -73,6 +77,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             keys=SqlKeys(database),
             nodes=nodes,
             changes=changes,
+            disk=disk,
         )
     finally:
         await database.close()

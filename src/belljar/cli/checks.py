@@ -15,6 +15,7 @@ from belljar.cli.check import Level, either
 from belljar.cli.host_checks import check_host_setup
 from belljar.cli.machine_checks import check_machines
 from belljar.cli.printing import print_json, printable
+from belljar.disk_space import DiskSpace
 from belljar.images.catalog import Images
 from belljar.machines.cgroup import CONTROLLERS, find_hierarchies
 from belljar.settings import Settings
@@ -105,16 +106,23 @@ def _room(settings: Settings) -> Iterator[Check]:
         folder = folder.parent
     if not os.access(folder, os.W_OK):
         yield Check("data folder", "fail", f"{folder} cannot be written", "set --data-dir to a folder of yours")
-    free_mb = shutil.disk_usage(folder).free >> 20
-    yield either(
-        "disk", free_mb >= _LEAST_DISK_MB, f"{free_mb} MB free in {folder}", f"{free_mb} MB free in {folder}",
-        fix="free some space",
-    )  # fmt: skip
+    yield from _disk(settings)
     memory_mb = host_memory_mb()
     yield either(
         "memory", memory_mb >= _LEAST_MEMORY_MB, f"{memory_mb} MB", f"{memory_mb} MB",
         fix="jobs of 256 MB fit three at a time",
     )  # fmt: skip
+
+
+def _disk(settings: Settings) -> Iterator[Check]:
+    for space in DiskSpace(settings).look():
+        free_mb = space.free_bytes >> 20
+        found = f"{free_mb} MB and {space.free_inodes} files free in {space.folder}"
+        if space.is_low():
+            advice = "free some space, or delete what is past its retention period: belljar gc"
+            yield Check("disk", "fail", f"{found}: {space.sentence()}", advice, "no new jobs and uploads are taken")
+        else:
+            yield either("disk", free_mb >= _LEAST_DISK_MB, found, found, fix="free some space")
 
 
 def print_checks(checks: list[Check], *, as_json: bool) -> None:

@@ -71,6 +71,7 @@ async def work_until_stopped(settings: Settings) -> None:
 
 def _worker(services: Services, name: str) -> Worker:
     capacity = Capacity.of_host(services.settings)
+    capacity.disk = services.disk
     rooms = WorkerRooms(
         settings=services.settings,
         claims=services.claims,

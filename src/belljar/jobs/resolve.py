@@ -23,6 +23,8 @@ class Largest:
 
     vcpus: int
     memory_mb: int
+    #: The largest scratch disk; None: not known.
+    disk_mb: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +87,8 @@ def resolve_job(
     if largest is not None:
         _fits("vcpus", resources.vcpus, largest.vcpus)
         _fits("memory_mb", resources.memory_mb, largest.memory_mb)
+        if resources.disk_mb is not None and largest.disk_mb is not None:
+            _fits("disk_mb", resources.disk_mb, largest.disk_mb)
     return Job(
         id=new_id("job"),
         project=project,

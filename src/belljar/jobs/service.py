@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from belljar.blobs.store import Blobs
+from belljar.disk_space import DiskSpace
 from belljar.errors import NotFound
 from belljar.images.manifest import Image
 from belljar.jobs.blob_names import stdin_blob
@@ -72,6 +73,7 @@ class JobService:
         changes: Changes,
         settings: Settings,
         largest: Callable[[], Awaitable[Largest | None]],
+        disk: DiskSpace | None = None,
     ) -> None:
         self._store = store
         self._scripts = scripts
@@ -80,14 +82,16 @@ class JobService:
         self._changes = changes
         self._settings = settings
         self._largest = largest
+        self._disk = disk or DiskSpace(settings)
 
     async def submit(self, project: str, request: JobRequest) -> Job:
-        """Queue a job. Raises NotFound (script), InvalidOption, UnknownImage, UnknownLanguage, InvalidScript, …"""
+        """Queue a job. Raises NotFound (script), InvalidOption, UnknownImage, InvalidScript, DiskFull, …"""
         options = request.options()
         if options.idempotency_key is not None:
             first = await self._store.by_key(project, options.idempotency_key)
             if first is not None:
                 return first
+        self._disk.require()
         if options.image is not None:
             self._images.get(options.image)  # before anything is kept
         script = await self._script(project, request)

@@ -14,6 +14,7 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from belljar.blobs.store import Blobs
+from belljar.disk_space import DiskSpace
 from belljar.errors import NotFound
 from belljar.images.manifest import Language
 from belljar.scripts.disks import ScriptDisks, disk_blob
@@ -58,12 +59,20 @@ class Languages(Protocol):
 class ScriptService:
     """What the API and the command line do with scripts."""
 
-    def __init__(self, store: ScriptStore, blobs: Blobs, images: Languages, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: ScriptStore,
+        blobs: Blobs,
+        images: Languages,
+        settings: Settings,
+        disk: DiskSpace | None = None,
+    ) -> None:
         self._store = store
         self._blobs = blobs
         self._images = images
         self._data_dir = settings.data_dir
         self._limits = UploadLimits.of(settings)
+        self._disk = disk or DiskSpace(settings)
         self._disks = ScriptDisks(blobs, settings.data_dir / "cache" / "scripts")
         #: One at a time for each id: nobody deletes a disk between another's finding it there and naming it.
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -81,6 +90,7 @@ class ScriptService:
 
         Raises TooLarge while it streams, InvalidScript, UnknownLanguage, DiskFull, MissingTool.
         """
+        self._disk.require()
         wish = Wish(filename=filename, language=language, entrypoint=entrypoint)
         languages = self._images.languages()
         async with upload_folder(self._data_dir) as work:
@@ -97,6 +107,7 @@ class ScriptService:
         entrypoint: str | None = None,
     ) -> Script:
         """Keep a script of texts by path. Raises as `upload`."""
+        self._disk.require()
         wish = Wish(filename="", language=language, entrypoint=entrypoint)
         languages = self._images.languages()
         async with upload_folder(self._data_dir) as work:

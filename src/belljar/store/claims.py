@@ -30,11 +30,19 @@ class SqlClaims:
         self._database = database
 
     async def claim(
-        self, worker: str, *, vcpus: int, memory_mb: int, lease_seconds: float, expected: bool = False
+        self,
+        worker: str,
+        *,
+        vcpus: int,
+        memory_mb: int,
+        lease_seconds: float,
+        disk_mb: int | None = None,
+        expected: bool = False,
     ) -> Job | None:
         """Take the first queued job that fits: by priority, then by age. None when there is none.
 
-        `expected`: there is likely to be one, and it need not be looked for first.
+        `disk_mb` is the largest scratch disk that there is room for; None: any. `expected`: there is likely to be one,
+        and it need not be looked for first.
         """
         now = datetime.now(UTC)
         # One index, ix_jobs_queue: the status's rows in this order, read until one fits.
@@ -44,6 +52,8 @@ class SqlClaims:
             .order_by(jobs.c.priority.desc(), jobs.c.id)
             .limit(1)
         )
+        if disk_mb is not None:
+            first = first.where(jobs.c.disk_mb <= disk_mb)
         if not expected:
             async with self._database.read() as connection:
                 if (await connection.execute(first)).first() is None:

@@ -37,6 +37,8 @@ class Node(BaseModel):
     largest_memory_mb: int
     vcpus_free: int
     memory_free_mb: int
+    #: The largest scratch disk that there would be room for if nothing ran there; None: not known.
+    largest_disk_mb: int | None = None
     running_jobs: int
     #: Clones of snapshots that wait for jobs, and the memory they take.
     waiting_clones: int = 0
@@ -86,10 +88,12 @@ class SqlNodes:
     async def largest(self, silent_after_seconds: float) -> Largest | None:
         """The largest machine that a living node could run; None when there is no living node."""
         since = datetime.now(UTC) - timedelta(seconds=silent_after_seconds)
-        query = select(nodes.c.vcpus, nodes.c.memory_mb).where(nodes.c.heartbeat_at > since)
+        query = select(nodes.c.vcpus, nodes.c.memory_mb, nodes.c.facts).where(nodes.c.heartbeat_at > since)
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
         if not rows:
             return None
         memory_mb, vcpus = max((row.memory_mb, row.vcpus) for row in rows)
-        return Largest(vcpus=vcpus, memory_mb=memory_mb)
+        disks_mb = [row.facts.get("largest_disk_mb") for row in rows]
+        disk_mb = None if None in disks_mb else max(disks_mb)
+        return Largest(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb)

@@ -55,6 +55,7 @@ def values_of(job: Job) -> dict[str, Any]:
         **columns,
         "vcpus": resources.vcpus,
         "memory_mb": resources.memory_mb,
+        "disk_mb": resources.disk_mb or 0,
         "asked": asked,
         "found": found_of(job),
     }

@@ -78,4 +78,4 @@ def _one(project: str, script_id: str) -> Any:
 
 
 def _script(row: Row[Any]) -> Script:
-    return Script(**row._mapping)
+    return Script(**{name: row._mapping[name] for name in Script.model_fields})

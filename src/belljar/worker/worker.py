@@ -32,7 +32,7 @@ from belljar.network.leftovers import clear_network_leftovers
 from belljar.store.nodes import Node
 from belljar.worker.attempt import AttemptEnd, run_attempt
 from belljar.worker.builder import builder_resources
-from belljar.worker.capacity import Capacity
+from belljar.worker.capacity import Capacity, output_mb
 from belljar.worker.installing import Installer, Wanted
 from belljar.worker.networking import Networking
 from belljar.worker.plan import plan_attempt
@@ -121,17 +121,23 @@ class Worker:
                 expected = await self._wait_for_work()
                 continue
             expected = False
-            self.capacity.hold(job.id, job.resources)
+            self.capacity.hold(job.id, job.resources, output_mb(job, self._rooms.settings))
             self._running[job.id] = _Running(job)
             group.create_task(self._attempt(job), name=f"attempt {job.id}")
 
     async def _claim(self, expected: bool) -> Job | None:
         vcpus, memory_mb = self.capacity.free()
-        if not (vcpus and memory_mb):
+        disk_mb = self.capacity.free_disk_mb()
+        if not (vcpus and memory_mb) or disk_mb is None:
             return None
         lease_seconds = self._rooms.settings.lease_seconds
         return await self._rooms.claims.claim(
-            self.id, vcpus=vcpus, memory_mb=memory_mb, lease_seconds=lease_seconds, expected=expected
+            self.id,
+            vcpus=vcpus,
+            memory_mb=memory_mb,
+            disk_mb=disk_mb,
+            lease_seconds=lease_seconds,
+            expected=expected,
         )
 
     async def _wait_for_work(self) -> bool:
@@ -292,6 +298,7 @@ class Worker:
                 largest_memory_mb=self.capacity.largest().memory_mb,
                 vcpus_free=vcpus_free,
                 memory_free_mb=memory_free_mb,
+                largest_disk_mb=self.capacity.largest().disk_mb,
                 running_jobs=len(self._running),
                 waiting_clones=sum(pool.counts().values()) if pool is not None else 0,
                 waiting_memory_mb=round(pool.memory_mb if pool is not None else 0),
