@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -45,6 +46,7 @@ async def _checks(settings: Settings) -> AsyncIterator[Check]:
 
     async for check in check_networks(settings):
         yield check
+    yield await asyncio.to_thread(_stored, settings)
     images = Images(settings.data_dir).list()
     if images:
         yield Check("image", "ok", ", ".join(image.name for image in images))
@@ -123,6 +125,17 @@ def _disk(settings: Settings) -> Iterator[Check]:
             yield Check("disk", "fail", f"{found}: {space.sentence()}", advice, "no new jobs and uploads are taken")
         else:
             yield either("disk", free_mb >= _LEAST_DISK_MB, found, found, fix="free some space")
+
+
+def _stored(settings: Settings) -> Check:
+    """What the data folder holds, by kind."""
+    from belljar.maintenance.sizes import measure_sizes
+
+    sizes = measure_sizes(settings)
+    kinds = {kind: extent for kind, extent in sizes.kinds.items() if extent.count}
+    words = [f"{kind} {extent.size_bytes / 1e6:.1f} MB ({extent.count} files)" for kind, extent in kinds.items()]
+    total = f"{'' if sizes.complete else 'at least '}{sizes.total.size_bytes / 1e6:.1f} MB"
+    return Check("stored", "ok", f"{total}: {', '.join(words)}" if words else "nothing yet")
 
 
 def print_checks(checks: list[Check], *, as_json: bool) -> None:

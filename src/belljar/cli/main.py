@@ -8,7 +8,7 @@ import sys
 import typer
 
 from belljar import __version__
-from belljar.cli import host, image, jobs, key, run
+from belljar.cli import gc, host, image, jobs, key, run
 from belljar.cli.failure import exit_code_of
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.add_typer(jobs.app, name="jobs")
 app.command("logs")(jobs.logs)
 app.add_typer(image.app, name="image")
 app.add_typer(key.app, name="key")
+app.command("gc")(gc.gc)
 app.command("doctor")(host.doctor)
 app.command("bench")(host.bench)
 

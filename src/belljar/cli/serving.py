@@ -20,9 +20,11 @@ import uvicorn
 from belljar.api.admin_key import ensure_admin_key
 from belljar.api.app import create_app
 from belljar.api.services import Services, open_services
+from belljar.background import supervise
 from belljar.errors import HostError, InvalidOption
 from belljar.local import address_path, admin_key_path
 from belljar.machines.choose import Chooser
+from belljar.maintenance.schedule import Maintenance
 from belljar.settings import Settings
 from belljar.worker.capacity import Capacity
 from belljar.worker.node import node_name
@@ -51,8 +53,10 @@ async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
             server = _server(services, url)
             async with asyncio.TaskGroup() as group:
                 work = group.create_task(_worker(services, name).run()) if name is not None else None
+                cleaning = group.create_task(supervise("maintenance", _maintenance(services).run))
                 _stop_on_signals(server)
                 await server.serve(sockets=[listener])
+                cleaning.cancel()
                 if work is not None:
                     work.cancel()
 
@@ -67,6 +71,10 @@ async def work_until_stopped(settings: Settings) -> None:
             print(f"belljar works as {name}, data in {settings.data_dir}", file=sys.stderr, flush=True)
             with contextlib.suppress(asyncio.CancelledError):
                 await work
+
+
+def _maintenance(services: Services) -> Maintenance:
+    return Maintenance(services.settings, services.database, services.blobs)
 
 
 def _worker(services: Services, name: str) -> Worker:

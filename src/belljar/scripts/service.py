@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +25,7 @@ from belljar.scripts.limits import UploadLimits
 from belljar.scripts.model import Script
 from belljar.scripts.pack import pack_tree
 from belljar.scripts.prepare import Unpacked, Wish, unpack_files, unpack_source
+from belljar.scripts.script_lock import script_lock
 from belljar.scripts.uploads import receive, upload_folder
 from belljar.settings import Settings
 
@@ -166,8 +168,10 @@ class ScriptService:
         await pack_tree(unpacked.tree, disk)
         await self._blobs.put_file(disk_blob(unpacked.id), disk, durable=True)
 
-    def _changing_one(self, script_id: str) -> asyncio.Lock:
-        return self._changing.setdefault(script_id, asyncio.Lock())
+    @asynccontextmanager
+    async def _changing_one(self, script_id: str) -> AsyncIterator[None]:
+        async with self._changing.setdefault(script_id, asyncio.Lock()), script_lock(self._data_dir, script_id):
+            yield
 
 
 def _missing(script_id: str) -> NotFound:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, and_, exists, or_, select
@@ -13,6 +14,9 @@ from belljar.store.cursor import decode, encode
 from belljar.store.database import Database
 from belljar.store.schema import jobs, scripts
 
+#: A use is not noted again before this time has passed: periods are counted in days.
+_USED_LATELY = timedelta(hours=1)
+
 
 class SqlScripts:
     """The ScriptStore of `belljar.scripts.service`."""
@@ -21,9 +25,11 @@ class SqlScripts:
         self._database = database
 
     async def add(self, script: Script) -> Script:
-        there = await self.get(script.project, script.id)
-        if there is not None and there.dependencies == script.dependencies:
-            return there
+        async with self._database.read() as connection:
+            there = (await connection.execute(_one(script.project, script.id))).one_or_none()
+        if there is not None and _script(there).dependencies == script.dependencies:
+            await self._note_use(there)
+            return _script(there)
         values = script.model_dump() | {"dependencies": _dependencies(script)}
         # Of a script that an older belljar took it is not known yet; of any other it is the same.
         query = insert(scripts).values(values)
@@ -34,6 +40,15 @@ class SqlScripts:
             await connection.execute(query)
             found = await connection.execute(_one(script.project, script.id))
             return _script(found.one())
+
+    async def _note_use(self, row: Row[Any]) -> None:
+        """Whoever uploads a script again means to use it: then it is kept as if it were new."""
+        now = datetime.now(UTC)
+        if now - (row.used_at or row.created_at) < _USED_LATELY:
+            return
+        this = (scripts.c.project == row.project) & (scripts.c.id == row.id)
+        async with self._database.write() as connection:
+            await connection.execute(scripts.update().where(this).values(used_at=now))
 
     async def get(self, project: str, script_id: str) -> Script | None:
         async with self._database.read() as connection:

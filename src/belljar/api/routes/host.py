@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -20,6 +21,7 @@ from belljar.disk_space import DiskSpace
 from belljar.errors import DiskFull, HostError
 from belljar.images.catalog import summary
 from belljar.jobs.states import Status
+from belljar.store.maintenance import ServiceRun, SqlMaintenance
 
 router = APIRouter(tags=["host"])
 
@@ -75,6 +77,7 @@ async def metrics(services: Asked) -> Response:
         free.labels(node.id).set(node.memory_free_mb)
         running.labels(node.id).set(node.running_jobs)
     _add_disk(registry, services.disk)
+    _add_maintenance(registry, await SqlMaintenance(services.database).runs())
     _add_counters(registry)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -105,3 +108,18 @@ def _add_disk(registry: CollectorRegistry, disk: DiskSpace) -> None:
             gauge = Gauge(f"belljar_disk_{name}", text, ["folder"], registry=registry)
             for space in found:
                 gauge.labels(space.folder.name).set(getattr(space, name))
+
+
+def _add_maintenance(registry: CollectorRegistry, runs: Mapping[str, ServiceRun]) -> None:
+    """What was removed since this database was made, whichever process did it."""
+    removed = Counter("belljar_maintenance_removed", "Things removed.", ["service"], registry=registry)
+    size = Counter("belljar_maintenance_removed_bytes", "Bytes of what was removed.", ["service"], registry=registry)
+    failures = Counter("belljar_maintenance_failures", "Runs that failed.", ["service"], registry=registry)
+    text = "When the service last ran without a failure."
+    success = Gauge("belljar_maintenance_last_success_timestamp_seconds", text, ["service"], registry=registry)
+    for name, run in runs.items():
+        removed.labels(name).inc(run.removed_count)
+        size.labels(name).inc(run.removed_bytes)
+        failures.labels(name).inc(run.failures)
+        if run.last_success_at is not None:
+            success.labels(name).set(run.last_success_at.timestamp())

@@ -1,0 +1,61 @@
+"""Removing many files and folders of a local file system. Blocks: for a thread."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How many things there are, and their bytes together."""
+
+    count: int = 0
+    size_bytes: int = 0
+
+    def __add__(self, other: Extent) -> Extent:
+        return Extent(self.count + other.count, self.size_bytes + other.size_bytes)
+
+
+NOTHING = Extent()
+
+
+def remove_folders(folders: Iterable[Path]) -> Extent:
+    """Remove folders with all that is in them, following no link; returns what files that were. Raises OSError."""
+    removed = Extent()
+    for folder in folders:
+        removed += _remove_folder(folder)
+    return removed
+
+
+def _remove_folder(folder: Path) -> Extent:
+    count = size_bytes = 0
+    for root, names, files in os.walk(folder, topdown=False):
+        for name in (*files, *names):
+            path = Path(root, name)
+            with suppress(FileNotFoundError):  # somebody else removes too
+                about = path.lstat()
+                if stat.S_ISDIR(about.st_mode):
+                    path.rmdir()
+                    continue
+                path.unlink()
+                count, size_bytes = count + 1, size_bytes + about.st_size
+    with suppress(FileNotFoundError):
+        folder.rmdir()
+    return Extent(count, size_bytes)
+
+
+def remove_empty(top: Path, changed_before: float) -> int:
+    """Remove folders below `top` that hold nothing and have not changed since then; returns how many."""
+    removed = 0
+    for root, _, _ in os.walk(top, topdown=False):
+        folder = Path(root)
+        with suppress(OSError):  # not empty, or gone
+            if folder != top and folder.lstat().st_mtime < changed_before:
+                folder.rmdir()
+                removed += 1
+    return removed

@@ -1,0 +1,175 @@
+"""What maintenance reads and removes: short transactions over bounded batches, each found by an index.
+
+A row goes before its blobs. In the transaction that removes a job's row its id is kept in `removed_jobs`, until its
+blobs are gone: whatever dies in between, no row is left without its blobs, and no blob is forgotten.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, tuple_
+
+from belljar.jobs.states import TERMINAL, Status
+from belljar.store.database import Database
+from belljar.store.schema import job_labels, jobs, keys, nodes, removed_jobs, scripts
+
+_ENDED = [status.value for status in TERMINAL]
+
+
+class Batch(NamedTuple):
+    """Jobs whose rows were removed, and how long the transaction held the write lock."""
+
+    job_ids: list[str]
+    seconds: float
+
+
+class EndedJob(NamedTuple):
+    """A job that has ended, and the place of it in the order of their ends."""
+
+    id: str
+    finished_at: datetime
+    stdin_bytes: int
+
+
+class ScriptKey(NamedTuple):
+    """What names a script's record."""
+
+    project: str
+    id: str
+
+
+class SqlRetention:
+    """Reads and removals of maintenance."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def remove_ended(self, status: Status, before: datetime, limit: int) -> Batch:
+        """Remove the rows of at most `limit` jobs that ended so before then, those that ended first."""
+        which = (
+            select(jobs.c.id, jobs.c.project, jobs.c.script_id, jobs.c.created_at)
+            .where(*_ended_before(status, before))
+            .order_by(jobs.c.finished_at)
+            .limit(limit)
+        )
+        async with self._database.write() as connection:
+            started = time.monotonic()
+            rows = (await connection.execute(which)).all()
+            if not rows:
+                return Batch([], time.monotonic() - started)
+            ids, now = [row.id for row in rows], datetime.now(UTC)
+            used: dict[ScriptKey, datetime] = {}
+            for row in rows:
+                script = ScriptKey(row.project, row.script_id)
+                used[script] = max(used.get(script, row.created_at), row.created_at)
+            await connection.execute(removed_jobs.insert(), [{"id": each, "removed_at": now} for each in ids])
+            for script, at in used.items():
+                await connection.execute(
+                    scripts.update()
+                    .where(scripts.c.project == script.project, scripts.c.id == script.id)
+                    .where(or_(scripts.c.used_at.is_(None), scripts.c.used_at < at))
+                    .values(used_at=at)
+                )
+            await connection.execute(job_labels.delete().where(job_labels.c.job_id.in_(ids)))
+            await connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
+            seconds = time.monotonic() - started
+        return Batch(ids, seconds)
+
+    async def removing(self, limit: int) -> list[str]:
+        """At most `limit` jobs whose rows are gone and whose blobs may still be there."""
+        async with self._database.read() as connection:
+            return list((await connection.execute(select(removed_jobs.c.id).limit(limit))).scalars())
+
+    async def removed(self, job_ids: Collection[str]) -> None:
+        """The blobs of these jobs are gone."""
+        async with self._database.write() as connection:
+            await connection.execute(removed_jobs.delete().where(removed_jobs.c.id.in_(list(job_ids))))
+
+    async def ended(self, status: Status, after: datetime | None, before: datetime, limit: int) -> list[EndedJob]:
+        """Jobs that ended so in that time, in the order of their ends. Those that ended at one moment stay together."""
+        stdin = jobs.c.asked["stdin_bytes"].as_integer()
+        query = select(jobs.c.id, jobs.c.finished_at, stdin).where(*_ended_before(status, before))
+        if after is not None:
+            query = query.where(jobs.c.finished_at > after)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query.order_by(jobs.c.finished_at).limit(limit))).all()
+            if len(rows) == limit:
+                together = query.where(jobs.c.finished_at == rows[-1].finished_at)
+                known = {row.id for row in rows}
+                rows = [*rows, *(row for row in await connection.execute(together) if row.id not in known)]
+        return [EndedJob(job_id, at, size or 0) for job_id, at, size in rows]
+
+    async def known_jobs(self, job_ids: Collection[str]) -> dict[str, Status]:
+        """Those of these jobs that there are, with their status."""
+        query = select(jobs.c.id, jobs.c.status).where(jobs.c.id.in_(list(job_ids)))
+        async with self._database.read() as connection:
+            return {job_id: Status(status) for job_id, status in await connection.execute(query)}
+
+    async def needed_scripts(self, script_ids: Collection[str]) -> set[str]:
+        """Those of these scripts that a project has, or that a job that has not ended runs."""
+        wanted = list(script_ids)
+        recorded = select(scripts.c.id).where(scripts.c.id.in_(wanted))
+        awaited = select(jobs.c.script_id).where(jobs.c.script_id.in_(wanted), jobs.c.status.not_in(_ENDED))
+        async with self._database.read() as connection:
+            return set((await connection.execute(recorded.union(awaited))).scalars())
+
+    async def scripts_after(self, after: ScriptKey | None, limit: int) -> list[ScriptKey]:
+        """Records of scripts in the order of their keys."""
+        query = _scripts_after(after, limit)
+        async with self._database.read() as connection:
+            return [ScriptKey(row.project, row.id) for row in await connection.execute(query)]
+
+    async def unused_scripts(self, before: datetime, after: ScriptKey | None, limit: int) -> list[ScriptKey]:
+        """Records of scripts without any job that were not used since then, in the order of their keys."""
+        query = _scripts_after(after, limit).where(_unused(before))
+        async with self._database.read() as connection:
+            return [ScriptKey(row.project, row.id) for row in await connection.execute(query)]
+
+    async def remove_unused_script(self, script: ScriptKey, before: datetime) -> bool:
+        """Remove one record, if it is still unused. True when no other project and no job needs the script's blob."""
+        async with self._database.write() as connection:
+            this = and_(scripts.c.project == script.project, scripts.c.id == script.id)
+            gone = await connection.execute(scripts.delete().where(this, _unused(before)))
+            if gone.rowcount == 0:
+                return False
+            awaited = exists().where(jobs.c.script_id == script.id, jobs.c.status.not_in(_ENDED))
+            others = exists().where(scripts.c.id == script.id)
+            return not (await connection.execute(select(or_(others, awaited)))).scalar()
+
+    async def gone_nodes(self, before: datetime, *, remove: bool) -> int:
+        """How many nodes were not heard of since then; with `remove` they are listed no longer."""
+        async with self._database.write() as connection:
+            if remove:
+                return (await connection.execute(nodes.delete().where(nodes.c.heartbeat_at < before))).rowcount
+            query = select(func.count()).select_from(nodes).where(nodes.c.heartbeat_at < before)
+            return (await connection.execute(query)).scalar_one()
+
+    async def revoked_keys(self, before: datetime, *, remove: bool) -> int:
+        """How many keys were revoked before then; with `remove` they are listed no longer."""
+        async with self._database.write() as connection:
+            if remove:
+                return (await connection.execute(keys.delete().where(keys.c.revoked_at < before))).rowcount
+            query = select(func.count()).select_from(keys).where(keys.c.revoked_at < before)
+            return (await connection.execute(query)).scalar_one()
+
+
+def _ended_before(status: Status, before: datetime) -> Sequence[ColumnElement[bool]]:
+    """Read by ix_jobs_ended, which holds the ended jobs alone."""
+    assert status.terminal, f"{status} is no end"
+    return jobs.c.status == status.value, jobs.c.finished_at < before
+
+
+def _unused(before: datetime) -> ColumnElement[bool]:
+    has_jobs = exists().where(jobs.c.script_id == scripts.c.id, jobs.c.project == scripts.c.project)
+    return and_(func.coalesce(scripts.c.used_at, scripts.c.created_at) < before, ~has_jobs)
+
+
+def _scripts_after(after: ScriptKey | None, limit: int) -> Select[tuple[str, str]]:
+    query = select(scripts.c.project, scripts.c.id).order_by(scripts.c.project, scripts.c.id).limit(limit)
+    if after is not None:
+        query = query.where(tuple_(scripts.c.project, scripts.c.id) > tuple_(*after))
+    return query
