@@ -24,12 +24,26 @@ class Extent:
 NOTHING = Extent()
 
 
-def remove_folders(folders: Iterable[Path]) -> Extent:
-    """Remove folders with all that is in them, following no link; returns what files that were. Raises OSError."""
+def remove_folders(folders: Iterable[Path], top: Path | None = None) -> Extent:
+    """Remove folders with all that is in them, following no link; returns what files that were. Raises OSError.
+
+    Those above them that are empty then go as well, up to `top`, which stays.
+    """
     removed = Extent()
     for folder in folders:
         removed += _remove_folder(folder)
+        for above in folder.parents if top is not None else ():
+            if above == top or not _remove_if_empty(above):
+                break
     return removed
+
+
+def _remove_if_empty(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:  # not empty, or gone
+        return False
+    return True
 
 
 def _remove_folder(folder: Path) -> Extent:
@@ -54,8 +68,7 @@ def remove_empty(top: Path, changed_before: float) -> int:
     removed = 0
     for root, _, _ in os.walk(top, topdown=False):
         folder = Path(root)
-        with suppress(OSError):  # not empty, or gone
+        with suppress(FileNotFoundError):
             if folder != top and folder.lstat().st_mtime < changed_before:
-                folder.rmdir()
-                removed += 1
+                removed += _remove_if_empty(folder)
     return removed

@@ -132,7 +132,7 @@ class Blobs:
         if self._folder is not None:
             folders = [self._folder / name for name in names]
             with self._errors("blobs"):
-                return await asyncio.to_thread(remove_folders, folders)
+                return await asyncio.to_thread(remove_folders, folders, self._folder)
         gate = asyncio.Semaphore(_AT_ONCE)
 
         async def remove(name: str) -> Extent:
