@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from belljar.settings import Settings
-from belljar.store.database import open_database
+from belljar.store.opening import open_database
 from cli.command import ORDINARY, belljar, belljar_each, complaint, output, parsed
 from images.registered import register
 

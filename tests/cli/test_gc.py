@@ -9,7 +9,7 @@ from pathlib import Path
 from belljar.jobs.states import Status
 from belljar.maintenance.sizes import measure_sizes
 from belljar.settings import Settings
-from belljar.store.database import FILE_NAME
+from belljar.store.opening import FILE_NAME
 from cli.command import belljar
 from maintenance.folder import opened
 

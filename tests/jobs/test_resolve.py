@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ NEEDS = Dependencies(kind="pypi", requirements=("six",), origin="requirements.tx
 
 
 def resolved(
-    options: dict[str, Any], largest: Largest | None = None, script: Runnable = SCRIPT, **settings: Any
+    options: dict[str, Any], largest: Collection[Largest] = (), script: Runnable = SCRIPT, **settings: Any
 ) -> Job:
     return resolve_job(
         JobOptions(**options),
@@ -47,7 +48,7 @@ def test_the_default_time_never_exceeds_the_longest() -> None:
 
 def test_what_is_asked_for_is_what_the_job_has() -> None:
     asked = {"vcpus": 2, "memory_mb": 512, "disk_mb": 64, "timeout_seconds": 5.5, "args": ["a"], "stdin": "é"}
-    job = resolved(asked, Largest(vcpus=2, memory_mb=512))
+    job = resolved(asked, [Largest(vcpus=2, memory_mb=512)])
     assert job.public().items() >= {"vcpus": 2, "memory_mb": 512, "disk_mb": 64, "timeout_seconds": 5.5}.items()
     assert (job.args, job.stdin_bytes) == (("a",), 2)
 
@@ -73,9 +74,20 @@ def test_over_a_maximum_the_error_names_the_option_the_limit_and_the_setting(opt
 def test_what_no_node_could_ever_run_is_refused_and_not_queued_for_ever(option: str) -> None:
     largest = Largest(vcpus=4, memory_mb=1000)
     limit = getattr(largest, option)
-    resolved({option: limit}, largest, max_vcpus=64)
+    resolved({option: limit}, [largest], max_vcpus=64)
     with pytest.raises(InvalidOption, match=f"{option} is {limit + 1}.*the largest has {limit}"):
-        resolved({option: limit + 1}, largest, max_vcpus=64)
+        resolved({option: limit + 1}, [largest], max_vcpus=64)
+
+
+def test_a_job_has_to_fit_one_node_and_not_the_most_of_each() -> None:
+    nodes = [Largest(vcpus=4, memory_mb=64_000), Largest(vcpus=32, memory_mb=32_000)]
+    limits = {"max_vcpus": 64, "max_memory_mb": 64_000}
+    resolved({"vcpus": 16, "memory_mb": 16_000}, nodes, **limits)
+    resolved({"vcpus": 4, "memory_mb": 64_000}, nodes, **limits)
+    with pytest.raises(InvalidOption, match=r"memory_mb is 40000.* with 16 vcpus: .* has 32000"):
+        resolved({"vcpus": 16, "memory_mb": 40_000}, nodes, **limits)
+    with pytest.raises(InvalidOption, match=r"vcpus is 33.*the largest has 32"):
+        resolved({"vcpus": 33, "memory_mb": 100}, nodes, **limits)
 
 
 def test_a_project_that_may_fetch_nothing_may_not_ask_for_packages() -> None:

@@ -20,8 +20,9 @@ from belljar.scripts.disks import disk_blob
 from belljar.scripts.model import Script
 from belljar.settings import Settings
 from belljar.store.claims import SqlClaims
-from belljar.store.database import FILE_NAME, Database, open_database
+from belljar.store.database import Database
 from belljar.store.jobs import SqlJobs
+from belljar.store.opening import FILE_NAME, open_database
 from belljar.store.scripts import SqlScripts
 from store.queue import ended, queued
 

@@ -6,12 +6,11 @@ A step is a file or folder removed, or a transaction that is about to begin or h
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +37,15 @@ def stepping(call: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-@contextlib.asynccontextmanager
-async def write(self: Database) -> AsyncIterator[Any]:
+async def writing(self: Database, work: Callable[[Any], Any]) -> Any:
     step()
-    async with plain_write(self) as connection:
-        yield connection
+    result = await plain_writing(self, work)
     step()
+    return result
 
 
-plain_write = Database.write
-Database.write = write  # type: ignore[method-assign, assignment]
+plain_writing = Database.writing
+Database.writing = writing  # type: ignore[method-assign, assignment]
 for name in ("unlink", "rmdir"):
     setattr(Path, name, stepping(getattr(Path, name)))
 

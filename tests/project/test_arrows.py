@@ -18,6 +18,7 @@ FOUNDATION = {
     "addresses",
     "background",
     "counters",
+    "data_dir",
     "disk_space",
     "errors",
     "settings",

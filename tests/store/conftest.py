@@ -9,8 +9,9 @@ import pytest
 
 from belljar.settings import Settings
 from belljar.store.claims import SqlClaims
-from belljar.store.database import Database, open_database
+from belljar.store.database import Database
 from belljar.store.jobs import SqlJobs
+from belljar.store.opening import open_database
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from belljar.jobs.outcome import Outcome
 from belljar.jobs.states import TERMINAL, Status
 from belljar.settings import Settings
 from belljar.store.claims import SqlClaims
-from belljar.store.database import open_database
 from belljar.store.jobs import SqlJobs
+from belljar.store.opening import open_database
 from store.queue import MACHINE, begin, ended, queued, take
 
 
@@ -63,7 +63,7 @@ import asyncio, sys
 from pathlib import Path
 from belljar.settings import Settings
 from belljar.store.claims import SqlClaims
-from belljar.store.database import open_database
+from belljar.store.opening import open_database
 
 async def main():
     database = await open_database(Settings(data_dir=Path(sys.argv[1])))

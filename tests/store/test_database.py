@@ -12,8 +12,9 @@ from sqlalchemy import text
 
 from belljar.errors import BelljarError, DataFolderError, DiskFull, HostError
 from belljar.settings import Settings
-from belljar.store.database import Database, open_database
+from belljar.store.database import Database
 from belljar.store.jobs import SqlJobs
+from belljar.store.opening import open_database
 from store.queue import queued
 
 

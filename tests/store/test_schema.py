@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 
 import belljar.store
 from belljar.settings import Settings
-from belljar.store.database import open_database
+from belljar.store.opening import open_database
 from belljar.store.schema import HEAD, metadata
 from belljar.store.scripts import SqlScripts
 

@@ -15,8 +15,9 @@ from belljar.jobs.model import Job
 from belljar.jobs.states import TERMINAL, TRANSITIONS, Status
 from belljar.settings import Settings
 from belljar.store.claims import SqlClaims
-from belljar.store.database import Database, open_database
+from belljar.store.database import Database
 from belljar.store.jobs import SqlJobs
+from belljar.store.opening import open_database
 from store.queue import begin, ended, queued, take
 
 WORKERS = st.sampled_from(["w1", "w2"])

@@ -15,10 +15,11 @@ from belljar.scripts.service import ScriptService
 from belljar.scripts.uploads import clear_stale_uploads
 from belljar.settings import Settings
 from belljar.store.claims import SqlClaims
-from belljar.store.database import Database, open_database
+from belljar.store.database import Database
 from belljar.store.jobs import SqlJobs
 from belljar.store.keys import SqlKeys
 from belljar.store.nodes import SqlNodes
+from belljar.store.opening import open_database
 from belljar.store.scripts import SqlScripts
 
 

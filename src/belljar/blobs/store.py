@@ -21,7 +21,8 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from belljar.blobs.folders import Extent, remove_empty, remove_folders
-from belljar.errors import BelljarError, DataFolderError, DiskFull, HostError, NotFound
+from belljar.data_dir import private_folder
+from belljar.errors import BelljarError, DiskFull, HostError, NotFound
 from belljar.settings import Settings
 
 #: One part of a name. Narrow on purpose: every store takes it as it is, and `#`, by which the local store marks what is
@@ -240,12 +241,7 @@ def open_blobs(settings: Settings) -> Blobs:
 
 
 def _open_folder(folder: Path) -> Blobs:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataFolderError(
-            f"cannot make the folder {folder}: {error.strerror}; set --data-dir to another"
-        ) from error
+    private_folder(folder)
     return Blobs(LocalStore(folder, automatic_cleanup=True), folder)
 
 

@@ -45,7 +45,7 @@ async def _collect(settings: Settings, *, dry_run: bool) -> list[Outcome]:
     from belljar.blobs.store import open_blobs
     from belljar.cli.printing import Lines
     from belljar.maintenance.schedule import Maintenance
-    from belljar.store.database import open_database
+    from belljar.store.opening import open_database
 
     database = await open_database(settings)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -25,12 +26,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 def _with_keys(data_dir: Path | None, work: Callable[[SqlKeys], Awaitable[T]]) -> T:
     from belljar.settings import load_settings
-    from belljar.store.database import open_database
     from belljar.store.keys import SqlKeys
+    from belljar.store.opening import open_database
 
     async def opened() -> T:
-
-        database = await open_database(load_settings(data_dir=data_dir))
+        database = await open_database(load_settings(data_dir=data_dir), migrate=False)
         try:
             return await work(SqlKeys(database))
         finally:
@@ -75,4 +75,8 @@ def list_keys(data_dir: options.DataDir = None, as_json: options.Json = False) -
 @app.command()
 def revoke(key_id: str, data_dir: options.DataDir = None) -> None:
     """Make a key worthless, at once."""
+    from belljar.store.keys import KNOWN_SECONDS
+
     _with_keys(data_dir, lambda keys: keys.revoke(key_id))
+    # A server that has just asked for the key does not ask again for so long: at once means when this ends.
+    time.sleep(KNOWN_SECONDS)

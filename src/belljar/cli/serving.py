@@ -21,6 +21,7 @@ from belljar.api.admin_key import ensure_admin_key
 from belljar.api.app import create_app
 from belljar.api.services import Services, open_services
 from belljar.background import supervise
+from belljar.data_dir import private_file, private_folder, serving, unusable
 from belljar.errors import HostError, InvalidOption
 from belljar.local import address_path, admin_key_path
 from belljar.machines.choose import Chooser
@@ -45,6 +46,7 @@ async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
     _check_auth(settings)
     with contextlib.ExitStack() as held:
         listener = held.enter_context(_listen(settings.host, settings.port))
+        held.enter_context(serving(settings.data_dir))
         name = held.enter_context(node_name(settings.data_dir)) if with_worker else None
         async with open_services(settings) as services:
             await ensure_admin_key(services.keys, settings.data_dir)
@@ -174,8 +176,15 @@ def _url(listener: socket.socket) -> str:
 def _address_file(data_dir: Path, url: str) -> Iterator[None]:
     """Where commands on this machine find the server while it runs."""
     path = address_path(data_dir)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+    private_folder(path.parent)
+    partial = path.with_suffix(".partial")
+    try:
+        partial.unlink(missing_ok=True)
+        private_file(partial)
+        partial.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+        partial.replace(path)
+    except OSError as error:
+        raise unusable(path, error) from error
     try:
         yield
     finally:

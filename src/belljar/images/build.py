@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from belljar.data_dir import private_folder
 from belljar.errors import DataFolderError, DiskFull, HostError
 from belljar.guest.binary import agent_binary
 from belljar.guest.programs import prefork_programs, programs_in_root
@@ -131,7 +132,7 @@ async def make_image(
 def workshop(data_dir: Path, progress: Progress) -> Iterator[Path]:
     """A folder for one build at a time, gone when it ends; another build of this data folder is waited for."""
     cache = data_dir / "cache"
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(cache)
     with (cache / BUILD_LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -111,6 +111,11 @@ class Images(Parts):
             root=self.parts / manifest.root.sha256,
         )
 
+    def digests(self) -> set[str]:
+        """The digests of all whole images, whether a name stands for them or not."""
+        without_name = (self._read(path) for path in self.manifests.glob("[!.]*.json"))
+        return {image.manifest.digest for image in (*self.list(), *without_name) if image is not None}
+
     def get(self, name: str) -> Image:
         """The image of that name, tag or digest. Raises UnknownImage: how to build it, or which there are."""
         image = self.find(name)

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from belljar.data_dir import private_folder
 from belljar.errors import DamagedImage, DiskBudget
 from belljar.settings import Settings
 
@@ -29,7 +30,7 @@ class Parts:
     def no_build_meanwhile(self) -> Iterator[bool]:
         """Hold builds of this data folder off, if none is under way: says which."""
         cache = self.data_dir / "cache"
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(cache)
         with (cache / BUILD_LOCK).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

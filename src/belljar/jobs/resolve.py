@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +20,7 @@ from belljar.settings import Settings
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Largest:
-    """The largest machine that there is room for anywhere, when nothing else runs."""
+    """The largest machine that there is room for on one node, when nothing else runs."""
 
     vcpus: int
     memory_mb: int
@@ -61,11 +62,17 @@ def runnable_of(
 
 
 def resolve_job(
-    options: JobOptions, script: Runnable, *, project: str, image: str, settings: Settings, largest: Largest | None
+    options: JobOptions,
+    script: Runnable,
+    *,
+    project: str,
+    image: str,
+    settings: Settings,
+    largest: Collection[Largest] = (),
 ) -> Job:
     """A new queued job. Raises InvalidOption, naming the option, its limit and the setting that holds it.
 
-    `largest` is None while no node is known.
+    `largest` has one for each node; it is empty while no node is known.
     """
     resources = Resources(
         vcpus=options.vcpus or settings.default_vcpus,
@@ -84,11 +91,7 @@ def resolve_job(
     dependencies = script.dependencies if settings.dependencies == "on" else None
     if dependencies is not None and dependencies.requirements:
         check_packages(dependencies.origin, project, settings)
-    if largest is not None:
-        _fits("vcpus", resources.vcpus, largest.vcpus)
-        _fits("memory_mb", resources.memory_mb, largest.memory_mb)
-        if resources.disk_mb is not None and largest.disk_mb is not None:
-            _fits("disk_mb", resources.disk_mb, largest.disk_mb)
+    _fits(resources, largest)
     return Job(
         id=new_id("job"),
         project=project,
@@ -135,10 +138,27 @@ def _at_most(option: str, value: float, limit: float, setting: str) -> None:
         )
 
 
-def _fits(option: str, value: int, limit: int) -> None:
-    if value > limit:
-        raise InvalidOption(
-            f"{option} is {value}, and no node here could ever run that: the largest has {limit}",
-            option=option,
-            limit=limit,
-        )
+def _fits(resources: Resources, largest: Collection[Largest]) -> None:
+    """Raises InvalidOption unless one of the nodes has room for all of it."""
+    wide = [one for one in largest if resources.vcpus <= one.vcpus]
+    roomy = [one for one in wide if resources.memory_mb <= one.memory_mb]
+    if not largest or any(one.disk_mb is None or (resources.disk_mb or 0) <= one.disk_mb for one in roomy):
+        return
+    for option in ("vcpus", "memory_mb", "disk_mb"):
+        value, limits = getattr(resources, option) or 0, [getattr(one, option) for one in largest]
+        if None not in limits and value > max(limits):
+            raise InvalidOption(
+                f"{option} is {value}, and no node here could ever run that: the largest has {max(limits)}",
+                option=option,
+                limit=max(limits),
+            )
+    option, nodes, others = "memory_mb", wide, f"{resources.vcpus} vcpus"
+    if roomy:
+        option, nodes, others = "disk_mb", roomy, f"{resources.vcpus} vcpus and {resources.memory_mb} MB of memory"
+    limit = max(getattr(one, option) for one in nodes)
+    raise InvalidOption(
+        f"{option} is {getattr(resources, option)}, and no node here could ever run that with {others}: the "
+        f"largest that has so many has {limit}",
+        option=option,
+        limit=limit,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
 
 from belljar.blobs.store import Blobs
@@ -72,7 +72,7 @@ class JobService:
         blobs: Blobs,
         changes: Changes,
         settings: Settings,
-        largest: Callable[[], Awaitable[Largest | None]],
+        largest: Callable[[], Awaitable[Collection[Largest]]],
         disk: DiskSpace | None = None,
     ) -> None:
         self._store = store

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from belljar.data_dir import private_folder
 from belljar.errors import HostError, MissingTool
 from belljar.images.manifest import Image
 from belljar.machines.firecracker.hypervisor import FirecrackerHypervisor
@@ -171,8 +172,8 @@ class _Memory:
         text = json.dumps({"key": self._key, "expires": expires, "choice": dataclasses.asdict(choice)})
         partial = self._path.with_suffix(f".{os.getpid()}")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(self._path.parent)
             partial.write_text(text)
             partial.replace(self._path)
-        except OSError as error:
+        except (OSError, HostError) as error:
             log.warning("accelerator_not_remembered", error=str(error))

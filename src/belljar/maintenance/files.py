@@ -16,9 +16,9 @@ from belljar.blobs.folders import Extent, remove_folders
 from belljar.images.catalog import Images
 from belljar.machines.snapshots import Snapshots
 from belljar.maintenance.service import Context, Result
-from belljar.store.database import FILE_NAME
 from belljar.store.jobs import SqlJobs
 from belljar.store.maintenance import ServiceRun
+from belljar.store.opening import FILE_NAME
 
 _DAY_SECONDS = 86_400.0
 

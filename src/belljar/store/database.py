@@ -1,4 +1,7 @@
-"""The connection to the metadata: SQLite in the data folder, in WAL mode, migrated when it is opened.
+"""The connection to the metadata: SQLite in the data folder, in WAL mode. How it is opened is in opening.py.
+
+A transaction runs in a thread of the database's own, never in the event loop. One that was begun is always brought to
+its end there, committed or rolled back, even when whoever asked for it was cancelled: no connection is left half-way.
 
 Writers take SQLite's one write lock at their start (BEGIN IMMEDIATE), so that a transaction that began by reading never
 fails half-way because another wrote; inside a process they queue here instead of spinning on the lock.
@@ -7,175 +10,210 @@ fails half-way because another wrote; inside a process they queue here instead o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, CursorResult, Engine, Executable, create_engine, event
+from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
 from sqlalchemy.exc import DatabaseError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.pool import QueuePool
 
 from belljar.errors import BelljarError, DataFolderError, DiskFull, HostError
-from belljar.settings import Settings
-from belljar.store.schema import HEAD
 
-FILE_NAME = "belljar.db"
-_BUSY_SECONDS = 15
-_UNWRITABLE = "{} cannot be written; check its owner and mode, or set --data-dir to another folder"
+T = TypeVar("T")
+
+#: How long a writer waits for another process's.
+BUSY_SECONDS = 15
+UNWRITABLE = "{} cannot be written; check its owner and mode, or set --data-dir to another folder"
 _READERS = 4
+#: Less than this is a full disk, whatever SQLite calls it: it fails to grow its shared memory with an "I/O error".
+_LEAST_FREE_BYTES = 256 * 1024
 
 
 class Database:
-    """Reading and writing transactions. Errors of the file system come out as belljar's own."""
+    """Reading and writing transactions. Errors of the file system come out as belljar's own.
 
-    def __init__(self, engine: AsyncEngine, path: Path) -> None:
+    `reading` and `writing` run a whole transaction in one go; `read` and `write` are for transactions of several
+    statements with something to await in between.
+    """
+
+    def __init__(self, engine: Engine, path: Path) -> None:
         self._engine = engine
         self._path = path
-        self._writing = asyncio.Lock()
+        self._readers = ThreadPoolExecutor(_READERS, "belljar-reads")
+        self._writer = ThreadPoolExecutor(1, "belljar-writes")
+        #: As many as there are connections, so that no thread ever waits for one.
+        self._may_read = asyncio.Semaphore(_READERS)
+        self._may_write = asyncio.Lock()
+
+    async def reading(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction that only reads; it sees one moment of the data. Raises HostError."""
+        async with self._may_read:
+            return await self._run(self._readers, lambda: self._transaction("BEGIN", work))
+
+    async def writing(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction that writes; what it returns is committed. Raises DiskFull, HostError."""
+        async with self._may_write:
+            return await self._run(self._writer, lambda: self._transaction("BEGIN IMMEDIATE", work))
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
+    async def read(self) -> AsyncIterator[Transaction]:
         """A transaction that only reads; it sees one moment of the data. Raises HostError."""
-        try:
-            async with self._engine.begin() as connection:
-                yield connection
-        except DatabaseError as error:
-            raise self._told(error) from error
+        async with self._may_read, self._opened(self._readers, "BEGIN") as transaction:
+            yield transaction
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self) -> AsyncIterator[Transaction]:
         """A transaction that writes, committed at the end of the block. Raises DiskFull, HostError."""
-        try:
-            async with self._writing, self._engine.connect() as connection:
-                await connection.execution_options(belljar_write=True)
-                async with connection.begin():
-                    yield connection
-        except DatabaseError as error:
-            raise self._told(error) from error
+        async with self._may_write, self._opened(self._writer, "BEGIN IMMEDIATE") as transaction:
+            yield transaction
 
     async def close(self) -> None:
-        await self._engine.dispose()
+        """Wait for the transactions that run, and close every connection."""
 
-    def _told(self, error: DatabaseError) -> BelljarError:
-        return told(error, self._path)
+        def close() -> None:
+            self._readers.shutdown()
+            self._writer.shutdown()
+            self._engine.dispose()
+
+        await asyncio.to_thread(close)
+
+    def _transaction(self, begin: str, work: Callable[[Connection], T]) -> T:
+        with self._told(), self._engine.connect() as connection:
+            connection.exec_driver_sql(begin)
+            try:
+                result = work(connection)
+                connection.commit()
+            except BaseException:
+                connection.rollback()
+                raise
+            return result
+
+    @asynccontextmanager
+    async def _opened(self, threads: ThreadPoolExecutor, begin: str) -> AsyncIterator[Transaction]:
+        def opened() -> Connection:
+            with self._told():
+                connection = self._engine.connect()
+                try:
+                    connection.exec_driver_sql(begin)
+                except BaseException:
+                    connection.close()
+                    raise
+                return connection
+
+        def ended(how: Callable[[], None], connection: Connection) -> None:
+            with self._told(), contextlib.closing(connection):
+                how()
+
+        connection = await self._run(threads, opened, undo=lambda connection: connection.close())
+        try:
+            yield Transaction(lambda work: self._run(threads, work), connection, self._told)
+        except BaseException:
+            await self._run(threads, lambda: ended(connection.rollback, connection))
+            raise
+        await self._run(threads, lambda: ended(connection.commit, connection))
+
+    async def _run(
+        self, threads: ThreadPoolExecutor, work: Callable[[], T], undo: Callable[[T], None] | None = None
+    ) -> T:
+        """Run `work` in a thread, and stay until it is over: who is cancelled meanwhile is cancelled then.
+
+        `undo` takes back what it returned to somebody who was cancelled.
+        """
+        future = asyncio.get_running_loop().run_in_executor(threads, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            while not future.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({future})
+            if future.exception() is None and undo is not None:
+                undo(future.result())
+            raise
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except DatabaseError as error:
+            raise told(error, self._path) from error
+
+
+class Transaction:
+    """A transaction that is open: every statement runs in a thread, and its result is whole in memory."""
+
+    def __init__(self, run: Any, connection: Connection, told: Any) -> None:
+        self._run = run
+        self._connection = connection
+        self._told = told
+
+    async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+        """Execute one statement, of SQLAlchemy's kind. Raises DiskFull, HostError."""
+
+        def execute() -> CursorResult[Any]:
+            with self._told():
+                result = self._connection.execute(statement, parameters)
+                if result.returns_rows:
+                    result.cursor_strategy = FullyBufferedCursorFetchStrategy(result.cursor)
+                return result
+
+        found: CursorResult[Any] = await self._run(execute)
+        return found
 
 
 def told(error: DatabaseError, path: Path) -> BelljarError:
     """The error that says what to do."""
     code = getattr(error.orig, "sqlite_errorcode", None)
     primary = code & 0xFF if isinstance(code, int) else None
-    if primary == sqlite3.SQLITE_FULL:
+    full = primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and is_full(path.parent)
+    if full or primary == sqlite3.SQLITE_FULL:
         return DiskFull(f"no room left in {path.parent}: free some space or move the data folder")
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return DataFolderError(_UNWRITABLE.format(path))
+        return DataFolderError(UNWRITABLE.format(path))
     if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return DataFolderError(f"{path} is damaged or no SQLite database; put a backup in its place")
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return HostError(
+            f"the database {path} was locked by another process for {BUSY_SECONDS} s; end what else works on it"
+        )
+    if "no such table" in str(error.orig) or "no such column" in str(error.orig):
+        return DataFolderError(f"{path} is not whole ({error.orig}); put a backup in its place")
     return HostError(f"the database {path} failed: {error.orig}")
 
 
-async def open_database(settings: Settings) -> Database:
-    """Open and migrate the database that the settings name.
-
-    Raises DataFolderError when it cannot be written, is damaged, or is a newer belljar's; DiskFull, HostError.
-    """
-    path = _path(settings)
+def is_full(folder: Path) -> bool:
+    """Whether the file system of a folder has no room, or no room for another file."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise DataFolderError(f"cannot make the folder {path.parent}: {error.strerror}; set --data-dir") from error
-    # The thread of a connection that cannot be opened may outlive the event loop, and complain on stderr. Not tried by
-    # opening: closing a file drops the locks that this process's other connections have on it (fcntl(2)).
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise DataFolderError(_UNWRITABLE.format(path))
-    engine = _engine(path)
-    try:
-        await _migrate(engine, path)
-    except DatabaseError as error:
-        await engine.dispose()
-        raise told(error, path) from error
-    except BaseException:
-        await engine.dispose()
-        raise
-    return Database(engine, path)
+        status = os.statvfs(folder)
+    except OSError:
+        return False
+    return status.f_bavail * status.f_frsize < _LEAST_FREE_BYTES or (status.f_files > 0 and status.f_favail == 0)
 
 
-def _path(settings: Settings) -> Path:
-    url = settings.database_url
-    if url is None:
-        return settings.data_dir / FILE_NAME
-    if not url.startswith("sqlite:///"):
-        raise HostError(
-            "this version keeps its metadata in SQLite; give database_url as sqlite:///PATH or leave it out"
-        )
-    return Path(url.removeprefix("sqlite:///")).absolute()
-
-
-def _engine(path: Path) -> AsyncEngine:
-    engine = create_async_engine(
-        f"sqlite+aiosqlite:///{path}",
-        connect_args={"timeout": _BUSY_SECONDS, "isolation_level": None},
-        poolclass=AsyncAdaptedQueuePool,
-        pool_size=_READERS,
+def sqlite_engine(path: Path) -> Engine:
+    """An engine whose connections begin no transactions of themselves."""
+    engine = create_engine(
+        f"sqlite:///{path}",
+        connect_args={"timeout": BUSY_SECONDS, "isolation_level": None, "check_same_thread": False},
+        poolclass=QueuePool,
+        pool_size=_READERS + 1,
         max_overflow=0,
+        pool_reset_on_return=None,  # each transaction is ended before its connection is given back
     )
 
-    @event.listens_for(engine.sync_engine, "connect")
-    def prepare(connection: Any, _record: object) -> None:
+    @event.listens_for(engine, "connect")
+    def prepare(connection: sqlite3.Connection, _record: object) -> None:
         try:
-            cursor = connection.cursor()
             for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
+                connection.execute(f"PRAGMA {pragma}").close()
         except BaseException:
-            connection.close()  # else its thread outlives the event loop, and says so on stderr
+            connection.close()
             raise
 
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("belljar_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
     return engine
-
-
-async def _migrate(engine: AsyncEngine, path: Path) -> None:
-    """Bring the schema to HEAD, in one transaction that holds the write lock."""
-    async with engine.connect() as connection:
-        if await _version(connection) == HEAD:
-            return
-    async with engine.connect() as connection:
-        await connection.execution_options(belljar_write=True)
-        async with connection.begin():
-            version = await _version(connection, begun=True)
-            if version != HEAD:
-                await connection.run_sync(_upgrade, version, path)
-
-
-async def _version(connection: AsyncConnection, *, begun: bool = False) -> str | None:
-    """The migration that the database is at; None when it is new."""
-    query = text("SELECT name FROM sqlite_master WHERE name = 'alembic_version'")
-    found: str | None = None
-    if (await connection.execute(query)).first() is not None:
-        found = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar()
-    if not begun:
-        await connection.rollback()
-    return found
-
-
-def _upgrade(connection: Connection, version: str | None, path: Path) -> None:
-    # Loaded only when there is something to do: it costs a tenth of a second.
-    from alembic import command
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    known = {revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()}
-    if version is not None and version not in known:
-        raise DataFolderError(f"{path} was written by a newer belljar (schema {version}); upgrade belljar to use it")
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")

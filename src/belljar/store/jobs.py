@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, Connection, select, union
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from belljar.jobs.model import Job
 from belljar.jobs.states import Status
 from belljar.store.database import Database
 from belljar.store.rows import job_of, values_of
-from belljar.store.schema import job_labels, jobs
+from belljar.store.schema import HELD, QUEUED, job_counts, job_labels, jobs
+
+_INSERT = insert(jobs).on_conflict_do_nothing()
 
 
 class SqlJobs:
@@ -23,29 +23,33 @@ class SqlJobs:
         self._database = database
 
     async def insert(self, job: Job) -> Job:
-        async with self._database.write() as connection:
-            query = insert(jobs).values(values_of(job)).on_conflict_do_nothing()
-            if (await connection.execute(query)).rowcount == 0:
+        values = values_of(job)
+        labels = [
+            {"job_id": job.id, "name": name, "value": value, "project": job.project}
+            for name, value in job.labels.items()
+        ]
+
+        def insert_job(connection: Connection) -> Job:
+            if connection.execute(_INSERT, values).rowcount == 0:
                 assert job.idempotency_key is not None
-                first = await _by_key(connection, job.project, job.idempotency_key)
+                first = _by_key(connection, job.project, job.idempotency_key)
                 assert first is not None
                 return first
-            if job.labels:
-                rows = [{"job_id": job.id, "name": name, "value": value} for name, value in job.labels.items()]
-                await connection.execute(job_labels.insert(), rows)
-        return job
+            if labels:
+                connection.execute(job_labels.insert(), labels)
+            return job
+
+        return await self._database.writing(insert_job)
 
     async def get(self, project: str | None, job_id: str) -> Job | None:
         query = select(jobs).where(jobs.c.id == job_id)
         if project is not None:
             query = query.where(jobs.c.project == project)
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
+        row = await self._database.reading(lambda connection: connection.execute(query).one_or_none())
         return None if row is None else job_of(row)
 
     async def by_key(self, project: str, idempotency_key: str) -> Job | None:
-        async with self._database.read() as connection:
-            return await _by_key(connection, project, idempotency_key)
+        return await self._database.reading(lambda connection: _by_key(connection, project, idempotency_key))
 
     async def list(
         self,
@@ -57,19 +61,26 @@ class SqlJobs:
         limit: int = 50,
         cursor: str | None = None,
     ) -> tuple[list[Job], str | None]:
-        query = select(jobs).order_by(jobs.c.id.desc()).limit(limit + 1)
+        query = select(jobs).limit(limit + 1)
+        newest = jobs.c.id
+        if label is not None:
+            # Read in the order of the labels' own index: one project's, the newest first.
+            newest = job_labels.c.job_id
+            query = query.join_from(job_labels, jobs, jobs.c.id == job_labels.c.job_id).where(*_labelled(label))
+            if project is not None:
+                query = query.where(job_labels.c.project == project)
         if project is not None:
             query = query.where(jobs.c.project == project)
         if status is not None:
             query = query.where(jobs.c.status == status.value)
         if script_id is not None:
             query = query.where(jobs.c.script_id == script_id)
-        if label is not None:
-            query = query.where(jobs.c.id.in_(_labelled(label)))
         if cursor is not None:
-            query = query.where(jobs.c.id < cursor)
-        async with self._database.read() as connection:
-            found = [job_of(row) for row in await connection.execute(query)]
+            query = query.where(newest < cursor)
+        query = query.order_by(newest.desc())
+        found = await self._database.reading(
+            lambda connection: [job_of(row) for row in connection.execute(query).all()]
+        )
         if len(found) <= limit:
             return found, None
         return found[:limit], found[limit - 1].id
@@ -77,38 +88,39 @@ class SqlJobs:
     async def cancel(self, project: str, job_id: str) -> Job | None:
         this = (jobs.c.id == job_id) & (jobs.c.project == project)
         held = jobs.c.status.in_([Status.STARTING.value, Status.RUNNING.value])
-        async with self._database.write() as connection:
-            await connection.execute(
+
+        def cancel(connection: Connection) -> Job | None:
+            connection.execute(
                 jobs.update()
                 .where(this, jobs.c.status == Status.QUEUED.value)
                 .values(status=Status.CANCELLED.value, cancel_requested=True, finished_at=datetime.now(UTC))
             )
-            await connection.execute(jobs.update().where(this, held).values(cancel_requested=True))
-            row = (await connection.execute(select(jobs).where(this))).one_or_none()
-        return None if row is None else job_of(row)
+            connection.execute(jobs.update().where(this, held).values(cancel_requested=True))
+            row = connection.execute(select(jobs).where(this)).one_or_none()
+            return None if row is None else job_of(row)
+
+        return await self._database.writing(cancel)
 
     async def image_digests(self) -> set[str]:
-        """The images of jobs that have not ended: few rows, found by the index over the status."""
-        alive = [status.value for status in Status if not status.terminal]
-        query = select(jobs.c.asked).where(jobs.c.status.in_(alive))
-        async with self._database.read() as connection:
-            asked = (await connection.execute(query)).scalars().all()
-        return {fields["image_digest"] for fields in asked if fields.get("image_digest")}
+        """The images of jobs that have not ended."""
+        query = union(*(select(jobs.c.image_digest).where(alive) for alive in (QUEUED, HELD)))
+        found = await self._database.reading(lambda connection: connection.execute(query).scalars().all())
+        return {digest for digest in found if digest is not None}
 
     async def counts(self) -> dict[Status, int]:
         """How many jobs there are of each status that has any."""
-        async with self._database.read() as connection:
-            rows = await connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status))
-            return {Status(status): number for status, number in rows}
+        query = select(job_counts.c.status, job_counts.c.number).where(job_counts.c.number > 0)
+        rows = await self._database.reading(lambda connection: connection.execute(query).all())
+        return {Status(status): number for status, number in rows}
 
 
-def _labelled(label: str) -> Any:
+def _labelled(label: str) -> list[ColumnElement[bool]]:
     name, equals, value = label.partition("=")
-    query = select(job_labels.c.job_id).where(job_labels.c.name == name)
-    return query.where(job_labels.c.value == value) if equals else query
+    named = job_labels.c.name == name
+    return [named, job_labels.c.value == value] if equals else [named]
 
 
-async def _by_key(connection: AsyncConnection, project: str, idempotency_key: str) -> Job | None:
+def _by_key(connection: Connection, project: str, idempotency_key: str) -> Job | None:
     query = select(jobs).where(jobs.c.project == project, jobs.c.idempotency_key == idempotency_key)
-    row = (await connection.execute(query)).one_or_none()
+    row = connection.execute(query).one_or_none()
     return None if row is None else job_of(row)

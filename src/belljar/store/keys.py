@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +19,9 @@ from belljar.jobs.ids import new_id
 from belljar.store.database import Database
 from belljar.store.schema import keys
 
+#: How long a key that was found is good for without asking the database again.
+KNOWN_SECONDS = 0.5
+_MOST_KNOWN = 10_000
 _PREFIX = "bj_"
 
 
@@ -46,6 +50,10 @@ class SqlKeys:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        #: Digest of the secret → its key, and until when (of the monotonic clock) it is good.
+        self._known: dict[str, tuple[Key, float]] = {}
+        #: How often a key was revoked here.
+        self._revoked = 0
 
     async def create(self, project: str, name: str, *, admin: bool = False) -> tuple[Key, str]:
         """A new key and its secret, which can never be shown again."""
@@ -60,16 +68,35 @@ class SqlKeys:
             await connection.execute(keys.insert().values(**key.model_dump(), secret_sha256=_digest(secret)))
 
     async def authenticate(self, secret: str) -> Key | None:
-        """The key of that secret, unless it was revoked."""
-        query = select(keys).where(keys.c.secret_sha256 == _digest(secret), keys.c.revoked_at.is_(None))
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return None if row is None else _key(row)
+        """The key of that secret, unless it was revoked.
+
+        What was found is good for `KNOWN_SECONDS`: a key that another process revokes is refused then at the latest,
+        one that is revoked here at once.
+        """
+        digest = _digest(secret)
+        known = self._known.get(digest)
+        if known is not None and time.monotonic() < known[1]:
+            return known[0]
+        query = select(keys).where(keys.c.secret_sha256 == digest, keys.c.revoked_at.is_(None))
+        revoked, asked_at = self._revoked, time.monotonic()
+        row = await self._database.reading(lambda connection: connection.execute(query).one_or_none())
+        if row is None:
+            self._known.pop(digest, None)
+            return None
+        key = _key(row)
+        if revoked == self._revoked:  # else it may be the one that was revoked meanwhile
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[digest] = key, asked_at + KNOWN_SECONDS
+        return key
 
     async def used(self, key_id: str, at: datetime) -> None:
         """Note when a key was used last."""
-        async with self._database.write() as connection:
-            await connection.execute(keys.update().where(keys.c.id == key_id).values(last_used_at=at))
+        for digest, (key, until) in self._known.items():
+            if key.id == key_id:
+                self._known[digest] = key.model_copy(update={"last_used_at": at}), until
+        query = keys.update().where(keys.c.id == key_id).values(last_used_at=at)
+        await self._database.writing(lambda connection: connection.execute(query))
 
     async def list(self) -> list[Key]:
         """All keys, the oldest first, revoked ones too."""
@@ -77,7 +104,8 @@ class SqlKeys:
             return [_key(row) for row in await connection.execute(select(keys).order_by(keys.c.id))]
 
     async def revoke(self, key_id: str) -> Key:
-        """Make a key worthless from now on. Raises NotFound."""
+        """Make a key worthless from now on, in other processes within `KNOWN_SECONDS`. Raises NotFound."""
+        self._forget()
         async with self._database.write() as connection:
             await connection.execute(
                 keys.update()
@@ -85,9 +113,14 @@ class SqlKeys:
                 .values(revoked_at=datetime.now(UTC))
             )
             row = (await connection.execute(select(keys).where(keys.c.id == key_id))).one_or_none()
+        self._forget()
         if row is None:
             raise NotFound(f"there is no key {key_id[:80]!r}; list them with: belljar key ls")
         return _key(row)
+
+    def _forget(self) -> None:
+        self._revoked += 1
+        self._known.clear()
 
 
 def _digest(secret: str) -> str:

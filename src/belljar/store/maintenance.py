@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Connection, Row, select
 from sqlalchemy.dialects.sqlite import insert
 
 from belljar.store.database import Database
@@ -39,8 +39,7 @@ class SqlMaintenance:
 
     async def runs(self) -> dict[str, ServiceRun]:
         """The record of each service that ever ran, by its name."""
-        async with self._database.read() as connection:
-            rows = (await connection.execute(select(maintenance))).all()
+        rows = await self._database.reading(lambda connection: connection.execute(select(maintenance)).all())
         return {row.service: _run(row) for row in rows}
 
     async def begin(self, service: str) -> ServiceRun:
@@ -49,10 +48,12 @@ class SqlMaintenance:
         new = {"service": service, "first_run_at": now, "last_run_at": now}
         query = insert(maintenance).values(**new, removed_count=0, removed_bytes=0, failures=0)
         query = query.on_conflict_do_update(index_elements=["service"], set_={"last_run_at": now})
-        async with self._database.write() as connection:
-            await connection.execute(query)
-            found = await connection.execute(select(maintenance).where(maintenance.c.service == service))
-            return _run(found.one())
+
+        def begin(connection: Connection) -> ServiceRun:
+            connection.execute(query)
+            return _run(connection.execute(select(maintenance).where(maintenance.c.service == service)).one())
+
+        return await self._database.writing(begin)
 
     async def end(
         self, service: str, *, removed_count: int, removed_bytes: int, error: str | None, done_until: datetime | None
@@ -69,8 +70,8 @@ class SqlMaintenance:
             values["failures"] = maintenance.c.failures + 1
         if done_until is not None:
             values["done_until"] = done_until
-        async with self._database.write() as connection:
-            await connection.execute(maintenance.update().where(maintenance.c.service == service).values(**values))
+        query = maintenance.update().where(maintenance.c.service == service).values(**values)
+        await self._database.writing(lambda connection: connection.execute(query))
 
 
 def _run(row: Row[Any]) -> ServiceRun:

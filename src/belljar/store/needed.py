@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from belljar.settings import Settings
-from belljar.store.database import FILE_NAME, open_database
 from belljar.store.jobs import SqlJobs
+from belljar.store.opening import FILE_NAME, open_database
 
 
 async def needed_images(settings: Settings) -> set[str]:
     """Digests of the images of jobs that have not ended. Raises DataFolderError, HostError: then delete nothing."""
     if settings.database_url is None and not (settings.data_dir / FILE_NAME).exists():
         return set()  # no server has been here yet
-    database = await open_database(settings)
+    database = await open_database(settings, migrate=False)
     try:
         return await SqlJobs(database).image_digests()
     finally:

@@ -7,14 +7,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import select
+from sqlalchemy import BigInteger, ColumnElement, select, type_coerce
 from sqlalchemy.dialects.sqlite import insert
 
 from belljar.jobs.resolve import Largest
 from belljar.store.database import Database
-from belljar.store.schema import nodes
+from belljar.store.schema import NOW_US, UtcTime, nodes
 
-#: Each submitted job asks what the largest machine is; heartbeats are seconds apart.
+#: Each submitted job asks what the largest machines are; heartbeats are seconds apart.
 _LATELY_SECONDS = 1.0
 
 
@@ -45,6 +45,8 @@ class Node(BaseModel):
     waiting_memory_mb: int = 0
     #: What machines are cloned from there: image and its digest, shape, hypervisor, bytes on the disk.
     snapshots: tuple[dict[str, Any], ...] = ()
+    #: Digests of the images that are there; None of a node that does not tell.
+    images: tuple[str, ...] | None = None
 
     def public(self, silent_after_seconds: float) -> dict[str, Any]:
         """As the HTTP API prints it; `alive` when its last word is not older than that."""
@@ -57,43 +59,50 @@ class SqlNodes:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._largest: Largest | None = None
+        self._largest: tuple[Largest, ...] = ()
         self._largest_until = 0.0
 
     async def heartbeat(self, node: Node) -> None:
-        """Write a node's newest word over its last."""
-        values = {
-            "heartbeat_at": node.heartbeat_at,
+        """Write a node's newest word over its last, with the database's time."""
+        values: dict[str, Any] = {
+            "heartbeat_at": type_coerce(NOW_US, UtcTime),
             "vcpus": node.vcpus,
             "memory_mb": node.largest_memory_mb,
             "facts": node.model_dump(mode="json"),
         }
+        self._largest_until = 0.0
         query = insert(nodes).values(id=node.id, **values).on_conflict_do_update(index_elements=["id"], set_=values)
-        async with self._database.write() as connection:
-            await connection.execute(query)
+        await self._database.writing(lambda connection: connection.execute(query))
 
     async def list(self) -> list[Node]:
         """All nodes that ever spoke, by id."""
-        async with self._database.read() as connection:
-            rows = (await connection.execute(select(nodes.c.facts).order_by(nodes.c.id))).all()
-        return [Node.model_validate(row.facts) for row in rows]
+        query = select(nodes.c.facts, nodes.c.heartbeat_at).order_by(nodes.c.id)
+        rows = await self._database.reading(lambda connection: connection.execute(query).all())
+        return [Node.model_validate({**row.facts, "heartbeat_at": row.heartbeat_at}) for row in rows]
 
-    async def largest_lately(self, silent_after_seconds: float) -> Largest | None:
+    async def largest_lately(self, silent_after_seconds: float) -> tuple[Largest, ...]:
         """As `largest`, but what was found is good for a second."""
-        if self._largest is None or time.monotonic() > self._largest_until:
+        if time.monotonic() > self._largest_until:
             self._largest = await self.largest(silent_after_seconds)
             self._largest_until = time.monotonic() + _LATELY_SECONDS
         return self._largest
 
-    async def largest(self, silent_after_seconds: float) -> Largest | None:
-        """The largest machine that a living node could run; None when there is no living node."""
-        since = datetime.now(UTC) - timedelta(seconds=silent_after_seconds)
-        query = select(nodes.c.vcpus, nodes.c.memory_mb, nodes.c.facts).where(nodes.c.heartbeat_at > since)
-        async with self._database.read() as connection:
-            rows = (await connection.execute(query)).all()
-        if not rows:
+    async def largest(self, silent_after_seconds: float) -> tuple[Largest, ...]:
+        """The largest machines that each living node could run; none when there is no living node."""
+        disk_mb = nodes.c.facts["largest_disk_mb"].as_integer()
+        query = select(nodes.c.vcpus, nodes.c.memory_mb, disk_mb).where(_living(silent_after_seconds)).distinct()
+        rows = await self._database.reading(lambda connection: connection.execute(query).all())
+        return tuple(Largest(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb) for vcpus, memory_mb, disk_mb in rows)
+
+    async def images(self, silent_after_seconds: float) -> set[str] | None:
+        """Digests of the images that living nodes have; None when there is none, or one that did not tell."""
+        query = select(nodes.c.facts).where(_living(silent_after_seconds))
+        facts = await self._database.reading(lambda connection: connection.execute(query).scalars().all())
+        told = [each.get("images") for each in facts]
+        if not told or any(images is None for images in told):
             return None
-        memory_mb, vcpus = max((row.memory_mb, row.vcpus) for row in rows)
-        disks_mb = [row.facts.get("largest_disk_mb") for row in rows]
-        disk_mb = None if None in disks_mb else max(disks_mb)
-        return Largest(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb)
+        return {digest for images in told for digest in images}
+
+
+def _living(silent_after_seconds: float) -> ColumnElement[bool]:
+    return type_coerce(nodes.c.heartbeat_at, BigInteger) > NOW_US - int(silent_after_seconds * 1_000_000)

@@ -7,17 +7,15 @@ blobs are gone: whatever dies in between, no row is left without its blobs, and 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, Table, and_, exists, func, or_, select, tuple_
 
-from belljar.jobs.states import TERMINAL, Status
+from belljar.jobs.states import Status
 from belljar.store.database import Database
-from belljar.store.schema import job_labels, jobs, keys, nodes, removed_jobs, scripts
-
-_ENDED = [status.value for status in TERMINAL]
+from belljar.store.schema import AWAITED, job_labels, jobs, keys, nodes, removed_jobs, scripts
 
 
 class Batch(NamedTuple):
@@ -56,38 +54,30 @@ class SqlRetention:
             .order_by(jobs.c.finished_at)
             .limit(limit)
         )
-        async with self._database.write() as connection:
+
+        def remove(connection: Connection) -> Batch:
             started = time.monotonic()
-            rows = (await connection.execute(which)).all()
-            if not rows:
-                return Batch([], time.monotonic() - started)
-            ids, now = [row.id for row in rows], datetime.now(UTC)
-            used: dict[ScriptKey, datetime] = {}
-            for row in rows:
-                script = ScriptKey(row.project, row.script_id)
-                used[script] = max(used.get(script, row.created_at), row.created_at)
-            await connection.execute(removed_jobs.insert(), [{"id": each, "removed_at": now} for each in ids])
-            for script, at in used.items():
-                await connection.execute(
-                    scripts.update()
-                    .where(scripts.c.project == script.project, scripts.c.id == script.id)
-                    .where(or_(scripts.c.used_at.is_(None), scripts.c.used_at < at))
-                    .values(used_at=at)
-                )
-            await connection.execute(job_labels.delete().where(job_labels.c.job_id.in_(ids)))
-            await connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
-            seconds = time.monotonic() - started
-        return Batch(ids, seconds)
+            rows = connection.execute(which).all()
+            ids = [row.id for row in rows]
+            if ids:
+                _note_uses(connection, rows)
+                now = datetime.now(UTC)
+                connection.execute(removed_jobs.insert(), [{"id": each, "removed_at": now} for each in ids])
+                connection.execute(job_labels.delete().where(job_labels.c.job_id.in_(ids)))
+                connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
+            return Batch(ids, time.monotonic() - started)
+
+        return await self._database.writing(remove)
 
     async def removing(self, limit: int) -> list[str]:
         """At most `limit` jobs whose rows are gone and whose blobs may still be there."""
-        async with self._database.read() as connection:
-            return list((await connection.execute(select(removed_jobs.c.id).limit(limit))).scalars())
+        query = select(removed_jobs.c.id).limit(limit)
+        return await self._database.reading(lambda connection: list(connection.execute(query).scalars()))
 
     async def removed(self, job_ids: Collection[str]) -> None:
         """The blobs of these jobs are gone."""
-        async with self._database.write() as connection:
-            await connection.execute(removed_jobs.delete().where(removed_jobs.c.id.in_(list(job_ids))))
+        query = removed_jobs.delete().where(removed_jobs.c.id.in_(list(job_ids)))
+        await self._database.writing(lambda connection: connection.execute(query))
 
     async def ended(self, status: Status, after: datetime | None, before: datetime, limit: int) -> list[EndedJob]:
         """Jobs that ended so in that time, in the order of their ends. Those that ended at one moment stay together."""
@@ -95,66 +85,83 @@ class SqlRetention:
         query = select(jobs.c.id, jobs.c.finished_at, stdin).where(*_ended_before(status, before))
         if after is not None:
             query = query.where(jobs.c.finished_at > after)
-        async with self._database.read() as connection:
-            rows = (await connection.execute(query.order_by(jobs.c.finished_at).limit(limit))).all()
+
+        def read(connection: Connection) -> list[EndedJob]:
+            rows = list(connection.execute(query.order_by(jobs.c.finished_at).limit(limit)))
             if len(rows) == limit:
-                together = query.where(jobs.c.finished_at == rows[-1].finished_at)
                 known = {row.id for row in rows}
-                rows = [*rows, *(row for row in await connection.execute(together) if row.id not in known)]
-        return [EndedJob(job_id, at, size or 0) for job_id, at, size in rows]
+                together = connection.execute(query.where(jobs.c.finished_at == rows[-1].finished_at))
+                rows += [row for row in together if row.id not in known]
+            return [EndedJob(job_id, at, size or 0) for job_id, at, size in rows]
+
+        return await self._database.reading(read)
 
     async def known_jobs(self, job_ids: Collection[str]) -> dict[str, Status]:
         """Those of these jobs that there are, with their status."""
         query = select(jobs.c.id, jobs.c.status).where(jobs.c.id.in_(list(job_ids)))
-        async with self._database.read() as connection:
-            return {job_id: Status(status) for job_id, status in await connection.execute(query)}
+        rows = await self._database.reading(lambda connection: connection.execute(query).all())
+        return {row.id: Status(row.status) for row in rows}
 
     async def needed_scripts(self, script_ids: Collection[str]) -> set[str]:
         """Those of these scripts that a project has, or that a job that has not ended runs."""
         wanted = list(script_ids)
         recorded = select(scripts.c.id).where(scripts.c.id.in_(wanted))
-        awaited = select(jobs.c.script_id).where(jobs.c.script_id.in_(wanted), jobs.c.status.not_in(_ENDED))
-        async with self._database.read() as connection:
-            return set((await connection.execute(recorded.union(awaited))).scalars())
+        awaited = select(jobs.c.script_id).where(jobs.c.script_id.in_(wanted), AWAITED)
+        query = recorded.union(awaited)
+        return await self._database.reading(lambda connection: set(connection.execute(query).scalars()))
 
     async def scripts_after(self, after: ScriptKey | None, limit: int) -> list[ScriptKey]:
         """Records of scripts in the order of their keys."""
-        query = _scripts_after(after, limit)
-        async with self._database.read() as connection:
-            return [ScriptKey(row.project, row.id) for row in await connection.execute(query)]
+        return await self._scripts(_scripts_after(after, limit))
 
     async def unused_scripts(self, before: datetime, after: ScriptKey | None, limit: int) -> list[ScriptKey]:
         """Records of scripts without any job that were not used since then, in the order of their keys."""
-        query = _scripts_after(after, limit).where(_unused(before))
-        async with self._database.read() as connection:
-            return [ScriptKey(row.project, row.id) for row in await connection.execute(query)]
+        return await self._scripts(_scripts_after(after, limit).where(_unused(before)))
+
+    async def _scripts(self, query: Select[tuple[str, str]]) -> list[ScriptKey]:
+        rows = await self._database.reading(lambda connection: connection.execute(query).all())
+        return [ScriptKey(row.project, row.id) for row in rows]
 
     async def remove_unused_script(self, script: ScriptKey, before: datetime) -> bool:
         """Remove one record, if it is still unused. True when no other project and no job needs the script's blob."""
-        async with self._database.write() as connection:
-            this = and_(scripts.c.project == script.project, scripts.c.id == script.id)
-            gone = await connection.execute(scripts.delete().where(this, _unused(before)))
-            if gone.rowcount == 0:
+        this = and_(scripts.c.project == script.project, scripts.c.id == script.id)
+        awaited = exists().where(jobs.c.script_id == script.id, AWAITED)
+        needed = select(or_(exists().where(scripts.c.id == script.id), awaited))
+
+        def remove(connection: Connection) -> bool:
+            if connection.execute(scripts.delete().where(this, _unused(before))).rowcount == 0:
                 return False
-            awaited = exists().where(jobs.c.script_id == script.id, jobs.c.status.not_in(_ENDED))
-            others = exists().where(scripts.c.id == script.id)
-            return not (await connection.execute(select(or_(others, awaited)))).scalar()
+            return not connection.execute(needed).scalar()
+
+        return await self._database.writing(remove)
 
     async def gone_nodes(self, before: datetime, *, remove: bool) -> int:
         """How many nodes were not heard of since then; with `remove` they are listed no longer."""
-        async with self._database.write() as connection:
-            if remove:
-                return (await connection.execute(nodes.delete().where(nodes.c.heartbeat_at < before))).rowcount
-            query = select(func.count()).select_from(nodes).where(nodes.c.heartbeat_at < before)
-            return (await connection.execute(query)).scalar_one()
+        return await self._records(nodes, nodes.c.heartbeat_at < before, remove)
 
     async def revoked_keys(self, before: datetime, *, remove: bool) -> int:
         """How many keys were revoked before then; with `remove` they are listed no longer."""
-        async with self._database.write() as connection:
-            if remove:
-                return (await connection.execute(keys.delete().where(keys.c.revoked_at < before))).rowcount
-            query = select(func.count()).select_from(keys).where(keys.c.revoked_at < before)
-            return (await connection.execute(query)).scalar_one()
+        return await self._records(keys, keys.c.revoked_at < before, remove)
+
+    async def _records(self, table: Table, which: ColumnElement[bool], remove: bool) -> int:
+        count = select(func.count()).select_from(table).where(which)
+        found = await self._database.reading(lambda connection: connection.execute(count).scalar_one())
+        if not (found and remove):
+            return found
+        query = table.delete().where(which)
+        return await self._database.writing(lambda connection: connection.execute(query).rowcount)
+
+
+def _note_uses(connection: Connection, removed: Iterable[Any]) -> None:
+    """Keep of jobs that go when their scripts were used last."""
+    used: dict[ScriptKey, datetime] = {}
+    for row in removed:
+        script = ScriptKey(row.project, row.script_id)
+        used[script] = max(used.get(script, row.created_at), row.created_at)
+    for script, at in used.items():
+        earlier = or_(scripts.c.used_at.is_(None), scripts.c.used_at < at)
+        this = and_(scripts.c.project == script.project, scripts.c.id == script.id)
+        connection.execute(scripts.update().where(this, earlier).values(used_at=at))
 
 
 def _ended_before(status: Status, before: datetime) -> Sequence[ColumnElement[bool]]:

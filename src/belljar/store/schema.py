@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import (
+    DDL,
     JSON,
     BigInteger,
     Boolean,
@@ -17,6 +18,8 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     UniqueConstraint,
+    event,
+    literal_column,
     text,
 )
 
@@ -24,6 +27,15 @@ from sqlalchemy import (
 HEAD = "0004"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+# The conditions of the partial indexes. A query uses such an index only when it has the same words: no bound values.
+QUEUED = text("status = 'queued'")
+HELD = text("status IN ('starting', 'running')")
+AWAITED = text("status IN ('queued', 'starting', 'running')")
+
+#: The database's own clock, as UtcTime keeps moments. The only one that leases are written and compared by.
+NOW_US = literal_column("(CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000)", BigInteger)
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -87,15 +99,32 @@ jobs = Table(
     Column("lease_until", UtcTime),
     Column("cancel_requested", Boolean(create_constraint=False), nullable=False),
     Column("idempotency_key", String),
+    #: Of `asked`, for the claim: a worker takes what it has the image of. None in rows of jobs that ended long ago.
+    Column("image_digest", String),
     #: What was asked for; never changes.
     Column("asked", JSON, nullable=False),
     #: What came of it so far.
     Column("found", JSON, nullable=False),
     UniqueConstraint("project", "idempotency_key"),
-    # A claim reads the first row of its status in this order; recovery and leases read the few rows of theirs.
-    Index("ix_jobs_queue", "status", "priority", "id"),
+    # A claim reads this index alone, from its beginning on, until a job fits; ended jobs are not in it.
+    Index(
+        "ix_jobs_queue",
+        text("priority DESC"),
+        "id",
+        "vcpus",
+        "memory_mb",
+        "disk_mb",
+        "image_digest",
+        sqlite_where=QUEUED,
+    ),
+    # Recovery, leases and cancelling read the few jobs that workers hold.
+    Index("ix_jobs_held", "worker", "id", sqlite_where=HELD),
+    # Whether a script is still wanted.
+    Index("ix_jobs_awaited", "script_id", sqlite_where=AWAITED),
+    # Lists: the newest first.
     Index("ix_jobs_project", "project", "id"),
-    Index("ix_jobs_script", "script_id"),
+    Index("ix_jobs_status", "project", "status", "id"),
+    Index("ix_jobs_script", "script_id", "id"),
     # Retention reads the ended jobs of one status, those that ended first.
     Index("ix_jobs_ended", "status", "finished_at", sqlite_where=_ENDED, postgresql_where=_ENDED),
 )
@@ -106,8 +135,32 @@ job_labels = Table(
     Column("job_id", String, primary_key=True),
     Column("name", String, primary_key=True),
     Column("value", String, nullable=False),
-    Index("ix_job_labels_value", "name", "value", "job_id"),
+    Column("project", String, nullable=False, server_default=""),
+    Index("ix_job_labels_value", "project", "name", "value", "job_id"),
+    Index("ix_job_labels_name", "project", "name", "job_id"),
 )
+
+#: How many jobs there are of each status. Triggers on `jobs` keep it, so that nobody has to count.
+job_counts = Table(
+    "job_counts",
+    metadata,
+    Column("status", String, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+)
+
+_MORE = (
+    "INSERT INTO job_counts (status, number) VALUES (new.status, 1) "
+    "ON CONFLICT (status) DO UPDATE SET number = number + 1;"
+)
+_FEWER = "UPDATE job_counts SET number = number - 1 WHERE status = old.status;"
+COUNTING = (
+    f"CREATE TRIGGER jobs_counted_new AFTER INSERT ON jobs BEGIN {_MORE} END",
+    f"CREATE TRIGGER jobs_counted_gone AFTER DELETE ON jobs BEGIN {_FEWER} END",
+    "CREATE TRIGGER jobs_counted_changed AFTER UPDATE OF status ON jobs WHEN old.status <> new.status "
+    f"BEGIN {_FEWER} {_MORE} END",
+)
+for _trigger in COUNTING:
+    event.listen(metadata, "after_create", DDL(_trigger))  # type: ignore[no-untyped-call]
 
 keys = Table(
     "keys",

@@ -5,14 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, exists, or_, select
+from sqlalchemy import Connection, Row, and_, exists, or_, select
 from sqlalchemy.dialects.sqlite import insert
 
-from belljar.jobs.states import TERMINAL
 from belljar.scripts.model import Script
 from belljar.store.cursor import decode, encode
 from belljar.store.database import Database
-from belljar.store.schema import jobs, scripts
+from belljar.store.schema import AWAITED, jobs, scripts
 
 #: A use is not noted again before this time has passed: periods are counted in days.
 _USED_LATELY = timedelta(hours=1)
@@ -36,10 +35,12 @@ class SqlScripts:
         query = query.on_conflict_do_update(
             index_elements=["project", "id"], set_={"dependencies": query.excluded.dependencies}
         )
-        async with self._database.write() as connection:
-            await connection.execute(query)
-            found = await connection.execute(_one(script.project, script.id))
-            return _script(found.one())
+
+        def add(connection: Connection) -> Script:
+            connection.execute(query)
+            return _script(connection.execute(_one(script.project, script.id)).one())
+
+        return await self._database.writing(add)
 
     async def _note_use(self, row: Row[Any]) -> None:
         """Whoever uploads a script again means to use it: then it is kept as if it were new."""
@@ -47,12 +48,12 @@ class SqlScripts:
         if now - (row.used_at or row.created_at) < _USED_LATELY:
             return
         this = (scripts.c.project == row.project) & (scripts.c.id == row.id)
-        async with self._database.write() as connection:
-            await connection.execute(scripts.update().where(this).values(used_at=now))
+        query = scripts.update().where(this).values(used_at=now)
+        await self._database.writing(lambda connection: connection.execute(query))
 
     async def get(self, project: str, script_id: str) -> Script | None:
-        async with self._database.read() as connection:
-            row = (await connection.execute(_one(project, script_id))).one_or_none()
+        query = _one(project, script_id)
+        row = await self._database.reading(lambda connection: connection.execute(query).one_or_none())
         return None if row is None else _script(row)
 
     async def list(self, project: str, limit: int, cursor: str | None) -> tuple[list[Script], str | None]:
@@ -78,8 +79,7 @@ class SqlScripts:
 
     async def used(self, script_id: str) -> bool:
         recorded = exists().where(scripts.c.id == script_id)
-        ended = [status.value for status in TERMINAL]
-        awaited = exists().where(jobs.c.script_id == script_id, jobs.c.status.not_in(ended))
+        awaited = exists().where(jobs.c.script_id == script_id, AWAITED)
         async with self._database.read() as connection:
             return bool((await connection.execute(select(or_(recorded, awaited)))).scalar())
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from belljar.data_dir import private_folder
 from belljar.errors import DataFolderError, DiskFull, HostError, MachineError
 from belljar.guest.wire import Stream
 from belljar.images.catalog import Images
@@ -90,7 +91,7 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
         image = images.get(name)
         script = runnable_of(prepared.id, prepared.language, prepared.entrypoint, prepared.dependencies, image)
         largest = Capacity.of_host(settings).largest()
-        job = resolve_job(run.options, script, project=PROJECT, image=name, settings=settings, largest=largest)
+        job = resolve_job(run.options, script, project=PROJECT, image=name, settings=settings, largest=[largest])
         await asyncio.to_thread(images.verify, image)
         hypervisor = await Chooser(settings).hypervisor(image)
         preparation = await Preparations(settings).of(image)
@@ -165,7 +166,7 @@ async def _provide(
 def _work_folder(root: Path) -> tempfile.TemporaryDirectory[str]:
     """A folder for one run, gone with its block. Raises DataFolderError."""
     try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(root)
         return tempfile.TemporaryDirectory(dir=root)
     except OSError as error:
         raise DataFolderError(f"cannot write {root}: {error.strerror}; set --data-dir to another folder") from error

@@ -130,14 +130,15 @@ class Worker:
         disk_mb = self.capacity.free_disk_mb()
         if not (vcpus and memory_mb) or disk_mb is None:
             return None
-        lease_seconds = self._rooms.settings.lease_seconds
         return await self._rooms.claims.claim(
             self.id,
             vcpus=vcpus,
             memory_mb=memory_mb,
             disk_mb=disk_mb,
-            lease_seconds=lease_seconds,
+            lease_seconds=self._rooms.settings.lease_seconds,
             expected=expected,
+            largest=self.capacity.largest(),
+            images=self._rooms.images.digests(),
         )
 
     async def _wait_for_work(self) -> bool:
@@ -275,11 +276,21 @@ class Worker:
                 await self._beat()
                 if self._running:
                     await self._rooms.claims.renew(self.id, list(self._running), lease_seconds=lease_seconds)
-                for job in await self._rooms.claims.expire():
+                for job in await self._rooms.claims.expire(lease_seconds):
                     log.warning("lease_expired", job=job.id, status=job.status, attempt=job.attempt)
                     self._rooms.changes.notify(job.id)
+                await self._fail_without_image(lease_seconds)
             except HostError as error:
                 log.error("cannot_write_heartbeat", error=error.message)
+
+    async def _fail_without_image(self, lease_seconds: float) -> None:
+        """End jobs that wait for an image that is on no node any more."""
+        images = await self._rooms.nodes.images(lease_seconds)
+        if images is None:
+            return
+        for job in await self._rooms.claims.fail_without_image(images, waited_seconds=lease_seconds):
+            log.warning("job_failed_without_image", job=job.id, image=job.image)
+            self._rooms.changes.notify(job.id)
 
     async def _beat(self) -> None:
         vcpus_free, memory_free_mb = self.capacity.free()
@@ -300,6 +311,7 @@ class Worker:
                 memory_free_mb=memory_free_mb,
                 largest_disk_mb=self.capacity.largest().disk_mb,
                 running_jobs=len(self._running),
+                images=tuple(sorted(self._rooms.images.digests())),
                 waiting_clones=sum(pool.counts().values()) if pool is not None else 0,
                 waiting_memory_mb=round(pool.memory_mb if pool is not None else 0),
                 snapshots=tuple(await asyncio.to_thread(snapshots.list)) if snapshots is not None else (),

@@ -50,7 +50,7 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz", response_model=dict[str, str])
 async def readyz(services: Asked) -> dict[str, str] | Response:
     """The database answers, a worker is there, and there is disk for new work. 503 otherwise."""
-    if await services.nodes.largest(services.node_silence_seconds) is None:
+    if not await services.nodes.largest(services.node_silence_seconds):
         raise HostError("no worker has been heard of lately; is one running?")
     short = services.disk.low()
     if short is not None:

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
 
 
 def upgrade() -> None:
@@ -12,6 +12,13 @@ def upgrade() -> None:
     op.execute(
         "UPDATE jobs SET disk_mb = coalesce(json_extract(asked, '$.resources.disk_mb'), 0) "
         "WHERE json_extract(asked, '$.resources.disk_mb') IS NOT NULL"
+    )
+    op.drop_index("ix_jobs_queue", "jobs")
+    op.create_index(
+        "ix_jobs_queue",
+        "jobs",
+        [sa.text("priority DESC"), "id", "vcpus", "memory_mb", "disk_mb", "image_digest"],
+        sqlite_where=sa.text("status = 'queued'"),
     )
     ended = sa.text("finished_at IS NOT NULL")
     op.create_index("ix_jobs_ended", "jobs", ["status", "finished_at"], sqlite_where=ended, postgresql_where=ended)

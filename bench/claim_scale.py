@@ -1,0 +1,134 @@
+"""How long a claim takes beside many queued and many ended jobs: makes such a database and takes jobs from it.
+
+    .venv/bin/python bench/claim_scale.py [QUEUED [ENDED [CLAIMS]]]
+
+The database lies in a temporary folder. Prints milliseconds: p50, p90, p99 and the slowest, of claims, of the ends of
+those jobs, of lists and of the counts that /metrics shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from belljar.jobs.ids import new_id
+from belljar.jobs.model import Job, Resources
+from belljar.jobs.outcome import Outcome
+from belljar.jobs.states import Status
+from belljar.settings import Settings
+from belljar.store.claims import SqlClaims
+from belljar.store.jobs import SqlJobs
+from belljar.store.opening import open_database
+
+_ENDS = (Status.SUCCEEDED, Status.SUCCEEDED, Status.SUCCEEDED, Status.FAILED)
+_BATCH = 50_000
+
+
+async def main(queued: int, ended: int, claims: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="belljar-claims-") as folder:
+        settings = Settings(data_dir=Path(folder))
+        database = await open_database(settings)
+        await SqlJobs(database).insert(_job())
+        await database.close()
+        started = time.monotonic()
+        _fill(Path(folder) / "belljar.db", queued, ended)
+        size_mb = sum(path.stat().st_size for path in Path(folder).glob("belljar.db*")) >> 20
+        print(f"{queued} queued and {ended} ended: {size_mb} MB, made in {time.monotonic() - started:.0f} s")
+        database = await open_database(settings)
+        try:
+            await _measure(SqlJobs(database), SqlClaims(database), claims)
+        finally:
+            await database.close()
+
+
+def _job() -> Job:
+    return Job(
+        id=new_id("job"),
+        project="default",
+        script_id="a" * 64,
+        status=Status.QUEUED,
+        created_at=datetime.now(UTC),
+        language="python",
+        entrypoint="main.py",
+        image="python",
+        image_digest="b" * 64,
+        resources=Resources(vcpus=1, memory_mb=256),
+        timeout_seconds=60,
+        labels={"team": "a"},
+    )
+
+
+def _fill(path: Path, queued: int, ended: int) -> None:
+    """Copy the one job that is there so many times, in ids and states of their own."""
+    with sqlite3.connect(path, isolation_level=None) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA cache_size = -200000")
+        names = [row[1] for row in connection.execute("PRAGMA table_info(jobs)")]
+        row = dict(zip(names, connection.execute("SELECT * FROM jobs").fetchone(), strict=True))
+        indexes = connection.execute(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'jobs' AND sql IS NOT NULL"
+        ).fetchall()
+        for name, _ in indexes:
+            connection.execute(f"DROP INDEX {name}")
+        insert = f"INSERT INTO jobs ({', '.join(names)}) VALUES ({', '.join(':' + name for name in names)})"
+        for first in range(0, queued + ended, _BATCH):
+            connection.execute("BEGIN")
+            connection.executemany(
+                insert,
+                [
+                    {**row, "id": new_id("job"), "status": _status(number, ended), "priority": number % 7 - 3}
+                    for number in range(first, min(first + _BATCH, queued + ended))
+                ],
+            )
+            connection.execute("COMMIT")
+        for _, sql in indexes:
+            connection.execute(sql)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+
+
+def _status(number: int, ended: int) -> str:
+    return (_ENDS[number % len(_ENDS)] if number < ended else Status.QUEUED).value
+
+
+async def _measure(jobs: SqlJobs, claims: SqlClaims, count: int) -> None:
+    held: list[Job] = []
+
+    async def claim() -> None:
+        job = await claims.claim("w", vcpus=4, memory_mb=4096, lease_seconds=300)
+        assert job is not None
+        held.append(job)
+
+    async def finish() -> None:
+        now = datetime.now(UTC)
+        await claims.finish("w", held.pop(), Outcome(status=Status.SUCCEEDED, started_at=now, finished_at=now))
+
+    await claims.claim("w", vcpus=4, memory_mb=4096, lease_seconds=300)  # what is loaded late is loaded
+    await _timed("claim", claim, count)
+    await _timed("finish", finish, count)
+    await _timed("list, succeeded", lambda: jobs.list("default", status=Status.SUCCEEDED), 20)
+    await _timed("list, running", lambda: jobs.list("default", status=Status.RUNNING), 20)
+    await _timed("list, label", lambda: jobs.list("default", label="team=a"), 20)
+    await _timed("counts", jobs.counts, 20)
+
+
+async def _timed(what: str, do: Callable[[], Awaitable[object]], count: int) -> None:
+    times = []
+    for _ in range(count):
+        started = time.perf_counter()
+        await do()
+        times.append((time.perf_counter() - started) * 1000)
+    times.sort()
+    p50, p90, p99 = (times[int(len(times) * part)] for part in (0.5, 0.9, 0.99))
+    print(f"{what:16} p50 {p50:8.2f}  p90 {p90:8.2f}  p99 {p99:8.2f}  max {times[-1]:8.2f} ms")
+
+
+if __name__ == "__main__":
+    given = [int(word) for word in sys.argv[1:]]
+    asyncio.run(main(*(given + [100_000, 1_000_000, 200][len(given) :])))
