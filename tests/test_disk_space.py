@@ -73,9 +73,9 @@ def test_inodes_run_out_as_well(few_inodes: Path) -> None:
 
 def test_what_does_not_fit_above_the_reserve_is_refused_with_the_number(small_disk: Path) -> None:
     disk = watch(small_disk)
-    disk.require(100 * KB)
-    with pytest.raises(DiskFull, match=r"this needs 1 MB of disk, and 0\.23\d MB can be used"):
-        disk.require(MB)
+    disk.require_room(100 * KB, "a thing")
+    with pytest.raises(DiskFull, match=r"a thing needs 1 MB of disk, and 0\.23\d MB can be used"):
+        disk.require_room(MB, "a thing")
 
 
 def test_each_file_system_is_watched_once(small_disk: Path, tmp_path: Path) -> None:

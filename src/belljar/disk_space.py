@@ -97,8 +97,8 @@ class DiskSpace:
             self._tell(short)
         return short
 
-    def require(self, size_bytes: int = 0) -> None:
-        """Raise DiskFull when new work must not be taken, or when `size_bytes` more would use up the reserve."""
+    def require(self) -> None:
+        """Raise DiskFull when no new work may be taken."""
         short = self.low()
         if short is not None:
             raise DiskFull(
@@ -106,12 +106,13 @@ class DiskSpace:
                 free_bytes=short.free_bytes,
                 reserve_bytes=short.reserve_bytes,
             )
-        if not size_bytes:
-            return
+
+    def require_room(self, size_bytes: int, what: str) -> None:
+        """Raise DiskFull when `what`, of so many bytes in the data folder, would use up the reserve."""
         usable = self.data().usable_bytes
         if size_bytes > usable:
             raise DiskFull(
-                f"this needs {size_bytes / MB:.3g} MB of disk, and {usable / MB:.3g} MB can be used; free some space",
+                f"{what} needs {size_bytes / MB:.3g} MB of disk, and {usable / MB:.3g} MB can be used; free some space",
                 free_bytes=usable,
             )
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +30,18 @@ NOTHING = Extent()
 def remove_folders(folders: Iterable[Path], top: Path | None = None) -> Extent:
     """Remove folders with all that is in them, following no link; returns what files that were. Raises OSError.
 
-    Those above them that are empty then go as well, up to `top`, which stays.
+    Those above them that are empty then go as well, up to `top`, which stays. Several at once, in threads of its own: a
+    disk answers more requests together than one after the other.
     """
-    removed = Extent()
-    for folder in folders:
-        removed += _remove_folder(folder)
-        for above in folder.parents if top is not None else ():
-            if above == top or not _remove_if_empty(above):
-                break
+    with ThreadPoolExecutor(_AT_ONCE, "belljar-removes") as threads:
+        return sum(threads.map(lambda folder: _remove_upwards(folder, top), folders), NOTHING)
+
+
+def _remove_upwards(folder: Path, top: Path | None) -> Extent:
+    removed = _remove_folder(folder)
+    for above in folder.parents if top is not None else ():
+        if above == top or not _remove_if_empty(above):
+            break
     return removed
 
 

@@ -121,7 +121,7 @@ class ImageCleaner:
 
 
 class BackupCleaner:
-    """Backups of the database, but for the newest."""
+    """Backups of the database, but for the newest; halves of those that were not finished."""
 
     name = "backups"
     every_seconds = 3600.0
@@ -130,8 +130,10 @@ class BackupCleaner:
         return Result(removed=await asyncio.to_thread(self._run, context))
 
     def _run(self, context: Context) -> Extent:
-        backups = sorted(context.settings.data_dir.glob(f"{FILE_NAME}.backup-*"), key=_mtime)
-        old = _unused(backups[:-1], context.settings.keep_backups_days)
+        found_backups = sorted(context.settings.data_dir.glob(f"{FILE_NAME}.backup-*"), key=_mtime)
+        killed = [path for path in found_backups if path.name.endswith(".partial")]
+        whole = [path for path in found_backups if path not in killed]
+        old = older_than(killed, _DAY_SECONDS) + _unused(whole[:-1], context.settings.keep_backups_days)
         found = _extent_of_files(old)
         if not context.dry_run:
             for path in old:
