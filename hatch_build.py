@@ -22,6 +22,6 @@ class AgentBuildHook(BuildHookInterface):
         assert spec is not None and spec.loader is not None
         compiler = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(compiler)
-        binaries = compiler.compile_all(guest / "agent.c", guest / "bin", self.app.display_info)
+        binaries = compiler.compile_all(guest / "agent", guest / "bin", self.app.display_info)
         if version != "editable":
             build_data["force_include"].update({str(path): f"belljar/guest/bin/{path.name}" for path in binaries})

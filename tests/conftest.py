@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from support.private_host import PrivateHost
 
 _VM_TOOLS = ("qemu-system-x86_64", "bwrap", "mmdebstrap", "mkfs.erofs", "setpriv")
 
@@ -24,6 +29,33 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"{', '.join(missing)} not found; script/bootstrap installs it")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say what the workers of a parallel run (pytest-xdist) must not share out, and begin with what is slow."""
+    for item in items:
+        if any(fixture.scope == "module" for fixture in _fixtures(item)):
+            # Each worker would make the fixture again, a running server for instance.
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: item.get_closest_marker("vm") is None)
+
+
+def _fixtures(item: pytest.Item) -> list[Any]:
+    definitions = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009
+    return [found[-1] for found in definitions.values()]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Run tests of networks in a network namespace of their own; only root may make one for this process."""
+    watched = {"world", "unchanged_host"} & {fixture.argname for fixture in _fixtures(item)}
+    with _host().entered() if watched and os.geteuid() == 0 else contextlib.nullcontext():
+        return (yield)
+
+
+@cache
+def _host() -> PrivateHost:
+    return PrivateHost()
+
+
 @pytest.fixture(scope="session")
 def built_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with the images python and shell, built as a person would build them.
@@ -31,22 +63,33 @@ def built_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BELLJAR_TEST_IMAGES names a folder that outlives the run, in which only what has changed is built again.
     """
     kept = os.environ.get("BELLJAR_TEST_IMAGES")
-    data_dir = Path(kept) if kept else tmp_path_factory.mktemp("images")
+    data_dir = Path(kept) if kept else _folder_of_the_run(tmp_path_factory) / "images"
     data_dir.mkdir(exist_ok=True)
     data_dir.chmod(0o755)
-    for name in ("python", "shell"):
-        command = [sys.executable, "-m", "belljar", "image", "build", name, "--data-dir", str(data_dir)]
-        subprocess.run(command, check=True, timeout=900, env={**os.environ, "BELLJAR_SNAPSHOTS": "off"})
+    _build(data_dir, "python", "shell")
     return data_dir
 
 
 @pytest.fixture(scope="session")
 def language_images(built_images: Path) -> Path:
     """The same data folder with the images of all languages; they share its cache of packages."""
-    for name in ("scripting", "native", "go", "java"):
-        command = [sys.executable, "-m", "belljar", "image", "build", name, "--data-dir", str(built_images)]
-        subprocess.run(command, check=True, timeout=900, env={**os.environ, "BELLJAR_SNAPSHOTS": "off"})
+    _build(built_images, "scripting", "native", "go", "java")
     return built_images
+
+
+def _folder_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that all workers of a parallel run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def _build(data_dir: Path, *names: str) -> None:
+    """Build images, one worker of a parallel run at a time: the second finds them built."""
+    with (data_dir / "tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in names:
+            command = [sys.executable, "-m", "belljar", "image", "build", name, "--data-dir", str(data_dir)]
+            subprocess.run(command, check=True, timeout=900, env={**os.environ, "BELLJAR_SNAPSHOTS": "off"})
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator
@@ -13,17 +12,14 @@ from pathlib import Path
 import pytest
 
 from belljar.guest.session import Session
-from guest.conversation import AGENT_C, PREFORK, SANITIZERS, WARNINGS, Conversation, Converse
+from guest.conversation import AGENT, PREFORK, Conversation, Converse, compile_with_agent
 
 
 @pytest.fixture(scope="session")
 def sanitized_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The agent with the address and undefined-behaviour sanitizers; any finding ends it with an error."""
-    compiler = shutil.which("gcc")
-    if not compiler:
-        pytest.skip("gcc is not installed")
     binary = tmp_path_factory.mktemp("agent") / "agent"
-    subprocess.run([compiler, *WARNINGS, *SANITIZERS, "-o", str(binary), str(AGENT_C)], check=True, timeout=120)
+    compile_with_agent(binary, AGENT / "main.c")
     return binary
 
 

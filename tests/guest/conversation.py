@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
+import pytest
+
 from belljar.guest.command import Command
 from belljar.guest.session import Session
 from belljar.guest.wire import Exited, Started, Stream
 
-AGENT_C = Path(str(files("belljar.guest") / "agent.c"))
-PREFORK = AGENT_C.with_name("prefork")
-WARNINGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
+AGENT = Path(str(files("belljar.guest") / "agent"))
+PREFORK = AGENT.with_name("prefork")
+WARNINGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def compile_with_agent(out: Path, main: Path, *options: str, sanitizers: Sequence[str] = SANITIZERS) -> None:
+    """Compile the agent's files with `main` for their main.c, with warnings as errors. Skips the test without gcc."""
+    compiler = shutil.which("gcc")
+    if not compiler:
+        pytest.skip("gcc is not installed")
+    sources = [str(path) for path in sorted(AGENT.glob("*.c")) if path.name != "main.c"]
+    command = [compiler, *WARNINGS, *sanitizers, *options, f"-I{AGENT}", "-o", str(out), str(main), *sources]
+    subprocess.run(command, check=True, timeout=240)
 
 
 @dataclass
@@ -88,6 +101,11 @@ class Conversation:
         )
         async with asyncio.timeout(60):
             return await self.session.run(command, stdin, sink, self.started.append), sink
+
+
+def hang_up(session: Session) -> None:
+    """Close the stream to the agent, which then ends its machine."""
+    session._writer.close()
 
 
 Converse = Callable[[], AbstractAsyncContextManager[Conversation]]

@@ -3,8 +3,13 @@
  * pieces. With a libFuzzer: cc -fsanitize=fuzzer,address,undefined fuzz_agent.c. Without one, BELLJAR_FUZZ_MAIN adds a
  * main that makes its own inputs from a seed: fuzz_agent SEED ROUNDS.
  */
-#define AGENT_FUZZ
-#include "agent.c"
+#include "agent.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -1,6 +1,11 @@
 /* Tells whether the agent finds a vsock device in this machine, and where it would listen. */
-#define AGENT_FUZZ
-#include "agent.c"
+#include "agent.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include <linux/vm_sockets.h>
 
 int main(void)
 {

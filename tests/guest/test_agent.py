@@ -187,13 +187,6 @@ async def test_a_file_name_that_is_no_utf8_is_left_out(converse: Converse) -> No
     assert (collected.count, collected.skipped) == (1, 1)
 
 
-async def test_power_off_ends_the_agent(converse: Converse) -> None:
-    async with converse() as talk:
-        await talk.session.power_off()
-        with pytest.raises(MachineDied):
-            await talk.run("true")
-
-
 async def test_an_agent_that_is_kept_runs_another_command_with_nothing_of_the_first(converse: Converse) -> None:
     show = "echo $# $FIRST; echo err >&2; wc -c"
     async with converse() as talk:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from guest.conversation import AGENT_C, SANITIZERS, WARNINGS
+from guest.conversation import compile_with_agent
 
 
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("gcc")
-    if not compiler:
-        pytest.skip("gcc is not installed")
     binary = tmp_path_factory.mktemp("fuzz") / "fuzz_agent"
-    source = Path(__file__).with_name("fuzz_agent.c")
-    # The fuzz target leaves the agent's boot and loop unused.
-    flags = [*WARNINGS, *SANITIZERS, "-Wno-unused-function", "-DBELLJAR_FUZZ_MAIN", f"-I{AGENT_C.parent}"]
-    subprocess.run([compiler, *flags, "-o", str(binary), str(source)], check=True, timeout=120)
+    compile_with_agent(binary, Path(__file__).with_name("fuzz_agent.c"), "-DBELLJAR_FUZZ_MAIN")
     return binary
 
 

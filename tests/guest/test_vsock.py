@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from guest.conversation import AGENT_C, SANITIZERS, WARNINGS
+from guest.conversation import compile_with_agent
 
 _GET_LOCAL_CID = 0x7B9
 _ANY = 0xFFFFFFFF
@@ -25,21 +25,7 @@ def _local_cid() -> int:
 
 def test_it_listens_for_the_host_alone_if_and_only_if_the_machine_has_an_address(tmp_path: Path) -> None:
     binary = tmp_path / "listener"
-    source = Path(__file__).parent / "listener.c"
-    command = [
-        "gcc",
-        *WARNINGS,
-        "-Wno-unused-function",
-        *SANITIZERS,
-        f"-I{AGENT_C.parent}",
-        "-o",
-        str(binary),
-        str(source),
-    ]
-    try:
-        subprocess.run(command, check=True, timeout=120)
-    except FileNotFoundError:
-        pytest.skip("gcc is not installed")
+    compile_with_agent(binary, Path(__file__).parent / "listener.c")
     said = subprocess.run([binary], capture_output=True, text=True, timeout=30)
     if "in use" in said.stderr:
         pytest.skip("another process listens on vsock port 1024 here")

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from belljar.errors import GuestProtocolError
 from belljar.guest import wire
 from belljar.guest.wire import Kind, Stream
-from guest.conversation import AGENT_C
+from guest.conversation import AGENT
 
 
 def c_enums() -> dict[str, int]:
-    text = re.sub(r"/\*.*?\*/", "", AGENT_C.read_text(), flags=re.S)
+    text = re.sub(r"/\*.*?\*/", "", (AGENT / "wire.h").read_text() + (AGENT / "agent.h").read_text(), flags=re.S)
     pairs = re.findall(r"\b([A-Z_]+) = (0x[0-9A-Fa-f]+|\d+(?: \* \d+)?)[,;\s]", text)
     return {name: eval(value) for name, value in pairs}
 

@@ -9,6 +9,10 @@ import pytest
 
 from belljar.jobs.ids import is_job_id, new_id
 
+#: Written out: the names of the tests must be the same in every worker of a parallel run.
+JOB = "job_01M8C7ARVTEWXC40Z685RZH43P"
+KEY = "key_01M8C7ARVT1JDAZ9FD9FAM7S3A"
+
 
 def test_ids_sort_by_the_time_they_were_made() -> None:
     made = [new_id("job") for _ in range(5000)]
@@ -33,12 +37,12 @@ def test_ids_of_several_threads_are_all_different_and_sorted_in_each() -> None:
 
 
 def test_an_id_is_taken_for_one() -> None:
-    assert is_job_id(new_id("job"))
+    assert is_job_id(new_id("job")) and is_job_id(JOB)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "job_", "job_1", new_id("key"), new_id("job").lower(), new_id("job") + "\n", "job_" + "U" * 26, "../etc"],
+    ["", "job_", "job_1", KEY, JOB.lower(), JOB + "\n", "job_" + "U" * 26, "../etc"],
 )
 def test_what_is_no_job_id_is_told_apart(text: str) -> None:
     assert not is_job_id(text)

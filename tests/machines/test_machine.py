@@ -22,6 +22,7 @@ from belljar.machines.protocol import Death, DeathCause, Machine, MachineSpec, S
 from belljar.machines.qemu.hypervisor import QemuHypervisor
 from belljar.machines.supply import booted as supply_booted
 from belljar.settings import Settings
+from guest.conversation import hang_up
 from system.running import alive, descendants, name_of
 
 pytestmark = pytest.mark.vm
@@ -90,7 +91,7 @@ async def test_the_emulator_is_shut_in_and_its_guest_powers_off_when_told(
             assert groups()
             assert machine.id in Path(f"/proc/{pid}/cgroup").read_text()
         assert list(machine.phases) == ["prepare", "spawn", "boot"]
-        await session.power_off()
+        hang_up(session)
         death = await death_of(machine)
         assert (death.cause, machine.console.dropped_bytes) == (DeathCause.GUEST_EXIT, 0)
 

@@ -9,10 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MOST_LINES = 400
+CODE = {".py", ".c", ".h"}
 
 
 def sources() -> list[Path]:
-    return [path for folder in ("src", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+    paths = [path for folder in ("src", "tests") for path in sorted((ROOT / folder).rglob("*.[pch]*"))]
+    return [path for path in paths if path.suffix in CODE]
 
 
 def test_every_file_stays_below_400_lines() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,7 @@ def test_every_change_is_in_the_table_and_an_end_is_an_end(empty: Path, steps: l
                 for job_id in before:
                     check(before[job_id], now[job_id])
                 before = now
+            assert await world.jobs.counts() == Counter(job.status for job in before.values())
         finally:
             await database.close()
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from belljar.guest.command import Command
 from belljar.images.manifest import Image, Manifest, Part
 from belljar.machines.protocol import MachineSpec, Shape
 from belljar.worker.attempt import AttemptEnd, AttemptPlan, Stop, run_attempt
-from guest.conversation import AGENT_C
+from guest.conversation import AGENT, compile_with_agent
 from worker.agent_process import Listener, ProcessHypervisor
 
 PART = Part(sha256="0" * 64, size_bytes=0, origin="nowhere")
@@ -28,11 +26,8 @@ NOWHERE = Path("/nonexistent")
 
 @pytest.fixture(scope="session")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("gcc")
-    if not compiler:
-        pytest.skip("gcc is not installed")
     binary = tmp_path_factory.mktemp("agent") / "agent"
-    subprocess.run([compiler, "-std=c11", "-O1", "-o", str(binary), str(AGENT_C)], check=True, timeout=60)
+    compile_with_agent(binary, AGENT / "main.c", sanitizers=[])
     return binary
 
 

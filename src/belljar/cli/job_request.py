@@ -52,6 +52,17 @@ def job_options(
     )
 
 
+#: What a job wrote, less what its tools keep for their next run.
+_ALL_BUT_CACHES = ("**", "!**/__pycache__", "!**/.pytest_cache", "!**/.mypy_cache", "!**/.ruff_cache", "!**/.cache")
+
+
+def chosen_globs(globs: list[str] | None, *, wanted: bool) -> list[str] | None:
+    """Return the artifacts to ask for: the globs, or, without one that takes files in, all but caches if `wanted`."""
+    if globs and not all(glob.startswith("!") for glob in globs):
+        return globs
+    return [*_ALL_BUT_CACHES, *(globs or ())] if wanted or globs else None
+
+
 @contextlib.contextmanager
 def source_of(name: str) -> Iterator[tuple[Path, str]]:
     """The path of what is to be run and what it is called; `-` is belljar's own standard input, kept in a file.

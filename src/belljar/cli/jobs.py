@@ -9,7 +9,7 @@ import typer
 
 from belljar.cli import options
 from belljar.cli.failure import Failed
-from belljar.cli.job_request import job_options, source_of
+from belljar.cli.job_request import chosen_globs, job_options, source_of
 from belljar.cli.printing import print_json, print_table, printable
 from belljar.cli.server import connect
 from belljar.cli.upload import upload
@@ -58,7 +58,7 @@ def submit(
         env=env,
         stdin=stdin,
         egress=egress,
-        artifacts=artifact,
+        artifacts=chosen_globs(artifact, wanted=False),
         label=label,
     )
     asked |= options.given(priority=priority or None, idempotency_key=idempotency_key)

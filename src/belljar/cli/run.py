@@ -14,7 +14,7 @@ import typer
 
 from belljar.cli import options
 from belljar.cli.failure import Failed, exit_code_of
-from belljar.cli.job_request import job_options, source_of
+from belljar.cli.job_request import chosen_globs, job_options, source_of
 from belljar.cli.printing import complain, print_json, printable
 
 #: belljar could not run the job; what is below is the script's own exit code.
@@ -43,7 +43,8 @@ def run(
         Path | None, typer.Option(metavar="DIR", help="Folder for what the job wrote into its working folder.")
     ] = None,
     artifact: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Only these of its files; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Only these of its files, or with ! all but these; may be repeated."),
     ] = None,
     label: options.Label = None,
     server: options.Server = None,
@@ -69,7 +70,7 @@ def run(
             env=env,
             stdin=stdin,
             egress=egress,
-            artifacts=artifact or (["**"] if artifacts else None),
+            artifacts=chosen_globs(artifact, wanted=artifacts is not None),
             label=label,
         )
         with source_of(source) as (path, filename):

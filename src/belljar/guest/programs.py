@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
-#: Where a prefork program finds its own text (PROGRAM_FD in agent.c).
+#: Where a prefork program finds its own text (PROGRAM_FD in agent/agent.h).
 _DESCRIPTOR = "/proc/self/fd/4"
 #: One more argument, to make room for the command line of a script that takes the program's place.
 _ROOM = "." * 2048

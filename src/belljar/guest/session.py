@@ -201,8 +201,8 @@ class Session:
     ) -> wire.Collected:
         """Fetch what the globs match below the working folder, after the command has ended.
 
-        Returns how many files came and how many were left out: over the limits, unreadable, or of a name that is no
-        UTF-8. Raises MachineError.
+        Returns how many files came and how many files and folders were left out: over the limits, unreadable, too deep,
+        or of a name that is no UTF-8. A glob that begins with `!` takes out what the others match. Raises MachineError.
         """
         await self._send(wire.collect([glob.encode() for glob in globs], max_bytes=max_bytes, max_count=max_count))
         await self._grant(Stream.ARTIFACTS, WINDOW)
@@ -212,17 +212,13 @@ class Session:
                 message = await self._receive()
                 if isinstance(message, wire.Collected):
                     if message.count != seen:
-                        raise GuestProtocolError("the guest counted its artifacts wrongly")
+                        raise GuestProtocolError(f"the guest counted {message.count} artifacts and sent {seen}")
                     return wire.Collected(seen - unnamed, message.skipped + unnamed)
                 if not isinstance(message, wire.ArtifactStart) or message.size > max_bytes or seen >= max_count:
                     raise GuestProtocolError("the guest sent an artifact that was not asked for")
                 seen += 1
                 max_bytes -= message.size
                 unnamed += not await self._receive_artifact(message, sink)
-
-    async def power_off(self) -> None:
-        """Tell the agent to end the machine. The answer is the machine's death."""
-        await self._send(wire.frame(wire.Kind.POWER_OFF))
 
     # --- what those are made of -----------------------------------------------------------------------------------
 

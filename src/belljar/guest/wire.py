@@ -1,4 +1,4 @@
-"""The wire protocol between host and agent, version 3: frames over one byte stream.
+"""The wire protocol between host and agent, version 4: frames over one byte stream.
 
 A frame is a header of 8 bytes, little-endian: payload length (u32, at most `MAX_PAYLOAD`), kind (u8), stream (u8), and
 two zero bytes; then the payload. The agent speaks first (`HELLO`), the host answers (`WELCOME`). Everything that can
@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Interface
 
 from belljar.errors import GuestProtocolError
 
-VERSION = 3
+VERSION = 4
 HEADER = struct.Struct("<IBBH")
 #: Linux's limit on one argument or environment string (MAX_ARG_STRLEN), the longest thing that must fit.
 MAX_PAYLOAD = 128 * 1024
@@ -28,6 +28,10 @@ MAX_PATH_BYTES = 1024
 SEED_BYTES = 64
 #: Linux's limit on a host name (HOST_NAME_MAX is 64 with the zero).
 MAX_HOSTNAME = 63
+#: Linux's largest error number (MAX_ERRNO).
+MAX_ERRNO = 4095
+#: Linux's largest process number (PID_MAX_LIMIT).
+MAX_PID = 1 << 22
 #: Of a prefork program's name.
 MAX_NAME = 31
 #: Of the folder that a layer is laid over.
@@ -53,7 +57,6 @@ class Kind(IntEnum):
     SIGNAL = 0x07
     COLLECT = 0x08
     PING = 0x09
-    POWER_OFF = 0x0A
     DISCARD = 0x0B
     NETWORK = 0x0C
     IDENTITY = 0x0D
@@ -315,6 +318,20 @@ def _hello(payload: bytes) -> Hello:
     return Hello(version, uptime_us)
 
 
+def _started(payload: bytes) -> Started:
+    (pid,) = _STARTED.unpack(payload)
+    if not 0 < pid <= MAX_PID:
+        raise ValueError
+    return Started(pid)
+
+
+def _stdin_credit(payload: bytes) -> StdinCredit:
+    (size,) = _CREDIT.unpack(payload)
+    if not 0 < size <= STDIN_WINDOW:
+        raise ValueError
+    return StdinCredit(size)
+
+
 def _exited(payload: bytes) -> Exited:
     exit_code, signal, oom_kills, zero, cpu_us, max_memory_bytes, run_us = _EXITED.unpack(payload)
     if zero or not (0 <= signal <= 64) or not (0 <= exit_code <= 255) or (signal and exit_code):
@@ -350,14 +367,16 @@ def _empty(message: Callable[[], Message]) -> Callable[[bytes], Message]:
 
 def _failed(payload: bytes) -> Failed:
     stage, errno = _FAILED.unpack(payload)
+    if not 0 < errno <= MAX_ERRNO:
+        raise ValueError
     return Failed(Stage(stage), errno)
 
 
 _PARSERS: dict[Kind, Callable[[bytes], Message]] = {
     Kind.HELLO: _hello,
-    Kind.STARTED: lambda payload: Started(*_STARTED.unpack(payload)),
+    Kind.STARTED: _started,
     Kind.EXITED: _exited,
-    Kind.STDIN_CREDIT: lambda payload: StdinCredit(*_CREDIT.unpack(payload)),
+    Kind.STDIN_CREDIT: _stdin_credit,
     Kind.ARTIFACT: _artifact,
     Kind.ARTIFACT_DATA: _artifact_data,
     Kind.COLLECTED: lambda payload: Collected(*_COLLECTED.unpack(payload)),

@@ -73,7 +73,8 @@ class JobOptions(Value):
     """What the job may reach: `none`, `open` (the internet), `packages` (the package mirrors of this place), or a list
     of HOST, *.HOST, ADDRESS or NETWORK, each with :PORT if you like; a string with commas is a list."""
     artifacts: tuple[str, ...] = Field(default=(), max_length=64)
-    """Globs below the working folder; what they match when the script has ended is kept."""
+    """Globs below the working folder; what they match when the script has ended is kept: `out/*.csv`, `out` for all
+    below it, `**/*.log` at any depth. One that begins with `!` takes out what the others match."""
     max_attempts: int = Field(default=2, ge=1, le=10)
     """How many times infrastructure may fail under the job before it is `lost`."""
     priority: int = Field(default=0, ge=-100, le=100)
@@ -102,8 +103,11 @@ class JobOptions(Value):
         for glob in value:
             if not glob or "\0" in glob or len(glob.encode()) > 1024:
                 raise ValueError("an artifact glob has 1 to 1024 bytes and no NUL")
-            if glob.startswith("/") or ".." in glob.split("/"):
+            below = glob.removeprefix("!")
+            if not below or below.startswith("/") or ".." in below.split("/"):
                 raise ValueError(f"the artifact glob {glob!r} leaves the working folder; give a path below it")
+        if value and all(glob.startswith("!") for glob in value):
+            raise ValueError("the artifact globs only take files out; give one that takes files in too, such as **")
         return value
 
     @field_validator("egress")

@@ -8,7 +8,7 @@ from belljar.errors import MachineDied
 from belljar.guest.session import Session
 from belljar.machines.protocol import Machine
 
-#: What the agent writes to the console before it ends a machine without a timer (check_clock in agent.c).
+#: What the agent writes to the console before it ends a machine without a timer (check_clock in guest/agent/boot.c).
 _NO_CLOCK = b"belljar-agent: no clock"
 #: What a machine said before it died may still be under way.
 _LAST_WORDS_SECONDS = 1.0

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,6 @@ STATE = Path("/run/belljar/network")
 _USERS = STATE / "users"
 _FORWARDING = STATE / "forwarding.json"
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
-_INTERFACES = Path("/sys/class/net")
 
 
 def in_use() -> bool:
@@ -83,4 +83,4 @@ def restore_forwarding(nft: Nft) -> None:
 
 
 def _interfaces() -> list[str]:
-    return [path.name for path in _INTERFACES.iterdir() if not path.name.startswith(HOST_PREFIX)]
+    return [name for _, name in socket.if_nameindex() if not name.startswith(HOST_PREFIX)]

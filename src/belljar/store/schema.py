@@ -74,6 +74,7 @@ scripts = Table(
     #: When it was last uploaded again, or when the last job of it that is gone was submitted. None: not since it was
     #: created.
     Column("used_at", UtcTime),
+    Index("ix_scripts_id", "id"),
 )
 
 _ENDED = text("finished_at IS NOT NULL")
@@ -115,12 +116,13 @@ jobs = Table(
         "memory_mb",
         "disk_mb",
         "image_digest",
+        "status",
         sqlite_where=QUEUED,
     ),
     # Recovery, leases and cancelling read the few jobs that workers hold.
     Index("ix_jobs_held", "worker", "id", sqlite_where=HELD),
     # Whether a script is still wanted.
-    Index("ix_jobs_awaited", "script_id", sqlite_where=AWAITED),
+    Index("ix_jobs_awaited", "script_id", "status", sqlite_where=AWAITED),
     # Lists: the newest first.
     Index("ix_jobs_project", "project", "id"),
     Index("ix_jobs_status", "project", "status", "id"),

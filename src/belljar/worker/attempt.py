@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal as signals
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from belljar.guest import wire
 from belljar.guest.command import Command, CommandFailed
 from belljar.guest.session import Session
 from belljar.guest.sinks import ArtifactSink, OutputSink
+from belljar.guest.usage import clamp_usage
 from belljar.machines.plugging import tell_network
 from belljar.machines.protocol import Machine, MachineSpec
 from belljar.machines.steps import Steps
@@ -269,11 +271,13 @@ async def _execute(
         started(message)
         has_started.set()
 
+    begun, shape = time.monotonic(), plan.machine.shape
     run = asyncio.create_task(session.run(command, stdin, output, note))
     try:
         await _supervise(run, session, has_started, cancel, plan, end)
         if run.done():
-            end.exited = await run
+            elapsed = time.monotonic() - begun
+            end.exited = clamp_usage(await run, elapsed_seconds=elapsed, vcpus=shape.vcpus, memory_mb=shape.memory_mb)
     except CommandFailed as failed:
         if failed.stage is not wire.Stage.EXEC:
             raise MachineError(f"the machine could not prepare the job: {failed}") from None

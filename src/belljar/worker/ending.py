@@ -50,7 +50,10 @@ def error_of(end: AttemptEnd, job: Job) -> JobError | None:
     if end.collect_error is not None:
         return JobError(code="artifacts_incomplete", message=end.collect_error.message)
     if end.collected is not None and end.collected.skipped:
-        message = f"{end.collected.skipped} artifacts were left out: over the limits, unreadable, or named in no UTF-8"
+        message = (
+            f"{end.collected.skipped} files or folders were left out of the artifacts: over the limits, unreadable, "
+            "more than 128 folders deep, or with a name that is not UTF-8"
+        )
         return JobError(code="artifacts_incomplete", message=message)
     return None
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from belljar.errors import UnknownLanguage
 from belljar.guest.command import Command
 from belljar.guest.programs import can_become
-from belljar.images.manifest import Image, Language
+from belljar.images.manifest import Image, Language, Manifest
 from belljar.jobs.model import Job
 from belljar.machines.protocol import MachineSpec
 from belljar.machines.shapes import fitted
@@ -22,11 +22,13 @@ WORKING_FOLDER = "/work"
 #: Where what was compiled goes: not into the working folder, whose files may be wanted as artifacts.
 OUTPUT = "/tmp/program"  # noqa: S108 (the machine's own, which nobody else is in)
 _PLACE = re.compile(r"\{(?:entrypoint|folder|stem|output)\}")
+#: HOME is a folder that the agent makes, not the working folder: what programs keep for themselves is no artifact.
 DEFAULT_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": WORKING_FOLDER,
+    "HOME": "/home/job",
     "LANG": "C.UTF-8",
 }
+_ROOT_HOME = "/root"
 
 
 def plan_attempt(
@@ -71,12 +73,18 @@ def plan_attempt(
     )
 
 
+def default_env(manifest: Manifest) -> dict[str, str]:
+    """Return the environment of every command in an image, before a job's own."""
+    home = {"HOME": _ROOT_HOME} if manifest.user.uid == 0 else {}
+    return DEFAULT_ENV | home | manifest.env
+
+
 def command_for(
     image: Image, language: Language, entrypoint: str, args: Sequence[str], env: Mapping[str, str], settings: Settings
 ) -> Command:
     """What the agent runs for a script of that language at that path below the working folder."""
     manifest, prefork = image.manifest, language.prefork or ""
-    usual = DEFAULT_ENV | manifest.env
+    usual = default_env(manifest)
     if not can_become(prefork, (name for name, value in env.items() if usual.get(name) != value)):
         prefork = ""
     return Command(

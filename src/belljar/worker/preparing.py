@@ -14,7 +14,7 @@ from belljar.images.manifest import Image, Language
 from belljar.machines.preparation import Preparation
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
-from belljar.worker.plan import DEFAULT_ENV, command_for
+from belljar.worker.plan import command_for, default_env
 
 
 class Preparations:
@@ -45,7 +45,7 @@ class Preparations:
 
     def _waiting(self, image: Image) -> tuple[Command, ...]:
         """The prefork programs, and a set of processes that waits for any command of the other languages."""
-        env, user = DEFAULT_ENV | image.manifest.env, image.manifest.user
+        env, user = default_env(image.manifest), image.manifest.user
         languages = image.manifest.languages
         preforks = {language.prefork: language for language in languages if language.prefork}
         most = self._settings.max_processes

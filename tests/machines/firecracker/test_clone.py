@@ -17,6 +17,7 @@ from belljar.images.manifest import Image
 from belljar.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.machines.protocol import SCRIPT_DISK_BYTES, Clone, DeathCause
 from belljar.settings import Settings
+from guest.conversation import hang_up
 from machines.firecracker.building import build_stand_ins
 from machines.firecracker.conversing import opened, requests_of, run, spec_of
 from machines.firecracker.leavings import left_behind
@@ -69,7 +70,7 @@ async def test_a_clone_goes_on_where_the_template_was_frozen_with_one_request(
         await clone.insert(shell.root)
         assert requests_of(settings.data_dir) == ["PUT /snapshot/load"]
         assert "bin" in (await run(session, "ls /job")).split()
-        await session.power_off()
+        hang_up(session)
         assert (await asyncio.wait_for(clone.death(), 30)).cause is DeathCause.GUEST_EXIT
     assert set(clone.phases) == {"prepare", "spawn", "socket", "load", "connect"}
 

@@ -19,6 +19,7 @@ from belljar.machines.firecracker.machine import FirecrackerMachine
 from belljar.machines.leftovers import clear_leftovers
 from belljar.machines.protocol import DeathCause
 from belljar.settings import Settings
+from guest.conversation import hang_up
 from machines.firecracker.conversing import opened, requests_of, run, spec_of
 from machines.firecracker.leavings import left_behind
 
@@ -31,7 +32,7 @@ async def test_a_machine_boots_runs_a_command_and_ends_when_told_to(
     async with hypervisor.machine(spec_of(shell)) as machine:
         session = await opened(machine)
         assert "Linux belljar-" in await run(session, "uname -a")
-        await session.power_off()
+        hang_up(session)
         death = await asyncio.wait_for(machine.death(), 30)
     assert death.cause is DeathCause.GUEST_EXIT
     assert set(machine.phases) == {"prepare", "spawn"}
@@ -182,7 +183,7 @@ async def test_a_console_that_is_flooded_is_bounded(
     bounded = FirecrackerHypervisor(settings.model_copy(update={"max_console_kb": 1}))
     async with bounded.machine(spec_of(shell)) as machine:
         session = await opened(machine)
-        await session.power_off()
+        hang_up(session)
         await asyncio.wait_for(machine.death(), 30)
     assert len(machine.console.data) <= 1024
 
@@ -205,7 +206,7 @@ async def test_a_script_disk_that_others_may_not_read_is_copied_for_the_machine(
     spec = spec_of(shell)
     async with hypervisor.machine(type(spec)(image=spec.image, shape=spec.shape, script_disk=disk)) as machine:
         session = await opened(machine)
-        await session.power_off()
+        hang_up(session)
 
 
 async def test_the_user_ids_running_out_is_an_error_that_says_so(settings: Settings, shell: Image) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from belljar.errors import HostError
 
-#: The agent's port (agent.c).
+#: The agent's port (guest/agent/vsock.c).
 AGENT_PORT = 1024
 #: Room for whole frames; the transport stops reading at twice this.
 _STREAM_BUFFER = 1024 * 1024

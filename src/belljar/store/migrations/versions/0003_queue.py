@@ -30,15 +30,19 @@ def upgrade() -> None:
     op.create_index(
         "ix_jobs_queue",
         "jobs",
-        [sa.text("priority DESC"), "id", "vcpus", "memory_mb", "image_digest"],
+        [sa.text("priority DESC"), "id", "vcpus", "memory_mb", "image_digest", "status"],
         sqlite_where=sa.text("status = 'queued'"),
     )
     op.create_index("ix_jobs_held", "jobs", ["worker", "id"], sqlite_where=sa.text("status IN ('starting', 'running')"))
     op.create_index(
-        "ix_jobs_awaited", "jobs", ["script_id"], sqlite_where=sa.text("status IN ('queued', 'starting', 'running')")
+        "ix_jobs_awaited",
+        "jobs",
+        ["script_id", "status"],
+        sqlite_where=sa.text("status IN ('queued', 'starting', 'running')"),
     )
     op.create_index("ix_jobs_status", "jobs", ["project", "status", "id"])
     op.create_index("ix_jobs_script", "jobs", ["script_id", "id"])
+    op.create_index("ix_scripts_id", "scripts", ["id"])
     op.add_column("job_labels", sa.Column("project", sa.String, nullable=False, server_default=""))
     op.execute("UPDATE job_labels SET project = coalesce((SELECT project FROM jobs WHERE jobs.id = job_id), '')")
     op.drop_index("ix_job_labels_value", "job_labels")

@@ -17,7 +17,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_jobs_queue",
         "jobs",
-        [sa.text("priority DESC"), "id", "vcpus", "memory_mb", "disk_mb", "image_digest"],
+        [sa.text("priority DESC"), "id", "vcpus", "memory_mb", "disk_mb", "image_digest", "status"],
         sqlite_where=sa.text("status = 'queued'"),
     )
     ended = sa.text("finished_at IS NOT NULL")

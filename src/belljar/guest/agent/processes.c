@@ -1,0 +1,198 @@
+/* Sets of processes: a reaper in new namespaces and the agent's ends of what leads to it. */
+#include "agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* Two descriptors that are connected: one of the agent's, one of the reaper's or the job's. */
+struct ends {
+    int ours, theirs;
+};
+
+static void close_ends(struct ends *ends)
+{
+    close_fd(&ends->ours);
+    close_fd(&ends->theirs);
+}
+#define cleanup_ends __attribute__((cleanup(close_ends)))
+#define NO_ENDS {-1, -1}
+
+static bool open_pipe(struct ends *ends, bool we_read)
+{
+    int pipe[2];
+    if (pipe2(pipe, O_CLOEXEC) < 0)
+        return false;
+    *ends = we_read ? (struct ends){pipe[0], pipe[1]} : (struct ends){pipe[1], pipe[0]};
+    return true;
+}
+
+/* A stream of the job, whose end belongs to the job's user, so that it may open /dev/stdout again. */
+static bool open_stream(struct ends *ends, bool we_read, bool isolated, const struct request *request)
+{
+    if (!open_pipe(ends, we_read) || (isolated && fchown(ends->theirs, request->uid, request->gid) < 0))
+        return false;
+    fcntl(ends->ours, F_SETPIPE_SZ, PIPE_SIZE); /* only speed depends on it */
+    set_nonblocking(ends->ours);
+    return true;
+}
+
+static bool open_socket_pair(struct ends *ends)
+{
+    int sockets[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) < 0)
+        return false;
+    *ends = (struct ends){sockets[0], sockets[1]};
+    return true;
+}
+
+static int open_program(const char *name)
+{
+    char path[MAX_PATH_BYTES];
+    if (strchr(name, '/') || name[0] == '.') {
+        errno = EINVAL;
+        return -1;
+    }
+    snprintf(path, sizeof path, "%s/%s", agent.prefork_folder, name);
+    return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+static void close_processes(struct processes *job)
+{
+    close_fd(&job->report_fd);
+    close_fd(&job->control_fd);
+    close_fd(&job->order_fd);
+    close_fd(&job->stdin_fd);
+    for (int stream = 0; stream < STREAMS; stream++)
+        close_fd(&job->output_fd[stream]);
+}
+
+void processes_init(struct processes *job)
+{
+    memset(job, 0, sizeof *job);
+    job->report_fd = job->control_fd = job->order_fd = job->stdin_fd = -1;
+    for (int stream = 0; stream < STREAMS; stream++)
+        job->output_fd[stream] = -1;
+}
+
+/* The job's cgroup, and a descriptor that puts whoever writes to it in there; -1 with errno. */
+static int open_cgroup(struct processes *job, const struct request *request)
+{
+    char path[64];
+    if ((errno = make_job_cgroup(job, request->max_processes)))
+        return -1;
+    snprintf(path, sizeof path, "%s/cgroup.procs", job->cgroup);
+    return open(path, O_WRONLY | O_CLOEXEC);
+}
+
+/* A set of processes that waits for its order: a reaper in new namespaces and, when job->prefork names one, a prefork
+ * program, whose command is in agent.argv. Returns 0 or an errno. */
+int start_processes(struct processes *job, const struct request *request)
+{
+    cleanup_ends struct ends in = NO_ENDS, out = NO_ENDS, err = NO_ENDS, report = NO_ENDS, control = NO_ENDS, order = NO_ENDS;
+    cleanup_close int cgroup = -1, program = -1;
+    bool prefork = job->prefork[0] != 0;
+    if (job->isolated && (cgroup = open_cgroup(job, request)) < 0)
+        return errno;
+    if (job->isolated)
+        make_home(request->uid, request->gid);
+    if (prefork && (program = open_program(job->prefork)) < 0)
+        return errno;
+    if (!open_stream(&in, false, job->isolated, request) || !open_stream(&out, true, job->isolated, request) ||
+        !open_stream(&err, true, job->isolated, request) || !open_pipe(&report, true) || !open_pipe(&control, false) ||
+        !open_socket_pair(&order))
+        return errno;
+    set_nonblocking(report.ours);
+    unsigned long flags = SIGCHLD;
+    if (job->isolated)
+        flags |= CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC;
+    /* clone without a stack of its own is fork with namespaces, clone(2). */
+    job->reaper = (pid_t)syscall(SYS_clone, flags, NULL, NULL, NULL, NULL);
+    if (job->reaper < 0)
+        return errno;
+    if (job->reaper == 0) {
+        struct child child = {request->uid, request->gid, job->isolated, prefork && agent.stack_gap,
+                              {in.theirs, out.theirs, err.theirs}, cgroup, order.theirs, program};
+        struct command command = {"/", agent.argv, agent.envp};
+        reaper_main(&child, prefork ? &command : NULL, (struct reaper_ends){report.theirs, control.theirs, order.theirs});
+    }
+    job->stdin_fd = take_fd(&in.ours);
+    job->output_fd[STDOUT] = take_fd(&out.ours);
+    job->output_fd[STDERR] = take_fd(&err.ours);
+    job->report_fd = take_fd(&report.ours);
+    job->control_fd = take_fd(&control.ours);
+    job->order_fd = take_fd(&order.ours);
+    return 0;
+}
+
+/* End processes that nobody will give an order to any more. */
+void drop_processes(struct processes *job)
+{
+    if (job->reaper > 0 && (kill(job->reaper, SIGKILL) < 0 || waitpid(job->reaper, NULL, 0) != job->reaper))
+        die("reaper");
+    close_processes(job);
+    if (job->cgroup[0] && rmdir(job->cgroup) < 0)
+        say("belljar-agent: %s: %s", job->cgroup, strerror(errno)); /* it has a name to itself: no other is in its way */
+    processes_init(job);
+}
+
+/* Whether a set's program ended while it waited, killed for its memory: its reaper said so. */
+static bool has_ended(const struct processes *job)
+{
+    struct pollfd said = {.fd = job->report_fd, .events = POLLIN};
+    return job->prefork[0] && poll(&said, 1, 0) == 1;
+}
+
+/* The newest set that was prepared with that prefork program, taken out of those that wait. */
+bool take_prepared(struct processes *job, const char *prefork)
+{
+    for (size_t i = agent.prepared_count; i-- > 0;) {
+        if (strcmp(agent.prepared[i].prefork, prefork) != 0 || has_ended(&agent.prepared[i]))
+            continue;
+        *job = agent.prepared[i];
+        memmove(&agent.prepared[i], &agent.prepared[i + 1], (agent.prepared_count - i - 1) * sizeof *job);
+        agent.prepared_count--;
+        return true;
+    }
+    return false;
+}
+
+void forget_strings(void)
+{
+    agent.arena_len = agent.argc = agent.envc = 0;
+    agent.argv[0] = agent.envp[0] = NULL;
+}
+
+static size_t append(char *buffer, size_t at, const char *text)
+{
+    size_t size = strlen(text) + 1;
+    memcpy(buffer + at, text, size);
+    return at + size;
+}
+
+/* Tell the processes what to become: to whom it concerns, and the words. Arguments come before the environment. All of it
+ * at once: whoever waits for it is woken by the first piece, and would only wait again. */
+bool give_order(struct processes *job, bool prefork)
+{
+    static char words[MAX_PATH_BYTES + ARENA_SIZE];
+    uint8_t order = prefork ? ORDER_PREFORK : ORDER_EXEC;
+    uint32_t head[2] = {0, (uint32_t)agent.argc};
+    size_t size = append(words, sizeof head, agent.working_folder);
+    for (size_t i = 0; i < agent.argc; i++)
+        size = append(words, size, agent.argv[i]);
+    for (size_t i = 0; i < agent.envc; i++)
+        size = append(words, size, agent.envp[i]);
+    head[0] = (uint32_t)(size - sizeof head);
+    memcpy(words, head, sizeof head);
+    bool ok = write(job->control_fd, &order, 1) == 1 && write_fully(job->order_fd, words, size);
+    close_fd(&job->order_fd);
+    return ok;
+}
