@@ -89,7 +89,8 @@ async def test_a_database_that_is_locked_is_told_and_works_again_afterwards(
 
 
 @pytest.mark.root
-async def test_a_disk_that_was_full_for_a_while_is_written_again(small_disk: Path) -> None:
+async def test_a_disk_that_was_full_for_a_while_is_written_again(few_inodes: Path) -> None:
+    small_disk = few_inodes  # 8 MiB: the log of a few writes fits
     database = await open_database(Settings(data_dir=small_disk))
     jobs, kept = SqlJobs(database), []
     await jobs.insert(queued())
