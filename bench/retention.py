@@ -1,4 +1,4 @@
-"""How fast ended jobs are removed, and what claims feel of it: fills a data folder and sweeps it beside a claiming worker.
+"""How fast ended jobs are removed, and what claims feel of it: sweeps a data folder beside a worker that claims.
 
     .venv/bin/python bench/retention.py [JOBS [CLAIMS_A_SECOND]]
 

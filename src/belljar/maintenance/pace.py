@@ -9,7 +9,7 @@ TARGET_SECONDS = 0.010
 #: The part of the time that the write lock may be held.
 _SHARE = 0.2
 _FIRST_ROWS = 50
-_MOST_ROWS = 500
+_MOST_ROWS = 200
 _LEAST_ROWS = 5
 
 
