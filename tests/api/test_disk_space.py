@@ -10,6 +10,7 @@ import pytest
 
 from api.served import problem, served
 from api.test_routes import node
+from belljar.store.maintenance import SqlMaintenance
 from images.registered import register
 
 
@@ -67,3 +68,16 @@ async def test_a_scratch_disk_that_no_node_could_hold_is_refused_with_the_number
         assert (refused["option"], refused["limit"]) == ("disk_mb", 116)
         assert "disk_mb is 512" in refused["detail"]
         assert (await api.http.post("/v1/jobs", json={**body, "disk_mb": 100})).status_code == 202
+
+
+async def test_metrics_tell_what_maintenance_has_done(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        records = SqlMaintenance(api.services.database)
+        for count, error in ((2, None), (1, None), (0, "no")):
+            await records.begin("jobs")
+            await records.end("jobs", removed_count=count, removed_bytes=10 * count, error=error, done_until=None)
+        metrics = (await api.http.get("/metrics")).text
+    assert 'belljar_maintenance_removed_total{service="jobs"} 3.0' in metrics
+    assert 'belljar_maintenance_removed_bytes_total{service="jobs"} 30.0' in metrics
+    assert 'belljar_maintenance_failures_total{service="jobs"} 1.0' in metrics
+    assert 'belljar_maintenance_last_success_timestamp_seconds{service="jobs"}' in metrics

@@ -69,3 +69,13 @@ async def test_empty_folders_of_killed_removals_go(folder: Folder) -> None:
     os.utime(old.parent, (0, 0))
     assert await folder.blobs.remove_empty_folders(3600) == 1
     assert [path.name for path in (folder.path / "blobs/jobs").iterdir()] == ["young"]
+
+
+async def test_what_killed_processes_left_of_puts_goes(folder: Folder) -> None:
+    await folder.blobs.put_bytes("jobs/odd/log", b"x")
+    old, young = folder.path / "blobs/jobs/odd/log#1", folder.path / "blobs/jobs/odd/log#2"
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (0, 0))
+    assert (await folder.sweep())["orphans"].result.removed.count == 1
+    assert not old.exists() and young.exists()

@@ -50,7 +50,6 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     database = await open_database(settings)
     try:
         blobs = open_blobs(settings)
-        blobs.clear_stale_puts()
         clear_stale_uploads(settings.data_dir)
         images = Images(settings.data_dir)
         disk = DiskSpace(settings)

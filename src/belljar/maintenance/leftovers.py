@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Collection
 from pathlib import Path
 
-import structlog
-
 from belljar.blobs.folders import Extent, remove_folders
 from belljar.blobs.log import keep_log, log_blob
 from belljar.jobs.ids import is_job_id
@@ -15,8 +13,6 @@ from belljar.maintenance.files import older_than
 from belljar.maintenance.service import Context, Result
 from belljar.scripts.uploads import clear_stale_uploads
 from belljar.store.maintenance import ServiceRun
-
-log = structlog.get_logger()
 
 #: A log this old is not about to be put away by the worker whose job has just ended.
 _LOG_SECONDS = 3600.0
@@ -26,7 +22,7 @@ _PAGE = 500
 
 
 class LeftoverCleaner:
-    """Folders of uploads and of runs whose process died, files that artifacts pass through, unfinished puts."""
+    """Folders of uploads and of runs whose process died, and files that artifacts pass through."""
 
     name = "leftovers"
     every_seconds = 3600.0
@@ -45,7 +41,7 @@ class LeftoverCleaner:
         for path in files:
             found += Extent(1, path.lstat().st_size)
             path.unlink(missing_ok=True)
-        return found + Extent(clear_stale_uploads(context.settings.data_dir) + context.blobs.clear_stale_puts())
+        return found + Extent(clear_stale_uploads(context.settings.data_dir))
 
 
 class LogKeeper:

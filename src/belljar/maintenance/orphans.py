@@ -8,10 +8,9 @@ database.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from datetime import datetime
-
-import structlog
 
 from belljar.blobs.folders import Extent
 from belljar.blobs.store import BlobInfo
@@ -21,14 +20,12 @@ from belljar.maintenance.service import Context, Result
 from belljar.scripts.script_lock import script_lock
 from belljar.store.maintenance import ServiceRun
 
-log = structlog.get_logger()
-
 _EMPTY_FOLDER_SECONDS = 3600.0
 _TOLD = 3
 
 
 class OrphanCleaner:
-    """Blobs below `jobs/` and `scripts/` whose job or script there is not."""
+    """Blobs below `jobs/` and `scripts/` whose job or script there is not, and what is left of unfinished puts."""
 
     name = "orphans"
     every_seconds = 24 * 3600.0
@@ -50,6 +47,7 @@ class OrphanCleaner:
             )
             found = Extent()
         if not context.dry_run:
+            found += Extent(await asyncio.to_thread(context.blobs.clear_stale_puts))
             await context.blobs.remove_empty_folders(_EMPTY_FOLDER_SECONDS)
         return Result(removed=found, findings=tuple(findings))
 
