@@ -19,10 +19,11 @@ from belljar.errors import BelljarError, DataFolderError, DiskFull
 #: What lies in the data folder and is nobody else's, should the folder itself be opened to others one day.
 _PRIVATE_FOLDERS = ("run", "blobs", "snapshots", "cache", "layers")
 _OURS = {*_PRIVATE_FOLDERS, "admin.key", "belljar.toml", "images", "layers", "recipes"}
-_PRIVATE_FILES = ("admin.key", "belljar.db*", "run/server.json", "run/*.lock", "run/worker")
+_PRIVATE_FILES = ("admin.key", "belljar.db*", "run/server.json", "run/worker")
 #: Locked by the worker, whose name is in it.
 WORKER_FILE = "run/worker"
-_SERVER_LOCK = "run/server.lock"
+#: The folder itself is what the server locks: nothing is left of it.
+_SERVER_LOCK = "run"
 #: The locks that this process holds.
 _held: set[Path] = set()
 
@@ -108,13 +109,14 @@ def unusable(path: Path, error: OSError) -> BelljarError:
 
 @contextlib.contextmanager
 def locked(path: Path, taken: str) -> Iterator[None]:
-    """Hold a file's lock (flock(2)) until the block ends; a process that dies lets go of it.
+    """Hold the lock (flock(2)) of a file or a folder until the block ends; a process that dies lets go of it.
 
     Raises DataFolderError with the sentence `taken` while another holds it, or when the file cannot be written.
     """
     private_folder(path.parent)
+    how = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR | os.O_CREAT
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, how | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise DataFolderError(f"cannot write {path}: {error.strerror}; set --data-dir to another folder") from error
     try:
@@ -132,7 +134,7 @@ def locked(path: Path, taken: str) -> Iterator[None]:
 @contextlib.contextmanager
 def serving(data_dir: Path) -> Iterator[None]:
     """Be the one API server of a data folder. Raises DataFolderError while there is another."""
-    path = data_dir / _SERVER_LOCK
+    path = private_folder(data_dir / _SERVER_LOCK)
     with locked(path, f"another belljar serves {data_dir} already; stop it, or set --data-dir to another folder"):
         yield
 
@@ -152,6 +154,7 @@ def alone(data_dir: Path, why: str) -> Iterator[None]:
     Raises DataFolderError, beginning with `why`, while one is there.
     """
     taken = f"{why}, but another belljar works on {data_dir}; stop it first"
+    private_folder(data_dir / _SERVER_LOCK)
     with contextlib.ExitStack() as held:
         for name in (_SERVER_LOCK, WORKER_FILE):
             if data_dir / name not in _held:

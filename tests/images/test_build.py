@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -10,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from belljar.errors import DataFolderError, DiskFull, ImageBuildError, UnknownImage
-from belljar.images.build import build_image, manifest_digest
+from belljar.images.build import build_image, manifest_digest, workshop
 from belljar.images.catalog import Images
 from belljar.images.progress import Silent
 from belljar.settings import Settings
@@ -106,26 +108,50 @@ def test_what_is_built_is_not_built_again(built_images: Path) -> None:
 
 @pytest.mark.vm
 def test_an_interrupted_build_leaves_nothing_behind(built_images: Path, tmp_path: Path) -> None:
-    shutil.copytree(built_images / "cache/apt", tmp_path / "cache/apt")  # so that little is fetched again
-    command = [sys.executable, "-m", "belljar", "image", "build", "shell", "--data-dir", str(tmp_path)]
-    log = tmp_path / "progress"
-    with log.open("wb") as stderr:
+    with half_built(built_images, tmp_path) as (process, children, progress):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert not any(alive(pid) for pid in children)
+    assert list((tmp_path / "images").glob("*.json")) == []
+    assert list((tmp_path / "cache").glob("build-*")) == []
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    assert "Traceback" not in progress.read_text()
+
+
+@pytest.mark.vm
+def test_a_killed_build_takes_its_tools_along_and_the_next_one_removes_the_rest(
+    built_images: Path, tmp_path: Path
+) -> None:
+    with half_built(built_images, tmp_path) as (process, children, _):
+        process.kill()
+        process.wait(60)
+        deadline = time.monotonic() + 60
+        while any(alive(pid) for pid in children):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    assert len(list((tmp_path / "cache").glob("build-*"))) == 1
+    with workshop(tmp_path, Silent()) as work:
+        assert list((tmp_path / "cache").glob("build-*")) == [work]
+
+
+@contextlib.contextmanager
+def half_built(built_images: Path, data_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[int], Path]]:
+    """A build that is well into its root filesystem, its processes, and what it says."""
+    shutil.copytree(built_images / "cache/apt", data_dir / "cache/apt")  # so that little is fetched again
+    command = [sys.executable, "-m", "belljar", "image", "build", "shell", "--data-dir", str(data_dir)]
+    progress = data_dir / "progress"
+    with progress.open("wb") as stderr:
         process = subprocess.Popen(command, stderr=stderr, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 300
-        while "root filesystem" not in log.read_text() or not (children := descendants(process.pid)):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        while "root filesystem" not in progress.read_text() or len(descendants(process.pid)) < 4:
+            assert process.poll() is None and time.monotonic() < deadline, progress.read_text()
             time.sleep(0.05)
         time.sleep(1)  # well into it
         children = descendants(process.pid)
         assert children
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        yield process, children, progress
     finally:
         process.kill()
         process.wait()
-    assert not any(alive(pid) for pid in children)
-    assert list((tmp_path / "images").glob("*.json")) == []
-    assert list((tmp_path / "cache").glob("build-*")) == []
-    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
-    assert "Traceback" not in log.read_text()

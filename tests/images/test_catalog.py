@@ -9,6 +9,7 @@ import pytest
 from belljar.errors import UnknownImage, UnknownLanguage
 from belljar.images.build import manifest_digest
 from belljar.images.catalog import Images
+from belljar.images.manifest import Language
 from images.registered import register
 
 
@@ -69,16 +70,28 @@ def test_parts_go_with_the_last_image_that_names_them(images: Images) -> None:
         images.remove("shell")
 
 
-def test_a_language_is_run_by_the_image_of_its_name_else_one_that_is_built_else_one_that_could_be(
-    images: Images,
-) -> None:
-    assert images.image_for("python") == "python"
-    assert images.image_for("shell") == "shell"
-    register(images.data_dir, "other")  # it runs what the image python does
-    assert images.image_for("python") == "other"
-    register(images.data_dir, "python")
-    assert images.image_for("python") == "python"
+@pytest.mark.parametrize("language", ["python", "shell", "node", "c", "go", "java", "binary"])
+def test_what_is_built_does_not_change_which_image_runs_a_language(images: Images, language: str) -> None:
+    default = images.image_for(language)
+    for name in ("python", "shell", "scripting", "native", "go", "java", "other", "aaa"):
+        register(images.data_dir, name)
+        assert images.image_for(language) == default
+    images.remove(default)
+    assert images.image_for(language) == default
+    with pytest.raises(UnknownImage, match=f"belljar image build {default} .*built.*: .*aaa"):
+        images.get(images.image_for(language))
+
+
+def test_a_language_of_no_recipe_runs_in_the_one_image_that_has_it(images: Images) -> None:
     with pytest.raises(UnknownLanguage, match=r"no image here runs 'cobol'; known languages: .*python"):
+        images.image_for("cobol")
+    cobol = Language(name="cobol", run=("cobc", "{entrypoint}"))
+    images.register(register(images.data_dir, "mine").manifest.model_copy(update={"languages": (cobol,)}))
+    images.tag("mine", "mine:1")
+    assert images.image_for("cobol") in ("mine", "mine:1")
+    other = {"name": "other", "digest": "f" * 64, "languages": (cobol,)}
+    images.register(register(images.data_dir, "other").manifest.model_copy(update=other))
+    with pytest.raises(UnknownImage, match=r"several images here run cobol: mine.*, other; choose one"):
         images.image_for("cobol")
 
 

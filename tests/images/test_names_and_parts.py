@@ -140,14 +140,6 @@ def test_the_disk_budget_drops_cached_packages_first(images: Images) -> None:
         images.make_room(300 << 20, Settings(image_disk_mb=256))
 
 
-def test_a_language_is_run_by_belljars_own_image_before_others(images: Images) -> None:
-    make(images, "aaa")
-    assert images.image_for("python") == "aaa"
-    make(images, "python")
-    make(images, "science")
-    assert images.image_for("python") == "python"
-
-
 def test_what_is_shown_says_versions_size_and_digest(images: Images) -> None:
     made = make(images, "one")
     shown = summary(made)

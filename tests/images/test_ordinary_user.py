@@ -11,10 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from belljar.images.catalog import Images
 from images.layouts import archive, entry, folder, new_layout
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
+RECIPE = """
+name = "tiny"
+packages = ["procps"]
+
+[[languages]]
+name = "shell"
+run = ["sh", "{entrypoint}"]
+"""
 CODE = Path(__file__).parents[2]
 
 
@@ -78,6 +87,42 @@ def test_an_ordinary_user_imports_an_image_with_files_of_other_owners(place: Pat
     listed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
     assert "Uid: 33" in listed and "Gid: 34" in listed
     assert not list((place / "data" / "cache").glob("build-*"))
+
+
+def test_an_ordinary_user_builds_an_image_in_a_folder_that_nobody_else_may_enter(
+    place: Path, built_images: Path, user: tuple[str, int]
+) -> None:
+    name, uid = user
+    words = (f"--reuid={name}", f"--regid={name}", "--init-groups")
+    if not may_run_the_code(words):
+        pytest.skip(f"{CODE} cannot be read by other users")
+    shutil.copytree(built_images / "cache/apt", place / "data/cache/apt")  # so that little is fetched again
+    (place / "data/recipes").mkdir()
+    (place / "data/recipes/tiny.toml").write_text(RECIPE)
+    own(place, uid, uid)
+    for closed in (place / "data", place / "data/cache"):
+        closed.chmod(0o700)
+    done = belljar(place, words, "image", "build", "tiny")
+    assert done.returncode == 0, done.stderr
+    image = Images(place / "data").get("tiny")
+    command = ["dump.erofs", "--path=/usr/bin/su", str(image.root)]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+    assert "Uid: 0" in listed and "Gid: 0" in listed
+    assert image.root.stat().st_uid == uid
+    assert not list((place / "data/cache").glob("build-*"))
+
+
+def test_a_tools_own_reason_is_told(place: Path, user: tuple[str, int]) -> None:
+    name, uid = user
+    words = (f"--reuid={name}", f"--regid={name}", "--init-groups")
+    if not may_run_the_code(words):
+        pytest.skip(f"{CODE} cannot be read by other users")
+    (place / "data/recipes").mkdir()
+    (place / "data/recipes/tiny.toml").write_text(RECIPE.replace('"procps"', '"procps", "no-such-package"'))
+    own(place, uid, uid)
+    done = belljar(place, words, "image", "build", "tiny")
+    assert done.returncode != 0
+    assert "E: Unable to locate package no-such-package" in done.stderr
 
 
 def test_a_user_without_ids_is_told_what_is_needed(place: Path) -> None:

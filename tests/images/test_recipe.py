@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from belljar.errors import InvalidOption, UnknownImage
-from belljar.images.recipe import find_recipe, read_recipe, recipes
+from belljar.images import recipe
+from belljar.images.recipe import default_image, find_recipe, read_recipe, recipes
 
 WHOLE = """
 name = "lua"
@@ -25,8 +28,8 @@ run = ["lua5.4", "{entrypoint}"]
 
 
 def test_a_whole_recipe_is_read() -> None:
-    recipe = read_recipe(WHOLE, "lua.toml")
-    assert (recipe.name, recipe.packages, recipe.languages[0].run) == (
+    read = read_recipe(WHOLE, "lua.toml")
+    assert (read.name, read.packages, read.languages[0].run) == (
         "lua",
         ("lua5.4", "g++-12"),
         ("lua5.4", "{entrypoint}"),
@@ -60,9 +63,55 @@ def test_a_users_recipe_hides_a_built_in_one(tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes/mine.toml").write_text(WHOLE.replace('name = "lua"\ndesc', 'name = "python"\ndesc'))
     assert find_recipe("python", tmp_path).description == "Lua 5.4"
-    (tmp_path / "recipes/broken.toml").write_text("x")
+
+
+@pytest.mark.parametrize("content", [b"x", b"\xff\xfe", b'name = "broken"\n'])
+def test_a_broken_recipe_leaves_the_others_usable(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "log", structlog.get_logger())  # another test's may be bound already
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/mine.toml").write_text(WHOLE)
+    (tmp_path / "recipes/broken.toml").write_bytes(content)
+    with capture_logs() as logs:
+        assert {"python", find_recipe("lua", tmp_path).name} <= set(recipes(tmp_path))
+    assert [(each["event"], each["path"]) for each in logs] == [
+        ("recipe_left_out", str(tmp_path / "recipes/broken.toml"))
+    ]
     with pytest.raises(InvalidOption, match=r"recipes/broken\.toml"):
-        recipes(tmp_path)
+        find_recipe("broken", tmp_path)
+
+
+def test_a_recipe_is_read_again_when_it_has_changed_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    path = tmp_path / "recipes/mine.toml"
+    path.write_text(WHOLE)
+    first = find_recipe("lua", tmp_path)
+    assert find_recipe("lua", tmp_path) is first
+    path.write_text(WHOLE.replace("Lua 5.4", "Lua, at last"))
+    assert find_recipe("lua", tmp_path).description == "Lua, at last"
+    path.unlink()
+    with pytest.raises(UnknownImage):
+        find_recipe("lua", tmp_path)
+
+
+def test_each_language_of_a_recipe_has_one_image_that_runs_it_by_default(tmp_path: Path) -> None:
+    built_in = recipes(tmp_path)
+    for language in {language.name for each in built_in.values() for language in each.languages}:
+        assert len([name for name, each in built_in.items() if language in each.default_for]) == 1, language
+    # bash and Python are in the image that is built first; scripts of either find both.
+    assert default_image("shell", tmp_path) == default_image("python", tmp_path) == "python"
+    assert default_image("cobol", tmp_path) is None
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/mine.toml").write_text(WHOLE)
+    assert default_image("lua", tmp_path) == "lua" and default_image("ruby", tmp_path) == "scripting"
+
+
+def test_a_recipe_is_no_default_for_a_language_that_it_has_not() -> None:
+    with pytest.raises(InvalidOption, match="default_for names cobol"):
+        read_recipe('default_for = ["cobol"]' + WHOLE, "mine.toml")
 
 
 def test_a_recipe_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:

@@ -70,6 +70,15 @@ def test_over_a_maximum_the_error_names_the_option_the_limit_and_the_setting(opt
         assert caught.value.details == {"option": option, "limit": 100}
 
 
+def test_less_memory_than_the_image_needs_is_refused_with_the_number() -> None:
+    script = dataclasses.replace(SCRIPT, min_memory_mb=96)
+    assert resolved({"memory_mb": 96}, script=script).resources.memory_mb == 96
+    assert resolved({}, script=script, default_memory_mb=64).resources.memory_mb == 96
+    with pytest.raises(InvalidOption, match=r"memory_mb is 95, .*the image python needs 96") as caught:
+        resolved({"memory_mb": 95}, script=script)
+    assert caught.value.details == {"option": "memory_mb", "limit": 96}
+
+
 @pytest.mark.parametrize("option", ["vcpus", "memory_mb"])
 def test_what_no_node_could_ever_run_is_refused_and_not_queued_for_ever(option: str) -> None:
     largest = Largest(vcpus=4, memory_mb=1000)

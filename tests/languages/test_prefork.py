@@ -25,12 +25,14 @@ from belljar.guest.programs import can_become, waiting_command
 from belljar.guest.session import Session
 from belljar.guest.wire import Exited
 from belljar.images.catalog import Images
+from belljar.images.recipe import recipes
 from guest.conversation import PREFORK, Collector
 from languages.behaviours import NODE, NODE_MODULES, RUBY
 
 pytestmark = pytest.mark.vm  # for the images
 
 ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/work", "LANG": "C.UTF-8"}
+ENV |= recipes(Path("/nonexistent"))["scripting"].env
 NEIGHBOURS = {
     "neighbour.js": "module.exports = 'next door';\n",
     "neighbour.json": '{"name": "a table"}\n',
@@ -167,6 +169,13 @@ async def test_the_interpreter_that_waited_is_the_one_that_runs(jar: Jar) -> Non
         (["ruby", "/work/script.rb"], [b"true\n", b"false\n"]),
     ):
         assert [(await jar.run(words, waits=waits))[2] for waits in (False, True)] == answers
+
+
+async def test_what_a_script_printed_before_it_was_killed_is_there(jar: Jar) -> None:
+    fresh, waited = await both(jar, "ruby", "script.rb", "print 'part'\nProcess.kill(:KILL, $$)\nsleep 9\n")
+    assert waited == fresh and waited[2] == b"part"
+    fresh, waited = await both(jar, "node", "script.js", "process.stdout.write('part'); process.kill(process.pid, 9);")
+    assert waited == fresh and waited[2] == b"part"
 
 
 @pytest.mark.parametrize("env", [{"RUBYOPT": "-w"}, {"RUBYLIB": "/opt"}, {"LC_ALL": "C"}, {"HOME": "/other"}])

@@ -20,9 +20,23 @@ SHELL = Language(
     entrypoints=("main.sh", "run.sh"),
     run=("sh", "{entrypoint}"),
 )
+C = Language(name="c", extensions=(".c",), entrypoints=("main.c",), run=("{output}",), compile=("cc", "{entrypoint}"))
+CPP = Language(
+    name="cpp",
+    aliases=("c++",),
+    extensions=(".cpp", ".C"),
+    entrypoints=("main.cpp", "src/main.cpp"),
+    run=("{output}",),
+    compile=("c++", "{entrypoint}"),
+)
 BINARY = Language(name="binary", extensions=(".bin",), run=("{entrypoint}",))
 
 
 @pytest.fixture(scope="session")
 def languages() -> list[Language]:
     return [PYTHON, SHELL, BINARY]
+
+
+@pytest.fixture(scope="session")
+def compiled() -> list[Language]:
+    return [C, CPP]

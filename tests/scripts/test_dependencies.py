@@ -79,7 +79,7 @@ def test_the_scripts_own_words_come_before_files_beside_it() -> None:
     assert found is not None and found.requirements == ("django",)
 
 
-@pytest.mark.parametrize("language", ["shell", "node", "ruby"])
+@pytest.mark.parametrize("language", ["c", "node", "ruby"])
 def test_other_languages_do_not_look_at_pythons_files(language: str) -> None:
     assert read_dependencies(Some({"main.x": INLINE, "requirements.txt": "flask"}), language, "main.x") is None
 
@@ -183,8 +183,95 @@ def test_a_python_that_is_not_there_is_told() -> None:
 
 
 def test_too_many_requirements_are_refused() -> None:
-    with pytest.raises(InvalidDependencies, match="at most"):
+    with pytest.raises(InvalidDependencies, match="over 500 requirements"):
         requirements_file("\n".join(f"package{number}" for number in range(600)))
+
+
+@dataclass
+class Raw(Some):
+    """Files of any encoding."""
+
+    raw: dict[str, bytes]
+
+    def head(self, path: str, count: int) -> bytes:
+        return self.raw[path][:count]
+
+
+def raw(**content: bytes) -> Raw:
+    named = {name.replace("_", "."): data for name, data in content.items()}
+    return Raw(files=dict.fromkeys(named, ""), raw=named)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_declarations_are_read_in_the_encodings_that_editors_write(encoding: str) -> None:
+    wanted = raw(main_py=b"", requirements_txt="six # é\r\n".encode(encoding))
+    found = read_dependencies(wanted, "python", "main.py")
+    assert found is not None and found.requirements == ("six",)
+    project = raw(main_py=b"", pyproject_toml='[project]\ndependencies = ["six"]\n'.encode(encoding))
+    found = read_dependencies(project, "python", "main.py")
+    assert found is not None and found.requirements == ("six",)
+    package = raw(main_js=b"", package_json='{"dependencies": {"left-pad": "1"}}'.encode(encoding))
+    found = read_dependencies(package, "node", "main.js")
+    assert found is not None and found.requirements == ("left-pad@1",)
+
+
+@pytest.mark.parametrize("text", ["six\n".encode("utf-16-le"), b"\xff\xfes", b"\xfe\xff\xd8\x00"])
+def test_an_encoding_that_cannot_be_read_is_refused(text: bytes) -> None:
+    with pytest.raises(InvalidDependencies, match=r"requirements\.txt .*save it as UTF-8"):
+        read_dependencies(raw(main_py=b"", requirements_txt=text), "python", "main.py")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'\xef\xbb\xbf# /// script\n# dependencies = ["six"]\n# ///\n',
+        b'# /// script  \n# dependencies = ["six"] \n# /// \t\n',
+        b'#!/usr/bin/python3\r\n# /// script\r\n# \r\n# dependencies = ["six"]\r\n# ///',
+    ],
+)
+def test_a_script_block_is_found_behind_a_mark_and_with_blanks_at_its_lines_ends(text: bytes) -> None:
+    found = read_dependencies(raw(main_py=text), "python", "main.py")
+    assert found is not None and found.requirements == ("six",)
+
+
+@pytest.mark.parametrize("value", ["[1]", "1", "{ a = 1 }", "true", "2020-01-01", '["3"]'])
+def test_a_requires_python_of_another_type_is_refused(value: str) -> None:
+    with pytest.raises(InvalidDependencies, match="requires-python is none"):
+        inline_dependencies(f"# /// script\n# requires-python = {value}\n# ///\n", "main.py")
+    with pytest.raises(InvalidDependencies, match="requires-python is none"):
+        project_file(f"[project]\nrequires-python = {value}\n")
+
+
+@pytest.mark.parametrize("text", ["project = 1\n", '[project]\nname = "x"\ndynamic = ["version", "dependencies"]\n'])
+def test_a_project_whose_dependencies_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(InvalidDependencies, match=r"pyproject\.toml"):
+        project_file(text)
+
+
+def test_a_shell_script_gets_the_packages_of_what_it_starts() -> None:
+    files = {"run.sh": "python3 -m pytest", "requirements.txt": "pytest>=8", "pyproject.toml": '[project]\nname="x"'}
+    found = read_dependencies(Some(files), "shell", "run.sh")
+    assert found is not None and (found.kind, found.requirements) == ("pypi", ("pytest>=8",))
+    found = read_dependencies(Some({"run.sh": "", "package.json": '{"dependencies": {"six": "1"}}'}), "shell", "run.sh")
+    assert found is not None and found.kind == "npm"
+    assert read_dependencies(Some({"run.sh": "", "package.json": '{"name": "x"}'}), "shell", "run.sh") is None
+    both = {"run.sh": "", "requirements.txt": "six", "package.json": '{"dependencies": {"six": "1"}}'}
+    with pytest.raises(InvalidDependencies, match=r"requirements\.txt and package\.json both"):
+        read_dependencies(Some(both), "shell", "run.sh")
+
+
+def test_packages_that_the_image_has_no_interpreter_for_are_refused() -> None:
+    python, node = requirements_file("six"), package_file('{"dependencies": {"six": "1"}}')
+    assert python is not None and node is not None
+    manifest = image_with("").manifest
+    shell, runs_both = (
+        image_with("").model_copy(update={"manifest": manifest.model_copy(update={"packages": packages})})
+        for packages in ({"bash": "5"}, {"python3": "3.11", "nodejs": "18"})
+    )
+    for needs, words in ((python, "Python"), (node, r"Node\.js")):
+        check_runtime(needs, runs_both)
+        with pytest.raises(InvalidDependencies, match=f"asks for packages of {words}, and the image python has none"):
+            check_runtime(needs, shell)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +281,7 @@ def test_too_many_requirements_are_refused() -> None:
         "# /// script\n# " + "a." * 250_000 + "a = 1\n# ///\n",
         "# /// script\n# [" + "a." * 250_000 + "a]\n# ///\n",
         "# /// script\n# requires-python = '" + ">=3," * 200 + "'\n# ///\n",
+        "# /// script\n# dependencies = [\n" + "# 'a',\n" * 250_000 + "# ]\n# ///\n",
     ],
 )
 def test_what_would_take_for_ever_to_read_is_refused_at_once(text: str) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from belljar.errors import InvalidScript, UnknownLanguage
 from belljar.images.manifest import Language
-from belljar.scripts.entrypoint import choose_entrypoint
+from belljar.scripts.entrypoint import choose_entrypoint, file_name
+from belljar.scripts.language import named_language
 from belljar.scripts.limits import Allowance, UploadLimits
 from belljar.scripts.tree import Tree
 
@@ -64,7 +65,12 @@ def test_the_entrypoint_is_found(
 @pytest.mark.parametrize(
     ("names", "language", "entrypoint", "said"),
     [
-        (["a.py", "b.py"], None, None, r"main.py, __main__.py, main.sh, run.sh at the top.*\(there are 2\)"),
+        (
+            ["a.py", "b.py"],
+            None,
+            None,
+            r"main.py, __main__.py, main.sh, run.sh at the top.*\(there are 2: a\.py, b\.py\)",
+        ),
         (["a.txt", "b.txt"], "python", None, "looked for main.py, __main__.py at the top"),
         (["data"], None, None, "no entrypoint"),
         (["main.py", "run.sh"], None, None, r"main.py \(python\), run.sh \(shell\)"),
@@ -98,3 +104,47 @@ def test_a_link_may_be_the_entrypoint(tree: Tree, languages: list[Language]) -> 
 def test_a_binary_entrypoint_is_refused(tree: Tree, languages: list[Language]) -> None:
     with pytest.raises(InvalidScript, match="NUL bytes"):
         chosen(add(tree, "main.py", content=b"\0"), languages)
+
+
+@pytest.mark.parametrize(
+    ("filename", "language", "name"),
+    [
+        ("prog.c", "c", "prog.c"),
+        ("upload-4711", "c", "upload-4711.c"),
+        ("upload-4711", "C++", "upload-4711.cpp"),
+        ("MAIN.CPP", "cpp", "MAIN.cpp"),
+        ("a.C", "cpp", "a.C"),
+        ("A.C", "c", "A.c"),
+        ("notes.txt", "c", "notes.txt.c"),
+        (".c", "c", "main.c"),
+        ("", "c", "main.c"),
+    ],
+)
+def test_a_compilers_file_has_an_ending_that_it_knows(
+    compiled: list[Language], filename: str, language: str, name: str
+) -> None:
+    assert file_name(filename, named_language(language, compiled)) == name
+
+
+def test_an_interpreters_file_keeps_its_name(languages: list[Language]) -> None:
+    assert file_name("upload-4711", languages[0]) == "upload-4711"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["app/src/com/acme/main.c", "app/src/com/acme/other.c"], ("c", "src/com/acme/main.c")),
+        (["src/main.cpp", "src/u.cpp", "include/u.h"], ("cpp", "src/main.cpp")),
+        (["core/main.c", "core/a.c", "tests/main.c"], ("c", "core/main.c")),
+    ],
+)
+def test_a_usual_name_is_found_in_any_folder(
+    tree: Tree, compiled: list[Language], names: list[str], expected: tuple[str, str]
+) -> None:
+    assert chosen(add(tree, *names), compiled) == expected
+
+
+def test_of_several_usual_names_the_user_chooses(tree: Tree, compiled: list[Language]) -> None:
+    add(tree, "one/main.c", "two/main.c", "two/more.c")
+    with pytest.raises(InvalidScript, match=r"there are 2: one/main\.c, two/main\.c\); name it with `entrypoint`"):
+        chosen(tree, compiled)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from belljar.errors import InvalidScript, TooLarge
 from belljar.scripts.limits import Allowance, UploadLimits
-from belljar.scripts.tree import Tree, member_path
+from belljar.scripts.pack import pack_tree
+from belljar.scripts.tree import MAX_NAME_BYTES, Tree, member_path
 
 
 def new_tree(folder: Path, limits: UploadLimits | None = None) -> Tree:
@@ -187,3 +188,22 @@ def test_the_digest_depends_on_everything_that_runs_and_not_on_order(tmp_path: P
         digests.append(tree.digest(str(change.get("language", "python")), str(change.get("entrypoint", "b"))))
     assert digests[0] == digests[1]
     assert len(set(digests)) == len(changes) - 1
+
+
+def test_links_that_take_long_to_follow_are_refused_before_they_do(tmp_path: Path) -> None:
+    tree = new_tree(tmp_path)
+    with pytest.raises(InvalidScript, match=r"over 1024 bytes or .* folders"):
+        tree.add_link("link", "a/" * 500)
+    for number in range(9000):
+        tree.add_link(f"link{number}", "a/" * 24 + str(number))
+    with pytest.raises(InvalidScript, match="links are too many and too long"):
+        tree.seal()
+
+
+async def test_the_longest_name_can_be_packed_and_a_longer_one_is_refused(tmp_path: Path) -> None:
+    tree = new_tree(tmp_path)
+    tree.add_file("a" * MAX_NAME_BYTES, [b"x"])
+    await pack_tree(tree.root, tmp_path / "packed.erofs")
+    assert (tmp_path / "packed.erofs").stat().st_size > 0
+    with pytest.raises(InvalidScript, match=rf"too long \({MAX_NAME_BYTES} bytes a name"):
+        tree.add_file("a" * (MAX_NAME_BYTES + 1), [b"x"])

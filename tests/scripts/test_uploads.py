@@ -64,6 +64,20 @@ async def test_only_folders_of_dead_processes_are_cleared(
         assert list((tmp_path / "run/uploads").iterdir()) == [mine]
 
 
+def test_what_is_no_upload_folder_is_removed_and_stops_nothing(tmp_path: Path) -> None:
+    uploads, elsewhere = tmp_path / "run/uploads", tmp_path / "elsewhere"
+    uploads.mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    (uploads / "stray").touch()
+    (uploads / "link").symlink_to(elsewhere)
+    (uploads / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(uploads / "pipe")
+    (uploads / "abandoned").mkdir()
+    assert clear_stale_uploads(tmp_path) == 1
+    assert list(uploads.iterdir()) == [] and (elsewhere / "kept").exists()
+
+
 def test_clearing_where_nothing_ever_was_is_fine(tmp_path: Path) -> None:
     assert clear_stale_uploads(tmp_path) == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy import event
 from belljar.jobs.resolve import Largest
 from belljar.jobs.states import Status
 from belljar.store.claims import SqlClaims
+from belljar.store.cursor import encode
 from belljar.store.database import Database
 from belljar.store.jobs import SqlJobs
 from belljar.store.scripts import SqlScripts
@@ -25,7 +27,7 @@ class Plans:
         self.lines: list[str] = []
 
     def hear(self, connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        if not many and "jobs" in statement and not statement.startswith("EXPLAIN"):
+        if not many and ("jobs" in statement or "scripts" in statement) and not statement.startswith("EXPLAIN"):
             plan = cursor.connection.cursor()
             plan.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
             self.lines += [row[3] for row in plan.fetchall()]
@@ -100,6 +102,13 @@ async def test_a_list_reads_its_own_index_from_the_newest_on(
 ) -> None:
     await jobs.list("mine", cursor=cursor, **asked)
     assert index in plans.take()
+
+
+@pytest.mark.parametrize("cursor", [None, encode(datetime(2026, 1, 1, tzinfo=UTC), "a")])
+async def test_scripts_are_listed_from_the_newest_on(plans: Plans, database: Database, cursor: str | None) -> None:
+    await SqlScripts(database).list("mine", 10, cursor)
+    range_of_moments = " AND created_at<?" if cursor else ""
+    assert f"ix_scripts_newest (project=?{range_of_moments})" in plans.take()
 
 
 async def test_whether_a_script_is_wanted_is_found_among_jobs_that_have_not_ended(

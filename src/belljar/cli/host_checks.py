@@ -179,7 +179,7 @@ def _clock() -> Check:
         "kept right",
         "nothing keeps it right",
         fix="apt-get install systemd-timesyncd (or chrony)",
-        why="machines are given the host's time; leases of workers on several hosts compare theirs",
+        why="machines are given the host's time; logs and times of jobs are by it",
     )
 
 

@@ -39,11 +39,15 @@ log = structlog.get_logger()
 #: How long open streams may go on when the server is told to stop.
 _GOODBYE_SECONDS = 3
 _BACKLOG = 1024
+#: How long a thread that computes keeps the interpreter from others. At Python's own 5 ms each step of a transaction
+#: waits so long for a busy event loop, and a request for a thread that unpacks an archive.
+_SWITCH_SECONDS = 0.0005
 
 
 async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
     """The API, with a worker beside it. Ends at SIGTERM or SIGINT. Raises HostError, InvalidOption."""
     _check_auth(settings)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with contextlib.ExitStack() as held:
         listener = held.enter_context(_listen(settings.host, settings.port))
         held.enter_context(serving(settings.data_dir))

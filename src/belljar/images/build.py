@@ -30,6 +30,7 @@ from belljar.images.additions import Additions
 from belljar.images.apt import DEBIAN_ARCHITECTURES, Archive
 from belljar.images.apt import open_archive as open_apt
 from belljar.images.catalog import Images, write_manifest
+from belljar.images.contained import remove_tree
 from belljar.images.custom_kernel import (
     SOURCE_PACKAGE,
     SOURCE_PATTERN,
@@ -40,7 +41,7 @@ from belljar.images.custom_kernel import (
 )
 from belljar.images.facts import Facts
 from belljar.images.initramfs import MODULES, build_initramfs
-from belljar.images.kernel import KernelFiles, unpack_kernel
+from belljar.images.kernel import STOCK_KERNEL_MIN_MB, KernelFiles, unpack_kernel
 from belljar.images.manifest import Image, Manifest, Part
 from belljar.images.parts import BUILD_LOCK
 from belljar.images.progress import Progress
@@ -143,12 +144,12 @@ def workshop(data_dir: Path, progress: Progress) -> Iterator[Path]:
             progress.step("waiting for another build in this data folder to end")
             fcntl.flock(lock, fcntl.LOCK_EX)
         for stale in cache.glob("build-*"):
-            shutil.rmtree(stale, ignore_errors=True)
+            remove_tree(stale)
         work = Path(tempfile.mkdtemp(prefix="build-", dir=cache))
         try:
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            remove_tree(work)
 
 
 class Build:
@@ -313,6 +314,9 @@ class Build:
         return self._source.origin()
 
     def _manifest(self, kernel: Part, initramfs: Part, root: Part, facts: Facts) -> Manifest:
+        fields = self._source.manifest(facts)
+        if self._kernel_choice == "stock":
+            fields["min_memory_mb"] = max(STOCK_KERNEL_MIN_MB, fields.get("min_memory_mb", 0))
         manifest = Manifest(
             name=self._source.name,
             architecture=self.architecture,
@@ -323,7 +327,7 @@ class Build:
             packages=facts.packages,
             other_packages=facts.other_packages,
             versions=facts.versions,
-            **self._source.manifest(facts),
+            **fields,
         )
         return manifest.model_copy(update={"digest": manifest_digest(manifest)})
 
@@ -367,6 +371,7 @@ class RecipeRoot:
             "description": recipe.description,
             "languages": recipe.languages,
             "env": recipe.env,
+            "min_memory_mb": recipe.min_memory_mb,
             "origin": f"recipe sha256:{digest}",
         }
 

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from belljar.errors import DataFolderError, InvalidOption, UnknownImage, UnknownLanguage
 from belljar.images.manifest import Image, Language, Manifest
 from belljar.images.parts import Parts
-from belljar.images.recipe import IMAGE_NAME, recipes
+from belljar.images.recipe import IMAGE_NAME, default_image, recipes
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(:[A-Za-z0-9_][A-Za-z0-9._-]{0,62})?\Z")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{12,64})\Z")
@@ -121,9 +121,13 @@ class Images(Parts):
         image = self.find(name)
         if image is not None:
             return image
-        if name in recipes(self.data_dir):
-            raise UnknownImage(f"the image {name} is not built here; run: belljar image build {name}", option="image")
         built = ", ".join(each.name for each in self.list()) or "none"
+        if name in recipes(self.data_dir):
+            raise UnknownImage(
+                f"the image {name} is not built here; run: belljar image build {name} (or choose one that is built "
+                f"with `image`: {built})",
+                option="image",
+            )
         raise UnknownImage(f"there is no image {name!r} here; built are: {built}", option="image")
 
     def register(self, manifest: Manifest) -> Image:
@@ -202,18 +206,20 @@ class Images(Parts):
         return tuple(known.values())
 
     def image_for(self, language: str) -> str:
-        """Name of the image that runs a language: of its own name, else one that is built, else one that could be.
+        """Name of the image that scripts of a language run in unless another is asked for, built or not.
 
-        Of several the one that belljar has a recipe for, before those that people made. Raises UnknownLanguage, naming
-        those that are known.
+        What a recipe says does not change with what is built. A language of no recipe runs in the image that has it.
+        Raises UnknownImage when several have, UnknownLanguage, naming those that are known.
         """
-        builtin = recipes(self.data_dir)
-        built = [image.manifest for image in self.list()]
-        own = [manifest for manifest in built if manifest.name in builtin]
-        for known in (own, built, builtin.values()):
-            runs = [each.name for each in known if language in (one.name for one in each.languages)]
-            if runs:
-                return language if language in runs else runs[0]
+        default = default_image(language, self.data_dir)
+        if default is not None:
+            return default
+        runs = {image.manifest.digest: image.name for image in self.list() if image.language(language) is not None}
+        if len(runs) > 1:
+            names = ", ".join(sorted(runs.values()))
+            raise UnknownImage(f"several images here run {language}: {names}; choose one with `image`", option="image")
+        if runs:
+            return next(iter(runs.values()))
         names = ", ".join(each.name for each in self.languages())
         raise UnknownLanguage(f"no image here runs {language!r}; known languages: {names}", option="language")
 

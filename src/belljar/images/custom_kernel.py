@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from belljar.errors import ImageBuildError, MissingTool
+from belljar.images.contained import contained
 from belljar.images.progress import Progress
 from belljar.images.tool import call
 
@@ -89,7 +90,8 @@ async def compile_kernel(deb: Path, out: Path, work: Path, log: Path, progress: 
     processors = len(os.sched_getaffinity(0))
     progress.step(f"compiling the kernel: 8 minutes of processor time or so, on up to {processors} at once")
     make = ["make", f"-j{processors}", "vmlinux"]
-    await call(make, log=log, timeout_seconds=_COMPILE_SECONDS, cwd=tree, env=_NOBODY, own_output=log)
+    command = contained(make)
+    await call(command, name="make", log=log, timeout_seconds=_COMPILE_SECONDS, cwd=tree, env=_NOBODY, own_output=log)
     # Its symbols are for debuggers; a loader reads past them.
     strip = ["strip", "--strip-all", "-o", str(out), str(tree / "vmlinux")]
     await call(strip, log=log, timeout_seconds=_CONFIGURE_SECONDS)

@@ -16,6 +16,8 @@ from pathlib import Path
 from belljar.errors import ImageBuildError
 from belljar.images.tool import call
 
+#: With 64 MB Debian's kernel panics, out of memory, before a program has started; a Python needs 80.
+STOCK_KERNEL_MIN_MB = 96
 _ELF = b"\x7fELF"
 _TIMEOUT_SECONDS = 120
 

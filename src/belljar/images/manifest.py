@@ -35,6 +35,9 @@ class Language(Value):
     #: A command that runs before, in the same machine; all it says is the job's stderr, and unless it exits with 0 the
     #: job has failed.
     compile: tuple[str, ...] = ()
+    #: The two commands in images that others made, which lack what the recipe lays into its own; empty: the same.
+    plain_run: tuple[str, ...] = ()
+    plain_compile: tuple[str, ...] = ()
     #: A command that prints the language's version.
     version: tuple[str, ...] = ()
     #: The program in the initramfs that waits in a snapshot to become a script of this language; None: none does.
@@ -74,6 +77,8 @@ class Manifest(Value):
     initramfs: Part
     root: Part
     languages: tuple[Language, ...]
+    #: A machine with less memory cannot start a program of the smallest of its languages.
+    min_memory_mb: int = Field(default=64, ge=64)
     env: dict[str, str] = Field(default_factory=dict)
     #: Debian packages in the root filesystem, name → version.
     packages: dict[str, str] = Field(default_factory=dict)

@@ -14,6 +14,7 @@ from pathlib import Path
 from belljar.errors import ImageBuildError
 from belljar.guest.programs import programs_in_root
 from belljar.images.apt import Archive
+from belljar.images.contained import contained
 from belljar.images.facts import Facts
 from belljar.images.npm import fetch_npm
 from belljar.images.recipe import Recipe
@@ -23,7 +24,7 @@ from belljar.images.wheels import fetch_wheels
 
 _TIMEOUT_SECONDS = 1800
 #: Changes when the way a root filesystem is made does, so that older ones are not reused.
-FORMAT = 2
+FORMAT = 4
 #: One time for everything that is made at build time: 2023-06-10, when Debian 12 came out.
 EPOCH = 1686355200
 UUID = "62656c6c-6a61-7200-0000-000000000001"
@@ -40,8 +41,18 @@ _NO_FILES = (
     "/usr/lib/*/gconv/*",
     "/usr/lib/*/perl/*/CORE/*.h",
 )
-#: Without it dpkg's essential packages pull in all of perl to merge /usr, which mmdebstrap has done already.
-_ALWAYS = ("usr-is-merged",)
+#: Kept of what is left out: the character sets that files still come in, for iconv(1) and what uses it.
+_FILES = tuple(
+    f"/usr/lib/*/gconv/{name}"
+    for name in (
+        "gconv-modules*", "UTF-*.so", "UNICODE.so", "ISO8859-1.so", "ISO8859-15.so", "CP1252.so", "SJIS.so", "GBK.so"
+    )
+)  # fmt: skip
+#: What programs expect of every system: certificates (HTTPS), time zones, names of services and protocols.
+_ALWAYS = ("usr-is-merged", "ca-certificates", "tzdata", "netbase")
+#: mmdebstrap's own hook merges /usr. The essential packages want the package for that, and apt would take all of perl.
+_MERGED_USR = "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"
+
 
 #: In the root filesystem nothing of this host's environment matters.
 _ENV = "env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8"
@@ -104,24 +115,34 @@ async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) ->
         f'--customize-hook=sh {shlex.quote(str(script))} "$1" {shlex.join([str(out), str(before)])}',
     ]
     (work / "sources.list").write_text(archive.sources)
-    await call(
+    command = contained(
         [
             "mmdebstrap",
             "--verbose",
+            # In a user namespace too: mmdebstrap's own would not let it into a folder that only this user may enter.
+            "--mode=root",
             "--variant=essential",
             "--format=null",
             f"--architectures={archive.architecture}",
             f"--include={','.join((*_ALWAYS, *recipe.packages))}",
             "--skip=update,essential/unlink,cleanup",
             '--aptopt=Acquire::Languages "none"',
+            # Another user could not enter the data folder.
+            '--aptopt=APT::Sandbox::User "root"',
             # The disk need not have every file before the next: what a crash leaves of a build is thrown away.
             "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in (*_NO_FILES, *recipe.exclude)),
+            *(f"--dpkgopt=path-include={pattern}" for pattern in _FILES),
+            _MERGED_USR,
             *hooks,
             archive.suite,
             "-",
             str(work / "sources.list"),
-        ],
+        ]
+    )
+    await call(
+        command,
+        name="mmdebstrap",
         log=archive.log,
         timeout_seconds=_TIMEOUT_SECONDS,
         cwd=work,

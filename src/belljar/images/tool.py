@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
@@ -26,14 +27,20 @@ DEBIAN_PACKAGES = {
     "npm": "npm",
     "skopeo": "skopeo",
     "buildah": "buildah",
+    "setpriv": "util-linux",
     "unshare": "util-linux",
 }
-_LAST_WORDS = 2000
+#: How much of a program's complaints is looked at.
+_LAST_WORDS = 1 << 20
+#: How apt, dpkg and mmdebstrap begin a reason; what follows the first is mostly of its consequences.
+_REASON = re.compile(r"(E: |dpkg: error )")
+#: The kernel kills a child whose parent has died (PR_SET_PDEATHSIG, prctl(2)).
+DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 def need(*tools: str) -> None:
     """Raise MissingTool unless every program is on PATH; HostError where Debian's own are not to be had."""
-    missing = [tool for tool in tools if not shutil.which(tool, path=_path())]
+    missing = [tool for tool in tools if not shutil.which(tool, path=system_path())]
     if not missing:
         return
     if "apt-get" in missing or "dpkg-deb" in missing:
@@ -45,7 +52,7 @@ def need(*tools: str) -> None:
     raise MissingTool(f"{', '.join(missing)} not found; install with: apt-get install {packages}")
 
 
-def _path() -> str:
+def system_path() -> str:
     """PATH with the system folders that an ordinary user's may lack."""
     return f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -60,13 +67,16 @@ async def call(
     stdin: Path | None = None,
     stdout: Path | None = None,
     own_output: Path | None = None,
+    name: str | None = None,
 ) -> str:
     """Run a program to its end; returns its output, empty when that goes to the file `stdout` or behind `own_output`.
 
-    Its errors are appended to `log`. A cancelled call ends the program with all its children. Raises MissingTool,
-    DiskFull, and ImageBuildError with the program's last words.
+    Its errors are appended to `log`, and told as those of `name`. A cancelled call ends the program with all its
+    children; it ends itself when this process is killed. Raises MissingTool, DiskFull, and ImageBuildError with the
+    program's reason.
     """
-    need(argv[0])
+    need(argv[0], "setpriv")
+    name = name or argv[0]
     log.parent.mkdir(parents=True, exist_ok=True)
     start = log.stat().st_size if log.exists() else 0
     with contextlib.ExitStack() as files:
@@ -74,23 +84,24 @@ async def call(
         source = files.enter_context(stdin.open("rb")) if stdin else asyncio.subprocess.DEVNULL
         target = _target(files, stdout, own_output)
         process = await asyncio.create_subprocess_exec(
+            *DIES_WITH_PARENT,
             *argv,
             stdin=source,
             stdout=target,
             stderr=errors,
             cwd=cwd,
-            env={**os.environ, "PATH": _path(), "LC_ALL": "C.UTF-8", **(env or {})},
+            env={**os.environ, "PATH": system_path(), "LC_ALL": "C.UTF-8", **(env or {})},
             start_new_session=True,
         )
         try:
             async with asyncio.timeout(timeout_seconds):
                 output, _ = await process.communicate()
         except TimeoutError:
-            raise ImageBuildError(f"{argv[0]} did not end within {timeout_seconds:g} s; see {log}") from None
+            raise ImageBuildError(f"{name} did not end within {timeout_seconds:g} s; see {log}") from None
         finally:
             await _end(process)
     if process.returncode != 0:
-        failure = _failure(argv[0], process.returncode, log, start, output or b"")
+        failure = _failure(name, process.returncode, log, start, output or b"")
         with log.open("ab") as errors:
             errors.write(output or b"")
         raise failure
@@ -111,12 +122,15 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _failure(tool: str, code: int | None, log: Path, start: int, output: bytes) -> Exception:
-    """Its last words: of what it complained of, else of what it said."""
+    """Its reason: the first that it complained of as such, else its last words."""
     with log.open("rb") as file:
         file.seek(start)
         complaints = file.read()
     words = (complaints.strip() or output)[-_LAST_WORDS:].decode(errors="replace").strip()
     if os.strerror(errno.ENOSPC) in words:
         return DiskFull(f"{tool} ran out of disk; free some space and build again (nothing was left behind)")
-    last = next((line for line in reversed(words.splitlines()) if line.strip()), "it said nothing")
-    return ImageBuildError(f"{tool} failed (exit {code}): {last[:300]}; the whole story is in {log}")
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
+    last = lines[-1] if lines else "it said nothing"
+    reason = next((line for line in lines if _REASON.match(line)), last)
+    told = reason[:300] if reason == last else f"{reason[:300]} … {last[:100]}"
+    return ImageBuildError(f"{tool} failed (exit {code}): {told}; the whole story is in {log}")

@@ -78,7 +78,7 @@ class JobOptions(Value):
     max_attempts: int = Field(default=2, ge=1, le=10)
     """How many times infrastructure may fail under the job before it is `lost`."""
     priority: int = Field(default=0, ge=-100, le=100)
-    """Higher runs first."""
+    """Higher runs first, whatever the sizes are: nothing is started before the first job that a node could run."""
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=255)
     """Submitting again with the same key gives the first job back."""

@@ -37,6 +37,8 @@ class Runnable:
     entrypoint: str
     #: What its language needs at least; more than the default for some.
     memory_mb: int | None = None
+    #: What a machine of its image needs at least, whatever runs in it.
+    min_memory_mb: int = 0
     image_digest: str | None = None
     dependencies: Dependencies | None = None
 
@@ -56,6 +58,7 @@ def runnable_of(
         language=language,
         entrypoint=entrypoint,
         memory_mb=runs.memory_mb if runs else None,
+        min_memory_mb=image.manifest.min_memory_mb,
         image_digest=image.manifest.digest,
         dependencies=dependencies,
     )
@@ -76,7 +79,7 @@ def resolve_job(
     """
     resources = Resources(
         vcpus=options.vcpus or settings.default_vcpus,
-        memory_mb=options.memory_mb or max(script.memory_mb or 0, settings.default_memory_mb),
+        memory_mb=options.memory_mb or max(script.memory_mb or 0, script.min_memory_mb, settings.default_memory_mb),
         disk_mb=options.disk_mb,
         disk_mb_per_second=_rate("disk_mb_per_second", options, settings),
         disk_iops=_rate("disk_iops", options, settings),
@@ -85,6 +88,13 @@ def resolve_job(
     timeout_seconds = options.timeout_seconds or min(settings.default_timeout_seconds, settings.max_timeout_seconds)
     _at_most("vcpus", resources.vcpus, settings.max_vcpus, "max_vcpus")
     _at_most("memory_mb", resources.memory_mb, settings.max_memory_mb, "max_memory_mb")
+    if resources.memory_mb < script.min_memory_mb:
+        raise InvalidOption(
+            f"memory_mb is {resources.memory_mb}, and a machine of the image {image} needs {script.min_memory_mb}; ask "
+            "for that or more",
+            option="memory_mb",
+            limit=script.min_memory_mb,
+        )
     _at_most("disk_mb", resources.disk_mb or 0, settings.max_disk_mb, "max_disk_mb")
     _at_most("timeout_seconds", timeout_seconds, settings.max_timeout_seconds, "max_timeout_seconds")
     check_egress(options.egress, project, settings)

@@ -7,6 +7,7 @@ Sources: PEP 723 and its reference implementation, PEP 508, PEP 621, pip's requi
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import tomllib
@@ -24,12 +25,26 @@ from belljar.scripts.model import Dependencies
 _OPEN = re.compile(r"# /// ([a-zA-Z0-9-]+)\Z")
 _VERSION = re.compile(r"[0-9]+\.[0-9]+(\.[0-9]+)?")
 _MAX_FILE_BYTES = 512 * 1024
+#: tomllib and PEP 723's blocks are read by Python itself.
+_MAX_TOML_BYTES = 128 * 1024
 #: tomllib takes the square of a key's parts, and a key does not go over its line.
 _MAX_TOML_LINE = 1000
+#: Byte order marks, and what an editor calls that encoding; the longer of two that begin alike comes first.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 _MAX_REQUIREMENTS = 500
 _MAX_REQUIREMENT = 300
 _NPM_NAME = re.compile(r"(@[a-z0-9-~][a-z0-9-._~]*/)?[a-z0-9-~][a-z0-9-._~]*\Z")
 _NPM_RANGE = re.compile(r"[A-Za-z0-9.^~<>=|* +-]{0,100}\Z")
+
+
+#: Whose packages they are: the language, and what people call it.
+_RUNTIMES = {"pypi": ("python", "Python"), "npm": ("node", "Node.js")}
 
 
 class Files(Protocol):
@@ -43,7 +58,15 @@ class Files(Protocol):
 
 
 def check_runtime(needs: Dependencies, image: Image) -> None:
-    """Raises InvalidDependencies when the image's Python is none that will do. What npm calls engines is advice."""
+    """Raises InvalidDependencies when the image lacks what runs the packages, or has a version of Python that will not
+    do. What npm calls engines is advice.
+    """
+    runs, shown = _RUNTIMES[needs.kind]
+    if needs.requirements and not _has_runtime(image, runs):
+        raise InvalidDependencies(
+            f"{needs.origin} asks for packages of {shown}, and the image {image.name} has none; choose an image with "
+            f"{shown}, or leave the file out"
+        )
     if needs.kind != "pypi" or not needs.runtime:
         return
     said = _VERSION.search(image.manifest.versions.get("python", ""))
@@ -52,6 +75,13 @@ def check_runtime(needs: Dependencies, image: Image) -> None:
             f"{needs.origin} asks for Python {needs.runtime}, and the image {image.name} has {said[0]}; choose another "
             "image, or ask for less"
         )
+
+
+def _has_runtime(image: Image, language: str) -> bool:
+    """Whether the image has that language's interpreter; where nobody knows what is in it, the installer will see."""
+    package = {"python": "python3", "node": "nodejs"}[language]
+    known = image.manifest.packages
+    return not known or package in known or image.language(language) is not None
 
 
 def read_dependencies(files: Files, language: str, entrypoint: str) -> Dependencies | None:
@@ -64,27 +94,53 @@ def read_dependencies(files: Files, language: str, entrypoint: str) -> Dependenc
         inline = inline_dependencies(_text(files, entrypoint), shown)
         if inline is not None:
             return inline
-        if files.is_file("requirements.txt"):
-            return requirements_file(_text(files, "requirements.txt"))
-        if files.is_file("pyproject.toml"):
-            return project_file(_text(files, "pyproject.toml"))
-    if language == "node" and files.is_file("package.json") and not files.is_folder("node_modules"):
+        return _python_files(files)
+    if language == "node":
+        return _node_files(files)
+    if language == "shell":
+        return _shell_files(files)
+    return None
+
+
+def _python_files(files: Files) -> Dependencies | None:
+    if files.is_file("requirements.txt"):
+        return requirements_file(_text(files, "requirements.txt"))
+    if files.is_file("pyproject.toml"):
+        return project_file(_text(files, "pyproject.toml", _MAX_TOML_BYTES))
+    return None
+
+
+def _node_files(files: Files) -> Dependencies | None:
+    if files.is_file("package.json") and not files.is_folder("node_modules"):
         return package_file(_text(files, "package.json"))
     return None
 
 
+def _shell_files(files: Files) -> Dependencies | None:
+    """What the interpreters need that a shell script starts. Raises InvalidDependencies for packages of two kinds."""
+    found = [each for each in (_python_files(files), _node_files(files)) if each is not None and each.requirements]
+    if len(found) > 1:
+        raise InvalidDependencies(
+            f"{found[0].origin} and {found[1].origin} both name packages, and those of one kind are installed; leave "
+            "one of the files out"
+        )
+    return found[0] if found else None
+
+
 def inline_dependencies(text: str, origin: str) -> Dependencies | None:
     """PEP 723's `# /// script` block. Raises InvalidDependencies for one that is malformed, or for two."""
-    lines = text.replace("\r\n", "\n").split("\n")
+    lines = [line.rstrip(" \t\r") if line.startswith("#") else line for line in text.split("\n")]
     blocks = [content for kind, content in _blocks(lines) if kind == "script"]
     if len(blocks) > 1:
         raise InvalidDependencies(f"{origin} has {len(blocks)} script blocks; PEP 723 allows one")
     if not blocks:
-        if any(line.rstrip() == "# /// script" for line in lines):
+        if any(line == "# /// script" for line in lines):
             raise InvalidDependencies(f"{origin} begins a script block that does not end; close it with a line '# ///'")
         return None
     content = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in blocks[0])
     where = f"the script block of {origin}"
+    if len(content) > _MAX_TOML_BYTES:
+        raise InvalidDependencies(f"{where} is over {_MAX_TOML_BYTES // 1024} KB")
     return _project(_toml(content, where), where, "requires-python")
 
 
@@ -112,7 +168,7 @@ def requirements_file(text: str) -> Dependencies | None:
     """A requirements.txt of names and versions; hashes are left to the lock."""
     origin = "requirements.txt"
     lines = re.sub(r"\\\r?\n", " ", text).splitlines()
-    found = []
+    found: list[str] = []
     for number, line in enumerate(lines, start=1):
         wanted = re.sub(r"(^|\s)#.*$", "", line).strip()
         wanted = re.sub(r"\s--hash=\S+", "", wanted).strip()
@@ -121,14 +177,24 @@ def requirements_file(text: str) -> Dependencies | None:
                 f"{origin}, line {number}: options are not taken ({wanted[:40]!r}); give names and versions only"
             )
         if wanted:
+            _at_most(len(found) + 1, origin)
             found.append(_requirement(wanted, f"{origin}, line {number}"))
     return _dependencies("pypi", found, None, origin)
 
 
 def project_file(text: str) -> Dependencies | None:
     """`[project]` of a pyproject.toml."""
-    project = _toml(text, "pyproject.toml").get("project", {})
-    return _project(project, "pyproject.toml", "requires-python") if isinstance(project, dict) else None
+    document = _toml(text, "pyproject.toml")
+    project = document.get("project", {})
+    if not isinstance(project, dict):
+        raise InvalidDependencies("pyproject.toml: project is no table")
+    dynamic = project.get("dynamic", [])
+    if isinstance(dynamic, list) and "dependencies" in dynamic:
+        raise InvalidDependencies(
+            "pyproject.toml says that its dependencies are made by a build; list them in requirements.txt or in "
+            "project.dependencies"
+        )
+    return _project(project, "pyproject.toml", "requires-python")
 
 
 def package_file(text: str) -> Dependencies | None:
@@ -141,6 +207,7 @@ def package_file(text: str) -> Dependencies | None:
     wanted = document.get("dependencies", {}) if isinstance(document, dict) else None
     if not isinstance(wanted, dict):
         raise InvalidDependencies(f"{origin}: dependencies is no object of names and versions")
+    _at_most(len(wanted), origin)
     found = []
     for name, version in wanted.items():
         if not _NPM_NAME.match(name) or not isinstance(version, str) or not _NPM_RANGE.match(version):
@@ -155,12 +222,13 @@ def _project(table: Mapping[str, Any], origin: str, runtime_name: str) -> Depend
     wanted, runtime = table.get("dependencies", []), table.get(runtime_name)
     if not isinstance(wanted, list) or any(not isinstance(each, str) for each in wanted):
         raise InvalidDependencies(f"{origin}: dependencies is no list of texts")
+    _at_most(len(wanted), origin)
     if runtime is not None:
         try:
-            if len(runtime) > _MAX_REQUIREMENT:
+            if not isinstance(runtime, str) or len(runtime) > _MAX_REQUIREMENT:
                 raise InvalidSpecifier
             SpecifierSet(runtime)
-        except (InvalidSpecifier, TypeError, AttributeError):
+        except InvalidSpecifier:
             raise InvalidDependencies(f"{origin}: {runtime_name} is none: {str(runtime)[:60]!r}") from None
     return _dependencies("pypi", [_requirement(each, origin) for each in wanted], runtime, origin)
 
@@ -182,11 +250,17 @@ def _requirement(text: str, origin: str) -> str:
 def _dependencies(
     kind: Literal["pypi", "npm"], found: list[str], runtime: str | None, origin: str
 ) -> Dependencies | None:
-    if len(found) > _MAX_REQUIREMENTS:
-        raise InvalidDependencies(f"{origin} has {len(found)} requirements; at most {_MAX_REQUIREMENTS} are taken")
     if not found and not runtime:
         return None
     return Dependencies(kind=kind, requirements=tuple(sorted(set(found))), runtime=runtime, origin=origin)
+
+
+def _at_most(count: int, origin: str) -> None:
+    """Raises InvalidDependencies for more than are taken: before they are read, which takes time."""
+    if count > _MAX_REQUIREMENTS:
+        raise InvalidDependencies(
+            f"{origin} has over {_MAX_REQUIREMENTS} requirements, which is the most that is taken"
+        )
 
 
 def _toml(text: str, origin: str) -> dict[str, Any]:
@@ -198,8 +272,20 @@ def _toml(text: str, origin: str) -> dict[str, Any]:
         raise InvalidDependencies(f"{origin} is not TOML: {str(error)[:200]}") from None
 
 
-def _text(files: Files, path: str) -> str:
-    data = files.head(path, _MAX_FILE_BYTES + 1)
-    if len(data) > _MAX_FILE_BYTES and path.endswith((".txt", ".toml", ".json")):
-        raise InvalidDependencies(f"{path} is over {_MAX_FILE_BYTES // 1024} KB")
-    return data.decode("utf-8", "replace")
+def _text(files: Files, path: str, most: int = _MAX_FILE_BYTES) -> str:
+    """A file's text in the encodings that editors write. Raises InvalidDependencies for others, and for a long file."""
+    data = files.head(path, most + 1)
+    is_declaration = path.endswith((".txt", ".toml", ".json"))
+    if len(data) > most and is_declaration:
+        raise InvalidDependencies(f"{path} is over {most // 1024} KB")
+    mark, encoding = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", "utf-8"))
+    if not is_declaration:
+        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
+    try:
+        is_utf8 = encoding == "utf-8"
+        text = data.removeprefix(mark).decode("utf-8", "replace") if is_utf8 else data.decode(encoding)
+    except UnicodeDecodeError:
+        raise InvalidDependencies(f"{path} begins as {encoding.upper()} and is none; save it as UTF-8") from None
+    if "\0" in text:
+        raise InvalidDependencies(f"{path} holds NUL characters, as UTF-16 without a mark does; save it as UTF-8")
+    return text

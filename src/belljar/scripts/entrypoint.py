@@ -19,16 +19,22 @@ from belljar.scripts.language import (
 from belljar.scripts.tree import Tree, member_path
 
 _MAX_NAME = 100
+#: Folders whose programs are of a project's development.
+_TESTS = frozenset({"test", "tests", "examples", "vendor", "node_modules", "third_party"})
 _OTHER = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def file_name(filename: str, language: Language) -> str:
     """A name for a one-file script: the base name with what is not [A-Za-z0-9._-] as `_`, else the language's first
-    usual name, else `main` and the ending.
+    usual name, else `main` and the ending. A compiler's file gets an ending that it knows.
 
     The name becomes a path in the machine and may be an argument there, so it begins with a letter, digit or `_`.
     """
     name = _OTHER.sub("_", base_name(filename))
+    if language.compile and language.extensions and not name.endswith(language.extensions):
+        stem, dot, ending = name.rpartition(".")
+        known = dot + ending.lower() in language.extensions
+        name = f"{stem}.{ending.lower()}" if known else name + language.extensions[0]
     if len(name) <= _MAX_NAME and name[:1] not in ("", ".", "-") and re.search(r"[A-Za-z0-9]", name.split(".")[0]):
         return name
     usual = next((name for name in language.entrypoints if name.endswith(language.extensions)), None)
@@ -46,7 +52,8 @@ def choose_entrypoint(
     """The language and the entrypoint of several files; a folder that holds everything else becomes the root.
 
     The entrypoint is the given one; else the first of the language's usual names at the top; else the one file with a
-    known ending; else the one file. Raises InvalidScript, saying what was looked for, and UnknownLanguage.
+    known ending; else the one file with a usual name in any folder; else the one file. Raises InvalidScript, saying
+    what was looked for, and UnknownLanguage.
     """
     wanted = named_language(language, languages) if language is not None else None
     if entrypoint is not None:
@@ -81,10 +88,14 @@ def _find(tree: Tree, wanted: Language | None, languages: Sequence[Language]) ->
     if len(endings) == 1:
         path, language = endings.popitem()
         return language, path
+    below = {path: each for path in endings if (each := _usual_below(path, endings[path])) is not None}
+    if len(below) == 1:
+        path, language = below.popitem()
+        return language, path
     only = shown[0] if len(shown) == 1 else None
     told = wanted or (by_shebang(tree.head(only, HEAD_BYTES), languages) if only is not None else None)
     if only is None or told is None:
-        raise InvalidScript(_looked_for(candidates, len(endings)))
+        raise InvalidScript(_looked_for(candidates, sorted(below or endings)))
     return told, only
 
 
@@ -98,10 +109,18 @@ def _usual_names(tree: Tree, candidates: Sequence[Language]) -> dict[str, Langua
     return found
 
 
-def _looked_for(candidates: Sequence[Language], endings: int) -> str:
+def _usual_below(path: str, language: Language) -> Language | None:
+    """The language, if the file is named as its entrypoints are and is no test's."""
+    *folders, name = path.split("/")
+    usual = {each.rpartition("/")[2] for each in language.entrypoints}
+    return language if name in usual and not _TESTS & set(folders) else None
+
+
+def _looked_for(candidates: Sequence[Language], there: Sequence[str]) -> str:
     names = list(dict.fromkeys(name for language in candidates for name in language.entrypoints))
     looked = f"{', '.join(names)} at the top" if names else "the usual names"
+    shown = f": {', '.join(path[-80:] for path in there[:5])}{', …' if len(there) > 5 else ''}" if there else ""
     return (
         f"the script has no entrypoint: looked for {looked}, and for exactly one file with an ending of "
-        f"{known_names(candidates)} (there are {endings}); name it with `entrypoint`"
+        f"{known_names(candidates)} (there are {len(there)}{shown}); name it with `entrypoint`"
     )

@@ -20,9 +20,11 @@ _VERSION = re.compile(r"(?:\.?[0-9]+)\Z")
 
 
 def named_language(name: str, languages: Sequence[Language]) -> Language:
-    """The language of this name. Raises UnknownLanguage, naming those there are."""
-    known = (language for language in languages if name == language.name)
-    found = next(known, None) or next((language for language in languages if name in language.aliases), None)
+    """The language of this name, in whatever case. Raises UnknownLanguage, naming those there are."""
+    wanted = name.casefold()
+    known = (language for language in languages if wanted == language.name.casefold())
+    aliased = (language for language in languages if wanted in (alias.casefold() for alias in language.aliases))
+    found = next(known, None) or next(aliased, None)
     if found is None:
         raise UnknownLanguage(f"no image runs the language {name[:40]!r}; known are {known_names(languages)}")
     return found
@@ -41,10 +43,11 @@ def detect_language(filename: str, head: bytes, languages: Sequence[Language]) -
 
 
 def by_extension(filename: str, languages: Sequence[Language]) -> Language | None:
-    """The language whose ending the name has; of two, the longer ending's."""
-    name = filename.lower()
+    """The language whose ending the name has, as it is written or else in lower case; of two, the longer ending's."""
     endings = [(ending, language) for language in languages for ending in language.extensions]
-    fitting = [(ending, language) for ending, language in endings if name.endswith(ending.lower())]
+    fitting = [(ending, language) for ending, language in endings if filename.endswith(ending)]
+    if not fitting:
+        fitting = [(ending, language) for ending, language in endings if filename.lower().endswith(ending.lower())]
     return max(fitting, key=lambda pair: len(pair[0]))[1] if fitting else None
 
 

@@ -16,10 +16,13 @@ from pathlib import Path
 from belljar.errors import InvalidScript
 from belljar.scripts.limits import Allowance
 
-MAX_NAME_BYTES = 255
+#: Linux allows 255; mkfs.erofs of erofs-utils 1.5 fails at those.
+MAX_NAME_BYTES = 254
 MAX_PATH_BYTES = 1024
 #: Links followed for one path before it counts as a circle, as Linux does (path_resolution(7)).
 _MAX_HOPS = 40
+#: Folders that the links of one script may lead through, all together: what bounds the time that they take.
+_MAX_STEPS = 200_000
 _DRIVE = re.compile(r"[A-Za-z]:")
 CHUNK_BYTES = 64 * 1024
 
@@ -67,6 +70,7 @@ class Tree:
         self.links: dict[str, str] = {}
         self.folders: set[str] = set()
         self._allowance = allowance
+        self._steps = 0
         root.chmod(0o755)
 
     @property
@@ -110,8 +114,9 @@ class Tree:
             length = len(target.encode())
         except UnicodeEncodeError:
             raise _refused(name, "is a link whose target is not UTF-8") from None
-        if length > MAX_PATH_BYTES:
-            raise _refused(name, f"is a link of over {MAX_PATH_BYTES} bytes")
+        most = 3 * self._allowance.limits.max_depth
+        if length > MAX_PATH_BYTES or target.count("/") > most:
+            raise _refused(name, f"is a link of over {MAX_PATH_BYTES} bytes or {most} folders")
         self.links[self._claim(name)] = target
 
     def strip_folder(self) -> bool:
@@ -154,28 +159,33 @@ class Tree:
 
     def resolve(self, path: str) -> str:
         """The path with its links followed as Linux would, whether or not something is there."""
-        done: list[str] = []
+        done = ""
         todo = path.split("/")[::-1]
         hops = 0
         while todo:
             part = todo.pop()
             if part in ("", "."):
                 continue
-            if part == ".." and not done:
-                raise _refused(path, "is a link that leads out of the script")
             if part == "..":
-                done.pop()
+                if not done:
+                    raise _refused(path, "is a link that leads out of the script")
+                done = done.rpartition("/")[0]
                 continue
-            target = self.links.get("/".join([*done, part]))
+            here = f"{done}/{part}" if done else part
+            target = self.links.get(here)
             if target is None:
-                done.append(part)
+                done = here
                 continue
             hops += 1
             self._allowance.check()
             if hops > _MAX_HOPS:
                 raise _refused(path, "is a link in a circle")
-            todo += target.split("/")[::-1]
-        return "/".join(done)
+            parts = target.split("/")
+            self._steps += len(parts)
+            if self._steps > _MAX_STEPS:
+                raise InvalidScript("the script's links are too many and too long; leave some out")
+            todo += parts[::-1]
+        return done
 
     def digest(self, language: str, entrypoint: str) -> str:
         """The script's id: sha256 over everything that decides what runs, each field with its length before it."""

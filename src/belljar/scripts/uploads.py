@@ -18,8 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
+
 from belljar.errors import DataFolderError, DiskFull, TooLarge
 from belljar.scripts.limits import MB
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 
@@ -37,15 +41,26 @@ async def upload_folder(data_dir: Path) -> AsyncIterator[Path]:
 
 
 def clear_stale_uploads(data_dir: Path) -> int:
-    """Remove the upload folders of processes that died; returns how many. For the start of a process."""
+    """Remove the upload folders of processes that died; returns how many. For the start of a process.
+
+    What is no such folder is removed too; what cannot be removed is logged and left.
+    """
     removed = 0
-    for folder in _uploads(data_dir).glob("*"):
-        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        if _try_lock(lock):
-            _remove_folder(folder, lock)
-            removed += 1
-        else:
-            os.close(lock)
+    for path in _uploads(data_dir).glob("*"):
+        try:
+            if path.is_symlink() or not path.is_dir():
+                path.unlink(missing_ok=True)
+                continue
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            if _try_lock(lock):
+                _remove_folder(path, lock)
+                removed += 1
+            else:
+                os.close(lock)
+        except FileNotFoundError:
+            continue  # its process removed it meanwhile
+        except OSError as error:
+            log.warning("upload_not_removed", path=str(path), error=str(error))
     return removed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, Connection, select, union
+from sqlalchemy import ColumnElement, Connection, bindparam, select, union
 from sqlalchemy.dialects.sqlite import insert
 
 from belljar.jobs.model import Job
@@ -14,6 +14,7 @@ from belljar.store.rows import job_of, values_of
 from belljar.store.schema import HELD, QUEUED, job_counts, job_labels, jobs
 
 _INSERT = insert(jobs).on_conflict_do_nothing()
+_ONE = select(jobs).where(jobs.c.id == bindparam("of_id"))
 
 
 class SqlJobs:
@@ -42,11 +43,12 @@ class SqlJobs:
         return await self._database.writing(insert_job)
 
     async def get(self, project: str | None, job_id: str) -> Job | None:
-        query = select(jobs).where(jobs.c.id == job_id)
-        if project is not None:
-            query = query.where(jobs.c.project == project)
-        row = await self._database.reading(lambda connection: connection.execute(query).one_or_none())
-        return None if row is None else job_of(row)
+
+        def get(connection: Connection) -> Job | None:
+            row = connection.execute(_ONE, {"of_id": job_id}).one_or_none()
+            return None if row is None or project not in (None, row.project) else job_of(row)
+
+        return await self._database.reading(get)
 
     async def by_key(self, project: str, idempotency_key: str) -> Job | None:
         return await self._database.reading(lambda connection: _by_key(connection, project, idempotency_key))

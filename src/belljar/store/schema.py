@@ -75,6 +75,7 @@ scripts = Table(
     #: created.
     Column("used_at", UtcTime),
     Index("ix_scripts_id", "id"),
+    Index("ix_scripts_newest", "project", "created_at", "id"),
 )
 
 _ENDED = text("finished_at IS NOT NULL")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, exists, or_, select
+from sqlalchemy import Connection, Row, and_, bindparam, exists, or_, select
 from sqlalchemy.dialects.sqlite import insert
 
 from belljar.scripts.model import Script
@@ -15,6 +15,8 @@ from belljar.store.schema import AWAITED, jobs, scripts
 
 #: A use is not noted again before this time has passed: periods are counted in days.
 _USED_LATELY = timedelta(hours=1)
+#: Made once: each submitted job looks its script up.
+_ONE = select(scripts).where(scripts.c.project == bindparam("in_project"), scripts.c.id == bindparam("of_id"))
 
 
 class SqlScripts:
@@ -24,8 +26,8 @@ class SqlScripts:
         self._database = database
 
     async def add(self, script: Script) -> Script:
-        async with self._database.read() as connection:
-            there = (await connection.execute(_one(script.project, script.id))).one_or_none()
+        which = {"in_project": script.project, "of_id": script.id}
+        there = await self._database.reading(lambda connection: connection.execute(_ONE, which).one_or_none())
         if there is not None and _script(there).dependencies == script.dependencies:
             await self._note_use(there)
             return _script(there)
@@ -38,7 +40,7 @@ class SqlScripts:
 
         def add(connection: Connection) -> Script:
             connection.execute(query)
-            return _script(connection.execute(_one(script.project, script.id)).one())
+            return _script(connection.execute(_ONE, which).one())
 
         return await self._database.writing(add)
 
@@ -52,8 +54,8 @@ class SqlScripts:
         await self._database.writing(lambda connection: connection.execute(query))
 
     async def get(self, project: str, script_id: str) -> Script | None:
-        query = _one(project, script_id)
-        row = await self._database.reading(lambda connection: connection.execute(query).one_or_none())
+        which = {"in_project": project, "of_id": script_id}
+        row = await self._database.reading(lambda connection: connection.execute(_ONE, which).one_or_none())
         return None if row is None else _script(row)
 
     async def list(self, project: str, limit: int, cursor: str | None) -> tuple[list[Script], str | None]:
@@ -61,6 +63,7 @@ class SqlScripts:
         if cursor is not None:
             at, script_id = decode(cursor)
             older = scripts.c.created_at < at
+            query = query.where(scripts.c.created_at <= at)  # where the index is read from
             query = query.where(or_(older, and_(scripts.c.created_at == at, scripts.c.id < script_id)))
         query = query.order_by(scripts.c.created_at.desc(), scripts.c.id.desc()).limit(limit + 1)
         async with self._database.read() as connection:
@@ -86,10 +89,6 @@ class SqlScripts:
 
 def _dependencies(script: Script) -> Any:
     return script.dependencies.model_dump(mode="json") if script.dependencies is not None else None
-
-
-def _one(project: str, script_id: str) -> Any:
-    return select(scripts).where(scripts.c.project == project, scripts.c.id == script_id)
 
 
 def _script(row: Row[Any]) -> Script:

@@ -51,10 +51,7 @@ def plan_attempt(
         raise UnknownLanguage(f"the image {image.name} runs {known}, not {job.language}; choose another image")
     asked, variables = job.resources, {**(env or {}), **job.env}
     command = command_for(image, language, job.entrypoint, job.args or language.default_args, variables, settings)
-    compiler = None
-    if language.compile:
-        argv = _filled(language.compile, job.entrypoint)
-        compiler = replace(command, argv=argv, cwd=WORKING_FOLDER, keep=True, prefork="")
+    compiler = compile_command(language, job.entrypoint, command)
     return AttemptPlan(
         machine=MachineSpec(
             image=image,
@@ -96,6 +93,14 @@ def command_for(
         max_processes=settings.max_processes,
         prefork=prefork,
     )
+
+
+def compile_command(language: Language, entrypoint: str, command: Command) -> Command | None:
+    """What the agent runs before that command; None for a language without a compiler."""
+    if not language.compile:
+        return None
+    argv = _filled(language.compile, entrypoint)
+    return replace(command, argv=argv, cwd=WORKING_FOLDER, keep=True, prefork="")
 
 
 def _filled(words: tuple[str, ...], entrypoint: str) -> list[str]:

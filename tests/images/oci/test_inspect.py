@@ -61,7 +61,15 @@ def test_compiled_languages_need_their_compiler(tree: Path) -> None:
     program(tree, "/bin/sh")
     assert "c" not in runs(tree)
     program(tree, "/usr/bin/gcc")
-    assert "c" in runs(tree)
+    assert runs(tree)["c"].compile[0] == "sh"
+
+
+def test_what_belljar_lays_into_its_own_images_is_not_asked_for_in_others(tree: Path) -> None:
+    for name in ("sh", "bash", "gcc", "g++", "rustc", "go", "java", "javac", "sqlite3", "python3", "node", "ruby"):
+        program(tree, f"/usr/bin/{name}")
+    found = runs(tree)
+    assert {"c", "cpp", "rust", "go", "java", "sqlite", "python", "node", "ruby"} <= set(found)
+    assert "/usr/lib/belljar" not in repr(found)
 
 
 def test_an_entrypoint_stands_before_the_interpreter(tree: Path) -> None:

@@ -7,11 +7,13 @@ leave is checked again like everything else.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from belljar.errors import ImageBuildError, InvalidImage, InvalidOption
+from belljar.images.contained import contained
 from belljar.images.tool import call
 
 _COPY_SECONDS = 3600
@@ -91,8 +93,11 @@ async def build_dockerfile(dockerfile: Path, context: Path, folder: Path, *, wor
         "--storage-driver=vfs",
     ]
     options = ["--isolation=chroot", "--layers=false", f"--file={dockerfile.absolute()}", f"--tag=oci:{folder}:image"]
+    command = ["buildah", *storage, "bud", *options, str(context.absolute())]
     await call(
-        ["buildah", *storage, "bud", *options, str(context.absolute())],
+        # An ordinary user's buildah makes a user namespace of its own.
+        contained(command) if os.geteuid() == 0 else command,
+        name="buildah",
         log=log,
         timeout_seconds=_BUILD_SECONDS,
         cwd=work,

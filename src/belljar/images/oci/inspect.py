@@ -49,6 +49,7 @@ def languages_of(tree: RootTree, wishes: Wishes, known: Sequence[Language]) -> t
             continue
         if lies_in_root(language.prefork):
             language = language.model_copy(update={"prefork": None})
+        language = _plain(language)
         if language.name == "shell" and not _program(tree, wishes, "bash"):
             language = language.model_copy(update={"run": ("sh", "{entrypoint}"), "version": ("sh",)})
         tools = [words[0] for words in (language.run, language.compile, language.version) if words]
@@ -61,6 +62,12 @@ def languages_of(tree: RootTree, wishes: Wishes, known: Sequence[Language]) -> t
         arguments = wishes.command if wishes.entrypoint else ()
         found.append(Language(name=COMMAND, run=run, default_args=arguments))
     return tuple(found)
+
+
+def _plain(language: Language) -> Language:
+    """The language by commands that need nothing of belljar's in the image."""
+    commands = {"run": language.plain_run or language.run, "compile": language.plain_compile or language.compile}
+    return language.model_copy(update={**commands, "plain_run": (), "plain_compile": ()})
 
 
 def _through_entrypoint(language: Language, wishes: Wishes) -> Language:

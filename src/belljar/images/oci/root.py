@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from belljar.errors import ImageBuildError, InvalidImage
 from belljar.images.apt import DEBIAN_ARCHITECTURES
 from belljar.images.build import Build, make_image
 from belljar.images.catalog import check_image_name
+from belljar.images.contained import contained, remove_tree
 from belljar.images.facts import Facts
 from belljar.images.manifest import Image, Language
 from belljar.images.oci.fetch import Source, build_dockerfile, fetch_layout, find_source, name_of
@@ -91,7 +91,7 @@ class OciRoot:
         try:
             found = await _unpack(order, build.log)
         finally:
-            await _remove(tree, build.log)
+            await asyncio.shield(asyncio.to_thread(remove_tree, tree))
         if found.error is not None:
             raise InvalidImage(found.error)
         return Facts(
@@ -157,23 +157,14 @@ class DockerfileRoot(OciRoot):
 
 async def _unpack(order: Path, log: Path) -> Found:
     need("mkfs.erofs", "zstd")
-    command = [*_as_root(), sys.executable, "-m", "belljar.images.oci.unpack", str(order)]
-    answer = await call(command, log=log, timeout_seconds=_UNPACK_SECONDS, cwd=order.parent)
+    command = contained([sys.executable, "-m", "belljar.images.oci.unpack", str(order)])
+    answer = await call(command, name="unpacking", log=log, timeout_seconds=_UNPACK_SECONDS, cwd=order.parent)
     if len(answer) > _MAX_ANSWER_BYTES:
         raise InvalidImage("the image holds more packages and languages than can be listed")
     try:
         return Found.model_validate_json(answer)
     except ValidationError as error:
         raise ImageBuildError(f"unpacking gave no answer that can be read: {error.errors()[0]['msg']}") from None
-
-
-async def _remove(tree: Path, log: Path) -> None:
-    """The tree's files belong to many users, who are ours only in the namespace that they were made in."""
-    await call([*_as_root(), "rm", "-rf", str(tree)], log=log, timeout_seconds=600)
-
-
-def _as_root() -> Sequence[str]:
-    return () if os.geteuid() == 0 else ("unshare", "--user", "--map-root-user", "--map-auto", "--")
 
 
 def _languages(data_dir: Path) -> tuple[Language, ...]:

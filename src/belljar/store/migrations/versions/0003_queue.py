@@ -43,6 +43,7 @@ def upgrade() -> None:
     op.create_index("ix_jobs_status", "jobs", ["project", "status", "id"])
     op.create_index("ix_jobs_script", "jobs", ["script_id", "id"])
     op.create_index("ix_scripts_id", "scripts", ["id"])
+    op.create_index("ix_scripts_newest", "scripts", ["project", "created_at", "id"])
     op.add_column("job_labels", sa.Column("project", sa.String, nullable=False, server_default=""))
     op.execute("UPDATE job_labels SET project = coalesce((SELECT project FROM jobs WHERE jobs.id = job_id), '')")
     op.drop_index("ix_job_labels_value", "job_labels")
