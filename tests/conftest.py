@@ -118,6 +118,13 @@ def few_inodes(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
+def database_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 1 MiB: room for a database's empty tables and some rows."""
+    with _mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "belljar-test") as folder:
+        yield folder
+
+
+@pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
     """Makes a folder one that cannot be written, for root too."""
     with contextlib.ExitStack() as held:

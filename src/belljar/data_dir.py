@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,8 @@ _PRIVATE_FILES = ("admin.key", "belljar.db*", "run/server.json", "run/worker")
 WORKER_FILE = "run/worker"
 #: The folder itself is what the server locks: nothing is left of it.
 _SERVER_LOCK = "run"
+_TRIES = 5
+_PAUSE_SECONDS = 0.02
 #: The locks that this process holds.
 _held: set[Path] = set()
 
@@ -120,15 +123,21 @@ def locked(path: Path, taken: str) -> Iterator[None]:
     except OSError as error:
         raise DataFolderError(f"cannot write {path}: {error.strerror}; set --data-dir to another folder") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataFolderError(taken) from None
+        _take_lock(descriptor, taken)
         _held.add(path)
         yield
     finally:
         _held.discard(path)
         os.close(descriptor)
+
+
+def _take_lock(descriptor: int, taken: str) -> None:
+    """Take the lock, past those who only look at it for a moment (`is_served`). Raises DataFolderError."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_PAUSE_SECONDS)
+    raise DataFolderError(taken)
 
 
 @contextlib.contextmanager
@@ -137,6 +146,21 @@ def serving(data_dir: Path) -> Iterator[None]:
     path = private_folder(data_dir / _SERVER_LOCK)
     with locked(path, f"another belljar serves {data_dir} already; stop it, or set --data-dir to another folder"):
         yield
+
+
+def is_served(data_dir: Path) -> bool:
+    """Whether a server runs on the data folder now, as its lock tells."""
+    try:
+        descriptor = os.open(data_dir / _SERVER_LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextlib.contextmanager

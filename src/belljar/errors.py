@@ -109,6 +109,20 @@ class Conflict(BelljarError):
     status = 409
 
 
+class TooManyRequests(BelljarError):
+    """The key has as many requests or bytes in flight as it may; `details["retry_after"]` are seconds to wait."""
+
+    code = "too_many_requests"
+    status = 429
+
+
+class RequestTimeout(BelljarError):
+    """The request's body did not arrive in time."""
+
+    code = "request_timeout"
+    status = 408
+
+
 # --- this host ------------------------------------------------------------------------------------------------------
 
 
@@ -117,6 +131,12 @@ class HostError(BelljarError):
 
     code = "host_error"
     status = 503
+
+
+class ServerBusy(HostError):
+    """The server has as many requests in flight as it may; `details["retry_after"]` are seconds to wait."""
+
+    code = "server_busy"
 
 
 class MissingTool(HostError):

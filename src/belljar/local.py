@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from pathlib import Path
+
+from belljar.data_dir import is_served
+
+_MOST_BYTES = 4096
 
 
 def admin_key_path(data_dir: Path) -> Path:
@@ -25,8 +30,26 @@ def address_path(data_dir: Path) -> Path:
 
 
 def read_address(data_dir: Path) -> str | None:
-    """The URL of the server that runs on this data folder; None when none does."""
+    """The URL of the server that runs on this data folder; None when none does.
+
+    The file alone does not tell: a server that was killed leaves it, and somebody else may listen there by now.
+    """
+    if not is_served(data_dir):
+        return None
     try:
-        return str(json.loads(address_path(data_dir).read_text())["url"])
+        with address_path(data_dir).open("rb") as file:
+            return str(json.loads(file.read(_MOST_BYTES))["url"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host name or address means this machine alone: `localhost`, 127.0.0.0/8, ::1."""
+    if host is None:
+        return False
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,7 +1,6 @@
 """Settings: flags, then `BELLJAR_*` environment variables, then `belljar.toml`, then the defaults here.
 
-`belljar.toml` is looked for in the current folder, then in the data folder, then in /etc/belljar. `docs/settings.md` is
-made from the descriptions below.
+settings_file.py says where `belljar.toml` is looked for. `docs/settings.md` is made from the descriptions below.
 """
 
 from __future__ import annotations
@@ -11,17 +10,18 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from belljar.errors import InvalidOption
+from belljar.settings_file import find_settings_file, read_settings_file, user_folder
 
 
 def default_data_dir() -> Path:
     """/var/lib/belljar for root, the XDG data folder for anyone else."""
     if os.geteuid() == 0:
         return Path("/var/lib/belljar")
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "belljar"
+    return user_folder("XDG_DATA_HOME", ".local/share") / "belljar"
 
 
 class Settings(BaseSettings):
@@ -163,6 +163,12 @@ class Settings(BaseSettings):
     network_connections: int = Field(1024, ge=1, le=65536, description="Connections that one machine may hold.")
     network_connections_per_second: int = Field(200, ge=1, description="New connections of one machine.")
 
+    max_connections: int = Field(
+        2048, ge=8, description="Most connections to the server at once; fewer where `ulimit -n` is low."
+    )
+    max_body_memory_mb: int = Field(
+        64, ge=64, description="Memory for the bodies of requests in flight; one key gets at most half of it."
+    )
     max_upload_mb: int = Field(50, ge=1, description="Largest upload; refused while it streams in.")
     max_unpacked_mb: int = Field(200, ge=1, description="Most bytes an archive may unpack to.")
     max_archive_members: int = Field(10_000, ge=1, description="Most files and folders in an archive.")
@@ -218,6 +224,14 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = Field("auto", description="`auto`: text on terminals.")
 
+    @field_validator("qemu", "firecracker", "jailer")
+    @classmethod
+    def _is_one_program(cls, program: str) -> str:
+        """Refuse a program that another one would replace in another working folder."""
+        if not program or ("/" in program and not program.startswith("/")):
+            raise ValueError(f"{program!r} depends on the working folder; give a name on PATH, or an absolute path")
+        return program
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -227,32 +241,46 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        toml = TomlConfigSettingsSource(settings_cls, toml_file=_settings_file(init_settings))
-        return init_settings, env_settings, toml
+        given = init_settings()
+        config = given.pop("config", None)
+        path = find_settings_file(config, _lookup_data_dir(given.get("data_dir")))
+        found = {} if path is None else read_settings_file(path)
+        flags, file = InitSettingsSource(settings_cls, given), InitSettingsSource(settings_cls, found)
+        return flags, env_settings, file
 
 
-def _settings_file(init_settings: PydanticBaseSettingsSource) -> Path | None:
-    given: dict[str, Any] = init_settings()
-    data_dir = Path(given.get("data_dir") or os.environ.get("BELLJAR_DATA_DIR") or default_data_dir())
-    for folder in (Path.cwd(), data_dir, Path("/etc/belljar")):
-        if (folder / "belljar.toml").is_file():
-            return folder / "belljar.toml"
-    return None
+def _lookup_data_dir(given: Path | str | None) -> Path:
+    """The data folder that may hold the settings file, which is not asked for it."""
+    return Path(given or os.environ.get("BELLJAR_DATA_DIR") or default_data_dir())
 
 
-def load_settings(**flags: Any) -> Settings:
+def settings_file(config: Path | None = None, data_dir: Path | None = None) -> Path | None:
+    """The file that `load_settings` reads with these flags; None when there is none. Raises InvalidOption."""
+    return find_settings_file(config, _lookup_data_dir(data_dir))
+
+
+def load_settings(*, config: Path | None = None, **flags: Any) -> Settings:
     """Settings from flags (those that are not None), the environment and `belljar.toml`.
 
-    Raises InvalidOption, naming the setting, for a value that is out of bounds or a name that does not exist, and for a
-    `belljar.toml` that cannot be read.
+    `config` names the settings file. Raises InvalidOption, naming the setting, for a value that is out of bounds or a
+    name that does not exist, and for a settings file that cannot be read or that others could have written.
     """
     try:
-        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+        given = {name: value for name, value in {**flags, "config": config}.items() if value is not None}
+        settings = Settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "settings"
-        raise InvalidOption(f"the setting {name} is wrong: {first['msg']}; see docs/settings.md", option=name) from None
-    except (OSError, ValueError) as error:  # not TOML, not UTF-8, not this user's to read
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidOption(f"belljar.toml cannot be read: {reason}; see docs/settings.md", option="settings") from None
-    return settings.model_copy(update={"data_dir": settings.data_dir.expanduser().absolute()})
+        reason = str(first["msg"]).removeprefix("Value error, ")
+        raise InvalidOption(f"the setting {name} is wrong: {reason}; see docs/settings.md", option=name) from None
+    return settings.model_copy(update={"data_dir": absolute(settings.data_dir.expanduser(), "data_dir")})
+
+
+def absolute(path: Path, option: str) -> Path:
+    """The path from the root. Raises InvalidOption for a relative one in a working folder that was deleted."""
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise InvalidOption(
+            f"{option} is {path}, and the working folder does not exist any more; change to another", option=option
+        ) from None

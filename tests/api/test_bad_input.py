@@ -280,4 +280,6 @@ async def test_a_bug_is_a_problem_document_that_tells_nothing(api: Served, monke
     with structlog.testing.capture_logs() as log:
         found = problem(await api.http.get("/v1/nodes"), 500, "internal_error")
     assert "hunter2" not in json.dumps(found)
-    assert [(entry["event"], entry["path"]) for entry in log] == [("request_broke", "/v1/nodes")]
+    failures = [(entry["event"], entry["path"]) for entry in log if entry["log_level"] == "error"]
+    assert failures == [("unhandled_exception", "/v1/nodes")]
+    assert found["request_id"] in found["detail"]

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -90,16 +91,41 @@ async def test_jobs_are_listed_filtered_and_paged(api: Served) -> None:
 
 async def test_an_idempotency_key_gives_the_first_job_back(api: Served) -> None:
     first = await api.submit(idempotency_key="k", stdin="a")
-    again = await api.submit(idempotency_key="k", code="print(2)", image="python")
-    assert again == first
+    assert await api.submit(idempotency_key="k", stdin_base64="YQ==", priority=0) == first
     assert len((await api.http.get("/v1/jobs")).json()["jobs"]) == 1
 
 
+@pytest.mark.parametrize("other", [{"stdin": "b"}, {"stdin": "a", "priority": 1}, {"stdin": "a", "code": "print(2)"}])
+async def test_an_idempotency_key_of_another_request_is_refused(api: Served, other: dict[str, Any]) -> None:
+    first = await api.submit(idempotency_key="k", stdin="a")
+    body = {"code": "print(1)", "language": "python", "idempotency_key": "k", **other}
+    found = problem(await api.http.post("/v1/jobs", json=body), 409, "conflict")
+    assert found["job_id"] == first["id"]
+    assert "request_sha256" not in first
+    assert len((await api.http.get("/v1/jobs")).json()["jobs"]) == 1
+
+
+async def test_an_idempotency_key_is_of_its_project(api: Served) -> None:
+    first = await api.submit(idempotency_key="k")
+    async with await api.caller_of("other") as other:
+        body = {"code": "print(2)", "language": "python", "idempotency_key": "k"}
+        assert (await other.post("/v1/jobs", json=body)).json()["id"] != first["id"]
+
+
 async def test_submits_at_once_with_one_idempotency_key_make_one_job(api: Served) -> None:
-    jobs = await asyncio.gather(*(api.submit(idempotency_key="k", stdin=f"{n}") for n in range(8)))
+    jobs = await asyncio.gather(*(api.submit(idempotency_key="k", stdin="x") for _ in range(8)))
     assert len({job["id"] for job in jobs}) == 1
     kept = list((api.services.settings.data_dir / "blobs/jobs").rglob("stdin"))
     assert [path.parent.name for path in kept] == [jobs[0]["id"]]
+
+
+async def test_different_submits_at_once_with_one_idempotency_key_make_one_job_and_conflicts(api: Served) -> None:
+    def body(n: int) -> dict[str, Any]:
+        return {"code": "print(1)", "language": "python", "idempotency_key": "k", "stdin": f"{n}"}
+
+    answers = await asyncio.gather(*(api.http.post("/v1/jobs", json=body(n)) for n in range(6)))
+    assert sorted(answer.status_code for answer in answers) == [202, 409, 409, 409, 409, 409]
+    assert len(list((api.services.settings.data_dir / "blobs/jobs").rglob("stdin"))) == 1
 
 
 async def test_waiting_ends_when_the_job_does(api: Served) -> None:

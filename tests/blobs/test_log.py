@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from belljar.blobs.log import MAX_RECORD, JobLog, LogStream, LogWriter, Record, keep_log, log_path
 from belljar.blobs.store import Blobs, open_blobs
+from belljar.jobs.changes import Changes
 from belljar.settings import Settings
 
 
@@ -50,17 +51,19 @@ async def test_a_reader_resumes_where_it_stopped_also_after_the_log_moved(tmp_pa
 
 async def test_a_follower_sees_what_comes_and_stops_at_the_end(tmp_path: Path, blobs: Blobs) -> None:
     seen, ended = bytearray(), False
+    changes = Changes()
 
     async def has_ended() -> bool:
         return ended
 
     async def follow() -> None:
-        async for record in JobLog(tmp_path, blobs, "j").follow(has_ended):
-            if record is not None:
-                seen.extend(record.data)
+        with changes.watching("j") as watch:
+            async for record in JobLog(tmp_path, blobs, "j").follow(has_ended, watch.wait):
+                if record is not None:
+                    seen.extend(record.data)
 
     following = asyncio.create_task(follow())
-    with LogWriter(log_path(tmp_path, "j")) as log:
+    with LogWriter(log_path(tmp_path, "j"), lambda: changes.notify_log("j")) as log:
         log.append(LogStream.STDOUT, b"early ")
         async with asyncio.timeout(5):
             while seen != b"early ":
@@ -68,6 +71,7 @@ async def test_a_follower_sees_what_comes_and_stops_at_the_end(tmp_path: Path, b
         log.append(LogStream.STDOUT, b"late")
     await keep_log(tmp_path, blobs, "j")
     ended = True
+    changes.notify("j")
     async with asyncio.timeout(5):
         await following
     assert seen == b"early late"

@@ -21,13 +21,15 @@ def belljar(
     before: list[str] | None = None,
     stdin: bytes = b"",
     timeout: float = 60,
+    safe_path: bool = False,
     **environment: str,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run `belljar` with these words to its end; `before` are words of a program that starts it."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("BELLJAR_")}
     if data_dir is not None:
         variables["BELLJAR_DATA_DIR"] = str(data_dir)
-    command = [*(before or []), sys.executable, "-m", "belljar", *words]
+    # `python -m` puts the working folder first among the places of modules; the installed command does not.
+    command = [*(before or []), sys.executable, *(["-P"] if safe_path else []), "-m", "belljar", *words]
     return subprocess.run(
         command, cwd=cwd, env={**variables, **environment}, input=stdin, capture_output=True, timeout=timeout
     )

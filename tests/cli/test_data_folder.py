@@ -15,6 +15,7 @@ from belljar.settings import Settings
 from belljar.store.opening import open_database
 from cli.command import ORDINARY, belljar, belljar_each, complaint, output, parsed
 from images.registered import register
+from store.older import make_older
 
 
 def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
@@ -77,6 +78,16 @@ async def test_a_folder_that_cannot_be_served_is_told_and_left_as_it_is(tmp_path
     assert str(a_file) in of_file and "--data-dir" in of_file
     assert f"port {port} on 127.0.0.1 is in use; choose another with --port" in of_port
     assert not unborn.exists()
+
+
+def test_commands_beside_a_server_of_an_older_version_change_nothing(tmp_path: Path) -> None:
+    make_older(tmp_path)
+    register(tmp_path, "python")
+    for result in belljar_each(["image", "gc"], ["image", "rm", "python"], ["key", "create", "ci"], data_dir=tmp_path):
+        text = complaint(result, 1)
+        assert "is an older belljar's (schema 0002" in text and "start belljar serve" in text
+    with sqlite3.connect(tmp_path / "belljar.db") as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0002",)]
 
 
 @pytest.mark.root

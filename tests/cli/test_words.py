@@ -12,7 +12,6 @@ import typer
 
 from belljar import __version__
 from belljar.cli.main import app
-from belljar.settings import Settings
 from cli.command import belljar, belljar_each, complaint, output
 
 
@@ -39,7 +38,10 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["rum"], 2, "No such command 'rum'"),
     (["--json", "jobs", "ls"], 2, "options come after their command; try: belljar --help"),
     (["jobs", "get"], 2, "try: belljar jobs get --help"),
-    (["run"], 2, "Missing argument"),
+    (["run"], 125, "Missing argument"),
+    (["run", "a.py", "--memroy", "5"], 125, "try: belljar run --help"),
+    (["run", "a.py", "--memory", "much"], 125, "--memory"),
+    (["submit"], 2, "try: belljar submit --help"),
     (["serve", "--port", "99999"], 1, "the setting port is wrong"),
     (["serve", "--port", "many"], 2, "--port"),
     (["serve", "--auth", "off", "--host", "0.0.0.0"], 1, "--auth off is for this machine only"),
@@ -77,26 +79,6 @@ def test_what_is_wrong_is_one_line(
     complaints: dict[str, subprocess.CompletedProcess[bytes]], words: list[str], code: int, expected: str
 ) -> None:
     assert expected in complaint(complaints[" ".join(words)], code)
-
-
-def test_a_setting_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    (tmp_path / "belljar.toml").write_text("memroy = 5\n")
-    assert "the setting memroy is wrong" in complaint(belljar("image", "ls", cwd=tmp_path), 1)
-    (tmp_path / "belljar.toml").write_text("memory = = 5\n")
-    assert "belljar.toml" in complaint(belljar("image", "ls", cwd=tmp_path), 1)
-
-
-def test_the_sources_of_a_setting_are_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/belljar.toml").write_text("port = 1\nhost = '::1'\n")
-    assert Settings(data_dir=tmp_path / "data").port == 1
-    (tmp_path / "belljar.toml").write_text("port = 2\n")
-    assert Settings(data_dir=tmp_path / "data").port == 2
-    assert Settings(data_dir=tmp_path / "data").host == "127.0.0.1"  # one file alone is read
-    monkeypatch.setenv("BELLJAR_PORT", "3")
-    assert Settings(data_dir=tmp_path / "data").port == 3
-    assert Settings(data_dir=tmp_path / "data", port=4).port == 4
 
 
 def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:

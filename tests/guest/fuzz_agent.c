@@ -1,41 +1,128 @@
 /*
- * Fuzz target for the agent's parser of host frames: the agent's own source, fed with arbitrary bytes in arbitrary
- * pieces. With a libFuzzer: cc -fsanitize=fuzzer,address,undefined fuzz_agent.c. Without one, BELLJAR_FUZZ_MAIN adds a
- * main that makes its own inputs from a seed: fuzz_agent SEED ROUNDS.
+ * Fuzz target for what the agent does with its host's frames: the agent's own files, with processes, streams and
+ * artifacts, fed with arbitrary bytes in arbitrary pieces. Nothing is executed: execvpe is replaced (link with
+ * -Wl,--wrap=execvpe). With a libFuzzer: cc -fsanitize=fuzzer,address,undefined fuzz_agent.c agent's files. Without one,
+ * BELLJAR_FUZZ_MAIN adds a main that makes its own inputs from a seed: fuzz_agent SEED ROUNDS FOLDER. The folder is where
+ * artifacts are collected and where the prefork program `p` lies.
  */
 #include "agent.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int __wrap_execvpe(const char *file, char *const argv[], char *const envp[]);
+
+static size_t strings_of(char *const strings[])
+{
+    size_t bytes = 0;
+    for (; *strings; strings++)
+        bytes += strlen(*strings); /* a sanitizer looks at each byte */
+    return bytes;
+}
+
+/* In the place of every program: one that is not there, one that waits for its order as a prefork program does, one that
+ * prints, one that ends, one that stays until it is killed. */
+int __wrap_execvpe(const char *file, char *const argv[], char *const envp[])
+{
+    static const char text[5000] = "output";
+    char order;
+    if (strchr("woes", file[0]))
+        for (int fd = 0; fd < 100; fd++)
+            if (fcntl(fd, F_GETFD) == FD_CLOEXEC)
+                close(fd); /* as an exec that succeeds does; and signals are no longer the sanitizers' */
+    for (int number = 1; number < NSIG; number++)
+        signal(number, SIG_DFL);
+    size_t bytes = strings_of(argv) + strings_of(envp);
+    switch (file[0]) {
+    case 'w':
+        if (write(ORDER_FD, "w", 1) != 1)
+            _exit(1);
+        while (read(ORDER_FD, &order, 1) == 1)
+            ;
+        _exit(2);
+    case 'o':
+        _exit(write(STDOUT_FILENO, text, sizeof text) == sizeof text ? 0 : 3);
+    case 'e':
+        _exit((int)(bytes % 256));
+    case 's':
+        for (;;)
+            pause();
+    default:
+        errno = ENOENT;
+        return -1;
+    }
+}
+
+static void drain(int fd)
+{
+    static uint8_t buffer[64 * 1024];
+    while (read(fd, buffer, sizeof buffer) > 0)
+        ;
+}
+
+/* Let the agent work until it waits for its host, or for a while. */
+static void settle(int host, int rounds)
+{
+    for (int i = 0; i < rounds; i++) {
+        enum phase before = agent.phase;
+        bool busy = before == PREPARING || before == RUNNING || before == COLLECTING;
+        serve_once(busy ? 1 : 0);
+        drain(host);
+        if (!busy)
+            return;
+    }
+}
+
+/* The first of what is left: mostly a whole frame, so that one frame is answered before the next is there. */
+static size_t piece_of(const uint8_t *data, size_t size)
+{
+    size_t piece = size >= HEADER_SIZE && data[0] % 8 ? HEADER_SIZE + (size_t)get_u32(data) : 1 + data[0] * 7u;
+    return piece < size ? piece : size;
+}
+
+static _Noreturn void feed(const uint8_t *data, size_t size)
+{
+    int ends[2], null = open("/dev/null", O_RDWR);
+    if (null < 0 || dup2(null, STDERR_FILENO) < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
+        abort();
+    start_empty();
+    agent.prefork_folder = ".";
+    agent.port = ends[1];
+    set_nonblocking(ends[0]);
+    begin_serving();
+    while (size > 0) {
+        size_t piece = piece_of(data, size);
+        for (size_t done = 0; done < piece;) {
+            ssize_t n = write(ends[0], data + done, piece - done);
+            if (n < 0 && errno != EAGAIN)
+                abort();
+            done += n > 0 ? (size_t)n : 0;
+            settle(ends[0], 1);
+        }
+        settle(ends[0], 30);
+        data += piece;
+        size -= piece;
+    }
+    close(ends[0]);
+    for (;;)
+        serve_once(100); /* until it finds that its host is gone */
+}
 
 /* One input is one process: dying on a bad frame is the agent's right answer. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    pid_t child = fork();
-    if (child == 0) {
-        start_empty();
-        int null = open("/dev/null", O_RDWR);
-        dup2(null, STDERR_FILENO);
-        agent.port = null;
-        size_t at = 0;
-        while (at < size) {
-            size_t piece = 1 + data[at] * 7u;
-            piece = piece < size - at ? piece : size - at;
-            memcpy(agent.in + agent.in_len, data + at, piece);
-            agent.in_len += piece;
-            at += piece;
-            handle_input();
-            if (agent.phase == COLLECTING)
-                agent.phase = ENDED;
-        }
-        _exit(0);
-    }
     int status;
+    pid_t child = fork();
+    if (child == 0)
+        feed(data, size);
     if (waitpid(child, &status, 0) != child || !WIFEXITED(status) || WEXITSTATUS(status) != 0)
         abort();
     return 0;
@@ -43,6 +130,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 #ifdef BELLJAR_FUZZ_MAIN
 static uint64_t random_state;
+static uint8_t flags; /* of the next RUN or PREPARE */
+static unsigned credits, inputs; /* how many frames of these kinds there were */
 
 static uint32_t next_random(void)
 {
@@ -50,32 +139,120 @@ static uint32_t next_random(void)
     return (uint32_t)(random_state >> 33);
 }
 
-/* Mostly well-formed frames of random kinds and lengths, so that the parser is passed and not only met. */
+static size_t put_text(uint8_t *at, const char *const *texts, size_t count)
+{
+    const char *text = texts[next_random() % count];
+    memcpy(at, text, strlen(text) + 1);
+    return strlen(text);
+}
+
+#define PUT_ONE_OF(at, ...) \
+    put_text(at, (const char *const[]){__VA_ARGS__}, sizeof((const char *const[]){__VA_ARGS__}) / sizeof(char *))
+
+/* A payload that is nearly always right for its kind, or of random bytes. */
+static size_t put_payload(uint8_t *at, enum kind kind)
+{
+    size_t length;
+    if (next_random() % 64 == 0) {
+        length = next_random() % (next_random() % 8 ? 40 : 4096);
+        for (size_t i = 0; i < length; i++)
+            at[i] = (uint8_t)next_random();
+        return length;
+    }
+    memset(at, 0, 64);
+    switch (kind) {
+    case WELCOME:
+        memcpy(at, (const uint8_t[]){VERSION, 0, 30, 0}, 4);
+        return 16;
+    case ARG:
+        return PUT_ONE_OF(at, "out", "exit", "out", "exit", "stay", "wait", "wait", "out", "exit", "out", "nothing");
+    case ENV:
+        return PUT_ONE_OF(at, "A=1", "PATH=/bin", "=", "");
+    case PREPARE:
+    case RUN:
+        put_u32(at + 8, 100);
+        at[12] = (uint8_t)(next_random() % 16 ? flags * (1 + next_random() % 2) : next_random());
+        length = 17 + PUT_ONE_OF(at + 16, ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", "/nowhere");
+        return length + PUT_ONE_OF(at + length, "", "", "", "p", "p", "p", "missing", "../p");
+    case STDIN:
+        return inputs++ % 2 ? 0 : 1 + next_random() % 4096;
+    case CREDIT:
+        put_u32(at, next_random() % 8 ? 100000 : next_random());
+        return 4;
+    case SIGNAL:
+        at[0] = (uint8_t)(next_random() % 8 ? 9 : next_random() % 70);
+        return 1;
+    case COLLECT:
+        put_u32(at, next_random() % 4 ? 1 << 20 : next_random() % 100);
+        put_u32(at + 8, next_random() % 4 ? 100 : next_random() % 3);
+        length = 16 + PUT_ONE_OF(at + 16, "**", "*", "**/**/**/x", "deep", "[", "!**", "a/./b//c/", "", "**/?");
+        if (next_random() % 2)
+            length += 1 + PUT_ONE_OF(at + length + 1, "!**/x", "*/*", "**");
+        return length;
+    case IDENTITY:
+        return SEED_BYTES + 7;
+    case NETWORK:
+        at[10] = 30;
+        return 24;
+    case LAYER:
+        at[0] = at[8] = 1;
+        return 16 + PUT_ONE_OF(at + 16, "/usr", "/usr", "/usr/local", "/", "/opt", "usr");
+    default:
+        return next_random() % 16 ? 0 : 3;
+    }
+}
+
+static size_t put_frame(uint8_t *at, enum kind kind)
+{
+    size_t length = put_payload(at + HEADER_SIZE, kind);
+    if (kind != CREDIT && kind != DISCARD)
+        credits = 0; /* each stream in turn */
+    put_u32(at, next_random() % 200 ? (uint32_t)length : next_random());
+    at[4] = (uint8_t)kind;
+    at[5] = (uint8_t)(next_random() % 30 ? 1 + credits++ % 3 : next_random() % 6);
+    at[6] = at[7] = 0;
+    return HEADER_SIZE + length;
+}
+
+#define STORY(...) {sizeof((const uint8_t[]){__VA_ARGS__}), (const uint8_t[]){__VA_ARGS__}}
+
+/* Conversations to their end: a job and its artifacts; two commands; a machine that is prepared, suspended and rehearses. */
+static const struct story {
+    size_t length;
+    const uint8_t *kinds;
+} stories[] = {
+    STORY(WELCOME, IDENTITY, NETWORK, ARG, ENV, RUN, CREDIT, CREDIT, CREDIT, STDIN, STDIN, SIGNAL, COLLECT, PING, COLLECT),
+    STORY(WELCOME, ARG, ARG, RUN, CREDIT, DISCARD, SIGNAL, REST, ARG, RUN, CREDIT, CREDIT, SIGNAL, REST, ENV, ARG, RUN,
+          CREDIT, CREDIT, SIGNAL, COLLECT, CREDIT, CREDIT, CREDIT),
+    STORY(WELCOME, LAYER, ARG, PREPARE, PREPARE, ARG, PREPARE, SUSPEND, IDENTITY, WELCOME, ARG, RUN, CREDIT, CREDIT, STDIN,
+          SIGNAL, REST, ARG, RUN, CREDIT, CREDIT, CREDIT, SIGNAL, COLLECT),
+};
+
+/* Half of the inputs keep to their story; in the others frames are left out, and others strewn in. */
 static size_t make_input(uint8_t *data, size_t most)
 {
-    static const uint8_t kinds[] = {WELCOME, ARG, ENV, STDIN, CREDIT, SIGNAL, COLLECT, PING, DISCARD, NETWORK, LAYER, IDENTITY, SUSPEND, REST, 0x00, 0xFF};
-    static const uint8_t welcome[HEADER_SIZE + 16] = {16, 0, 0, 0, WELCOME, 0, 0, 0, VERSION, 0, 30, 0};
-    size_t length = sizeof welcome;
-    memcpy(data, welcome, length);
-    for (unsigned frames = next_random() % 40; frames > 0; frames--) {
-        uint32_t payload = next_random() % (next_random() % 8 ? 40 : 4096);
-        if (length + HEADER_SIZE + payload > most)
-            break;
-        put_u32(data + length, next_random() % 50 ? payload : next_random());
-        data[length + 4] = kinds[next_random() % sizeof kinds];
-        data[length + 5] = (uint8_t)(next_random() % 5);
-        data[length + 6] = data[length + 7] = 0;
-        for (uint32_t i = 0; i < payload; i++)
-            data[length + HEADER_SIZE + i] = (uint8_t)next_random();
-        length += HEADER_SIZE + payload;
+    static const uint8_t kinds[] = {WELCOME, ARG, ENV, RUN, STDIN, CREDIT, SIGNAL, COLLECT, PING, DISCARD, NETWORK,
+                                    IDENTITY, PREPARE, SUSPEND, REST, LAYER, 0x00, 0x0A, 0xFF};
+    const struct story *story = &stories[next_random() % (sizeof stories / sizeof stories[0])];
+    bool strays = next_random() % 2;
+    size_t length = 0;
+    for (size_t i = 0; i < story->length && length + 8192 < most; i++) {
+        if (strays && next_random() % 12 == 0)
+            length += put_frame(data + length, kinds[next_random() % sizeof kinds]);
+        if (!strays || i == 0 || next_random() % 8) {
+            /* What comes before REST is told to leave a ready agent behind. */
+            flags = memchr(story->kinds + i, REST, story->length - i) ? 2 : 0;
+            length += put_frame(data + length, story->kinds[i]);
+        }
     }
+    inputs = 0;
     return length;
 }
 
 int main(int argc, char **argv)
 {
-    static uint8_t data[64 * 1024];
-    if (argc != 3)
+    static uint8_t data[512 * 1024];
+    if (argc != 4 || chdir(argv[3]) < 0)
         return 2;
     random_state = strtoull(argv[1], NULL, 10);
     for (long rounds = atol(argv[2]); rounds > 0; rounds--)

@@ -29,6 +29,21 @@ def output(size: int, stream: Stream = Stream.STDOUT) -> bytes:
     return wire.HEADER.pack(size, Kind.OUTPUT, stream, 0) + bytes(size)
 
 
+def frame(kind: Kind, payload: bytes, stream: Stream = Stream.NONE) -> bytes:
+    return wire.HEADER.pack(len(payload), kind, stream, 0) + payload
+
+
+def artifact(size: int, path: bytes = b"a") -> bytes:
+    return frame(Kind.ARTIFACT, struct.pack("<QI", size, 0o644) + path)
+
+
+def collected(count: int, skipped: int = 0) -> bytes:
+    return frame(Kind.COLLECTED, struct.pack("<II", count, skipped))
+
+
+DATA = frame(Kind.ARTIFACT_DATA, b"xyz")
+
+
 @asynccontextmanager
 async def guest_that_says(data: bytes) -> AsyncIterator[Session]:
     """A session whose guest sends `data` whatever it is told, and then nothing more, but stays."""
@@ -86,11 +101,77 @@ async def test_a_guest_that_keeps_to_the_protocol_is_heard() -> None:
             HELLO + STARTED + wire.HEADER.pack(40, Kind.EXITED, 0, 0) + struct.pack("<iiIIQQQ", -1, 0, 0, 0, 0, 0, 0),
             id="impossible exit code",
         ),
+        pytest.param(
+            HELLO + STARTED + frame(Kind.EXITED, struct.pack("<iiIIQQQ", 0, 65, 0, 0, 0, 0, 0)), id="signal 65"
+        ),
+        pytest.param(
+            HELLO + STARTED + frame(Kind.EXITED, struct.pack("<iiIIQQQ", 1, 9, 0, 0, 0, 0, 0)), id="both ends"
+        ),
+        pytest.param(HELLO + frame(Kind.STARTED, struct.pack("<I", 0)), id="no process"),
+        pytest.param(HELLO + frame(Kind.FAILED, struct.pack("<II", 3, 2**32 - 1)), id="an error that linux has not"),
+        pytest.param(HELLO + frame(Kind.FAILED, struct.pack("<II", 9, 2)), id="a stage that is not"),
     ],
 )
 async def test_a_guest_that_breaks_the_protocol_is_refused(data: bytes) -> None:
     with pytest.raises(GuestProtocolError):
         await run_against(data)
+
+
+async def collect_against(data: bytes) -> tuple[wire.Collected, Collector]:
+    sink = Collector()
+    async with guest_that_says(HELLO + STARTED + EXITED + data) as session, asyncio.timeout(5):
+        await session.open(1)
+        await session.run(Command(argv=["x"], env={}), b"", sink, lambda started: None)
+        return await session.collect(["**"], sink, max_bytes=1000, max_count=2), sink
+
+
+async def test_artifacts_of_a_guest_that_keeps_to_the_protocol_come() -> None:
+    told, sink = await collect_against(artifact(6) + DATA + DATA + artifact(0, b"../b") + collected(2, 2**32 - 1))
+    # A path is the sink's to judge; how many were left out is a number for people.
+    assert told == wire.Collected(2, 2**32 - 1)
+    assert sink.files == {"a": bytearray(b"xyzxyz"), "../b": bytearray()}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(artifact(1001), id="larger than asked for"),
+        pytest.param(artifact(900) + frame(Kind.ARTIFACT_DATA, bytes(900)) + artifact(200), id="larger together"),
+        pytest.param(artifact(1 << 63), id="a size that is no size"),
+        pytest.param(artifact(2**64 - 1), id="the largest number"),
+        pytest.param(artifact(0) * 3, id="more than asked for"),
+        pytest.param(artifact(0, b""), id="no path"),
+        pytest.param(artifact(0, b"a\0b"), id="a zero in the path"),
+        pytest.param(artifact(0, b"x" * 1025), id="a path that is too long"),
+        pytest.param(artifact(2) + DATA, id="more bytes than announced"),
+        pytest.param(artifact(5) + DATA + artifact(1), id="another in the middle of one"),
+        pytest.param(artifact(5) + DATA + collected(1), id="the end in the middle of one"),
+        pytest.param(DATA, id="bytes of none"),
+        pytest.param(frame(Kind.ARTIFACT_DATA, b""), id="no bytes"),
+        pytest.param(artifact(3) + frame(Kind.ARTIFACT_DATA, b"xyz", Stream.STDOUT), id="bytes with a stream"),
+        pytest.param(collected(1), id="fewer than counted"),
+        pytest.param(artifact(0) + collected(0), id="more than counted"),
+        pytest.param(frame(Kind.COLLECTED, bytes(7)), id="half a count"),
+        pytest.param(STARTED, id="a start"),
+        pytest.param(EXITED, id="a second end"),
+        pytest.param(output(1), id="output after the end"),
+        pytest.param(frame(Kind.FAILED, struct.pack("<II", 3, 2)), id="a failure"),
+        pytest.param(frame(Kind.FAILED, struct.pack("<II", 3, 2**32 - 1)), id="a failure with no error"),
+        pytest.param(PONG, id="an answer to no question"),
+        pytest.param(HELLO, id="a greeting"),
+        pytest.param(frame(Kind.PREPARED, b""), id="prepared"),
+        pytest.param(frame(Kind.SUSPENDED, b""), id="suspended"),
+        pytest.param(frame(Kind.RESTED, b""), id="rested"),
+        pytest.param(frame(Kind.STDIN_CREDIT, struct.pack("<I", 1)), id="credit for nothing"),
+        pytest.param(struct.pack("<IBBH", 0, Kind.PONG, 0, 1), id="a header with a bit too many"),
+        pytest.param(struct.pack("<IBBH", 0, Kind.COLLECT, 0, 0), id="a frame of the host's"),
+        pytest.param(b"\xff" * 64, id="ones"),
+        pytest.param(bytes(64), id="zeros"),
+    ],
+)
+async def test_a_guest_that_forges_artifacts_is_refused(data: bytes) -> None:
+    with pytest.raises(GuestProtocolError):
+        await collect_against(data)
 
 
 async def test_a_guest_that_sends_more_than_it_was_granted_is_refused() -> None:

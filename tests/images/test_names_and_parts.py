@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from pathlib import Path
 
@@ -127,6 +128,19 @@ def test_a_damaged_part_is_noticed_and_an_unchanged_one_is_not_read_again(images
     made.root.write_text("toor")
     with pytest.raises(DamagedImage, match="has changed since it was built"):
         images.verify(made)
+
+
+def test_who_owns_a_part_cannot_hide_a_change_behind_its_times(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)  # as root hard links change the ctime
+    made = make(images, "one")
+    images.verify(made)
+    before = made.root.stat()
+    time.sleep(0.01)
+    made.root.write_bytes(b"evil"[: before.st_size].ljust(before.st_size))
+    os.utime(made.root, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert made.root.stat().st_mtime_ns == before.st_mtime_ns and made.root.stat().st_size == before.st_size
+    with pytest.raises(DamagedImage, match="has changed since it was built"):
+        Images(images.data_dir).verify(made)
 
 
 def test_the_disk_budget_drops_cached_packages_first(images: Images) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import structlog
-from structlog.testing import capture_logs
+from structlog.testing import CapturingLogger
 
 from belljar.errors import InvalidOption, UnknownImage
 from belljar.images import recipe
@@ -69,14 +68,14 @@ def test_a_users_recipe_hides_a_built_in_one(tmp_path: Path) -> None:
 def test_a_broken_recipe_leaves_the_others_usable(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe, "log", structlog.get_logger())  # another test's may be bound already
+    logged = CapturingLogger()
+    monkeypatch.setattr(recipe, "log", logged)
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes/mine.toml").write_text(WHOLE)
     (tmp_path / "recipes/broken.toml").write_bytes(content)
-    with capture_logs() as logs:
-        assert {"python", find_recipe("lua", tmp_path).name} <= set(recipes(tmp_path))
-    assert [(each["event"], each["path"]) for each in logs] == [
-        ("recipe_left_out", str(tmp_path / "recipes/broken.toml"))
+    assert {"python", find_recipe("lua", tmp_path).name} <= set(recipes(tmp_path))
+    assert [(each.method_name, each.args, each.kwargs["path"]) for each in logged.calls] == [
+        ("warning", ("recipe_left_out",), str(tmp_path / "recipes/broken.toml"))
     ]
     with pytest.raises(InvalidOption, match=r"recipes/broken\.toml"):
         find_recipe("broken", tmp_path)

@@ -48,6 +48,9 @@ BAD = {
     "artifact glob empty": {"artifacts": [""]},
     "artifact glob absolute": {"artifacts": ["/etc/passwd"]},
     "artifact glob going up": {"artifacts": ["a/../../b"]},
+    "artifact glob that takes out nothing": {"artifacts": ["**", "!"]},
+    "artifact glob that takes out above": {"artifacts": ["**", "!/etc"]},
+    "artifact globs that only take out": {"artifacts": ["!**/*.log"]},
     "artifact glob with NUL": {"artifacts": ["a\0"]},
     "artifact glob too long": {"artifacts": ["x" * 1025]},
     "too many artifact globs": {"artifacts": ["x"] * 65},
@@ -83,7 +86,7 @@ def test_options_at_their_bounds_are_taken() -> None:
         memory_mb=64,
         disk_mb=16,
         timeout_seconds=0.001,
-        artifacts=("**", "out/*.json", "a..b"),
+        artifacts=("**", "out/*.json", "a..b", "!**/__pycache__"),
         priority=-100,
         labels={"team/a": "x" * 255, "b": ""},
     )
@@ -123,8 +126,3 @@ def test_whatever_is_accepted_can_be_given_to_a_program(env: dict[str, str], arg
 def test_a_request_says_in_exactly_one_way_what_to_run(request_: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=r"script_id|language"):
         JobRequest(**request_)
-
-
-def test_a_requests_options_are_all_that_was_given() -> None:
-    given_ = {"args": ("a",), "env": {"A": "b"}, "priority": 3, "labels": {"x": "y"}, "memory_mb": 100}
-    assert JobRequest(code="x", language="python", **given_).options() == JobOptions(**given_)

@@ -11,10 +11,11 @@ import pytest
 
 from belljar.errors import InvalidDependencies, InvalidOption
 from belljar.jobs.model import Job, JobOptions
-from belljar.jobs.resolve import Largest, Runnable, resolve_job
+from belljar.jobs.resolve import Largest, Runnable, check_arguments, resolve_job
 from belljar.jobs.states import Status
 from belljar.scripts.model import Dependencies
 from belljar.settings import Settings
+from images.registered import register
 
 SCRIPT = Runnable(script_id="a" * 64, language="python", entrypoint="main.py")
 
@@ -111,3 +112,25 @@ def test_a_project_that_may_fetch_nothing_may_not_ask_for_packages() -> None:
     only_version = dataclasses.replace(SCRIPT, dependencies=NEEDS.model_copy(update={"requirements": ()}))
     assert resolved({}, script=only_version, max_egress="none").dependencies is not None
     assert resolved({}, script=script, max_egress="none", dependencies="off").dependencies is None
+
+
+@pytest.mark.parametrize(
+    ("own", "options", "option"),
+    [
+        (300, {"env": {f"A{n}": "x" for n in range(7900)}}, "env"),
+        (0, {"env": {f"A{n}": "x" * 120 for n in range(8000)}}, None),
+        (100, {"env": {f"A{n}": "x" for n in range(7900)}}, None),
+    ],
+)
+def test_args_and_env_are_bounded_by_what_the_agent_takes_with_the_images_own(
+    tmp_path: Path, own: int, options: dict[str, Any], option: str | None
+) -> None:
+    image = register(tmp_path, "python")
+    manifest = image.manifest.model_copy(update={"env": {f"B{n}": "x" for n in range(own)}})
+    image = image.model_copy(update={"manifest": manifest})
+    if option is None:
+        check_arguments(JobOptions(**options), image)
+        return
+    with pytest.raises(InvalidOption) as refused:
+        check_arguments(JobOptions(**options), image)
+    assert refused.value.details["option"] == option

@@ -137,7 +137,7 @@ async def test_an_old_clone_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None
         await until(lambda: pool.counts() == {"a": 1})
         monkeypatch.setattr(pool_module, "OLD_SECONDS", -1)
         assert await pool.take("a") is None
-        assert make.made[0].ended == 1
+        await until(lambda: make.made[0].ended == 1)
 
 
 async def test_the_budget_bounds_all_kinds_together() -> None:
@@ -198,3 +198,57 @@ async def test_clones_of_a_spoilt_snapshot_are_thrown_away() -> None:
         await until(lambda: pool.counts() == {"a": 2})
         await pool.drop("a")
         assert make.alive == [] and await pool.take("a") is None
+
+
+class SlowMaker(Maker):
+    """Its clones take as long to end as the test wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_end = asyncio.Event()
+        self.ending = 0
+
+    async def __call__(self) -> Waiting:
+        waiting = await super().__call__()
+
+        async def wait() -> None:
+            self.ending += 1
+            await self.may_end.wait()
+
+        waiting.held.push_async_callback(wait)
+        return waiting
+
+
+@pytest.mark.parametrize("meanwhile", ["ask for another kind", "take one"])
+async def test_jobs_come_while_surplus_clones_are_being_ended(meanwhile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two minutes after a burst: its clones are ended one by one, which takes a moment for each."""
+    pool, make, other = a_pool(), SlowMaker(), Maker()
+    background = asyncio.create_task(pool.run(lambda: 10_000))
+    try:
+        for _ in range(3):
+            pool.ask("a", make)
+        await until(lambda: pool.counts() == {"a": 3})
+        monkeypatch.setattr(Kind, "wanted", lambda self, most: 1 if self.make is other else 0)
+        await until(lambda: make.ending > 0)
+        if meanwhile == "take one":
+            taken = await pool.take("a")
+            assert taken is None or taken.clone not in [token for token in make.made if token.ended]
+        pool.ask("b", other)
+        make.may_end.set()
+        await until(lambda: pool.counts().get("b") == 1)
+        assert not background.done()
+    finally:
+        make.may_end.set()
+        background.cancel()
+        await asyncio.gather(background, return_exceptions=True)
+    assert [token.ended for token in make.made] == [1, 1, 1]
+
+
+async def test_kinds_that_nobody_wants_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs may ask for as many shapes as there are numbers; the pool remembers those of late."""
+    pool, make = a_pool(memory_mb=0), Maker()
+    async with running(pool):
+        for number in range(500):
+            pool.ask(f"kind {number}", make)
+        monkeypatch.setattr(pool_module, "DEMAND_SECONDS", -1.0)
+        await until(lambda: pool.counts() == {})

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from belljar.errors import DiskFull
+from belljar.machines.faults import devnull
 from belljar.machines.qemu.scratch import scratch_disk
 
 pytestmark = pytest.mark.skipif(shutil.which("mkfs.ext4") is None, reason="needs e2fsprogs")
@@ -36,6 +37,7 @@ async def test_no_disk_when_none_is_wanted(tmp_path: Path) -> None:
 
 
 async def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    devnull()  # one for the whole process
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(RuntimeError):
         async with scratch_disk(tmp_path, 16):

@@ -21,8 +21,11 @@ FOUNDATION = {
     "data_dir",
     "disk_space",
     "errors",
-    "settings",
+    "executables",
     "local",
+    "ownership",
+    "settings",
+    "settings_file",
     "turns",
     "__version__",
 }

@@ -69,7 +69,7 @@ def test_the_entrypoint_is_found(
             ["a.py", "b.py"],
             None,
             None,
-            r"main.py, __main__.py, main.sh, run.sh at the top.*\(there are 2: a\.py, b\.py\)",
+            r"main.py, __main__.py, main.sh, run.sh at the top.*\(there are 2\): a\.py, b\.py;",
         ),
         (["a.txt", "b.txt"], "python", None, "looked for main.py, __main__.py at the top"),
         (["data"], None, None, "no entrypoint"),
@@ -146,5 +146,5 @@ def test_a_usual_name_is_found_in_any_folder(
 
 def test_of_several_usual_names_the_user_chooses(tree: Tree, compiled: list[Language]) -> None:
     add(tree, "one/main.c", "two/main.c", "two/more.c")
-    with pytest.raises(InvalidScript, match=r"there are 2: one/main\.c, two/main\.c\); name it with `entrypoint`"):
+    with pytest.raises(InvalidScript, match=r"there are 2\): one/main\.c, two/main\.c; name it with `entrypoint`"):
         chosen(tree, compiled)

@@ -35,8 +35,10 @@ class DictStore:
     async def list(self, project: str, limit: int, cursor: str | None) -> tuple[list[Script], str | None]:
         return [script for (owner, _), script in self.scripts.items() if owner == project][:limit], None
 
-    async def delete(self, project: str, script_id: str) -> bool:
-        return self.scripts.pop((project, script_id), None) is not None
+    async def delete(self, project: str, script_id: str) -> bool | None:
+        if self.scripts.pop((project, script_id), None) is None:
+            return None
+        return await self.used(script_id)
 
     async def used(self, script_id: str) -> bool:
         return any(known == script_id for _, known in self.scripts)

@@ -105,12 +105,12 @@ async def test_a_database_that_cannot_be_written_says_so_when_something_is_writt
 
 
 @pytest.mark.root
-async def test_a_full_disk_is_told_and_nothing_is_half_written(small_disk: Path) -> None:
+async def test_a_full_disk_is_told_and_nothing_is_half_written(database_disk: Path) -> None:
     with pytest.raises(DiskFull, match="free some space"):
-        filler(small_disk)
-        await opened(small_disk)
-    (small_disk / "filler").unlink()
-    database = await opened(small_disk)
+        filler(database_disk)
+        await opened(database_disk)
+    (database_disk / "filler").unlink()
+    database = await opened(database_disk)
     jobs, kept = SqlJobs(database), []
     with pytest.raises(DiskFull, match=r"no room left .*free some space"):
         for _ in range(1000):
@@ -119,7 +119,7 @@ async def test_a_full_disk_is_told_and_nothing_is_half_written(small_disk: Path)
     assert await jobs.counts() == {"queued": len(kept)}  # reading goes on
     assert len((await jobs.list("mine", label="a=b", limit=1000))[0]) == len(kept)
     await database.close()
-    with sqlite3.connect(small_disk / "belljar.db") as connection:
+    with sqlite3.connect(database_disk / "belljar.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 

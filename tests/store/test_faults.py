@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -89,12 +91,11 @@ async def test_a_database_that_is_locked_is_told_and_works_again_afterwards(
 
 
 @pytest.mark.root
-async def test_a_disk_that_was_full_for_a_while_is_written_again(few_inodes: Path) -> None:
-    small_disk = few_inodes  # 8 MiB: the log of a few writes fits
-    database = await open_database(Settings(data_dir=small_disk))
+async def test_a_disk_that_was_full_for_a_while_is_written_again(database_disk: Path) -> None:
+    database = await open_database(Settings(data_dir=database_disk))
     jobs, kept = SqlJobs(database), []
     await jobs.insert(queued())
-    with (small_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+    with (database_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
         while True:
             file.write(bytes(4096))
     for _ in range(3):
@@ -102,7 +103,7 @@ async def test_a_disk_that_was_full_for_a_while_is_written_again(few_inodes: Pat
             for _ in range(100):
                 kept.append((await jobs.insert(queued(env={"A": "x" * 5000}))).id)
     assert (await jobs.counts())[Status.QUEUED] == 1 + len(kept)
-    (small_disk / "filler").unlink()
+    (database_disk / "filler").unlink()
     kept.append((await jobs.insert(queued())).id)
     assert await take(SqlClaims(database)) is not None
     found, _ = await jobs.list("mine", limit=500)
@@ -174,3 +175,58 @@ async def test_killed_twice_in_the_middle_of_writes_nothing_that_was_answered_is
     assert counts.keys() <= {Status.QUEUED, Status.FAILED, Status.LOST} and sum(counts.values()) == len(found)
     assert len((await jobs.list("mine", label="a=b", limit=100_000))[0]) == len(found)
     await database.close()
+
+
+_FAIL_AND_COME_BACK = """
+import asyncio, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from belljar.errors import HostError
+from belljar.settings import Settings
+from belljar.store.claims import SqlClaims
+from belljar.store.jobs import SqlJobs
+from belljar.store.opening import open_database
+from store.queue import queued, take
+
+async def main():
+    database = await open_database(Settings(data_dir=Path(sys.argv[1])))
+    jobs, claims, flag = SqlJobs(database), SqlClaims(database), Path(os.environ["FAIL_WHILE"])
+    kept = [(await jobs.insert(queued())).id]
+    for _ in range(3):
+        flag.touch()
+        for attempt in (lambda: jobs.insert(queued()), lambda: take(claims)):
+            try:
+                await attempt()
+                print("no error")
+            except HostError as error:
+                print("told", error.message)
+        assert (await jobs.counts())["queued"] >= 1
+        flag.unlink()
+        kept.append((await jobs.insert(queued())).id)
+        assert await take(claims) is not None
+    found = {job.id for job in (await jobs.list("mine"))[0]}
+    print("whole" if found == set(kept) else f"{found} {kept}")
+    await database.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_disk_whose_writes_failed_for_a_while_is_written_again(tmp_path: Path) -> None:
+    library = tmp_path / "failing.so"
+    source = Path(__file__).with_name("failing_disk.c")
+    compiler = [cc] if (cc := shutil.which("cc")) else [sys.executable, "-m", "ziglang", "cc"]
+    subprocess.run([*compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, timeout=300)
+    run = subprocess.run(
+        [sys.executable, "-c", _FAIL_AND_COME_BACK, str(tmp_path / "data"), str(Path(__file__).parents[1])],
+        env={**os.environ, "LD_PRELOAD": str(library), "FAIL_WHILE": str(tmp_path / "failing")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    lines = run.stdout.splitlines()
+    assert run.returncode == 0, run.stderr
+    assert lines[-1] == "whole"
+    assert len(lines) == 7 and all("told" in line and "disk I/O error" in line for line in lines[:-1]), lines
+    with sqlite3.connect(tmp_path / "data/belljar.db") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -9,12 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from belljar.errors import InvalidRequest
+from belljar.errors import InvalidRequest, NotFound
 from belljar.jobs.model import Job
 from belljar.jobs.states import TERMINAL, Status
+from belljar.scripts.model import Script
 from belljar.store.claims import SqlClaims
 from belljar.store.cursor import decode, encode
+from belljar.store.database import Database
 from belljar.store.jobs import SqlJobs
+from belljar.store.scripts import SqlScripts
 from store.queue import begin, ended, queued, take
 
 
@@ -121,3 +124,57 @@ def test_what_is_no_cursor_is_refused(cursor: str) -> None:
         decode(cursor)
     except InvalidRequest as error:
         assert "next_cursor" in error.message
+
+
+async def test_a_job_is_kept_only_while_its_script_is_there(database: Database) -> None:
+    store, scripts = SqlJobs(database), SqlScripts(database)
+    with pytest.raises(NotFound):
+        await store.insert(queued(), needs_script=True)
+    script = Script(
+        id="a" * 64,
+        project="mine",
+        name="x",
+        language="python",
+        entrypoint="x",
+        size_bytes=1,
+        file_count=1,
+        created_at=datetime.now(UTC),
+    )
+    await scripts.add(script)
+    with pytest.raises(NotFound):
+        await store.insert(queued(project="other"), needs_script=True)
+    job = await store.insert(queued(), needs_script=True)
+    assert await scripts.delete("mine", script.id) is True  # the job needs it still
+    assert (await store.states([job.id, "job_none"])) == {job.id: ("queued", 0, False)}
+
+
+async def test_whoever_comes_first_of_a_job_and_the_deletion_of_its_script_the_job_can_run(database: Database) -> None:
+    store, scripts = SqlJobs(database), SqlScripts(database)
+    for _ in range(20):
+        script = Script(
+            id="b" * 64,
+            project="mine",
+            name="x",
+            language="python",
+            entrypoint="x",
+            size_bytes=1,
+            file_count=1,
+            created_at=datetime.now(UTC),
+        )
+        await scripts.add(script)
+        job = queued(script_id=script.id)
+        kept, needed = await asyncio.gather(
+            store.insert(job, needs_script=True), scripts.delete("mine", script.id), return_exceptions=True
+        )
+        assert isinstance(kept, NotFound) is (needed is False)
+        if not isinstance(kept, BaseException):
+            await store.cancel("mine", job.id)
+
+
+async def test_a_page_ends_early_where_jobs_are_long(database: Database) -> None:
+    store = SqlJobs(database)
+    kept = [(await store.insert(queued(args=("x" * 100_000,) * 9))).id for _ in range(4)]
+    found, cursor = await store.list("mine", limit=4)
+    assert [job.id for job in found] == kept[:1:-1]
+    rest, end = await store.list("mine", limit=4, cursor=cursor)
+    assert ([job.id for job in rest], end) == (kept[1::-1], None)

@@ -256,37 +256,40 @@ async def test_a_truncated_database_is_told_as_damaged(tmp_path: Path, share: fl
 
 @pytest.mark.root
 @pytest.mark.parametrize("there", [False, True])
-async def test_a_start_on_a_full_disk_says_that_there_is_no_room(small_disk: Path, there: bool) -> None:
+async def test_a_start_on_a_full_disk_says_that_there_is_no_room(database_disk: Path, there: bool) -> None:
     if there:
-        await (await open_database(Settings(data_dir=small_disk))).close()
-    with (small_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        await (await open_database(Settings(data_dir=database_disk))).close()
+    with (database_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
         while True:
             file.write(bytes(4096))
     database = None
     with pytest.raises(DiskFull, match=r"no room left in .*free some space"):
-        database = await open_database(Settings(data_dir=small_disk))
+        database = await open_database(Settings(data_dir=database_disk))
         await SqlJobs(database).insert(queued(env={"A": "x" * 50_000}))
     if database is not None:
         await database.close()
-    (small_disk / "filler").unlink()
-    await (await open_database(Settings(data_dir=small_disk))).close()
+    (database_disk / "filler").unlink()
+    await (await open_database(Settings(data_dir=database_disk))).close()
 
 
 @pytest.mark.root
-async def test_a_migration_without_room_for_the_copy_changes_nothing(small_disk: Path) -> None:
-    make_older(small_disk)
-    before = rows(small_disk / "belljar.db")
-    for path in small_disk.glob("belljar.db-*"):
+async def test_a_migration_without_room_for_the_copy_changes_nothing(database_disk: Path) -> None:
+    make_older(database_disk)
+    before = rows(database_disk / "belljar.db")
+    for path in database_disk.glob("belljar.db-*"):
         path.unlink()
-    with (small_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+    with (database_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
         while True:
             file.write(bytes(4096))
-    os.truncate(small_disk / "filler", (small_disk / "filler").stat().st_size - 48 * 1024)  # for SQLite's own files
+    os.truncate(
+        database_disk / "filler", (database_disk / "filler").stat().st_size - 48 * 1024
+    )  # for SQLite's own files
     with pytest.raises(DiskFull, match=r"no room left .*free some space"):
-        await open_database(Settings(data_dir=small_disk))
-    (small_disk / "filler").unlink()
-    assert rows(small_disk / "belljar.db") == before
-    assert list(small_disk.glob("*partial")) == []
+        await open_database(Settings(data_dir=database_disk))
+    (database_disk / "filler").unlink()
+    assert rows(database_disk / "belljar.db") == before
+    assert list(database_disk.glob("*partial")) == []
+    await (await open_database(Settings(data_dir=database_disk))).close()
 
 
 async def test_a_read_only_folder_of_the_release_before_is_told(

@@ -140,6 +140,17 @@ async def test_living_workers_keep_their_jobs_when_the_clock_is_set_forward(jobs
     assert [job.worker for job in await watcher.expire()] == [None]  # it was silent after all
 
 
+async def test_no_job_fails_for_its_image_just_after_the_clock_was_set(jobs: SqlJobs, claims: SqlClaims) -> None:
+    await jobs.insert(queued(image_digest="of a node that looks dead"))
+    watcher = Clock(claims)
+    await watcher.expire()
+    watcher.jump(3600)
+    await watcher.expire()
+    assert await claims.fail_without_image(set(), waited_seconds=-1) == []
+    watcher.wait(31)
+    assert len(await claims.fail_without_image(set(), waited_seconds=-1)) == 1
+
+
 async def test_leases_do_not_last_for_hours_when_the_clock_is_set_back(jobs: SqlJobs, claims: SqlClaims) -> None:
     await jobs.insert(queued())
     watcher = Clock(claims)

@@ -70,10 +70,10 @@ async def test_pages_hold_every_script_once_the_newest_first(scripts: SqlScripts
 async def test_a_script_is_used_while_a_project_has_it(scripts: SqlScripts) -> None:
     await scripts.add(script("a"))
     await scripts.add(script("a", project="other"))
-    assert await scripts.delete("mine", "a" * 64)
-    assert not await scripts.delete("mine", "a" * 64)
+    assert await scripts.delete("mine", "a" * 64) is True
+    assert await scripts.delete("mine", "a" * 64) is None
     assert await scripts.used("a" * 64)
-    await scripts.delete("other", "a" * 64)
+    assert await scripts.delete("other", "a" * 64) is False
     assert not await scripts.used("a" * 64)
 
 

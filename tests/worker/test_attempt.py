@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,14 @@ async def test_a_script_runs_and_its_machine_is_gone(hypervisor: ProcessHypervis
     assert listener.console_text == b"booted\n"
     assert list(end.phases) == ["boot", "start", "run"]
     assert hypervisor.alive == 0
+
+
+async def test_usage_is_never_more_than_the_machine_has(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    """The agent is a process here, and says what it sees: more memory than the machine of 128 MB has."""
+    large = "x = bytearray(200 << 20)"
+    end = await run(hypervisor, plan(tmp_path, sys.executable, "-c", large))
+    assert end.exited is not None and end.exited.exit_code == 0
+    assert end.exited.max_memory_bytes == 128 << 20
 
 
 async def test_time_is_up_is_told_by_sigterm_first(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:

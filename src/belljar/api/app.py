@@ -6,10 +6,14 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from belljar import __version__
+from belljar.api.descriptors import max_requests_per_key
 from belljar.api.gate import Gate
+from belljar.api.openapi import describe
 from belljar.api.problems import answer_errors
+from belljar.api.request_context import RequestContext
 from belljar.api.routes import artifacts, host, jobs, keys, logs, scripts
 from belljar.api.services import Services
+from belljar.jobs.model import JobOptions, JobRequest
 
 _ROUTERS = (scripts.router, jobs.router, logs.router, artifacts.router, host.router, keys.router)
 
@@ -28,8 +32,16 @@ def create_app(services: Services | None) -> FastAPI:
     answer_errors(app)
     for router in _ROUTERS:
         app.include_router(router)
+    describe(app, (JobOptions, JobRequest, keys.NewKey))
     if services is not None:
-        app.add_middleware(Gate, keys=services.keys, settings=services.settings)
+        app.add_middleware(
+            Gate,
+            keys=services.keys,
+            settings=services.settings,
+            changes=services.changes,
+            max_requests_per_key=max_requests_per_key(services.settings),
+        )
+    app.add_middleware(RequestContext)
     return app
 
 

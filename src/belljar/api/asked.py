@@ -30,6 +30,7 @@ async def _admin(key: Annotated[Key, Depends(_key)]) -> Key:
     return key
 
 
+Caller = Annotated[Key, Depends(_key)]
 Asked = Annotated[Services, Depends(_services)]
 Project = Annotated[str, Depends(_project)]
 Admin = Annotated[Key, Depends(_admin)]

@@ -5,7 +5,9 @@ Plain ASGI, outside everything else: a route that was forgotten is closed, not o
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
@@ -13,31 +15,44 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from belljar.api.admin_key import PROJECT
+from belljar.api.bodies import MAX_JSON_BYTES, MAX_SMALL_BYTES
+from belljar.api.in_flight import BodyBudget, RequestCount
 from belljar.api.problems import problem_of
-from belljar.errors import BelljarError, Forbidden, HostError, NotAuthenticated, TooLarge
+from belljar.api.streams import StreamBroken
+from belljar.errors import BelljarError, Forbidden, HostError, NotAuthenticated, RequestTimeout, TooLarge
+from belljar.jobs.changes import Changes
+from belljar.local import is_loopback
 from belljar.settings import Settings
 from belljar.store.keys import Key, SqlKeys
 
+MB = 1024 * 1024
 #: Routes for load balancers and supervisors; they say nothing about anybody's jobs.
 OPEN = frozenset({"/healthz", "/readyz"})
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 #: What is around the script in a multipart body: a part's head, and two short fields.
 _FORM_ROOM = 64 * 1024
-#: Standard input beside the code in a JSON body, and the escapes in both.
-_JSON_ROOM = 32 * 1024 * 1024
+#: Most memory that a form takes while it arrives: larger files go to the disk.
+_FORM_MEMORY = 2 * MB
 _BEARER = re.compile(r"(?i:bearer) +([A-Za-z0-9._~+/=-]{1,512})\Z")
 #: `last_used_at` is for people: a write for every request would be too many.
 _NOTE_USE = timedelta(minutes=1)
+#: A body may pause for this long, and must come at this rate after as long.
+_STALL_SECONDS = 30.0
+_MIN_BYTES_PER_SECOND = 16 * 1024
 
 
 class Gate:
-    """Middleware: authenticates, checks Host and Origin, bounds the body."""
+    """Middleware: authenticates, checks Host and Origin, bounds bodies and what is in flight."""
 
-    def __init__(self, app: ASGIApp, keys: SqlKeys, settings: Settings) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: SqlKeys, settings: Settings, changes: Changes, max_requests_per_key: int
+    ) -> None:
         self._app = app
         self._keys = keys
+        self._changes = changes
         self._auth = settings.auth == "on"
-        self._upload_bytes = settings.max_upload_mb * 1024 * 1024
+        self._upload_bytes = settings.max_upload_mb * MB
+        self._bodies = BodyBudget(settings.max_body_memory_mb * MB)
+        self._requests = RequestCount(max_requests_per_key)
         self._anybody = Key(
             id="key_none", name="auth is off", project=PROJECT, admin=True, created_at=datetime.now(UTC)
         )
@@ -46,16 +61,33 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        try:
-            if scope["path"] not in OPEN:
-                scope.setdefault("state", {})["key"] = await self._admit(headers)
-        except BelljarError as error:
-            await problem_of(error)(scope, receive, send)
+        if scope["path"] in OPEN:
+            await self._app(scope, _Body(receive, MAX_SMALL_BYTES), send)
             return
-        is_form = headers.get("content-type", "").startswith("multipart/")
-        most_bytes = self._upload_bytes + (_FORM_ROOM if is_form else _JSON_ROOM)
-        await self._app(scope, _Bounded(receive, most_bytes), send)
+        headers, state = Headers(scope=scope), scope.setdefault("state", {})
+        try:
+            key = state["key"] = await self._admit(headers)
+            max_bytes, memory = self._bounds(headers)
+            with self._requests.counted(key.id):
+                async with self._bodies.lease(key.id, memory) as lease:
+                    state["body_lease"] = lease
+                    body = _Body(receive, max_bytes)
+                    await self._app(scope, body, _while_valid(send, key, self._changes))
+        except BelljarError as error:
+            await problem_of(error, is_operator=False)(scope, receive, send)
+
+    def _bounds(self, headers: Headers) -> tuple[int, int]:
+        """The longest body that is taken, and how much memory to hold for it. Raises TooLarge."""
+        is_form = headers.get("content-type", "").lower().startswith("multipart/")
+        max_bytes = self._upload_bytes + _FORM_ROOM if is_form else MAX_JSON_BYTES
+        length = headers.get("content-length", "")
+        if length.isascii() and length.isdigit():
+            size = int(length[:20])
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+        else:
+            size = max_bytes if "transfer-encoding" in headers else 0
+        return max_bytes, min(size, _FORM_MEMORY) if is_form else size
 
     async def _admit(self, headers: Headers) -> Key:
         if not self._auth:
@@ -79,25 +111,57 @@ class Gate:
                 return  # a full disk must not lock anybody out
 
 
-class _Bounded:
-    """Counts a body while it streams in. Raises TooLarge."""
+class _Body:
+    """Counts a body while it streams in, and sees that it keeps coming. Raises TooLarge, RequestTimeout."""
 
-    def __init__(self, receive: Receive, most_bytes: int) -> None:
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
         self._receive = receive
-        self._left = most_bytes
+        self._max_bytes = max_bytes
+        self._size = 0
+        self._waited_seconds = 0.0
+        self._complete = False
 
     async def __call__(self) -> Message:
-        message = await self._receive()
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
-            raise TooLarge("the request's body is larger than the limits allow; see max_upload_mb in docs/settings.md")
+        if self._complete:
+            return await self._receive()  # waits for the client to leave, which has no deadline
+        left = _STALL_SECONDS + self._size / _MIN_BYTES_PER_SECOND - self._waited_seconds
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(min(_STALL_SECONDS, left)):
+                message = await self._receive()
+        except TimeoutError:
+            raise RequestTimeout("the body came too slowly", close=True) from None
+        self._waited_seconds += time.monotonic() - started
+        self._size += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if self._size > self._max_bytes:
+            raise _too_large(self._max_bytes)
         return message
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(
+        f"the body is over {max_bytes} bytes; send large scripts to POST /v1/scripts, whose limit is the setting "
+        "max_upload_mb",
+        limit=max_bytes,
+    )
+
+
+def _while_valid(send: Send, key: Key, changes: Changes) -> Send:
+    """Send as long as the key is valid: a stream that began before it was revoked ends too."""
+
+    async def send_if_valid(message: Message) -> None:
+        if message["type"] == "http.response.body" and message.get("more_body") and changes.is_revoked(key.id):
+            raise StreamBroken("its key was revoked")
+        await send(message)
+
+    return send_if_valid
 
 
 def _check_local(headers: Headers) -> None:
     """Without keys, only programs on this machine may ask: no page of another origin, and no name that was rebound."""
     host = headers.get("host", "")
-    if _host_name(host) not in LOOPBACK:
+    if not is_loopback(_host_name(host)):
         raise Forbidden(f"with --auth off only requests to localhost are answered, not to {host[:80]!r}")
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != host:

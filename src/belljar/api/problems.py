@@ -1,8 +1,9 @@
-"""Errors as problem details (RFC 9457): `type`, `title`, `status`, `detail`, and a stable `code` to match on."""
+"""Errors as problem details (RFC 9457): `type`, `title`, `status`, `detail`, a stable `code`, and the request's id."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -13,36 +14,70 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from belljar.api.methods import allowed_methods
 from belljar.errors import BelljarError, InvalidOption, InvalidRequest, NotAuthenticated, NotFound
 
 log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
-#: What FastAPI says of JSON that breaks Python's own bounds; it keeps the reason to itself.
-_UNREADABLE = "There was an error parsing the body"
 _CODES = {404: NotFound.code, 405: "method_not_allowed", 400: InvalidRequest.code, 413: "too_large"}
+#: What callers who do not run this server are told of its own troubles, which only its operator can mend.
+_FOR_TENANTS = {
+    "disk_full": "the server has no room left on its disk; tell its operator",
+    "data_folder": "the server cannot use its data folder; tell its operator",
+    "damaged_image": "a file of the image is damaged on the server; tell its operator",
+    "missing_tool": "a program that is needed is not installed on the server; tell its operator",
+}
+_PATH = re.compile(r"(?<![\w/.:])/[^\s/:;,'\"()]+(?:/[^\s:;,'\"()]*)*")
 
 
 def problem(status: int, code: str, detail: str, more: Mapping[str, Any] | None = None) -> Response:
     """The response for one problem; `more` are its extension members."""
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, "code": code}
+    members = dict(more or {})
     headers = {"WWW-Authenticate": "Bearer"} if status == NotAuthenticated.status else {}
-    return Response(json.dumps({**(more or {}), **body}), status, headers, MEDIA_TYPE)
+    if "retry_after" in members:
+        headers["Retry-After"] = str(members["retry_after"])
+    if members.pop("close", False):
+        headers["Connection"] = "close"
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, "code": code}
+    request_id = request_id_now()
+    if request_id:
+        body["request_id"] = request_id
+    return Response(json.dumps({**members, **body}), status, headers, MEDIA_TYPE)
 
 
-def problem_of(error: BelljarError) -> Response:
-    """The response for one of belljar's errors."""
+def request_id_now() -> str | None:
+    """The id of the request that this is run for."""
+    found: str | None = structlog.contextvars.get_contextvars().get("request_id")
+    return found
+
+
+def problem_of(error: BelljarError, *, is_operator: bool = True) -> Response:
+    """The response for one of belljar's errors; its details about this host are for its operator only."""
+    detail = error.message
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("request_failed", code=error.code, error=error.message)
-    return problem(error.status, error.code, error.message, error.details)
+        if not is_operator and "retry_after" not in error.details:
+            detail = _FOR_TENANTS.get(error.code) or without_paths(error.message)
+    return problem(error.status, error.code, detail, error.details)
+
+
+def without_paths(text: str) -> str:
+    """The text with PATH for every absolute path in it: which folders this host has is for its operator."""
+    return _PATH.sub("PATH", text)
+
+
+def internal_error() -> Response:
+    """The response for a bug; the log has what is known of it."""
+    return problem(500, BelljarError.code, f"internal error; see the server log ({request_id_now()})")
 
 
 def answer_errors(app: FastAPI) -> None:
     """Make every error of the app a problem document."""
 
     @app.exception_handler(BelljarError)
-    async def ours(_request: Request, error: BelljarError) -> Response:
-        return problem_of(error)
+    async def ours(request: Request, error: BelljarError) -> Response:
+        return problem_of(error, is_operator=_is_operator(request))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
@@ -51,35 +86,28 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         if isinstance(error.__cause__, BelljarError):
-            return problem_of(error.__cause__)
-        detail = str(error.detail)
-        if detail == _UNREADABLE:
-            detail = "the body is not JSON that can be read: too deep, or a number too long"
+            return problem_of(error.__cause__, is_operator=_is_operator(request))
+        detail, headers = str(error.detail), dict(error.headers or {})
         if error.status_code == HTTPStatus.NOT_FOUND:
-            detail = f"there is nothing at {request.url.path}; /openapi.json lists what there is"
+            detail = f"there is nothing at {request.url.path[:200]}; /openapi.json lists what there is"
         elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            detail = f"{request.url.path} does not take {request.method}; /openapi.json lists what it takes"
+            methods = allowed_methods(app, request.url.path)
+            headers["Allow"] = ", ".join(methods)
+            detail = f"{request.url.path[:200]} does not take {request.method}; it takes {headers['Allow']}"
         response = problem(error.status_code, _CODES.get(error.status_code, InvalidRequest.code), detail)
-        response.headers.update(error.headers or {})
+        response.headers.update(headers)
         return response
 
-    @app.exception_handler(Exception)
-    async def bug(request: Request, error: Exception) -> Response:
-        log.error("request_broke", path=request.url.path, exc_info=error)
-        return problem(500, BelljarError.code, "belljar itself failed; the server's log has the details")
+
+def _is_operator(request: Request) -> bool:
+    key = getattr(request.state, "key", None)
+    return key is not None and bool(key.admin)
 
 
 def _invalid(error: RequestValidationError) -> Response:
     """Says which field is wrong and how; the first of several."""
-    errors = error.errors()
-    first = errors[0]
-    if first["type"] in ("json_invalid", "json_type"):
-        reason = first.get("ctx", {}).get("error", "")
-        return problem(400, InvalidRequest.code, f"the body is not JSON: {reason}".rstrip(": "))
+    first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    if not where and first["type"] in ("missing", "model_attributes_type", "dict_type", "model_type"):
-        detail = "the body must be a JSON object, sent with Content-Type: application/json"
-        return problem(400, InvalidRequest.code, detail)
     name = ".".join(where)
     reason = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from belljar.blobs.store import Blobs, open_blobs
 from belljar.disk_space import DiskSpace
 from belljar.images.catalog import Images
 from belljar.jobs.changes import Changes
+from belljar.jobs.polling import polling
 from belljar.jobs.service import JobService
 from belljar.scripts.service import ScriptService
 from belljar.scripts.uploads import clear_stale_uploads
@@ -21,6 +23,8 @@ from belljar.store.keys import SqlKeys
 from belljar.store.nodes import SqlNodes
 from belljar.store.opening import open_database
 from belljar.store.scripts import SqlScripts
+
+_SUBMITTING = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,8 @@ class Services:
     nodes: SqlNodes
     changes: Changes
     disk: DiskSpace
+    #: Submissions and uploads that are worked on at once: others wait here, and reading is not kept from the database.
+    submitting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_SUBMITTING))
 
     @property
     def node_silence_seconds(self) -> float:
@@ -65,19 +71,21 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             lambda: nodes.largest_lately(settings.lease_seconds),
             disk,
         )
-        yield Services(
-            settings=settings,
-            database=database,
-            blobs=blobs,
-            images=images,
-            scripts=scripts,
-            jobs=jobs,
-            job_store=job_store,
-            claims=SqlClaims(database),
-            keys=SqlKeys(database),
-            nodes=nodes,
-            changes=changes,
-            disk=disk,
-        )
+        keys = SqlKeys(database)
+        async with polling(changes, job_store.states, keys.revoked_since, settings.data_dir):
+            yield Services(
+                settings=settings,
+                database=database,
+                blobs=blobs,
+                images=images,
+                scripts=scripts,
+                jobs=jobs,
+                job_store=job_store,
+                claims=SqlClaims(database),
+                keys=keys,
+                nodes=nodes,
+                changes=changes,
+                disk=disk,
+            )
     finally:
         await database.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -22,8 +23,10 @@ HEADER = struct.Struct("<IB3x")
 MAX_RECORD = 64 * 1024
 #: Small writes of one stream are put together for this long, so that a byte does not cost a record.
 COALESCE_SECONDS = 0.01
-#: How often a follower looks for more.
-POLL_SECONDS = 0.05
+#: A follower reads at most this often, however often it is woken.
+FOLLOW_SECONDS = 0.025
+#: A follower says this often that it is still there, when there is nothing new.
+IDLE_SECONDS = 5.0
 
 
 class LogStream(IntEnum):
@@ -68,7 +71,9 @@ def _whole_records(file: int) -> int:
 class LogWriter:
     """Appends to one job's log. A context manager; closing writes out what waits. Needs a running event loop."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, written: Callable[[], None] = lambda: None) -> None:
+        """Open the log for appending; `written` is called whenever more can be read. Raises OSError."""
+        self._written = written
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         os.ftruncate(self._file, _whole_records(self._file))
@@ -94,10 +99,13 @@ class LogWriter:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if not self._waiting:
+            return
         view = memoryview(bytes(self._waiting))
         self._waiting.clear()
         for at in range(0, len(view), MAX_RECORD):
             self._write(view[at : at + MAX_RECORD])
+        self._written()
 
     def _write(self, piece: memoryview) -> None:
         if self.failure is not None:
@@ -156,11 +164,16 @@ class JobLog:
         async for record in self._read_blob(start):
             yield record
 
-    async def follow(self, ended: Callable[[], Awaitable[bool]], start: int = 0) -> AsyncIterator[Record | None]:
+    async def follow(
+        self,
+        ended: Callable[[], Awaitable[bool]],
+        wait: Callable[[float], Awaitable[bool]],
+        start: int = 0,
+    ) -> AsyncGenerator[Record | None, None]:
         """The records from offset `start` on, until `ended` is true and all was read.
 
-        None is yielded about every `POLL_SECONDS` while there is nothing new, so that the reader can look to its own
-        affairs (a heartbeat, a client that left).
+        `wait(seconds)` returns when there may be more, or when time is up. None is yielded each time that there was
+        nothing new, so that the reader can look to its own affairs (a heartbeat, a client that left).
         """
         while True:
             last_round = await ended()
@@ -170,7 +183,9 @@ class JobLog:
             if last_round:
                 return
             yield None
-            await asyncio.sleep(POLL_SECONDS)
+            next_read = time.monotonic() + FOLLOW_SECONDS
+            if await wait(IDLE_SECONDS):
+                await asyncio.sleep(max(0.0, next_read - time.monotonic()))
 
     async def _read_file(self, start: int) -> AsyncIterator[Record]:
         try:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -85,7 +85,7 @@ class Blobs:
             result = await obstore.get_async(self._store, name)
             return (await result.bytes_async()).to_bytes()
 
-    async def stream(self, name: str, start: int = 0) -> AsyncIterator[bytes]:
+    async def stream(self, name: str, start: int = 0) -> AsyncGenerator[bytes, None]:
         """The blob from byte `start` on, in chunks of at most 256 KiB; nothing from its end on. Raises NotFound."""
         size = await self.size(name)
         if size is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from belljar.cli.host_checks import check_host_setup
 from belljar.cli.machine_checks import check_machines
 from belljar.cli.printing import print_json, printable
 from belljar.disk_space import DiskSpace
+from belljar.executables import find_executable
 from belljar.images.catalog import Images
 from belljar.machines.cgroup import CONTROLLERS, find_hierarchies
 from belljar.settings import Settings
@@ -58,7 +58,7 @@ async def _checks(settings: Settings) -> AsyncIterator[Check]:
 
 def _tools() -> Iterator[Check]:
     for tool, package in _TOOLS.items():
-        found = shutil.which(tool)
+        found = find_executable(tool)
         if found is None:
             yield Check(tool, "fail", "not installed", f"apt-get install {package}")
         else:

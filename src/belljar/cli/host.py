@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import typer
 
 from belljar.cli import options
 from belljar.cli.failure import Failed
+from belljar.cli.signals import run_async
 
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0: a free one.", show_default="8080")] = None,
-    auth: Annotated[str | None, typer.Option(help="off: no keys, for this machine only.", show_default="on")] = None,
+    auth: Annotated[
+        str | None,
+        typer.Option(metavar="on|off", help="off: no keys, for this machine only.", show_default="on"),
+    ] = None,
     no_worker: Annotated[bool, typer.Option("--no-worker", help="Only the API; workers run elsewhere.")] = False,
     data_dir: options.DataDir = None,
 ) -> None:
@@ -25,7 +28,7 @@ def serve(
 
     settings = load_settings(host=host, port=port, auth=auth, data_dir=data_dir)
     start_logging(settings)
-    asyncio.run(serve_until_stopped(settings, with_worker=not no_worker))
+    run_async(serve_until_stopped(settings, with_worker=not no_worker))
 
 
 def worker(data_dir: options.DataDir = None) -> None:
@@ -36,7 +39,7 @@ def worker(data_dir: options.DataDir = None) -> None:
 
     settings = load_settings(data_dir=data_dir)
     start_logging(settings)
-    asyncio.run(work_until_stopped(settings))
+    run_async(work_until_stopped(settings))
 
 
 def doctor(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
@@ -47,7 +50,7 @@ def doctor(data_dir: options.DataDir = None, as_json: options.Json = False) -> N
 
     settings = load_settings(data_dir=data_dir)
     start_logging(settings, "error")
-    checks = asyncio.run(check_host(settings))
+    checks = run_async(check_host(settings))
     print_checks(checks, as_json=as_json)
     if any(check.level == "fail" for check in checks):
         raise Failed(1)
@@ -69,4 +72,4 @@ def bench(
 
     settings = load_settings(data_dir=data_dir)
     start_logging(settings, "error")
-    print_figures(asyncio.run(measure(settings, rounds, seconds)), as_json=as_json)
+    print_figures(run_async(measure(settings, rounds, seconds)), as_json=as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import typer
 
 from belljar.cli import options
 from belljar.cli.printing import Lines, print_json, print_table
+from belljar.cli.signals import run_async
 
 if TYPE_CHECKING:
     from belljar.images.manifest import Image
@@ -24,6 +24,7 @@ class KernelName(StrEnum):
     CUSTOM = "custom"
 
 
+Name = Annotated[str, typer.Argument(metavar="IMAGE", help="An image's name, as `belljar image ls` shows it.")]
 Packages = Annotated[list[str] | None, typer.Option("--apt", metavar="PKG", help="Add a Debian package.")]
 
 
@@ -57,16 +58,16 @@ def build(
 
         if base or apt or pip or npm or refresh or kernel is not KernelName.STOCK:
             raise InvalidOption("--dockerfile says what is in the image; leave the other options out", option="image")
-        image = asyncio.run(build_from_dockerfile(name, dockerfile, context, settings, Lines()))
+        image = run_async(build_from_dockerfile(name, dockerfile, context, settings, Lines()))
     else:
         additions = None
         if base or apt or pip or npm:
             additions = Additions(base=base or name, apt=tuple(apt or ()), pip=tuple(pip or ()), npm=tuple(npm or ()))
-        image = asyncio.run(
+        image = run_async(
             build_image(name, settings, Lines(), refresh=refresh, additions=additions, kernel=kernel.value)
         )
     _collect(settings)
-    asyncio.run(_freeze(image, settings))
+    run_async(_freeze(image, settings))
     _print(image, as_json=as_json)
 
 
@@ -82,7 +83,7 @@ def import_(
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)
-    image = asyncio.run(import_image(reference, name, settings, Lines()))
+    image = run_async(import_image(reference, name, settings, Lines()))
     _collect(settings)
     _print(image, as_json=as_json)
 
@@ -172,7 +173,7 @@ def tag(
 
 
 @app.command("rm")
-def remove(name: str, data_dir: options.DataDir = None) -> None:
+def remove(name: Name, data_dir: options.DataDir = None) -> None:
     """Remove an image's name, and what no other name and no queued or running job needs."""
     from belljar.images.catalog import Images
     from belljar.settings import load_settings
@@ -181,7 +182,7 @@ def remove(name: str, data_dir: options.DataDir = None) -> None:
     settings = load_settings(data_dir=data_dir)
     images = Images(settings.data_dir)
     images.get(name)
-    images.remove(name, asyncio.run(needed_images(settings)))
+    images.remove(name, run_async(needed_images(settings)))
 
 
 @app.command()
@@ -193,7 +194,7 @@ def gc(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
 
     settings = load_settings(data_dir=data_dir)
     images = Images(settings.data_dir)
-    freed = images.collect(asyncio.run(needed_images(settings)))
+    freed = images.collect(run_async(needed_images(settings)))
     if as_json:
         print_json({"freed_bytes": freed, "disk_bytes": images.disk_bytes()})
         return
@@ -201,7 +202,7 @@ def gc(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
 
 
 @app.command()
-def sbom(name: str, data_dir: options.DataDir = None) -> None:
+def sbom(name: Name, data_dir: options.DataDir = None) -> None:
     """Print what is in an image, as CycloneDX JSON."""
     from belljar.images.catalog import Images
     from belljar.images.sbom import bill_of_materials
@@ -216,9 +217,14 @@ def _collect(settings: Settings) -> None:
 
     images = Images(settings.data_dir)
     if images.unnamed():
+        from belljar.cli.printing import complain
+        from belljar.errors import HostError
         from belljar.store.needed import needed_images
 
-        images.collect(asyncio.run(needed_images(settings)))
+        try:
+            images.collect(run_async(needed_images(settings)))
+        except HostError as error:  # a database of another version, say; the new image is there all the same
+            complain(f"images without a name were not removed: {error.message}")
 
 
 def _print(image: Image, *, as_json: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from belljar.cli.options import given, pairs, stdin_bytes
-from belljar.errors import InvalidOption, InvalidScript
+from belljar.errors import InvalidOption, InvalidScript, TooLarge
+
+_CHUNK_BYTES = 64 * 1024
 
 
 def job_options(
@@ -64,20 +65,34 @@ def chosen_globs(globs: list[str] | None, *, wanted: bool) -> list[str] | None:
 
 
 @contextlib.contextmanager
-def source_of(name: str) -> Iterator[tuple[Path, str]]:
+def source_of(name: str, stdin: str | None, max_bytes: int) -> Iterator[tuple[Path, str]]:
     """The path of what is to be run and what it is called; `-` is belljar's own standard input, kept in a file.
 
-    Raises InvalidScript when there is nothing there.
+    `stdin` is what the job's standard input is to be. Raises InvalidScript when there is nothing there, TooLarge,
+    InvalidOption.
     """
     if name != "-":
         path = Path(name)
-        if not path.exists():
-            raise InvalidScript(f"there is no file or folder {name}")
+        try:
+            path.stat()
+        except FileNotFoundError:
+            raise InvalidScript(f"there is no file or folder {name}") from None
+        except OSError as error:
+            raise InvalidScript(f"cannot read {name}: {error.strerror}") from None
         yield path, path.resolve().name
         return
+    if stdin == "-":
+        raise InvalidOption(
+            "standard input cannot be both the script and its input; give one of them as a file", option="stdin"
+        )
     if sys.stdin.isatty():
         raise InvalidOption("- reads the script from standard input, which is a terminal; pipe a file into it")
     with tempfile.NamedTemporaryFile(prefix="belljar-") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
+        size = 0
+        while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
+            size += len(chunk)
+            if size > max_bytes:
+                raise TooLarge(f"the script has over {max_bytes >> 20} MB (setting max_upload_mb)")
+            file.write(chunk)
         file.flush()
         yield Path(file.name), ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from belljar.cli import options
 from belljar.cli.failure import Failed
 from belljar.cli.job_request import chosen_globs, job_options, source_of
-from belljar.cli.printing import print_json, print_table, printable
+from belljar.cli.printing import print_json, print_table, printable, write_bytes
 from belljar.cli.server import connect
 from belljar.cli.upload import upload
 
@@ -37,6 +36,8 @@ def submit(
     egress: options.Egress = "none",
     artifact: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Files to keep; may be repeated.")] = None,
     label: options.Label = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
     priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key gives the same job back.")] = None,
     server: options.Server = None,
@@ -45,6 +46,9 @@ def submit(
     as_json: options.Json = False,
 ) -> None:
     """Queue a job on a server and print its id."""
+    from belljar.scripts.selection import Selection
+    from belljar.settings import load_settings
+
     asked = job_options(
         args=args,
         image=image,
@@ -62,8 +66,10 @@ def submit(
         label=label,
     )
     asked |= options.given(priority=priority or None, idempotency_key=idempotency_key)
-    with connect(server, api_key, data_dir) as client, source_of(source) as (path, filename):
-        script = upload(client, path, filename, language=language, entrypoint=entrypoint)
+    selection = Selection(include=tuple(include or ()), exclude=tuple(exclude or ()))
+    max_bytes = load_settings(data_dir=data_dir).max_upload_mb << 20
+    with connect(server, api_key, data_dir) as client, source_of(source, stdin, max_bytes) as (path, filename):
+        script = upload(client, path, filename, selection, language=language, entrypoint=entrypoint)
         job = client.submit(script_id=script["script_id"], **asked)
     if as_json:
         print_json(job)
@@ -73,7 +79,9 @@ def submit(
 
 @app.command("ls")
 def list_jobs(
-    status: Annotated[str | None, typer.Option(help="Only jobs of this status.")] = None,
+    status: Annotated[
+        str | None, typer.Option(metavar="STATUS", help="Only jobs of this status: queued, running, failed…")
+    ] = None,
     label: Annotated[str | None, typer.Option(metavar="K[=V]", help="Only jobs with this label.")] = None,
     limit: Annotated[int, typer.Option(help="At most this many.")] = 20,
     server: options.Server = None,
@@ -151,8 +159,7 @@ def logs(
     """Print what a job wrote: stdout and stderr in their order, or one stream."""
     with connect(server, api_key, data_dir) as client:
         for chunk in client.logs(job_id, stream=stream, follow=follow):
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+            write_bytes(chunk)
 
 
 def _show(job: dict[str, Any], *, as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -13,6 +12,7 @@ import typer
 
 from belljar.cli import options
 from belljar.cli.printing import print_json, print_table
+from belljar.cli.signals import run_async
 from belljar.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _with_keys(data_dir: Path | None, work: Callable[[SqlKeys], Awaitable[T]]) -
         finally:
             await database.close()
 
-    return asyncio.run(opened())
+    return run_async(opened())
 
 
 @app.command()
@@ -73,7 +73,10 @@ def list_keys(data_dir: options.DataDir = None, as_json: options.Json = False) -
 
 
 @app.command()
-def revoke(key_id: str, data_dir: options.DataDir = None) -> None:
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `belljar key ls` shows it.")],
+    data_dir: options.DataDir = None,
+) -> None:
     """Make a key worthless, at once."""
     from belljar.store.keys import KNOWN_SECONDS
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import typer
 
 from belljar import __version__
 from belljar.cli import gc, host, image, jobs, key, run
-from belljar.cli.failure import exit_code_of
+from belljar.cli.command import prepare
+from belljar.cli.failure import OUTPUT_CLOSED, exit_code_of
+from belljar.cli.printing import discard_stdout, open_missing_streams
+from belljar.cli.signals import Stopped, raise_on_signals
+from belljar.executables import use_safe_search_path
 
 app = typer.Typer(
     name="belljar",
@@ -39,18 +42,28 @@ def version() -> None:
     print(__version__)
 
 
+prepare(app)
+
+
 def main() -> None:
-    """Run the command; every expected failure is one line on stderr."""
-    command = typer.main.get_command(app)
+    """Run the command; every failure is one line on stderr."""
+    open_missing_streams()
+    sys.exit(_code())
+
+
+def _code() -> int:
+    use_safe_search_path()
     try:
-        code = command.main(standalone_mode=False)
-        sys.stdout.flush()
+        raise_on_signals()
+        code = typer.main.get_command(app).main(prog_name="belljar", standalone_mode=False)
+        sys.stdout.flush()  # of a help page
+    except Stopped as stopped:
+        return stopped.exit_code
     except BrokenPipeError:
-        # Whoever read our output has gone; nothing more is to be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
-    except Exception as error:  # noqa: BLE001 (the last place: what is unexpected is raised again there)
-        code = exit_code_of(error)
-    except KeyboardInterrupt:
-        code = 130
-    sys.exit(code if isinstance(code, int) else 0)
+        discard_stdout()
+        return OUTPUT_CLOSED
+    except SystemExit:  # typer's answer to a help page that nobody reads
+        return OUTPUT_CLOSED
+    except Exception as error:  # noqa: BLE001 (the last place)
+        return exit_code_of(error)
+    return code if isinstance(code, int) else 0

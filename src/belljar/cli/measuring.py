@@ -31,12 +31,12 @@ from belljar.images.catalog import Images
 from belljar.images.manifest import Image
 from belljar.local import read_admin_key
 from belljar.machines.choose import Chooser
+from belljar.machines.deadlines import patience
 from belljar.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.machines.usage import children, resident_mb
 from belljar.settings import Settings
 from belljar.worker.plan import DEFAULT_ENV
 
-_BOOT_SECONDS = 60
 _SNAPSHOT_SECONDS = 120
 _OUTPUT_MB = 200
 _SUBMITS = 1000
@@ -50,10 +50,10 @@ async def measure(settings: Settings, rounds: int, sustained_seconds: float) -> 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that the servers end too
     image = Images(settings.data_dir).get("python")
     hypervisor = await Chooser(settings).hypervisor(image)
-    facts = machine_facts(hypervisor)
-    figures = [figure("boot: machine spawned → agent ready", "ms", await _boots(hypervisor, image, rounds))]
+    facts, seconds = machine_facts(hypervisor), settings.boot_timeout_seconds
+    figures = [figure("boot: machine spawned → agent ready", "ms", await _boots(hypervisor, image, rounds, seconds))]
     figures += [figure(*each) for each in await measure_starts(settings, hypervisor, image, rounds)]
-    figures.append(figure("output of a program, guest → host", "MB/s", [await _output(hypervisor, image)]))
+    figures.append(figure("output of a program, guest → host", "MB/s", [await _output(hypervisor, image, seconds)]))
     accelerator = hypervisor.accelerator
     async with _server(settings, accelerator, BELLJAR_SNAPSHOTS="off") as server:
         figures += await _latency(server, "boot", rounds)
@@ -79,12 +79,12 @@ def _spec(image: Image) -> MachineSpec:
     return MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=256), script_disk=image.root)
 
 
-async def _boots(hypervisor: Hypervisor, image: Image, rounds: int) -> list[float]:
+async def _boots(hypervisor: Hypervisor, image: Image, rounds: int, boot_seconds: float) -> list[float]:
     times = []
     for _ in range(rounds):
         started = time.monotonic()
         async with hypervisor.machine(_spec(image)) as machine:
-            await Session(machine.reader, machine.writer).open(_BOOT_SECONDS)
+            await Session(machine.reader, machine.writer).open(boot_seconds)
             times.append((time.monotonic() - started) * 1000)
     return times
 
@@ -101,13 +101,13 @@ class _Counted:
         return False
 
 
-async def _output(hypervisor: Hypervisor, image: Image) -> float:
+async def _output(hypervisor: Hypervisor, image: Image, boot_seconds: float) -> float:
     """MB/s of a program that writes zeros as fast as it is let."""
     sink = _Counted()
     command = Command(argv=["head", "-c", f"{_OUTPUT_MB}M", "/dev/zero"], env=DEFAULT_ENV)
     async with hypervisor.machine(_spec(image)) as machine:
         session = Session(machine.reader, machine.writer)
-        await session.open(_BOOT_SECONDS)
+        await session.open(boot_seconds)
         started = time.monotonic()
         exited = await session.run(command, b"", sink, lambda _: None)
         took = time.monotonic() - started
@@ -119,10 +119,11 @@ async def _output(hypervisor: Hypervisor, image: Image) -> float:
 class _Bench:
     """A server that is measured."""
 
-    def __init__(self, http: httpx.AsyncClient, pid: int, data_dir: Path) -> None:
+    def __init__(self, http: httpx.AsyncClient, pid: int, data_dir: Path, factor: float) -> None:
         self.http = http
         self.pid = pid
         self.data_dir = data_dir
+        self.patience = factor
 
     async def job(self) -> tuple[float, dict[str, Any]]:
         """Milliseconds from the request to the answer of a hello, and the job."""
@@ -137,12 +138,12 @@ class _Bench:
 
     async def until_frozen(self) -> None:
         """Wait until there is a snapshot. Raises HostError."""
-        await _until(lambda: _found(self.data_dir))
+        await _until(lambda: _found(self.data_dir), self.patience)
 
     async def until_waiting(self) -> None:
         """Wait until the pool is full, by a word of the worker's that is newer than this call. Raises HostError."""
         since = datetime.now(UTC)
-        await _until(lambda: self._full(since))
+        await _until(lambda: self._full(since), self.patience)
 
     async def _full(self, since: datetime) -> bool:
         nodes = (await self.http.get("/v1/nodes")).json()["nodes"]
@@ -158,12 +159,13 @@ async def _found(data_dir: Path) -> bool:
     return any(data_dir.glob("snapshots/*/snapshot.json"))
 
 
-async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
-    for _ in range(_SNAPSHOT_SECONDS * 10):
+async def _until(condition: Callable[[], Awaitable[bool]], factor: float) -> None:
+    seconds = _SNAPSHOT_SECONDS * factor
+    for _ in range(round(seconds * 10)):
         if await condition():
             return
         await asyncio.sleep(0.1)
-    raise HostError(f"the server made no clones within {_SNAPSHOT_SECONDS} s; is the host busy?")
+    raise HostError(f"the server made no clones within {seconds:g} s; is the host busy?")
 
 
 @contextlib.asynccontextmanager
@@ -172,7 +174,7 @@ async def _server(settings: Settings, accelerator: str, *options: str, **environ
     with tempfile.TemporaryDirectory(prefix="belljar-bench-") as folder:
         data_dir = Path(folder)
         (data_dir / "images").symlink_to(settings.data_dir / "images")
-        arguments = ["-m", "belljar", "serve", "--port", "0", "--data-dir", folder, *options]
+        arguments = ["-P", "-m", "belljar", "serve", "--port", "0", "--data-dir", folder, *options]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *arguments,
@@ -190,7 +192,7 @@ async def _server(settings: Settings, accelerator: str, *options: str, **environ
             rest = asyncio.create_task(_drained(process.stderr))  # a full pipe would stop it
             headers = {"Authorization": f"Bearer {read_admin_key(data_dir)}"}
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as http:
-                yield _Bench(http, process.pid, data_dir)
+                yield _Bench(http, process.pid, data_dir, patience(settings.boot_timeout_seconds))
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()

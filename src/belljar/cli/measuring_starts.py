@@ -14,10 +14,10 @@ from pathlib import Path
 
 from belljar.guest.session import Session
 from belljar.images.manifest import Image
+from belljar.machines.deadlines import patience
 from belljar.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.settings import Settings
 
-_BOOT_SECONDS = 60
 _RESUME_SECONDS = 30
 _MEMORY_MB = 256
 
@@ -29,6 +29,7 @@ async def measure_starts(settings: Settings, hypervisor: Hypervisor, image: Imag
     """Freeze a machine, and clone it `rounds` times. Raises MachineError, HostError."""
     spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=_MEMORY_MB), script_disk=None)
     restores, own, loads = [], [], []
+    resume_seconds = _RESUME_SECONDS * patience(settings.boot_timeout_seconds)
     work = settings.data_dir / "run"
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=work) as place:
@@ -36,7 +37,7 @@ async def measure_starts(settings: Settings, hypervisor: Hypervisor, image: Imag
         folder.mkdir(mode=0o700)
         async with hypervisor.template(spec, folder) as template:
             session = Session(template.reader, template.writer)
-            await session.open(_BOOT_SECONDS)
+            await session.open(settings.boot_timeout_seconds)
             await session.suspend()
             started = time.monotonic()
             await template.freeze()
@@ -45,7 +46,7 @@ async def measure_starts(settings: Settings, hypervisor: Hypervisor, image: Imag
             for _ in range(rounds):
                 started = time.monotonic()
                 async with hypervisor.clone(spec, folder) as clone:
-                    await Session(clone.reader, clone.writer).resume(_RESUME_SECONDS)
+                    await Session(clone.reader, clone.writer).resume(resume_seconds)
                     restores.append((time.monotonic() - started) * 1000)
                     loads += [clone.phases["load"]] if "load" in clone.phases else []
                     own.append(own_memory_mb(clone.pids(), _MEMORY_MB))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,17 +10,27 @@ import typer
 
 from belljar.errors import InvalidOption
 
+#: As the HTTP API has it (jobs/model.py, which takes long to load).
+_MOST_STDIN_BYTES = 16 << 20
+
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder that holds everything belljar keeps.", show_default=False)
+    Path | None,
+    typer.Option("--data-dir", metavar="DIR", help="Folder that holds everything belljar keeps.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Server = Annotated[
     str | None,
-    typer.Option("--server", help="URL of a server; by default this machine's.", show_default=False),
+    typer.Option("--server", metavar="URL", help="A server; by default the one of this machine.", show_default=False),
+]
+RunServer = Annotated[
+    str | None,
+    typer.Option("--server", metavar="URL", help="Run it on this server; by default on this machine, without one."),
 ]
 ApiKey = Annotated[
     str | None,
-    typer.Option("--api-key", help="Key for that server; by default the admin key found here.", show_default=False),
+    typer.Option(
+        "--api-key", metavar="KEY", help="Key for it; by default, on this machine, its admin key.", show_default=False
+    ),
 ]
 Image = Annotated[str | None, typer.Option(help="Image to run in; by default the one for the language.")]
 Language = Annotated[str | None, typer.Option(help="Language; by default told from the file's name or #! line.")]
@@ -36,6 +47,12 @@ NetworkRate = Annotated[
 ]
 Timeout = Annotated[float | None, typer.Option(metavar="S", help="Seconds until the job is stopped.")]
 Env = Annotated[list[str] | None, typer.Option(metavar="K=V", help="Environment variable; may be repeated.")]
+Include = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Of a folder, also what is left out by default.")
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Of a folder, all but this; as in .gitignore.")
+]
 Stdin = Annotated[
     str | None, typer.Option(metavar="FILE", help="File for the job's standard input; - is belljar's own.")
 ]
@@ -55,15 +72,23 @@ def pairs(given: list[str] | None, option: str) -> dict[str, str]:
 
 
 def stdin_bytes(name: str | None) -> bytes | None:
-    """The bytes of --stdin. Raises InvalidOption when the file cannot be read."""
+    """The bytes of --stdin. Raises InvalidOption when the file cannot be read, or is more than a job's may be."""
     if name is None:
         return None
-    if name == "-":
-        return typer.get_binary_stream("stdin").read()
     try:
-        return Path(name).read_bytes()
+        if name == "-":
+            data = sys.stdin.buffer.read(_MOST_STDIN_BYTES + 1)
+        else:
+            with Path(name).open("rb") as file:
+                data = file.read(_MOST_STDIN_BYTES + 1)
     except OSError as error:
         raise InvalidOption(f"--stdin: cannot read {name}: {error.strerror}", option="stdin") from None
+    if len(data) > _MOST_STDIN_BYTES:
+        raise InvalidOption(
+            f"--stdin: {name} has over {_MOST_STDIN_BYTES >> 20} MB; put the data into the script's folder",
+            option="stdin",
+        )
+    return data
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import shutil
 import time
 from collections.abc import Sequence
 
+from belljar.executables import find_executable
+
 HELLO = "print('hello')\n"
 _SECONDS = 60
 
@@ -16,7 +18,7 @@ def peers() -> dict[str, list[str]]:
     # Debian's own, as in the image: what stands first on PATH may be a version manager's script.
     python = [shutil.which("python3", path="/usr/bin:/bin") or "python3", "-c", HELLO]
     found = {"bare python3, no sandbox": python}
-    if shutil.which("bwrap"):
+    if find_executable("bwrap"):
         jail = [
             "bwrap",
             "--unshare-all",
@@ -30,10 +32,10 @@ def peers() -> dict[str, list[str]]:
             "/dev",
         ]
         found["bubblewrap: namespaces, the host's kernel"] = [*jail, *python]
-    if shutil.which("runsc"):
+    if find_executable("runsc"):
         found["gVisor: runsc do"] = ["runsc", "--network=none", "do", *python]
     for engine in ("podman", "docker"):
-        if shutil.which(engine):
+        if find_executable(engine):
             image = "docker.io/library/python:3-slim"
             found[f"{engine} run"] = [engine, "run", "--rm", "--network=none", "--pull=never", image, *python]
     return found

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import signal
-import sys
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated
 
 import typer
 
 from belljar.cli import options
-from belljar.cli.failure import Failed, exit_code_of
+from belljar.cli.failure import Failed
 from belljar.cli.job_request import chosen_globs, job_options, source_of
-from belljar.cli.printing import complain, print_json, printable
-
-#: belljar could not run the job; what is below is the script's own exit code.
-CANNOT_RUN = 125
-TIMED_OUT = 124
-INTERRUPTED = 130
+from belljar.cli.run_end import report
+from belljar.errors import InvalidOption
 
 
 def run(
@@ -47,7 +38,9 @@ def run(
         typer.Option(metavar="GLOB", help="Only these of its files, or with ! all but these; may be repeated."),
     ] = None,
     label: options.Label = None,
-    server: options.Server = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    server: options.RunServer = None,
     api_key: options.ApiKey = None,
     data_dir: options.DataDir = None,
     as_json: Annotated[
@@ -55,8 +48,19 @@ def run(
     ] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the machine's console, and phases.")] = False,
 ) -> None:
-    """Run one job to its end. Exit code: the script's; 124 timed out; 125 belljar could not run it."""
-    try:
+    """Run one job to its end. Exit code: the script's; 124 timed out; 125 belljar could not run it, or what the job
+    made did not all arrive; 128 + N a signal ended it, as 141 when nobody reads the output any more.
+    """
+    from belljar.scripts.selection import Selection
+    from belljar.settings import load_settings
+    from belljar.worker.artifact_folder import make_artifacts_folder
+
+    if artifact and artifacts is None:
+        raise InvalidOption("--artifact says which files to keep; say where, with --artifacts DIR", option="artifact")
+    settings = load_settings(data_dir=data_dir)
+    with source_of(source, stdin, settings.max_upload_mb << 20) as (path, filename):
+        if artifacts is not None:
+            make_artifacts_folder(artifacts)
         asked = job_options(
             args=args,
             image=image,
@@ -73,134 +77,36 @@ def run(
             artifacts=chosen_globs(artifact, wanted=artifacts is not None),
             label=label,
         )
-        with source_of(source) as (path, filename):
-            if server is not None:
-                from belljar.cli.run_remote import run_remote
+        selection = Selection(include=tuple(include or ()), exclude=tuple(exclude or ()))
+        if server is not None:
+            from belljar.cli.run_remote import run_remote
 
-                out, err = _outputs(as_json=as_json)
-                job = run_remote(
-                    path,
-                    filename,
-                    asked,
-                    language=language,
-                    entrypoint=entrypoint,
-                    stdout=out,
-                    stderr=err,
-                    artifacts_dir=artifacts,
-                    server=server,
-                    api_key=api_key,
-                    data_dir=data_dir,
-                )
-            else:
-                job = _run_here(
-                    path, filename, asked, language, entrypoint, artifacts, data_dir, as_json=as_json, verbose=verbose
-                )
-    except Exception as error:  # noqa: BLE001 (a bug is raised again in there)
-        exit_code_of(error)
-        raise Failed(CANNOT_RUN) from None
-    if as_json:
-        print_json(job)
-    _explain(job, verbose=verbose)
-    raise Failed(_exit_code(job))
+            end = run_remote(
+                path,
+                filename,
+                asked,
+                settings,
+                selection,
+                language=language,
+                entrypoint=entrypoint,
+                artifacts_dir=artifacts,
+                as_json=as_json,
+                server=server,
+                api_key=api_key,
+            )
+        else:
+            from belljar.cli.run_here import run_here
 
-
-def _outputs(*, as_json: bool) -> tuple[BinaryIO, BinaryIO]:
-    sys.stdout.flush()
-    return (sys.stderr.buffer if as_json else sys.stdout.buffer), sys.stderr.buffer
-
-
-def _run_here(
-    path: Path,
-    filename: str,
-    asked: dict[str, Any],
-    language: str | None,
-    entrypoint: str | None,
-    artifacts: Path | None,
-    data_dir: Path | None,
-    *,
-    as_json: bool,
-    verbose: bool,
-) -> dict[str, Any]:
-    from pydantic import ValidationError
-
-    from belljar.cli.logging import start_logging
-    from belljar.errors import InvalidOption
-    from belljar.jobs.model import JobOptions
-    from belljar.settings import load_settings
-    from belljar.worker.embedded import EmbeddedRun, run_embedded
-
-    settings = load_settings(data_dir=data_dir)
-    start_logging(settings, None if verbose else "error")
-    try:
-        job_asked = JobOptions(**asked)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "options"
-        raise InvalidOption(f"{name}: {str(first['msg']).removeprefix('Value error, ')}", option=name) from None
-    stdout, stderr = _outputs(as_json=as_json)
-    embedded = EmbeddedRun(
-        source=path,
-        filename=filename,
-        options=job_asked,
-        language=language,
-        entrypoint=entrypoint,
-        stdout=stdout,
-        stderr=stderr,
-        artifacts_dir=artifacts,
-        console=partial(_show, "console") if verbose else lambda _: None,
-        build=_Lines("build").show if verbose else lambda _: None,
-        notice=complain,
-    )
-
-    async def until_ended() -> dict[str, Any]:
-        cancel = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, cancel.set)
-        return (await run_embedded(embedded, settings, cancel)).public()
-
-    return asyncio.run(until_ended())
-
-
-def _show(stream: str, data: bytes) -> None:
-    for line in data.decode(errors="replace").splitlines():
-        print(f"{stream}| {printable(line)}", file=sys.stderr)
-
-
-class _Lines:
-    """Shows a stream that comes in pieces as it grows, line by line."""
-
-    def __init__(self, stream: str) -> None:
-        self._stream = stream
-        self._rest = b""
-
-    def show(self, data: bytes) -> None:
-        whole, newline, self._rest = (self._rest + data).rpartition(b"\n")
-        if newline:
-            _show(self._stream, whole)
-
-
-def _explain(job: dict[str, Any], *, verbose: bool) -> None:
-    if job["error"]:
-        complain(job["error"]["message"])
-    elif job["status"] == "cancelled":
-        complain("cancelled")
-    elif job["signal"]:
-        complain(f"the script was ended by {job['signal']}")
-    if verbose:
-        for name, milliseconds in job["timings"]["phases"].items():
-            print(f"{name:10} {milliseconds:9.1f} ms", file=sys.stderr)
-
-
-def _exit_code(job: dict[str, Any]) -> int:
-    if job["status"] == "timed_out":
-        return TIMED_OUT
-    if job["status"] == "cancelled":
-        return INTERRUPTED
-    if job["exit_code"] is not None:
-        return int(job["exit_code"])
-    if job["signal"]:
-        with contextlib.suppress(ValueError, KeyError):
-            return 128 + signal.Signals[job["signal"]].value
-        return 128
-    return CANNOT_RUN
+            end = run_here(
+                path,
+                filename,
+                asked,
+                settings,
+                selection,
+                language=language,
+                entrypoint=entrypoint,
+                artifacts_dir=artifacts,
+                as_json=as_json,
+                verbose=verbose,
+            )
+    raise Failed(report(end, as_json=as_json, verbose=verbose))

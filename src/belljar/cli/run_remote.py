@@ -2,72 +2,169 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import threading
+import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
+from belljar.cli.failure import OUTPUT_CLOSED, Failed
+from belljar.cli.printing import complain
+from belljar.cli.run_end import RunEnd
 from belljar.cli.server import connect
+from belljar.cli.signals import Stopped, deferred
 from belljar.cli.upload import upload
 from belljar.client import Client, ServerError, Unreachable
-from belljar.worker.output import safe_parts
+from belljar.worker.artifact_folder import FolderArtifacts, NotKept
+from belljar.worker.passing import write_all, write_error
+
+if TYPE_CHECKING:
+    from belljar.scripts.selection import Selection
+    from belljar.settings import Settings
+
+#: How long a job that was cancelled is waited for: its grace period, and the way there and back.
+_GOODBYE_SECONDS = 20.0
 
 
 def run_remote(
     path: Path,
     filename: str,
     asked: dict[str, Any],
+    settings: Settings,
+    selection: Selection,
     *,
     language: str | None,
     entrypoint: str | None,
-    stdout: BinaryIO,
-    stderr: BinaryIO,
     artifacts_dir: Path | None,
+    as_json: bool,
     server: str,
     api_key: str | None,
-    data_dir: Path | None,
-) -> dict[str, Any]:
-    """Upload, submit, pass on both streams, fetch artifacts; a Ctrl-C cancels the job. Returns the job."""
-    with connect(server, api_key, data_dir) as client:
-        script = upload(client, path, filename, language=language, entrypoint=entrypoint)
-        job_id = client.submit(script_id=script["script_id"], **asked)["id"]
+) -> RunEnd:
+    """Upload, submit, pass on both streams, fetch artifacts; whatever ends this command cancels the job.
+
+    Raises ServerError, Unreachable, BelljarError, Stopped.
+    """
+    with connect(server, api_key, settings.data_dir) as client:
+        script = upload(client, path, filename, selection, language=language, entrypoint=entrypoint)
+        job_id = ""
+        follower = _Follower(client, stdout=2 if as_json else 1)
         try:
-            _follow(client, job_id, stdout, stderr)
+            with deferred():  # until it is known what is to be cancelled
+                job_id = str(client.submit(script_id=script["script_id"], **asked)["id"])
+            follower.follow(job_id)
             job = client.wait(job_id)
-        except KeyboardInterrupt:
-            client.cancel(job_id)
-            return client.wait(job_id)
-        if artifacts_dir is not None:
-            _fetch(client, job_id, artifacts_dir)
-        return job
+        except BrokenPipeError:
+            return RunEnd(job=_cancelled(client, job_id, follower, OUTPUT_CLOSED), output_closed=True)
+        except Stopped as stopped:
+            if not job_id:
+                raise
+            job = _cancelled(client, job_id, follower, stopped.exit_code)
+            return RunEnd(job=job, stopped=stopped.number)
+        except Exception:
+            if job_id:
+                _cancel(client, job_id)
+            raise
+        not_kept = _fetch(client, job_id, artifacts_dir, settings) if artifacts_dir is not None else None
+        return RunEnd(job=job, not_kept=not_kept)
 
 
-def _follow(client: Client, job_id: str, stdout: BinaryIO, stderr: BinaryIO) -> None:
-    """Both streams at once, byte for byte."""
-    failures: list[Exception] = []
+class _Follower:
+    """Passes on both streams of a job at once, byte for byte, each in a thread of its own."""
 
-    def pass_on(stream: str, file: BinaryIO) -> None:
+    def __init__(self, client: Client, stdout: int) -> None:
+        self._client = client
+        self._files = {"stdout": stdout, "stderr": 2}
+        self._threads: list[threading.Thread] = []
+        #: How each thread ended.
+        self._ends: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+
+    def follow(self, job_id: str) -> None:
+        """Until both streams have ended. Raises BrokenPipeError, HostError, ServerError, Unreachable, Stopped."""
+        for stream in self._files:
+            thread = threading.Thread(target=self._pass_on, args=(job_id, stream), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        for _ in self._threads:
+            failure = self._ends.get()
+            if failure is not None:
+                raise failure
+
+    def end(self, seconds: float) -> None:
+        """Let what still comes be passed on, for no longer than this."""
+        self._stop.set()
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _pass_on(self, job_id: str, stream: str) -> None:
+        failure: Exception | None = None
         try:
-            for chunk in client.logs(job_id, stream=stream, follow=True):
-                file.write(chunk)
-                file.flush()
-        except (ServerError, Unreachable, OSError) as error:
-            failures.append(error)
-
-    other = threading.Thread(target=pass_on, args=("stderr", stderr), daemon=True)
-    other.start()
-    pass_on("stdout", stdout)
-    other.join()
-    if failures:
-        raise failures[0]
+            for chunk in self._client.logs(job_id, stream=stream, follow=True):
+                write_all(self._files[stream], chunk, self._stop.is_set)
+        except BrokenPipeError as error:
+            failure = error
+        except OSError as error:
+            failure = write_error(error)
+        except Exception as error:  # noqa: BLE001 (raised again where somebody waits for it)
+            failure = error
+        self._ends.put(failure)
 
 
-def _fetch(client: Client, job_id: str, folder: Path) -> None:
-    for artifact in client.artifacts(job_id):
-        parts = safe_parts(artifact["path"])
-        if parts is None:
-            continue  # no name that a file here may have
-        target = folder.joinpath(*parts)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as file:
-            for chunk in client.artifact(job_id, artifact["path"]):
-                file.write(chunk)
+def _cancelled(client: Client, job_id: str, follower: _Follower, code: int) -> dict[str, Any]:
+    """Cancel the job, pass on its last words, and return it as it ended. Raises Failed with the code if it did not."""
+    _cancel(client, job_id)
+    follower.end(_GOODBYE_SECONDS)
+    try:
+        job = client.wait(job_id, _GOODBYE_SECONDS)
+    except (ServerError, Unreachable):
+        raise Failed(code) from None  # `_cancel` has said what to do
+    if job["finished_at"] is None:
+        raise Failed(code, f"the job {job_id} is still {job['status']}; look at it with: belljar jobs get {job_id}")
+    return job
+
+
+def _cancel(client: Client, job_id: str) -> None:
+    try:
+        client.cancel(job_id)
+    except (ServerError, Unreachable) as error:
+        complain(f"the job {job_id} may still run ({error}); stop it with: belljar jobs cancel {job_id}")
+
+
+def _fetch(client: Client, job_id: str, folder: Path, settings: Settings) -> list[NotKept]:
+    """Lay the job's artifacts into the folder, within the limits that hold here; returns those that did not come."""
+    artifacts = FolderArtifacts(folder)
+    left_bytes = int(settings.max_artifacts_mb * 1024 * 1024)
+    for number, (path, size) in enumerate(_listed(client, job_id)):
+        if number >= settings.max_artifact_count:
+            artifacts.failed.append(NotKept(path, f"max_artifact_count is {settings.max_artifact_count} here"))
+        elif size > left_bytes:
+            artifacts.failed.append(NotKept(path, f"max_artifacts_mb is {settings.max_artifacts_mb:g} here"))
+        elif artifacts.open(path, size):
+            left_bytes -= size
+            _fetch_one(client, job_id, path, artifacts)
+    return artifacts.failed
+
+
+def _listed(client: Client, job_id: str) -> list[tuple[str, int]]:
+    """Path and size of each; a server's words are not believed to be what they should be."""
+    try:
+        return [(str(each["path"]), max(0, int(each["size_bytes"]))) for each in client.artifacts(job_id)]
+    except (KeyError, TypeError, ValueError):
+        raise ServerError(200, "not_belljar", "the server's list of artifacts cannot be read") from None
+
+
+def _fetch_one(client: Client, job_id: str, path: str, artifacts: FolderArtifacts) -> None:
+    try:
+        with contextlib.closing(client.artifact(job_id, path)) as chunks:
+            for chunk in chunks:
+                if not artifacts.add(chunk):
+                    return
+    except (ServerError, Unreachable) as error:
+        artifacts.abandon(str(error))
+        return
+    except BaseException:
+        artifacts.abandon("it broke off")
+        raise
+    artifacts.finish()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import json
 import os
 import signal
@@ -15,15 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
-import uvicorn
 
 from belljar.api.admin_key import ensure_admin_key
-from belljar.api.app import create_app
+from belljar.api.descriptors import raise_descriptor_limit
+from belljar.api.memory import return_large_blocks
+from belljar.api.server import Server
 from belljar.api.services import Services, open_services
 from belljar.background import supervise
+from belljar.cli.printing import tell
+from belljar.cli.signals import heeded
 from belljar.data_dir import private_file, private_folder, serving, unusable
 from belljar.errors import HostError, InvalidOption
-from belljar.local import address_path, admin_key_path
+from belljar.local import address_path, admin_key_path, is_loopback
 from belljar.machines.choose import Chooser
 from belljar.maintenance.schedule import Maintenance
 from belljar.settings import Settings
@@ -32,12 +34,11 @@ from belljar.worker.node import node_name
 from belljar.worker.preparing import Preparations
 from belljar.worker.rooms import WorkerRooms
 from belljar.worker.supplying import open_supply
+from belljar.worker.work_folder import clear_work_folders
 from belljar.worker.worker import Worker
 
 log = structlog.get_logger()
 
-#: How long open streams may go on when the server is told to stop.
-_GOODBYE_SECONDS = 3
 _BACKLOG = 1024
 #: How long a thread that computes keeps the interpreter from others. At Python's own 5 ms each step of a transaction
 #: waits so long for a busy event loop, and a request for a thread that unpacks an archive.
@@ -48,6 +49,9 @@ async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
     """The API, with a worker beside it. Ends at SIGTERM or SIGINT. Raises HostError, InvalidOption."""
     _check_auth(settings)
     sys.setswitchinterval(_SWITCH_SECONDS)
+    raise_descriptor_limit()
+    return_large_blocks()
+    await asyncio.to_thread(clear_work_folders, settings.data_dir)
     with contextlib.ExitStack() as held:
         listener = held.enter_context(_listen(settings.host, settings.port))
         held.enter_context(serving(settings.data_dir))
@@ -69,12 +73,13 @@ async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
 
 async def work_until_stopped(settings: Settings) -> None:
     """A worker alone. Ends at SIGTERM or SIGINT."""
+    raise_descriptor_limit()
     with node_name(settings.data_dir) as name:
         async with open_services(settings) as services:
             work = asyncio.create_task(_worker(services, name).run())
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGTERM, *heeded()):
                 asyncio.get_running_loop().add_signal_handler(number, work.cancel)
-            print(f"belljar works as {name}, data in {settings.data_dir}", file=sys.stderr, flush=True)
+            tell(f"belljar works as {name}, data in {settings.data_dir}")
             with contextlib.suppress(asyncio.CancelledError):
                 await work
 
@@ -101,51 +106,24 @@ def _worker(services: Services, name: str) -> Worker:
     return Worker(rooms, name, capacity)
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals alone: uvicorn would raise them again at its end, before anything of ours was let go."""
-
-    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
-        super().__init__(config)
-        self._greeting = greeting
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then tell the operator where."""
-        await super().startup(sockets)
-        print(self._greeting, file=sys.stderr, flush=True)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _server(services: Services, url: str) -> _Server:
-    config = uvicorn.Config(
-        create_app(services),
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=_GOODBYE_SECONDS,
-        server_header=False,
-        lifespan="off",
-    )
+def _server(services: Services, url: str) -> Server:
     settings = services.settings
     key = "no key is asked for" if settings.auth == "off" else f"key in {admin_key_path(settings.data_dir)}"
-    return _Server(config, f"belljar serves on {url}, data in {settings.data_dir}, {key}")
+    greeting = f"belljar serves on {url}, data in {settings.data_dir}, {key}"
+    return Server(services, lambda: tell(greeting))
 
 
-def _stop_on_signals(server: uvicorn.Server) -> None:
+def _stop_on_signals(server: Server) -> None:
     def stop() -> None:
         server.should_exit = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGTERM, *heeded()):
         asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
 def _check_auth(settings: Settings) -> None:
-    if settings.auth == "on" or settings.host == "localhost":
+    if settings.auth == "on" or is_loopback(settings.host):
         return
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(settings.host).is_loopback:
-            return
     raise InvalidOption(f"--auth off is for this machine only; {settings.host} is no loopback address", option="auth")
 
 

@@ -1,26 +1,37 @@
-"""Uploads a path to a server: a file as it is, a folder as an archive."""
+"""Uploads a path to a server: a file as it is, a folder as an archive of what is selected."""
 
 from __future__ import annotations
 
-import tarfile
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from belljar.cli.printing import complain
+from belljar.errors import InvalidScript
+
 if TYPE_CHECKING:
     from belljar.client import Client
+    from belljar.scripts.selection import Selection
 
 
 def upload(
-    client: Client, path: Path, filename: str, *, language: str | None, entrypoint: str | None
+    client: Client, path: Path, filename: str, selection: Selection, *, language: str | None, entrypoint: str | None
 ) -> dict[str, Any]:
-    """Upload a file, an archive or a folder; returns the script."""
+    """Upload a file, an archive or a folder; returns the script. Raises InvalidScript."""
     if not path.is_dir():
-        with path.open("rb") as file:
+        if not path.is_file():
+            raise InvalidScript(f"{path} is a device, pipe or socket; give a file, an archive or a folder")
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise InvalidScript(f"cannot read {path}: {error.strerror}") from None
+        with file:
             return client.upload(file, filename, language=language, entrypoint=entrypoint)
+    from belljar.scripts.folder import pack_folder
+
     with tempfile.TemporaryFile(prefix="belljar-") as packed:
-        with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
-            for entry in sorted(path.iterdir()):
-                archive.add(entry, arcname=entry.name)
+        pack_folder(path, packed, selection)
+        if (sentence := selection.sentence()) is not None:
+            complain(sentence)
         packed.seek(0)
         return client.upload(packed, f"{filename}.tar.gz", language=language, entrypoint=entrypoint)

@@ -8,8 +8,9 @@ with Client("http://127.0.0.1:8080", key) as belljar:
 from __future__ import annotations
 
 import contextlib
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
@@ -20,6 +21,9 @@ _WAIT_SECONDS = 30
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 _ENDED = frozenset({"succeeded", "failed", "timed_out", "cancelled", "lost"})
+#: The largest JSON answer that is read: a page of 1000 jobs has 2 MB.
+_MOST_JSON_BYTES = 64 << 20
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class ServerError(Exception):
@@ -40,11 +44,16 @@ class Client:
     """A connection to one server. Every method raises ServerError or Unreachable."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise ServerError(401, "not_authenticated", "the key holds characters that no key has; copy it again")
+        # No compression: a few bytes from a server must not become many here.
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         timeout = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
         self.url = url.rstrip("/")
         with _reachable(self.url):
-            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
+            # What goes to this machine goes through no proxy: the key is for nobody else.
+            own = httpx.URL(self.url).host in _LOOPBACK
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=not own)
 
     def __enter__(self) -> Client:
         return self
@@ -98,7 +107,7 @@ class Client:
         artifacts: list[dict[str, Any]] = self._json("GET", f"/v1/jobs/{quote(job_id, safe='')}/artifacts")["artifacts"]
         return artifacts
 
-    def artifact(self, job_id: str, path: str) -> Iterator[bytes]:
+    def artifact(self, job_id: str, path: str) -> Generator[bytes, None, None]:
         """One artifact's bytes."""
         where = f"/v1/jobs/{quote(job_id, safe='')}/artifacts/{quote(path)}"
         with _reachable(self.url), self._http.stream("GET", where) as response:
@@ -106,10 +115,15 @@ class Client:
             yield from response.iter_raw()
 
     def _json(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
-        with _reachable(self.url):
-            response = self._http.request(method, path, **rest)
-        _check(response)
-        body: dict[str, Any] = response.json()
+        with _reachable(self.url), self._http.stream(method, path, **rest) as response:
+            data = _read_bounded(response)
+            _check(response, data)
+        try:
+            body = json.loads(data)
+        except (ValueError, RecursionError):
+            body = None
+        if not isinstance(body, dict):
+            raise _not_belljar(response)
         return body
 
 
@@ -119,19 +133,34 @@ def _reachable(url: str) -> Iterator[None]:
         yield
     except httpx.TimeoutException:
         raise Unreachable(f"{url} did not answer in time") from None
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise Unreachable(f"{url!r} is no URL of a server: {error}") from None
+    except (httpx.ProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError) as error:
+        raise Unreachable(f"the connection to {url} broke off ({error or 'no reason given'}); try again") from None
     except httpx.TransportError as error:
         raise Unreachable(f"no belljar answers at {url} ({error}); start one with: belljar serve") from None
-    except httpx.InvalidURL as error:
-        raise Unreachable(f"{url!r} is no URL of a server: {error}") from None
 
 
-def _check(response: httpx.Response) -> None:
+def _read_bounded(response: httpx.Response) -> bytes:
+    """The whole answer. Raises ServerError when it is larger than any of belljar's."""
+    data = bytearray()
+    for chunk in response.iter_raw():
+        data += chunk
+        if len(data) > _MOST_JSON_BYTES:
+            raise _not_belljar(response)
+    return bytes(data)
+
+
+def _check(response: httpx.Response, data: bytes | None = None) -> None:
     if response.is_success:
         return
-    response.read()
     try:
-        body = response.json()
+        body = json.loads(_read_bounded(response) if data is None else data)
         raise ServerError(response.status_code, str(body["code"]), str(body["detail"]))
-    except (ValueError, KeyError, TypeError):
-        reason = f"{response.url} answered {response.status_code} {response.reason_phrase}; is that a belljar server?"
-        raise ServerError(response.status_code, "not_belljar", reason) from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _not_belljar(response) from None
+
+
+def _not_belljar(response: httpx.Response) -> ServerError:
+    reason = f"{response.url} answered {response.status_code} {response.reason_phrase}; is that a belljar server?"
+    return ServerError(response.status_code, "not_belljar", reason)

@@ -32,7 +32,7 @@ def compile_agent(folder: Path, architecture: str, out: Path) -> None:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(f".{os.getpid()}")
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", TARGETS[architecture], *FLAGS]
+    command = [sys.executable, "-P", "-m", "ziglang", "cc", "-target", TARGETS[architecture], *FLAGS]
     command += [f"-ffile-prefix-map={folder}=.", "-o", str(partial)]
     command += [str(source) for source in sources_of(folder) if source.suffix == ".c"]
     try:

@@ -57,7 +57,9 @@ class _Rate:
 class Session:
     """A conversation with one agent. Not safe for concurrent operations, except `signal`."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, patience: float = 1.0) -> None:
+        #: What deadlines are multiplied by, on a host where all takes longer.
+        self.patience = patience
         self._reader = reader
         self._writer = writer
         self._rate = _Rate()
@@ -152,11 +154,12 @@ class Session:
         return await self._command(command, b"", sink, lambda _: None, wire.RunFlag.REHEARSE)
 
     async def _answer(self) -> wire.Message:
+        seconds = _AGENT_SECONDS * self.patience
         try:
-            async with asyncio.timeout(_AGENT_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await self._receive()
         except TimeoutError:
-            raise MachineTimeout(f"the agent did not answer within {_AGENT_SECONDS:g} s") from None
+            raise MachineTimeout(f"the agent did not answer within {seconds:g} s") from None
 
     async def run(
         self, command: Command, stdin: bytes, sink: OutputSink, started: Callable[[wire.Started], None]

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from belljar.errors import HostError
-from belljar.images.tool import need, system_path
+from belljar.executables import search_path
+from belljar.images.tool import need
 
 _NAMESPACES = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child=KILL")
 _USER = ("--user", "--map-root-user", "--map-auto")
@@ -82,5 +83,5 @@ def _refusal(words: tuple[str, ...]) -> str | None:
 
 
 def _run(argv: Sequence[str], seconds: float) -> subprocess.CompletedProcess[bytes]:
-    environment = {**os.environ, "PATH": system_path()}
+    environment = {**os.environ, "PATH": search_path()}
     return subprocess.run(argv, capture_output=True, timeout=seconds, env=environment, stdin=subprocess.DEVNULL)

@@ -9,13 +9,14 @@ alone. Nothing is believed before its note is written, last, by renaming.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import secrets
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,7 @@ class Layers:
         self._wanted.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write(self.folder / f"{digest}.json", lock.model_dump_json())
         _write(self._wanted / key, digest)
-        self.trim()
+        await asyncio.to_thread(self.trim)
         return Layer(digest=digest, lock=lock, disk=disk)
 
     def lay(self, script_id: str, script_disk: Path, layer: Layer) -> Path:
@@ -184,7 +185,7 @@ class Layers:
 
     def trim(self) -> int:
         """Delete what was used longest ago until the rest fits `layer_disk_mb`; returns how many bytes that freed."""
-        disks = [(path.stat(), path) for path in (*self.folder.glob("*.erofs"), *self._laid.glob("*.erofs"))]
+        disks = list(_stats((*self.folder.glob("*.erofs"), *self._laid.glob("*.erofs"))))
         kept = freed = 0
         for about, disk in sorted(disks, key=lambda each: each[0].st_mtime, reverse=True):
             if kept + about.st_size <= self._max_bytes or time.time() - about.st_mtime < _IN_USE_SECONDS:
@@ -209,8 +210,9 @@ class Layers:
 
     def _forget_unfulfilled(self) -> None:
         for note in self._wanted.glob("[!.]*"):
-            if not (self.folder / f"{note.read_text()}.erofs").exists():
-                note.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another deleted it meanwhile
+                if not (self.folder / f"{note.read_text()}.erofs").exists():
+                    note.unlink()
 
     async def _pack(self, archive: Path, sha256: str, work: Path) -> Path:
         tree, order, out = work / "tree", work / "order.json", work / "layer.erofs"
@@ -231,7 +233,7 @@ class Layers:
                 is_image=False,
             ).model_dump_json()
         )
-        command: Sequence[str] = [sys.executable, "-m", "belljar.images.oci.unpack", str(order)]
+        command: Sequence[str] = [sys.executable, "-P", "-m", "belljar.images.oci.unpack", str(order)]
         try:
             answer = await call(command, log=self._logs / "layers.log", timeout_seconds=_UNPACK_SECONDS, cwd=work)
             found = Found.model_validate_json(answer)
@@ -251,6 +253,12 @@ async def _removed(folder: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stats(paths: Iterable[Path]) -> Iterator[tuple[os.stat_result, Path]]:
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # another deleted it meanwhile
+            yield path.stat(), path
 
 
 def _write(path: Path, text: str) -> None:

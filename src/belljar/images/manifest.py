@@ -44,6 +44,8 @@ class Language(Value):
     prefork: str | None = None
     #: The least memory that its tools get along with; a job's default where that is less.
     memory_mb: int | None = Field(default=None, ge=64)
+    #: The memory of the smallest machine that its first program runs in; a job that asks for less is refused.
+    min_memory_mb: int = Field(default=64, ge=64)
     #: A first program: prints `Hello from NAME!`. It is also what a snapshot's clones rehearse before they get a job.
     hello: str = ""
 

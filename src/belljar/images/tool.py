@@ -7,13 +7,13 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from belljar.errors import DiskFull, HostError, ImageBuildError, MissingTool
+from belljar.executables import find_executable, search_path
 
 #: Where to get a program, by its name.
 DEBIAN_PACKAGES = {
@@ -40,7 +40,7 @@ DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
 def need(*tools: str) -> None:
     """Raise MissingTool unless every program is on PATH; HostError where Debian's own are not to be had."""
-    missing = [tool for tool in tools if not shutil.which(tool, path=system_path())]
+    missing = [tool for tool in tools if find_executable(tool) is None]
     if not missing:
         return
     if "apt-get" in missing or "dpkg-deb" in missing:
@@ -50,11 +50,6 @@ def need(*tools: str) -> None:
         )
     packages = " ".join(sorted({DEBIAN_PACKAGES.get(tool, tool) for tool in missing}))
     raise MissingTool(f"{', '.join(missing)} not found; install with: apt-get install {packages}")
-
-
-def system_path() -> str:
-    """PATH with the system folders that an ordinary user's may lack."""
-    return f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 async def call(
@@ -90,7 +85,7 @@ async def call(
             stdout=target,
             stderr=errors,
             cwd=cwd,
-            env={**os.environ, "PATH": system_path(), "LC_ALL": "C.UTF-8", **(env or {})},
+            env={**os.environ, "PATH": search_path(), "LC_ALL": "C.UTF-8", **(env or {})},
             start_new_session=True,
         )
         try:

@@ -34,6 +34,7 @@ async def fetch_wheels(
         await call(
             [
                 sys.executable,
+                "-P",
                 "-m",
                 "pip",
                 "install",

@@ -1,7 +1,7 @@
 """Wakes those who wait for a job, or for something to do, inside one process.
 
-Only a hint: who is woken looks at the store, and who is not (the change was another process's) looks again after a
-while by itself.
+Only a hint: who is woken looks at the store. What another process writes is found by one task for all waiters
+(`belljar.jobs.polling`), which looks twice a second, and only while somebody waits.
 """
 
 from __future__ import annotations
@@ -11,30 +11,91 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+class Watch:
+    """One who waits for a job. `wait` returns once for any number of changes before it."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        #: Whether the job's row may have changed, not only its log, since the last `take_job_changed`.
+        self._job_changed = True
+
+    def wake(self, *, job_changed: bool) -> None:
+        self._job_changed |= job_changed
+        self._event.set()
+
+    def take_job_changed(self) -> bool:
+        """Whether to look at the job's row again. True at first."""
+        changed, self._job_changed = self._job_changed, False
+        return changed
+
+    async def wait(self, timeout_seconds: float) -> bool:
+        """True when something changed since the last call, False when time is up."""
+        return await _wait(self._event, timeout_seconds)
+
+
 class Changes:
     """Waiters by job, and those who wait for any queued job. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._watches: dict[str, set[Watch]] = {}
+        self._watched = asyncio.Event()
         self._queued = asyncio.Event()
         self._cancelled = asyncio.Event()
+        self._revoked: set[str] = set()
+        #: Set when the server stops: nobody waits any longer.
+        self.stopping = False
 
     def notify(self, job_id: str) -> None:
         """Something about this job was written."""
-        for event in self._waiting.get(job_id, ()):
-            event.set()
+        for watch in self._watches.get(job_id, ()):
+            watch.wake(job_changed=True)
+
+    def notify_log(self, job_id: str) -> None:
+        """There is more in this job's log."""
+        for watch in self._watches.get(job_id, ()):
+            watch.wake(job_changed=False)
 
     @contextmanager
-    def watching(self, job_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set at each change of the job; clear it before looking, so that no change is missed."""
-        event = asyncio.Event()
-        self._waiting.setdefault(job_id, set()).add(event)
+    def watching(self, job_id: str) -> Iterator[Watch]:
+        """A watch of the job: look at it first, then wait, then look again; no change in between is missed."""
+        watch = Watch()
+        self._watches.setdefault(job_id, set()).add(watch)
+        self._watched.set()
         try:
-            yield event
+            yield watch
         finally:
-            self._waiting[job_id].discard(event)
-            if not self._waiting[job_id]:
-                del self._waiting[job_id]
+            self._watches[job_id].discard(watch)
+            if not self._watches[job_id]:
+                del self._watches[job_id]
+            if not self._watches:
+                self._watched.clear()
+
+    def watched(self) -> list[str]:
+        """The jobs that somebody waits for."""
+        return list(self._watches)
+
+    async def wait_watched(self) -> None:
+        """Return as soon as somebody waits for any job."""
+        await self._watched.wait()
+
+    def notify_revoked(self, key_id: str) -> None:
+        """A key was revoked: what it has open ends."""
+        self._revoked.add(key_id)
+        self._wake_all()
+
+    def is_revoked(self, key_id: str) -> bool:
+        """Whether a key that was valid when its request began has been revoked since."""
+        return key_id in self._revoked
+
+    def stop(self) -> None:
+        """End all waiting: the server stops."""
+        self.stopping = True
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        for watches in self._watches.values():
+            for watch in watches:
+                watch.wake(job_changed=True)
 
     def notify_queued(self) -> None:
         """A job became `queued`."""

@@ -11,9 +11,10 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from belljar.jobs.egress import parse_egress
+from belljar.jobs.shape import MAX_ARGS, MAX_ARTIFACTS, MAX_ENV, MAX_FILES, MAX_LABELS
 from belljar.jobs.states import Status
 from belljar.scripts.model import Dependencies
 
@@ -48,18 +49,20 @@ def _check_exec_string(value: str, what: str) -> str:
 class JobOptions(Value):
     """How a script is to be run. None means: the default of the image, the script or the settings."""
 
-    args: tuple[str, ...] = Field(default=(), max_length=4096)
+    args: tuple[str, ...] = Field(default=(), max_length=MAX_ARGS)
     """Arguments after the entrypoint."""
-    env: dict[str, str] = Field(default_factory=dict)
-    """Added to the image's environment."""
+    env: dict[str, str] = Field(default_factory=dict, max_length=MAX_ENV)
+    """Added to the image's environment. With `args` at most 1 MiB, one of them at most 128 KiB."""
     stdin: str | None = None
-    """Text for the script's standard input; without it standard input is empty."""
+    """Text for the script's standard input, at most 16 MiB; without it standard input is empty."""
     stdin_base64: str | None = None
     """The same for bytes, in base64; at most one of the two."""
     image: str | None = Field(default=None, min_length=1, max_length=128)
     """Name of the image; None: the one for the script's language."""
     vcpus: int | None = Field(default=None, ge=1, le=MAX_AMOUNT)
     memory_mb: int | None = Field(default=None, ge=64, le=MAX_AMOUNT)
+    """Memory of the machine, its kernel's included; each image and language has a least: 96 or more with Debian's
+    kernel."""
     disk_mb: int | None = Field(default=None, ge=16, le=MAX_AMOUNT)
     """A scratch disk of this size under everything the job writes; None: in the machine's memory."""
     disk_mb_per_second: Rate = None
@@ -72,16 +75,18 @@ class JobOptions(Value):
     egress: str | tuple[str, ...] = "none"
     """What the job may reach: `none`, `open` (the internet), `packages` (the package mirrors of this place), or a list
     of HOST, *.HOST, ADDRESS or NETWORK, each with :PORT if you like; a string with commas is a list."""
-    artifacts: tuple[str, ...] = Field(default=(), max_length=64)
+    artifacts: tuple[str, ...] = Field(default=(), max_length=MAX_ARTIFACTS)
     """Globs below the working folder; what they match when the script has ended is kept: `out/*.csv`, `out` for all
     below it, `**/*.log` at any depth. One that begins with `!` takes out what the others match."""
     max_attempts: int = Field(default=2, ge=1, le=10)
     """How many times infrastructure may fail under the job before it is `lost`."""
     priority: int = Field(default=0, ge=-100, le=100)
     """Higher runs first, whatever the sizes are: nothing is started before the first job that a node could run."""
-    labels: dict[str, str] = Field(default_factory=dict, max_length=32)
+    labels: dict[str, str] = Field(default_factory=dict, max_length=MAX_LABELS)
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=255)
-    """Submitting again with the same key gives the first job back."""
+    """Submitting the same again with this key gives the first job back; something else is refused (409 `conflict`)."""
+    #: Standard input as bytes, once it was decoded or taken from elsewhere.
+    _stdin: bytes | None = PrivateAttr(None)
 
     @field_validator("args")
     @classmethod
@@ -139,6 +144,15 @@ class JobOptions(Value):
 
     def stdin_bytes(self) -> bytes:
         """The bytes of standard input; empty when none were given. Raises ValueError for bad base64."""
+        if self._stdin is None:
+            self._stdin = self._decoded_stdin()
+        return self._stdin
+
+    def take_stdin(self, data: bytes) -> None:
+        """Set standard input to bytes that were decoded elsewhere; they are within `MAX_STDIN_BYTES`."""
+        self._stdin = data
+
+    def _decoded_stdin(self) -> bytes:
         if self.stdin_base64 is not None:
             try:
                 return base64.b64decode(self.stdin_base64, validate=True)
@@ -152,9 +166,10 @@ class JobRequest(JobOptions):
 
     script_id: str | None = None
     code: str | None = None
-    """The text of a one-file script; needs `language`."""
+    """The text of a one-file script; needs `language`. `code` or `files` have at most 4 MiB in JSON; upload larger
+    scripts."""
     language: str | None = None
-    files: dict[str, str] | None = None
+    files: dict[str, str] | None = Field(default=None, max_length=MAX_FILES)
     """Path → text of a script of several files; `entrypoint` may be left out when the language's default is there."""
     entrypoint: str | None = None
 
@@ -166,9 +181,6 @@ class JobRequest(JobOptions):
         if self.code is not None and self.language is None:
             raise ValueError("code needs a language")
         return self
-
-    def options(self) -> JobOptions:
-        return JobOptions(**{name: getattr(self, name) for name in JobOptions.model_fields})
 
 
 class Resources(Value):
@@ -312,8 +324,10 @@ class Job(Value):
     dependencies: Dependencies | None = None
     """Packages that the script asks for; they are installed once, and kept for the next job that asks for the same."""
     idempotency_key: str | None = None
+    request_sha256: str | None = None
+    """Of a job with an idempotency key: what its request is told apart by."""
 
     def public(self) -> dict[str, Any]:
         """The job as the HTTP API and `--json` print it: resources flattened to the names they were asked by."""
-        shown = self.model_dump(mode="json", exclude={"resources"})
+        shown = self.model_dump(mode="json", exclude={"resources", "request_sha256"})
         return shown | self.resources.model_dump()

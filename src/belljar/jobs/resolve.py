@@ -17,6 +17,12 @@ from belljar.scripts.dependencies import check_runtime
 from belljar.scripts.model import Dependencies
 from belljar.settings import Settings
 
+#: What the agent has room for: strings of each kind (MAX_STRINGS), and bytes of all of them with a path to spare.
+MAX_AGENT_STRINGS = 8192
+MAX_AGENT_BYTES = 1200 * 1024
+#: The command's own words, and variables that belljar adds.
+_RESERVED_STRINGS = 64
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Largest:
@@ -37,7 +43,7 @@ class Runnable:
     entrypoint: str
     #: What its language needs at least; more than the default for some.
     memory_mb: int | None = None
-    #: What a machine of its image needs at least, whatever runs in it.
+    #: What a machine needs at least, for its image and for its language.
     min_memory_mb: int = 0
     image_digest: str | None = None
     dependencies: Dependencies | None = None
@@ -58,10 +64,26 @@ def runnable_of(
         language=language,
         entrypoint=entrypoint,
         memory_mb=runs.memory_mb if runs else None,
-        min_memory_mb=image.manifest.min_memory_mb,
+        min_memory_mb=max(image.manifest.min_memory_mb, runs.min_memory_mb if runs else 0),
         image_digest=image.manifest.digest,
         dependencies=dependencies,
     )
+
+
+def check_arguments(options: JobOptions, image: Image) -> None:
+    """Raise InvalidOption when `args` and `env` with the image's own are more than a machine's agent takes."""
+    manifest = image.manifest
+    strings = {"args": len(options.args), "env": len(manifest.env.keys() | options.env.keys())}
+    for option, count in strings.items():
+        most = MAX_AGENT_STRINGS - _RESERVED_STRINGS
+        if count > most:
+            reason = f"{option} has {count} entries with the image's own, at most {most} are allowed"
+            raise InvalidOption(reason, option=option, limit=most)
+    size = sum(len(arg.encode()) + 1 for arg in options.args)
+    size += sum(len(name) + len(value.encode()) + 2 for name, value in (manifest.env | options.env).items())
+    if size > MAX_AGENT_BYTES:
+        reason = f"args and env have {size} bytes with the image's own, at most {MAX_AGENT_BYTES} are allowed"
+        raise InvalidOption(reason, option="env", limit=MAX_AGENT_BYTES)
 
 
 def resolve_job(
@@ -90,8 +112,8 @@ def resolve_job(
     _at_most("memory_mb", resources.memory_mb, settings.max_memory_mb, "max_memory_mb")
     if resources.memory_mb < script.min_memory_mb:
         raise InvalidOption(
-            f"memory_mb is {resources.memory_mb}, and a machine of the image {image} needs {script.min_memory_mb}; ask "
-            "for that or more",
+            f"memory_mb is {resources.memory_mb}, and a machine for {script.language} in the image {image} needs "
+            f"{script.min_memory_mb}; ask for that or more",
             option="memory_mb",
             limit=script.min_memory_mb,
         )

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
 
 from belljar.blobs.store import Blobs
 from belljar.disk_space import DiskSpace
-from belljar.errors import NotFound
+from belljar.errors import Conflict, NotFound
 from belljar.images.manifest import Image
 from belljar.jobs.blob_names import stdin_blob
 from belljar.jobs.changes import Changes
 from belljar.jobs.ids import is_job_id
 from belljar.jobs.model import Job, JobRequest
-from belljar.jobs.resolve import Largest, resolve_job, runnable_of
+from belljar.jobs.resolve import Largest, check_arguments, resolve_job, runnable_of
 from belljar.jobs.states import Status
 from belljar.scripts.model import Script
 from belljar.scripts.service import ScriptService
 from belljar.settings import Settings
 
-#: How often a waiter looks by itself, for changes that another process wrote.
-LOOK_SECONDS = 0.5
-
 
 class JobStore(Protocol):
     """Where jobs are kept."""
 
-    async def insert(self, job: Job) -> Job:
-        """Keep a new job; when the project has one with its idempotency key, that one is returned instead."""
+    async def insert(self, job: Job, *, needs_script: bool = False) -> Job:
+        """Keep a new job; when the project has one with its idempotency key, that one is returned instead.
+
+        `needs_script`: only while the project has the job's script, which from then on is kept for the job. Raises
+        NotFound.
+        """
         ...
 
     async def get(self, project: str | None, job_id: str) -> Job | None: ...
@@ -85,28 +89,43 @@ class JobService:
         self._disk = disk or DiskSpace(settings)
 
     async def submit(self, project: str, request: JobRequest) -> Job:
-        """Queue a job. Raises NotFound (script), InvalidOption, UnknownImage, InvalidScript, DiskFull, …"""
-        options = request.options()
-        if options.idempotency_key is not None:
-            first = await self._store.by_key(project, options.idempotency_key)
+        """Queue a job; with the idempotency key of an earlier one, return that if it was the same request.
+
+        Raises NotFound (script), Conflict (idempotency key), InvalidOption, UnknownImage, UnknownLanguage,
+        InvalidScript, DiskFull, …
+        """
+        fingerprint = None
+        if request.idempotency_key is not None:
+            fingerprint = await asyncio.to_thread(_fingerprint, request)
+            first = await self._store.by_key(project, request.idempotency_key)
             if first is not None:
-                return first
+                return _same_request(first, fingerprint)
         self._disk.require()
-        if options.image is not None:
-            self._images.get(options.image)  # before anything is kept
+        if request.image is not None:
+            self._images.get(request.image)  # before anything is kept
         script = await self._script(project, request)
-        name = options.image or self._images.image_for(script.language)
+        name = request.image or self._images.image_for(script.language)
         image = self._images.get(name)
+        check_arguments(request, image)
         runnable = runnable_of(script.id, script.language, script.entrypoint, script.dependencies, image)
         largest = await self._largest()
-        job = resolve_job(options, runnable, project=project, image=name, settings=self._settings, largest=largest)
-        if job.stdin_bytes:
-            await self._blobs.put_bytes(stdin_blob(job.id), options.stdin_bytes())
-        kept = await self._store.insert(job)
-        if kept.id != job.id and job.stdin_bytes:
-            await self._blobs.delete(stdin_blob(job.id))
+        job = resolve_job(request, runnable, project=project, image=name, settings=self._settings, largest=largest)
+        job = job.model_copy(update={"request_sha256": fingerprint})
+        kept = await self._insert(job, request.stdin_bytes())
         self._changes.notify_queued()
         return kept
+
+    async def _insert(self, job: Job, stdin: bytes) -> Job:
+        """Keep the job with its standard input, which stays only where the job does."""
+        if stdin:
+            await self._blobs.put_bytes(stdin_blob(job.id), stdin)
+        kept = None
+        try:
+            kept = await self._store.insert(job, needs_script=True)
+        finally:
+            if stdin and (kept is None or kept.id != job.id):
+                await self._blobs.delete(stdin_blob(job.id))
+        return kept if kept.id == job.id else _same_request(kept, job.request_sha256)
 
     async def _script(self, project: str, request: JobRequest) -> Script:
         if request.script_id is not None:
@@ -150,21 +169,36 @@ class JobService:
         self._changes.notify_cancelled()
         return job
 
-    async def wait(self, project: str, job_id: str, timeout_seconds: float) -> Job:
-        """The job when it has ended, or as it is when time is up. Raises NotFound."""
-        deadline = asyncio.get_running_loop().time() + timeout_seconds
-        with self._changes.watching(job_id) as changed:
+    async def wait(self, project: str, job_id: str, timeout_seconds: float, *, key_id: str = "") -> Job:
+        """The job when it has ended, or as it is when time is up, the key was revoked, or the server stops.
+
+        Raises NotFound.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        with self._changes.watching(job_id) as watch:
             while True:
-                changed.clear()
                 job = await self.get(project, job_id)
-                left = deadline - asyncio.get_running_loop().time()
-                if job.status.terminal or left <= 0:
+                left = deadline - time.monotonic()
+                if job.status.terminal or left <= 0 or self._changes.stopping or self._changes.is_revoked(key_id):
                     return job
-                try:
-                    async with asyncio.timeout(min(left, LOOK_SECONDS)):
-                        await changed.wait()
-                except TimeoutError:
-                    continue
+                await watch.wait(left)
+
+
+def _fingerprint(request: JobRequest) -> str:
+    """What tells two requests with one idempotency key apart."""
+    left_out = {"stdin", "stdin_base64", "idempotency_key"}
+    asked = request.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+    digest.update(hashlib.sha256(request.stdin_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _same_request(first: Job, fingerprint: str | None) -> Job:
+    # A job that an older belljar took has no fingerprint.
+    if first.request_sha256 is not None and first.request_sha256 != fingerprint:
+        reason = f"the idempotency key belongs to {first.id}, which was submitted with another request; use a new key"
+        raise Conflict(reason, job_id=first.id)
+    return first
 
 
 def _missing(job_id: str) -> NotFound:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from belljar.errors import MachineDied
 from belljar.guest.session import Session
+from belljar.machines.deadlines import patience
 from belljar.machines.protocol import Machine
+from belljar.machines.racing import unless_dead
 
 #: What the agent writes to the console before it ends a machine without a timer (check_clock in guest/agent/boot.c).
 _NO_CLOCK = b"belljar-agent: no clock"
-#: What a machine said before it died may still be under way.
-_LAST_WORDS_SECONDS = 1.0
 
 
 class NoClock(MachineDied):
@@ -23,19 +21,11 @@ async def open_session(machine: Machine, timeout_seconds: float) -> Session:
 
     Raises NoClock, MachineDied with the reason of the death, MachineTimeout, GuestProtocolError.
     """
-    session = Session(machine.reader, machine.writer)
-    opening, dying = asyncio.create_task(session.open(timeout_seconds)), asyncio.create_task(machine.death())
+    session = Session(machine.reader, machine.writer, patience=patience(timeout_seconds))
     try:
-        await asyncio.wait({opening, dying}, return_when=asyncio.FIRST_COMPLETED)
-        if opening.done() and not isinstance(opening.exception(), MachineDied):
-            opening.result()
-            return session
-        await asyncio.wait({dying}, timeout=_LAST_WORDS_SECONDS)
-        message = dying.result().message if dying.done() else "the machine went away while it booted"
+        await unless_dead(machine, session.open(timeout_seconds))
+    except MachineDied:
         if _NO_CLOCK in machine.console.data:
-            raise NoClock("the guest's kernel found no timer that it trusts, as happens on a busy host")
-        raise MachineDied(message)
-    finally:
-        opening.cancel()
-        dying.cancel()
-        await asyncio.gather(opening, dying, return_exceptions=True)
+            raise NoClock("the guest's kernel found no timer that it trusts, as happens on a busy host") from None
+        raise
+    return session

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import platform
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from belljar.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.machines.probe import probe
 from belljar.machines.protocol import Hypervisor
 from belljar.machines.qemu.hypervisor import QemuHypervisor
+from belljar.machines.threads import in_thread
 from belljar.settings import Settings
 
 log = structlog.get_logger()
@@ -54,18 +56,19 @@ class Chooser:
         self._made: dict[tuple[str, str], Hypervisor] = {}
         self._chosen: dict[str, Choice] = {}
         self._choosing = asyncio.Lock()
+        self._making = threading.Lock()
 
     async def hypervisor(self, image: Image) -> Hypervisor:
         """What runs this image's machines here. Raises MissingTool, HostError."""
         choice = await self.choose(image)
-        return self._make(choice.hypervisor, choice.accelerator)
+        return await in_thread(self._make, choice.hypervisor, choice.accelerator)
 
     async def choose(self, image: Image) -> Choice:
         """The same as a value, with the reason. Raises MissingTool, HostError."""
         architecture = image.manifest.architecture
         if architecture != platform.machine():
             raise HostError(f"the image {image.name} is for {architecture}, this host is {platform.machine()}")
-        told = self._told()
+        told = await in_thread(self._told)
         if told is not None:
             return told
         kernel = image.manifest.kernel.sha256
@@ -75,14 +78,16 @@ class Chooser:
             return self._chosen[kernel]
 
     def _make(self, hypervisor: str, accelerator: str) -> Hypervisor:
+        """The one object of that kind. Blocks: it runs the program to learn its version."""
         key = (hypervisor, accelerator)
-        if key not in self._made:
-            self._made[key] = (
-                FirecrackerHypervisor(self._settings)
-                if hypervisor == "firecracker"
-                else QemuHypervisor(self._settings, accelerator)
-            )
-        return self._made[key]
+        with self._making:
+            if key not in self._made:
+                self._made[key] = (
+                    FirecrackerHypervisor(self._settings)
+                    if hypervisor == "firecracker"
+                    else QemuHypervisor(self._settings, accelerator)
+                )
+            return self._made[key]
 
     def _told(self) -> Choice | None:
         """What the settings leave no choice about; None when it is to be found out."""
@@ -113,23 +118,23 @@ class Chooser:
             return Choice(hypervisor="qemu", accelerator="tcg", reason="this host has no /dev/kvm")
         if not os.access(KVM, os.R_OK | os.W_OK):
             return Choice(hypervisor="qemu", accelerator="tcg", reason="this user may not open /dev/kvm")
-        firecracker, fault = self._firecracker() if self._settings.hypervisor == "auto" else (None, "")
-        qemu = self._make("qemu", "kvm")
+        firecracker, fault = await in_thread(self._firecracker) if self._settings.hypervisor == "auto" else (None, "")
+        qemu = await in_thread(self._make, "qemu", "kvm")
         candidates = [each for each in (firecracker, qemu) if each is not None]
         memory = _Memory(self._settings, image, candidates, fault)
         known = memory.recall()
         if known is None:
-            known = await _try_in_turn(candidates, fault, image)
+            known = await _try_in_turn(candidates, fault, image, self._settings.boot_timeout_seconds)
             memory.keep(known)
             log.info("hypervisor_chosen", **dataclasses.asdict(known))
         return known
 
 
-async def _try_in_turn(candidates: list[Hypervisor], fault: str, image: Image) -> Choice:
+async def _try_in_turn(candidates: list[Hypervisor], fault: str, image: Image, boot_timeout_seconds: float) -> Choice:
     """The first that boots the image's kernel with KVM; what went wrong before is part of the reason."""
     faults, doubtful = [fault] if fault else [], False
     for hypervisor in candidates:
-        result = await probe(hypervisor, image)
+        result = await probe(hypervisor, image, boot_timeout_seconds)
         if result.fault is None:
             reason = f"KVM booted the image's kernel in {result.milliseconds:.0f} ms"
             return Choice(

@@ -13,7 +13,6 @@ import fcntl
 import functools
 import os
 import re
-import shutil
 import signal
 import stat
 import subprocess
@@ -23,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from belljar.errors import HostError, MissingTool
+from belljar.executables import find_executable
 from belljar.machines.cgroup import Group
+from belljar.machines.faults import check_descriptors
 from belljar.settings import Settings
 
 _UID_LOCKS = Path("/run/belljar/uids")
@@ -47,7 +48,7 @@ class Program:
 @functools.cache
 def program(name: str, *folders: str) -> Program:
     """A program on PATH, `folders`, and where its shared libraries are as ldd names them. Raises MissingTool."""
-    found = shutil.which(name)
+    found = find_executable(name)
     if found is None:
         raise MissingTool(f"{name} not found; install with: apt-get install qemu-system-x86")
     executable = Path(found).resolve()
@@ -205,6 +206,7 @@ async def spawn(command: Sequence[str], **options: Any) -> asyncio.subprocess.Pr
     asyncio kills what it was starting and then waits for its pipes to close: for ever, with a bubblewrap that was
     killed before it was set up (see `end`). So the start is let finish, and what was started ended properly.
     """
+    check_descriptors()
     starting = asyncio.create_task(asyncio.create_subprocess_exec(*command, **options))
     try:
         return await asyncio.shield(starting)
@@ -227,7 +229,7 @@ async def _end_started(starting: asyncio.Task[asyncio.subprocess.Process]) -> No
 @functools.cache
 def need(tool: str, package: str) -> str:
     """The path of a program. Raises MissingTool."""
-    found = shutil.which(tool)
+    found = find_executable(tool)
     if found is None:
         raise MissingTool(f"{tool} not found; install with: apt-get install {package}")
     return found

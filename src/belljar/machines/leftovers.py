@@ -6,7 +6,6 @@ when the host's end of the stream closes); this removes the rest, and kills what
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from belljar.machines.cgroup import PARENT, Hierarchy, find_hierarchies, remove_
 from belljar.machines.firecracker.folder import clear_folders
 from belljar.machines.jail import KVM_NODES
 from belljar.machines.owner import is_dead
+from belljar.machines.threads import in_thread
 
 
 async def clear_leftovers(
@@ -23,7 +23,7 @@ async def clear_leftovers(
 
     `jails` is where Firecracker's machines have their folders.
     """
-    removed = await asyncio.to_thread(clear_folders, jails) if jails is not None else 0
+    removed = await in_thread(clear_folders, jails) if jails is not None else 0
     for hierarchy in find_hierarchies() if hierarchies is None else hierarchies:
         parent = hierarchy.folder / PARENT
         for folder in parent.iterdir() if parent.is_dir() else ():

@@ -9,6 +9,7 @@ Source: setns(2), network_namespaces(7). Python has os.setns only from 3.12 on.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -29,7 +30,10 @@ def check(result: int, what: str) -> None:
 
 
 def in_fresh_thread(work: Callable[[], T]) -> T:
-    """What `work` returns, from a thread of its own that may change its namespaces: they end with it. Blocks."""
+    """What `work` returns, from a thread of its own that may change its namespaces: they end with it. Blocks.
+
+    Raises OSError when no thread can be started.
+    """
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -40,7 +44,10 @@ def in_fresh_thread(work: Callable[[], T]) -> T:
             errors.append(error)
 
     thread = threading.Thread(target=run, name="belljar-namespace", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, f"no thread can be started: {os.strerror(errno.EAGAIN)}") from error
     thread.join()
     if errors:
         raise errors[0]

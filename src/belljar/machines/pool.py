@@ -3,6 +3,9 @@
 What is wanted of each kind follows recent demand (`auto`), or is a number (`fixed`); how much memory all may take is
 bounded by a budget and by what jobs leave. Clones are made one at a time, and only while the host has a processor that
 no job wants: the pool must never make a running job slower.
+
+Everything here may be called while another call is suspended. So a clone is removed from the pool before anything is
+awaited: whoever removed it owns it, and gives it away or ends it. No loop suspends while it iterates over the pool.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from belljar.errors import BelljarError
+from belljar.background import note_failure, supervise
 from belljar.guest.session import Session
+from belljar.machines.holding import uninterrupted
 from belljar.machines.protocol import Clone, NetworkSlot
 
 log = structlog.get_logger()
@@ -56,7 +60,7 @@ class Waiting:
         return not died and time.monotonic() - self.since < OLD_SECONDS
 
     async def end(self) -> None:
-        """Throw it away."""
+        """End the machine and release what it holds. Idempotent."""
         if self.dead is not None:
             self.dead.cancel()
         await self.held.aclose()
@@ -99,6 +103,8 @@ class Pool:
         self._kinds: dict[str, Kind] = {}
         self._rest_until = 0.0
         self._look = asyncio.Event()
+        #: Who ends clones that are in the pool no more, and the memory that each takes until it is gone.
+        self._ending: dict[asyncio.Task[None], float] = {}
 
     @property
     def memory_mb(self) -> float:
@@ -129,48 +135,80 @@ class Pool:
             self._look.set()
             if waiting.usable:
                 return waiting
-            await waiting.end()
+            self._start_ending(waiting)
         return None
 
     async def shrink_to(self, memory_mb: float) -> None:
-        """End clones, those that waited longest first, until they take no more than that: a job wants their memory."""
+        """End clones, those that waited longest first, until they take no more than that: a job wants their memory.
+
+        Returns when their memory is free, that of clones which others are ending too.
+        """
         while self.memory_mb > max(0.0, memory_mb):
             kind = min((each for each in self._kinds.values() if each.waiting), key=lambda each: each.waiting[0].since)
-            await kind.waiting.popleft().end()
+            self._start_ending(kind.waiting.popleft())
+        while self._ending and self.memory_mb + sum(self._ending.values()) > max(0.0, memory_mb):
+            await asyncio.wait(set(self._ending), return_when=asyncio.FIRST_COMPLETED)
 
     async def drop(self, name: str) -> None:
         """End every clone of a kind: its snapshot is not good any more."""
         kind = self._kinds.pop(name, None)
-        while kind is not None and kind.waiting:
-            await kind.waiting.popleft().end()
+        if kind is not None:
+            self._end_waiting(kind)
+            await self._all_ended()
 
     async def run(self, room_mb: Callable[[], float]) -> None:
-        """Fill and thin out the pool. `room_mb`: memory that jobs leave now."""
+        """Fill and thin out the pool until cancelled; a failure is logged, and the pool goes on after a pause.
+
+        `room_mb`: memory that jobs leave now.
+        """
         try:
-            while True:
-                self._look.clear()
-                await self._end_unusable()
-                await self.shrink_to(min(self._memory_mb, room_mb()))
-                if not await self._make_one(min(self._memory_mb, room_mb())):
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(self._pause()):
-                            await self._look.wait()
+            await supervise("pool", lambda: self._keep(room_mb))
         finally:
-            await asyncio.shield(self._end_all())
+            await uninterrupted(self._end_all())
+
+    async def _keep(self, room_mb: Callable[[], float]) -> None:
+        while True:
+            self._look.clear()
+            self._end_unusable()
+            self._forget_unwanted()
+            await self.shrink_to(min(self._memory_mb, room_mb()))
+            if not await self._make_one(min(self._memory_mb, room_mb())):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause()):
+                        await self._look.wait()
 
     def _pause(self) -> float:
         """How long until it is worth another look, if nothing happens before."""
         rest = self._rest_until - time.monotonic()
         return rest if 0 < rest < _LOOK_SECONDS else _LOOK_SECONDS
 
-    async def _end_unusable(self) -> None:
+    def _end_unusable(self) -> None:
+        """Remove and end what is dead or old, and what is more than wanted, oldest first."""
         for kind in self._kinds.values():
-            surplus = len(kind.waiting) - self._wanted(kind)
-            for waiting in list(kind.waiting):
-                if not waiting.usable or surplus > 0:
-                    surplus -= 1
-                    kind.waiting.remove(waiting)
-                    await waiting.end()
+            usable = [waiting for waiting in kind.waiting if waiting.usable]
+            kept = usable[max(0, len(usable) - self._wanted(kind)) :]
+            ended = [waiting for waiting in kind.waiting if waiting not in kept]
+            kind.waiting = deque(kept)
+            for waiting in ended:
+                self._start_ending(waiting)
+
+    def _forget_unwanted(self) -> None:
+        """Forget kinds that nobody wants any more: there are as many as there are shapes that jobs can ask for."""
+        self._kinds = {name: kind for name, kind in self._kinds.items() if kind.kept or kind.waiting or kind.wanted(1)}
+
+    def _end_waiting(self, kind: Kind) -> None:
+        while kind.waiting:
+            self._start_ending(kind.waiting.popleft())
+
+    def _start_ending(self, waiting: Waiting) -> None:
+        """End a clone that is in the pool no more. Nobody's cancellation interrupts it, and its failure is logged."""
+        task = asyncio.create_task(_end(waiting))
+        self._ending[task] = waiting.memory_mb
+        task.add_done_callback(self._ending.pop)
+
+    async def _all_ended(self) -> None:
+        while self._ending:
+            await asyncio.wait(set(self._ending))
 
     def _wanted(self, kind: Kind) -> int:
         if self.fixed is None:
@@ -196,21 +234,31 @@ class Pool:
             return False
         try:
             waiting = await kind.make()
-        except (BelljarError, OSError) as error:
-            log.warning("pool_clone_failed", kind=name, error=str(error))
+        except Exception as error:  # noqa: BLE001 (one kind that cannot be made takes nothing from the others)
+            note_failure("pool_clone", error, kind=name, retry_seconds=_TROUBLE_SECONDS)
             waiting = None
         if waiting is None:
             kind.not_before = time.monotonic() + _TROUBLE_SECONDS
             return True
         if self._kinds.get(name) is not kind or self.memory_mb + waiting.memory_mb > memory_mb:
             kind.not_before = time.monotonic() + _TROUBLE_SECONDS
-            await waiting.end()  # it is larger than was thought, or nobody wants it any more
+            self._start_ending(waiting)  # it is larger than was thought, or nobody wants it any more
+            await self._all_ended()
             return True
         waiting.dead = asyncio.create_task(waiting.clone.death())
+        waiting.dead.add_done_callback(lambda _: self._look.set())
         kind.waiting.append(waiting)
         return True
 
     async def _end_all(self) -> None:
-        for name in list(self._kinds):
-            with contextlib.suppress(BelljarError):
-                await self.drop(name)
+        for kind in self._kinds.values():
+            self._end_waiting(kind)
+        self._kinds.clear()
+        await self._all_ended()
+
+
+async def _end(waiting: Waiting) -> None:
+    try:
+        await waiting.end()
+    except Exception as error:  # noqa: BLE001 (a clone that does not end cleanly is one line in the log)
+        note_failure("pool_clone_end", error, machine=waiting.clone.id)

@@ -7,17 +7,21 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from belljar.errors import MachineError, MachineTimeout
+from belljar.errors import HostError, MachineError, MachineTimeout
 from belljar.guest.command import Command, CommandFailed
 from belljar.guest.programs import has_room
 from belljar.guest.session import Session
 from belljar.guest.wire import Stream
 from belljar.machines.boot import open_session
-from belljar.machines.protocol import Clone, Template
+from belljar.machines.deadlines import patience
+from belljar.machines.protocol import BadSnapshot, Clone, DeathCause, Template
+from belljar.machines.racing import MachineDead, unless_dead
 
 #: Most bytes that a rehearsal may print; it is our own, and prints a line.
 _MOST_OUTPUT = 4096
 _REHEARSAL_SECONDS = 60.0
+#: A clone answers within a tenth of a second; one that does not within this is no use.
+_WAKE_SECONDS = 10.0
 #: Longer than any snapshot is kept.
 _AHEAD_SECONDS = 10 * 365 * 86400
 
@@ -60,11 +64,12 @@ class _Dropped:
 
 async def rehearse(session: Session, command: Command) -> None:
     """Run a command that must succeed. Raises MachineError when it does not, or cannot be started."""
+    seconds = _REHEARSAL_SECONDS * session.patience
     try:
-        async with asyncio.timeout(_REHEARSAL_SECONDS):
+        async with asyncio.timeout(seconds):
             exited = await session.rehearse(command, _Dropped())
     except TimeoutError:
-        raise MachineTimeout(f"the rehearsal {command.argv[0]} did not end within {_REHEARSAL_SECONDS:g} s") from None
+        raise MachineTimeout(f"the rehearsal {command.argv[0]} did not end within {seconds:g} s") from None
     except CommandFailed as failed:
         raise MachineError(f"the rehearsal {command.argv[0]} did not start: {failed}") from None
     if exited.exit_code != 0:
@@ -90,10 +95,20 @@ async def prepare_template(template: Template, preparation: Preparation, boot_ti
     await session.suspend()
 
 
-async def wake(clone: Clone, timeout_seconds: float, *, silence_seconds: int) -> Session:
-    """The session with a clone that knows who it is now. Raises MachineError."""
-    started = time.monotonic()
-    session = Session(clone.reader, clone.writer)
-    await session.resume(timeout_seconds, silence_seconds=silence_seconds)
+async def wake(clone: Clone, boot_timeout_seconds: float, *, silence_seconds: int) -> Session:
+    """Return the session with a clone that knows who it is now.
+
+    Raises BadSnapshot, HostError when this host has too little of something, MachineError when it is not clear why.
+    """
+    started, factor = time.monotonic(), patience(boot_timeout_seconds)
+    session = Session(clone.reader, clone.writer, patience=factor)
+    try:
+        await unless_dead(clone, session.resume(_WAKE_SECONDS * factor, silence_seconds=silence_seconds))
+    except MachineDead as error:
+        if error.death.cause is DeathCause.SNAPSHOT:
+            raise BadSnapshot(error.message) from None
+        if error.death.cause is DeathCause.HOST:
+            raise HostError(f"a machine cannot be cloned: {error.message}; run fewer jobs at once") from None
+        raise
     clone.phases["resume"] = round((time.monotonic() - started) * 1000, 3)
     return session

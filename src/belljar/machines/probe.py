@@ -6,19 +6,19 @@ so late or never. So the real kernel is booted until its agent answers, within a
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 
-from belljar.errors import BelljarError, HostError, MachineTimeout
+from belljar.errors import BelljarError, MachineTimeout
 from belljar.guest.session import Session
 from belljar.images.manifest import Image
-from belljar.machines.protocol import Hypervisor, Machine, MachineSpec, Shape
+from belljar.machines.deadlines import patience
+from belljar.machines.protocol import Hypervisor, MachineSpec, Shape
+from belljar.machines.racing import unless_dead
 
 #: Under KVM an agent answers within a second; software emulation would need about half of this.
 _SECONDS = 5.0
 _MEMORY_MB = 128
-_LAST_WORDS_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,32 +31,19 @@ class Probe:
     slow: bool = False
 
 
-async def probe(hypervisor: Hypervisor, image: Image) -> Probe:
-    """Boot the image's kernel until its agent answers, within 5 s. A hypervisor that does not work raises nothing."""
+async def probe(hypervisor: Hypervisor, image: Image, boot_timeout_seconds: float) -> Probe:
+    """Boot the image's kernel until its agent answers, within a twelfth of the time that a boot may take, 5 s at least.
+
+    A hypervisor that does not work raises nothing.
+    """
+    seconds = _SECONDS * patience(boot_timeout_seconds)
     # Any disk that can be read does for the script's.
     spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=_MEMORY_MB), script_disk=image.root)
     started = time.monotonic()
     fault, slow = None, False
     try:
         async with hypervisor.machine(spec) as machine:
-            await _until_answered(machine)
+            await unless_dead(machine, Session(machine.reader, machine.writer).open(seconds))
     except BelljarError as error:
         fault, slow = error.message, isinstance(error, MachineTimeout)
     return Probe(fault=fault, slow=slow, milliseconds=(time.monotonic() - started) * 1000)
-
-
-async def _until_answered(machine: Machine) -> None:
-    """Raises HostError with the reason when the machine dies first, MachineTimeout when it does not answer."""
-    opening = asyncio.create_task(Session(machine.reader, machine.writer).open(_SECONDS))
-    dying = asyncio.create_task(machine.death())
-    try:
-        await asyncio.wait({opening, dying}, return_when=asyncio.FIRST_COMPLETED)
-        if opening.done() and opening.exception() is not None:
-            await asyncio.wait({dying}, timeout=_LAST_WORDS_SECONDS)  # a death says why the conversation ended
-        if dying.done() and (not opening.done() or opening.exception() is not None):
-            raise HostError(dying.result().message)
-        opening.result()
-    finally:
-        opening.cancel()
-        dying.cancel()
-        await asyncio.gather(opening, dying, return_exceptions=True)

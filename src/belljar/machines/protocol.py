@@ -14,7 +14,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from belljar.errors import MachineError
 from belljar.images.manifest import Image
+
+
+class BadSnapshot(MachineError):
+    """A machine cannot go on from its snapshot, and no other will: it is not whole, or the hypervisor refuses it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +103,10 @@ class DeathCause(StrEnum):
     HYPERVISOR = "hypervisor"
     #: A signal from outside killed the hypervisor: an operator, or the host's out-of-memory killer.
     KILLED = "killed"
+    #: The host had too little of something: memory, files, room on a disk.
+    HOST = "host"
+    #: A clone could not go on from its snapshot.
+    SNAPSHOT = "snapshot"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,7 +211,8 @@ class Hypervisor(Protocol):
     def clone(self, spec: MachineSpec, folder: Path) -> AbstractAsyncContextManager[Clone]:
         """A machine that goes on where the template in `folder` was frozen. `folder` is not changed.
 
-        Raises MachineError when the snapshot does not restore; leaves nothing behind if it does.
+        Raises BadSnapshot when no clone of it will ever run, HostError when this host has too little of something,
+        MachineError when it is not clear why; leaves nothing behind if it does.
         """
         ...
 

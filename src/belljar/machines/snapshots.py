@@ -25,6 +25,8 @@ from belljar.images.manifest import Image
 from belljar.machines.boot import NoClock
 from belljar.machines.preparation import Preparation, prepare_template
 from belljar.machines.protocol import Hypervisor, MachineSpec, Shape
+from belljar.machines.racing import MachineDead, unless_dead
+from belljar.machines.threads import in_thread
 from belljar.settings import Settings
 from belljar.turns import only_one
 
@@ -44,6 +46,11 @@ class Snapshots:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.folder = settings.data_dir / "snapshots"
+
+    @property
+    def boot_timeout_seconds(self) -> float:
+        """How long a machine may take to boot here."""
+        return self._settings.boot_timeout_seconds
 
     def key(self, hypervisor: Hypervisor, image: Image, shape: Shape, preparation: Preparation) -> str:
         """The name of the snapshot of exactly this."""
@@ -81,6 +88,13 @@ class Snapshots:
         log.warning("snapshot_discarded", snapshot=key, reason=reason)
         self._remove(self.folder / key)
 
+    def made_at(self, key: str) -> int | None:
+        """Return what tells one snapshot of this key from one that is made after it; None when there is none."""
+        try:
+            return (self.folder / key / _NOTE).stat().st_mtime_ns
+        except OSError:
+            return None
+
     async def make(self, hypervisor: Hypervisor, image: Image, shape: Shape, preparation: Preparation) -> Path | None:
         """Boot, prepare and freeze a machine; returns the folder, or None when another process makes it right now.
 
@@ -105,11 +119,11 @@ class Snapshots:
                 except NoClock as error:
                     log.warning("machine_replaced", reason=error.message)
                     await self._freeze(hypervisor, image, shape, preparation, partial)
-                self._note(partial, image, shape, hypervisor)
+                await in_thread(self._note, partial, image, shape, hypervisor)
                 partial.rename(self.folder / key)
             finally:
                 self._remove(partial)
-            await asyncio.to_thread(self.trim, key)
+            await in_thread(self.trim, key)
             log.info("snapshot_made", image=image.name, snapshot=key, seconds=round(time.monotonic() - started, 2))
         return self.folder / key
 
@@ -119,20 +133,14 @@ class Snapshots:
         spec = MachineSpec(image=image, shape=shape, script_disk=None)
         seconds = self._settings.boot_timeout_seconds
         async with hypervisor.template(spec, folder) as template:
-            preparing = asyncio.create_task(prepare_template(template, preparation.within(shape.memory_mb), seconds))
-            dying = asyncio.create_task(template.death())
+            preparing = prepare_template(template, preparation.within(shape.memory_mb), seconds)
             try:
                 async with asyncio.timeout(2 * seconds):
-                    await asyncio.wait({preparing, dying}, return_when=asyncio.FIRST_COMPLETED)
-                if not preparing.done():
-                    raise MachineError(f"the machine that was to be frozen died: {dying.result().message}")
-                preparing.result()
+                    await unless_dead(template, preparing)
+            except MachineDead as error:
+                raise MachineError(f"the machine that was to be frozen died: {error.message}") from None
             except TimeoutError:
                 raise MachineError(f"the machine was not ready to be frozen within {2 * seconds:g} s") from None
-            finally:
-                preparing.cancel()
-                dying.cancel()
-                await asyncio.gather(preparing, dying, return_exceptions=True)
             await template.freeze()
 
     def _note(self, folder: Path, image: Image, shape: Shape, hypervisor: Hypervisor) -> None:
@@ -187,6 +195,12 @@ class Snapshots:
                 with only_one(lock) as mine:
                     if mine:
                         lock.unlink(missing_ok=True)
+
+    def clean_up(self) -> None:
+        """Make the folder, and remove what earlier runs left that nobody can use. Blocks. Raises OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.clear_partial()
+        self.trim()
 
     def clear_partial(self) -> None:
         """Remove what a killed process left half-made: what nobody holds the lock of."""

@@ -1,13 +1,15 @@
 """Where a job's machine comes from: the pool, else a snapshot, else a boot. What is quicker never fails the job.
 
-A snapshot that is missing is made in the background for the jobs to come; one that does not restore is thrown away and
-the job boots. Snapshots, clones and pool belong to this object; `run` is its background.
+A snapshot that is missing is made in the background for the jobs to come. One that does not restore is discarded and
+the job boots; when it is the host that has too little of something, the snapshot stays. Snapshots, clones and pool
+belong to this object; `run` is its background.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -16,24 +18,37 @@ from typing import Literal
 
 import structlog
 
+from belljar.background import supervise
 from belljar.errors import HostError, MachineError
 from belljar.guest.session import SILENCE_SECONDS, Session
 from belljar.machines.boot import NoClock, open_session
+from belljar.machines.holding import uninterrupted
 from belljar.machines.plugging import Plug, plugged, tell_network
 from belljar.machines.pool import Pool, Waiting
 from belljar.machines.preparation import Preparation, rehearse, wake
-from belljar.machines.protocol import SCRIPT_DISK_BYTES, Clone, Hypervisor, Machine, MachineSpec, NetworkSlot
+from belljar.machines.protocol import (
+    SCRIPT_DISK_BYTES,
+    BadSnapshot,
+    Clone,
+    DeathCause,
+    Hypervisor,
+    Machine,
+    MachineSpec,
+    NetworkSlot,
+)
+from belljar.machines.racing import MachineDead
 from belljar.machines.snapshots import Snapshots
+from belljar.machines.threads import in_thread
 from belljar.machines.usage import resident_mb
 
 log = structlog.get_logger()
 
-#: A clone answers within a tenth of a second; one that does not within this is no use.
-_WAKE_SECONDS = 10.0
 #: A snapshot that could not be made is not tried again for this long.
 _TROUBLE_SECONDS = 300.0
 #: What a snapshot's clones are made from is kept in memory until it was not needed for this long.
 _IDLE_SECONDS = 900.0
+#: So many clones in a row that fail for reasons that are not clear, and the snapshot is taken to be bad.
+_MAX_DOUBTS = 2
 
 Source = Literal["pool", "snapshot", "boot"]
 
@@ -56,6 +71,7 @@ class _Order:
     hypervisor: Hypervisor
     spec: MachineSpec
     preparation: Preparation
+    boot_timeout_seconds: float
     #: Gives a slot to each machine of this order, if its shape has a network.
     plug: Plug | None = None
 
@@ -66,8 +82,10 @@ class Supply:
     def __init__(self, snapshots: Snapshots | None, pool: Pool | None = None) -> None:
         self.snapshots = snapshots
         self.pool = pool
-        self._to_make: asyncio.Queue[_Order] = asyncio.Queue(maxsize=16)
+        self._to_make: asyncio.Queue[tuple[str, _Order]] = asyncio.Queue(maxsize=16)
         self._making: set[str] = set()
+        #: By snapshot: clones in a row that failed and nobody knows why.
+        self._doubts: Counter[str] = Counter()
         self._not_before: dict[str, float] = {}
         self._used: dict[str, tuple[float, Hypervisor]] = {}
         self._in_use: set[Machine] = set()
@@ -87,7 +105,7 @@ class Supply:
         what `plug` does.
         """
         async with AsyncExitStack() as held:
-            ready = await self._quick(_Order(hypervisor, spec, preparation, plug), held)
+            ready = await self._quick(_Order(hypervisor, spec, preparation, boot_timeout_seconds, plug), held)
             if ready is None:
                 place = await plugged(spec, plug, held)
                 ready = await booted(lambda: hypervisor.machine(place), boot_timeout_seconds, held)
@@ -102,32 +120,44 @@ class Supply:
         return [pid for machine in self._in_use for pid in machine.pids()]
 
     async def _quick(self, order: _Order, held: AsyncExitStack) -> Ready | None:
-        spec = order.spec
-        assert spec.script_disk is not None
-        if self.snapshots is None or spec.script_disk.stat().st_size > SCRIPT_DISK_BYTES:
+        """A machine from the pool or a snapshot; None when the job has to boot one."""
+        key = self._key(order)
+        if key is None:
             return None
-        key = self.snapshots.key(order.hypervisor, spec.image, spec.shape, order.preparation)
+        assert self.snapshots is not None and order.spec.script_disk is not None
         if self.pool is not None:
             self.pool.ask(key, lambda: self._exercised(order, key))
             waiting = await self.pool.take(key)
-            if waiting is not None and (ready := await self._from_pool(waiting, spec.script_disk, held)):
+            if waiting is not None and (ready := await self._from_pool(waiting, order.spec.script_disk, held)):
                 return ready
         if self.snapshots.find(key) is None:
             self._want(order, key)
             return None
         return await self._from_snapshot(order, key, held)
 
+    def _key(self, order: _Order) -> str | None:
+        """The name of the order's snapshot; None when it cannot have one."""
+        if self.snapshots is None or order.spec.script_disk is None:
+            return None
+        try:
+            if order.spec.script_disk.stat().st_size > SCRIPT_DISK_BYTES:
+                return None
+            return self.snapshots.key(order.hypervisor, order.spec.image, order.spec.shape, order.preparation)
+        except OSError as error:  # the boot says what is wrong, if it is of any matter there
+            log.warning("snapshot_unused", image=order.spec.image.name, error=str(error))
+            return None
+
     async def _from_pool(self, waiting: Waiting, script_disk: Path, held: AsyncExitStack) -> Ready | None:
         started = time.monotonic()
         try:
             await waiting.clone.insert(script_disk)
             await waiting.session.set_clock()
-        except MachineError as error:
-            log.warning("waiting_clone_lost", machine=waiting.clone.id, error=error.message)
-            await waiting.end()
+        except (MachineError, HostError, OSError) as error:
+            log.warning("waiting_clone_lost", machine=waiting.clone.id, error=str(error))
+            await uninterrupted(waiting.end())
             return None
         except BaseException:
-            await waiting.end()
+            await uninterrupted(waiting.end())
             raise
         held.push_async_callback(waiting.end)
         phases = {"insert": round((time.monotonic() - started) * 1000, 3)}
@@ -141,8 +171,10 @@ class Supply:
                 started = time.monotonic()
                 await clone.insert(order.spec.script_disk)
                 clone.phases["insert"] = round((time.monotonic() - started) * 1000, 3)
-            except MachineError as error:
-                await self._spoilt(order.hypervisor, key, error)
+            except MachineError:
+                return None
+            except (HostError, OSError) as error:
+                log.warning("snapshot_unused", snapshot=key, error=str(error))
                 return None
             await held.enter_async_context(trying.pop_all())
             return Ready(clone, session, "snapshot", clone.phases, slot)
@@ -150,18 +182,35 @@ class Supply:
     async def _clone(
         self, order: _Order, key: str, held: AsyncExitStack, silence_seconds: int, *, background: bool = False
     ) -> tuple[Clone, Session, NetworkSlot | None]:
+        """A clone that runs. Raises MachineError, after which the snapshot may be gone, and HostError."""
         assert self.snapshots is not None
         self._used[key] = time.monotonic(), order.hypervisor
-        spec = await plugged(replace(order.spec, script_disk=None, background=background), order.plug, held)
-        clone = await held.enter_async_context(order.hypervisor.clone(spec, self.snapshots.folder / key))
-        session = await wake(clone, _WAKE_SECONDS, silence_seconds=silence_seconds)
-        await tell_network(session, spec.slot)
+        made_at = self.snapshots.made_at(key)
+        try:
+            spec = await plugged(replace(order.spec, script_disk=None, background=background), order.plug, held)
+            clone = await held.enter_async_context(order.hypervisor.clone(spec, self.snapshots.folder / key))
+            session = await wake(clone, order.boot_timeout_seconds, silence_seconds=silence_seconds)
+            await tell_network(session, spec.slot)
+        except MachineError as error:
+            await self._judge(order.hypervisor, key, made_at, error)
+            raise
+        del self._doubts[key]
         return clone, session, spec.slot
 
-    async def _spoilt(self, hypervisor: Hypervisor, key: str, error: MachineError) -> None:
-        """A snapshot did not restore: nothing is to come of it any more."""
+    async def _judge(self, hypervisor: Hypervisor, key: str, made_at: int | None, error: MachineError) -> None:
+        """A clone failed: discard the snapshot if that is why, or if it happened before and nobody knows why."""
         assert self.snapshots is not None
-        self.snapshots.discard(key, error.message)
+        if made_at is None or self.snapshots.made_at(key) != made_at:
+            return  # another did so, or it was made again meanwhile
+        if isinstance(error, MachineDead) and error.death.cause is DeathCause.KILLED:
+            log.warning("clone_failed", snapshot=key, error=error.message)
+            return
+        self._doubts[key] += 1
+        if not isinstance(error, BadSnapshot) and self._doubts[key] < _MAX_DOUBTS:
+            log.warning("clone_failed", snapshot=key, error=error.message)
+            return
+        del self._doubts[key]
+        await in_thread(self.snapshots.discard, key, error.message)
         hypervisor.forget(self.snapshots.folder / key)
         if self.pool is not None:
             await self.pool.drop(key)
@@ -172,26 +221,27 @@ class Supply:
         if self.snapshots.find(key) is None:
             self._want(order, key)
             return None
+        made_at = self.snapshots.made_at(key)
         async with AsyncExitStack() as trying:
+            # Nobody speaks to it while it waits, and it dies with this process all the same.
+            clone, session, slot = await self._clone(order, key, trying, 0, background=True)
             try:
-                # Nobody speaks to it while it waits, and it dies with this process all the same.
-                clone, session, slot = await self._clone(order, key, trying, 0, background=True)
+                if order.preparation.rehearsals:
+                    await clone.insert(order.preparation.disk)
+                for rehearsal in order.preparation.rehearsals:
+                    await rehearse(session, rehearsal)
             except MachineError as error:
-                await self._spoilt(order.hypervisor, key, error)
-                return None
-            if order.preparation.rehearsals:
-                await clone.insert(order.preparation.disk)
-            for rehearsal in order.preparation.rehearsals:
-                await rehearse(session, rehearsal)
+                await self._judge(order.hypervisor, key, made_at, error)
+                raise
             clone.come_forward()
-            memory_mb = await asyncio.to_thread(resident_mb, clone.pids())
+            memory_mb = await in_thread(resident_mb, clone.pids())
             return Waiting(clone, session, trying.pop_all(), memory_mb, slot)
 
     def prefer(self, hypervisor: Hypervisor, spec: MachineSpec, preparation: Preparation) -> None:
         """Jobs will want machines like this: have the snapshot ready, and in a fixed pool clones of it."""
         if self.snapshots is None:
             return
-        order = _Order(hypervisor, spec, preparation)
+        order = _Order(hypervisor, spec, preparation, self.snapshots.boot_timeout_seconds)
         key = self.snapshots.key(hypervisor, spec.image, spec.shape, preparation)
         if self.snapshots.find(key) is None:
             self._want(order, key)
@@ -200,23 +250,30 @@ class Supply:
 
     def _want(self, order: _Order, key: str) -> None:
         """Have the snapshot made in the background, unless it is being made or failed lately."""
-        if key in self._making or time.monotonic() < self._not_before.get(key, 0.0) or self._to_make.full():
+        now = time.monotonic()
+        self._not_before = {each: until for each, until in self._not_before.items() if until > now}
+        if key in self._making or key in self._not_before or self._to_make.full():
             return
         self._making.add(key)
-        self._to_make.put_nowait(order)
+        self._to_make.put_nowait((key, order))
 
     async def run(self, room_mb: Callable[[], float]) -> None:
-        """The background: makes what is wanted, keeps the pool. `room_mb`: memory that jobs leave now."""
+        """The background: makes what is wanted, keeps the pool. `room_mb`: memory that jobs leave now.
+
+        Each part that fails is logged and started again after a pause; only being cancelled ends it.
+        """
         if self.snapshots is None:
             return
-        self.snapshots.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.snapshots.clear_partial()
-        await asyncio.to_thread(self.snapshots.trim)
+        await supervise("snapshot_cleanup", self._clean_up)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._make_wanted())
-            group.create_task(self._forget_idle())
+            group.create_task(supervise("snapshot_maker", self._make_wanted))
+            group.create_task(supervise("snapshot_idle", self._forget_idle))
             if self.pool is not None:
                 group.create_task(self.pool.run(room_mb))
+
+    async def _clean_up(self) -> None:
+        assert self.snapshots is not None
+        await in_thread(self.snapshots.clean_up)
 
     async def _forget_idle(self) -> None:
         assert self.snapshots is not None
@@ -228,23 +285,25 @@ class Supply:
                     hypervisor.forget(self.snapshots.folder / key)
 
     async def _make_wanted(self) -> None:
-        assert self.snapshots is not None
         while True:
-            order = await self._to_make.get()
-            await self.make(order.hypervisor, order.spec, order.preparation)
+            key, order = await self._to_make.get()
+            try:
+                await self.make(order.hypervisor, order.spec, order.preparation)
+            finally:
+                self._making.discard(key)
 
     async def make(self, hypervisor: Hypervisor, spec: MachineSpec, preparation: Preparation) -> bool:
         """Make the snapshot for machines of that spec now; False, and a word in the log, when it cannot be made."""
         assert self.snapshots is not None
-        key = self.snapshots.key(hypervisor, spec.image, spec.shape, preparation)
+        key = None
         try:
+            key = self.snapshots.key(hypervisor, spec.image, spec.shape, preparation)
             return await self.snapshots.make(hypervisor, spec.image, spec.shape, preparation) is not None
         except (MachineError, HostError, OSError) as error:
             log.warning("snapshot_failed", image=spec.image.name, error=str(error))
-            self._not_before[key] = time.monotonic() + _TROUBLE_SECONDS
+            if key is not None:
+                self._not_before[key] = time.monotonic() + _TROUBLE_SECONDS
             return False
-        finally:
-            self._making.discard(key)
 
 
 async def booted(

@@ -6,7 +6,6 @@ Source: the kernel's Documentation/networking/tuntap.rst.
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import socket
@@ -18,8 +17,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from belljar.errors import HostError
+from belljar.machines.faults import check_descriptors
+from belljar.machines.holding import uninterrupted
 from belljar.machines.namespace import become_own_root, in_fresh_thread, inside, leave_to_new
 from belljar.machines.protocol import GUEST_MAC, NetworkSlot
+from belljar.machines.threads import in_thread
 
 _DEVICE = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
@@ -91,11 +93,12 @@ def made_by_own_root() -> int:
 
     Raises OSError.
     """
+    check_descriptors()
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(_MAKER_SECONDS)
         code = "import sys; from belljar.machines.tap import make_as_own_root; make_as_own_root(int(sys.argv[1]))"
-        command = [sys.executable, "-c", code, str(theirs.fileno())]
+        command = [sys.executable, "-P", "-c", code, str(theirs.fileno())]
         run = subprocess.run(
             command, pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=_MAKER_SECONDS, check=False
         )
@@ -115,14 +118,7 @@ def make_as_own_root(channel: int) -> None:
 
 async def _opened(work: Callable[[], int], held: AsyncExitStack) -> int:
     """The descriptor that blocking `work` opens, closed with `held`."""
-    opening = asyncio.create_task(asyncio.to_thread(work))
-    try:
-        descriptor = await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        await asyncio.wait({opening})
-        if opening.exception() is None:
-            os.close(opening.result())
-        raise
+    descriptor = await uninterrupted(in_thread(work), os.close)
     held.callback(os.close, descriptor)
     return descriptor
 

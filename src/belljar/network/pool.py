@@ -6,9 +6,10 @@ Nothing of the host is changed before the first machine asks for a network.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
@@ -17,9 +18,13 @@ from typing import TypeVar
 
 import structlog
 
-from belljar.errors import BelljarError, MissingTool, NetworkError, NoNetwork
+from belljar.background import note_failure, supervise
+from belljar.errors import DiskFull, HostError, MissingTool, NetworkError, NoNetwork
+from belljar.machines.faults import host_errors
+from belljar.machines.holding import uninterrupted
 from belljar.machines.owner import owner_name
 from belljar.machines.protocol import NetworkSlot
+from belljar.machines.threads import in_thread
 from belljar.network import nft
 from belljar.network.attachment import Attachment
 from belljar.network.ground import AnySlot, Host
@@ -39,8 +44,9 @@ T = TypeVar("T")
 _TUN = Path("/dev/net/tun")
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _MOST_REFUSED_SHOWN = 20
-_RETRY_SECONDS = 5.0
 _REST_SECONDS = 0.05
+#: Pauses between tries to destroy a slot that could not be destroyed: the host may have too few files just now.
+_REMOVE_PAUSES = (0.2, 1.0, 5.0, 30.0, 120.0)
 
 
 def why_no_network() -> str | None:
@@ -75,6 +81,7 @@ class SlotPool:
         self._setting_up: asyncio.Task[_Ground] | None = None
         self._more = asyncio.Event()
         self._filling: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
         self._leaving: set[asyncio.Task[None]] = set()
         #: By the namespace, which no two have.
         self._plugged: dict[Path, AnySlot] = {}
@@ -84,12 +91,8 @@ class SlotPool:
 
     async def __aexit__(self, *_: object) -> None:
         """Destroy every slot and take the host's table away."""
-        closing = asyncio.create_task(self._close())
-        try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await asyncio.wait({closing})
-            raise
+        self._closed.set()
+        await uninterrupted(self._close())
 
     @property
     def ready(self) -> int:
@@ -113,12 +116,14 @@ class SlotPool:
         """
         ground = await self._ground()
         slot = await self._take(ground)
-        described = slot.described()
-        self._plugged[described.namespace] = slot
         try:
-            yield described
+            described = slot.described()
+            self._plugged[described.namespace] = slot
+            try:
+                yield described
+            finally:
+                del self._plugged[described.namespace]
         finally:
-            del self._plugged[described.namespace]
             self._leave(slot)
 
     @asynccontextmanager
@@ -128,20 +133,20 @@ class SlotPool:
         `mbit` bounds it further than the setting network_mbit does, in megabits a second each way. Raises NetworkError.
         """
         ground, slot = await self._ground(), self._plugged[place.namespace]
-        opening = asyncio.create_task(asyncio.to_thread(slot.open_for, policy, mbit))
+        opening = asyncio.create_task(_changed(lambda: slot.open_for(policy, mbit)))
         try:
             resolver = Resolver(
                 slot.ears,
                 policy,
                 never=ground.layout.never,
                 nameservers=nameservers(self._settings),
-                admit=lambda commands: _in_thread(lambda: slot.admit(commands)),
+                admit=lambda commands: _changed(lambda: slot.admit(commands)),
             )
             async with resolver:
                 await asyncio.shield(opening)
                 yield Attachment(place, lambda: _read(slot, resolver))
         finally:
-            await asyncio.wait({opening})
+            await uninterrupted(_ended(opening))
 
     @asynccontextmanager
     async def attached(self, policy: Policy, mbit: float | None = None) -> AsyncIterator[Attachment]:
@@ -154,15 +159,14 @@ class SlotPool:
 
         A stand-in for the host may die; then it is set up anew for those who come.
         """
-        if self._setting_up is None:
+        if self._closed.is_set():
+            raise NetworkError("belljar is stopping: it makes no more networks")
+        if self._setting_up is None or _failed(self._setting_up):
+            # What failed is tried again by whoever comes next, and by nobody who waited for it.
             self._setting_up = asyncio.create_task(self._set_up())
         elif (lost := _lost(self._setting_up)) is not None:
             self._setting_up = asyncio.create_task(self._set_up(instead_of=lost))
-        try:
-            return await asyncio.shield(self._setting_up)
-        except BelljarError:
-            self._setting_up = None
-            raise
+        return await asyncio.shield(self._setting_up)
 
     async def _set_up(self, instead_of: _Ground | None = None) -> _Ground:
         if instead_of is not None:
@@ -170,15 +174,15 @@ class SlotPool:
             await self._abandon(instead_of)
         if (why := why_no_network()) is not None:
             raise NoNetwork(why)
-        layout = lay_out(self._settings, await asyncio.to_thread(netlink, host_facts))
+        layout = lay_out(self._settings, await _changed(lambda: netlink(host_facts)))
         host: Host = (
             HostSide(self._owner, layout, self._excepted)
             if os.geteuid() == 0
             else StandIn(self._owner, layout, self._excepted)
         )
-        await asyncio.to_thread(host.open)
+        await _changed(host.open)
         ground = _Ground(layout, host)
-        self._filling = asyncio.create_task(self._keep_filled(ground))
+        self._filling = asyncio.create_task(supervise("slot_filler", lambda: self._keep_filled(ground)))
         return ground
 
     async def _take(self, ground: _Ground) -> AnySlot:
@@ -186,45 +190,68 @@ class SlotPool:
         return self._ready.popleft() if self._ready else await self._make(ground)
 
     async def _make(self, ground: _Ground) -> AnySlot:
-        """A new slot; one whose maker is cancelled meanwhile is kept for others."""
-        making = asyncio.create_task(asyncio.to_thread(ground.host.make_slot))
-        try:
-            return await asyncio.shield(making)
-        except asyncio.CancelledError:
-            await asyncio.wait({making})
-            if making.exception() is None:
-                self._ready.append(making.result())
-            raise
+        """A new slot; one whose maker is cancelled meanwhile is kept for others. Raises NetworkError."""
+
+        def keep(slot: AnySlot) -> None:
+            if self._is_current(ground):
+                self._ready.append(slot)
+            else:
+                self._leave(slot)
+
+        slot = await uninterrupted(_changed(ground.host.make_slot), keep)
+        if not self._is_current(ground):
+            self._leave(slot)
+            raise NetworkError("the networks of this host were set up anew meanwhile; try again")
+        return slot
+
+    def _is_current(self, ground: _Ground) -> bool:
+        """Whether slots of this host's side are still given out."""
+        task = self._setting_up
+        if self._closed.is_set() or task is None or not task.done() or _failed(task):
+            return False
+        return task.result() is ground
 
     async def _keep_filled(self, ground: _Ground) -> None:
+        """Have slots ready. Raises NetworkError when none can be made; to be called again after a pause."""
         while True:
             self._more.clear()
-            try:
-                while len(self._ready) < self._settings.network_slots:
-                    self._ready.append(await self._make(ground))
-            except BelljarError as error:
-                log.warning("no_slot_made", error=error.message)
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
+            while len(self._ready) < self._settings.network_slots:
+                self._ready.append(await self._make(ground))
             await self._more.wait()
             # Whoever claimed the slot is about to open its device; making another would hold the kernel's lock.
             await asyncio.sleep(_REST_SECONDS)
 
     def _leave(self, slot: AnySlot) -> None:
         """Destroy a used slot, beside whatever comes next."""
-        task = asyncio.create_task(_destroy(slot))
+        task = asyncio.create_task(self._destroy(slot))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
+    async def _destroy(self, slot: AnySlot) -> None:
+        """Destroy a slot, at the latest try when the pool is closed. What then still stays is told in the log."""
+        for pause in (*_REMOVE_PAUSES, None):
+            try:
+                await in_thread(slot.remove)
+                return
+            except Exception as error:  # noqa: BLE001 (whatever it is, the slot is still there)
+                last = pause is None or self._closed.is_set()
+                note_failure("slot_removal", error, number=slot.number, given_up=last)
+                if last:
+                    return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), pause)
+
     async def _close(self) -> None:
-        if self._setting_up is None:
-            return
-        try:
-            ground = await self._setting_up
-        except BelljarError:
-            return
-        await self._abandon(ground)
-        self._setting_up = None
+        if self._setting_up is not None:
+            await asyncio.wait({self._setting_up})
+            if not _failed(self._setting_up):
+                await self._abandon(self._setting_up.result())
+            self._setting_up = None
+        await self._all_left()
+
+    async def _all_left(self) -> None:
+        while self._leaving:
+            await asyncio.wait(set(self._leaving))
 
     async def _abandon(self, ground: _Ground) -> None:
         if self._filling is not None:
@@ -232,39 +259,56 @@ class SlotPool:
             await asyncio.gather(self._filling, return_exceptions=True)
         while self._ready:
             self._leave(self._ready.popleft())
-        if self._leaving:
-            await asyncio.wait(set(self._leaving))
-        await asyncio.to_thread(ground.host.close)
+        if ground.host.alive:
+            await self._all_left()
+        try:
+            await in_thread(ground.host.close)
+        except Exception as error:  # noqa: BLE001 (the next start of belljar removes what is left)
+            note_failure("network_close", error)
+
+
+def _failed(setting_up: asyncio.Task[_Ground]) -> bool:
+    return setting_up.done() and (setting_up.cancelled() or setting_up.exception() is not None)
 
 
 def _lost(setting_up: asyncio.Task[_Ground]) -> _Ground | None:
     """What was set up and is no more."""
-    if not setting_up.done() or setting_up.cancelled() or setting_up.exception() is not None:
+    if not setting_up.done() or _failed(setting_up):
         return None
     ground = setting_up.result()
     return None if ground.host.alive else ground
 
 
-async def _destroy(slot: AnySlot) -> None:
-    try:
-        await asyncio.to_thread(slot.remove)
-    except BelljarError as error:
-        log.warning("slot_left", number=slot.number, error=error.message)
+async def _changed(work: Callable[[], T]) -> T:
+    """Return what blocking `work` returns; who is cancelled waits for it too, so that nothing is left half-done.
+
+    Raises NetworkError for an OSError too.
+    """
+    with network_errors():
+        return await uninterrupted(in_thread(work))
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
-    """What `work` returns; it is waited for even by who is cancelled, so that nothing is changed behind their back."""
-    task = asyncio.create_task(asyncio.to_thread(work))
+@contextlib.contextmanager
+def network_errors() -> Iterator[None]:
+    """Raise what the host refuses as NetworkError, with what to do about it."""
     try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
+        with host_errors("a network could not be changed"):
+            yield
+    except HostError as error:
+        if type(error) in (HostError, DiskFull):
+            raise NetworkError(error.message) from error
         raise
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # whoever waited for it was told; nobody else is
 
 
 async def _read(slot: AnySlot, resolver: Resolver) -> Traffic | None:
     try:
-        traffic = await _in_thread(slot.traffic)
+        traffic = await _changed(slot.traffic)
     except NetworkError as error:
         log.warning("traffic_not_read", error=error.message)
         return None

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from belljar.errors import NetworkError, NoNetwork
+from belljar.executables import find_executable
+from belljar.machines.faults import check_descriptors
 from belljar.machines.protocol import NetworkSlot
 from belljar.network.layout import Layout, layout_words
 from belljar.network.policy import NetworkRule, Policy
@@ -47,7 +48,7 @@ def why_no_stand_in() -> str | None:
             "jobs with a network need belljar to run as root, or /dev/net/tun to be open to this user: "
             "as root, chmod 666 /dev/net/tun (as most systems have it)"
         )
-    if shutil.which(_SLIRP) is None:
+    if find_executable(_SLIRP) is None:
         return f"jobs with a network need belljar to run as root, or {_SLIRP}: apt-get install {_SLIRP}"
     return None
 
@@ -73,6 +74,7 @@ class StandIn:
     def open(self) -> None:
         """Start both processes. Raises NoNetwork when this user may not, NetworkError; nothing is left then."""
         try:
+            check_descriptors()
             self._control, self._pid = self._start_root()
             self._start_slirp(self._pid)
             self.call("open", excepted=[[str(each.network), each.port] for each in self._excepted])
@@ -129,7 +131,7 @@ class StandIn:
         """The process that is root in namespaces of its own; it ends when our end of the socket does."""
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-m", "belljar.network.standin_process", str(theirs.fileno())]
+            command = [sys.executable, "-P", "-m", "belljar.network.standin_process", str(theirs.fileno())]
             command += [self._owner, json.dumps(layout_words(self._layout))]
             process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
@@ -195,6 +197,7 @@ class StandInSlot:
         self._layout = layout
         self._path = path
         self._tap: int | None = tap
+        self._removed = False
 
     def open_for(self, policy: Policy, mbit: float | None = None) -> None:
         """As Slot.open_for. Raises NetworkError."""
@@ -220,4 +223,6 @@ class StandInSlot:
         if self._tap is not None:
             os.close(self._tap)
             self._tap = None
+        if not self._removed and self._host.alive:  # all of it went with the process that held it
             self._host.call("remove", number=self.number)
+            self._removed = True

@@ -122,5 +122,5 @@ def _looked_for(candidates: Sequence[Language], there: Sequence[str]) -> str:
     shown = f": {', '.join(path[-80:] for path in there[:5])}{', …' if len(there) > 5 else ''}" if there else ""
     return (
         f"the script has no entrypoint: looked for {looked}, and for exactly one file with an ending of "
-        f"{known_names(candidates)} (there are {len(there)}{shown}); name it with `entrypoint`"
+        f"{known_names(candidates)} (there are {len(there)}){shown}; name it with `entrypoint`"
     )

@@ -1,49 +1,74 @@
-"""A folder of the user's as a script: copied with the same checks as an archive."""
+"""A folder of the user's as a script: copied with the same checks as an archive, or packed for a server."""
 
 from __future__ import annotations
 
-import os
-import stat
+import gzip
+import posixpath
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from belljar.errors import InvalidScript
+from belljar.scripts.selection import Entry, Selection, open_entry
 from belljar.scripts.tree import CHUNK_BYTES, Tree
 
-#: Made by tools, large, and of no use to a job.
-SKIPPED = frozenset({".git", "__pycache__"})
+
+def copy_folder(source: Path, tree: Tree, selection: Selection | None = None) -> None:
+    """Put what is selected of a folder into the tree. Blocks: for a thread. Raises InvalidScript, TooLarge."""
+    for entry in (selection or Selection()).entries(source):
+        if entry.kind == "folder":
+            tree.add_folder(entry.name)
+        elif entry.kind == "link":
+            tree.add_link(entry.name, entry.target)
+        else:
+            tree.add_file(entry.name, _read(entry), executable=entry.executable)
 
 
-def copy_folder(source: Path, tree: Tree) -> None:
-    """Put a folder's content into the tree, less `SKIPPED`. Blocks: for a thread. Raises InvalidScript, TooLarge."""
-    todo = [""]
-    while todo:
-        above = todo.pop()
-        with os.scandir(source / above) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-        for entry in found:
-            if entry.name in SKIPPED:
-                continue
-            name = f"{above}/{entry.name}" if above else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                tree.add_folder(name)
-                todo.append(name)
-            else:
-                _add(tree, name, entry)
+def pack_folder(source: Path, out: BinaryIO, selection: Selection) -> None:
+    """Write what is selected of a folder as a .tar.gz: the same bytes for the same files. Raises InvalidScript."""
+    with (
+        gzip.GzipFile(filename="", fileobj=out, mode="wb", compresslevel=1, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for entry in selection.entries(source):
+            _add(archive, entry)
 
 
-def _add(tree: Tree, name: str, entry: os.DirEntry[str]) -> None:
-    mode = entry.stat(follow_symlinks=False).st_mode
-    if stat.S_ISLNK(mode):
-        tree.add_link(name, os.readlink(entry.path))  # noqa: PTH115 - the target as it is written
-    elif stat.S_ISREG(mode):
-        tree.add_file(name, _read(entry.path), executable=bool(mode & 0o111))
+def _add(archive: tarfile.TarFile, entry: Entry) -> None:
+    member = tarfile.TarInfo(entry.name)
+    if entry.kind == "folder":
+        member.type, member.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(member)
+    elif entry.kind == "link":
+        _check_link(entry)
+        member.type, member.linkname = tarfile.SYMTYPE, entry.target
+        archive.addfile(member)
     else:
-        raise InvalidScript(f"{name[:80]!r} is a device, pipe or socket; a script holds files, folders and links only")
+        member.mode = 0o755 if entry.executable else 0o644
+        with open_entry(entry) as content:
+            member.size = content.seek(0, 2)
+            content.seek(0)
+            try:
+                archive.addfile(member, content)
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+                raise InvalidScript(f"{entry.name[-200:]} became shorter while it was read; try again") from None
 
 
-def _read(path: str) -> Iterator[bytes]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb", buffering=0) as content:  # noqa: PTH123 - of a descriptor
+def _check_link(entry: Entry) -> None:
+    """Refuse here what a server would refuse after the upload. Raises InvalidScript."""
+    above = posixpath.dirname(entry.name)
+    leads = posixpath.normpath(posixpath.join(above, entry.target))
+    if entry.target.startswith("/") or leads == ".." or leads.startswith("../"):
+        raise InvalidScript(
+            f"the script cannot hold {entry.name[:80]!r}, which is a link to {entry.target[:80]!r}; links must be "
+            "relative and stay inside; leave it out with --exclude"
+        )
+
+
+def _read(entry: Entry) -> Iterator[bytes]:
+    with open_entry(entry) as content:
         while chunk := content.read(CHUNK_BYTES):
             yield chunk

@@ -23,6 +23,7 @@ from belljar.scripts.language import ELF, HEAD_BYTES, check_content, detect_lang
 from belljar.scripts.limits import Allowance, UploadLimits
 from belljar.scripts.model import Dependencies
 from belljar.scripts.pack import pack_tree
+from belljar.scripts.selection import Selection
 from belljar.scripts.tree import CHUNK_BYTES, Tree
 from belljar.scripts.uploads import disk_full_in, in_thread, too_large
 
@@ -75,14 +76,15 @@ async def prepare(
     languages: Sequence[Language],
     limits: UploadLimits,
     work: Path,
+    selection: Selection | None = None,
 ) -> Prepared:
-    """Make a script of a file, an archive or a folder.
+    """Make a script of a file, an archive or a folder, of which `selection` says what belongs to it.
 
     The disk lies in `work`, an empty folder (an absolute path) that the caller removes. Raises
     InvalidScript, UnknownLanguage, TooLarge, DiskFull, MissingTool.
     """
     wish = Wish(filename=filename, language=language, entrypoint=entrypoint)
-    unpacked = await unpack_source(source, wish, languages=languages, limits=limits, work=work)
+    unpacked = await unpack_source(source, wish, languages=languages, limits=limits, work=work, selection=selection)
     disk = work / "script.erofs"
     await pack_tree(unpacked.tree, disk)
     return Prepared(
@@ -98,7 +100,13 @@ async def prepare(
 
 
 async def unpack_source(
-    source: Path, wish: Wish, *, languages: Sequence[Language], limits: UploadLimits, work: Path
+    source: Path,
+    wish: Wish,
+    *,
+    languages: Sequence[Language],
+    limits: UploadLimits,
+    work: Path,
+    selection: Selection | None = None,
 ) -> Unpacked:
     """The steps before packing; the tree lies in `work`. Raises InvalidScript, UnknownLanguage, TooLarge, DiskFull."""
     packed_bytes = await in_thread(partial(_packed_bytes, source))
@@ -106,7 +114,7 @@ async def unpack_source(
 
     def steps() -> Unpacked:
         if packed_bytes is None:
-            return _unpack_folder(source, wish, languages, allowance, work)
+            return _unpack_folder(source, wish, languages, allowance, work, selection)
         if packed_bytes == 0:
             raise InvalidScript("the script is empty (0 bytes); upload a file with something in it")
         if packed_bytes > limits.max_upload_bytes:
@@ -156,6 +164,8 @@ def _packed_bytes(source: Path) -> int | None:
     """The length of a file; None for a folder."""
     try:
         about = source.stat()
+        if stat.S_ISREG(about.st_mode):
+            source.open("rb").close()  # told before anything is done
     except OSError as error:
         raise InvalidScript(f"cannot read {source}: {error.strerror}; give a file, an archive or a folder") from None
     if stat.S_ISDIR(about.st_mode):
@@ -177,10 +187,15 @@ def _unpack_file(source: Path, wish: Wish, languages: Sequence[Language], allowa
 
 
 def _unpack_folder(
-    source: Path, wish: Wish, languages: Sequence[Language], allowance: Allowance, work: Path
+    source: Path,
+    wish: Wish,
+    languages: Sequence[Language],
+    allowance: Allowance,
+    work: Path,
+    selection: Selection | None,
 ) -> Unpacked:
     tree = _new_tree(work, allowance)
-    copy_folder(source, tree)
+    copy_folder(source, tree, selection)
     return _finish_several(tree, wish, languages)
 
 

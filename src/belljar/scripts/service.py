@@ -43,8 +43,8 @@ class ScriptStore(Protocol):
         """The newest first, and the cursor of the next page."""
         ...
 
-    async def delete(self, project: str, script_id: str) -> bool:
-        """Forget the record; False when there was none."""
+    async def delete(self, project: str, script_id: str) -> bool | None:
+        """Forget the record; returns whether anything still needs the script's disk, None when there was no record."""
         ...
 
     async def used(self, script_id: str) -> bool:
@@ -137,9 +137,10 @@ class ScriptService:
     async def delete(self, project: str, script_id: str) -> None:
         """Forget the script; its disk goes when nobody else has it. Raises NotFound."""
         async with self._changing_one(script_id):
-            if not await self._store.delete(project, script_id):
+            still_needed = await self._store.delete(project, script_id)
+            if still_needed is None:
                 raise _missing(script_id)
-            if not await self._store.used(script_id):
+            if not still_needed:
                 await self._blobs.delete(disk_blob(script_id))
 
     async def disk(self, script_id: str) -> Path:

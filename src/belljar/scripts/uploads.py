@@ -7,12 +7,14 @@ kernel drops the lock of a process that dies, by which `clear_stale_uploads` kno
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import errno
 import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _BUFFER_BYTES = 1024 * 1024
+#: Of their own: what an upload makes a thread do may take seconds, and others' threads must not wait for it.
+_threads = ThreadPoolExecutor(4, thread_name_prefix="upload")
 
 
 @asynccontextmanager
@@ -93,7 +97,8 @@ async def in_thread(work: Callable[[], T], stop: Callable[[], None] = lambda: No
 
     So nothing writes any more to what the caller removes next.
     """
-    task = asyncio.ensure_future(asyncio.to_thread(work))
+    context = contextvars.copy_context()
+    task = asyncio.get_running_loop().run_in_executor(_threads, partial(context.run, work))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

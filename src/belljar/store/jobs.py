@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, Connection, bindparam, select, union
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select, union
 from sqlalchemy.dialects.sqlite import insert
 
+from belljar.errors import NotFound
 from belljar.jobs.model import Job
 from belljar.jobs.states import Status
 from belljar.store.database import Database
 from belljar.store.rows import job_of, values_of
-from belljar.store.schema import HELD, QUEUED, job_counts, job_labels, jobs
+from belljar.store.schema import HELD, QUEUED, job_counts, job_labels, jobs, scripts
+
+#: SQLite takes some thousands of values in one statement.
+_IDS_AT_ONCE = 500
+#: A page ends early where its jobs are long: a job may have a megabyte of arguments.
+_PAGE_CHARACTERS = 2 * 1024 * 1024
 
 _INSERT = insert(jobs).on_conflict_do_nothing()
 _ONE = select(jobs).where(jobs.c.id == bindparam("of_id"))
@@ -23,7 +30,7 @@ class SqlJobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def insert(self, job: Job) -> Job:
+    async def insert(self, job: Job, *, needs_script: bool = False) -> Job:
         values = values_of(job)
         labels = [
             {"job_id": job.id, "name": name, "value": value, "project": job.project}
@@ -31,6 +38,8 @@ class SqlJobs:
         ]
 
         def insert_job(connection: Connection) -> Job:
+            if needs_script and not _has_script(connection, job):
+                raise NotFound(f"the script {job.script_id} was deleted meanwhile; upload it again")
             if connection.execute(_INSERT, values).rowcount == 0:
                 assert job.idempotency_key is not None
                 first = _by_key(connection, job.project, job.idempotency_key)
@@ -80,12 +89,15 @@ class SqlJobs:
         if cursor is not None:
             query = query.where(newest < cursor)
         query = query.order_by(newest.desc())
-        found = await self._database.reading(
-            lambda connection: [job_of(row) for row in connection.execute(query).all()]
-        )
-        if len(found) <= limit:
-            return found, None
-        return found[:limit], found[limit - 1].id
+
+        def page(connection: Connection) -> tuple[list[Job], bool]:
+            sizes = query.with_only_columns(func.length(jobs.c.asked) + func.length(jobs.c.found))
+            lengths = connection.execute(sizes).scalars().all()
+            count = min(limit, _page_length(lengths))
+            return [job_of(row) for row in connection.execute(query.limit(count)).all()], len(lengths) > count
+
+        found, more = await self._database.reading(page)
+        return found, found[-1].id if more else None
 
     async def cancel(self, project: str, job_id: str) -> Job | None:
         this = (jobs.c.id == job_id) & (jobs.c.project == project)
@@ -103,6 +115,17 @@ class SqlJobs:
 
         return await self._database.writing(cancel)
 
+    async def states(self, job_ids: Sequence[str]) -> dict[str, tuple[str, int, bool]]:
+        """What waiters wait for: status, attempt, and whether it is to be cancelled, of those jobs that are there."""
+        columns = select(jobs.c.id, jobs.c.status, jobs.c.attempt, jobs.c.cancel_requested)
+
+        def states(connection: Connection) -> dict[str, tuple[str, int, bool]]:
+            pieces = (job_ids[at : at + _IDS_AT_ONCE] for at in range(0, len(job_ids), _IDS_AT_ONCE))
+            rows = (row for some in pieces for row in connection.execute(columns.where(jobs.c.id.in_(some))))
+            return {job_id: (status, attempt, cancel) for job_id, status, attempt, cancel in rows}
+
+        return await self._database.reading(states)
+
     async def image_digests(self) -> set[str]:
         """The images of jobs that have not ended."""
         query = union(*(select(jobs.c.image_digest).where(alive) for alive in (QUEUED, HELD)))
@@ -114,6 +137,21 @@ class SqlJobs:
         query = select(job_counts.c.status, job_counts.c.number).where(job_counts.c.number > 0)
         rows = await self._database.reading(lambda connection: connection.execute(query).all())
         return {Status(status): number for status, number in rows}
+
+
+def _has_script(connection: Connection, job: Job) -> bool:
+    query = select(scripts.c.id).where(scripts.c.project == job.project, scripts.c.id == job.script_id)
+    return connection.execute(query).first() is not None
+
+
+def _page_length(lengths: Sequence[int]) -> int:
+    """How many jobs of these lengths make a page: one at least."""
+    total = 0
+    for count, length in enumerate(lengths):
+        total += length
+        if total > _PAGE_CHARACTERS:
+            return max(1, count)
+    return len(lengths)
 
 
 def _labelled(label: str) -> list[ColumnElement[bool]]:

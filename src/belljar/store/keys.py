@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -102,6 +103,11 @@ class SqlKeys:
         """All keys, the oldest first, revoked ones too."""
         async with self._database.read() as connection:
             return [_key(row) for row in await connection.execute(select(keys).order_by(keys.c.id))]
+
+    async def revoked_since(self, moment: datetime) -> Sequence[str]:
+        """The ids of keys that were revoked at that moment or later."""
+        query = select(keys.c.id).where(keys.c.revoked_at >= moment)
+        return await self._database.reading(lambda connection: connection.execute(query).scalars().all())
 
     async def revoke(self, key_id: str) -> Key:
         """Make a key worthless from now on, in other processes within `KNOWN_SECONDS`. Raises NotFound."""

@@ -11,10 +11,12 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 
@@ -24,6 +26,8 @@ from belljar.local import admin_key_path
 from belljar.settings import Settings
 from belljar.store.database import UNWRITABLE, Database, is_full, sqlite_engine, told
 from belljar.store.schema import HEAD, metadata
+
+log = structlog.get_logger()
 
 FILE_NAME = "belljar.db"
 #: So many copies of before a migration are kept; the oldest are removed.
@@ -126,8 +130,12 @@ def _bring_up_to_date(engine: Engine, settings: Settings, path: Path, migrate: b
                 "it and start belljar serve, which brings it up to date"
             )
         with alone(settings.data_dir, f"{path} is to be brought up to date (schema {version} to {HEAD})"):
-            _back_up(path, version)
+            log.info("database_migration_started", schema=version, size_mb=path.stat().st_size >> 20)
+            started = time.monotonic()
+            backup = _back_up(path, version)
             _migrate(engine, path)
+            seconds = round(time.monotonic() - started, 1)
+            log.info("database_migrated", schema=HEAD, seconds=seconds, backup=str(backup))
     with engine.connect() as connection:
         _check_whole(connection, path)
         connection.rollback()
@@ -191,7 +199,7 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _back_up(path: Path, version: str) -> None:
+def _back_up(path: Path, version: str) -> Path:
     """Copy the database as it is to `NAME.backup-SCHEMA-TIMESTAMP`. Raises DiskFull, DataFolderError."""
     name = f"{path.name}.backup-{version}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     partial, backup = path.with_name(f"{name}.partial"), path.with_name(name)
@@ -205,6 +213,7 @@ def _back_up(path: Path, version: str) -> None:
         _sync(path.parent)
         for old in sorted(path.parent.glob(f"{path.name}.backup-*[!l]"), key=_modified)[:-_BACKUPS]:
             old.unlink(missing_ok=True)
+        return backup
     except (OSError, sqlite3.Error) as error:
         partial.unlink(missing_ok=True)
         if is_full(path.parent) or "full" in str(error):

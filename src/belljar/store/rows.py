@@ -24,6 +24,7 @@ ASKED = frozenset(
         "artifacts",
         "labels",
         "dependencies",
+        "request_sha256",
     }
 )
 #: What came of it, apart from those columns.

@@ -73,18 +73,25 @@ class SqlScripts:
         last = found[limit - 1]
         return found[:limit], encode(last.created_at, last.id)
 
-    async def delete(self, project: str, script_id: str) -> bool:
-        async with self._database.write() as connection:
-            gone = await connection.execute(
-                scripts.delete().where(scripts.c.project == project, scripts.c.id == script_id)
-            )
-        return gone.rowcount > 0
+    async def delete(self, project: str, script_id: str) -> bool | None:
+        this = (scripts.c.project == project) & (scripts.c.id == script_id)
+
+        def delete(connection: Connection) -> bool | None:
+            # One transaction: a job is accepted before it, and counts, or after it, and finds no script.
+            if connection.execute(scripts.delete().where(this)).rowcount == 0:
+                return None
+            return _used(connection, script_id)
+
+        return await self._database.writing(delete)
 
     async def used(self, script_id: str) -> bool:
-        recorded = exists().where(scripts.c.id == script_id)
-        awaited = exists().where(jobs.c.script_id == script_id, AWAITED)
-        async with self._database.read() as connection:
-            return bool((await connection.execute(select(or_(recorded, awaited)))).scalar())
+        return await self._database.reading(lambda connection: _used(connection, script_id))
+
+
+def _used(connection: Connection, script_id: str) -> bool:
+    recorded = exists().where(scripts.c.id == script_id)
+    awaited = exists().where(jobs.c.script_id == script_id, AWAITED)
+    return bool(connection.execute(select(or_(recorded, awaited))).scalar())
 
 
 def _dependencies(script: Script) -> Any:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from belljar.errors import DiskFull, LayerBuildError, MissingTool
+from belljar.executables import find_executable
 from belljar.guest.command import Command
 from belljar.guest.wire import Stream
 from belljar.images.layers import Layer, Layers, Lock, read_report
@@ -34,8 +35,8 @@ from belljar.network.traffic import Traffic
 from belljar.scripts.model import Dependencies
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
+from belljar.worker.artifact_folder import FolderArtifacts
 from belljar.worker.attempt import AttemptEnd, AttemptPlan, Stop, run_attempt
-from belljar.worker.output import FolderArtifacts
 from belljar.worker.plan import DEFAULT_ENV, WORKING_FOLDER
 
 _MB = 1024 * 1024
@@ -134,7 +135,7 @@ def _lay_npm(needs: Dependencies, tree: Path) -> None:
 def _uv() -> Path:
     """The program that comes with belljar's own dependencies. Raises MissingTool."""
     own = Path(sysconfig.get_path("scripts")) / "uv"
-    found = str(own) if own.is_file() else shutil.which("uv")
+    found = str(own) if own.is_file() else find_executable("uv")
     if found is None:
         raise MissingTool("uv, which installs packages, is not there; install belljar with its dependencies again")
     return Path(found)
@@ -240,6 +241,8 @@ async def build_layer(build: Build, settings: Settings) -> Layer | None:
     if end.stop is Stop.CANCELLED:
         return None
     failure = _failure(end, plan, log.text.decode(errors="replace"))
+    if failure is None and log.artifacts.failed:
+        raise DiskFull(f"what the script needs could not be kept: {log.artifacts.failed[0].reason}; free some space")
     archive, report = out / "layer.tar", out / "report.json"
     if failure is None and not (archive.is_file() and report.is_file()):
         failure = "what was installed could not be fetched; it may be larger than max_layer_mb"

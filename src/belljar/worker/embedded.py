@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from belljar.data_dir import private_folder
-from belljar.errors import DataFolderError, DiskFull, HostError, MachineError
+from belljar.errors import MachineError
 from belljar.guest.wire import Stream
 from belljar.images.catalog import Images
 from belljar.images.manifest import Image
@@ -30,14 +26,17 @@ from belljar.machines.supply import Ready, Source, Supply
 from belljar.network.leftovers import clear_network_leftovers
 from belljar.scripts.limits import UploadLimits
 from belljar.scripts.prepare import prepare
+from belljar.scripts.selection import Selection
 from belljar.settings import Settings
+from belljar.worker.artifact_folder import FolderArtifacts
 from belljar.worker.attempt import AttemptEnd, run_attempt
 from belljar.worker.capacity import Capacity
 from belljar.worker.ending import error_of, signal_name, status_of, usage_of
 from belljar.worker.networking import JobNetwork, Networking, network_use, told
-from belljar.worker.output import FolderArtifacts
+from belljar.worker.passing import PassedOutput
 from belljar.worker.plan import plan_attempt
 from belljar.worker.preparing import Preparations
+from belljar.worker.work_folder import work_folder
 
 if TYPE_CHECKING:
     from belljar.worker.installing import Provided
@@ -56,26 +55,33 @@ class EmbeddedRun:
     options: JobOptions
     language: str | None
     entrypoint: str | None
-    stdout: BinaryIO
-    stderr: BinaryIO
-    #: Artifacts are laid below this folder.
-    artifacts_dir: Path | None
+    #: What of a folder belongs to the script.
+    selection: Selection
+    #: Descriptors that the job's output is written to.
+    stdout: int
+    stderr: int
+    #: Takes the artifacts; the caller reads there which did not arrive.
+    artifacts: FolderArtifacts | None
     #: Told the serial console when the machine has ended.
     console: Callable[[bytes], None]
     #: Told what is said while the script's packages are installed.
     build: Callable[[bytes], None]
     #: Told in a sentence what a person should know meanwhile.
     notice: Callable[[str], None]
+    #: Told that whoever reads the output has gone.
+    closed: Callable[[], None]
+    #: Set when `cancel` is heeded from now on; before, the caller cancels the task.
+    cancellable: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Event) -> Job:
-    """Run one job to its end and return it as a server would. Setting `cancel` stops it.
+    """Run one job to its end and return it as a server would. Setting `cancel` stops it, once it is `cancellable`.
 
     Raises InvalidScript, UnknownLanguage, UnknownImage, InvalidOption, TooLarge, DataFolderError, HostError,
     MachineError.
     """
     images = Images(settings.data_dir)
-    with _work_folder(settings.data_dir / "run" / "embedded") as folder:
+    with work_folder(settings.data_dir) as folder:
         prepared = await prepare(
             run.source,
             filename=run.filename,
@@ -83,8 +89,11 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
             entrypoint=run.entrypoint,
             languages=images.languages(),
             limits=UploadLimits.of(settings),
-            work=Path(folder),
+            work=folder,
+            selection=run.selection,
         )
+        if (sentence := run.selection.sentence()) is not None:
+            run.notice(sentence)
         await clear_leftovers(jails=jails(settings))
         await asyncio.to_thread(clear_network_leftovers)
         name = run.options.image or images.image_for(prepared.language)
@@ -96,8 +105,9 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
         hypervisor = await Chooser(settings).hypervisor(image)
         preparation = await Preparations(settings).of(image)
         supply = Supply(Snapshots(settings) if settings.snapshots == "on" else None)
-        audience = _Terminal(run)
+        audience = _Terminal(run, cancel)
         ends: list[AttemptEnd] = []
+        run.cancellable.set()
         provided = None
         if job.dependencies is not None and job.dependencies.requirements:
             started = time.monotonic()
@@ -163,15 +173,6 @@ async def _provide(
         return await installer.provide(wanted)
 
 
-def _work_folder(root: Path) -> tempfile.TemporaryDirectory[str]:
-    """A folder for one run, gone with its block. Raises DataFolderError."""
-    try:
-        private_folder(root)
-        return tempfile.TemporaryDirectory(dir=root)
-    except OSError as error:
-        raise DataFolderError(f"cannot write {root}: {error.strerror}; set --data-dir to another folder") from error
-
-
 def _ended(job: Job, attempt: int, end: AttemptEnd, audience: _Terminal, hypervisor: Hypervisor) -> Job:
     now, exited, started_at = datetime.now(UTC), end.exited, audience.started_at
     to_start = (started_at - job.created_at).total_seconds() * 1000 if started_at else None
@@ -201,12 +202,10 @@ def _ended(job: Job, attempt: int, end: AttemptEnd, audience: _Terminal, hypervi
 class _Terminal:
     """The audience of one embedded run: the caller's own streams and folder."""
 
-    def __init__(self, run: EmbeddedRun) -> None:
+    def __init__(self, run: EmbeddedRun, cancel: asyncio.Event) -> None:
         self._run = run
-        self.output = _Passed(run.stdout, run.stderr)
-        self.artifacts: FolderArtifacts | _Nowhere = (
-            FolderArtifacts(run.artifacts_dir) if run.artifacts_dir is not None else _Nowhere()
-        )
+        self.output = PassedOutput(run.stdout, run.stderr, cancel, run.closed)
+        self.artifacts: FolderArtifacts | _Nowhere = run.artifacts if run.artifacts is not None else _Nowhere()
         self.started_at: datetime | None = None
         #: Milliseconds of what came before there was a machine.
         self.before: dict[str, float] = {}
@@ -242,39 +241,3 @@ class _Nowhere:
     async def write(self, data: bytes) -> None: ...
 
     async def end(self) -> None: ...
-
-
-class _Passed:
-    """Passes output on as it comes. A stream whose reader went away is full: the job goes on without it."""
-
-    def __init__(self, stdout: BinaryIO, stderr: BinaryIO) -> None:
-        self._files = {Stream.STDOUT: stdout.fileno(), Stream.STDERR: stderr.fileno()}
-        self._closed: set[Stream] = set()
-        self.sent = dict.fromkeys(self._files, 0)
-
-    async def write(self, stream: Stream, data: bytes) -> None:
-        if stream in self._closed:
-            return
-        try:
-            # In a thread: the reader of a pipe may be slow, and a machine must be watched meanwhile.
-            await asyncio.to_thread(_write_all, self._files[stream], data)
-            self.sent[stream] += len(data)
-        except BrokenPipeError:
-            self._closed.add(stream)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise DiskFull("no room left where the output is written to; free some space") from error
-            raise HostError(f"cannot write the output: {error.strerror}") from error
-
-    def full(self, stream: Stream) -> bool:
-        return stream in self._closed
-
-    def info(self) -> LogInfo:
-        """How much was passed on, for the job's record."""
-        return LogInfo(stdout_bytes=self.sent[Stream.STDOUT], stderr_bytes=self.sent[Stream.STDERR])
-
-
-def _write_all(file: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]

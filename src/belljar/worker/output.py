@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -79,57 +78,3 @@ class BlobArtifacts:
         if self._file is not None:
             self._file.close()
         self._path.unlink(missing_ok=True)
-
-
-def safe_parts(path: str) -> tuple[str, ...] | None:
-    """The parts of a guest's path that may be laid below a folder of the host's; None when it may not."""
-    parts = path.split("/")
-    if any(part in ("", ".", "..") or len(part.encode()) > 255 or not part.isprintable() for part in parts):
-        return None
-    return tuple(parts)
-
-
-class FolderArtifacts:
-    """Lays artifacts below a folder of the caller's. Links on the way are refused, not followed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._file: BinaryIO | None = None
-        self._current: Artifact | None = None
-        self.kept: list[Artifact] = []
-        #: Paths that no file was made for.
-        self.refused: list[str] = []
-
-    async def begin(self, path: str, size: int) -> None:
-        self._current = Artifact(path=path, size_bytes=size)
-        self._file = self._open(path)
-        if self._file is None:
-            self.refused.append(path)
-
-    def _open(self, path: str) -> BinaryIO | None:
-        parts = safe_parts(path)
-        if parts is None:
-            return None
-        folder = self._folder
-        folder.mkdir(parents=True, exist_ok=True)
-        for part in parts[:-1]:
-            folder /= part
-            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-                return None
-            folder.mkdir(exist_ok=True)
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            return os.fdopen(os.open(folder / parts[-1], flags, 0o644), "wb")
-        except OSError:
-            return None
-
-    async def write(self, data: bytes) -> None:
-        if self._file is not None:
-            self._file.write(data)
-
-    async def end(self) -> None:
-        if self._file is None or self._current is None:
-            return
-        self._file.close()
-        self._file = None
-        self.kept.append(self._current)

@@ -52,7 +52,7 @@ class Recorder:
         self._claimed_at = datetime.now(UTC)
         self._started_at: datetime | None = None
         self._before: dict[str, float] = {}
-        self._log = LogWriter(log_path(settings.data_dir, job.id))
+        self._log = LogWriter(log_path(settings.data_dir, job.id), lambda: rooms.changes.notify_log(job.id))
         self._written: asyncio.Task[bool] | None = None
         self._over = asyncio.Event()
         self.machine: MachineInfo | None = None

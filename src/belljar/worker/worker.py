@@ -46,6 +46,8 @@ LOOK_SECONDS = 0.5
 #: Pause after the store could not be read or written.
 TROUBLE_SECONDS = 2.0
 _MEASURE_SECONDS = 1.0
+#: A node that was silent for so long does not come back with its images: jobs that need them wait in vain.
+_GONE_SECONDS = 3600.0
 #: The image that most first jobs want.
 _FIRST_IMAGE = "python"
 
@@ -285,7 +287,7 @@ class Worker:
 
     async def _fail_without_image(self, lease_seconds: float) -> None:
         """End jobs that wait for an image that is on no node any more."""
-        images = await self._rooms.nodes.images(lease_seconds)
+        images = await self._rooms.nodes.images(_GONE_SECONDS)
         if images is None:
             return
         for job in await self._rooms.claims.fail_without_image(images, waited_seconds=lease_seconds):

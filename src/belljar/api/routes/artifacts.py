@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncGenerator
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter
 from starlette.convertors import PathConvertor, register_url_convertor
-from starlette.responses import StreamingResponse
 
 from belljar.api.asked import Asked, Project
+from belljar.api.services import Services
+from belljar.api.streams import Stream
 from belljar.errors import NotFound
 from belljar.jobs.blob_names import artifact_blob
 
@@ -32,8 +35,8 @@ class _AnyPath(PathConvertor):
 register_url_convertor("anypath", _AnyPath())
 
 
-@router.get("/{path:anypath}", response_class=StreamingResponse)
-async def get_artifact(job_id: str, path: str, services: Asked, project: Project) -> StreamingResponse:
+@router.get("/{path:anypath}", response_class=Stream)
+async def get_artifact(job_id: str, path: str, services: Asked, project: Project) -> Stream:
     """One file's bytes. Always a download: what a job wrote is never shown as a page of this server's."""
     job = await services.jobs.get(project, job_id)
     for number, artifact in enumerate(job.kept_artifacts):
@@ -44,6 +47,16 @@ async def get_artifact(job_id: str, path: str, services: Asked, project: Project
                 "Content-Length": str(artifact.size_bytes),
                 "X-Content-Type-Options": "nosniff",
             }
-            stream = services.blobs.stream(artifact_blob(job_id, number))
-            return StreamingResponse(stream, media_type="application/octet-stream", headers=headers)
+            stream = _watched(services, job_id, services.blobs.stream(artifact_blob(job_id, number)))
+            return Stream(stream, media_type="application/octet-stream", headers=headers)
     raise NotFound(f"the job kept no artifact {path[:200]!r}; list them with GET /v1/jobs/{job_id}/artifacts")
+
+
+async def _watched(
+    services: Services, job_id: str, stream: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[bytes | str, None]:
+    """The stream, known to `Changes` while it is open, so that a key which another process revokes ends it."""
+    with services.changes.watching(job_id):
+        async with contextlib.aclosing(stream):
+            async for chunk in stream:
+                yield chunk

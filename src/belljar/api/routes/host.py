@@ -8,13 +8,14 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from belljar import __version__
-from belljar.api.asked import Asked
+from belljar.api.asked import Admin, Asked, Caller
 from belljar.api.problems import problem
 from belljar.counters import DESCRIPTIONS, all_counts
 from belljar.disk_space import DiskSpace
@@ -27,16 +28,19 @@ router = APIRouter(tags=["host"])
 
 
 @router.get("/v1/images")
-async def list_images(services: Asked) -> dict[str, Any]:
-    """The images that are built here: languages and versions, size, the digest of every part, nodes' snapshots."""
-    nodes = await services.nodes.list()
+async def list_images(services: Asked, key: Caller) -> dict[str, Any]:
+    """The images that are built here: languages and versions, size, the digest of every part.
+
+    For admin keys, with the snapshots that nodes have of them.
+    """
+    nodes = await services.nodes.list() if key.admin else []
     snapshots = [{"node": node.id, **each} for node in nodes for each in node.snapshots]
     return {"images": [summary(image, snapshots) for image in services.images.list()]}
 
 
 @router.get("/v1/nodes")
-async def list_nodes(services: Asked) -> dict[str, Any]:
-    """The workers, what they have and what of it is free."""
+async def list_nodes(services: Asked, _admin: Admin) -> dict[str, Any]:
+    """The workers, what they have and what of it is free. For admin keys."""
     silence = services.node_silence_seconds
     return {"nodes": [node.public(silence) for node in await services.nodes.list()]}
 
@@ -59,9 +63,9 @@ async def readyz(services: Asked) -> dict[str, str] | Response:
     return {"status": "ok"}
 
 
-@router.get("/metrics")
-async def metrics(services: Asked) -> Response:
-    """For Prometheus."""
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(services: Asked, _admin: Admin) -> Response:
+    """For Prometheus, with an admin key: it counts the jobs of all projects."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

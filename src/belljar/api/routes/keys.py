@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from belljar.api.asked import Admin, Asked
+from belljar.api.bodies import read_small
+from belljar.api.openapi import body_of
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
 
@@ -22,9 +24,10 @@ class NewKey(BaseModel):
     admin: bool = False
 
 
-@router.post("", status_code=201)
-async def create_key(new: NewKey, services: Asked, _admin: Admin) -> dict[str, Any]:
+@router.post("", status_code=201, openapi_extra=body_of(NewKey))
+async def create_key(request: Request, services: Asked, _admin: Admin) -> dict[str, Any]:
     """A new key. Its `secret` is in this answer and nowhere else."""
+    new = await read_small(request, NewKey)
     key, secret = await services.keys.create(new.project, new.name, admin=new.admin)
     return {**key.model_dump(mode="json"), "secret": secret}
 
@@ -36,5 +39,7 @@ async def list_keys(services: Asked, _admin: Admin) -> dict[str, Any]:
 
 @router.delete("/{key_id}")
 async def revoke_key(key_id: str, services: Asked, _admin: Admin) -> dict[str, Any]:
-    """Make a key worthless, at once."""
-    return (await services.keys.revoke(key_id)).model_dump(mode="json")
+    """Make a key worthless, at once: what it has open ends too."""
+    key = await services.keys.revoke(key_id)
+    services.changes.notify_revoked(key.id)
+    return key.model_dump(mode="json")

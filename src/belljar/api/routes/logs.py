@@ -6,17 +6,19 @@ import codecs
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from enum import StrEnum
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
-from starlette.responses import StreamingResponse
 
-from belljar.api.asked import Asked, Project
+from belljar.api.asked import Asked, Caller
 from belljar.api.services import Services
+from belljar.api.streams import Stream, StreamBroken
 from belljar.blobs.log import JobLog, LogStream, Record
 from belljar.errors import InvalidRequest
+from belljar.jobs.changes import Watch
+from belljar.store.keys import Key
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/logs", tags=["jobs"])
 
@@ -43,26 +45,28 @@ _STREAMS = {
 _CONTENT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}, "text/event-stream": {}}}}
 
 
-@router.get("", response_class=StreamingResponse, responses=_CONTENT)
+@router.get("", response_class=Stream, responses=_CONTENT)
 async def read_logs(
     job_id: str,
     services: Asked,
-    project: Project,
+    key: Caller,
     stream: Annotated[Which | None, Query(description="Default: stdout and stderr, in their order.")] = None,
     follow: Annotated[bool, Query(description="Go on until the job has ended.")] = False,
     accept: Annotated[str, Header()] = "",
     last_event_id: Annotated[str | None, Header(description="Resume behind this event.")] = None,
-) -> StreamingResponse:
+) -> Stream:
     """The bytes as they were written; or, for `Accept: text/event-stream`, events with an id to resume from."""
-    await services.jobs.get(project, job_id)
-    reading = _Reading(services, project, job_id)
+    await services.jobs.get(key.project, job_id)
+    reading = _Reading(services, key, job_id)
     wanted = _STREAMS[stream]
     if "text/event-stream" in accept:
         start = _offset(last_event_id)
         await reading.check(start)
         events = reading.events(wanted, start, follow=follow)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-    return StreamingResponse(reading.text(wanted, follow=follow), media_type="text/plain; charset=utf-8")
+        headers = {"Cache-Control": "no-cache"}
+        return Stream(events, media_type="text/event-stream", headers=headers, on_left=reading.leave)
+    text = reading.text(wanted, follow=follow)
+    return Stream(text, media_type="text/plain; charset=utf-8", on_left=reading.leave)
 
 
 def _offset(last_event_id: str | None) -> int:
@@ -76,48 +80,74 @@ def _offset(last_event_id: str | None) -> int:
 class _Reading:
     """One reader of one log."""
 
-    def __init__(self, services: Services, project: str, job_id: str) -> None:
+    def __init__(self, services: Services, key: Key, job_id: str) -> None:
         self._services = services
-        self._project = project
+        self._changes = services.changes
+        self._key = key
         self._job_id = job_id
         self._log = JobLog(services.settings.data_dir, services.blobs, job_id)
+        self._has_left = False
+
+    def leave(self) -> None:
+        """The reader has left: end what waits for more."""
+        self._has_left = True
+        self._changes.notify_log(self._job_id)
 
     async def check(self, start: int) -> None:
         """Raises InvalidRequest where no record begins: once the answer has begun nothing can be said any more."""
         async with contextlib.aclosing(self._log.read(start)) as records:
             await anext(records, None)
 
-    async def _ended(self) -> bool:
-        return (await self._services.jobs.get(self._project, self._job_id)).status.terminal
+    async def _records(self, start: int, *, follow: bool) -> AsyncGenerator[Record | None, None]:
+        with self._changes.watching(self._job_id) as watch:
+            records = self._log.follow(self._ended(watch), watch.wait, start) if follow else self._log.read(start)
+            async with contextlib.aclosing(records):
+                async for record in records:
+                    self._check_open()
+                    yield record
 
-    async def _records(self, start: int, *, follow: bool) -> AsyncIterator[Record | None]:
-        if not follow:
-            async for record in self._log.read(start):
-                yield record
-            return
-        async for found in self._log.follow(self._ended, start):
-            yield found
+    def _ended(self, watch: Watch) -> Callable[[], Awaitable[bool]]:
+        """Whether the job has ended; asks the store only after the job was changed."""
 
-    async def text(self, wanted: set[LogStream], *, follow: bool) -> AsyncIterator[bytes]:
-        async for record in self._records(0, follow=follow):
-            if record is not None and record.stream in wanted:
-                yield record.data
+        async def ended() -> bool:
+            self._check_open()
+            if not watch.take_job_changed():
+                return False
+            return (await self._services.jobs.get(self._key.project, self._job_id)).status.terminal
 
-    async def events(self, wanted: set[LogStream], start: int, *, follow: bool) -> AsyncIterator[str]:
+        return ended
+
+    def _check_open(self) -> None:
+        if self._has_left:
+            raise StreamBroken("the client left")
+        if self._changes.is_revoked(self._key.id):
+            raise StreamBroken("its key was revoked")
+        if self._changes.stopping:
+            raise StreamBroken("the server stops")
+
+    async def text(self, wanted: set[LogStream], *, follow: bool) -> AsyncGenerator[bytes | str, None]:
+        """The bytes as they were written."""
+        async with contextlib.aclosing(self._records(0, follow=follow)) as records:
+            async for record in records:
+                if record is not None and record.stream in wanted:
+                    yield record.data
+
+    async def events(self, wanted: set[LogStream], start: int, *, follow: bool) -> AsyncGenerator[bytes | str, None]:
         """Events named for their stream, with a JSON object {"text"}; then `end` with the job's status."""
         decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in LogStream}
         said = time.monotonic()
-        async for record in self._records(start, follow=follow):
-            now = time.monotonic()
-            if record is None:
-                if now - said > _HEARTBEAT_SECONDS:
+        async with contextlib.aclosing(self._records(start, follow=follow)) as records:
+            async for record in records:
+                now = time.monotonic()
+                if record is None:
+                    if now - said > _HEARTBEAT_SECONDS:
+                        said = now
+                        yield ": still here\n\n"
+                elif record.stream in wanted:
                     said = now
-                    yield ": still here\n\n"
-            elif record.stream in wanted:
-                said = now
-                text = decoders[record.stream].decode(record.data)
-                yield _event(record.stream.name.lower(), {"text": text}, record.end)
-        job = await self._services.jobs.get(self._project, self._job_id)
+                    text = decoders[record.stream].decode(record.data)
+                    yield _event(record.stream.name.lower(), {"text": text}, record.end)
+        job = await self._services.jobs.get(self._key.project, self._job_id)
         if job.status.terminal:
             yield _event("end", {"status": job.status, "exit_code": job.exit_code})
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 
 from belljar.api.asked import Asked, Cursor, Limit, Project
+from belljar.api.forms import is_form, received_form
 from belljar.errors import InvalidRequest
-from belljar.scripts.uploads import disk_full_in
 
 router = APIRouter(prefix="/v1/scripts", tags=["scripts"])
 
@@ -46,10 +43,9 @@ _UPLOAD = {
 async def upload_script(request: Request, services: Asked, project: Project) -> dict[str, Any]:
     """Keep a script: a file or an archive. The same content gives the same `script_id`."""
     services.disk.require()  # before the body is received
-    kind = request.headers.get("content-type", "")
-    if not kind.startswith("multipart/form-data"):
+    if not is_form(request.headers.get("content-type", "")):
         raise InvalidRequest("send the script as multipart/form-data: curl -F script=@FILE")
-    async with _form(request) as form:
+    async with received_form(request) as form:
         unknown = sorted(set(form) - {"script", "language", "entrypoint"})
         if unknown:
             raise InvalidRequest(f"the form has no field {unknown[0][:64]!r}; there are script, language, entrypoint")
@@ -58,21 +54,11 @@ async def upload_script(request: Request, services: Asked, project: Project) -> 
             raise InvalidRequest("the form has no file in its field script: curl -F script=@FILE")
         if isinstance(language, UploadFile) or isinstance(entrypoint, UploadFile):
             raise InvalidRequest("language and entrypoint are plain fields, not files")
-        script = await services.scripts.upload(
-            project, _chunks(part), part.filename or "", language=language or None, entrypoint=entrypoint or None
-        )
+        async with services.submitting:
+            script = await services.scripts.upload(
+                project, _chunks(part), part.filename or "", language=language or None, entrypoint=entrypoint or None
+            )
     return script.public()
-
-
-@asynccontextmanager
-async def _form(request: Request) -> AsyncIterator[FormData]:
-    """The form, received whole: a file of over 1 MB goes to the system's temporary folder. Raises DiskFull."""
-    with disk_full_in(Path(tempfile.gettempdir())):
-        form = await request.form(max_files=1, max_fields=4, max_part_size=4096)
-    try:
-        yield form
-    finally:
-        await form.close()
 
 
 async def _chunks(part: UploadFile) -> AsyncIterator[bytes]:

@@ -63,6 +63,8 @@ void read_report(void)
         agent.ended_us = now_us();
         if (!agent.has_status)
             agent.wait_status = SIGKILL;
+        if (agent.phase == RUNNING && !agent.started_us) /* killed before it could start anything */
+            send_failed(STAGE_ISOLATE, ECHILD);
         return;
     }
     uint8_t pid[4];

@@ -157,7 +157,7 @@ class DockerfileRoot(OciRoot):
 
 async def _unpack(order: Path, log: Path) -> Found:
     need("mkfs.erofs", "zstd")
-    command = contained([sys.executable, "-m", "belljar.images.oci.unpack", str(order)])
+    command = contained([sys.executable, "-P", "-m", "belljar.images.oci.unpack", str(order)])
     answer = await call(command, name="unpacking", log=log, timeout_seconds=_UNPACK_SECONDS, cwd=order.parent)
     if len(answer) > _MAX_ANSWER_BYTES:
         raise InvalidImage("the image holds more packages and languages than can be listed")

@@ -106,7 +106,7 @@ class FirecrackerApi:
 
 async def _answer(response: httpx.Response, what: str) -> dict[str, Any]:
     data = bytearray()
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.aiter_raw():  # as it comes: nothing that would be larger when it is decompressed
         data += chunk
         if len(data) > _MAX_ANSWER_BYTES:
             raise MachineError(f"Firecracker answered {what} with more than {_MAX_ANSWER_BYTES} bytes")

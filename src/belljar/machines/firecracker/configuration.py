@@ -47,9 +47,10 @@ def configuration(spec: MachineSpec) -> Configuration:
 def kernel_command_line() -> str:
     """A quiet kernel that resets at a panic, and does not look for what Firecracker has not got.
 
-    Firecracker's own default has `nomodule`, which Debian's kernel cannot do without its modules.
+    Firecracker's own default has `nomodule`, which Debian's kernel cannot do without its modules; `pci=off` it adds by
+    itself.
     """
-    words = ["console=ttyS0", "quiet", "loglevel=4", "panic=-1", "random.trust_cpu=on", "pci=off"]
+    words = ["console=ttyS0", "quiet", "loglevel=4", "panic=-1", "random.trust_cpu=on"]
     if platform.machine() == "x86_64":
         words += ["reboot=k", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd", "swiotlb=noforce"]
     return " ".join(words)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import signal
 
+from belljar.machines.ends import is_the_hosts, killed, panicked, reason_of
 from belljar.machines.firecracker.confinement import explain
 from belljar.machines.protocol import Death, DeathCause
 
-_PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]{1,200})")
 _CODES = {
     148: "it made a system call that its seccomp filter forbids",
     149: "it had a bus error: the host has no room left for its files or memory",
@@ -23,31 +22,31 @@ _CODES = {
 _FAULT = re.compile(
     r"Unexpected exit reason|VCPU Faulted|Failure during vcpu run|KVM_EXIT_INTERNAL_ERROR|emulation", re.I
 )
+#: What Firecracker says itself before it ends for a reason that the exit code does not tell well.
+_BAD_CALL = re.compile(r"intercepting a bad syscall \((\d+)\)")
 _NOTATION = re.compile(r"Error: \w+\(")
 _LEAD = re.compile(r"^\S+ \[[^\]]*\] ")
 
 
 def cause_of(code: int, console: bytes, words: str) -> Death:
     """From the process's exit code as its parent sees it, the guest's console, and what Firecracker said last."""
-    panic = _PANIC.search(console)
-    if panic is not None:
-        reason = panic[1].decode(errors="replace")
-        return Death(cause=DeathCause.GUEST_PANIC, message=f"the guest's kernel panicked: {reason}")
+    if (death := panicked(console)) is not None:
+        return death
+    if (call := _BAD_CALL.search(words)) is not None:
+        reason = f"it made the system call number {call[1]}, which its seccomp filter forbids"
+        return Death(cause=DeathCause.HYPERVISOR, message=f"Firecracker failed: {reason}")
     if (fault := _line(words, _FAULT)) is not None:
         return Death(cause=DeathCause.HYPERVISOR, message=f"KVM could not run the guest: {fault}")
     if code == 0:
         return Death(cause=DeathCause.GUEST_EXIT, message="the guest ended its machine (reset)")
-    # bubblewrap says 128 + N for a child that signal N ended; Firecracker's own codes begin above those that end it.
-    number = -code if code < 0 else code - 128
-    if number in (signal.SIGKILL, signal.SIGTERM):
-        name = signal.Signals(number).name
-        return Death(
-            cause=DeathCause.KILLED,
-            message=f"Firecracker was killed from outside ({name}): by hand, or by the host's out-of-memory killer",
-        )
-    reason = _CODES.get(code, f"it ended with code {code}")
-    said = explain(last_words(words))
-    return Death(cause=DeathCause.HYPERVISOR, message=f"Firecracker failed: {reason}{': ' if said else ''}{said}")
+    if (death := killed("Firecracker", code)) is not None:
+        return death
+    # Firecracker's own codes begin above those of the signals that end it as they end anything.
+    reason = _CODES.get(code) or reason_of(code)
+    last = last_words(words)
+    said = explain(last)
+    cause = DeathCause.HOST if is_the_hosts(last) else DeathCause.HYPERVISOR
+    return Death(cause=cause, message=f"Firecracker failed: {reason}{': ' if said else ''}{said}")
 
 
 def last_words(words: str) -> str:

@@ -7,7 +7,6 @@ folder and may be the guest's by now, so nothing in it is opened by name after t
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -23,6 +22,7 @@ import structlog
 
 from belljar.errors import DiskFull, HostError
 from belljar.machines.owner import is_dead
+from belljar.machines.threads import in_thread
 from belljar.settings import Settings
 
 log = structlog.get_logger()
@@ -165,7 +165,7 @@ async def machine_folder(base: Path, name: str, machine_id: str, uid: int | None
     finally:
         if descriptor >= 0:
             os.close(descriptor)
-        await asyncio.to_thread(_remove, place)
+        await in_thread(_remove, place)
 
 
 def _remove(place: Path) -> None:

@@ -6,12 +6,15 @@ itself), `scratch.img` when there is a scratch disk, and `frozen.json`, written 
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from belljar.errors import MachineError
+from belljar.errors import HostError, MachineDied, MachineError, MachineTimeout
 from belljar.machines.cgroup import Group
+from belljar.machines.ends import is_the_hosts
 from belljar.machines.firecracker.bodies import (
     MemoryBackend,
     NetworkOverride,
@@ -20,12 +23,17 @@ from belljar.machines.firecracker.bodies import (
     VsockOverride,
 )
 from belljar.machines.firecracker.configuration import FORMAT, INTERFACE
+from belljar.machines.firecracker.confinement import explain
 from belljar.machines.firecracker.folder import MEMORY, SCRATCH, STATE, VSOCK
 from belljar.machines.firecracker.machine import FirecrackerMachine
 from belljar.machines.firecracker.sparse import copy_sparse, move_sparse, overwrite
-from belljar.machines.protocol import SCRIPT_DISK_BYTES, MachineSpec
+from belljar.machines.holding import uninterrupted
+from belljar.machines.protocol import SCRIPT_DISK_BYTES, BadSnapshot, MachineSpec
+from belljar.machines.threads import in_thread
 
 _RECORD = "frozen.json"
+#: A refusal that is about what this host gives the machine, not about what is in the snapshot.
+_DEVICE = re.compile(r"\btap\b|TUN/TAP|KVM|/dev/|vsock|userfault", re.I)
 
 
 class _Unscripted(FirecrackerMachine):
@@ -45,8 +53,8 @@ class _Unscripted(FirecrackerMachine):
 
     async def insert(self, script_disk: Path) -> None:
         """Write the script's file system over the disk. Raises HostError, DiskFull."""
-        self._script_bytes = await asyncio.to_thread(
-            overwrite, self._script, script_disk, most=SCRIPT_DISK_BYTES, before=self._script_bytes
+        self._script_bytes = await uninterrupted(
+            in_thread(overwrite, self._script, script_disk, most=SCRIPT_DISK_BYTES, before=self._script_bytes)
         )
 
 
@@ -69,7 +77,7 @@ class FirecrackerTemplate(_Unscripted):
             await api.pause()
             await api.create_snapshot(SnapshotCreate(snapshot_path=STATE, mem_file_path=MEMORY))
         await self.kill()  # nobody is left who could change what is kept now
-        await asyncio.to_thread(self._keep)
+        await in_thread(self._keep)
 
     def _keep(self) -> None:
         self._into.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -85,10 +93,23 @@ class FirecrackerTemplate(_Unscripted):
         (self._into / _RECORD).write_text(json.dumps({"format": FORMAT, "tap": tap}))
 
 
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """What Firecracker says when it does not load a snapshot: BadSnapshot, or HostError when the host is why."""
+    try:
+        yield
+    except (MachineDied, MachineTimeout):
+        raise
+    except MachineError as error:
+        if is_the_hosts(error.message) or _DEVICE.search(error.message):
+            raise HostError(f"a machine cannot be cloned: {explain(error.message)}") from error
+        raise BadSnapshot(error.message) from error
+
+
 def loading(folder: Path, spec: MachineSpec) -> SnapshotLoad:
     """What a fresh process is told to become a clone of the machine in `folder`.
 
-    Raises MachineError when it is not whole.
+    Raises BadSnapshot when it is not whole.
     """
     try:
         record = json.loads((folder / _RECORD).read_text())
@@ -96,9 +117,9 @@ def loading(folder: Path, spec: MachineSpec) -> SnapshotLoad:
         for name in (STATE, MEMORY):
             (folder / name).stat()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MachineError(f"the snapshot in {folder} is not whole ({error}); remove it, it is made again") from None
+        raise BadSnapshot(f"the snapshot in {folder} is not whole ({error}); remove it, it is made again") from None
     if written_format != FORMAT:
-        raise MachineError(f"the snapshot in {folder} is another belljar's; remove it, it is made again")
+        raise BadSnapshot(f"the snapshot in {folder} is another belljar's; remove it, it is made again")
     overrides = []
     if spec.slot is not None and spec.slot.tap != tap:
         overrides.append(NetworkOverride(iface_id=INTERFACE, host_dev_name=spec.slot.tap))

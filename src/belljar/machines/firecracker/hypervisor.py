@@ -6,7 +6,6 @@ reads by itself, and there is no API to talk to later. A clone makes one request
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator
@@ -16,23 +15,28 @@ from pathlib import Path
 
 from belljar.errors import HostError
 from belljar.machines.cgroup import find_hierarchies, machine_group
+from belljar.machines.deadlines import patience
+from belljar.machines.faults import host_errors
 from belljar.machines.firecracker import frozen
+from belljar.machines.firecracker.bodies import SnapshotLoad
 from belljar.machines.firecracker.configuration import FORMAT
 from belljar.machines.firecracker.folder import API, MEMORY, ROOT, SCRATCH, SCRIPT, STATE, jails, machine_folder
 from belljar.machines.firecracker.machine import FirecrackerMachine
 from belljar.machines.firecracker.program import Programs, find_programs
 from belljar.machines.firecracker.sparse import copy_sparse
 from belljar.machines.firecracker.start import Start, bounds
-from belljar.machines.holding import holding
+from belljar.machines.holding import holding, uninterrupted
 from belljar.machines.jail import machine_uid
 from belljar.machines.owner import owner_name
 from belljar.machines.protocol import Clone, Machine, MachineSpec, Template
 from belljar.machines.steps import Steps
 from belljar.machines.tap import dead_end_slot
+from belljar.machines.threads import in_thread
 from belljar.settings import Settings
 
 #: A clone's agent listens already; this is for a host under load.
 _CONNECT_SECONDS = 10.0
+_CANNOT_START = "cannot start a machine"
 _NO_NETWORK = "a machine with a network needs Firecracker's jailer: run belljar as root"
 
 
@@ -66,23 +70,25 @@ class FirecrackerHypervisor:
         if spec.script_disk is None:
             raise ValueError("a machine that boots is given its script's disk at once")
         async with self._started(spec) as start:
-            start.folder.show(SCRIPT, spec.script_disk)
-            await start.configure("--no-api")
-            machine = await start.spawn(FirecrackerMachine)
-            machine.connect_later()
+            with host_errors(_CANNOT_START):
+                start.folder.show(SCRIPT, spec.script_disk)
+                await start.configure("--no-api")
+                machine = await start.spawn(FirecrackerMachine)
+                machine.connect_later()
             yield machine
 
     @asynccontextmanager
     async def template(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Template]:
         """Boot a machine whose state can be frozen into `folder`. Raises MissingTool, HostError, DiskFull."""
         async with AsyncExitStack() as place, self._started(await self._plugged(spec, place)) as start:
-            script = start.script_disk()
-            await start.configure("--api-sock", API)
-            start.file_mb += spec.shape.memory_mb
-            machine = await start.spawn(frozen.FirecrackerTemplate)
-            machine.gives_scripts_to(script, start.group)
-            machine.freezes_into(folder, start.spec)
-            machine.connect_later()
+            with host_errors(_CANNOT_START):
+                script = start.script_disk()
+                await start.configure("--api-sock", API)
+                start.file_mb += spec.shape.memory_mb
+                machine = await start.spawn(frozen.FirecrackerTemplate)
+                machine.gives_scripts_to(script, start.group)
+                machine.freezes_into(folder, start.spec)
+                machine.connect_later()
             yield machine
 
     @asynccontextmanager
@@ -90,22 +96,30 @@ class FirecrackerHypervisor:
         """Go on where a template was frozen. Raises MissingTool, HostError, DiskFull, MachineError."""
         loading = frozen.loading(folder, spec)
         async with self._started(spec) as start:
-            start.folder.show(STATE, folder / STATE)
-            start.folder.show(MEMORY, folder / MEMORY)
-            script = start.script_disk()
-            if spec.shape.disk_mb is not None:
-                await asyncio.to_thread(copy_sparse, folder / SCRATCH, start.folder.path / SCRATCH)
-                start.folder.give(SCRATCH, 0o600)
-            start.arguments = ("--api-sock", API)
-            machine = await start.spawn(frozen.FirecrackerClone)
-            machine.gives_scripts_to(script, start.group)
-            async with machine.api() as api:
-                start.steps.done("socket")
-                await api.load_snapshot(loading)
-            start.steps.done("load")
-            await machine.connect(_CONNECT_SECONDS)
-            start.steps.done("connect")
+            with host_errors("cannot clone a machine"):
+                machine = await self._restored(start, spec, folder, loading)
             yield machine
+
+    async def _restored(
+        self, start: Start, spec: MachineSpec, folder: Path, loading: SnapshotLoad
+    ) -> frozen.FirecrackerClone:
+        start.folder.show(STATE, folder / STATE)
+        start.folder.show(MEMORY, folder / MEMORY)
+        script = start.script_disk()
+        if spec.shape.disk_mb is not None:
+            await uninterrupted(in_thread(copy_sparse, folder / SCRATCH, start.folder.path / SCRATCH))
+            start.folder.give(SCRATCH, 0o600)
+        start.arguments = ("--api-sock", API)
+        machine = await start.spawn(frozen.FirecrackerClone)
+        machine.gives_scripts_to(script, start.group)
+        async with machine.api() as api:
+            start.steps.done("socket")
+            with frozen.refusals():
+                await api.load_snapshot(loading)
+        start.steps.done("load")
+        await machine.connect(_CONNECT_SECONDS * patience(self._settings.boot_timeout_seconds))
+        start.steps.done("connect")
+        return machine
 
     async def _plugged(self, spec: MachineSpec, held: AsyncExitStack) -> MachineSpec:
         """A template with a network has a device that leads nowhere; each of its clones is given its own slot's."""
@@ -122,7 +136,9 @@ class FirecrackerHypervisor:
     async def _started(self, spec: MachineSpec) -> AsyncIterator[Start]:
         """What every machine has, made before its process and gone after it."""
         async with holding() as held:
-            yield await self._prepare(spec, held)
+            with host_errors(_CANNOT_START):
+                start = await self._prepare(spec, held)
+            yield start
 
     async def _prepare(self, spec: MachineSpec, held: AsyncExitStack) -> Start:
         if spec.slot is not None and not self._jailed:

@@ -15,6 +15,7 @@ from belljar.machines.firecracker.stream import AgentStream, connect_agent, list
 from belljar.machines.jail import end
 from belljar.machines.protocol import Console, Death
 from belljar.machines.usage import children
+from belljar.machines.words import read_last
 
 _CHUNK = 16 * 1024
 _STDERR_BYTES = 8192
@@ -39,8 +40,10 @@ class FirecrackerMachine:
         log: int,
         console: Console,
         phases: dict[str, float],
+        patience: float = 1.0,
     ) -> None:
         self.id = machine_id
+        self._socket_seconds = _SOCKET_SECONDS * patience
         self.console = console
         self.phases = phases
         self._process = process
@@ -80,16 +83,16 @@ class FirecrackerMachine:
     async def api(self) -> AsyncIterator[FirecrackerApi]:
         """A client of this process, as soon as its socket is there.
 
-        Raises MachineDied with the reason when the process ends first, HostError when no socket appears in 10 s.
+        Raises MachineDied with the reason when the process ends first, HostError when no socket appears in time.
         """
-        deadline = asyncio.get_running_loop().time() + _SOCKET_SECONDS
+        deadline = asyncio.get_running_loop().time() + self._socket_seconds
         with contextlib.ExitStack() as held:
             while (path := listening(held, self._folder.descriptor, API)) is None:
                 if self._death.done():
                     raise MachineDied(self._death.result().message)
                 if asyncio.get_running_loop().time() > deadline:
                     raise HostError(
-                        f"Firecracker opened no API socket within {_SOCKET_SECONDS:g} s; is the host overloaded?"
+                        f"Firecracker opened no API socket within {self._socket_seconds:g} s; is the host overloaded?"
                     )
                 await asyncio.sleep(_POLL_SECONDS)
             async with FirecrackerApi(path) as api:
@@ -140,9 +143,7 @@ class FirecrackerMachine:
 
     async def _read_stderr(self) -> None:
         assert self._process.stderr is not None
-        while chunk := await self._process.stderr.read(_CHUNK):
-            self._stderr += chunk
-            del self._stderr[:-_STDERR_BYTES]
+        await read_last(self._process.stderr, self._stderr, _STDERR_BYTES)
 
     async def _read_console(self) -> None:
         """The serial port is Firecracker's standard output, which it writes to without waiting."""

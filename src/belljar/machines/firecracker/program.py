@@ -6,13 +6,13 @@ import errno
 import functools
 import platform
 import re
-import shutil
 import struct
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from belljar.errors import HostError, MissingTool
+from belljar.executables import find_executable
 from belljar.settings import Settings
 
 #: From this release on a clone may be given a socket path of its own, the serial port and vsock survive a snapshot, and
@@ -62,7 +62,7 @@ def is_new_enough(version: str) -> bool:
 
 
 def _found(name: str, setting: str) -> Path:
-    found = shutil.which(name)
+    found = find_executable(name)
     if found is None:
         raise MissingTool(f"{name} not found; {_WHERE}, put them on PATH or name them in the setting {setting}")
     return Path(found).resolve()

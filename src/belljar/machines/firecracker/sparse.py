@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from belljar.errors import DiskFull, HostError
+from belljar.executables import find_executable
 
 _CHUNK = 8 << 20
 _DIG_SECONDS = 60
@@ -37,7 +37,7 @@ def move_sparse(source: Path, target: Path) -> None:
                 raise
             copy_sparse(source, target)
             source.unlink()
-    dig = shutil.which("fallocate")
+    dig = find_executable("fallocate")
     if dig is not None:  # it only saves room
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run([dig, "--dig-holes", target], capture_output=True, check=False, timeout=_DIG_SECONDS)

@@ -10,8 +10,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
-from belljar.errors import HostError
 from belljar.machines.cgroup import Bounds, Group
+from belljar.machines.deadlines import patience
+from belljar.machines.faults import devnull
 from belljar.machines.firecracker.configuration import configuration
 from belljar.machines.firecracker.confinement import jailed_command, wrapped_command
 from belljar.machines.firecracker.folder import CONFIG, INITRAMFS, KERNEL, LOG, SCRATCH, SCRIPT, Folder, jails
@@ -30,7 +31,8 @@ _OWN_PROCESSES = 64
 _OWN_CPUS = 0.5
 #: What a process may write to files that hold neither a disk nor memory.
 _OWN_FILES_MB = 16
-_QUIET = ("--log-path", LOG, "--level", "Warning", "--show-level")
+#: At the level Warning each boot has twenty lines about ports that nothing is behind, which read like failures.
+_QUIET = ("--log-path", LOG, "--level", "Error", "--show-level")
 
 M = TypeVar("M", bound=FirecrackerMachine)
 
@@ -72,7 +74,7 @@ class Start:
         self.arguments = ("--config-file", CONFIG, *arguments)
 
     async def spawn(self, kind: Callable[..., M]) -> M:
-        """Start the process and make a machine of it. Raises HostError, MissingTool."""
+        """Start the process and make a machine of it. Raises HostError, MissingTool, OSError."""
         log = self.folder.pipe(LOG)
         self.held.callback(os.close, log)
         self.steps.done("prepare")
@@ -84,6 +86,7 @@ class Start:
             log=log,
             console=Console(limit_bytes=self.settings.max_console_kb * 1024),
             phases=self.steps.phases,
+            patience=patience(self.settings.boot_timeout_seconds),
         )
         self.held.push_async_callback(machine.kill)
         self.steps.done("spawn")
@@ -108,19 +111,14 @@ class Start:
 
     async def _process(self, command: list[str]) -> asyncio.subprocess.Process:
         address_mb = None if self.group.folders else self.spec.shape.memory_mb + _OWN_ADDRESSES_MB
-        try:
-            return await spawn(
-                command,
-                env=entering_environment(address_mb and address_mb << 20),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,  # a Ctrl-C at the terminal is belljar's to handle
-            )
-        except OSError as error:
-            raise HostError(
-                f"cannot start a machine: {error.strerror}; are there enough processes and files?"
-            ) from error
+        return await spawn(
+            command,
+            env=entering_environment(address_mb and address_mb << 20),
+            stdin=devnull(),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C at the terminal is belljar's to handle
+        )
 
 
 def bounds(spec: MachineSpec) -> Bounds:

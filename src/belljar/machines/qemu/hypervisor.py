@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import functools
 import hashlib
 import os
 import re
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from belljar.errors import DiskFull, HostError, MachineError
+from belljar.errors import HostError
 from belljar.machines.cgroup import find_hierarchies
-from belljar.machines.holding import holding
+from belljar.machines.faults import HOST_ERRNOS, host_error, host_errors
+from belljar.machines.holding import holding, uninterrupted
 from belljar.machines.jail import Program, program
 from belljar.machines.owner import owner_name
-from belljar.machines.protocol import SCRIPT_DISK_BYTES, Clone, Machine, MachineSpec, Template
+from belljar.machines.protocol import SCRIPT_DISK_BYTES, BadSnapshot, Clone, Machine, MachineSpec, Template
 from belljar.machines.qemu import command
 from belljar.machines.qemu.frozen import Frozen
-from belljar.machines.qemu.launch import Files, Launcher, opened
+from belljar.machines.qemu.launch import Files, Launcher
 from belljar.machines.qemu.machine import QemuClone, QemuMachine, QemuTemplate
 from belljar.machines.qemu.memory import copy_sparse, new_memory, reopened
 from belljar.machines.qemu.scratch import scratch_disk
+from belljar.machines.readonly import ReadOnlyFiles
 from belljar.machines.tap import dead_end, opened_tap
+from belljar.machines.threads import in_thread
 from belljar.settings import Settings
 
 #: What QEMU loads by name besides its libraries: accelerators that are modules, firmware.
@@ -57,6 +58,8 @@ class QemuHypervisor:
             owner=owner_name(os.getpid()),
         )
         self._frozen: dict[Path, Frozen] = {}
+        self._loading = asyncio.Lock()
+        self._read_only = ReadOnlyFiles(settings.data_dir)
 
     @property
     def version(self) -> str:
@@ -75,33 +78,36 @@ class QemuHypervisor:
         if spec.script_disk is None:
             raise ValueError("a machine that boots is given its script's disk at once")
         async with holding() as held:
-            files = Files(
-                kernel=opened(spec.image.kernel, held),
-                initramfs=opened(spec.image.initramfs, held),
-                root=opened(spec.image.root, held),
-                script=opened(spec.script_disk, held),
-                scratch=await self._scratch(spec, held),
-                tap=await opened_tap(spec.slot, held),
-            )
-            yield await self._launcher.launch(QemuMachine, spec, files, held)
+            with host_errors("cannot start a machine"):
+                files = Files(
+                    kernel=await self._opened(spec.image.kernel, held),
+                    initramfs=await self._opened(spec.image.initramfs, held),
+                    root=await self._opened(spec.image.root, held),
+                    script=await self._opened(spec.script_disk, held),
+                    scratch=await self._scratch(spec, held),
+                    tap=await opened_tap(spec.slot, held),
+                )
+                machine = await self._launcher.launch(QemuMachine, spec, files, held)
+            yield machine
 
     @asynccontextmanager
     async def template(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Template]:
         """Boot a machine to be frozen into `folder`. Raises as `machine` does."""
         async with holding() as held:
-            memory = new_memory(spec.shape.memory_mb << 20)
-            held.callback(os.close, memory)
-            script = self._empty_disk(SCRIPT_DISK_BYTES, held)
-            files = Files(
-                kernel=opened(spec.image.kernel, held),
-                initramfs=opened(spec.image.initramfs, held),
-                root=opened(spec.image.root, held),
-                script=reopened(script, held),
-                scratch=await self._scratch(spec, held),
-                memory=memory,
-                tap=await dead_end(held) if spec.shape.network else None,
-            )
-            template = await self._launcher.launch(QemuTemplate, spec, files, held)
+            with host_errors("cannot start a machine"):
+                memory = new_memory(spec.shape.memory_mb << 20)
+                held.callback(os.close, memory)
+                script = self._empty_disk(SCRIPT_DISK_BYTES, held)
+                files = Files(
+                    kernel=await self._opened(spec.image.kernel, held),
+                    initramfs=await self._opened(spec.image.initramfs, held),
+                    root=await self._opened(spec.image.root, held),
+                    script=reopened(script, held),
+                    scratch=await self._scratch(spec, held),
+                    memory=memory,
+                    tap=await dead_end(held) if spec.shape.network else None,
+                )
+                template = await self._launcher.launch(QemuTemplate, spec, files, held)
             template.reads(script)
             template.keeps(folder, memory, files.scratch)
             yield template
@@ -110,22 +116,22 @@ class QemuHypervisor:
     async def clone(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Clone]:
         """Clone what was frozen into `folder`; its memory is loaded once. Raises MachineError, HostError, DiskFull."""
         async with holding() as held:
-            frozen = await self._frozen_in(folder)
-            scratch = None
-            if frozen.scratch is not None:
-                scratch = self._empty_disk(0, held)
-                with _disk_errors(self._disks):
-                    copy_sparse(frozen.scratch, scratch)
-            script = self._empty_disk(SCRIPT_DISK_BYTES, held)
-            files = Files(
-                root=opened(spec.image.root, held),
-                script=reopened(script, held),  # the guest may not write to it
-                scratch=scratch,
-                memory=frozen.hold_memory(held),
-                state=reopened(frozen.state, held),
-                tap=await opened_tap(spec.slot, held),
-            )
-            clone = await self._launcher.launch(QemuClone, spec, files, held)
+            with host_errors("cannot clone a machine"):
+                frozen = (await self._frozen_in(folder)).held(held)
+                scratch = None
+                if frozen.scratch is not None:
+                    scratch = self._empty_disk(0, held)
+                    await uninterrupted(in_thread(copy_sparse, frozen.scratch, scratch))
+                script = self._empty_disk(SCRIPT_DISK_BYTES, held)
+                files = Files(
+                    root=await self._opened(spec.image.root, held),
+                    script=reopened(script, held),  # the guest may not write to it
+                    scratch=scratch,
+                    memory=frozen.memory,
+                    state=reopened(frozen.state, held),
+                    tap=await opened_tap(spec.slot, held),
+                )
+                clone = await self._launcher.launch(QemuClone, spec, files, held)
             clone.reads(script)
             yield clone
 
@@ -136,16 +142,24 @@ class QemuHypervisor:
             frozen.close()
 
     async def _frozen_in(self, folder: Path) -> Frozen:
+        """What is kept in memory of a snapshot, loaded by the first who asks. Raises BadSnapshot, HostError."""
         if folder not in self._frozen:
-            try:
-                loaded = await asyncio.to_thread(Frozen.load, folder)
-            except OSError as error:
-                raise MachineError(f"the snapshot in {folder} cannot be read: {error.strerror}") from error
-            if folder in self._frozen:  # another did so meanwhile
-                loaded.close()
-            else:
-                self._frozen[folder] = loaded
+            async with self._loading:
+                if folder not in self._frozen:
+                    self._frozen[folder] = await uninterrupted(_load(folder), Frozen.close)
         return self._frozen[folder]
+
+    async def _opened(self, path: Path, held: AsyncExitStack) -> int:
+        """A descriptor to read from, closed with `held`. Raises HostError."""
+        try:
+            descriptor = await uninterrupted(in_thread(self._read_only.open, path), os.close)
+        except OSError as error:
+            if error.errno in HOST_ERRNOS:
+                raise
+            reason = error.strerror or error
+            raise HostError(f"cannot read {path}: {reason}; build the image or upload the script again") from error
+        held.callback(os.close, descriptor)
+        return descriptor
 
     @property
     def _disks(self) -> Path:
@@ -155,8 +169,8 @@ class QemuHypervisor:
         return await held.enter_async_context(scratch_disk(self._disks, spec.shape.disk_mb))
 
     def _empty_disk(self, size_bytes: int, held: AsyncExitStack) -> int:
-        """A sparse file without a name, gone with its last descriptor."""
-        with _disk_errors(self._disks):
+        """A sparse file without a name, gone with its last descriptor. Raises DiskFull, HostError."""
+        with host_errors(f"cannot make a machine's disk in {self._disks}"):
             self._disks.mkdir(parents=True, exist_ok=True, mode=0o700)
             file = tempfile.TemporaryFile(dir=self._disks)  # noqa: SIM115 (held)
             held.callback(file.close)
@@ -164,15 +178,13 @@ class QemuHypervisor:
             return file.fileno()
 
 
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """What goes wrong with files in there, in words that say what to do."""
+async def _load(folder: Path) -> Frozen:
     try:
-        yield
+        return await in_thread(Frozen.load, folder)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"no room left in {folder} for a machine's disk; free some space") from error
-        raise HostError(f"cannot make a machine's disk in {folder}: {error.strerror}") from error
+        if error.errno in HOST_ERRNOS:
+            raise host_error(error, "cannot load a snapshot") from error
+        raise BadSnapshot(f"the snapshot in {folder} cannot be read: {error.strerror}") from error
 
 
 @functools.cache

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
 import secrets
 import socket
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
-from belljar.errors import HostError
 from belljar.machines.cgroup import Bounds, Hierarchy, machine_group
+from belljar.machines.faults import devnull
 from belljar.machines.jail import Jail, Program, kvm_node, machine_uid, spawn
 from belljar.machines.protocol import GUEST_MAC, Console, MachineSpec
 from belljar.machines.qemu.command import Descriptors, Hardware, arguments, restore_orders
@@ -22,6 +20,7 @@ from belljar.machines.qemu.machine import QemuMachine
 from belljar.machines.qemu.monitor import Monitor
 from belljar.machines.qemu.tsc import tsc_khz
 from belljar.machines.steps import Steps
+from belljar.machines.threads import in_thread
 from belljar.settings import Settings
 
 #: QEMU's own memory beside its guest's: code, translations, buffers, and the page cache charged to it.
@@ -33,6 +32,7 @@ _OWN_PROCESSES = 96
 _OWN_CPUS = 0.5
 #: Room for whole frames; the transport stops reading at twice this.
 _STREAM_BUFFER = 1024 * 1024
+_CONSOLE_BUFFER = 64 * 1024
 
 
 M = TypeVar("M", bound=QemuMachine)
@@ -67,7 +67,10 @@ class Launcher:
     owner: str
 
     async def launch(self, kind: type[M], spec: MachineSpec, files: Files, held: AsyncExitStack) -> M:
-        """Start QEMU; it is killed, and everything around it removed, when `held` is closed. Raises HostError."""
+        """Start QEMU; it is killed, and everything around it removed, when `held` is closed.
+
+        Raises HostError, OSError.
+        """
         steps, shape = Steps(), spec.shape
         machine_id = f"{self.owner}.{secrets.token_hex(6)}"
         uid = held.enter_context(machine_uid(self.settings))
@@ -85,21 +88,24 @@ class Launcher:
                 qmp=qmp.theirs.fileno(),
                 console=console.theirs.fileno(),
             )
-            khz = tsc_khz() if self.accelerator == "tcg" else None
+            khz = await in_thread(tsc_khz) if self.accelerator == "tcg" else None
             hardware = Hardware(shape, self.accelerator, khz, GUEST_MAC if shape.network else None)
             command = jail.command(self.program, arguments(hardware, descriptors))
+            # Our ends first: nothing may fail, or wait, between the start of a process and who ends it.
+            agent_stream = await _stream(held, agent.ours, _STREAM_BUFFER)
+            console_stream = await _stream(held, console.ours, _CONSOLE_BUFFER)
             process = await _spawn(command, jail.environment(), descriptors)
-        machine = kind(
-            machine_id,
-            process,
-            Monitor(machine_id, qmp.ours),
-            group,
-            agent=await asyncio.open_connection(sock=agent.ours, limit=_STREAM_BUFFER),
-            console=Console(limit_bytes=self.settings.max_console_kb * 1024),
-            console_stream=await asyncio.open_connection(sock=console.ours),
-            phases=steps.phases,
-        )
-        held.push_async_callback(machine.kill)
+            machine = kind(
+                machine_id,
+                process,
+                Monitor(machine_id, qmp.ours),
+                group,
+                agent=agent_stream,
+                console=Console(limit_bytes=self.settings.max_console_kb * 1024),
+                console_stream=console_stream,
+                phases=steps.phases,
+            )
+            held.push_async_callback(machine.kill)
         steps.done("spawn")
         return machine
 
@@ -117,6 +123,14 @@ def _socket_pair(held: AsyncExitStack, passed: contextlib.ExitStack) -> _SocketP
     return pair
 
 
+async def _stream(
+    held: AsyncExitStack, end: socket.socket, limit: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection(sock=end, limit=limit)
+    held.callback(writer.close)
+    return reader, writer
+
+
 def _orders(state: int | None, held: AsyncExitStack, passed: contextlib.ExitStack) -> int | None:
     """Where a clone reads what it is to do; it is there already."""
     if state is None:
@@ -129,18 +143,15 @@ def _orders(state: int | None, held: AsyncExitStack, passed: contextlib.ExitStac
 async def _spawn(
     command: list[str], environment: dict[str, str], descriptors: Descriptors
 ) -> asyncio.subprocess.Process:
-    try:
-        return await spawn(
-            command,
-            env=environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=[number for number in dataclasses.astuple(descriptors) if number is not None],
-            start_new_session=True,  # a Ctrl-C at the terminal is belljar's to handle
-        )
-    except OSError as error:
-        raise HostError(f"cannot start a machine: {error.strerror}; are there enough processes and files?") from error
+    return await spawn(
+        command,
+        env=environment,
+        stdin=devnull(),
+        stdout=devnull(),
+        stderr=asyncio.subprocess.PIPE,
+        pass_fds=[number for number in dataclasses.astuple(descriptors) if number is not None],
+        start_new_session=True,  # a Ctrl-C at the terminal is belljar's to handle
+    )
 
 
 def _bounds(spec: MachineSpec) -> Bounds:
@@ -150,13 +161,3 @@ def _bounds(spec: MachineSpec) -> Bounds:
         processes=spec.shape.vcpus + _OWN_PROCESSES,
         weight=spec.weight,
     )
-
-
-def opened(path: Path, held: AsyncExitStack) -> int:
-    """A descriptor to read from, closed with `held`. Raises HostError."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise HostError(f"cannot read {path}: {error.strerror}; build the image or upload the script again") from error
-    held.callback(os.close, descriptor)
-    return descriptor

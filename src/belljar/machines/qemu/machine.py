@@ -6,17 +6,21 @@ import asyncio
 import contextlib
 import os
 import re
-import signal
 from pathlib import Path
 
 from belljar.errors import HostError
 from belljar.machines.cgroup import Group
+from belljar.machines.ends import is_the_hosts, killed, panicked, reason_of
+from belljar.machines.faults import host_errors
+from belljar.machines.holding import uninterrupted
 from belljar.machines.jail import end, explain
 from belljar.machines.protocol import SCRIPT_DISK_BYTES, Console, Death, DeathCause
 from belljar.machines.qemu.frozen import MEMORY, SCRATCH, STATE
 from belljar.machines.qemu.memory import save, seal
 from belljar.machines.qemu.monitor import Monitor
+from belljar.machines.threads import in_thread
 from belljar.machines.usage import children
+from belljar.machines.words import read_last
 
 _STDERR_BYTES = 8192
 #: Copying less than this takes no longer than handing it to a thread.
@@ -24,7 +28,8 @@ _SMALL = 1 << 20
 _CHUNK = 64 * 1024
 #: After a kill the processes in the jail go down one by one; the console's end tells when the last is gone.
 _REAP_SECONDS = 5.0
-_PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]{1,200})")
+#: QEMU's words when the state of a snapshot is not what it can go on from (its migration/savevm.c, migration.c).
+_NOT_RESTORED = re.compile(r"load of migration failed|savevm|[Mm]igration stream|Not a migration")
 
 
 class QemuMachine:
@@ -81,8 +86,8 @@ class QemuMachine:
         exited = asyncio.create_task(self._process.wait())
         try:
             await asyncio.wait({exited, self._watched}, return_when=asyncio.FIRST_COMPLETED)
-            if self._watched.done() and (state := self._watched.result()) is not None:
-                return Death(cause=DeathCause.HYPERVISOR, message=f"QEMU stopped in the run state {state}")
+            if self._watched.done() and (fault := self._watched.result()) is not None:
+                return Death(cause=DeathCause.HYPERVISOR, message=fault)
             # What was said last is still on its way through the pipes.
             await asyncio.wait({self._told, self._console_read}, timeout=_REAP_SECONDS)
             return self._cause(await exited)
@@ -91,30 +96,26 @@ class QemuMachine:
 
     def _cause(self, code: int) -> Death:
         """Why the process ended: from the guest's last words, QMP's reason, and the exit code, in this order."""
-        panic = _PANIC.search(self.console.data)
-        if panic is not None or self._monitor.panicked:
-            words = panic[1].decode(errors="replace") if panic else "no reason given"
-            return Death(cause=DeathCause.GUEST_PANIC, message=f"the guest's kernel panicked: {words}")
+        if (death := panicked(self.console.data, otherwise=self._monitor.panicked)) is not None:
+            return death
         if code == 0:
             reason = self._monitor.shutdown_reason or "powered off"
             return Death(cause=DeathCause.GUEST_EXIT, message=f"the guest ended its machine ({reason})")
-        # bubblewrap says 128 + N for a child that signal N ended.
-        number = -code if code < 0 else code - 128
-        if number in (signal.SIGKILL, signal.SIGTERM):
-            name = signal.Signals(number).name
-            return Death(
-                cause=DeathCause.KILLED,
-                message=f"QEMU was killed from outside ({name}): by hand, or by the host's out-of-memory killer",
-            )
+        if (death := killed("QEMU", code)) is not None:
+            return death
         words = self._stderr.decode(errors="replace").strip()
-        last = words.splitlines()[-1] if words else "without a word"
-        return Death(cause=DeathCause.HYPERVISOR, message=f"QEMU ended with code {code}: {explain(last)}")
+        last = words.splitlines()[-1] if words else ""
+        cause = DeathCause.HYPERVISOR
+        if is_the_hosts(words):
+            cause = DeathCause.HOST
+        elif _NOT_RESTORED.search(words):
+            cause = DeathCause.SNAPSHOT
+        said = f": {explain(last)}" if last else ""
+        return Death(cause=cause, message=f"QEMU failed: {reason_of(code)}{said}")
 
     async def _read_stderr(self) -> None:
         assert self._process.stderr is not None
-        while chunk := await self._process.stderr.read(_CHUNK):
-            self._stderr += chunk
-            del self._stderr[:-_STDERR_BYTES]
+        await read_last(self._process.stderr, self._stderr, _STDERR_BYTES)
 
     async def _read_console(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
@@ -130,13 +131,14 @@ class QemuClone(QemuMachine):
         self._script = script
 
     async def insert(self, script_disk: Path) -> None:
-        size = script_disk.stat().st_size
-        if size > SCRIPT_DISK_BYTES:
-            raise HostError(f"the script's disk has {size} bytes, a clone has room for {SCRIPT_DISK_BYTES}")
-        if size <= _SMALL:
-            self._write(script_disk)
-        else:
-            await asyncio.to_thread(self._write, script_disk)
+        with host_errors("cannot give a machine its script"):
+            size = script_disk.stat().st_size
+            if size > SCRIPT_DISK_BYTES:
+                raise HostError(f"the script's disk has {size} bytes, a clone has room for {SCRIPT_DISK_BYTES}")
+            if size <= _SMALL:
+                self._write(script_disk)
+            else:
+                await uninterrupted(in_thread(self._write, script_disk))
 
     def _write(self, script_disk: Path) -> None:
         with script_disk.open("rb") as file:
@@ -161,7 +163,7 @@ class QemuTemplate(QemuClone):
             await self._monitor.freeze(state.fileno())
         await self.kill()
         # Only now has nobody the memory mapped any more.
-        await asyncio.to_thread(self._keep)
+        await in_thread(self._keep)
 
     def _keep(self) -> None:
         seal(self._memory)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from belljar.errors import DiskFull, HostError
+from belljar.machines.faults import host_errors
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _CHUNK = 1 << 20
@@ -24,11 +25,13 @@ _ZEROS = bytes(_PAGE)
 
 def new_memory(size_bytes: int) -> int:
     """A descriptor of fresh memory, all zeros, taken from the host as it is written. Raises HostError."""
-    try:
+    with host_errors("no memory can be had for a guest"):
         descriptor = os.memfd_create("belljar-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    except OSError as error:
-        raise HostError(f"no memory file can be made: {error.strerror}") from error
-    os.ftruncate(descriptor, size_bytes)
+        try:
+            os.ftruncate(descriptor, size_bytes)
+        except OSError:
+            os.close(descriptor)
+            raise
     return descriptor
 
 

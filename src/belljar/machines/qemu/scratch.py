@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from belljar.errors import DiskFull, HostError
+from belljar.machines.faults import check_descriptors, devnull
 from belljar.machines.jail import need
 
 #: No journal, since nobody mounts it twice; nothing reserved for root; tables made when they are first used.
@@ -51,11 +52,12 @@ async def scratch_disk(folder: Path, size_mb: int | None) -> AsyncIterator[int |
 async def make_filesystem(name: str) -> None:
     """An empty ext4 file system in the file of this name. Raises MissingTool, DiskFull, HostError."""
     tool = need("mkfs.ext4", "e2fsprogs")
+    check_descriptors()
     process = await asyncio.create_subprocess_exec(
         tool,
         *_OPTIONS,
         name,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=devnull(),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

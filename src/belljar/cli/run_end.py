@@ -1,0 +1,74 @@
+"""How `belljar run` ends: what it says about the job, and its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from belljar.cli.failure import CANNOT_RUN, INTERRUPTED, OUTPUT_CLOSED
+from belljar.cli.printing import complain, print_json, tell
+
+if TYPE_CHECKING:
+    from belljar.worker.artifact_folder import NotKept
+
+TIMED_OUT = 124
+_MOST_NAMED = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunEnd:
+    """A job that ended, and what else came in between."""
+
+    job: dict[str, Any]
+    #: Artifacts that did not arrive; None when none were asked for.
+    not_kept: list[NotKept] | None = None
+    #: The signal that ended the command.
+    stopped: int | None = None
+    #: Whoever read the output has gone.
+    output_closed: bool = False
+
+
+def report(end: RunEnd, *, as_json: bool, verbose: bool) -> int:
+    """Say how the job ended; returns the exit code."""
+    job = end.job
+    if as_json:
+        lost = [{"path": each.path, "reason": each.reason} for each in end.not_kept or ()]
+        print_json(job if end.not_kept is None else {**job, "artifacts_not_kept": lost})
+    if job["error"]:
+        complain(job["error"]["message"])
+    elif end.output_closed:
+        pass  # nobody reads: not even this
+    elif job["status"] == "cancelled":
+        complain("cancelled")
+    elif job["signal"]:
+        complain(f"the script was ended by {job['signal']}")
+    for each in (end.not_kept or ())[:_MOST_NAMED]:
+        complain(f"the artifact {each.path[-300:]} was not kept: {each.reason}")
+    if end.not_kept is not None and len(end.not_kept) > _MOST_NAMED:
+        complain(f"{len(end.not_kept) - _MOST_NAMED} more artifacts were not kept; --json names them")
+    if verbose:
+        for name, milliseconds in job["timings"]["phases"].items():
+            tell(f"{name:10} {milliseconds:9.1f} ms")
+    return _exit_code(end)
+
+
+def _exit_code(end: RunEnd) -> int:
+    job = end.job
+    if end.output_closed:
+        return OUTPUT_CLOSED
+    if job["status"] == "timed_out":
+        return TIMED_OUT
+    if job["status"] == "cancelled":
+        return INTERRUPTED if end.stopped is None else 128 + end.stopped
+    if job["exit_code"] is not None:
+        code = int(job["exit_code"])
+        incomplete = end.not_kept or (job["error"] or {}).get("code") == "artifacts_incomplete"
+        # A server's number that is no exit code must not become 0 on its way.
+        return CANNOT_RUN if not 0 <= code <= 255 or (code == 0 and incomplete) else code
+    if job["signal"]:
+        with contextlib.suppress(ValueError, KeyError):
+            return 128 + signal.Signals[job["signal"]].value
+        return 128
+    return CANNOT_RUN

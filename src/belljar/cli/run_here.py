@@ -1,0 +1,131 @@
+"""`belljar run` without a server: the job in a machine of this host."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from belljar.cli.printing import complain, printable, tell
+from belljar.cli.run_end import RunEnd
+from belljar.cli.signals import Stopped, heeded, raise_on_signals
+from belljar.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from belljar.jobs.model import Job
+    from belljar.scripts.selection import Selection
+    from belljar.settings import Settings
+    from belljar.worker.embedded import EmbeddedRun
+
+
+def run_here(
+    path: Path,
+    filename: str,
+    asked: dict[str, Any],
+    settings: Settings,
+    selection: Selection,
+    *,
+    language: str | None,
+    entrypoint: str | None,
+    artifacts_dir: Path | None,
+    as_json: bool,
+    verbose: bool,
+) -> RunEnd:
+    """Run the job to its end; a signal, or a reader that goes away, cancels it. Raises BelljarError, Stopped."""
+    from pydantic import ValidationError
+
+    from belljar.cli.logging import start_logging
+    from belljar.jobs.model import JobOptions
+    from belljar.worker.artifact_folder import FolderArtifacts
+    from belljar.worker.embedded import EmbeddedRun
+
+    start_logging(settings, None if verbose else "error")
+    try:
+        job_asked = JobOptions(**asked)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "options"
+        raise InvalidOption(f"{name}: {str(first['msg']).removeprefix('Value error, ')}", option=name) from None
+    cancel = asyncio.Event()
+    closed: list[bool] = []
+
+    def output_closed() -> None:
+        closed.append(True)
+        cancel.set()
+
+    sys.stdout.flush()
+    artifacts = FolderArtifacts(artifacts_dir) if artifacts_dir is not None else None
+    embedded = EmbeddedRun(
+        source=path,
+        filename=filename,
+        options=job_asked,
+        language=language,
+        entrypoint=entrypoint,
+        selection=selection,
+        stdout=2 if as_json else 1,
+        stderr=2,
+        artifacts=artifacts,
+        console=partial(_show, "console") if verbose else lambda _: None,
+        build=_Lines("build").show if verbose else lambda _: None,
+        notice=complain,
+        closed=output_closed,
+    )
+    job, stopped = _run_until_ended(embedded, settings, cancel)
+    if artifacts is not None:
+        artifacts.abandon("it broke off")
+    return RunEnd(
+        job=job.public(),
+        not_kept=artifacts.failed if artifacts is not None else None,
+        stopped=stopped,
+        output_closed=bool(closed),
+    )
+
+
+def _run_until_ended(embedded: EmbeddedRun, settings: Settings, cancel: asyncio.Event) -> tuple[Job, int | None]:
+    """The job, and the signal that ended it. Raises Stopped where there was no job yet."""
+    from belljar.worker.embedded import run_embedded
+
+    came: list[int] = []
+
+    async def watched() -> Job:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def stop(number: int) -> None:
+            came.append(number)
+            cancel.set()
+            if len(came) == 1 and not embedded.cancellable.is_set():
+                task.cancel()
+
+        for number in heeded():
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
+        return await run_embedded(embedded, settings, cancel)
+
+    try:
+        return asyncio.run(watched()), came[0] if came else None
+    except asyncio.CancelledError:
+        if came:
+            raise Stopped(came[0]) from None
+        raise
+    finally:
+        raise_on_signals()
+
+
+def _show(stream: str, data: bytes) -> None:
+    for line in data.decode(errors="replace").splitlines():
+        tell(f"{stream}| {printable(line)}")
+
+
+class _Lines:
+    """Shows a stream that comes in pieces as it grows, line by line."""
+
+    def __init__(self, stream: str) -> None:
+        self._stream = stream
+        self._rest = b""
+
+    def show(self, data: bytes) -> None:
+        whole, newline, self._rest = (self._rest + data).rpartition(b"\n")
+        if newline:
+            _show(self._stream, whole)

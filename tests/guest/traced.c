@@ -1,0 +1,19 @@
+/* What resume_traced answers for a child that ended instead of stopping, whatever errno was before. */
+#include "agent.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+int main(void)
+{
+    bool reaped = false;
+    pid_t child = fork();
+    if (child == 0)
+        _exit(3);
+    errno = 0;
+    int error = resume_traced(child, &reaped);
+    printf("error %d reaped %d left %d\n", error != 0, reaped, waitpid(child, NULL, 0) == child);
+    return 0;
+}

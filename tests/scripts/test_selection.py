@@ -1,0 +1,106 @@
+"""Which files of a folder make the script."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from belljar.errors import InvalidScript
+from belljar.scripts.selection import Selection
+
+
+def made(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("/"):
+            path.mkdir(exist_ok=True)
+        else:
+            path.write_text("x")
+    return root
+
+
+def selected(root: Path, **more: tuple[str, ...]) -> set[str]:
+    selection = Selection(**more)
+    return {entry.name for entry in selection.entries(root) if entry.kind != "folder"}
+
+
+def test_what_tools_made_is_left_out_and_told(tmp_path: Path) -> None:
+    made(
+        tmp_path, "main.py", ".git/config", ".venv/a", "a/__pycache__/b.pyc", ".mypy_cache/x", "a/.DS_Store", "keep/.x"
+    )
+    made(
+        tmp_path, "env/pyvenv.cfg", "conda/conda-meta/history", "node_modules/a.js", ".env", "dist/app.js", "build/x.js"
+    )
+    made(
+        tmp_path,
+        "rust/Cargo.toml",
+        "rust/target/debug/x",
+        "j/pom.xml",
+        "j/target/X.class",
+        "g/build.gradle",
+        "g/build/y",
+    )
+    made(tmp_path, "cache/CACHEDIR.TAG", "cache/data", "target/readme")
+    (tmp_path / "cache/CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
+    selection = Selection()
+    names = {entry.name for entry in selection.entries(tmp_path) if entry.kind == "file"}
+    assert names == {
+        *("main.py", "keep/.x", "node_modules/a.js", ".env", "dist/app.js", "build/x.js"),
+        *("rust/Cargo.toml", "j/pom.xml", "g/build.gradle", "target/readme"),
+    }
+    assert (
+        selection.sentence() == "left out: .git, .mypy_cache, .venv, cache, conda and 6 more (--include NAME sends it)"
+    )
+    assert Selection().sentence() is None
+
+
+def test_a_file_named_git_is_left_out_as_in_worktrees(tmp_path: Path) -> None:
+    assert selected(made(tmp_path, ".git", "main.py")) == {"main.py"}
+
+
+def test_the_last_pattern_that_fits_decides(tmp_path: Path) -> None:
+    made(tmp_path, "main.py", "a.log", "keep.log", "data/big.bin", "data/small.csv", "sub/data/big.bin", ".git/config")
+    (tmp_path / ".belljarignore").write_text("# large\n*.log\n!keep.log\n/data/*.bin\n")
+    assert selected(tmp_path) == {"main.py", "keep.log", "data/small.csv", "sub/data/big.bin"}
+    assert selected(tmp_path, exclude=("keep.log", "sub")) == {"main.py", "data/small.csv"}
+    assert selected(tmp_path, include=("a.log", ".git")) >= {"a.log", ".git/config"}
+    assert selected(tmp_path, exclude=("*",), include=("main.py",)) == {"main.py"}
+
+
+def test_patterns_that_cannot_be_are_refused_at_once(tmp_path: Path) -> None:
+    made(tmp_path, "a" * 250)
+    for pattern in ("*a" * 50 + "b", "**/" * 30 + "x", "!"):
+        with pytest.raises(InvalidScript, match="pattern"):
+            selected(tmp_path, exclude=(pattern,))
+    with pytest.raises(InvalidScript, match="1000 patterns"):
+        selected(tmp_path, exclude=("x",) * 1001)
+    for content, reason in ((b"x" * 70_000, "64 KB"), (b"\xff\xfe", "UTF-8")):
+        (tmp_path / ".belljarignore").write_bytes(content)
+        with pytest.raises(InvalidScript, match=reason):
+            selected(tmp_path)
+    (tmp_path / ".belljarignore").unlink()
+    (tmp_path / ".belljarignore").symlink_to("/etc/passwd")
+    with pytest.raises(InvalidScript, match=r"\.belljarignore cannot be read"):
+        selected(tmp_path)
+    (tmp_path / ".belljarignore").unlink()
+    os.mkfifo(tmp_path / ".belljarignore")
+    with pytest.raises(InvalidScript, match="no regular file"):
+        selected(tmp_path)
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, "main.py", "secret/x")
+    real = os.scandir
+
+    def scandir(path: Path) -> object:
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InvalidScript, match="cannot read secret: Permission denied; leave it out with --exclude"):
+        selected(tmp_path)
+    assert selected(tmp_path, exclude=("secret",)) == {"main.py"}
