@@ -46,7 +46,7 @@ async def test_new_work_is_refused_in_time_and_the_rest_goes_on(few_inodes: Path
         metrics = (await api.http.get("/metrics")).text
         assert "belljar_disk_low 1.0" in metrics and "belljar_disk_free_bytes{" in metrics
 
-        again = await api.http.post("/v1/jobs", json={**code, "idempotency_key": "once"})
+        again = await api.http.post("/v1/jobs", json={**code, "code": "print(1)", "idempotency_key": "once"})
         assert again.json()["id"] == job["id"]
         assert (await api.http.get(f"/v1/jobs/{job['id']}")).status_code == 200
         running = await api.begin()

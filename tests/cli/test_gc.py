@@ -39,7 +39,7 @@ def removed(stdout: bytes) -> dict[str, int]:
     return {kind["kind"]: kind["count"] for kind in json.loads(stdout)["removed"] if kind["count"]}
 
 
-def test_gc_tells_first_and_removes_then(tmp_path: Path) -> None:
+def test_gc_reports_first_and_removes_then(tmp_path: Path) -> None:
     asyncio.run(fill(tmp_path))
     dry = belljar("gc", "--dry-run", "--json", data_dir=tmp_path)
     assert removed(dry.stdout) == {"jobs": 2, "stdin": 3}
@@ -59,7 +59,7 @@ def test_gc_waits_for_a_servers_maintenance(tmp_path: Path) -> None:
     assert asyncio.run(count(tmp_path)) == 1
 
 
-def test_sizes_are_told_by_kind(tmp_path: Path) -> None:
+def test_sizes_are_reported_by_kind(tmp_path: Path) -> None:
     asyncio.run(fill(tmp_path))
     (tmp_path / "snapshots/one").mkdir(parents=True)
     (tmp_path / "snapshots/one/memory").write_bytes(bytes(100_000))

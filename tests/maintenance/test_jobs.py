@@ -78,12 +78,12 @@ async def test_standard_input_goes_early(folder: Folder) -> None:
 
 async def test_a_dry_run_tells_the_same_and_removes_nothing(folder: Folder) -> None:
     jobs = [await folder.end(status, 400) for status in TERMINAL for _ in range(2)]
-    told = await folder.sweep(dry_run=True)
+    planned = await folder.sweep(dry_run=True)
     assert folder.sql("SELECT * FROM maintenance") == []
     for job in jobs:
         assert await folder.there(job) and len(folder.bytes_of(job.id)) == 6
     done = await folder.sweep()
-    assert told["jobs"].result.removed == done["jobs"].result.removed
+    assert planned["jobs"].result.removed == done["jobs"].result.removed
     assert done["jobs"].result.removed.count == len(jobs)
     assert (await folder.sweep())["jobs"].result.removed.count == 0
 

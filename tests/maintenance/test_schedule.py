@@ -19,7 +19,7 @@ async def test_a_server_removes_by_itself_and_says_so(folder: Folder) -> None:
     maintenance = folder.maintenance(maintenance_interval_seconds=0.05)
     with capture_logs() as logs:
 
-        def told() -> list[tuple[int, int]]:
+        def logged() -> list[tuple[int, int]]:
             entries = [entry for entry in logs if entry["event"] == "expired_removed" and entry["kind"] == "jobs"]
             return [(entry["count"], entry["bytes"]) for entry in entries]
 
@@ -27,11 +27,11 @@ async def test_a_server_removes_by_itself_and_says_so(folder: Folder) -> None:
         async with asyncio.timeout(30):
             for number in (1, 2):
                 await folder.end(Status.SUCCEEDED, 400)
-                while len(told()) < number:
+                while len(logged()) < number:
                     await asyncio.sleep(0.02)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        assert told() == [(1, 29), (1, 29)]
+        assert logged() == [(1, 29), (1, 29)]
     assert folder.sql("SELECT count(*) FROM jobs") == [(0,)]
 
 

@@ -90,7 +90,7 @@ async def test_one_holds_a_scripts_lock_at_a_time_and_others_those_of_other_scri
         pass
 
 
-async def test_a_record_without_its_blob_is_told_and_kept(folder: Folder) -> None:
+async def test_a_record_without_its_blob_is_reported_and_kept(folder: Folder) -> None:
     await folder.script(days=1)
     await folder.blobs.delete(disk_blob(SCRIPT))
     findings = (await folder.sweep())["orphans"].result.findings

@@ -16,7 +16,7 @@ from belljar.store.maintenance import ServiceRun
 
 #: A log this old is not about to be put away by the worker whose job has just ended.
 _LOG_SECONDS = 3600.0
-#: Nothing of one run takes longer than this beyond the longest time that a job may run.
+#: Nothing of one run takes longer than this after the longest time that a job may run.
 _SLACK_SECONDS = 86_400.0
 _PAGE = 500
 
