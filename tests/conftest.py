@@ -111,6 +111,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
+def few_inodes(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 8 MiB that holds at most 100 files and folders."""
+    with _mounted(tmp_path / "few", "-t", "tmpfs", "-o", "size=8m,nr_inodes=100", "belljar-test") as folder:
+        yield folder
+
+
+@pytest.fixture
 def database_disk(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 1 MiB: room for a database's empty tables and some rows."""
     with _mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "belljar-test") as folder:

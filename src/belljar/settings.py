@@ -180,6 +180,49 @@ class Settings(BaseSettings):
     max_artifact_count: int = Field(1000, ge=1)
     lease_seconds: float = Field(30, gt=1, description="A worker silent for this long is taken for dead.")
 
+    min_free_disk_mb: int = Field(
+        256, ge=0, description="Free disk kept in reserve; with less, no new jobs and uploads are taken."
+    )
+    min_free_disk_percent: float = Field(
+        5, ge=0, le=90, description="The same as a share of the disk and of its inodes; the smaller reserve counts."
+    )
+    min_free_inodes: int = Field(1000, ge=0, description="The same in files that can still be made.")
+
+    maintenance_interval_seconds: float = Field(
+        300, ge=1, description="How often a server looks for what is past its retention period and removes it."
+    )
+    keep_succeeded_jobs_days: float = Field(
+        14, ge=0, description="How long jobs that succeeded are kept, with their logs and artifacts; 0: for ever."
+    )
+    keep_failed_jobs_days: float = Field(30, ge=0, description="The same for jobs that failed or timed out.")
+    keep_cancelled_jobs_days: float = Field(14, ge=0, description="The same for cancelled jobs.")
+    keep_lost_jobs_days: float = Field(30, ge=0, description="The same for lost jobs.")
+    keep_stdin_days: float = Field(
+        1, ge=0, description="How long the standard input of jobs that ended is kept; 0: as long as the job."
+    )
+    keep_unused_scripts_days: float = Field(
+        90, ge=0, description="How long scripts are kept that no job uses and nobody uploads again; 0: for ever."
+    )
+    keep_gone_nodes_days: float = Field(
+        7, ge=0, description="How long nodes are listed that are not heard of any more; 0: for ever."
+    )
+    keep_revoked_keys_days: float = Field(90, ge=0, description="How long revoked keys are listed; 0: for ever.")
+    keep_unused_snapshots_days: float = Field(
+        30, ge=0, description="How long snapshots are kept that no machine is cloned from; 0: for ever."
+    )
+    keep_unused_layers_days: float = Field(
+        30, ge=0, description="How long installed packages are kept that no job uses; 0: for ever."
+    )
+    keep_build_cache_days: float = Field(
+        30, ge=0, description="How long downloads and logs of image builds are kept; 0: for ever."
+    )
+    keep_backups_days: float = Field(
+        30, ge=0, description="How long backups of the database are kept, the newest aside; 0: for ever."
+    )
+    keep_orphan_blobs_days: float = Field(
+        1, ge=0, description="How long blobs are kept that no record names; 0: for ever."
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = Field("auto", description="`auto`: text on terminals.")
 

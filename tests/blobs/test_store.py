@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
+from belljar.blobs.folders import Extent
 from belljar.blobs.store import Blobs, open_blobs
 from belljar.errors import DataFolderError, DiskFull, HostError, NotFound
 from belljar.settings import Settings
@@ -142,3 +143,47 @@ def test_urls_choose_the_store(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere").is_dir()
     with pytest.raises(HostError, match="blobs_url"):
         open_blobs(Settings(data_dir=tmp_path, blobs_url="nonsense://x"))
+
+
+async def test_many_blobs_are_deleted_beside_everything_else(tmp_path: Path) -> None:
+    blobs = open_blobs(Settings(data_dir=tmp_path))
+    for job in range(5):
+        folder = tmp_path / f"blobs/jobs/{job}/artifacts"
+        folder.mkdir(parents=True)
+        for index in range(2000):
+            (folder / str(index)).touch()
+    deleting = asyncio.create_task(blobs.delete_prefixes([f"jobs/{job}" for job in range(5)]))
+    turns = 0
+    while not deleting.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > 100
+    assert await deleting == Extent(10_000, 0)
+    assert list((tmp_path / "blobs").iterdir()) == []
+
+
+async def test_deleting_leaves_no_folders_and_follows_no_links(tmp_path: Path) -> None:
+    blobs = open_blobs(Settings(data_dir=tmp_path))
+    await blobs.put_bytes("jobs/a/artifacts/0", b"12")
+    await blobs.put_bytes("jobs/ab/log", b"3")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    (tmp_path / "blobs/jobs/a/link").symlink_to(outside)
+    (tmp_path / "blobs/jobs/a/artifacts/1#0").touch()  # an unfinished put
+    assert (await blobs.delete_prefix("jobs/a/")).count == 3
+    assert [path.name for path in (tmp_path / "blobs/jobs").iterdir()] == ["ab"]
+    assert (outside / "file").exists()
+    assert await blobs.delete_prefixes(["jobs/a", "jobs/never"]) == Extent(0, 0)
+
+
+async def test_an_object_store_is_listed_and_cleared_in_pages() -> None:
+    blobs = Blobs(MemoryStore())
+    for job in ("a", "b", "c"):
+        for index in range(700):
+            await blobs.put_bytes(f"jobs/{job}/artifacts/{index}", b"1")
+    pages = [page async for page in blobs.pages("jobs")]
+    assert sum(len(page) for page in pages) == 2100 and max(len(page) for page in pages) <= 500
+    assert await blobs.delete_prefixes(["jobs/a", "jobs/b"]) == Extent(1400, 1400)
+    assert await blobs.extent(["jobs/a", "jobs/b", "jobs/c"]) == Extent(700, 700)
+    assert await blobs.remove_empty_folders(0) == 0

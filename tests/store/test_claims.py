@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from belljar.jobs.model import Job, JobError, LogInfo, Timings, Usage
+from belljar.jobs.model import Job, JobError, LogInfo, Resources, Timings, Usage
 from belljar.jobs.outcome import Outcome
 from belljar.jobs.states import TERMINAL, Status
 from belljar.settings import Settings
@@ -253,3 +253,13 @@ async def test_moments_are_kept_exactly(jobs: SqlJobs, claims: SqlClaims) -> Non
     await claims.running("w1", job, started_at=started, machine=MACHINE, timings=Timings(queue_ms=1.25))
     after = await stored(jobs, job)
     assert (after.created_at, after.started_at, after.timings.queue_ms) == (created, started, 1.25)
+
+
+async def test_a_job_whose_scratch_disk_does_not_fit_is_passed_over(jobs: SqlJobs, claims: SqlClaims) -> None:
+    large = await jobs.insert(queued(resources=Resources(vcpus=1, memory_mb=256, disk_mb=512), priority=5))
+    plain = await jobs.insert(queued())
+    found = await claims.claim("w1", vcpus=1, memory_mb=1000, disk_mb=511, lease_seconds=9)
+    assert found is not None and found.id == plain.id
+    assert await claims.claim("w1", vcpus=1, memory_mb=1000, disk_mb=0, lease_seconds=9) is None
+    found = await claims.claim("w1", vcpus=1, memory_mb=1000, disk_mb=512, lease_seconds=9)
+    assert found is not None and found.id == large.id

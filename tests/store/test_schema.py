@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import sqlalchemy
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
@@ -14,6 +15,7 @@ import belljar.store
 from belljar.settings import Settings
 from belljar.store.opening import open_database
 from belljar.store.schema import HEAD, metadata
+from belljar.store.scripts import SqlScripts
 
 
 def tables(path: Path) -> dict[str, object]:
@@ -42,3 +44,40 @@ def test_head_is_the_newest_migration() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(belljar.store.__path__[0]) / "migrations"))
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+
+
+def migrated(path: Path, revision: str) -> None:
+    """A database as a belljar of before left it."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(belljar.store.__path__[0]) / "migrations"))
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engine.dispose()
+
+
+async def test_a_database_of_before_keeps_its_scripts_when_it_is_opened(tmp_path: Path) -> None:
+    migrated(tmp_path / "belljar.db", "0001")
+    with sqlite3.connect(tmp_path / "belljar.db") as connection:
+        connection.execute("INSERT INTO scripts VALUES ('mine', 'a', 'a.py', 'python', 'main.py', 1, 1, 0)")
+    database = await open_database(Settings(data_dir=tmp_path))
+    script = await SqlScripts(database).get("mine", "a")
+    await database.close()
+    assert script is not None and script.dependencies is None
+
+
+async def test_a_database_of_before_knows_the_scratch_disks_of_its_jobs(tmp_path: Path) -> None:
+    migrated(tmp_path / "belljar.db", "0002")
+    with sqlite3.connect(tmp_path / "belljar.db") as connection:
+        for name, disk in (("with", "512"), ("without", "null")):
+            asked = f'{{"resources": {{"vcpus": 1, "memory_mb": 1, "disk_mb": {disk}}}}}'
+            connection.execute(
+                "INSERT INTO jobs (id, project, script_id, status, attempt, max_attempts, priority, vcpus, memory_mb,"
+                " created_at, cancel_requested, asked, found)"
+                " VALUES (?, 'p', 's', 'queued', 0, 2, 0, 1, 1, 0, 0, ?, '{}')",
+                (name, asked),
+            )
+    await (await open_database(Settings(data_dir=tmp_path))).close()
+    with sqlite3.connect(tmp_path / "belljar.db") as connection:
+        assert dict(connection.execute("SELECT id, disk_mb FROM jobs")) == {"with": 512, "without": 0}

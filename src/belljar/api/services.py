@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from belljar.blobs.store import Blobs, open_blobs
+from belljar.disk_space import DiskSpace
 from belljar.images.catalog import Images
 from belljar.jobs.changes import Changes
 from belljar.jobs.polling import polling
@@ -39,6 +40,7 @@ class Services:
     keys: SqlKeys
     nodes: SqlNodes
     changes: Changes
+    disk: DiskSpace
     #: Submissions and uploads that are worked on at once: others wait here, and reading is not kept from the database.
     submitting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_SUBMITTING))
 
@@ -54,10 +56,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     database = await open_database(settings)
     try:
         blobs = open_blobs(settings)
-        blobs.clear_stale_puts()
         clear_stale_uploads(settings.data_dir)
         images = Images(settings.data_dir)
-        scripts = ScriptService(SqlScripts(database), blobs, images, settings)
+        disk = DiskSpace(settings)
+        scripts = ScriptService(SqlScripts(database), blobs, images, settings, disk)
         job_store, nodes, changes = SqlJobs(database), SqlNodes(database), Changes()
         jobs = JobService(
             job_store,
@@ -67,6 +69,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             changes,
             settings,
             lambda: nodes.largest_lately(settings.lease_seconds),
+            disk,
         )
         keys = SqlKeys(database)
         async with polling(changes, job_store.states, keys.revoked_since, settings.data_dir):
@@ -82,6 +85,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 keys=keys,
                 nodes=nodes,
                 changes=changes,
+                disk=disk,
             )
     finally:
         await database.close()

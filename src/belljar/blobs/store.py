@@ -10,14 +10,17 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
+from belljar.blobs.folders import Extent, remove_empty, remove_folders
 from belljar.data_dir import private_folder
 from belljar.errors import BelljarError, DiskFull, HostError, NotFound
 from belljar.settings import Settings
@@ -34,6 +37,21 @@ _STAGED = re.compile(r".+#\d+\Z")
 _STAGED_MAX_AGE_SECONDS = 3600
 #: Linux's ENOSPC and EDQUOT, as the store's library spells them in its messages.
 _FULL = ("os error 28)", "os error 122)")
+
+
+#: Entries of a page of a listing.
+_PAGE = 500
+#: Requests to an object store at once, of one caller.
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """What a listing tells of a blob; the time is the store's."""
+
+    name: str
+    size_bytes: int
+    modified_at: datetime
 
 
 class Blobs:
@@ -99,13 +117,62 @@ class Blobs:
         except NotFound:
             return
 
-    async def delete_prefix(self, prefix: str) -> None:
+    async def delete_prefix(self, prefix: str) -> Extent:
         """Remove all blobs below this folder of names (`jobs/ID/`; `jobs/I` does not match `jobs/ID/log`)."""
-        prefix = prefix.rstrip("/")
+        return await self.delete_prefixes([prefix])
+
+    async def delete_prefixes(self, prefixes: Collection[str]) -> Extent:
+        """Remove all blobs below these folders of names, and the folders; returns what was removed.
+
+        Does not hold up the event loop, however many there are. What is gone already is no error. Raises HostError;
+        then some of it may be left, and calling again removes the rest.
+        """
+        names = [prefix.rstrip("/") for prefix in prefixes]
+        for name in names:
+            _check(name)
+        if self._folder is not None:
+            folders = [self._folder / name for name in names]
+            with self._errors("blobs"):
+                return await asyncio.to_thread(remove_folders, folders, self._folder)
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def remove(name: str) -> Extent:
+            async with gate:
+                return await self._delete_listed(name)
+
+        found = await asyncio.gather(*(remove(name) for name in names))
+        return Extent(sum(each.count for each in found), sum(each.size_bytes for each in found))
+
+    async def _delete_listed(self, prefix: str) -> Extent:
+        count = size_bytes = 0
+        async for page in self.pages(prefix):
+            await self.delete_all([info.name for info in page])
+            count += len(page)
+            size_bytes += sum(info.size_bytes for info in page)
+        return Extent(count, size_bytes)
+
+    async def pages(self, prefix: str) -> AsyncIterator[list[BlobInfo]]:
+        """Every blob below this folder of names, a bounded page at a time, in no order. Raises HostError."""
         _check(prefix)
         with self._errors(prefix):
-            async for found in obstore.list(self._store, prefix=prefix, chunk_size=500):
-                await self._delete_all([meta["path"] for meta in found])
+            async for found in obstore.list(self._store, prefix=prefix, chunk_size=_PAGE):
+                yield [BlobInfo(meta["path"], meta["size"], meta["last_modified"]) for meta in found]
+
+    async def extent(self, prefixes: Collection[str]) -> Extent:
+        """How many blobs there are below these folders of names, and their bytes. Raises HostError."""
+        count = size_bytes = 0
+        for prefix in prefixes:
+            async for page in self.pages(prefix.rstrip("/")):
+                count += len(page)
+                size_bytes += sum(info.size_bytes for info in page)
+        return Extent(count, size_bytes)
+
+    async def remove_empty_folders(self, min_age_seconds: float) -> int:
+        """Remove folders of a local folder that hold nothing and have not changed lately; returns how many."""
+        if self._folder is None:
+            return 0
+        with self._errors("blobs"):
+            return await asyncio.to_thread(remove_empty, self._folder, time.time() - min_age_seconds)
 
     def local_path(self, name: str) -> Path | None:
         """The file itself when blobs are a local folder and the blob is there, else None. Not to be written to."""
@@ -125,7 +192,14 @@ class Blobs:
             path.unlink(missing_ok=True)
         return len(stale)
 
-    async def _delete_all(self, names: list[str]) -> None:
+    async def delete_all(self, names: list[str]) -> None:
+        """Remove these blobs; those that are gone already are no error. Raises HostError."""
+        for name in names:
+            _check(name)
+        with self._errors("blobs"):
+            await self._delete_batch(names)
+
+    async def _delete_batch(self, names: list[str]) -> None:
         try:
             await obstore.delete_async(self._store, names)
         except FileNotFoundError:  # somebody else deletes too; the rest of the batch may still be there

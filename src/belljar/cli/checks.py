@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +15,7 @@ from belljar.cli.check import Level, either
 from belljar.cli.host_checks import check_host_setup
 from belljar.cli.machine_checks import check_machines
 from belljar.cli.printing import print_json, printable
+from belljar.disk_space import DiskSpace
 from belljar.executables import find_executable
 from belljar.images.catalog import Images
 from belljar.machines.cgroup import CONTROLLERS, find_hierarchies
@@ -45,6 +46,7 @@ async def _checks(settings: Settings) -> AsyncIterator[Check]:
 
     async for check in check_networks(settings):
         yield check
+    yield await asyncio.to_thread(_stored, settings)
     images = Images(settings.data_dir).list()
     if images:
         yield Check("image", "ok", ", ".join(image.name for image in images))
@@ -106,16 +108,34 @@ def _room(settings: Settings) -> Iterator[Check]:
         folder = folder.parent
     if not os.access(folder, os.W_OK):
         yield Check("data folder", "fail", f"{folder} cannot be written", "set --data-dir to a folder of yours")
-    free_mb = shutil.disk_usage(folder).free >> 20
-    yield either(
-        "disk", free_mb >= _LEAST_DISK_MB, f"{free_mb} MB free in {folder}", f"{free_mb} MB free in {folder}",
-        fix="free some space",
-    )  # fmt: skip
+    yield from _disk(settings)
     memory_mb = host_memory_mb()
     yield either(
         "memory", memory_mb >= _LEAST_MEMORY_MB, f"{memory_mb} MB", f"{memory_mb} MB",
         fix="jobs of 256 MB fit three at a time",
     )  # fmt: skip
+
+
+def _disk(settings: Settings) -> Iterator[Check]:
+    for space in DiskSpace(settings).look():
+        free_mb = space.free_bytes >> 20
+        found = f"{free_mb} MB and {space.free_inodes} files free in {space.folder}"
+        if space.is_low():
+            advice = "free some space, or delete what is past its retention period: belljar gc"
+            yield Check("disk", "fail", f"{found}: {space.sentence()}", advice, "no new jobs and uploads are taken")
+        else:
+            yield either("disk", free_mb >= _LEAST_DISK_MB, found, found, fix="free some space")
+
+
+def _stored(settings: Settings) -> Check:
+    """What the data folder holds, by kind."""
+    from belljar.maintenance.sizes import measure_sizes
+
+    sizes = measure_sizes(settings)
+    kinds = {kind: extent for kind, extent in sizes.kinds.items() if extent.count}
+    words = [f"{kind} {extent.size_bytes / 1e6:.1f} MB ({extent.count} files)" for kind, extent in kinds.items()]
+    total = f"{'' if sizes.complete else 'at least '}{sizes.total.size_bytes / 1e6:.1f} MB"
+    return Check("stored", "ok", f"{total}: {', '.join(words)}" if words else "nothing yet")
 
 
 def print_checks(checks: list[Check], *, as_json: bool) -> None:

@@ -20,12 +20,14 @@ from belljar.api.descriptors import raise_descriptor_limit
 from belljar.api.memory import return_large_blocks
 from belljar.api.server import Server
 from belljar.api.services import Services, open_services
+from belljar.background import supervise
 from belljar.cli.printing import tell
 from belljar.cli.signals import heeded
 from belljar.data_dir import private_file, private_folder, serving, unusable
 from belljar.errors import HostError, InvalidOption
 from belljar.local import address_path, admin_key_path, is_loopback
 from belljar.machines.choose import Chooser
+from belljar.maintenance.schedule import Maintenance
 from belljar.settings import Settings
 from belljar.worker.capacity import Capacity
 from belljar.worker.node import node_name
@@ -61,8 +63,10 @@ async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
             server = _server(services, url)
             async with asyncio.TaskGroup() as group:
                 work = group.create_task(_worker(services, name).run()) if name is not None else None
+                cleaning = group.create_task(supervise("maintenance", _maintenance(services).run))
                 _stop_on_signals(server)
                 await server.serve(sockets=[listener])
+                cleaning.cancel()
                 if work is not None:
                     work.cancel()
 
@@ -80,8 +84,13 @@ async def work_until_stopped(settings: Settings) -> None:
                 await work
 
 
+def _maintenance(services: Services) -> Maintenance:
+    return Maintenance(services.settings, services.database, services.blobs)
+
+
 def _worker(services: Services, name: str) -> Worker:
     capacity = Capacity.of_host(services.settings)
+    capacity.disk = services.disk
     rooms = WorkerRooms(
         settings=services.settings,
         claims=services.claims,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from belljar.data_dir import private_folder
+from belljar.disk_space import DiskSpace
 from belljar.errors import DataFolderError, DiskFull, HostError
 from belljar.guest.binary import agent_binary
 from belljar.guest.programs import prefork_programs, programs_in_root
@@ -49,6 +50,8 @@ from belljar.images.rootfs import FORMAT, build_root
 from belljar.settings import Settings
 
 _KERNEL_PACKAGE = "linux-image-cloud-{}"
+#: Disk that making a part takes at least, with what it is made from; checked before it begins.
+_NEEDED_BYTES = {"kernel": 150 << 20, "initramfs": 32 << 20, "root": 100 << 20}
 _KERNEL_PATTERN = r"linux-image-\d.*"
 
 #: Debian's own, which needs no compiler, or one that is compiled for machines.
@@ -221,6 +224,7 @@ class Build:
         known = self._made(kind, inputs)
         if known is not None and not self._refresh:
             return known
+        DiskSpace(self._settings).require_room(_NEEDED_BYTES[kind], f"making the {kind} of an image")
         made = self.work / kind
         origin = await make(made)
         digest = await asyncio.to_thread(_digest, made)

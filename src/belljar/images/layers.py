@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from belljar.disk_space import DiskSpace
 from belljar.errors import ImageBuildError, LayerBuildError
 from belljar.images.manifest import Value
 from belljar.images.oci.unpack import Found, Order, OrderedLayer
@@ -107,6 +108,7 @@ class Layers:
         #: Scripts' disks with a layer behind the script.
         self._laid = self.folder / "laid"
         self._logs = settings.data_dir / "cache" / "logs"
+        self._space = DiskSpace(settings)
         self._max_bytes = settings.layer_disk_mb * _MB
         self._max_layer_bytes = settings.max_layer_mb * _MB
 
@@ -154,6 +156,7 @@ class Layers:
         digest = lock.digest(sha256)
         disk = self.folder / f"{digest}.erofs"
         if not disk.exists():
+            self._space.require_room(2 * archive.stat().st_size, "unpacking and packing what was installed")
             packed = await self._pack(archive, sha256, work)
             packed.chmod(0o444)
             packed.replace(disk)

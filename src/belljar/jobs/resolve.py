@@ -30,6 +30,8 @@ class Largest:
 
     vcpus: int
     memory_mb: int
+    #: The largest scratch disk; None: not known.
+    disk_mb: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,20 +172,25 @@ def _at_most(option: str, value: float, limit: float, setting: str) -> None:
 
 def _fits(resources: Resources, largest: Collection[Largest]) -> None:
     """Raises InvalidOption unless one of the nodes has room for all of it."""
-    if not largest or any(resources.vcpus <= one.vcpus and resources.memory_mb <= one.memory_mb for one in largest):
+    wide = [one for one in largest if resources.vcpus <= one.vcpus]
+    roomy = [one for one in wide if resources.memory_mb <= one.memory_mb]
+    if not largest or any(one.disk_mb is None or (resources.disk_mb or 0) <= one.disk_mb for one in roomy):
         return
-    for option in ("vcpus", "memory_mb"):
-        value, limit = getattr(resources, option), max(getattr(one, option) for one in largest)
-        if value > limit:
+    for option in ("vcpus", "memory_mb", "disk_mb"):
+        value, limits = getattr(resources, option) or 0, [getattr(one, option) for one in largest]
+        if None not in limits and value > max(limits):
             raise InvalidOption(
-                f"{option} is {value}, and no node here could ever run that: the largest has {limit}",
+                f"{option} is {value}, and no node here could ever run that: the largest has {max(limits)}",
                 option=option,
-                limit=limit,
+                limit=max(limits),
             )
-    limit = max(one.memory_mb for one in largest if one.vcpus >= resources.vcpus)
+    option, nodes, others = "memory_mb", wide, f"{resources.vcpus} vcpus"
+    if roomy:
+        option, nodes, others = "disk_mb", roomy, f"{resources.vcpus} vcpus and {resources.memory_mb} MB of memory"
+    limit = max(getattr(one, option) for one in nodes)
     raise InvalidOption(
-        f"memory_mb is {resources.memory_mb}, and no node here could ever run that with {resources.vcpus} vcpus: the "
+        f"{option} is {getattr(resources, option)}, and no node here could ever run that with {others}: the "
         f"largest that has so many has {limit}",
-        option="memory_mb",
+        option=option,
         limit=limit,
     )

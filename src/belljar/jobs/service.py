@@ -12,6 +12,7 @@ from typing import Protocol
 import structlog
 
 from belljar.blobs.store import Blobs
+from belljar.disk_space import DiskSpace
 from belljar.errors import Conflict, NotFound
 from belljar.images.manifest import Image
 from belljar.jobs.blob_names import stdin_blob
@@ -80,6 +81,7 @@ class JobService:
         changes: Changes,
         settings: Settings,
         largest: Callable[[], Awaitable[Collection[Largest]]],
+        disk: DiskSpace | None = None,
     ) -> None:
         self._store = store
         self._scripts = scripts
@@ -88,12 +90,13 @@ class JobService:
         self._changes = changes
         self._settings = settings
         self._largest = largest
+        self._disk = disk or DiskSpace(settings)
 
     async def submit(self, project: str, request: JobRequest) -> Job:
         """Queue a job; with the idempotency key of an earlier one, return that if it was the same request.
 
         Raises NotFound (script), Conflict (idempotency key), InvalidOption, UnknownImage, UnknownLanguage,
-        InvalidScript, …
+        InvalidScript, DiskFull, …
         """
         fingerprint = None
         if request.idempotency_key is not None:
@@ -101,6 +104,7 @@ class JobService:
             first = await self._store.by_key(project, request.idempotency_key)
             if first is not None:
                 return _same_request(first, fingerprint)
+        self._disk.require()
         if request.image is not None:
             self._images.get(request.image)  # before anything is kept
         script = await self._script(project, request)

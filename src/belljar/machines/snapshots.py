@@ -19,6 +19,7 @@ from pathlib import Path
 
 import structlog
 
+from belljar.disk_space import MB, DiskSpace
 from belljar.errors import MachineError
 from belljar.images.manifest import Image
 from belljar.machines.boot import NoClock
@@ -33,6 +34,8 @@ log = structlog.get_logger()
 
 FORMAT = 1
 _NOTE = "snapshot.json"
+#: How much of its memory a machine has written when it is frozen, at most as a rule: the file is sparse.
+_WRITTEN_SHARE = 0.5
 _SHOWN = ("image", "digest", "shape", "hypervisor", "accelerator", "created_at")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -105,6 +108,7 @@ class Snapshots:
             found = self.find(key)
             if found is not None:
                 return found
+            DiskSpace(self._settings).require_room(int(shape.memory_mb * _WRITTEN_SHARE * MB), "a snapshot")
             started = time.monotonic()
             partial = self.folder / f"{key}.partial"
             self._remove(partial)

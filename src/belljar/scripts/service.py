@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 from belljar.blobs.store import Blobs
+from belljar.disk_space import DiskSpace
 from belljar.errors import NotFound
 from belljar.images.manifest import Language
 from belljar.scripts.disks import ScriptDisks, disk_blob
@@ -23,6 +25,7 @@ from belljar.scripts.limits import UploadLimits
 from belljar.scripts.model import Script
 from belljar.scripts.pack import pack_tree
 from belljar.scripts.prepare import Unpacked, Wish, unpack_files, unpack_source
+from belljar.scripts.script_lock import script_lock
 from belljar.scripts.uploads import receive, upload_folder
 from belljar.settings import Settings
 
@@ -58,12 +61,20 @@ class Languages(Protocol):
 class ScriptService:
     """What the API and the command line do with scripts."""
 
-    def __init__(self, store: ScriptStore, blobs: Blobs, images: Languages, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: ScriptStore,
+        blobs: Blobs,
+        images: Languages,
+        settings: Settings,
+        disk: DiskSpace | None = None,
+    ) -> None:
         self._store = store
         self._blobs = blobs
         self._images = images
         self._data_dir = settings.data_dir
         self._limits = UploadLimits.of(settings)
+        self._disk = disk or DiskSpace(settings)
         self._disks = ScriptDisks(blobs, settings.data_dir / "cache" / "scripts")
         #: One at a time for each id: nobody deletes a disk between another's finding it there and naming it.
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -81,6 +92,7 @@ class ScriptService:
 
         Raises TooLarge while it streams, InvalidScript, UnknownLanguage, DiskFull, MissingTool.
         """
+        self._disk.require()
         wish = Wish(filename=filename, language=language, entrypoint=entrypoint)
         languages = self._images.languages()
         async with upload_folder(self._data_dir) as work:
@@ -97,6 +109,7 @@ class ScriptService:
         entrypoint: str | None = None,
     ) -> Script:
         """Keep a script of texts by path. Raises as `upload`."""
+        self._disk.require()
         wish = Wish(filename="", language=language, entrypoint=entrypoint)
         languages = self._images.languages()
         async with upload_folder(self._data_dir) as work:
@@ -156,8 +169,10 @@ class ScriptService:
         await pack_tree(unpacked.tree, disk)
         await self._blobs.put_file(disk_blob(unpacked.id), disk, durable=True)
 
-    def _changing_one(self, script_id: str) -> asyncio.Lock:
-        return self._changing.setdefault(script_id, asyncio.Lock())
+    @asynccontextmanager
+    async def _changing_one(self, script_id: str) -> AsyncIterator[None]:
+        async with self._changing.setdefault(script_id, asyncio.Lock()), script_lock(self._data_dir, script_id):
+            yield
 
 
 def _missing(script_id: str) -> NotFound:

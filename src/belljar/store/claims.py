@@ -64,6 +64,7 @@ class SqlClaims:
         expected: bool = False,
         largest: Largest | None = None,
         images: Collection[str] | None = None,
+        disk_mb: int | None = None,
     ) -> Job | None:
         """Take the next queued job: by priority, then by age. None when there is none, or no room for it yet.
 
@@ -72,15 +73,20 @@ class SqlClaims:
         The first of the others is the next, and nothing behind it is taken before it: what it waits for is kept free,
         or a stream of smaller jobs could keep it waiting for ever.
 
-        `expected`: there is likely to be one, and it need not be looked for first.
+        `disk_mb` is the largest scratch disk that there is room for; None: any. `expected`: there is likely to be one,
+        and it need not be looked for first.
         """
-        most = largest or Largest(vcpus=vcpus, memory_mb=memory_mb)
+        most = largest or Largest(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb)
         possible: list[Any] = [QUEUED, jobs.c.vcpus <= most.vcpus, jobs.c.memory_mb <= most.memory_mb]
+        if most.disk_mb is not None:
+            possible.append(jobs.c.disk_mb <= most.disk_mb)
         if images is not None:
             possible.append(jobs.c.image_digest.is_(None) | jobs.c.image_digest.in_(sorted(images)))
         # One index, ix_jobs_queue, in its own order.
         first = select(jobs.c.id).where(*possible).order_by(jobs.c.priority.desc(), jobs.c.id).limit(1)
-        fits = (jobs.c.id == first.scalar_subquery(), jobs.c.vcpus <= vcpus, jobs.c.memory_mb <= memory_mb)
+        fits = [jobs.c.id == first.scalar_subquery(), jobs.c.vcpus <= vcpus, jobs.c.memory_mb <= memory_mb]
+        if disk_mb is not None:
+            fits.append(jobs.c.disk_mb <= disk_mb)
         look = select(jobs.c.id).where(*fits)
         if not expected and await self._database.reading(lambda connection: connection.execute(look).first()) is None:
             return None  # an idle worker takes no write lock

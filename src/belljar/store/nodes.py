@@ -37,6 +37,8 @@ class Node(BaseModel):
     largest_memory_mb: int
     vcpus_free: int
     memory_free_mb: int
+    #: The largest scratch disk that there would be room for if nothing ran there; None: not known.
+    largest_disk_mb: int | None = None
     running_jobs: int
     #: Clones of snapshots that wait for jobs, and the memory they take.
     waiting_clones: int = 0
@@ -87,9 +89,10 @@ class SqlNodes:
 
     async def largest(self, silent_after_seconds: float) -> tuple[Largest, ...]:
         """The largest machines that each living node could run; none when there is no living node."""
-        query = select(nodes.c.vcpus, nodes.c.memory_mb).where(_living(silent_after_seconds)).distinct()
+        disk_mb = nodes.c.facts["largest_disk_mb"].as_integer()
+        query = select(nodes.c.vcpus, nodes.c.memory_mb, disk_mb).where(_living(silent_after_seconds)).distinct()
         rows = await self._database.reading(lambda connection: connection.execute(query).all())
-        return tuple(Largest(vcpus=row.vcpus, memory_mb=row.memory_mb) for row in rows)
+        return tuple(Largest(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb) for vcpus, memory_mb, disk_mb in rows)
 
     async def images(self, silent_after_seconds: float) -> set[str] | None:
         """Digests of the images that living nodes have; None when there is none, or one that did not tell."""

@@ -58,6 +58,7 @@ def values_of(job: Job) -> dict[str, Any]:
         **columns,
         "vcpus": resources.vcpus,
         "memory_mb": resources.memory_mb,
+        "disk_mb": resources.disk_mb or 0,
         "image_digest": job.image_digest,
         "asked": asked,
         "found": found_of(job),

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 #: The newest migration; a database at this version is opened without loading Alembic.
-HEAD = "0003"
+HEAD = "0004"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -71,9 +71,14 @@ scripts = Table(
     Column("file_count", Integer, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("dependencies", JSON(none_as_null=True)),
+    #: When it was last uploaded again, or when the last job of it that is gone was submitted. None: not since it was
+    #: created.
+    Column("used_at", UtcTime),
     Index("ix_scripts_id", "id"),
     Index("ix_scripts_newest", "project", "created_at", "id"),
 )
+
+_ENDED = text("finished_at IS NOT NULL")
 
 jobs = Table(
     "jobs",
@@ -87,6 +92,8 @@ jobs = Table(
     Column("priority", Integer, nullable=False),
     Column("vcpus", Integer, nullable=False),
     Column("memory_mb", Integer, nullable=False),
+    #: Size of the scratch disk; 0: none.
+    Column("disk_mb", Integer, nullable=False, server_default=text("0")),
     Column("created_at", UtcTime, nullable=False),
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),
@@ -108,6 +115,7 @@ jobs = Table(
         "id",
         "vcpus",
         "memory_mb",
+        "disk_mb",
         "image_digest",
         "status",
         sqlite_where=QUEUED,
@@ -120,6 +128,8 @@ jobs = Table(
     Index("ix_jobs_project", "project", "id"),
     Index("ix_jobs_status", "project", "status", "id"),
     Index("ix_jobs_script", "script_id", "id"),
+    # Retention reads the ended jobs of one status, those that ended first.
+    Index("ix_jobs_ended", "status", "finished_at", sqlite_where=_ENDED, postgresql_where=_ENDED),
 )
 
 job_labels = Table(
@@ -176,4 +186,29 @@ nodes = Table(
     Column("vcpus", Integer, nullable=False),
     Column("memory_mb", Integer, nullable=False),
     Column("facts", JSON, nullable=False),
+)
+
+#: Jobs whose rows are gone and whose blobs are being deleted.
+removed_jobs = Table(
+    "removed_jobs",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("removed_at", UtcTime, nullable=False),
+)
+
+#: What each maintenance service has done, and how far it has come.
+maintenance = Table(
+    "maintenance",
+    metadata,
+    Column("service", String, primary_key=True),
+    Column("first_run_at", UtcTime, nullable=False),
+    Column("last_run_at", UtcTime, nullable=False),
+    Column("last_success_at", UtcTime),
+    Column("removed_count", BigInteger, nullable=False),
+    Column("removed_bytes", BigInteger, nullable=False),
+    Column("failures", BigInteger, nullable=False),
+    #: Why the last run failed; None when it did not.
+    Column("error", String),
+    #: Everything that ended before this moment has been seen to.
+    Column("done_until", UtcTime),
 )

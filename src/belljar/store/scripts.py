@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, bindparam, exists, or_, select
@@ -12,6 +13,8 @@ from belljar.store.cursor import decode, encode
 from belljar.store.database import Database
 from belljar.store.schema import AWAITED, jobs, scripts
 
+#: A use is not noted again before this time has passed: periods are counted in days.
+_USED_LATELY = timedelta(hours=1)
 #: Made once: each submitted job looks its script up.
 _ONE = select(scripts).where(scripts.c.project == bindparam("in_project"), scripts.c.id == bindparam("of_id"))
 
@@ -23,9 +26,11 @@ class SqlScripts:
         self._database = database
 
     async def add(self, script: Script) -> Script:
-        there = await self.get(script.project, script.id)
-        if there is not None and there.dependencies == script.dependencies:
-            return there
+        which = {"in_project": script.project, "of_id": script.id}
+        there = await self._database.reading(lambda connection: connection.execute(_ONE, which).one_or_none())
+        if there is not None and _script(there).dependencies == script.dependencies:
+            await self._note_use(there)
+            return _script(there)
         values = script.model_dump() | {"dependencies": _dependencies(script)}
         # Of a script that an older belljar took it is not known yet; of any other it is the same.
         query = insert(scripts).values(values)
@@ -35,9 +40,18 @@ class SqlScripts:
 
         def add(connection: Connection) -> Script:
             connection.execute(query)
-            return _script(connection.execute(_ONE, {"in_project": script.project, "of_id": script.id}).one())
+            return _script(connection.execute(_ONE, which).one())
 
         return await self._database.writing(add)
+
+    async def _note_use(self, row: Row[Any]) -> None:
+        """Whoever uploads a script again means to use it: then it is kept as if it were new."""
+        now = datetime.now(UTC)
+        if now - (row.used_at or row.created_at) < _USED_LATELY:
+            return
+        this = (scripts.c.project == row.project) & (scripts.c.id == row.id)
+        query = scripts.update().where(this).values(used_at=now)
+        await self._database.writing(lambda connection: connection.execute(query))
 
     async def get(self, project: str, script_id: str) -> Script | None:
         which = {"in_project": project, "of_id": script_id}
@@ -85,4 +99,4 @@ def _dependencies(script: Script) -> Any:
 
 
 def _script(row: Row[Any]) -> Script:
-    return Script(**row._mapping)
+    return Script(**{name: row._mapping[name] for name in Script.model_fields})

@@ -56,6 +56,7 @@ class Heartbeat:
             largest_memory_mb=capacity.largest().memory_mb,
             vcpus_free=vcpus_free,
             memory_free_mb=memory_free_mb,
+            largest_disk_mb=capacity.largest().disk_mb,
             running_jobs=self._running_jobs(),
             images=tuple(sorted(self._rooms.images.digests())),
             waiting_clones=sum(pool.counts().values()) if pool is not None else 0,

@@ -29,7 +29,7 @@ from belljar.machines.shapes import fitted
 from belljar.machines.supply import Ready
 from belljar.machines.usage import resident_mb
 from belljar.worker.attempt import AttemptEnd, Stop, run_attempt
-from belljar.worker.capacity import Capacity
+from belljar.worker.capacity import Capacity, output_mb
 from belljar.worker.heartbeat import Heartbeat
 from belljar.worker.installing import Installer, Wanted
 from belljar.worker.job_logs import JobLogs
@@ -131,13 +131,15 @@ class Worker:
         """The next job that fits, held by this worker. Raises HostError."""
         loop = asyncio.get_running_loop()
         vcpus, memory_mb = self.capacity.free()
-        if not (vcpus and memory_mb):
+        disk_mb = self.capacity.free_disk_mb()
+        if not (vcpus and memory_mb) or disk_mb is None:
             return None
         seconds, asked_at = self._rooms.settings.lease_seconds, loop.time()
         job = await self._rooms.claims.claim(
             self.id,
             vcpus=vcpus,
             memory_mb=memory_mb,
+            disk_mb=disk_mb,
             lease_seconds=seconds,
             expected=expected,
             largest=self.capacity.largest(),
@@ -146,7 +148,7 @@ class Worker:
         if job is None:
             return None
         running = Running(job, Lease(asked_at, seconds))
-        self.capacity.hold(running.holder, job.resources)
+        self.capacity.hold(running.holder, job.resources, output_mb(job, self._rooms.settings))
         self._running[running.holder] = running
         return running
 

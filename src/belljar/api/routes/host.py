@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -13,10 +16,13 @@ from prometheus_client.process_collector import ProcessCollector
 
 from belljar import __version__
 from belljar.api.asked import Admin, Asked, Caller
+from belljar.api.problems import problem
 from belljar.counters import DESCRIPTIONS, all_counts
-from belljar.errors import HostError
+from belljar.disk_space import DiskSpace
+from belljar.errors import DiskFull, HostError
 from belljar.images.catalog import summary
 from belljar.jobs.states import Status
+from belljar.store.maintenance import ServiceRun, SqlMaintenance
 
 router = APIRouter(tags=["host"])
 
@@ -45,11 +51,15 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok", "version": __version__}
 
 
-@router.get("/readyz")
-async def readyz(services: Asked) -> dict[str, str]:
-    """The database answers and a worker is there. 503 otherwise."""
+@router.get("/readyz", response_model=dict[str, str])
+async def readyz(services: Asked) -> dict[str, str] | Response:
+    """The database answers, a worker is there, and there is disk for new work. 503 otherwise."""
     if not await services.nodes.largest(services.node_silence_seconds):
         raise HostError("no worker has been heard of lately; is one running?")
+    short = services.disk.low()
+    if short is not None:
+        detail = f"too little disk space is left for new work: {short.sentence()}"
+        return problem(HTTPStatus.SERVICE_UNAVAILABLE, DiskFull.code, detail)
     return {"status": "ok"}
 
 
@@ -70,6 +80,8 @@ async def metrics(services: Asked, _admin: Admin) -> Response:
         waiting.labels(node.id).set(node.waiting_clones)
         free.labels(node.id).set(node.memory_free_mb)
         running.labels(node.id).set(node.running_jobs)
+    _add_disk(registry, services.disk)
+    _add_maintenance(registry, await SqlMaintenance(services.database).runs())
     _add_counters(registry)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -81,3 +93,37 @@ def _add_counters(registry: CollectorRegistry) -> None:
         counter = Counter(name, DESCRIPTIONS[name], labels, registry=registry)
         for values, number in counts.items():
             (counter.labels(**dict(values)) if values else counter).inc(number)
+
+
+def _add_disk(registry: CollectorRegistry, disk: DiskSpace) -> None:
+    """What is left of the file systems that this process writes to."""
+    low = Gauge("belljar_disk_low", "1 while no new work is taken for want of disk space.", registry=registry)
+    low.set(disk.low() is not None)
+    names = {
+        "free_bytes": "Free disk.",
+        "total_bytes": "Size of the disk.",
+        "reserve_bytes": "Free disk below which no new work is taken.",
+        "free_inodes": "Files that can still be made.",
+        "reserve_inodes": "Number of those below which no new work is taken.",
+    }
+    with contextlib.suppress(OSError):  # a file system that does not answer
+        found = disk.look()
+        for name, text in names.items():
+            gauge = Gauge(f"belljar_disk_{name}", text, ["folder"], registry=registry)
+            for space in found:
+                gauge.labels(space.folder.name).set(getattr(space, name))
+
+
+def _add_maintenance(registry: CollectorRegistry, runs: Mapping[str, ServiceRun]) -> None:
+    """What was removed since this database was made, whichever process did it."""
+    removed = Counter("belljar_maintenance_removed", "Things removed.", ["service"], registry=registry)
+    size = Counter("belljar_maintenance_removed_bytes", "Bytes of what was removed.", ["service"], registry=registry)
+    failures = Counter("belljar_maintenance_failures", "Runs that failed.", ["service"], registry=registry)
+    text = "When the service last ran without a failure."
+    success = Gauge("belljar_maintenance_last_success_timestamp_seconds", text, ["service"], registry=registry)
+    for name, run in runs.items():
+        removed.labels(name).inc(run.removed_count)
+        size.labels(name).inc(run.removed_bytes)
+        failures.labels(name).inc(run.failures)
+        if run.last_success_at is not None:
+            success.labels(name).set(run.last_success_at.timestamp())

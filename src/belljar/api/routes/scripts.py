@@ -42,6 +42,7 @@ _UPLOAD = {
 @router.post("", status_code=201, openapi_extra=_UPLOAD)
 async def upload_script(request: Request, services: Asked, project: Project) -> dict[str, Any]:
     """Keep a script: a file or an archive. The same content gives the same `script_id`."""
+    services.disk.require()  # before the body is received
     if not is_form(request.headers.get("content-type", "")):
         raise InvalidRequest("send the script as multipart/form-data: curl -F script=@FILE")
     async with received_form(request) as form:

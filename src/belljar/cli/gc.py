@@ -1,0 +1,87 @@
+"""`belljar gc`: remove now what is past its retention period, as a server does by itself; beside a running one too."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from belljar.cli import options
+from belljar.cli.failure import Failed
+from belljar.cli.printing import complain, print_json, print_table
+
+if TYPE_CHECKING:
+    from belljar.maintenance.schedule import Outcome
+    from belljar.settings import Settings
+
+_WAIT_SECONDS = 60.0
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Remove what is past its retention period: ended jobs, unused scripts, old snapshots, caches and leftovers."""
+    from belljar.cli.logging import start_logging
+    from belljar.settings import load_settings
+
+    settings = load_settings(data_dir=data_dir)
+    start_logging(settings, "error")
+    outcomes = asyncio.run(_collect(settings, dry_run=dry_run))
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if as_json:
+        print_json(_report(outcomes, dry_run=dry_run))
+    else:
+        _print(outcomes, dry_run=dry_run)
+    for outcome in failed:
+        complain(f"{outcome.service}: {outcome.error}")
+    if failed:
+        raise Failed(1)
+
+
+async def _collect(settings: Settings, *, dry_run: bool) -> list[Outcome]:
+    from belljar.blobs.store import open_blobs
+    from belljar.cli.printing import Lines
+    from belljar.maintenance.schedule import Maintenance
+    from belljar.store.opening import open_database
+
+    database = await open_database(settings)
+    try:
+        maintenance, lines, outcomes = Maintenance(settings, database, open_blobs(settings)), Lines(), []
+        async with maintenance.alone(_WAIT_SECONDS):
+            async for outcome in maintenance.run_once(dry_run=dry_run):
+                outcomes.append(outcome)
+                if outcome.result.removed.count:
+                    lines.step(f"{outcome.service}: {outcome.result.removed.count}")
+        return outcomes
+    finally:
+        await database.close()
+
+
+def _report(outcomes: list[Outcome], *, dry_run: bool) -> dict[str, Any]:
+    kinds = [
+        {
+            "kind": outcome.service,
+            "count": outcome.result.removed.count,
+            "bytes": outcome.result.removed.size_bytes,
+            "findings": list(outcome.result.findings),
+            "error": str(outcome.error) if outcome.error is not None else None,
+        }
+        for outcome in outcomes
+    ]
+    total = sum(outcome.result.removed.size_bytes for outcome in outcomes)
+    return {"dry_run": dry_run, "removed": kinds, "total_bytes": total}
+
+
+def _print(outcomes: list[Outcome], *, dry_run: bool) -> None:
+    removed = [(each.service, each.result.removed) for each in outcomes if each.result.removed.count]
+    print_table(
+        ("KIND", "COUNT", "MB"), [(kind, extent.count, f"{extent.size_bytes / 1e6:.1f}") for kind, extent in removed]
+    )
+    total = sum(extent.size_bytes for _, extent in removed)
+    print(f"{total / 1e6:.1f} MB {'would be removed' if dry_run else 'removed'}")
+    for outcome in outcomes:
+        for finding in outcome.result.findings:
+            complain(f"{outcome.service}: {finding}")
