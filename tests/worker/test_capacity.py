@@ -101,6 +101,23 @@ async def test_one_that_is_cancelled_while_it_waits_holds_nothing_and_lets_other
     assert capacity.jobs == 0 and capacity.free()[0] == 1
 
 
+@pytest.mark.parametrize("steps", range(6))
+async def test_one_that_is_cancelled_in_the_moment_of_its_turn_holds_nothing(steps: int) -> None:
+    capacity = room_for(1)
+
+    async def build() -> None:
+        async with capacity.held("builder", SMALL, never()):
+            await asyncio.sleep(60)
+
+    building = asyncio.create_task(build())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    building.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await building
+    assert capacity.jobs == 0
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(

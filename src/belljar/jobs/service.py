@@ -125,12 +125,15 @@ class JobService:
         """Keep the job with its standard input, which stays only where the job does."""
         if stdin:
             await self._blobs.put_bytes(stdin_blob(job.id), stdin)
-        kept = None
         try:
             kept = await self._store.insert(job, needs_script=True)
-        finally:
-            if stdin and (kept is None or kept.id != job.id):
+        except Exception:
+            if stdin:
                 await self._blobs.delete(stdin_blob(job.id))
+            raise
+        # Who is cancelled does not learn whether the job was kept: the input stays, and goes as an orphan if it was not.
+        if stdin and kept.id != job.id:
+            await self._blobs.delete(stdin_blob(job.id))
         return kept if kept.id == job.id else _same_request(kept, job.request_sha256)
 
     async def _script(self, project: str, request: JobRequest) -> Script:

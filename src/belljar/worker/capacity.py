@@ -157,9 +157,9 @@ class Capacity:
             if not waiting.admitted.is_set():
                 self._waiting.remove(waiting)
                 self._admit()
+            # Nothing is awaited from here on: who is cancelled then would keep what nobody releases.
             for task in (admitted, cancelled):
                 task.cancel()
-            await asyncio.gather(admitted, cancelled, return_exceptions=True)
         return waiting.admitted.is_set()
 
     def _admit(self) -> None:
