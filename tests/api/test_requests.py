@@ -7,11 +7,13 @@ import json
 
 import pytest
 import structlog
+from sqlalchemy import event
 
 from api.served import Served, problem, served
 from belljar.blobs.log import LogStream, LogWriter, log_path
 from belljar.errors import DamagedImage, HostError
-from belljar.jobs.model import JobError
+from belljar.jobs.blob_names import stdin_blob
+from belljar.jobs.model import JobError, JobRequest
 from belljar.jobs.states import Status
 from belljar.local import read_admin_key
 
@@ -309,3 +311,20 @@ async def test_the_description_tells_errors_keys_and_media_types(api: Served) ->
     assert list(found["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
     references = {part.split('"')[0] for part in json.dumps(found).split("#/components/schemas/")[1:]}
     assert references <= found["components"]["schemas"].keys()
+
+
+async def test_a_caller_who_leaves_while_the_job_is_written_leaves_it_whole(api: Served) -> None:
+    """The transaction goes on to its end: then the job is there, and needs its standard input."""
+    loop, services = asyncio.get_running_loop(), api.services
+    request = JobRequest(script_id=await api.upload(), stdin="text", idempotency_key="once")
+
+    def leave(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT INTO jobs "):
+            loop.call_soon_threadsafe(submitting.cancel)
+
+    event.listen(services.database._engine, "before_cursor_execute", leave)
+    submitting = asyncio.create_task(services.jobs.submit("default", request))
+    with pytest.raises(asyncio.CancelledError):
+        await submitting
+    (job,), _ = await services.jobs.list("default")
+    assert await services.blobs.get_bytes(stdin_blob(job.id)) == b"text"
