@@ -108,6 +108,14 @@ async def test_logs_that_nobody_came_back_for_become_blobs_or_go(folder: Folder)
     assert left == {waiting.id, fresh}
 
 
+async def test_a_log_that_is_more_than_its_blob_stays_for_its_worker(folder: Folder) -> None:
+    """The blob is what an earlier attempt left; the last one's log could not be brought there yet."""
+    ended = await folder.end(Status.SUCCEEDED, 1)
+    path = made(log_path(folder.path, ended.id), 1.0, b"12345678 and more")
+    await folder.sweep()
+    assert path.read_bytes() == b"12345678 and more"
+
+
 @pytest.mark.parametrize(("days", "kept"), [(8, False), (6, True)])
 async def test_nodes_are_forgotten_when_they_are_gone(folder: Folder, days: float, kept: bool) -> None:
     at = datetime.now(UTC) - timedelta(days=days)

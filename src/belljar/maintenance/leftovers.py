@@ -63,10 +63,9 @@ class LogKeeper:
         removed = Extent()
         for path in paths:
             status = known.get(path.stem)
-            if status is not None and not status.terminal:
-                continue  # it may be run again, and its log goes on
-            if status is not None and await context.blobs.size(log_blob(path.stem)) is None:
-                if not context.dry_run:
+            if status is not None:
+                # One that may be run again goes on. Beside a blob it may have more than that: its worker compares them.
+                if status.terminal and not context.dry_run and await context.blobs.size(log_blob(path.stem)) is None:
                     await keep_log(context.settings.data_dir, context.blobs, path.stem)
                 continue
             removed += Extent(1, path.stat().st_size if path.exists() else 0)
