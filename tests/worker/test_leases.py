@@ -125,6 +125,28 @@ async def test_a_script_that_ended_while_the_store_refused_is_not_run_again_by_a
     assert noted(notes) == ["ran"]
 
 
+async def test_a_script_that_ended_before_its_lease_was_lost_is_not_run_again(bed: Bed, tmp_path: Path) -> None:
+    """Its end cannot be written for longer than a lease, by a worker that lives and looks for silent ones."""
+    notes = tmp_path / "notes"
+    artifact = bed.faults.hang("blobs.put_file", times=1)
+    bed.faults.refuse("claims.finish")
+    job = await bed.submit(f"echo ran >> {notes}; echo made > out.txt; exit 5", artifacts=("*.txt",))
+    async with bed.working(), asyncio.timeout(60):
+        while not artifact.met:
+            await asyncio.sleep(0.01)
+        renewals = bed.faults.refuse("claims.renew")
+        while not bed.faults.calls["claims.finish"]:
+            await asyncio.sleep(0.01)
+        renewals.left = 0
+        looked = bed.faults.calls["claims.expire"]
+        while bed.faults.calls["claims.expire"] < looked + 5:
+            await asyncio.sleep(0.01)
+        bed.faults.clear()
+        found = await bed.ended(job)
+    assert (found.status, found.exit_code, found.attempt) == (Status.FAILED, 5, 1)
+    assert noted(notes) == ["ran"]
+
+
 async def test_two_workers_on_one_queue_run_each_job_once(agent: Path, tmp_path: Path) -> None:
     async with opened_bed(tmp_path / "data", agent) as bed:
         jobs = [await bed.submit(f"echo {number} >> {tmp_path}/notes") for number in range(30)]

@@ -43,10 +43,14 @@ class Lease:
             self._timeout.reschedule(asyncio.get_running_loop().time())
 
     def release(self) -> None:
-        """The machine is ended: what is left to do is guarded by the store, and is not stopped."""
+        """The machine is ended: what is left to do is guarded by the store, and is not stopped.
+
+        From here on the store alone says whether it is lost: it is renewed until the store knows how the job ended.
+        """
         if self._open and not self._timeout.expired():
             self._timeout.reschedule(None)
         self._open = False
+        self.lost = None
 
     async def __aenter__(self) -> Lease:
         await self._timeout.__aenter__()

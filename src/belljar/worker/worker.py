@@ -263,6 +263,7 @@ class Worker:
         """Decide what becomes of the job: its script ended all the same, it is refused, or the attempt is lost."""
         job = running.job
         if recorder is not None and recorder.outcome is not None:
+            running.lease.release()
             if not isinstance(error, TimeoutError):
                 note_failure("attempt_end", error, job=job.id, attempt=job.attempt)
             await recorder.record()
