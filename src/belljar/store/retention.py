@@ -55,7 +55,7 @@ class SqlRetention:
             .limit(limit)
         )
 
-        def remove(connection: Connection) -> Batch:
+        def remove(connection: Connection) -> tuple[list[str], float]:
             started = time.monotonic()
             rows = connection.execute(which).all()
             ids = [row.id for row in rows]
@@ -65,9 +65,10 @@ class SqlRetention:
                 connection.execute(removed_jobs.insert(), [{"id": each, "removed_at": now} for each in ids])
                 connection.execute(job_labels.delete().where(job_labels.c.job_id.in_(ids)))
                 connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
-            return Batch(ids, time.monotonic() - started)
+            return ids, started
 
-        return await self._database.writing(remove)
+        ids, started = await self._database.writing(remove)
+        return Batch(ids, time.monotonic() - started)  # committing is a part of it, and not the smallest
 
     async def removing(self, limit: int) -> list[str]:
         """At most `limit` jobs whose rows are gone and whose blobs may still be there."""
