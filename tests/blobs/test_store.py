@@ -101,6 +101,21 @@ async def test_what_killed_processes_left_is_cleared_but_not_what_is_being_writt
     assert sorted(path.name for path in (tmp_path / "blobs/jobs/1").iterdir()) == ["log", "new#2"]
 
 
+async def test_puts_that_end_while_what_was_left_is_looked_for_are_no_error(tmp_path: Path) -> None:
+    blobs = open_blobs(Settings(data_dir=tmp_path))
+    stop = asyncio.Event()
+
+    async def put() -> None:
+        while not stop.is_set():
+            await asyncio.gather(*(blobs.put_bytes(f"jobs/{n}/log", b"x") for n in range(20)))
+
+    putting = asyncio.create_task(put())
+    for _ in range(100):
+        assert await asyncio.to_thread(blobs.clear_stale_puts) == 0
+    stop.set()
+    await putting
+
+
 @pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "..", "a/../b", "./a", "a b", "a#1", "a\0", "é", "a" * 201])
 async def test_names_outside_the_rules_are_refused(blobs: Blobs, name: str) -> None:
     for attempt in (blobs.put_bytes(name, b""), blobs.get_bytes(name), blobs.size(name), blobs.delete(name)):

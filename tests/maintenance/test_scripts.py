@@ -96,3 +96,10 @@ async def test_a_record_without_its_blob_is_reported_and_kept(folder: Folder) ->
     findings = (await folder.sweep())["orphans"].result.findings
     assert findings == (f"1 scripts have no blob and must be uploaded again: {SCRIPT[:12]}",)
     assert folder.sql("SELECT id FROM scripts") == [(SCRIPT,)]
+
+
+async def test_a_lock_whose_file_cannot_be_opened_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "run/scripts.lock").mkdir(parents=True)
+    with pytest.raises(HostError, match="cannot open the file of the scripts' locks"):
+        async with script_lock(tmp_path, "a"):
+            pass

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -186,11 +186,13 @@ class Blobs:
         """Remove what killed processes left of unfinished puts in a local folder; returns how many files that were."""
         if self._folder is None:
             return 0
-        oldest = time.time() - _STAGED_MAX_AGE_SECONDS
-        stale = [p for p in self._folder.rglob("*#*") if _STAGED.match(p.name) and p.lstat().st_mtime < oldest]
-        for path in stale:
-            path.unlink(missing_ok=True)
-        return len(stale)
+        oldest, removed = time.time() - _STAGED_MAX_AGE_SECONDS, 0
+        for path in self._folder.rglob("*#*"):
+            with suppress(FileNotFoundError):  # its put has ended meanwhile
+                if _STAGED.match(path.name) and path.lstat().st_mtime < oldest:
+                    path.unlink()
+                    removed += 1
+        return removed
 
     async def delete_all(self, names: list[str]) -> None:
         """Remove these blobs; those that are gone already are no error. Raises HostError."""

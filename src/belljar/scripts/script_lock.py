@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from belljar.errors import HostError
+from belljar.errors import HostError, host_error
 
 #: Packing the largest script takes seconds; nobody holds it longer.
 _WAIT_SECONDS = 120.0
@@ -27,10 +27,8 @@ _FLOCK = struct.Struct("@hhqqi0q")
 
 @asynccontextmanager
 async def script_lock(data_dir: Path, script_id: str, wait_seconds: float = _WAIT_SECONDS) -> AsyncIterator[None]:
-    """Hold a script's lock until the block ends. Raises HostError when it is not to be had in time."""
-    path = data_dir / "run" / "scripts.lock"
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Hold a script's lock until the block ends. Raises HostError, also when it is not to be had in time."""
+    descriptor = _open(data_dir / "run" / "scripts.lock")
     try:
         place = int.from_bytes(hashlib.sha256(script_id.encode()).digest()[:7], "big")
         wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0)
@@ -42,6 +40,14 @@ async def script_lock(data_dir: Path, script_id: str, wait_seconds: float = _WAI
         yield
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise host_error(error, "open the file of the scripts' locks") from error
 
 
 def _try(descriptor: int, wanted: bytes) -> bool:
