@@ -14,13 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import structlog
+
+log = structlog.get_logger()
+
 
 @contextmanager
 def owned_folder(root: Path) -> Iterator[Path]:
     """A new folder below `root`, gone with the block; what killed processes left there goes too. Raises OSError."""
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     clear_owned(root)
-    folder, lock = _make(root)
+    folder, lock = make_owned(root)
     try:
         yield folder
     finally:
@@ -28,24 +32,8 @@ def owned_folder(root: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def clear_owned(root: Path) -> int:
-    """Remove whatever is below `root` and has no living owner; return how much that was. Raises OSError.
-
-    Nothing but owned folders may be kept there.
-    """
-    removed = 0
-    for path in sorted(root.iterdir()) if root.is_dir() else ():
-        if path.is_symlink() or not path.is_dir():
-            path.unlink(missing_ok=True)
-            removed += 1
-        elif (lock := _lock(path)) is not None:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
-            removed += 1
-    return removed
-
-
-def _make(root: Path) -> tuple[Path, int]:
+def make_owned(root: Path) -> tuple[Path, int]:
+    """A new folder below `root`, and the descriptor that owns it until it is closed. Raises OSError."""
     while True:
         folder = Path(tempfile.mkdtemp(dir=root))
         lock = _lock(folder)
@@ -53,6 +41,35 @@ def _make(root: Path) -> tuple[Path, int]:
             return folder, lock
         if lock is not None:
             os.close(lock)  # another process took it for left behind, between its making and its locking
+
+
+def clear_owned(root: Path) -> int:
+    """Remove whatever is below `root` and has no living owner; return how much that was.
+
+    Nothing but owned folders may be kept there. What cannot be removed is logged and stays.
+    """
+    removed = 0
+    for path in sorted(root.glob("*")):
+        try:
+            removed += _removed(path)
+        except OSError as error:
+            log.warning("leftover_not_removed", path=str(path), error=str(error))
+    return removed
+
+
+def _removed(path: Path) -> bool:
+    """Remove one that has no owner. False when it has one, or is gone already."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return True
+    lock = _lock(path)
+    if lock is None:
+        return False
+    try:
+        shutil.rmtree(path)
+    finally:
+        os.close(lock)
+    return True
 
 
 def _lock(folder: Path) -> int | None:

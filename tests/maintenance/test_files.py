@@ -14,6 +14,7 @@ import pytest
 from belljar.blobs.log import log_blob, log_path
 from belljar.jobs.ids import new_id
 from belljar.jobs.states import Status
+from belljar.owned import owned_folder
 from belljar.store.keys import SqlKeys
 from belljar.store.nodes import Node, SqlNodes
 from maintenance.folder import Folder
@@ -82,17 +83,19 @@ async def test_backups_go_but_for_the_newest(folder: Folder) -> None:
     assert [path.exists() for path in (*backups, half)] == [False, False, True, False]
 
 
-async def test_leftovers_go_when_no_run_can_be_that_old(folder: Folder) -> None:
+async def test_leftovers_go_when_their_process_is_gone(folder: Folder) -> None:
     run = folder.path / "run"
-    made(run / "embedded/old/file", 3)
-    age(run / "embedded/old", 3)
-    made(run / "embedded/young/file", 0)
-    artifact = made(run / "artifacts/x.artifact", 3)
+    made(run / "embedded/killed/file", 0)
+    artifact, young = made(run / "artifacts/x.artifact", 3), made(run / "artifacts/y.artifact", 0)
     (run / "uploads/killed").mkdir(parents=True)
-    outcomes = await folder.sweep()
+    with owned_folder(run / "embedded") as mine:
+        made(run / "embedded/killed/file", 0)
+        made(mine / "file", 400)
+        age(mine, 400)
+        outcomes = await folder.sweep()
+        assert (mine / "file").exists() and [path.name for path in (run / "embedded").iterdir()] == [mine.name]
     assert outcomes["leftovers"].result.removed.count == 3
-    assert not artifact.exists() and not (run / "uploads/killed").exists()
-    assert [path.name for path in (run / "embedded").iterdir()] == ["young"]
+    assert not artifact.exists() and young.exists() and not (run / "uploads/killed").exists()
 
 
 async def test_logs_that_nobody_came_back_for_become_blobs_or_go(folder: Folder) -> None:

@@ -74,7 +74,7 @@ def test_what_is_no_upload_folder_is_removed_and_stops_nothing(tmp_path: Path) -
     (uploads / "dangling").symlink_to(tmp_path / "nowhere")
     os.mkfifo(uploads / "pipe")
     (uploads / "abandoned").mkdir()
-    assert clear_stale_uploads(tmp_path) == 1
+    assert clear_stale_uploads(tmp_path) == 5
     assert list(uploads.iterdir()) == [] and (elsewhere / "kept").exists()
 
 

@@ -131,7 +131,7 @@ class JobService:
             if stdin:
                 await self._blobs.delete(stdin_blob(job.id))
             raise
-        # Who is cancelled does not learn whether the job was kept: the input stays, and goes as an orphan if it was not.
+        # Who is cancelled does not learn whether the job was kept: its input stays, and is an orphan if it was not.
         if stdin and kept.id != job.id:
             await self._blobs.delete(stdin_blob(job.id))
         return kept if kept.id == job.id else _same_request(kept, job.request_sha256)

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Collection
 from pathlib import Path
 
-from belljar.blobs.folders import Extent, remove_folders
+from belljar.blobs.folders import Extent
 from belljar.blobs.log import keep_log, log_blob
 from belljar.jobs.ids import is_job_id
 from belljar.maintenance.files import older_than
 from belljar.maintenance.service import Context, Result
+from belljar.owned import clear_owned
 from belljar.scripts.uploads import clear_stale_uploads
 from belljar.store.maintenance import ServiceRun
 
@@ -33,15 +34,14 @@ class LeftoverCleaner:
     def _run(self, context: Context) -> Extent:
         run = context.settings.data_dir / "run"
         seconds = context.settings.max_timeout_seconds + _SLACK_SECONDS
-        folders = older_than((path for path in run.glob("embedded/*") if path.is_dir()), seconds)
         files = older_than((path for path in run.glob("artifacts/*") if path.is_file()), seconds)
         if context.dry_run:
-            return Extent(len(folders) + len(files), sum(path.lstat().st_size for path in files))
-        found = remove_folders(folders)
+            return Extent(len(files), sum(path.lstat().st_size for path in files))
+        found = Extent(clear_stale_uploads(context.settings.data_dir) + clear_owned(run / "embedded"))
         for path in files:
             found += Extent(1, path.lstat().st_size)
             path.unlink(missing_ok=True)
-        return found + Extent(clear_stale_uploads(context.settings.data_dir))
+        return found
 
 
 class LogKeeper:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import errno
-import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -20,12 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import structlog
-
 from belljar.errors import DataFolderError, DiskFull, TooLarge
+from belljar.owned import clear_owned, make_owned
 from belljar.scripts.limits import MB
-
-log = structlog.get_logger()
 
 T = TypeVar("T")
 
@@ -45,27 +40,11 @@ async def upload_folder(data_dir: Path) -> AsyncIterator[Path]:
 
 
 def clear_stale_uploads(data_dir: Path) -> int:
-    """Remove the upload folders of processes that died; returns how many. For the start of a process.
+    """Remove the upload folders of processes that died; returns how much that was. For the start of a process.
 
     What is no such folder is removed too; what cannot be removed is logged and left.
     """
-    removed = 0
-    for path in _uploads(data_dir).glob("*"):
-        try:
-            if path.is_symlink() or not path.is_dir():
-                path.unlink(missing_ok=True)
-                continue
-            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            if _try_lock(lock):
-                _remove_folder(path, lock)
-                removed += 1
-            else:
-                os.close(lock)
-        except FileNotFoundError:
-            continue  # its process removed it meanwhile
-        except OSError as error:
-            log.warning("upload_not_removed", path=str(path), error=str(error))
-    return removed
+    return clear_owned(_uploads(data_dir))
 
 
 async def receive(chunks: AsyncIterator[bytes], path: Path, max_bytes: int) -> int:
@@ -135,12 +114,7 @@ def _make_folder(data_dir: Path) -> tuple[Path, int]:
     try:
         with disk_full_in(data_dir):
             uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
-            while True:
-                folder = Path(tempfile.mkdtemp(dir=uploads))
-                lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-                if _try_lock(lock) and folder.exists():
-                    return folder, lock
-                os.close(lock)  # another process, just started, took it for stale
+            return make_owned(uploads)
     except OSError as error:
         why = f"cannot write to {uploads}: {error.strerror}; make it writable or choose another with --data-dir"
         raise DataFolderError(why) from error
@@ -151,14 +125,6 @@ def _remove_folder(folder: Path, lock: int) -> None:
         shutil.rmtree(folder)
     finally:
         os.close(lock)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _write(descriptor: int, data: bytearray, path: Path) -> None:
