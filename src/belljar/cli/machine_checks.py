@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
-import stat
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 from belljar.cli.check import Check, Level, either
 from belljar.errors import BelljarError, HostError, MissingTool
@@ -18,6 +16,7 @@ from belljar.machines.firecracker.folder import jails
 from belljar.machines.firecracker.program import OLDEST, find_programs
 from belljar.machines.jail import need
 from belljar.machines.qemu.hypervisor import QemuHypervisor
+from belljar.ownership import why_unsafe
 from belljar.settings import Settings
 
 _TEN_TIMES = "jobs run in software emulation; a host whose KVM works starts them ten times faster"
@@ -99,26 +98,17 @@ def _firecracker(settings: Settings) -> Iterator[Check]:
         )
     else:
         yield Check("jailer", "ok", f"{programs.version}; each machine has a user id and a root directory of its own")
-    loose = [str(path) for path in (programs.firecracker, programs.jailer) if path and _others_may_write(path)]
+    programs_used = [path for path in (programs.firecracker, programs.jailer) if path]
+    loose = [reason for path in programs_used if (reason := why_unsafe(path.absolute()))]
     yield either(
         "executables",
         not loose,
         "nobody but root can change them",
-        f"others may change {', '.join(loose)}",
+        "; ".join(dict.fromkeys(loose)),
         fix="chown root: and chmod go-w them and the folders above them",
         why="who changes them runs code as root",
         level="fail" if jailed else "warn",
     )
-
-
-def _others_may_write(path: Path) -> bool:
-    """Whether somebody who is neither root nor this user can put something else there."""
-    for each in (path, *path.parents):
-        status = each.stat()
-        sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX and each != path.parent
-        if status.st_uid not in (0, os.geteuid()) or (status.st_mode & 0o022 and not sticky):
-            return True
-    return False
 
 
 def _jails(settings: Settings) -> Iterator[Check]:
