@@ -8,7 +8,14 @@ problem details (RFC 9457), the command line into one line on stderr. A bug is n
 from __future__ import annotations
 
 import errno
+import resource
 from typing import Any, ClassVar
+
+#: What to do when no process or thread can be started.
+TOO_MANY_PROCESSES = (
+    "this user or group has as many processes as it may: raise the limit (ulimit -u, TasksMax= of the service, "
+    "pids.max of its cgroup) or run fewer jobs at once"
+)
 
 
 class BelljarError(Exception):
@@ -154,14 +161,29 @@ class DiskFull(HostError):
 
 
 def host_error(error: OSError, doing: str) -> HostError:
-    """Return the error that says what the operating system refused: `doing` completes "cannot …"."""
+    """Return the error that says what the operating system refused: `doing` completes "cannot …".
+
+    Names no path: it may become a job's error, which tenants read.
+    """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"cannot {doing}: no room left on the disk; free some space or move the data folder")
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return HostError(
-            f"cannot {doing}: too many open files; raise the limit of open files (ulimit -n) of the server"
+    return HostError(f"cannot {doing}: {_advice(error)}")
+
+
+def _advice(error: OSError) -> str:
+    if error.errno == errno.EMFILE:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return (
+            f"this process has as many open files as it may ({limit}): raise the limit (ulimit -n, LimitNOFILE= of "
+            "the service) or run fewer jobs at once"
         )
-    return HostError(f"cannot {doing}: {error.strerror or str(error) or type(error).__name__}")
+    if error.errno == errno.ENFILE:
+        return "the host has as many open files as it may: raise it with sysctl fs.file-max, or run fewer jobs at once"
+    if error.errno == errno.EAGAIN:
+        return TOO_MANY_PROCESSES
+    if error.errno == errno.ENOMEM:
+        return "the host has no memory left: run fewer jobs at once, or smaller ones"
+    return error.strerror or str(error) or type(error).__name__
 
 
 class DataFolderError(HostError):

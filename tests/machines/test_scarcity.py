@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import DiskFull, HostError
-from belljar.machines.faults import host_error
+from belljar.errors import DiskFull, HostError, host_error
 from belljar.machines.qemu.hypervisor import QemuHypervisor
 from belljar.settings import Settings
 
@@ -149,7 +148,7 @@ def test_a_start_without_enough_processes_says_so_and_leaves_nothing(open_place:
     ],
 )
 def test_every_shortage_comes_with_advice(number: int, kind: type[HostError], words: str) -> None:
-    error = host_error(OSError(number, os.strerror(number)), "cannot start a machine")
+    error = host_error(OSError(number, os.strerror(number)), "start a machine")
     assert type(error) is kind
     assert error.message.startswith("cannot start a machine: ") and words in error.message
 

@@ -292,7 +292,7 @@ async def _changed(work: Callable[[], T]) -> T:
 def network_errors() -> Iterator[None]:
     """Raise what the host refuses as NetworkError, with what to do about it."""
     try:
-        with host_errors("a network could not be changed"):
+        with host_errors("change a network"):
             yield
     except HostError as error:
         if type(error) in (HostError, DiskFull):

@@ -36,7 +36,7 @@ from belljar.settings import Settings
 
 #: A clone's agent listens already; this is for a host under load.
 _CONNECT_SECONDS = 10.0
-_CANNOT_START = "cannot start a machine"
+_START = "start a machine"
 _NO_NETWORK = "a machine with a network needs Firecracker's jailer: run belljar as root"
 
 
@@ -70,7 +70,7 @@ class FirecrackerHypervisor:
         if spec.script_disk is None:
             raise ValueError("a machine that boots is given its script's disk at once")
         async with self._started(spec) as start:
-            with host_errors(_CANNOT_START):
+            with host_errors(_START):
                 start.folder.show(SCRIPT, spec.script_disk)
                 await start.configure("--no-api")
                 machine = await start.spawn(FirecrackerMachine)
@@ -81,7 +81,7 @@ class FirecrackerHypervisor:
     async def template(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Template]:
         """Boot a machine whose state can be frozen into `folder`. Raises MissingTool, HostError, DiskFull."""
         async with AsyncExitStack() as place, self._started(await self._plugged(spec, place)) as start:
-            with host_errors(_CANNOT_START):
+            with host_errors(_START):
                 script = start.script_disk()
                 await start.configure("--api-sock", API)
                 start.file_mb += spec.shape.memory_mb
@@ -96,7 +96,7 @@ class FirecrackerHypervisor:
         """Go on where a template was frozen. Raises MissingTool, HostError, DiskFull, MachineError."""
         loading = frozen.loading(folder, spec)
         async with self._started(spec) as start:
-            with host_errors("cannot clone a machine"):
+            with host_errors("clone a machine"):
                 machine = await self._restored(start, spec, folder, loading)
             yield machine
 
@@ -136,7 +136,7 @@ class FirecrackerHypervisor:
     async def _started(self, spec: MachineSpec) -> AsyncIterator[Start]:
         """What every machine has, made before its process and gone after it."""
         async with holding() as held:
-            with host_errors(_CANNOT_START):
+            with host_errors(_START):
                 start = await self._prepare(spec, held)
             yield start
 

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from belljar.errors import HostError
+from belljar.errors import HostError, host_error
 from belljar.machines.cgroup import find_hierarchies
-from belljar.machines.faults import HOST_ERRNOS, host_error, host_errors
+from belljar.machines.faults import HOST_ERRNOS, host_errors
 from belljar.machines.holding import holding, uninterrupted
 from belljar.machines.jail import Program, program
 from belljar.machines.owner import owner_name
@@ -78,7 +78,7 @@ class QemuHypervisor:
         if spec.script_disk is None:
             raise ValueError("a machine that boots is given its script's disk at once")
         async with holding() as held:
-            with host_errors("cannot start a machine"):
+            with host_errors("start a machine"):
                 files = Files(
                     kernel=await self._opened(spec.image.kernel, held),
                     initramfs=await self._opened(spec.image.initramfs, held),
@@ -94,7 +94,7 @@ class QemuHypervisor:
     async def template(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Template]:
         """Boot a machine to be frozen into `folder`. Raises as `machine` does."""
         async with holding() as held:
-            with host_errors("cannot start a machine"):
+            with host_errors("start a machine"):
                 memory = new_memory(spec.shape.memory_mb << 20)
                 held.callback(os.close, memory)
                 script = self._empty_disk(SCRIPT_DISK_BYTES, held)
@@ -116,7 +116,7 @@ class QemuHypervisor:
     async def clone(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Clone]:
         """Clone what was frozen into `folder`; its memory is loaded once. Raises MachineError, HostError, DiskFull."""
         async with holding() as held:
-            with host_errors("cannot clone a machine"):
+            with host_errors("clone a machine"):
                 frozen = (await self._frozen_in(folder)).held(held)
                 scratch = None
                 if frozen.scratch is not None:
@@ -170,7 +170,7 @@ class QemuHypervisor:
 
     def _empty_disk(self, size_bytes: int, held: AsyncExitStack) -> int:
         """A sparse file without a name, gone with its last descriptor. Raises DiskFull, HostError."""
-        with host_errors(f"cannot make a machine's disk in {self._disks}"):
+        with host_errors(f"make a machine's disk in {self._disks}"):
             self._disks.mkdir(parents=True, exist_ok=True, mode=0o700)
             file = tempfile.TemporaryFile(dir=self._disks)  # noqa: SIM115 (held)
             held.callback(file.close)
@@ -183,7 +183,7 @@ async def _load(folder: Path) -> Frozen:
         return await in_thread(Frozen.load, folder)
     except OSError as error:
         if error.errno in HOST_ERRNOS:
-            raise host_error(error, "cannot load a snapshot") from error
+            raise host_error(error, "load a snapshot") from error
         raise BadSnapshot(f"the snapshot in {folder} cannot be read: {error.strerror}") from error
 
 

@@ -131,7 +131,7 @@ class QemuClone(QemuMachine):
         self._script = script
 
     async def insert(self, script_disk: Path) -> None:
-        with host_errors("cannot give a machine its script"):
+        with host_errors("give a machine its script"):
             size = script_disk.stat().st_size
             if size > SCRIPT_DISK_BYTES:
                 raise HostError(f"the script's disk has {size} bytes, a clone has room for {SCRIPT_DISK_BYTES}")

@@ -25,7 +25,7 @@ _ZEROS = bytes(_PAGE)
 
 def new_memory(size_bytes: int) -> int:
     """A descriptor of fresh memory, all zeros, taken from the host as it is written. Raises HostError."""
-    with host_errors("no memory can be had for a guest"):
+    with host_errors("take memory for a guest"):
         descriptor = os.memfd_create("belljar-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, size_bytes)
