@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from belljar.blobs.log import JobLog, LogStream, LogWriter, log_path
+from belljar.blobs.log import JobLog, LogStream, LogWriter, log_blob, log_path
 from belljar.blobs.store import Blobs, open_blobs
 from belljar.errors import HostError
 from belljar.jobs.model import Job, LostAttempt
 from belljar.jobs.states import Status
 from belljar.settings import Settings
+from belljar.store.claims import SqlClaims
 from belljar.worker.job_logs import JobLogs
 from store.queue import queued
-from worker.bed import EIO, QUICK, Bed, Faults, Faulty
+from worker.bed import EIO, QUICK, Bed, Faults, Faulty, opened_bed
 
 
 class Jobs:
@@ -83,6 +85,19 @@ async def test_a_log_found_after_its_job_ended_elsewhere_is_put_in_front(tmp_pat
         await here.sweep(jobs, "a")
         assert await said(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
     assert not log_path(tmp_path / "a", job.id).exists()
+
+
+async def test_a_log_that_cannot_be_compared_keeps_no_other_from_being_brought_away(
+    tmp_path: Path, blobs: Blobs
+) -> None:
+    logs, jobs = JobLogs(tmp_path / "a", blobs, QUICK), Jobs()
+    broken, other = sorted((queued(), queued()), key=lambda job: job.id)
+    jobs.known = {broken.id: (Status.SUCCEEDED, "b"), other.id: (Status.SUCCEEDED, "a")}
+    await blobs.put_bytes(log_blob(broken.id), b"kept")
+    log_path(tmp_path / "a", broken.id).mkdir(parents=True)
+    await say(logs, other, "text")
+    await logs.sweep(jobs, "a")  # type: ignore[arg-type]
+    assert await blobs.size(log_blob(other.id))
 
 
 @pytest.mark.parametrize("worker", ["a", "b"])
@@ -155,3 +170,20 @@ async def test_stdout_bytes_count_the_attempt_that_ended(bed: Bed, tmp_path: Pat
     output = [(record.attempt, record.data) for record in records if record.stream is LogStream.STDOUT]
     assert output == [(1, b"output\n"), (2, b"output\n")]
     assert bed.leftovers() == []
+
+
+async def test_blobs_that_hang_keep_no_worker_from_its_first_claim(agent: Path, tmp_path: Path) -> None:
+    """The logs of what it puts right at its start wait, and not the jobs behind them."""
+    async with opened_bed(tmp_path / "data", agent, replace(QUICK, upload_seconds=600)) as bed:
+        held = await bed.submit("exit 0", max_attempts=1)
+        assert await SqlClaims(bed.database).claim("w1", vcpus=1, memory_mb=1024, lease_seconds=30)
+        with LogWriter(log_path(bed.settings.data_dir, held.id)) as writer:
+            writer.append(LogStream.STDOUT, b"text")
+        hanging = bed.faults.hang("blobs.put_file")
+        job = await bed.submit("sleep 60")
+        async with bed.working():
+            await bed.running(job)
+            assert (await bed.get(held)).status is Status.LOST
+            hanging.left = 0
+            await bed.cancel(job)
+            await bed.ended(job)

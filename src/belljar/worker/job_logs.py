@@ -90,7 +90,7 @@ class JobLogs:
                 if status is None:
                     log_path(self._data_dir, job_id).unlink(missing_ok=True)  # deleted with its job
                 elif status.terminal and worker not in (worker_id, None):
-                    await self._merge(job_id)
+                    await self._try_merge(job_id)
                 elif status.terminal or status is Status.QUEUED:
                     await self.keep(job_id, seconds=self._slow_seconds)
 
@@ -138,6 +138,12 @@ class JobLogs:
             note_failure("keep_log", error, job=job_id)
             return False
         return True
+
+    async def _try_merge(self, job_id: str) -> None:
+        try:
+            await self._merge(job_id)
+        except (HostError, NotFound) as error:  # the others are brought away all the same
+            note_failure("keep_log", error, job=job_id)
 
     async def _merge(self, job_id: str) -> None:
         """A lost attempt's log, found after its job ended elsewhere: in front of what is kept, unless it is there."""

@@ -47,7 +47,10 @@ class Recovery:
         )
 
     async def recover_jobs(self) -> None:
-        """End the jobs whose scripts had ended, and give up the other attempts. May be repeated. Raises HostError."""
+        """End the jobs whose scripts had ended, and give up the other attempts. May be repeated. Raises HostError.
+
+        Their logs stay here until they are swept: a blob store that hangs keeps no worker from its first claim.
+        """
         rooms = self._rooms
         held = {(job.id, job.attempt): job for job in await rooms.claims.held(self._worker_id)}
         for path, entry in await asyncio.to_thread(lambda: list(read_journal(rooms.settings.data_dir))):
@@ -56,14 +59,12 @@ class Recovery:
                 if await rooms.claims.finish(self._worker_id, job, entry.outcome):
                     count("belljar_attempts", outcome=entry.outcome.status)
                     log.warning("job_end_recovered", job=job.id, attempt=job.attempt, status=entry.outcome.status)
-                await self._logs.keep(job.id)
                 rooms.changes.notify(job.id)
             path.unlink(missing_ok=True)
         for job in await rooms.claims.recover(self._worker_id):
             count("belljar_attempts", outcome="lost")
             log.warning("job_recovered", job=job.id, status=job.status, attempt=job.attempt)
             self._logs.note_lost(job)
-            await self._logs.keep(job.id)
             rooms.changes.notify(job.id)
             rooms.changes.notify_queued()
 
