@@ -77,6 +77,31 @@ async def test_the_images_of_the_living_are_known_when_all_tell_theirs(nodes: Sq
     assert await nodes.images(30) is None
 
 
+async def test_images_that_are_not_there_for_a_moment_are_not_missing(nodes: SqlNodes) -> None:
+    """A node whose folder of images is mounted late, or again, tells of none meanwhile."""
+
+    def pass_by(seconds: float) -> None:
+        nodes._images_asked_since -= seconds
+        nodes._images_seen = {digest: at - seconds for digest, at in nodes._images_seen.items()}
+
+    await nodes.heartbeat(node("a", images=()))
+    assert await nodes.images(30, 300) is None
+    await nodes.heartbeat(node("a", images=("x",)))
+    assert await nodes.images(30, 300) is None
+    pass_by(299)
+    await nodes.heartbeat(node("a", images=()))
+    assert await nodes.images(30, 300) is None
+    pass_by(1.5)
+    assert await nodes.images(30, 300) == set()
+    await nodes.heartbeat(node("a", images=("x",)))
+    assert await nodes.images(30, 300) == {"x"}
+    pass_by(100)
+    await nodes.heartbeat(node("a", images=()))
+    assert await nodes.images(30, 300) == {"x"}
+    pass_by(201)
+    assert await nodes.images(30, 300) == set()
+
+
 def test_a_silent_node_is_shown_as_such() -> None:
     assert node("a").public(30)["alive"] is True
     assert node("a", age_seconds=31).public(30)["alive"] is False

@@ -61,6 +61,9 @@ class SqlNodes:
         self._database = database
         self._largest: tuple[Largest, ...] = ()
         self._largest_until = 0.0
+        #: When images were last seen on a living node, and since when that is watched.
+        self._images_seen: dict[str, float] = {}
+        self._images_asked_since = 0.0
 
     async def heartbeat(self, node: Node) -> None:
         """Write a node's newest word over its last, with the database's time."""
@@ -94,14 +97,20 @@ class SqlNodes:
         rows = await self._database.reading(lambda connection: connection.execute(query).all())
         return tuple(Largest(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb) for vcpus, memory_mb, disk_mb in rows)
 
-    async def images(self, silent_after_seconds: float) -> set[str] | None:
-        """Digests of the images that living nodes have; None when there is none, or one that did not tell."""
+    async def images(self, silent_after_seconds: float, missing_seconds: float = 0.0) -> set[str] | None:
+        """Digests of the images that living nodes have, or had within the last `missing_seconds` as far as seen here.
+
+        None when there is no living node, one that did not tell, or when this has not been asked for so long.
+        """
         query = select(nodes.c.facts).where(_living(silent_after_seconds))
         facts = await self._database.reading(lambda connection: connection.execute(query).scalars().all())
-        told = [each.get("images") for each in facts]
+        told, now = [each.get("images") for each in facts], time.monotonic()
+        self._images_asked_since = self._images_asked_since or now
         if not told or any(images is None for images in told):
             return None
-        return {digest for images in told for digest in images}
+        self._images_seen |= {digest: now for images in told for digest in images}
+        self._images_seen = {digest: at for digest, at in self._images_seen.items() if now - at <= missing_seconds}
+        return set(self._images_seen) if now - self._images_asked_since >= missing_seconds else None
 
 
 def _living(silent_after_seconds: float) -> ColumnElement[bool]:

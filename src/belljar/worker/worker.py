@@ -51,6 +51,8 @@ LOOK_SECONDS = 0.5
 _MEASURE_SECONDS = 1.0
 #: A node that was silent for so long does not come back with its images: jobs that need them wait in vain.
 _GONE_SECONDS = 3600.0
+#: A folder of images that is not there for a moment, or is mounted late, costs no job that waits for one of them.
+_MISSING_SECONDS = 300.0
 #: The image that most first jobs want.
 _FIRST_IMAGE = "python"
 
@@ -373,7 +375,7 @@ class Worker:
             self._rooms.changes.notify(job.id)
             self._rooms.changes.notify_queued()
         lease_seconds = self._rooms.settings.lease_seconds
-        images = await self._rooms.nodes.images(_GONE_SECONDS)
+        images = await self._rooms.nodes.images(_GONE_SECONDS, _MISSING_SECONDS)
         if images is None:
             return
         for job in await self._rooms.claims.fail_without_image(images, waited_seconds=lease_seconds):
