@@ -56,6 +56,12 @@ def _host() -> PrivateHost:
     return PrivateHost()
 
 
+def pytest_sessionstart() -> None:
+    """Make the private network before there are threads: one that is there stays in the mount namespace it is in."""
+    if os.geteuid() == 0:
+        _host()
+
+
 @pytest.fixture(scope="session")
 def built_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with the images python and shell, built as a person would build them.

@@ -19,6 +19,7 @@ import pytest
 
 from guest.conversation import AGENT, compile_with_agent
 from images.registered import register
+from system.running import alive
 
 pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils")
 
@@ -86,9 +87,7 @@ class Runs:
         return int(_eventually(lambda: (self.work / "pid").read_text()))
 
     def check_nothing_left(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.job_pid(), 0)
-            raise AssertionError("the script lives on")
+        assert not alive(self.job_pid()), "the script lives on"
         assert list((self.data_dir / "run/embedded").iterdir()) == []
 
 
