@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from belljar.cli.printing import complain, printable, tell
 from belljar.cli.run_end import RunEnd
-from belljar.cli.signals import Stopped, heeded, raise_on_signals
+from belljar.cli.signals import run_until_signal
 from belljar.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -87,30 +87,11 @@ def _run_until_ended(embedded: EmbeddedRun, settings: Settings, cancel: asyncio.
     """The job, and the signal that ended it. Raises Stopped where there was no job yet."""
     from belljar.worker.embedded import run_embedded
 
-    came: list[int] = []
+    def ask() -> bool:
+        cancel.set()
+        return embedded.cancellable.is_set()
 
-    async def watched() -> Job:
-        task = asyncio.current_task()
-        assert task is not None
-
-        def stop(number: int) -> None:
-            came.append(number)
-            cancel.set()
-            if len(came) == 1 and not embedded.cancellable.is_set():
-                task.cancel()
-
-        for number in heeded():
-            asyncio.get_running_loop().add_signal_handler(number, stop, number)
-        return await run_embedded(embedded, settings, cancel)
-
-    try:
-        return asyncio.run(watched()), came[0] if came else None
-    except asyncio.CancelledError:
-        if came:
-            raise Stopped(came[0]) from None
-        raise
-    finally:
-        raise_on_signals()
+    return run_until_signal(run_embedded(embedded, settings, cancel), ask)
 
 
 def _show(stream: str, data: bytes) -> None:
