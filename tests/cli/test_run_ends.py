@@ -25,18 +25,22 @@ pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="need
 TESTS = Path(__file__).parents[1]
 #: Says that it has begun, and what becomes of it.
 WAITING = """
-import os, signal, sys, time
+import fcntl, os, signal, sys, time
 def told(number, frame):
     print("cleanup", flush=True)
     sys.exit(0)
 signal.signal(signal.SIGTERM, told)
 print("start", flush=True)
-open("pid", "w").write(str(os.getpid()))
+alive = open("alive", "w")
+fcntl.flock(alive, fcntl.LOCK_EX)
+print("started", file=alive, flush=True)
 time.sleep(100)
 """
 ENDLESS = """
-import os
-open("pid", "w").write(str(os.getpid()))
+import fcntl, os
+alive = open("alive", "w")
+fcntl.flock(alive, fcntl.LOCK_EX)
+print("started", file=alive, flush=True)
 while True:
     os.write(1, b"line\\n" * 1000)
 """
@@ -81,14 +85,21 @@ class Runs:
         command = [*(before or []), *self.command(script, *words)]
         return subprocess.run(command, env=self._env, cwd=self.folder, capture_output=True, timeout=60)
 
-    def job_pid(self) -> int:
-        """The process id of the script, once it runs."""
-        return int(_eventually(lambda: (self.work / "pid").read_text()))
+    def wait_until_started(self) -> None:
+        _eventually(lambda: (self.work / "alive").read_text())
+
+    def is_alive(self) -> bool:
+        """Whether the script runs: it holds a lock, since its process id is that of another namespace."""
+        self.wait_until_started()
+        with (self.work / "alive").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def check_nothing_left(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.job_pid(), 0)
-            raise AssertionError("the script lives on")
+        assert not self.is_alive()
         assert list((self.data_dir / "run/embedded").iterdir()) == []
 
 
@@ -110,7 +121,7 @@ def runs(agent: Path, tmp_path: Path) -> Iterator[Runs]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_cancels_the_job_which_has_its_last_words(runs: Runs, number: signal.Signals) -> None:
     with runs.start(WAITING, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        runs.job_pid()
+        runs.wait_until_started()
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
     assert (out, err, process.returncode) == (b"start\ncleanup\n", b"belljar: cancelled\n", 128 + number)
@@ -122,7 +133,7 @@ def test_what_nohup_ignores_is_ignored(runs: Runs) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     with runs.start(WAITING, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=ignore) as process:
-        runs.job_pid()
+        runs.wait_until_started()
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
@@ -146,7 +157,7 @@ def test_a_reader_that_reads_nothing_does_not_hold_up_the_end(runs: Runs) -> Non
     with runs.start(ENDLESS, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
-        runs.job_pid()
+        runs.wait_until_started()
         _eventually(lambda: _waiting_bytes(process.stdout) > 0)  # of one page: it is full with the first write
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) in (141, 128 + signal.SIGTERM)
@@ -181,7 +192,8 @@ def test_an_output_that_cannot_be_written_is_one_line(runs: Runs) -> None:
 
 def test_folders_of_killed_runs_are_removed_by_the_next(runs: Runs) -> None:
     with runs.start(WAITING, stdout=subprocess.DEVNULL) as process:
-        os.kill(runs.job_pid(), 0)
+        runs.wait_until_started()
+        assert runs.is_alive()
         process.kill()
     embedded = runs.data_dir / "run/embedded"
     assert len(list(embedded.iterdir())) == 1
