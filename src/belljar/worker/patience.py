@@ -105,7 +105,7 @@ def _note(what: str, error: Exception, tries: int, pause_seconds: float, fields:
     count("belljar_write_retries", what=what)
     bug = None if isinstance(error, (HostError, OSError)) else error
     log.error(
-        "refused_and_retrying",
+        "operation_refused",
         what=what,
         error=str(error),
         tries=tries,

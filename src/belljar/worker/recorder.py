@@ -175,7 +175,7 @@ class Recorder:
         try:
             written = await self._finish(outcome)
         except Exception:
-            log.exception("outcome_unwritable", **ids)
+            log.exception("outcome_not_written", **ids)
             error = JobError(code="internal_error", message="belljar could not write all that came of the job")
             plain = Outcome(
                 status=outcome.status, exit_code=outcome.exit_code, error=error, finished_at=outcome.finished_at

@@ -324,7 +324,7 @@ class Worker:
             task.cancel()
             await asyncio.wait({task}, timeout=1)
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("left_to_the_next_start", error=str(error))
+            log.warning("end_not_written", error=str(error))
 
     async def _give_back(self, job: Job, reason: str, code: str) -> None:
         """The attempt is lost: queue the job again or end it, as the store decides."""
