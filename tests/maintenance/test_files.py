@@ -82,6 +82,13 @@ async def test_backups_go_but_for_the_newest(folder: Folder) -> None:
     assert [path.exists() for path in (*backups, half)] == [False, False, True, False]
 
 
+async def test_backups_of_a_database_elsewhere_go_too(folder: Folder, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    backups = [made(elsewhere / f"jobs.db.backup-{days}", days) for days in (50, 40)]
+    await folder.sweep(database_url=f"sqlite:///{elsewhere}/jobs.db")
+    assert [path.exists() for path in backups] == [False, True]
+
+
 async def test_leftovers_go_when_no_run_can_be_that_old(folder: Folder) -> None:
     run = folder.path / "run"
     made(run / "embedded/old/file", 3)
