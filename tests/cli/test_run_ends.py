@@ -25,22 +25,18 @@ pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="need
 TESTS = Path(__file__).parents[1]
 #: Says that it has begun, and what becomes of it.
 WAITING = """
-import fcntl, os, signal, sys, time
+import os, signal, sys, time
 def told(number, frame):
     print("cleanup", flush=True)
     sys.exit(0)
 signal.signal(signal.SIGTERM, told)
 print("start", flush=True)
-alive = open("alive", "w")
-fcntl.flock(alive, fcntl.LOCK_EX)
-print("started", file=alive, flush=True)
+open("pid", "w").write(str(os.getpid()))
 time.sleep(100)
 """
 ENDLESS = """
-import fcntl, os
-alive = open("alive", "w")
-fcntl.flock(alive, fcntl.LOCK_EX)
-print("started", file=alive, flush=True)
+import os
+open("pid", "w").write(str(os.getpid()))
 while True:
     os.write(1, b"line\\n" * 1000)
 """
@@ -85,21 +81,23 @@ class Runs:
         command = [*(before or []), *self.command(script, *words)]
         return subprocess.run(command, env=self._env, cwd=self.folder, capture_output=True, timeout=60)
 
-    def wait_until_started(self) -> None:
-        _eventually(lambda: (self.work / "alive").read_text())
+    def job_pid(self) -> int:
+        """The process id of the script, as this host counts, once it runs."""
+        _eventually(lambda: (self.work / "pid").read_text())
+        (pid,) = self._scripts()
+        return pid
 
-    def is_alive(self) -> bool:
-        """Whether the script runs: it holds a lock, since its process id is that of another namespace."""
-        self.wait_until_started()
-        with (self.work / "alive").open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+    def _scripts(self) -> list[int]:
+        words = [b"-u", os.fsencode(self.folder / "script.py")]
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if path.read_bytes().split(b"\0")[1:3] == words:
+                    found.append(int(path.parent.name))
+        return found
 
     def check_nothing_left(self) -> None:
-        assert not self.is_alive()
+        assert self._scripts() == [], "the script lives on"
         assert list((self.data_dir / "run/embedded").iterdir()) == []
 
 
@@ -121,7 +119,7 @@ def runs(agent: Path, tmp_path: Path) -> Iterator[Runs]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_cancels_the_job_which_has_its_last_words(runs: Runs, number: signal.Signals) -> None:
     with runs.start(WAITING, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        runs.wait_until_started()
+        runs.job_pid()
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
     assert (out, err, process.returncode) == (b"start\ncleanup\n", b"belljar: cancelled\n", 128 + number)
@@ -133,7 +131,7 @@ def test_what_nohup_ignores_is_ignored(runs: Runs) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     with runs.start(WAITING, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=ignore) as process:
-        runs.wait_until_started()
+        runs.job_pid()
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
@@ -157,7 +155,7 @@ def test_a_reader_that_reads_nothing_does_not_hold_up_the_end(runs: Runs) -> Non
     with runs.start(ENDLESS, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
-        runs.wait_until_started()
+        runs.job_pid()
         _eventually(lambda: _waiting_bytes(process.stdout) > 0)  # of one page: it is full with the first write
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) in (141, 128 + signal.SIGTERM)
@@ -192,8 +190,7 @@ def test_an_output_that_cannot_be_written_is_one_line(runs: Runs) -> None:
 
 def test_folders_of_killed_runs_are_removed_by_the_next(runs: Runs) -> None:
     with runs.start(WAITING, stdout=subprocess.DEVNULL) as process:
-        runs.wait_until_started()
-        assert runs.is_alive()
+        os.kill(runs.job_pid(), 0)
         process.kill()
     embedded = runs.data_dir / "run/embedded"
     assert len(list(embedded.iterdir())) == 1
