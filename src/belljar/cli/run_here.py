@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from belljar.cli.printing import complain, printable, tell
 from belljar.cli.run_end import RunEnd
@@ -14,25 +13,13 @@ from belljar.cli.signals import run_until_signal
 from belljar.errors import InvalidOption
 
 if TYPE_CHECKING:
+    from belljar.cli.run_request import RunRequest
     from belljar.jobs.model import Job
-    from belljar.scripts.selection import Selection
     from belljar.settings import Settings
     from belljar.worker.embedded import EmbeddedRun
 
 
-def run_here(
-    path: Path,
-    filename: str,
-    asked: dict[str, Any],
-    settings: Settings,
-    selection: Selection,
-    *,
-    language: str | None,
-    entrypoint: str | None,
-    artifacts_dir: Path | None,
-    as_json: bool,
-    verbose: bool,
-) -> RunEnd:
+def run_here(request: RunRequest, settings: Settings, *, verbose: bool) -> RunEnd:
     """Run the job to its end; a signal, or a reader that goes away, cancels it. Raises BelljarError, Stopped."""
     from pydantic import ValidationError
 
@@ -43,7 +30,7 @@ def run_here(
 
     start_logging(settings, None if verbose else "error")
     try:
-        job_asked = JobOptions(**asked)
+        job_asked = JobOptions(**request.options)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "options"
@@ -56,15 +43,15 @@ def run_here(
         cancel.set()
 
     sys.stdout.flush()
-    artifacts = FolderArtifacts(artifacts_dir) if artifacts_dir is not None else None
+    artifacts = FolderArtifacts(request.artifacts_dir) if request.artifacts_dir is not None else None
     embedded = EmbeddedRun(
-        source=path,
-        filename=filename,
+        source=request.path,
+        filename=request.filename,
         options=job_asked,
-        language=language,
-        entrypoint=entrypoint,
-        selection=selection,
-        stdout=2 if as_json else 1,
+        language=request.language,
+        entrypoint=request.entrypoint,
+        selection=request.selection,
+        stdout=2 if request.as_json else 1,
         stderr=2,
         artifacts=artifacts,
         console=partial(_show, "console") if verbose else lambda _: None,
