@@ -246,7 +246,7 @@ async def test_errors_of_accept_are_waited_out_and_told_once(api: Served, monkey
             answer = await sockets.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert failures == 0
-    assert [entry["event"] for entry in log if entry["log_level"] == "warning"] == ["cannot_accept_connections"]
+    assert [entry["event"] for entry in log if entry["log_level"] == "warning"] == ["connections_not_accepted"]
 
 
 NO_HTTP = {

@@ -103,6 +103,6 @@ async def test_a_store_that_fails_is_asked_again(tmp_path: Path) -> None:
                             await asyncio.sleep(0.01)
                     store.fails, store.states["a"] = None, "running"
                     assert await watch.wait(10)
-        assert {entry["event"] for entry in log} == {"cannot_look_for_changes"}
+        assert {entry["event"] for entry in log} == {"change_poll_failed"}
     finally:
         polling_module.POLL_SECONDS, polling_module.TROUBLE_SECONDS = before

@@ -218,7 +218,7 @@ class Acceptor:
     def _opened(self, task: asyncio.Task[Any]) -> None:
         self._opening.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            self._report("cannot_open_connection", str(task.exception()))
+            self._report("connection_not_opened", str(task.exception()))
 
     def _refuse(self, accepted: socket.socket) -> None:
         self._refused += 1
@@ -229,7 +229,7 @@ class Acceptor:
 
     def _pause(self, error: OSError) -> None:
         """Leave the others in the kernel's queue for a moment."""
-        self._report("cannot_accept_connections", error.strerror or str(error))
+        self._report("connections_not_accepted", error.strerror or str(error))
         seconds = _TROUBLE_SECONDS if error.errno in _OUT_OF_RESOURCES else 0.05
         self._loop.remove_reader(self._listener)
         self._paused = self._loop.call_later(seconds, self._resume)

@@ -39,7 +39,9 @@ def submit(
     include: options.Include = None,
     exclude: options.Exclude = None,
     priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
-    idempotency_key: Annotated[str | None, typer.Option(help="The same key gives the same job back.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same submission with this key gives the first job back.")
+    ] = None,
     server: options.Server = None,
     api_key: options.ApiKey = None,
     data_dir: options.DataDir = None,

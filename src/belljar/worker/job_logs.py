@@ -24,7 +24,7 @@ from belljar.jobs.changes import Changes
 from belljar.jobs.model import Job
 from belljar.jobs.states import Status
 from belljar.store.claims import SqlClaims
-from belljar.worker.patience import Patience
+from belljar.worker.retry import RetryTimes
 
 log = structlog.get_logger()
 
@@ -35,10 +35,10 @@ _BATCH = 200
 class JobLogs:
     """The log files in a worker's data folder. A file is written by one attempt, or brought away, never both."""
 
-    def __init__(self, data_dir: Path, blobs: Blobs, patience: Patience, changes: Changes | None = None) -> None:
+    def __init__(self, data_dir: Path, blobs: Blobs, retry_times: RetryTimes, changes: Changes | None = None) -> None:
         self._data_dir = data_dir
         self._blobs = blobs
-        self._patience = patience
+        self._retry_times = retry_times
         self._changes = changes or Changes()
         self._open: Counter[str] = Counter()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -69,7 +69,7 @@ class JobLogs:
         async with self._lock(job_id):
             path = log_path(self._data_dir, job_id)
             if self._open[job_id] <= writers and path.exists():
-                await self._bring(job_id, path, seconds or self._patience.upload_seconds)
+                await self._bring(job_id, path, seconds or self._retry_times.upload_seconds)
 
     def note_lost(self, job: Job) -> None:
         """Say in the job's log that its last attempt was lost; what it had said stays there."""
@@ -127,7 +127,7 @@ class JobLogs:
     @property
     def _slow_seconds(self) -> float:
         """For what nobody waits for."""
-        return 10 * self._patience.upload_seconds
+        return 10 * self._retry_times.upload_seconds
 
     async def _bring(self, job_id: str, path: Path, seconds: float) -> bool:
         try:
