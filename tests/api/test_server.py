@@ -228,6 +228,34 @@ async def test_beyond_connections_that_are_answered_others_are_refused(
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "server_busy"
 
 
+async def test_connections_whose_readers_take_nothing_make_room(
+    api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "max_connections", lambda _settings: 2)
+    monkeypatch.setattr(server, "STALL_SECONDS", 0.0)
+    async with listening(api) as sockets, contextlib.AsyncExitStack() as stack:
+        for _ in range(2):  # nobody needs a key for that
+            mute = stack.enter_context(socket.socket())
+            mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            mute.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(mute, ("127.0.0.1", sockets.port))
+            sending = asyncio.create_task(
+                asyncio.get_running_loop().sock_sendall(mute, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 30_000)
+            )
+            stack.callback(sending.cancel)
+        async with asyncio.timeout(60):
+            while sum(each.stalled_since is not None for each in connections(sockets)) < 2:
+                await asyncio.sleep(0.01)
+        answer = await sockets.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def connections(sockets: Sockets) -> list[Connection]:
+    found = list(sockets.server.server_state.connections)
+    assert all(isinstance(each, Connection) for each in found)
+    return [each for each in found if isinstance(each, Connection)]
+
+
 async def test_errors_of_accept_are_waited_out_and_told_once(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = 20
 
