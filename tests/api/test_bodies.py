@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import base64
 import json
 import os
@@ -23,6 +24,7 @@ from belljar.jobs.model import MAX_STDIN_BYTES
 TESTS = Path(__file__).parents[1]
 CODE = {"code": "print(1)", "language": "python"}
 JSON = {"Content-Type": "application/json"}
+MB = 1024 * 1024
 
 
 def test_hostile_bodies_are_refused_within_little_memory(api: Served, tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ async def test_bodies_in_flight_are_bounded_over_all_and_for_each_key() -> None:
         with pytest.raises(ServerBusy):
             async with budget.lease("c", 30):
                 pass
-        async with budget.lease("c", 20):
+        async with budget.lease("c", 8):
             pass
     async with budget.lease("a", 50):
         pass
@@ -185,10 +187,28 @@ async def test_a_body_waits_for_room_and_a_lease_is_released_once() -> None:
         pass
 
 
-def test_requests_of_one_key_are_counted() -> None:
-    count = RequestCount(1)
-    with count.counted("a"), count.counted("b"), pytest.raises(TooManyRequests), count.counted("a"):
+async def test_small_bodies_find_room_however_many_keys_hold_large_ones() -> None:
+    budget = BodyBudget(64 * MB, patience_seconds=0)
+    async with contextlib.AsyncExitStack() as held:
+        for key in ("a", "b", "c"):  # all that they can get, in large bodies and in small ones
+            for size in (24 * MB, 8 * MB, 1 * MB, 256 * 1024, 64 * 1024):
+                with contextlib.suppress(TooManyRequests, ServerBusy):
+                    while True:
+                        await held.enter_async_context(budget.lease(key, size))
+        async with budget.lease("d", 64 * 1024), budget.lease("a", 0):
+            pass
+    async with budget.lease("a", 24 * MB), budget.lease("b", 24 * MB):
         pass
+
+
+def test_requests_of_one_key_are_counted_and_others_find_room() -> None:
+    count = RequestCount(16)
+    with contextlib.ExitStack() as held:
+        for key, most in (("a", 8), ("b", 4), ("c", 2)):
+            for _ in range(most):
+                held.enter_context(count.counted(key))
+            with pytest.raises(TooManyRequests), count.counted(key):
+                pass
     with count.counted("a"):
         pass
 

@@ -44,7 +44,7 @@ class Gate:
     """Middleware: authenticates, checks Host and Origin, bounds bodies and what is in flight."""
 
     def __init__(
-        self, app: ASGIApp, keys: SqlKeys, settings: Settings, changes: Changes, max_requests_per_key: int
+        self, app: ASGIApp, keys: SqlKeys, settings: Settings, changes: Changes, max_requests: int
     ) -> None:
         self._app = app
         self._keys = keys
@@ -52,7 +52,7 @@ class Gate:
         self._auth = settings.auth == "on"
         self._upload_bytes = settings.max_upload_mb * MB
         self._bodies = BodyBudget(settings.max_body_memory_mb * MB)
-        self._requests = RequestCount(max_requests_per_key)
+        self._requests = RequestCount(max_requests)
         self._anybody = Key(
             id="key_none", name="auth is off", project=PROJECT, admin=True, created_at=datetime.now(UTC)
         )
