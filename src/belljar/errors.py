@@ -8,7 +8,15 @@ problem details (RFC 9457), the command line into one line on stderr. A bug is n
 from __future__ import annotations
 
 import errno
+import re
 from typing import Any, ClassVar
+
+_PATH = re.compile(r"(?<![\w/.:])/[^\s/:;,'\"()]+(?:/[^\s:;,'\"()]*)*")
+
+
+def without_paths(text: str) -> str:
+    """The text with PATH for every absolute path in it: which folders this host has is for its operator."""
+    return _PATH.sub("PATH", text)
 
 
 class BelljarError(Exception):

@@ -144,6 +144,20 @@ async def test_tenants_see_no_paths_of_the_host_in_their_jobs(api: Served) -> No
             assert "is bad" in text
 
 
+async def test_tenants_see_paths_of_their_machines_alone(api: Served) -> None:
+    async with await api.caller_of("tenant") as tenant:
+        shown = []
+        for code, message in (
+            ("machine_died", "QEMU failed: cannot open /srv/belljar/blobs/x"),
+            ("cannot_execute", "the entrypoint could not be executed: /usr/bin/x"),
+        ):
+            job = (await tenant.post("/v1/jobs", json={"code": "x", "language": "python"})).json()
+            await api.end(await api.begin(), Status.FAILED, error=JobError(code=code, message=message))
+            shown.append((await tenant.get(f"/v1/jobs/{job['id']}")).json()["error"]["message"])
+            assert (await api.services.jobs.get("tenant", job["id"])).error == JobError(code=code, message=message)
+    assert shown == ["QEMU failed: cannot open PATH", "the entrypoint could not be executed: /usr/bin/x"]
+
+
 # --- auth off -------------------------------------------------------------------------------------------------------
 
 

@@ -228,17 +228,21 @@ async def test_beyond_connections_that_are_answered_others_are_refused(
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "server_busy"
 
 
-async def test_connections_whose_readers_take_nothing_make_room(
-    api: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_connections_whose_readers_take_nothing_make_room(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "max_connections", lambda _settings: 2)
     monkeypatch.setattr(server, "STALL_SECONDS", 0.0)
     async with listening(api) as sockets, contextlib.AsyncExitStack() as stack:
+        mutes: list[socket.socket] = []
         for _ in range(2):  # nobody needs a key for that
             mute = stack.enter_context(socket.socket())
+            mutes.append(mute)
             mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             mute.setblocking(False)
             await asyncio.get_running_loop().sock_connect(mute, ("127.0.0.1", sockets.port))
+            while len(connections(sockets)) < len(mutes):
+                await asyncio.sleep(0.01)
+            for each in connections(sockets):
+                each.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             sending = asyncio.create_task(
                 asyncio.get_running_loop().sock_sendall(mute, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 30_000)
             )

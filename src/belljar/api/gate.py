@@ -43,9 +43,7 @@ _MIN_BYTES_PER_SECOND = 16 * 1024
 class Gate:
     """Middleware: authenticates, checks Host and Origin, bounds bodies and what is in flight."""
 
-    def __init__(
-        self, app: ASGIApp, keys: SqlKeys, settings: Settings, changes: Changes, max_requests: int
-    ) -> None:
+    def __init__(self, app: ASGIApp, keys: SqlKeys, settings: Settings, changes: Changes, max_requests: int) -> None:
         self._app = app
         self._keys = keys
         self._changes = changes

@@ -217,7 +217,9 @@ class Acceptor:
         waiting = [(each.waits_since, each) for each in is_open if each.waits_since is not None]
         if not waiting:
             stalled = time.monotonic() - STALL_SECONDS
-            waiting = [(since, each) for each in is_open if (since := each.stalled_since) is not None and since < stalled]
+            waiting = [
+                (since, each) for each in is_open if (since := each.stalled_since) is not None and since < stalled
+            ]
         if not waiting:
             return False
         min(waiting, key=lambda each: each[0])[1].evict()
