@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import base64
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
+import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,11 @@ import httpx
 import pytest
 
 from api.served import Served, problem
-from belljar.api.in_flight import BodyBudget, RequestCount
+from belljar.api.in_flight import BodyBudget, RequestCount, Turns
 from belljar.errors import ServerBusy, TooManyRequests
 from belljar.jobs.blob_names import stdin_blob
 from belljar.jobs.model import MAX_STDIN_BYTES
+from belljar.scripts import archive, prepare
 
 TESTS = Path(__file__).parents[1]
 CODE = {"code": "print(1)", "language": "python"}
@@ -211,6 +215,44 @@ def test_requests_of_one_key_are_counted_and_others_find_room() -> None:
                 pass
     with count.counted("a"):
         pass
+
+
+async def test_work_of_one_key_leaves_room_for_another() -> None:
+    turns, done = Turns(3, 2), asyncio.Event()
+
+    async def work() -> None:
+        async with turns.turn("a"):
+            await done.wait()
+
+    tasks = [asyncio.create_task(work()) for _ in range(20)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30), turns.turn("b"):
+        pass
+    done.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_slow_uploads_of_one_key_hold_up_nobody_else(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, begun, unpack = threading.Event(), threading.Semaphore(0), archive.unpack
+
+    def slow(*given: Any, **more: Any) -> None:
+        begun.release()
+        assert go_on.wait(60)
+        unpack(*given, **more)
+
+    monkeypatch.setattr(prepare, "unpack", slow)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as made:
+        made.writestr("main.py", "print(1)")
+    files = {"script": ("a.zip", packed.getvalue())}
+    uploads = [asyncio.create_task(api.http.post("/v1/scripts", files=files)) for _ in range(16)]
+    try:
+        assert await asyncio.to_thread(begun.acquire, timeout=60)
+        async with await api.caller_of("other") as other, asyncio.timeout(60):
+            assert (await other.post("/v1/jobs", json=CODE)).status_code == 202
+    finally:
+        go_on.set()
+        assert {answer.status_code for answer in await asyncio.gather(*uploads)} == {201}
 
 
 async def test_a_waiting_submission_holds_no_memory_for_its_body(api: Served) -> None:

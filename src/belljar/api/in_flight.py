@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from weakref import WeakValueDictionary
 
 from belljar.errors import ServerBusy, TooManyRequests
 
@@ -137,3 +138,19 @@ class RequestCount:
             self._count[key_id] -= 1
             if not self._count[key_id]:
                 del self._count[key_id]
+
+
+class Turns:
+    """Work of which some may be done at once, and of one key less: another key's has not to wait for all of it."""
+
+    def __init__(self, most: int, most_by_key: int) -> None:
+        self._all = asyncio.Semaphore(most)
+        self._most_by_key = most_by_key
+        self._by_key: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def turn(self, key_id: str) -> AsyncIterator[None]:
+        """Wait for a turn, and have it while the block runs."""
+        own = self._by_key.setdefault(key_id, asyncio.Semaphore(self._most_by_key))
+        async with own, self._all:
+            yield

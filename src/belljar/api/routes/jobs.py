@@ -31,7 +31,7 @@ _ENDED: dict[int | str, dict[str, Any]] = {200: {"description": "The job has end
 async def submit_job(request: Request, services: Asked, key: Caller, wait: Wait = 0) -> Response:
     """Queue a job: `script_id`, or `code` and `language`, or `files`; and options."""
     submission = await read_options(request, JobRequest)
-    async with services.submitting:
+    async with services.submitting.turn(key.id):
         job = await services.jobs.submit(key.project, submission)
     del submission
     # The body is not needed any more, and waiting may take an hour.
@@ -48,7 +48,7 @@ async def run_script(request: Request, script_id: str, services: Asked, key: Cal
     given = options.model_dump(exclude_unset=True, exclude={"stdin", "stdin_base64"})
     wanted = JobRequest(script_id=script_id, **given)
     wanted.take_stdin(options.stdin_bytes())
-    async with services.submitting:
+    async with services.submitting.turn(key.id):
         job = await services.jobs.submit(key.project, wanted)
     return json_answer({"job_id": job.id, **_shown(job, key, services)}, 202)
 
