@@ -173,6 +173,12 @@ async def test_with_auth_off_no_other_host_does(api: Served, host: str) -> None:
         problem(await nobody.get("/v1/jobs", headers={"Host": host}), 403, "forbidden")
 
 
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "null", "http://evil.example", "", "http://"])
+async def test_with_auth_off_no_other_origin_may_ask(api: Served, origin: str) -> None:
+    async with served(api.services.settings.data_dir, auth="off") as off, off.caller() as nobody:
+        problem(await nobody.get("/v1/jobs", headers={"Origin": origin}), 403, "forbidden")
+
+
 # --- streams --------------------------------------------------------------------------------------------------------
 
 

@@ -105,7 +105,8 @@ def test_a_servers_words_steer_no_terminal(foreign: Foreign, script: Path) -> No
         belljar("run", str(script), "--verbose", "--json", "--server", foreign.url),
     ]
     for end in shown:
-        assert not set(evil) & {"\x1b", "\x9b", "\u202e"} & set(end.stdout + end.stderr), end
+        said = (end.stdout + end.stderr).decode()
+        assert end.returncode == 0 and not {"\x1b", "\x9b", "\u202e"} & set(said), said
     assert json.loads(shown[1].stdout)["error"]["code"] == evil
 
 

@@ -162,10 +162,17 @@ def _check_local(headers: Headers) -> None:
     if not is_loopback(_host_name(host)):
         raise Forbidden(f"with --auth off only requests to localhost are answered, not to {host[:80]!r}")
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and _authority(origin) != host:
         raise Forbidden("a web page of another origin may not use a server without keys")
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise Forbidden("a web page of another site may not use a server without keys")
+
+
+def _authority(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _host_name(host: str) -> str | None:
