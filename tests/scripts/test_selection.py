@@ -72,9 +72,11 @@ def test_the_last_pattern_that_fits_decides(tmp_path: Path) -> None:
 
 def test_patterns_that_cannot_be_are_refused_at_once(tmp_path: Path) -> None:
     made(tmp_path, "a" * 250)
-    for pattern in ("*a" * 50 + "b", "**/" * 30 + "x", "!"):
+    for pattern in ("*a" * 50 + "b", "*a*a*a*b", "**/" * 30 + "x", "!"):
         with pytest.raises(InvalidScript, match="pattern"):
             selected(tmp_path, exclude=(pattern,))
+    with pytest.raises(InvalidScript, match="100 patterns with over 2 stars"):
+        selected(tmp_path, exclude=("*a*a*b",) * 101)
     with pytest.raises(InvalidScript, match="1000 patterns"):
         selected(tmp_path, exclude=("x",) * 1001)
     for content, reason in ((b"x" * 70_000, "64 KB"), (b"\xff\xfe", "UTF-8")):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -43,6 +43,10 @@ _MOST_PATTERN_BYTES = 64 * 1024
 _MOST_PATTERNS = 1000
 #: Patterns become regular expressions, whose time grows with the power of the number of stars.
 _MOST_STARS = 4
+_MOST_STARS_IN_NAME = 3
+#: With more stars than this a pattern may take tens of milliseconds for one long path, and there may be only some.
+_CHEAP_STARS = 2
+_MOST_COSTLY = 100
 _MOST_SHOWN = 5
 
 
@@ -67,8 +71,11 @@ class Selection:
     exclude: Sequence[str] = ()
     left_out: list[str] = field(default_factory=list)
 
-    def entries(self, source: Path) -> Iterator[Entry]:
-        """The selected entries, each folder before what is in it. Raises InvalidScript."""
+    def entries(self, source: Path, check: Callable[[], None] = lambda: None) -> Iterator[Entry]:
+        """The selected entries, each folder before what is in it. Raises InvalidScript.
+
+        `check` is called for every entry that is looked at: it raises to end that.
+        """
         _scan(source, "")  # a folder that cannot be read is told as that
         patterns = _Patterns([*_ignore_file(source), *self.exclude, *(f"!{pattern}" for pattern in self.include)])
         todo = [""]
@@ -79,6 +86,7 @@ class Selection:
             for entry in found:
                 name = f"{above}/{entry.name}" if above else entry.name
                 _check_name(name)
+                check()
                 if patterns.leave_out(name, entry, names):
                     if entry.name != IGNORE_FILE:
                         self.left_out.append(name)
@@ -97,15 +105,25 @@ class Selection:
         return f"left out: {', '.join(shown)}{f' and {more} more' if more > 0 else ''} (--include NAME sends it)"
 
 
+def _stars(line: str) -> tuple[int, int]:
+    """How many runs of stars a pattern has, and how many at most within one name."""
+    names = [len(re.findall(r"\*+", name)) for name in line.split("/")]
+    return (0, 0) if line.startswith("#") else (sum(names), max(names))
+
+
 class _Patterns:
     """The patterns of the caller, and where none fits, what is left out by default."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         if len(lines) > _MOST_PATTERNS:
             raise InvalidScript(f"there are over {_MOST_PATTERNS} patterns for what to leave out; use fewer")
-        for line in lines:
-            if len(re.findall(r"\*+", line)) > _MOST_STARS:
-                raise InvalidScript(f"the pattern {line[:80]!r} has over {_MOST_STARS} stars; use several patterns")
+        stars = [_stars(line) for line in lines]
+        for line, (total, in_name) in zip(lines, stars, strict=True):
+            if total > _MOST_STARS or in_name > _MOST_STARS_IN_NAME:
+                most = f"over {_MOST_STARS} stars, or over {_MOST_STARS_IN_NAME} in one name"
+                raise InvalidScript(f"the pattern {line[:80]!r} has {most}; use several patterns")
+        if sum(total > _CHEAP_STARS for total, _ in stars) > _MOST_COSTLY:
+            raise InvalidScript(f"there are over {_MOST_COSTLY} patterns with over {_CHEAP_STARS} stars; use fewer")
         try:
             self._spec = GitIgnoreSpec.from_lines(lines)
         except (ValueError, RecursionError) as error:
