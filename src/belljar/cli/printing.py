@@ -48,6 +48,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def printable_lines(text: str) -> str:
+    """The same for text of several lines."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 def write_bytes(data: bytes) -> None:
     """Write bytes to stdout as they are, at once. Raises HostError, BrokenPipeError."""
     with _told():
