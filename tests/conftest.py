@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from support.private_host import PrivateHost
 
@@ -54,6 +55,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @cache
 def _host() -> PrivateHost:
     return PrivateHost()
+
+
+def pytest_sessionstart() -> None:
+    """Make the private network before there are threads: one that is there stays in the mount namespace it is in."""
+    if os.geteuid() == 0:
+        _host()
+
+
+@pytest.fixture(autouse=True)
+def _default_logging() -> None:
+    """Undo what a test that ran a command in this process has set up: which events are logged, and where."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ def test_what_the_server_refuses_is_one_line(server: Server, data_dir: Path, tmp
         assert expected in complaint(result, 1)
 
 
-def test_the_key_of_this_machine_is_shown_to_no_other(data_dir: Path) -> None:
+def test_the_key_of_this_machine_is_shown_to_no_other(server: Server, data_dir: Path) -> None:
     from belljar.cli.server import connect
 
     for server, shown in (("http://127.0.0.1:1", True), ("localhost:1", True), ("http://belljar.example", False)):

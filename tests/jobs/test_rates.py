@@ -24,7 +24,7 @@ def resolved(options: dict[str, Any], **settings: Any) -> Resources:
         project="mine",
         image="python",
         settings=Settings(data_dir=Path("/nonexistent"), **settings),
-        largest=None,
+        largest=[],
     ).resources
 
 

@@ -10,8 +10,11 @@ import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+
+from belljar.machines import threads
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 #: Folders in which belljar and ip(8) keep what belongs to one network namespace.
@@ -36,12 +39,18 @@ class PrivateHost:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Be in the private network: this thread, and the threads and processes that it starts."""
+        """Be in the private network: this thread, and the threads and processes that it starts.
+
+        The threads that machines and networks share are made anew: those that are there are in the other network.
+        """
+        shared, threads._threads = threads._threads, ThreadPoolExecutor(16)
         self._switch(self._own)
         try:
             yield
         finally:
             self._switch(self._shared)
+            threads._threads.shutdown()
+            threads._threads = shared
 
     def _switch(self, namespace: int) -> None:
         _check(_libc.setns(namespace, _CLONE_NEWNET), "setns")
