@@ -19,7 +19,7 @@ import pytest
 import structlog
 
 from api.served import Served
-from belljar.api import descriptors, server
+from belljar.api import descriptors, gate, server
 from belljar.api.server import Connection, Server
 from belljar.errors import HostError
 from belljar.local import read_address, read_admin_key
@@ -170,6 +170,17 @@ async def test_a_body_that_stops_coming_is_told_so(api: Served, monkeypatch: pyt
         answer = await sockets.send(f"{head}Content-Length: 99\r\n\r\n{{".encode())
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "request_timeout"
+
+
+async def test_a_follower_whose_body_does_not_come_ends(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "_STALL_SECONDS", 0.2)
+    job = await api.submit()
+    key = read_admin_key(api.services.settings.data_dir)
+    head = f"GET /v1/jobs/{job['id']}/logs?follow=true HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+    async with listening(api) as sockets:
+        answer = await sockets.send(f"{head}Content-Length: 9\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"nosniff" in answer and not answer.endswith(b"0\r\n\r\n")
 
 
 async def test_a_reader_that_takes_nothing_is_closed(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
