@@ -11,7 +11,7 @@ import structlog
 from api.served import Served, problem, served
 from belljar.blobs.log import LogStream, LogWriter, log_path
 from belljar.errors import DamagedImage, HostError
-from belljar.jobs.model import JobError
+from belljar.jobs.model import Job, JobError
 from belljar.jobs.states import Status
 from belljar.local import read_admin_key
 
@@ -156,6 +156,29 @@ async def test_tenants_see_paths_of_their_machines_alone(api: Served) -> None:
             shown.append((await tenant.get(f"/v1/jobs/{job['id']}")).json()["error"]["message"])
             assert (await api.services.jobs.get("tenant", job["id"])).error == JobError(code=code, message=message)
     assert shown == ["QEMU failed: cannot open PATH", "the entrypoint could not be executed: /usr/bin/x"]
+
+
+async def test_who_waits_for_a_job_does_not_ask_for_it_whenever_it_says_something(
+    api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await api.submit()
+    asked, get = 0, api.services.job_store.get
+
+    async def counted(project: str | None, job_id: str) -> Job | None:
+        nonlocal asked
+        asked += 1
+        return await get(project, job_id)
+
+    monkeypatch.setattr(api.services.job_store, "get", counted)
+    waiting = asyncio.create_task(api.http.get(f"/v1/jobs/{job['id']}", params={"wait": 60}))
+    while not api.services.changes.watched():
+        await asyncio.sleep(0.01)
+    for _ in range(50):
+        api.services.changes.notify_log(job["id"])
+        await asyncio.sleep(0.005)
+    await api.end(await api.begin())
+    assert (await waiting).json()["status"] == "succeeded"
+    assert asked <= 4
 
 
 # --- auth off -------------------------------------------------------------------------------------------------------
