@@ -34,6 +34,15 @@ async def test_a_watch_is_woken_once_for_many_changes_and_misses_none() -> None:
     assert changes.watched() == []
 
 
+async def test_who_waits_for_a_jobs_end_is_not_woken_by_its_log() -> None:
+    changes = Changes()
+    with changes.watching("a", of_log=False) as watch:
+        changes.notify_log("a")
+        assert not await watch.wait(0.01)
+        changes.notify("a")
+        assert await watch.wait(30)
+
+
 async def test_a_revoked_key_and_the_end_of_the_server_wake_everybody() -> None:
     changes = Changes()
     with changes.watching("a") as first, changes.watching("b") as second:

@@ -220,6 +220,8 @@ class JsonStream:
             if self._depth < 0:
                 raise _not_json("a bracket is closed that was not opened")
             return
+        if kind == 0x2C and self._depth == 1:  # a comma: what follows is the next key, and no value of the last
+            self._key = b""
         self._values += 1
         if self._values > self._limits.max_values:
             most = self._limits.max_values

@@ -19,7 +19,7 @@ import structlog
 from belljar.background import note_failure
 from belljar.blobs.log import LogStream, LogWriter, log_blob, log_path
 from belljar.blobs.store import Blobs
-from belljar.errors import HostError, NotFound, host_error
+from belljar.errors import HostError, NotFound, host_error, without_paths
 from belljar.jobs.changes import Changes
 from belljar.jobs.model import Job
 from belljar.jobs.states import Status
@@ -72,9 +72,12 @@ class JobLogs:
                 await self._bring(job_id, path, seconds or self._retry_times.upload_seconds)
 
     def note_lost(self, job: Job) -> None:
-        """Say in the job's log that its last attempt was lost; what it had said stays there."""
+        """Say in the job's log that its last attempt was lost; what it had said stays there.
+
+        Tenants read it: the job itself tells its operator of which paths the message speaks.
+        """
         lost = job.lost_attempts[-1]
-        text = f"\n[belljar: attempt {lost.attempt} was lost: {lost.message}]\n"
+        text = f"\n[belljar: attempt {lost.attempt} was lost: {without_paths(lost.message)}]\n"
         try:
             with LogWriter(log_path(self._data_dir, job.id), attempt=lost.attempt) as writer:
                 writer.append(LogStream.CONSOLE, text.encode())
