@@ -385,7 +385,7 @@ class Worker:
     async def _keep_logs(self) -> None:
         """Bring logs to the blob store that could not be brought there when their attempts ended."""
         while True:
-            await self._logs.sweep(self._rooms.claims, self.id)
+            await self._logs.sweep(self._rooms.claims)
             await asyncio.sleep(self._patience.sweep_seconds)
 
 
