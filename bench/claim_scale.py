@@ -17,14 +17,17 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
 from belljar.jobs.ids import new_id
-from belljar.jobs.model import Job, Resources
+from belljar.jobs.model import Job
 from belljar.jobs.outcome import Outcome
 from belljar.jobs.states import Status
 from belljar.settings import Settings
 from belljar.store.claims import SqlClaims
 from belljar.store.jobs import SqlJobs
 from belljar.store.opening import open_database
+from store.queue import queued
 
 _ENDS = (Status.SUCCEEDED, Status.SUCCEEDED, Status.SUCCEEDED, Status.FAILED)
 _BATCH = 50_000
@@ -48,20 +51,7 @@ async def main(queued: int, ended: int, claims: int) -> None:
 
 
 def _job() -> Job:
-    return Job(
-        id=new_id("job"),
-        project="default",
-        script_id="a" * 64,
-        status=Status.QUEUED,
-        created_at=datetime.now(UTC),
-        language="python",
-        entrypoint="main.py",
-        image="python",
-        image_digest="b" * 64,
-        resources=Resources(vcpus=1, memory_mb=256),
-        timeout_seconds=60,
-        labels={"team": "a"},
-    )
+    return queued(project="default", image_digest="b" * 64, labels={"team": "a"})
 
 
 def _fill(path: Path, queued: int, ended: int) -> None:

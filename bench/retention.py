@@ -17,35 +17,24 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
 from belljar.blobs.store import open_blobs
 from belljar.jobs.ids import new_id
-from belljar.jobs.model import Job, Resources
-from belljar.jobs.states import Status
+from belljar.jobs.model import Job
 from belljar.maintenance.jobs import JobCleaner
 from belljar.maintenance.schedule import Maintenance
 from belljar.settings import Settings
 from belljar.store.claims import SqlClaims
 from belljar.store.jobs import SqlJobs
 from belljar.store.opening import open_database
+from store.queue import queued
 
 _ALONE_SECONDS = 5.0
 
 
 def job() -> Job:
-    return Job(
-        id=new_id("job"),
-        project="default",
-        script_id="a" * 64,
-        status=Status.QUEUED,
-        created_at=datetime.now(UTC),
-        language="python",
-        entrypoint="main.py",
-        image="python",
-        resources=Resources(vcpus=1, memory_mb=256),
-        timeout_seconds=60,
-        env={"NAME": "value" * 20},
-        labels={"batch": "one", "kind": "test"},
-    )
+    return queued(project="default", env={"NAME": "value" * 20}, labels={"batch": "one", "kind": "test"})
 
 
 def fill(folder: Path, number: int) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import structlog
 
+from support.mounts import mounted, small_tmpfs
 from support.private_host import PrivateHost
 
 _VM_TOOLS = ("qemu-system-x86_64", "bwrap", "mmdebstrap", "mkfs.erofs", "setpriv")
@@ -117,23 +119,34 @@ def data_dir(built_images: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def everybodys() -> Iterator[Path]:
+    """A folder that other users can reach, as pytest's own are not."""
+    folder = Path(tempfile.mkdtemp(prefix="belljar-test-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 256 KiB."""
-    with _mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=256k", "belljar-test") as folder:
+    with small_tmpfs(tmp_path / "small", "size=256k") as folder:
         yield folder
 
 
 @pytest.fixture
 def few_inodes(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 8 MiB that holds at most 100 files and folders."""
-    with _mounted(tmp_path / "few", "-t", "tmpfs", "-o", "size=8m,nr_inodes=100", "belljar-test") as folder:
+    with small_tmpfs(tmp_path / "few", "size=8m,nr_inodes=100") as folder:
         yield folder
 
 
 @pytest.fixture
 def database_disk(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 1 MiB: room for a database's empty tables and some rows."""
-    with _mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "belljar-test") as folder:
+    with small_tmpfs(tmp_path / "small", "size=1m") as folder:
         yield folder
 
 
@@ -147,21 +160,7 @@ def read_only(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
                 folder.chmod(0o500)
                 held.callback(folder.chmod, 0o700)
                 return
-            held.enter_context(_mounted(folder, "--bind", str(folder)))
+            held.enter_context(mounted(folder, "--bind", str(folder)))
             subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
 
         yield protect
-
-
-@contextlib.contextmanager
-def _mounted(folder: Path, *options: str) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    folder.mkdir(exist_ok=True)
-    mounted = subprocess.run(["mount", *options, folder], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"mount is not allowed here: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)

@@ -90,7 +90,7 @@ class DiskSpace:
             factor = _RESUME if self._was_low else 1.0
             short = next((space for space in self.look() if space.is_low(factor)), None)
         except OSError as error:
-            log.error("disk_not_readable", error=str(error))
+            log.error("disk_not_read", error=str(error))
             return None
         if (short is not None) != self._was_low:
             self._was_low = short is not None

@@ -8,6 +8,7 @@ problem details (RFC 9457), the command line into one line on stderr. A bug is n
 from __future__ import annotations
 
 import errno
+import re
 import resource
 from typing import Any, ClassVar
 
@@ -16,6 +17,12 @@ TOO_MANY_PROCESSES = (
     "this user or group has as many processes as it may: raise the limit (ulimit -u, TasksMax= of the service, "
     "pids.max of its cgroup) or run fewer jobs at once"
 )
+_PATH = re.compile(r"(?<![\w/.:])/[^\s/:;,'\"()]+(?:/[^\s:;,'\"()]*)*")
+
+
+def without_paths(text: str) -> str:
+    """The text with PATH for every absolute path in it: which folders this host has is for its operator."""
+    return _PATH.sub("PATH", text)
 
 
 class BelljarError(Exception):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
+import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +19,16 @@ import httpx
 import pytest
 
 from api.served import Served, problem
-from belljar.api.in_flight import BodyBudget, RequestCount
+from belljar.api.in_flight import BodyBudget, RequestCount, Turns
 from belljar.errors import ServerBusy, TooManyRequests
 from belljar.jobs.blob_names import stdin_blob
 from belljar.jobs.model import MAX_STDIN_BYTES
+from belljar.scripts import archive, prepare
 
 TESTS = Path(__file__).parents[1]
 CODE = {"code": "print(1)", "language": "python"}
 JSON = {"Content-Type": "application/json"}
+MB = 1024 * 1024
 
 
 def test_hostile_bodies_are_refused_within_little_memory(api: Served, tmp_path: Path) -> None:
@@ -160,7 +166,7 @@ async def test_bodies_in_flight_are_bounded_over_all_and_for_each_key() -> None:
         with pytest.raises(ServerBusy):
             async with budget.lease("c", 30):
                 pass
-        async with budget.lease("c", 20):
+        async with budget.lease("c", 8):
             pass
     async with budget.lease("a", 50):
         pass
@@ -185,12 +191,68 @@ async def test_a_body_waits_for_room_and_a_lease_is_released_once() -> None:
         pass
 
 
-def test_requests_of_one_key_are_counted() -> None:
-    count = RequestCount(1)
-    with count.counted("a"), count.counted("b"), pytest.raises(TooManyRequests), count.counted("a"):
+async def test_small_bodies_find_room_however_many_keys_hold_large_ones() -> None:
+    budget = BodyBudget(64 * MB, patience_seconds=0)
+    async with contextlib.AsyncExitStack() as held:
+        for key in ("a", "b", "c"):  # all that they can get, in large bodies and in small ones
+            for size in (24 * MB, 8 * MB, 1 * MB, 256 * 1024, 64 * 1024):
+                with contextlib.suppress(TooManyRequests, ServerBusy):
+                    while True:
+                        await held.enter_async_context(budget.lease(key, size))
+        async with budget.lease("d", 64 * 1024), budget.lease("a", 0):
+            pass
+    async with budget.lease("a", 24 * MB), budget.lease("b", 24 * MB):
         pass
+
+
+def test_requests_of_one_key_are_counted_and_others_find_room() -> None:
+    count = RequestCount(16)
+    with contextlib.ExitStack() as held:
+        for key, most in (("a", 8), ("b", 4), ("c", 2)):
+            for _ in range(most):
+                held.enter_context(count.counted(key))
+            with pytest.raises(TooManyRequests), count.counted(key):
+                pass
     with count.counted("a"):
         pass
+
+
+async def test_work_of_one_key_leaves_room_for_another() -> None:
+    turns, done = Turns(3, 2), asyncio.Event()
+
+    async def work() -> None:
+        async with turns.turn("a"):
+            await done.wait()
+
+    tasks = [asyncio.create_task(work()) for _ in range(20)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30), turns.turn("b"):
+        pass
+    done.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_slow_uploads_of_one_key_hold_up_nobody_else(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, begun, unpack = threading.Event(), threading.Semaphore(0), archive.unpack
+
+    def slow(*given: Any, **more: Any) -> None:
+        begun.release()
+        assert go_on.wait(60)
+        unpack(*given, **more)
+
+    monkeypatch.setattr(prepare, "unpack", slow)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as made:
+        made.writestr("main.py", "print(1)")
+    files = {"script": ("a.zip", packed.getvalue())}
+    uploads = [asyncio.create_task(api.http.post("/v1/scripts", files=files)) for _ in range(16)]
+    try:
+        assert await asyncio.to_thread(begun.acquire, timeout=60)
+        async with await api.caller_of("other") as other, asyncio.timeout(60):
+            assert (await other.post("/v1/jobs", json=CODE)).status_code == 202
+    finally:
+        go_on.set()
+        assert {answer.status_code for answer in await asyncio.gather(*uploads)} == {201}
 
 
 async def test_a_waiting_submission_holds_no_memory_for_its_body(api: Served) -> None:

@@ -52,6 +52,13 @@ def test_long_strings_are_read_as_they_were_written(parts: list[str]) -> None:
         assert found == value
 
 
+@pytest.mark.parametrize("value", [b"1", b'"x"', b"[1]", b'{"a": 1}'])
+def test_a_long_name_is_text_whatever_name_came_before(value: bytes) -> None:
+    body = b'{"stdin": ' + value + b', "' + b"A" * 70_000 + b'": 2}'
+    found, _ = read(body, sinks={"stdin": BytesSink("stdin", 10_000_000)})
+    assert set(found) == {"stdin", "A" * 70_000}
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.binary(max_size=200), st.integers(997, 70_000))
 def test_base64_is_decoded_while_it_arrives(seed: bytes, piece: int) -> None:

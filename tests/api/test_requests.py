@@ -13,7 +13,7 @@ from api.served import Served, problem, served
 from belljar.blobs.log import LogStream, LogWriter, log_path
 from belljar.errors import DamagedImage, HostError
 from belljar.jobs.blob_names import stdin_blob
-from belljar.jobs.model import JobError, JobRequest
+from belljar.jobs.model import Job, JobError, JobRequest
 from belljar.jobs.states import Status
 from belljar.local import read_admin_key
 
@@ -146,6 +146,43 @@ async def test_tenants_see_no_paths_of_the_host_in_their_jobs(api: Served) -> No
             assert "is bad" in text
 
 
+async def test_tenants_see_paths_of_their_machines_alone(api: Served) -> None:
+    async with await api.caller_of("tenant") as tenant:
+        shown = []
+        for code, message in (
+            ("machine_died", "QEMU failed: cannot open /srv/belljar/blobs/x"),
+            ("cannot_execute", "the entrypoint could not be executed: /usr/bin/x"),
+        ):
+            job = (await tenant.post("/v1/jobs", json={"code": "x", "language": "python"})).json()
+            await api.end(await api.begin(), Status.FAILED, error=JobError(code=code, message=message))
+            shown.append((await tenant.get(f"/v1/jobs/{job['id']}")).json()["error"]["message"])
+            assert (await api.services.jobs.get("tenant", job["id"])).error == JobError(code=code, message=message)
+    assert shown == ["QEMU failed: cannot open PATH", "the entrypoint could not be executed: /usr/bin/x"]
+
+
+async def test_who_waits_for_a_job_does_not_ask_for_it_whenever_it_says_something(
+    api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await api.submit()
+    asked, get = 0, api.services.job_store.get
+
+    async def counted(project: str | None, job_id: str) -> Job | None:
+        nonlocal asked
+        asked += 1
+        return await get(project, job_id)
+
+    monkeypatch.setattr(api.services.job_store, "get", counted)
+    waiting = asyncio.create_task(api.http.get(f"/v1/jobs/{job['id']}", params={"wait": 60}))
+    while not api.services.changes.watched():
+        await asyncio.sleep(0.01)
+    for _ in range(50):
+        api.services.changes.notify_log(job["id"])
+        await asyncio.sleep(0.005)
+    await api.end(await api.begin())
+    assert (await waiting).json()["status"] == "succeeded"
+    assert asked <= 4
+
+
 # --- auth off -------------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +196,12 @@ async def test_with_auth_off_every_loopback_address_works(api: Served, host: str
 async def test_with_auth_off_no_other_host_does(api: Served, host: str) -> None:
     async with served(api.services.settings.data_dir, auth="off") as off, off.caller() as nobody:
         problem(await nobody.get("/v1/jobs", headers={"Host": host}), 403, "forbidden")
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "null", "http://evil.example", "", "http://"])
+async def test_with_auth_off_no_other_origin_may_ask(api: Served, origin: str) -> None:
+    async with served(api.services.settings.data_dir, auth="off") as off, off.caller() as nobody:
+        problem(await nobody.get("/v1/jobs", headers={"Origin": origin}), 403, "forbidden")
 
 
 # --- streams --------------------------------------------------------------------------------------------------------

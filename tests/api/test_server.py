@@ -19,7 +19,7 @@ import pytest
 import structlog
 
 from api.served import Served
-from belljar.api import descriptors, server
+from belljar.api import descriptors, gate, server
 from belljar.api.server import Connection, Server
 from belljar.errors import HostError
 from belljar.local import read_address, read_admin_key
@@ -172,6 +172,17 @@ async def test_a_body_that_stops_coming_is_told_so(api: Served, monkeypatch: pyt
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "request_timeout"
 
 
+async def test_a_follower_whose_body_does_not_come_ends(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "_STALL_SECONDS", 0.2)
+    job = await api.submit()
+    key = read_admin_key(api.services.settings.data_dir)
+    head = f"GET /v1/jobs/{job['id']}/logs?follow=true HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+    async with listening(api) as sockets:
+        answer = await sockets.send(f"{head}Content-Length: 9\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"nosniff" in answer and not answer.endswith(b"0\r\n\r\n")
+
+
 async def test_a_reader_that_takes_nothing_is_closed(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "WRITE_SECONDS", 0.2)
     async with listening(api) as sockets:
@@ -228,6 +239,38 @@ async def test_beyond_connections_that_are_answered_others_are_refused(
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "server_busy"
 
 
+async def test_connections_whose_readers_take_nothing_make_room(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "max_connections", lambda _settings: 2)
+    monkeypatch.setattr(server, "STALL_SECONDS", 0.0)
+    async with listening(api) as sockets, contextlib.AsyncExitStack() as stack:
+        mutes: list[socket.socket] = []
+        for _ in range(2):  # nobody needs a key for that
+            mute = stack.enter_context(socket.socket())
+            mutes.append(mute)
+            mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            mute.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(mute, ("127.0.0.1", sockets.port))
+            while len(connections(sockets)) < len(mutes):
+                await asyncio.sleep(0.01)
+            for each in connections(sockets):
+                each.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            sending = asyncio.create_task(
+                asyncio.get_running_loop().sock_sendall(mute, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 30_000)
+            )
+            stack.callback(sending.cancel)
+        async with asyncio.timeout(60):
+            while sum(each.stalled_since is not None for each in connections(sockets)) < 2:
+                await asyncio.sleep(0.01)
+        answer = await sockets.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def connections(sockets: Sockets) -> list[Connection]:
+    found = list(sockets.server.server_state.connections)
+    assert all(isinstance(each, Connection) for each in found)
+    return [each for each in found if isinstance(each, Connection)]
+
+
 async def test_errors_of_accept_are_waited_out_and_told_once(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = 20
 
@@ -246,7 +289,7 @@ async def test_errors_of_accept_are_waited_out_and_told_once(api: Served, monkey
             answer = await sockets.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert failures == 0
-    assert [entry["event"] for entry in log if entry["log_level"] == "warning"] == ["cannot_accept_connections"]
+    assert [entry["event"] for entry in log if entry["log_level"] == "warning"] == ["connections_not_accepted"]
 
 
 NO_HTTP = {

@@ -11,7 +11,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from belljar.blobs.log import MAX_RECORD, JobLog, LogStream, LogWriter, Record, keep_log, log_path
+from belljar.blobs.log import (
+    BYTES_FOR_RECORD,
+    FREE_RECORDS,
+    HEADER,
+    MAX_RECORD,
+    RECORDS_AT_ONCE,
+    JobLog,
+    LogStream,
+    LogWriter,
+    Record,
+    keep_log,
+    log_path,
+)
 from belljar.blobs.store import Blobs, open_blobs
 from belljar.jobs.changes import Changes
 from belljar.settings import Settings
@@ -115,3 +127,42 @@ def test_every_byte_of_every_stream_comes_back(tmp_path: Path, pieces: list[tupl
         assert read == written
 
     asyncio.run(scenario())
+
+
+async def test_a_program_that_changes_streams_with_every_byte_makes_few_records(tmp_path: Path, blobs: Blobs) -> None:
+    count = 50_000
+    with LogWriter(log_path(tmp_path, "j")) as log:
+        for _ in range(count):
+            log.append(LogStream.STDOUT, b"o")
+            log.append(LogStream.STDERR, b"e")
+    found = await records(JobLog(tmp_path, blobs, "j").read())
+    assert found[:4] == [(LogStream.STDOUT, b"o"), (LogStream.STDERR, b"e")] * 2
+    assert len(found) < FREE_RECORDS + 2 * count // BYTES_FOR_RECORD + 100
+    for stream, byte in ((LogStream.STDOUT, b"o"), (LogStream.STDERR, b"e")):
+        assert b"".join(data for each, data in found if each is stream) == byte * count
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_log_of_many_records_is_read_without_keeping_others_waiting(
+    tmp_path: Path, blobs: Blobs, kept: bool
+) -> None:
+    path = log_path(tmp_path, "j")
+    path.parent.mkdir(parents=True)
+    path.write_bytes((HEADER.pack(1, LogStream.STDOUT, 1) + b"o") * 10 * RECORDS_AT_ONCE)
+    if kept:
+        await keep_log(tmp_path, blobs, "j")
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    last, run, most = turns, 0, 0
+    async for _ in JobLog(tmp_path, blobs, "j").read():
+        run = run + 1 if turns == last else 0
+        last, most = turns, max(most, run)
+    task.cancel()
+    assert most <= RECORDS_AT_ONCE

@@ -1,26 +1,11 @@
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from cli.command import AS_ORDINARY
-
-
-@pytest.fixture
-def everybodys() -> Iterator[Path]:
-    """A folder that other users can reach, as pytest's own are not."""
-    folder = Path(tempfile.mkdtemp(prefix="belljar-test-"))
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 @pytest.fixture

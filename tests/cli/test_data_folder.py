@@ -83,7 +83,8 @@ async def test_a_folder_that_cannot_be_served_is_told_and_left_as_it_is(tmp_path
 def test_commands_beside_a_server_of_an_older_version_change_nothing(tmp_path: Path) -> None:
     make_older(tmp_path)
     register(tmp_path, "python")
-    for result in belljar_each(["image", "gc"], ["image", "rm", "python"], ["key", "create", "ci"], data_dir=tmp_path):
+    commands = [["gc"], ["gc", "--dry-run"], ["image", "gc"], ["image", "rm", "python"], ["key", "create", "ci"]]
+    for result in belljar_each(*commands, data_dir=tmp_path):
         text = complaint(result, 1)
         assert "is an older belljar's (schema 0002" in text and "start belljar serve" in text
     with sqlite3.connect(tmp_path / "belljar.db") as connection:

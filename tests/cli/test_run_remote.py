@@ -89,6 +89,27 @@ def test_logs_that_cannot_be_written_are_one_line(foreign: Foreign) -> None:
     assert "cannot write the output: No space left" in complaint(belljar(*words, before=command), 1)
 
 
+def test_a_servers_words_steer_no_terminal(foreign: Foreign, script: Path) -> None:
+    evil = "\x1b[2J\x9b31m\u202e"
+    foreign.job |= {
+        "error": {"code": evil, "message": evil},
+        "lost_attempts": [{"attempt": evil, "message": evil}],
+        "kept_artifacts": [{"path": f"a{evil}", "size_bytes": evil}],
+        "timings": {"queue_ms": None, "phases": {evil: 1e300, "b": -1e300}},
+        "usage": {"cpu_seconds": None},
+        **dict.fromkeys(("script_id", "image", "attempt", "created_at"), evil),
+    }
+    shown = [
+        belljar("jobs", "get", "job_1", "--server", foreign.url),
+        belljar("jobs", "get", "job_1", "--json", "--server", foreign.url),
+        belljar("run", str(script), "--verbose", "--json", "--server", foreign.url),
+    ]
+    for end in shown:
+        said = (end.stdout + end.stderr).decode()
+        assert end.returncode == 0 and not {"\x1b", "\x9b", "\u202e"} & set(said), said
+    assert json.loads(shown[1].stdout)["error"]["code"] == evil
+
+
 def test_a_number_that_is_no_exit_code_is_no_success(foreign: Foreign, script: Path) -> None:
     for code in (256, -1, 1 << 40):
         foreign.job["exit_code"] = code

@@ -68,8 +68,8 @@ async def test_a_mirror_that_does_not_answer_is_told_and_what_a_killed_build_lef
 
 
 @pytest.mark.vm
-def test_an_image_is_what_its_manifest_says(built_images: Path) -> None:
-    images = Images(built_images).list()
+def test_an_image_is_what_its_manifest_says(own_images: Path) -> None:
+    images = Images(own_images).list()
     assert [image.name for image in images] == ["python", "shell"]
     for image in images:
         manifest = image.manifest
@@ -91,24 +91,24 @@ def test_an_image_is_what_its_manifest_says(built_images: Path) -> None:
 
 
 @pytest.mark.vm
-def test_what_is_built_is_not_built_again(built_images: Path) -> None:
-    before = files_of(built_images / "images/parts")
-    manifest = (built_images / "images/python.json").read_bytes()
-    command = [sys.executable, "-m", "belljar", "image", "build", "python", "--data-dir", str(built_images)]
+def test_what_is_built_is_not_built_again(own_images: Path) -> None:
+    before = files_of(own_images / "images/parts")
+    manifest = (own_images / "images/python.json").read_bytes()
+    command = [sys.executable, "-m", "belljar", "image", "build", "python", "--data-dir", str(own_images)]
     environment = {**os.environ, "BELLJAR_ACCELERATOR": "tcg"}
     steps = [
         subprocess.run(command, check=True, capture_output=True, timeout=120, env=environment).stderr.splitlines()
         for _ in range(2)
     ]
     assert steps in ([[b"==> booting a machine of python, to be cloned for jobs"], []], [[], []])  # the first snapshot
-    assert len(list((built_images / "snapshots").glob("*/snapshot.json"))) >= 1
-    assert files_of(built_images / "images/parts") == before
-    assert (built_images / "images/python.json").read_bytes() == manifest
+    assert len(list((own_images / "snapshots").glob("*/snapshot.json"))) >= 1
+    assert files_of(own_images / "images/parts") == before
+    assert (own_images / "images/python.json").read_bytes() == manifest
 
 
 @pytest.mark.vm
-def test_an_interrupted_build_leaves_nothing_behind(built_images: Path, tmp_path: Path) -> None:
-    with half_built(built_images, tmp_path) as (process, children, progress):
+def test_an_interrupted_build_leaves_nothing_behind(own_images: Path, tmp_path: Path) -> None:
+    with half_built(own_images, tmp_path) as (process, children, progress):
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert not any(alive(pid) for pid in children)
@@ -120,9 +120,9 @@ def test_an_interrupted_build_leaves_nothing_behind(built_images: Path, tmp_path
 
 @pytest.mark.vm
 def test_a_killed_build_takes_its_tools_along_and_the_next_one_removes_the_rest(
-    built_images: Path, tmp_path: Path
+    own_images: Path, tmp_path: Path
 ) -> None:
-    with half_built(built_images, tmp_path) as (process, children, _):
+    with half_built(own_images, tmp_path) as (process, children, _):
         process.kill()
         process.wait(60)
         deadline = time.monotonic() + 60
@@ -136,9 +136,9 @@ def test_a_killed_build_takes_its_tools_along_and_the_next_one_removes_the_rest(
 
 
 @contextlib.contextmanager
-def half_built(built_images: Path, data_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[int], Path]]:
+def half_built(own_images: Path, data_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[int], Path]]:
     """A build that is well into its root filesystem, its processes, and what it says."""
-    shutil.copytree(built_images / "cache/apt", data_dir / "cache/apt")  # so that little is fetched again
+    shutil.copytree(own_images / "cache/apt", data_dir / "cache/apt")  # so that little is fetched again
     command = [sys.executable, "-m", "belljar", "image", "build", "shell", "--data-dir", str(data_dir)]
     progress = data_dir / "progress"
     with progress.open("wb") as stderr:

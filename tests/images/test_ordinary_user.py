@@ -28,18 +28,15 @@ CODE = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def place(built_images: Path, tmp_path: Path) -> Path:
+def place(own_images: Path, everybodys: Path) -> Path:
     """A data folder with the built images' kernel, and a container image, in a place that any user may enter."""
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        if parent.stat().st_uid == os.geteuid() and str(parent).startswith("/tmp/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    data = tmp_path / "data"
-    shutil.copytree(built_images / "images", data / "images")
-    shutil.copytree(built_images / "cache" / "notes", data / "cache" / "notes")
-    layout = new_layout(tmp_path / "layout")
+    data = everybodys / "data"
+    shutil.copytree(own_images / "images", data / "images")
+    shutil.copytree(own_images / "cache" / "notes", data / "cache" / "notes")
+    layout = new_layout(everybodys / "layout")
     members = [folder("srv", uid=33, gid=33, mode=0o700), entry("srv/own", b"x", uid=33, gid=34, mode=0o600)]
     layout.add([archive(folder("bin"), entry("bin/tool", b"\x7fELF", mode=0o755), *members)], {"User": "33"})
-    return tmp_path
+    return everybodys
 
 
 def own(place: Path, uid: int, gid: int) -> None:
@@ -90,13 +87,13 @@ def test_an_ordinary_user_imports_an_image_with_files_of_other_owners(place: Pat
 
 
 def test_an_ordinary_user_builds_an_image_in_a_folder_that_nobody_else_may_enter(
-    place: Path, built_images: Path, user: tuple[str, int]
+    place: Path, own_images: Path, user: tuple[str, int]
 ) -> None:
     name, uid = user
     words = (f"--reuid={name}", f"--regid={name}", "--init-groups")
     if not may_run_the_code(words):
         pytest.skip(f"{CODE} cannot be read by other users")
-    shutil.copytree(built_images / "cache/apt", place / "data/cache/apt")  # so that little is fetched again
+    shutil.copytree(own_images / "cache/apt", place / "data/cache/apt")  # so that little is fetched again
     (place / "data/recipes").mkdir()
     (place / "data/recipes/tiny.toml").write_text(RECIPE)
     own(place, uid, uid)

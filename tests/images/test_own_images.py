@@ -119,9 +119,9 @@ def test_an_image_with_a_busybox_runs_shell_scripts(image_dir: Path, tmp_path: P
     assert (tmp_path / "out" / "note.txt").read_text() == "note\n"
 
 
-def test_a_recipe_with_packages_on_top(built_images: Path, tmp_path: Path) -> None:
+def test_a_recipe_with_packages_on_top(own_images: Path, tmp_path: Path) -> None:
     """Debian's, and a wheel of the index that pip is set to use; what is in it is listed."""
-    settings = load_settings(data_dir=built_images)
+    settings = load_settings(data_dir=own_images)
     additions = Additions(base="python", apt=("jq",), pip=("six",))
     try:
         image = asyncio.run(build_image("science", settings, Silent(), additions=additions))
@@ -131,36 +131,36 @@ def test_a_recipe_with_packages_on_top(built_images: Path, tmp_path: Path) -> No
             "import six, subprocess\nprint(six.__name__, six.__cached__)\n"
             "print(subprocess.run(['jq', '-n', '1+1'], capture_output=True, text=True).stdout)\n"
         )
-        done = belljar(built_images, "run", str(tmp_path / "use.py"), "--image", "science")
+        done = belljar(own_images, "run", str(tmp_path / "use.py"), "--image", "science")
         assert (done.returncode, done.stdout.split()[-1]) == (0, "2"), done.stderr
-        listed = json.loads(belljar(built_images, "image", "sbom", "science").stdout)
+        listed = json.loads(belljar(own_images, "image", "sbom", "science").stdout)
         urls = [component.get("purl", "") for component in listed["components"]]
         assert any(url.startswith("pkg:pypi/six@") for url in urls)
         assert any(url.startswith("pkg:deb/debian/jq@") for url in urls)
     finally:
-        if Images(built_images).find("science"):
-            Images(built_images).remove("science")
+        if Images(own_images).find("science"):
+            Images(own_images).remove("science")
 
 
-def test_a_recipe_in_a_folder_works_like_a_built_in_one(built_images: Path, tmp_path: Path) -> None:
+def test_a_recipe_in_a_folder_works_like_a_built_in_one(own_images: Path, tmp_path: Path) -> None:
     """Built by its name, listed, chosen by a file's ending, and removed."""
-    recipes = built_images / "recipes"
+    recipes = own_images / "recipes"
     recipes.mkdir(exist_ok=True)
     recipe = recipes / "calculator.toml"
     recipe.write_text(RECIPE)
     try:
-        built = belljar(built_images, "image", "build", "calculator", "--json")
+        built = belljar(own_images, "image", "build", "calculator", "--json")
         assert built.returncode == 0, built.stderr
         assert json.loads(built.stdout)["packages"]["bc"]
         (tmp_path / "sum.calc").write_text("2 ^ 70\n")
-        done = belljar(built_images, "run", str(tmp_path / "sum.calc"))
+        done = belljar(own_images, "run", str(tmp_path / "sum.calc"))
         assert (done.returncode, done.stdout) == (0, "from a recipe\n1180591620717411303424\n"), done.stderr
-        listed = json.loads(belljar(built_images, "image", "languages", "--json").stdout)
+        listed = json.loads(belljar(own_images, "image", "languages", "--json").stdout)
         assert any("calc" in each.values() for each in listed)
     finally:
         recipe.unlink()
-        if Images(built_images).find("calculator"):
-            Images(built_images).remove("calculator")
+        if Images(own_images).find("calculator"):
+            Images(own_images).remove("calculator")
 
 
 @pytest.mark.parametrize(
@@ -171,25 +171,25 @@ def test_a_recipe_in_a_folder_works_like_a_built_in_one(built_images: Path, tmp_
     ],
 )
 def test_a_package_that_does_not_exist_is_named_and_nothing_is_left(
-    built_images: Path, options: tuple[str, ...], words: str
+    own_images: Path, options: tuple[str, ...], words: str
 ) -> None:
-    before = sorted((built_images / "images").rglob("*"))
-    done = belljar(built_images, "image", "build", "broken", "--from", "python", *options)
+    before = sorted((own_images / "images").rglob("*"))
+    done = belljar(own_images, "image", "build", "broken", "--from", "python", *options)
     assert done.returncode != 0 and words in done.stderr.splitlines()[-1]
-    assert sorted((built_images / "images").rglob("*")) == before
-    assert not list((built_images / "cache").glob("build-*/"))
+    assert sorted((own_images / "images").rglob("*")) == before
+    assert not list((own_images / "cache").glob("build-*/"))
 
 
-def test_a_second_build_changes_nothing(built_images: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (built_images / "images" / "parts").iterdir()}
-    digest = Images(built_images).get("python").manifest.digest
-    done = belljar(built_images, "image", "build", "python", "--json")
+def test_a_second_build_changes_nothing(own_images: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (own_images / "images" / "parts").iterdir()}
+    digest = Images(own_images).get("python").manifest.digest
+    done = belljar(own_images, "image", "build", "python", "--json")
     assert json.loads(done.stdout)["digest"] == digest
-    assert {path: path.stat().st_mtime_ns for path in (built_images / "images" / "parts").iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in (own_images / "images" / "parts").iterdir()} == before
 
 
-def test_versions_were_asked_when_the_image_was_built(built_images: Path) -> None:
-    listed = json.loads(belljar(built_images, "image", "ls", "--json").stdout)
+def test_versions_were_asked_when_the_image_was_built(own_images: Path) -> None:
+    listed = json.loads(belljar(own_images, "image", "ls", "--json").stdout)
     versions = {
         language["name"]: language["version"]
         for image in listed

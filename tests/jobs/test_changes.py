@@ -34,6 +34,15 @@ async def test_a_watch_is_woken_once_for_many_changes_and_misses_none() -> None:
     assert changes.watched() == []
 
 
+async def test_who_waits_for_a_jobs_end_is_not_woken_by_its_log() -> None:
+    changes = Changes()
+    with changes.watching("a", of_log=False) as watch:
+        changes.notify_log("a")
+        assert not await watch.wait(0.01)
+        changes.notify("a")
+        assert await watch.wait(30)
+
+
 async def test_a_revoked_key_and_the_end_of_the_server_wake_everybody() -> None:
     changes = Changes()
     with changes.watching("a") as first, changes.watching("b") as second:
@@ -103,6 +112,6 @@ async def test_a_store_that_fails_is_asked_again(tmp_path: Path) -> None:
                             await asyncio.sleep(0.01)
                     store.fails, store.states["a"] = None, "running"
                     assert await watch.wait(10)
-        assert {entry["event"] for entry in log} == {"cannot_look_for_changes"}
+        assert {entry["event"] for entry in log} == {"change_poll_failed"}
     finally:
         polling_module.POLL_SECONDS, polling_module.TROUBLE_SECONDS = before

@@ -42,21 +42,21 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def place(open_place: Path) -> Path:
+def place(everybodys: Path) -> Path:
     """Everything that hypervisors are handed, owned by the user that belljar runs as."""
-    attacker = open_place / "attacker"
+    attacker = everybodys / "attacker"
     subprocess.run(["gcc", "-static", "-o", attacker, Path(__file__).with_name("attacker.c")], check=True, timeout=60)
-    parts = open_place / "data" / "images" / "parts"
-    for folder in (parts, open_place / "data" / "snapshots" / "one", open_place / "elsewhere"):
+    parts = everybodys / "data" / "images" / "parts"
+    for folder in (parts, everybodys / "data" / "snapshots" / "one", everybodys / "elsewhere"):
         folder.mkdir(parents=True)
-    for file in kept_files(open_place):
+    for file in kept_files(everybodys):
         file.write_bytes(b"good" * 4096)
         file.chmod(0o444)
     part = Part(sha256="0" * 64, size_bytes=0, origin="")
     manifest = Manifest(name="x", architecture="x", digest="0", languages=(), kernel=part, initramfs=part, root=part)
     image = Image(manifest=manifest, kernel=parts / "kernel", initramfs=parts / "initramfs", root=parts / "root")
-    (open_place / "image.json").write_text(image.model_dump_json())
-    return open_place
+    (everybodys / "image.json").write_text(image.model_dump_json())
+    return everybodys
 
 
 def kept_files(place: Path) -> list[Path]:

@@ -116,8 +116,8 @@ def clean(outcome: dict[str, object]) -> bool:
 
 @needs_tools
 @pytest.mark.parametrize("user", [pytest.param(None, id="as this user"), pytest.param(4243, marks=pytest.mark.root)])
-def test_a_start_without_enough_descriptors_says_so_and_leaves_nothing(open_place: Path, user: int | None) -> None:
-    found = outcomes(open_place, "RLIMIT_NOFILE", [*range(1, 44, 2), 80], user=user)
+def test_a_start_without_enough_descriptors_says_so_and_leaves_nothing(everybodys: Path, user: int | None) -> None:
+    found = outcomes(everybodys, "RLIMIT_NOFILE", [*range(1, 44, 2), 80], user=user)
     assert [each for each in found if not clean(each)] == []
     assert [each["said"] for each in found if str(each["said"]).startswith("broken")] == []
     refused = [str(each["said"]) for each in found if each["said"] != "started"]
@@ -128,8 +128,8 @@ def test_a_start_without_enough_descriptors_says_so_and_leaves_nothing(open_plac
 
 @needs_tools
 @pytest.mark.root
-def test_a_start_without_enough_processes_says_so_and_leaves_nothing(open_place: Path) -> None:
-    found = outcomes(open_place, "RLIMIT_NPROC", [1, 2], user=4244)
+def test_a_start_without_enough_processes_says_so_and_leaves_nothing(everybodys: Path) -> None:
+    found = outcomes(everybodys, "RLIMIT_NPROC", [1, 2], user=4244)
     assert [each for each in found if not clean(each)] == []
     refused = [str(each["said"]) for each in found if "value" in each]
     assert all("as many processes as it may" in each and "ulimit -u" in each for each in refused), refused

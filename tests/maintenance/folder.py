@@ -24,7 +24,7 @@ from belljar.store.database import Database
 from belljar.store.jobs import SqlJobs
 from belljar.store.opening import FILE_NAME, open_database
 from belljar.store.scripts import SqlScripts
-from store.queue import ended, queued
+from store.queue import ended, queued, uploaded
 
 SCRIPT = "a" * 64
 
@@ -78,16 +78,7 @@ class Folder:
         return job
 
     async def script(self, script_id: str = SCRIPT, project: str = "mine", days: float = 0) -> Script:
-        script = Script(
-            id=script_id,
-            project=project,
-            name="main.py",
-            language="python",
-            entrypoint="main.py",
-            size_bytes=1,
-            file_count=1,
-            created_at=days_ago(days),
-        )
+        script = uploaded(script_id, project, created_at=days_ago(days))
         await self.blobs.put_bytes(disk_blob(script_id), b"disk")
         return await self.scripts.add(script)
 

@@ -76,6 +76,13 @@ async def test_the_build_cache_goes_unless_an_image_is_built(folder: Folder) -> 
     assert [path.exists() for path in (old, young, cache / "build-x")] == [False, True, False]
 
 
+async def test_backups_of_a_database_elsewhere_go_too(folder: Folder, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    backups = [made(elsewhere / f"jobs.db.backup-{days}", days) for days in (50, 40)]
+    await folder.sweep(database_url=f"sqlite:///{elsewhere}/jobs.db")
+    assert [path.exists() for path in backups] == [False, True]
+
+
 async def test_backups_go_but_for_the_newest(folder: Folder) -> None:
     backups = [made(folder.path / f"belljar.db.backup-{days}", days) for days in (50, 40, 31)]
     half = made(folder.path / "belljar.db.backup-2.partial", 2)

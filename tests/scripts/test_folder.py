@@ -11,6 +11,7 @@ import pytest
 from belljar.errors import InvalidScript, TooLarge
 from belljar.scripts.folder import copy_folder
 from belljar.scripts.limits import Allowance, UploadLimits
+from belljar.scripts.selection import Selection
 from belljar.scripts.tree import Tree
 
 
@@ -78,3 +79,11 @@ def test_names_that_are_not_utf8_are_refused(source: Path) -> None:
 def test_a_folder_that_is_too_large_is_refused(source: Path) -> None:
     with pytest.raises(TooLarge):
         copied(source, UploadLimits(max_unpacked_bytes=10))
+
+
+def test_a_folder_of_which_nothing_is_wanted_can_be_given_up_too(source: Path) -> None:
+    root, allowance = source.parent / "tree", Allowance(UploadLimits())
+    root.mkdir()
+    allowance.stop.set()
+    with pytest.raises(InvalidScript, match="given up"):
+        copy_folder(source, Tree(root, allowance), Selection(exclude=("*",)))

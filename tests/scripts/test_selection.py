@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from belljar.errors import InvalidScript
-from belljar.scripts.selection import Selection
+from belljar.scripts.selection import Selection, open_entry
 
 
 def made(root: Path, *names: str) -> Path:
@@ -72,9 +72,11 @@ def test_the_last_pattern_that_fits_decides(tmp_path: Path) -> None:
 
 def test_patterns_that_cannot_be_are_refused_at_once(tmp_path: Path) -> None:
     made(tmp_path, "a" * 250)
-    for pattern in ("*a" * 50 + "b", "**/" * 30 + "x", "!"):
+    for pattern in ("*a" * 50 + "b", "*a*a*a*b", "**/" * 30 + "x", "!"):
         with pytest.raises(InvalidScript, match="pattern"):
             selected(tmp_path, exclude=(pattern,))
+    with pytest.raises(InvalidScript, match="100 patterns with over 2 stars"):
+        selected(tmp_path, exclude=("*a*a*b",) * 101)
     with pytest.raises(InvalidScript, match="1000 patterns"):
         selected(tmp_path, exclude=("x",) * 1001)
     for content, reason in ((b"x" * 70_000, "64 KB"), (b"\xff\xfe", "UTF-8")):
@@ -91,16 +93,33 @@ def test_patterns_that_cannot_be_are_refused_at_once(tmp_path: Path) -> None:
         selected(tmp_path)
 
 
+@pytest.mark.parametrize("moment", ["before it is read", "before its file is read"])
+def test_a_link_that_takes_a_folders_place_is_not_followed(tmp_path: Path, moment: str) -> None:
+    """As another user does whose folder it is."""
+    source = made(tmp_path / "source", "main.py", "data/key")
+    made(tmp_path / "outside", "key", "other")
+    (tmp_path / "outside/key").write_text("secret")
+    entries = Selection().entries(source)
+    name = "data" if moment == "before it is read" else "data/key"
+    last = next(entry for entry in entries if entry.name == name)
+    (source / "data").rename(tmp_path / "moved")
+    (source / "data").symlink_to(tmp_path / "outside")
+    with pytest.raises(InvalidScript, match="cannot read data"):
+        if last.kind == "file":
+            open_entry(last)
+        list(entries)
+
+
 def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path, "main.py", "secret/x")
-    real = os.scandir
+    real = os.open
 
-    def scandir(path: Path) -> object:
-        if str(path).endswith("secret"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
+    def opened(path: str, *given: int, **more: int) -> int:
+        if path == "secret":
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *given, **more)
 
-    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "open", opened)
     with pytest.raises(InvalidScript, match="cannot read secret: Permission denied; leave it out with --exclude"):
         selected(tmp_path)
     assert selected(tmp_path, exclude=("secret",)) == {"main.py"}

@@ -9,6 +9,7 @@ from belljar.jobs.ids import new_id
 from belljar.jobs.model import Job, MachineInfo, Resources, Timings
 from belljar.jobs.outcome import Outcome
 from belljar.jobs.states import Status
+from belljar.scripts.model import Script
 from belljar.store.claims import SqlClaims
 
 MACHINE = MachineInfo(source="boot", hypervisor="qemu", accelerator="tcg")
@@ -29,6 +30,19 @@ def queued(*, vcpus: int = 1, memory_mb: int = 256, **fields: Any) -> Job:
         "timeout_seconds": 60,
     }
     return Job(**{**standard, **fields})
+
+
+def uploaded(script_id: str = "a" * 64, project: str = "mine", **fields: Any) -> Script:
+    """The record of a script; in no store yet."""
+    standard: dict[str, Any] = {
+        "name": "main.py",
+        "language": "python",
+        "entrypoint": "main.py",
+        "size_bytes": 1,
+        "file_count": 1,
+        "created_at": datetime.now(UTC),
+    }
+    return Script(id=script_id, project=project, **{**standard, **fields})
 
 
 async def take(claims: SqlClaims, worker: str = "w1", lease_seconds: float = 30) -> Job | None:

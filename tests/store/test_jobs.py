@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from belljar.errors import InvalidRequest, NotFound
 from belljar.jobs.model import Job
 from belljar.jobs.states import TERMINAL, Status
-from belljar.scripts.model import Script
 from belljar.store.claims import SqlClaims
 from belljar.store.cursor import decode, encode
 from belljar.store.database import Database
 from belljar.store.jobs import SqlJobs
 from belljar.store.scripts import SqlScripts
-from store.queue import begin, ended, queued, take
+from store.queue import begin, ended, queued, take, uploaded
 
 
 def ids(found: tuple[list[Job], str | None]) -> list[str]:
@@ -130,16 +129,7 @@ async def test_a_job_is_kept_only_while_its_script_is_there(database: Database) 
     store, scripts = SqlJobs(database), SqlScripts(database)
     with pytest.raises(NotFound):
         await store.insert(queued(), needs_script=True)
-    script = Script(
-        id="a" * 64,
-        project="mine",
-        name="x",
-        language="python",
-        entrypoint="x",
-        size_bytes=1,
-        file_count=1,
-        created_at=datetime.now(UTC),
-    )
+    script = uploaded()
     await scripts.add(script)
     with pytest.raises(NotFound):
         await store.insert(queued(project="other"), needs_script=True)
@@ -151,16 +141,7 @@ async def test_a_job_is_kept_only_while_its_script_is_there(database: Database) 
 async def test_whoever_comes_first_of_a_job_and_the_deletion_of_its_script_the_job_can_run(database: Database) -> None:
     store, scripts = SqlJobs(database), SqlScripts(database)
     for _ in range(20):
-        script = Script(
-            id="b" * 64,
-            project="mine",
-            name="x",
-            language="python",
-            entrypoint="x",
-            size_bytes=1,
-            file_count=1,
-            created_at=datetime.now(UTC),
-        )
+        script = uploaded("b" * 64)
         await scripts.add(script)
         job = queued(script_id=script.id)
         kept, needed = await asyncio.gather(

@@ -46,14 +46,14 @@ from belljar.store.nodes import SqlNodes
 from belljar.store.opening import open_database
 from belljar.store.scripts import SqlScripts
 from belljar.worker.capacity import Capacity
-from belljar.worker.patience import Patience
+from belljar.worker.retry import RetryTimes
 from belljar.worker.rooms import WorkerRooms
 from belljar.worker.worker import Worker
 from guest.conversation import AGENT, compile_with_agent
 from worker.agent_process import ProcessHypervisor
 
 #: Pauses that a test has time for.
-QUICK = Patience(
+QUICK = RetryTimes(
     first_pause_seconds=0.01,
     max_pause_seconds=0.05,
     prepare_seconds=20,
@@ -231,7 +231,7 @@ class Bed:
     hypervisor: ProcessHypervisor
     faults: Faults
     image: Image
-    patience: Patience = QUICK
+    retry_times: RetryTimes = QUICK
     changes: Changes = field(default_factory=Changes)
 
     @property
@@ -309,7 +309,7 @@ class Bed:
             "hypervisor": hypervisor,
             "supply": FolderSupply(own.data_dir / "machines" / name, faults),
             "preparations": Faulty(_NothingToPrepare(own.data_dir), "preparations", faults),
-            "patience": self.patience,
+            "retry_times": self.retry_times,
         }
         return Worker(WorkerRooms(**rooms), name, Capacity(vcpus=vcpus, memory_mb=memory_mb))
 
@@ -357,12 +357,14 @@ class _NothingToPrepare:
 
 
 @asynccontextmanager
-async def opened_bed(data_dir: Path, agent: Path, patience: Patience = QUICK, **settings: Any) -> AsyncIterator[Bed]:
+async def opened_bed(
+    data_dir: Path, agent: Path, retry_times: RetryTimes = QUICK, **settings: Any
+) -> AsyncIterator[Bed]:
     """A bed in that folder. Several processes may open one folder."""
     chosen = Settings(data_dir=data_dir, snapshots="off", pool="off", grace_seconds=0.2, **settings)
     database = await open_database(chosen)
     try:
-        yield Bed(chosen, database, ProcessHypervisor(agent), Faults(), _register(data_dir), patience)
+        yield Bed(chosen, database, ProcessHypervisor(agent), Faults(), _register(data_dir), retry_times)
     finally:
         await database.close()
 

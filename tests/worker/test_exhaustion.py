@@ -6,34 +6,20 @@ import asyncio
 import contextlib
 import os
 import resource
-import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from belljar.jobs.states import Status
+from support.mounts import small_tmpfs
 from worker.bed import Bed, opened_bed
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    folder.mkdir()
-    run = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "belljar-test", folder], capture_output=True)
-    if run.returncode != 0:
-        pytest.skip(f"mount is not allowed here: {run.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture
 async def small(agent: Path, tmp_path: Path) -> AsyncIterator[Bed]:
     """A bed whose data folder is a file system of 4 MB with few files."""
-    with mounted(tmp_path / "small", "size=4m,nr_inodes=200") as folder:
+    with small_tmpfs(tmp_path / "small", "size=4m,nr_inodes=200") as folder:
         async with opened_bed(folder / "data", agent) as bed:
             yield bed
 

@@ -157,10 +157,11 @@ async def test_a_machine_that_cannot_be_removed_does_not_undo_the_end(bed: Bed, 
 async def test_stopping_ends_in_time_while_the_store_refuses_and_the_next_start_knows_the_end(
     bed: Bed, tmp_path: Path, refused: str
 ) -> None:
-    job = await bed.submit(counting(tmp_path, code=7))
+    job = await bed.submit(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; {counting(tmp_path, code=7)}")
     async with bed.working():
-        await bed.until(job, lambda found: found.status is not Status.QUEUED)
+        await bed.running(job)
         bed.faults.refuse(refused)
+        (tmp_path / "go").touch()
         async with asyncio.timeout(10):
             while not bed.faults.calls["claims.finish"]:
                 await asyncio.sleep(0.01)

@@ -68,6 +68,14 @@ async def test_an_attempt_goes_on_in_the_log_of_the_one_before(tmp_path: Path, b
         assert not log_path(tmp_path / name, job.id).exists()
 
 
+async def test_the_log_of_a_lost_attempt_names_no_path_of_the_host(tmp_path: Path, blobs: Blobs) -> None:
+    job = lost(queued(attempt=1))
+    attempt = job.lost_attempts[0].model_copy(update={"message": "cannot read /srv/blobs/x: it is broken"})
+    JobLogs(tmp_path, blobs, QUICK).note_lost(job.model_copy(update={"lost_attempts": (attempt,)}))
+    words = b"[belljar: attempt 1 was lost: cannot read PATH: it is broken]"
+    assert await said(blobs, tmp_path, job) == [(1, words)]
+
+
 async def test_a_log_found_after_its_job_ended_elsewhere_is_put_in_front(tmp_path: Path, blobs: Blobs) -> None:
     """The first node was cut off, and came back when the second had run the job to its end."""
     here, there = JobLogs(tmp_path / "a", blobs, QUICK), JobLogs(tmp_path / "b", blobs, QUICK)

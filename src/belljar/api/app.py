@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from belljar import __version__
-from belljar.api.descriptors import max_requests_per_key
+from belljar.api.descriptors import max_connections
 from belljar.api.gate import Gate
 from belljar.api.openapi import describe
 from belljar.api.problems import answer_errors
@@ -39,7 +39,7 @@ def create_app(services: Services | None) -> FastAPI:
             keys=services.keys,
             settings=services.settings,
             changes=services.changes,
-            max_requests_per_key=max_requests_per_key(services.settings),
+            max_requests=max_connections(services.settings),
         )
     app.add_middleware(RequestContext)
     return app

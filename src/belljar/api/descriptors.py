@@ -41,8 +41,3 @@ def max_connections(settings: Settings) -> int:
         return settings.max_connections
     free = soft - min(soft // 2, _MAX_RESERVED)
     return max(1, min(settings.max_connections, free // _PER_CONNECTION))
-
-
-def max_requests_per_key(settings: Settings) -> int:
-    """How many requests of one key may be in flight: others find half of the connections free."""
-    return max(1, max_connections(settings) // 2)

@@ -43,16 +43,14 @@ _MIN_BYTES_PER_SECOND = 16 * 1024
 class Gate:
     """Middleware: authenticates, checks Host and Origin, bounds bodies and what is in flight."""
 
-    def __init__(
-        self, app: ASGIApp, keys: SqlKeys, settings: Settings, changes: Changes, max_requests_per_key: int
-    ) -> None:
+    def __init__(self, app: ASGIApp, keys: SqlKeys, settings: Settings, changes: Changes, max_requests: int) -> None:
         self._app = app
         self._keys = keys
         self._changes = changes
         self._auth = settings.auth == "on"
         self._upload_bytes = settings.max_upload_mb * MB
         self._bodies = BodyBudget(settings.max_body_memory_mb * MB)
-        self._requests = RequestCount(max_requests_per_key)
+        self._requests = RequestCount(max_requests)
         self._anybody = Key(
             id="key_none", name="auth is off", project=PROJECT, admin=True, created_at=datetime.now(UTC)
         )
@@ -164,10 +162,17 @@ def _check_local(headers: Headers) -> None:
     if not is_loopback(_host_name(host)):
         raise Forbidden(f"with --auth off only requests to localhost are answered, not to {host[:80]!r}")
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and _authority(origin) != host:
         raise Forbidden("a web page of another origin may not use a server without keys")
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise Forbidden("a web page of another site may not use a server without keys")
+
+
+def _authority(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _host_name(host: str) -> str | None:

@@ -86,7 +86,8 @@ class BytesSink:
         try:
             self._add(text.encode())
         except UnicodeEncodeError:
-            raise InvalidOption(f"{self._option} holds half a surrogate pair", option=self._option) from None
+            reason = f"{self._option} holds half a surrogate pair, which is no character"
+            raise InvalidOption(reason, option=self._option) from None
 
     def _add(self, data: bytes) -> None:
         self._data += data
@@ -129,7 +130,7 @@ class Base64Sink(BytesSink):
             raise self._invalid() from None
 
     def _invalid(self) -> InvalidOption:
-        return InvalidOption(f"{self._option} is not base64", option=self._option)
+        return InvalidOption(f"{self._option} is not base64; encode the bytes as RFC 4648 says", option=self._option)
 
 
 class JsonStream:
@@ -164,7 +165,9 @@ class JsonStream:
         while at < len(data):
             at = self._feed_string(data, at) if self._in_string else self._feed_outside(data, at)
         if len(self._short) + len(self._string) > self._limits.max_short_bytes:
-            raise TooLarge(f"the JSON body is over {self._limits.max_short_bytes} bytes without its long strings")
+            raise TooLarge(
+                f"the JSON body is over {self._limits.max_short_bytes} bytes without its long strings; send less"
+            )
 
     def close(self) -> Any:
         """The document. Raises InvalidRequest when it is not JSON."""
@@ -217,6 +220,8 @@ class JsonStream:
             if self._depth < 0:
                 raise _not_json("a bracket is closed that was not opened")
             return
+        if kind == 0x2C and self._depth == 1:  # a comma: what follows is the next key, and no value of the last
+            self._key = b""
         self._values += 1
         if self._values > self._limits.max_values:
             most = self._limits.max_values

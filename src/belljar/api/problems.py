@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -15,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from belljar.api.methods import allowed_methods
-from belljar.errors import BelljarError, InvalidOption, InvalidRequest, NotAuthenticated, NotFound
+from belljar.errors import BelljarError, InvalidOption, InvalidRequest, NotAuthenticated, NotFound, without_paths
 
 log = structlog.get_logger()
 
@@ -28,7 +27,6 @@ _FOR_TENANTS = {
     "damaged_image": "a file of the image is damaged on the server; tell its operator",
     "missing_tool": "a program that is needed is not installed on the server; tell its operator",
 }
-_PATH = re.compile(r"(?<![\w/.:])/[^\s/:;,'\"()]+(?:/[^\s:;,'\"()]*)*")
 
 
 def problem(status: int, code: str, detail: str, more: Mapping[str, Any] | None = None) -> Response:
@@ -60,11 +58,6 @@ def problem_of(error: BelljarError, *, is_operator: bool = True) -> Response:
         if not is_operator and "retry_after" not in error.details:
             detail = _FOR_TENANTS.get(error.code) or without_paths(error.message)
     return problem(error.status, error.code, detail, error.details)
-
-
-def without_paths(text: str) -> str:
-    """The text with PATH for every absolute path in it: which folders this host has is for its operator."""
-    return _PATH.sub("PATH", text)
 
 
 def internal_error() -> Response:

@@ -76,9 +76,9 @@ class RequestContext:
                 raise
             log.warning("request_cancelled_at_shutdown", path=_path(scope))
         except BelljarError as error:
-            await self._tell(problem_of(error), scope, receive, answer)
+            await self._tell(problem_of(error, is_operator=False), scope, receive, answer)
         except Exception:
-            log.exception("unhandled_exception", method=scope["method"], path=_path(scope))
+            log.exception("unhandled_exception", method=scope["method"][:20], path=_path(scope))
             await self._tell(internal_error(), scope, receive, answer)
 
     async def _tell(self, response: ASGIApp, scope: Scope, receive: Receive, answer: _Answer) -> None:
@@ -121,7 +121,7 @@ def _log_access(scope: Scope, answer: _Answer, seconds: float) -> None:
     note = log.debug if scope["path"] in _PROBES else log.info
     note(
         "request_served",
-        method=scope["method"],
+        method=scope["method"][:20],
         path=_path(scope),
         status=answer.status,
         milliseconds=round(seconds * 1000, 1),

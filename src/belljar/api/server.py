@@ -37,6 +37,8 @@ HEAD_SECONDS = 15.0
 IDLE_SECONDS = 15.0
 #: How long a reader may take nothing of what is sent to it.
 WRITE_SECONDS = 120.0
+#: The same where its place is needed.
+STALL_SECONDS = 5.0
 _MAX_HEAD_BYTES = 32 * 1024
 _ACCEPTS_AT_ONCE = 64
 _TROUBLE_SECONDS = 0.5
@@ -59,6 +61,8 @@ class Connection(H11Protocol):
     _write_deadline: asyncio.TimerHandle | None = None
     #: Since when it waits for a request; None while one is answered.
     waits_since: float | None = None
+    #: Since when its client takes nothing of what is sent to it; None while it does.
+    stalled_since: float | None = None
     _has_begun = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -92,11 +96,13 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self.stalled_since = time.monotonic()
         if self._write_deadline is None:
             self._write_deadline = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self.stalled_since = None
         self._drop_write_deadline()
 
     def send_400_response(self, msg: str) -> None:
@@ -203,11 +209,20 @@ class Acceptor:
         return len(self._connections) + len(self._opening) < self._max_count
 
     def _make_room(self) -> bool:
-        """Close the connection that has waited longest for a request; False when all are answered."""
-        waiting = [each for each in self._connections if each.waits_since and not each.transport.is_closing()]
+        """Close the connection that has waited longest for a request, or whose client has taken nothing for longest.
+
+        False when all are answered: anybody can have answers that nobody takes, without a key.
+        """
+        is_open = [each for each in self._connections if not each.transport.is_closing()]
+        waiting = [(each.waits_since, each) for each in is_open if each.waits_since is not None]
+        if not waiting:
+            stalled = time.monotonic() - STALL_SECONDS
+            waiting = [
+                (since, each) for each in is_open if (since := each.stalled_since) is not None and since < stalled
+            ]
         if not waiting:
             return False
-        min(waiting, key=lambda each: each.waits_since or 0.0).evict()
+        min(waiting, key=lambda each: each[0])[1].evict()
         return True
 
     def _open(self, accepted: socket.socket) -> None:
@@ -218,7 +233,7 @@ class Acceptor:
     def _opened(self, task: asyncio.Task[Any]) -> None:
         self._opening.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            self._report("cannot_open_connection", str(task.exception()))
+            self._report("connection_not_opened", str(task.exception()))
 
     def _refuse(self, accepted: socket.socket) -> None:
         self._refused += 1
@@ -229,7 +244,7 @@ class Acceptor:
 
     def _pause(self, error: OSError) -> None:
         """Leave the others in the kernel's queue for a moment."""
-        self._report("cannot_accept_connections", error.strerror or str(error))
+        self._report("connections_not_accepted", error.strerror or str(error))
         seconds = _TROUBLE_SECONDS if error.errno in _OUT_OF_RESOURCES else 0.05
         self._loop.remove_reader(self._listener)
         self._paused = self._loop.call_later(seconds, self._resume)

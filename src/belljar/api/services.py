@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from belljar.api.in_flight import Turns
 from belljar.blobs.store import Blobs, open_blobs
 from belljar.disk_space import DiskSpace
 from belljar.images.catalog import Images
@@ -24,7 +24,9 @@ from belljar.store.nodes import SqlNodes
 from belljar.store.opening import open_database
 from belljar.store.scripts import SqlScripts
 
-_SUBMITTING = 16
+_SUBMITTING, _SUBMITTING_BY_KEY = 16, 8
+#: Uploads have four threads (`scripts.uploads`), in which they may be for seconds; one is left for code in JSON.
+_UPLOADING, _UPLOADING_BY_KEY = 3, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,8 @@ class Services:
     changes: Changes
     disk: DiskSpace
     #: Submissions and uploads that are worked on at once: others wait here, and reading is not kept from the database.
-    submitting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_SUBMITTING))
+    submitting: Turns = field(default_factory=lambda: Turns(_SUBMITTING, _SUBMITTING_BY_KEY))
+    uploading: Turns = field(default_factory=lambda: Turns(_UPLOADING, _UPLOADING_BY_KEY))
 
     @property
     def node_silence_seconds(self) -> float:

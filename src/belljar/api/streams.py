@@ -49,7 +49,8 @@ class Stream(StreamingResponse):
             await asyncio.wait([listening])
 
     async def _listen(self, receive: Receive) -> None:
-        await self.listen_for_disconnect(receive)
+        with contextlib.suppress(BelljarError):  # a body that is not wanted, and is too large or does not come
+            await self.listen_for_disconnect(receive)
         self._has_left = True
         self._on_left()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import os
 import struct
 import time
@@ -28,6 +29,12 @@ MAX_ATTEMPT = 255
 MAX_RECORD = 64 * 1024
 #: Small writes of one stream are put together for this long, so that a byte does not cost a record.
 COALESCE_SECONDS = 0.01
+#: Each change between streams ends a record, so that their order is kept, but for as many records only as these and the
+#: bytes pay for: a program may change with every byte, and what reads the log takes time for each record.
+FREE_RECORDS = 1000
+BYTES_FOR_RECORD = 64
+#: Records that are read without letting others run.
+RECORDS_AT_ONCE = 128
 #: A follower reads at most this often, however often it is woken.
 FOLLOW_SECONDS = 0.025
 #: A follower says this often that it is still there, when there is nothing new.
@@ -65,14 +72,15 @@ def log_blob(job_id: str) -> str:
 def _whole_records(file: int) -> int:
     """Where the last whole record ends: a crash may have left half of one behind it."""
     size, end = os.fstat(file).st_size, 0
-    while True:
-        header = os.pread(file, HEADER.size, end)
-        if len(header) < HEADER.size:
-            return end
-        length: int = HEADER.unpack(header)[0]
-        if end + HEADER.size + length > size:
-            return end
-        end += HEADER.size + length
+    if not size:
+        return 0
+    with mmap.mmap(file, size, prot=mmap.PROT_READ) as content:
+        while end + HEADER.size <= size:
+            length: int = HEADER.unpack_from(content, end)[0]
+            if end + HEADER.size + length > size:
+                break
+            end += HEADER.size + length
+    return end
 
 
 class LogWriter:
@@ -86,7 +94,9 @@ class LogWriter:
         self._written = written
         self._attempt = min(attempt, MAX_ATTEMPT)
         self._stream = LogStream.STDOUT
-        self._waiting = bytearray()
+        #: By stream; more than one where records have to be saved.
+        self._waiting: dict[LogStream, bytearray] = {}
+        self._records = self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         #: The first write that failed; nothing is written after it, and the job goes on without more of its log.
         self.failure: OSError | None = None
@@ -102,11 +112,15 @@ class LogWriter:
 
     def append(self, stream: LogStream, data: bytes) -> None:
         """Add bytes to a stream. Writes go to the page cache: a few microseconds, so they do not leave the loop."""
-        if stream is not self._stream or len(self._waiting) + len(data) > MAX_RECORD:
+        may_change = self._records < FREE_RECORDS + self._bytes // BYTES_FOR_RECORD
+        waiting = len(self._waiting.get(stream, b""))
+        if (stream is not self._stream and may_change) or waiting + len(data) > MAX_RECORD:
             self.flush()
         self._stream = stream
-        self._waiting += data
-        if len(self._waiting) >= MAX_RECORD:
+        buffer = self._waiting.setdefault(stream, bytearray())
+        buffer += data
+        self._bytes += len(data)
+        if len(buffer) >= MAX_RECORD:
             self.flush()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(COALESCE_SECONDS, self.flush)
@@ -118,16 +132,18 @@ class LogWriter:
             self._timer = None
         if not self._waiting:
             return
-        view = memoryview(bytes(self._waiting))
-        self._waiting.clear()
-        for at in range(0, len(view), MAX_RECORD):
-            self._write(view[at : at + MAX_RECORD])
+        waiting, self._waiting = self._waiting, {}
+        for stream, buffer in waiting.items():
+            view = memoryview(bytes(buffer))
+            for at in range(0, len(view), MAX_RECORD):
+                self._write(stream, view[at : at + MAX_RECORD])
         self._written()
 
-    def _write(self, piece: memoryview) -> None:
+    def _write(self, stream: LogStream, piece: memoryview) -> None:
         if self.failure is not None:
             return
-        record = HEADER.pack(len(piece), self._stream, self._attempt) + piece
+        self._records += 1
+        record = HEADER.pack(len(piece), stream, self._attempt) + piece
         start = None
         try:
             start = os.fstat(self._file).st_size
@@ -175,14 +191,20 @@ class JobLog:
 
     async def read(self, start: int = 0) -> AsyncGenerator[Record, None]:
         """The records from offset `start` to the present end."""
+        count = 0
         if self._path.exists():
             async for record in self._read_file(start):
                 yield record
-                start = record.end
+                start, count = record.end, count + 1
+                if count % RECORDS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
             if self._path.exists():
                 return
         async for record in self._read_blob(start):
             yield record
+            count += 1
+            if count % RECORDS_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     async def follow(
         self,

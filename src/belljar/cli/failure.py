@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from belljar.cli.printing import complain
+from belljar.cli.printing import complain, printable_lines, tell
 from belljar.errors import BelljarError
 
 #: Said wrongly: as most commands do. `belljar run` ends with CANNOT_RUN instead: 2 may be the script's own code.
@@ -51,7 +51,7 @@ def exit_code_of(error: Exception, failed: int = FAILED) -> int:
         return OUTPUT_CLOSED
     message = _message(error)
     if _is_debug():
-        traceback.print_exception(error)
+        tell(printable_lines("".join(traceback.format_exception(error)).rstrip()))
     if message is None:
         complain(f"{_unforeseen(error)}; {_keep_traceback(error)}")
         return failed

@@ -47,7 +47,7 @@ async def _collect(settings: Settings, *, dry_run: bool) -> list[Outcome]:
     from belljar.maintenance.schedule import Maintenance
     from belljar.store.opening import open_database
 
-    database = await open_database(settings)
+    database = await open_database(settings, migrate=False)
     try:
         maintenance, lines, outcomes = Maintenance(settings, database, open_blobs(settings)), Lines(), []
         async with maintenance.alone(_WAIT_SECONDS):

@@ -92,7 +92,7 @@ def source_of(name: str, stdin: str | None, max_bytes: int) -> Iterator[tuple[Pa
         while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
             size += len(chunk)
             if size > max_bytes:
-                raise TooLarge(f"the script has over {max_bytes >> 20} MB (setting max_upload_mb)")
+                raise TooLarge(f"the script is over {max_bytes >> 20} MB; make it smaller, or raise max_upload_mb")
             file.write(chunk)
         file.flush()
         yield Path(file.name), ""

@@ -9,7 +9,7 @@ import typer
 from belljar.cli import options
 from belljar.cli.failure import Failed
 from belljar.cli.job_request import chosen_globs, job_options, source_of
-from belljar.cli.printing import print_json, print_table, printable, write_bytes
+from belljar.cli.printing import print_json, print_line, print_table, write_bytes
 from belljar.cli.server import connect
 from belljar.cli.upload import upload
 
@@ -39,7 +39,9 @@ def submit(
     include: options.Include = None,
     exclude: options.Exclude = None,
     priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
-    idempotency_key: Annotated[str | None, typer.Option(help="The same key gives the same job back.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same submission with this key gives the first job back.")
+    ] = None,
     server: options.Server = None,
     api_key: options.ApiKey = None,
     data_dir: options.DataDir = None,
@@ -74,7 +76,7 @@ def submit(
     if as_json:
         print_json(job)
     else:
-        print(job["id"])
+        print_line(str(job["id"]))
 
 
 @app.command("ls")
@@ -168,17 +170,17 @@ def _show(job: dict[str, Any], *, as_json: bool) -> None:
         return
     for name in ("id", "status", "exit_code", "signal", "script_id", "image", "attempt", "created_at", "finished_at"):
         if job[name] is not None:
-            print(f"{name:12} {printable(str(job[name]))}")
+            print_line(f"{name:12} {job[name]}")
     if job["error"]:
-        print(f"{'error':12} {job['error']['code']}: {printable(job['error']['message'])}")
+        print_line(f"{'error':12} {job['error']['code']}: {job['error']['message']}")
     for lost in job["lost_attempts"]:
-        print(f"{'lost':12} attempt {lost['attempt']}: {printable(lost['message'])}")
+        print_line(f"{'lost':12} attempt {lost['attempt']}: {lost['message']}")
     _show_phases(job["timings"])
     usage = job["usage"]
     if usage["cpu_seconds"] is not None:
-        print(f"{'usage':12} {usage['cpu_seconds']:.2f} s of CPU, {usage['max_memory_mb']:.1f} MB at most")
+        print_line(f"{'usage':12} {usage['cpu_seconds']:.2f} s of CPU, {usage['max_memory_mb']:.1f} MB at most")
     for artifact in job["kept_artifacts"]:
-        print(f"{'artifact':12} {printable(artifact['path'])} ({artifact['size_bytes']} bytes)")
+        print_line(f"{'artifact':12} {artifact['path']} ({artifact['size_bytes']} bytes)")
 
 
 def _show_phases(timings: dict[str, Any]) -> None:
@@ -190,5 +192,5 @@ def _show_phases(timings: dict[str, Any]) -> None:
     at = 0.0
     for name, milliseconds in phases:
         start, width = (round(40 * value / total) if total else 0 for value in (at, milliseconds))
-        print(f"{name:12} {milliseconds:9.1f} ms  {' ' * start}{'█' * max(1, width)}")
+        print_line(f"{name:12} {milliseconds:9.1f} ms  {' ' * min(40, start)}{'█' * min(40, max(1, width))}")
         at += milliseconds

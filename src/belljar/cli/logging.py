@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import sys
 from typing import TextIO, cast
 
 import structlog
+from structlog.typing import EventDict, ExcInfo
 
+from belljar.cli.printing import printable, printable_lines
 from belljar.settings import Settings
 
 
@@ -24,13 +27,30 @@ class _Log:
             sys.stderr.flush()
 
 
+class _Formatter(logging.Formatter):
+    """Lines in which nothing steers a terminal: what an error says may be a guest's or a tenant's word."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
+def _escape(_logger: object, _method: str, event: EventDict) -> EventDict:
+    return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
+
+
+def _write_traceback(out: TextIO, error: ExcInfo) -> None:
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, error)
+    out.write(printable_lines(text.getvalue()))
+
+
 def start_logging(settings: Settings, least: str | None = None) -> None:
     """Configure structlog, and the loggers of the libraries that use the standard one."""
     level = getattr(logging, (least or settings.log_level).upper())
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
     renderer = (
         # Not rich's tracebacks: they print every local variable, keys among them, and take seconds to be drawn.
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback)
         if as_text
         else structlog.processors.JSONRenderer()
     )
@@ -39,13 +59,15 @@ def start_logging(settings: Settings, least: str | None = None) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if as_text else [structlog.processors.format_exc_info]),
+            _escape if as_text else structlog.processors.format_exc_info,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Log())),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     # QMP connections end when their machines do; that is no news.
     logging.getLogger("qemu").setLevel(logging.CRITICAL)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
@@ -16,9 +17,19 @@ from rich.table import Table
 from belljar.errors import HostError
 from belljar.images.progress import Progress
 
+#: Candidates only: most of what is not ASCII can be printed.
+_PERHAPS_CONTROL = re.compile(r"[^\x20-\x7e\n]")
+
 
 def print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    """Print JSON in which what could steer a terminal is escaped: it has the same meaning to programs."""
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    print(_PERHAPS_CONTROL.sub(lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text))
+
+
+def print_line(text: str) -> None:
+    """Print one line, in which nothing can steer a terminal."""
+    print(printable(text))
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -35,6 +46,11 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> No
 def printable(text: str) -> str:
     """Text that cannot steer a terminal: control characters are shown, not sent."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same for text of several lines."""
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def write_bytes(data: bytes) -> None:
@@ -105,4 +121,4 @@ class Lines(Progress):
     """Progress as lines on stderr."""
 
     def step(self, text: str) -> None:
-        tell(f"==> {text}")
+        tell(f"==> {printable(text)}")

@@ -11,6 +11,7 @@ from belljar.cli import options
 from belljar.cli.failure import Failed
 from belljar.cli.job_request import chosen_globs, job_options, source_of
 from belljar.cli.run_end import report
+from belljar.cli.run_request import RunRequest
 from belljar.errors import InvalidOption
 
 
@@ -77,36 +78,22 @@ def run(
             artifacts=chosen_globs(artifact, wanted=artifacts is not None),
             label=label,
         )
-        selection = Selection(include=tuple(include or ()), exclude=tuple(exclude or ()))
+        request = RunRequest(
+            path=path,
+            filename=filename,
+            options=asked,
+            selection=Selection(include=tuple(include or ()), exclude=tuple(exclude or ())),
+            language=language,
+            entrypoint=entrypoint,
+            artifacts_dir=artifacts,
+            as_json=as_json,
+        )
         if server is not None:
             from belljar.cli.run_remote import run_remote
 
-            end = run_remote(
-                path,
-                filename,
-                asked,
-                settings,
-                selection,
-                language=language,
-                entrypoint=entrypoint,
-                artifacts_dir=artifacts,
-                as_json=as_json,
-                server=server,
-                api_key=api_key,
-            )
+            end = run_remote(request, settings, server=server, api_key=api_key)
         else:
             from belljar.cli.run_here import run_here
 
-            end = run_here(
-                path,
-                filename,
-                asked,
-                settings,
-                selection,
-                language=language,
-                entrypoint=entrypoint,
-                artifacts_dir=artifacts,
-                as_json=as_json,
-                verbose=verbose,
-            )
+            end = run_here(request, settings, verbose=verbose)
     raise Failed(report(end, as_json=as_json, verbose=verbose))

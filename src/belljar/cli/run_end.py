@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from belljar.cli.failure import CANNOT_RUN, INTERRUPTED, OUTPUT_CLOSED
-from belljar.cli.printing import complain, print_json, tell
+from belljar.cli.printing import complain, print_json, printable, tell
 
 if TYPE_CHECKING:
     from belljar.worker.artifact_folder import NotKept
@@ -50,7 +50,7 @@ def report(end: RunEnd, *, as_json: bool, verbose: bool) -> int:
         complain(f"{len(end.not_kept) - _MOST_NAMED} more artifacts were not kept; --json names them")
     if verbose:
         for name, milliseconds in job["timings"]["phases"].items():
-            tell(f"{name:10} {milliseconds:9.1f} ms")
+            tell(printable(f"{name:10} {milliseconds:9.1f} ms"))
     return _exit_code(end)
 
 

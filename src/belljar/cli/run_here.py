@@ -5,34 +5,21 @@ from __future__ import annotations
 import asyncio
 import sys
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from belljar.cli.printing import complain, printable, tell
 from belljar.cli.run_end import RunEnd
-from belljar.cli.signals import Stopped, heeded, raise_on_signals
+from belljar.cli.signals import run_until_signal
 from belljar.errors import InvalidOption
 
 if TYPE_CHECKING:
+    from belljar.cli.run_request import RunRequest
     from belljar.jobs.model import Job
-    from belljar.scripts.selection import Selection
     from belljar.settings import Settings
     from belljar.worker.embedded import EmbeddedRun
 
 
-def run_here(
-    path: Path,
-    filename: str,
-    asked: dict[str, Any],
-    settings: Settings,
-    selection: Selection,
-    *,
-    language: str | None,
-    entrypoint: str | None,
-    artifacts_dir: Path | None,
-    as_json: bool,
-    verbose: bool,
-) -> RunEnd:
+def run_here(request: RunRequest, settings: Settings, *, verbose: bool) -> RunEnd:
     """Run the job to its end; a signal, or a reader that goes away, cancels it. Raises BelljarError, Stopped."""
     from pydantic import ValidationError
 
@@ -43,7 +30,7 @@ def run_here(
 
     start_logging(settings, None if verbose else "error")
     try:
-        job_asked = JobOptions(**asked)
+        job_asked = JobOptions(**request.options)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "options"
@@ -56,15 +43,15 @@ def run_here(
         cancel.set()
 
     sys.stdout.flush()
-    artifacts = FolderArtifacts(artifacts_dir) if artifacts_dir is not None else None
+    artifacts = FolderArtifacts(request.artifacts_dir) if request.artifacts_dir is not None else None
     embedded = EmbeddedRun(
-        source=path,
-        filename=filename,
+        source=request.path,
+        filename=request.filename,
         options=job_asked,
-        language=language,
-        entrypoint=entrypoint,
-        selection=selection,
-        stdout=2 if as_json else 1,
+        language=request.language,
+        entrypoint=request.entrypoint,
+        selection=request.selection,
+        stdout=2 if request.as_json else 1,
         stderr=2,
         artifacts=artifacts,
         console=partial(_show, "console") if verbose else lambda _: None,
@@ -87,30 +74,11 @@ def _run_until_ended(embedded: EmbeddedRun, settings: Settings, cancel: asyncio.
     """The job, and the signal that ended it. Raises Stopped where there was no job yet."""
     from belljar.worker.embedded import run_embedded
 
-    came: list[int] = []
+    def ask() -> bool:
+        cancel.set()
+        return embedded.cancellable.is_set()
 
-    async def watched() -> Job:
-        task = asyncio.current_task()
-        assert task is not None
-
-        def stop(number: int) -> None:
-            came.append(number)
-            cancel.set()
-            if len(came) == 1 and not embedded.cancellable.is_set():
-                task.cancel()
-
-        for number in heeded():
-            asyncio.get_running_loop().add_signal_handler(number, stop, number)
-        return await run_embedded(embedded, settings, cancel)
-
-    try:
-        return asyncio.run(watched()), came[0] if came else None
-    except asyncio.CancelledError:
-        if came:
-            raise Stopped(came[0]) from None
-        raise
-    finally:
-        raise_on_signals()
+    return run_until_signal(run_embedded(embedded, settings, cancel), ask)
 
 
 def _show(stream: str, data: bytes) -> None:

@@ -20,38 +20,32 @@ from belljar.worker.artifact_folder import FolderArtifacts, NotKept
 from belljar.worker.passing import write_all, write_error
 
 if TYPE_CHECKING:
-    from belljar.scripts.selection import Selection
+    from belljar.cli.run_request import RunRequest
     from belljar.settings import Settings
 
 #: How long a job that was cancelled is waited for: its grace period, and the way there and back.
 _GOODBYE_SECONDS = 20.0
 
 
-def run_remote(
-    path: Path,
-    filename: str,
-    asked: dict[str, Any],
-    settings: Settings,
-    selection: Selection,
-    *,
-    language: str | None,
-    entrypoint: str | None,
-    artifacts_dir: Path | None,
-    as_json: bool,
-    server: str,
-    api_key: str | None,
-) -> RunEnd:
+def run_remote(request: RunRequest, settings: Settings, *, server: str, api_key: str | None) -> RunEnd:
     """Upload, submit, pass on both streams, fetch artifacts; whatever ends this command cancels the job.
 
     Raises ServerError, Unreachable, BelljarError, Stopped.
     """
     with connect(server, api_key, settings.data_dir) as client:
-        script = upload(client, path, filename, selection, language=language, entrypoint=entrypoint)
+        script = upload(
+            client,
+            request.path,
+            request.filename,
+            request.selection,
+            language=request.language,
+            entrypoint=request.entrypoint,
+        )
         job_id = ""
-        follower = _Follower(client, stdout=2 if as_json else 1)
+        follower = _Follower(client, stdout=2 if request.as_json else 1)
         try:
             with deferred():  # until it is known what is to be cancelled
-                job_id = str(client.submit(script_id=script["script_id"], **asked)["id"])
+                job_id = str(client.submit(script_id=script["script_id"], **request.options)["id"])
             follower.follow(job_id)
             job = client.wait(job_id)
         except BrokenPipeError:
@@ -65,7 +59,8 @@ def run_remote(
             if job_id:
                 _cancel(client, job_id)
             raise
-        not_kept = _fetch(client, job_id, artifacts_dir, settings) if artifacts_dir is not None else None
+        folder = request.artifacts_dir
+        not_kept = _fetch(client, job_id, folder, settings) if folder is not None else None
         return RunEnd(job=job, not_kept=not_kept)
 
 

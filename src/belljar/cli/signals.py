@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import signal
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -59,6 +59,15 @@ def deferred() -> Iterator[None]:
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run`, cancelled in order by the first such signal. Raises Stopped then."""
+    return run_until_signal(work, lambda: False)[0]
+
+
+def run_until_signal(work: Coroutine[Any, Any, T], ask: Callable[[], bool]) -> tuple[T, int | None]:
+    """Return what the work returns, and the first such signal that came meanwhile. Raises Stopped when it has ended it.
+
+    Each signal calls `ask`, which may ask the work to end by itself and says whether that will do; otherwise the first
+    signal cancels the work.
+    """
     came: list[int] = []
 
     async def watched() -> T:
@@ -67,7 +76,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 
         def stop(number: int) -> None:
             came.append(number)
-            if len(came) == 1:
+            if not ask() and len(came) == 1:
                 task.cancel()
 
         for number in heeded():
@@ -75,7 +84,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         return await work
 
     try:
-        return asyncio.run(watched())
+        return asyncio.run(watched()), came[0] if came else None
     except asyncio.CancelledError:
         if came:
             raise Stopped(came[0]) from None

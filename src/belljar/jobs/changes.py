@@ -14,8 +14,10 @@ from contextlib import contextmanager
 class Watch:
     """One who waits for a job. `wait` returns once for any number of changes before it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_log: bool = True) -> None:
         self._event = asyncio.Event()
+        #: Whether it is woken for the job's log too.
+        self.of_log = of_log
         #: Whether the job's row may have changed, not only its log, since the last `take_job_changed`.
         self._job_changed = True
 
@@ -53,12 +55,16 @@ class Changes:
     def notify_log(self, job_id: str) -> None:
         """There is more in this job's log."""
         for watch in self._watches.get(job_id, ()):
-            watch.wake(job_changed=False)
+            if watch.of_log:
+                watch.wake(job_changed=False)
 
     @contextmanager
-    def watching(self, job_id: str) -> Iterator[Watch]:
-        """A watch of the job: look at it first, then wait, then look again; no change in between is missed."""
-        watch = Watch()
+    def watching(self, job_id: str, *, of_log: bool = True) -> Iterator[Watch]:
+        """A watch of the job: look at it first, then wait, then look again; no change in between is missed.
+
+        `of_log` wakes it for what the job says too, which may be a hundred times a second.
+        """
+        watch = Watch(of_log=of_log)
         self._watches.setdefault(job_id, set()).add(watch)
         self._watched.set()
         try:

@@ -60,10 +60,10 @@ class _Poller:
             try:
                 await self._round()
             except HostError as error:
-                log.warning("cannot_look_for_changes", error=error.message)
+                log.warning("change_poll_failed", error=error.message)
                 seconds = TROUBLE_SECONDS
             except Exception:
-                log.exception("cannot_look_for_changes")
+                log.exception("change_poll_failed")
                 seconds = TROUBLE_SECONDS
             await asyncio.sleep(seconds)
 

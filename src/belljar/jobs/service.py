@@ -184,7 +184,7 @@ class JobService:
         Raises NotFound.
         """
         deadline = time.monotonic() + timeout_seconds
-        with self._changes.watching(job_id) as watch:
+        with self._changes.watching(job_id, of_log=False) as watch:
             while True:
                 job = await self.get(project, job_id)
                 left = deadline - time.monotonic()

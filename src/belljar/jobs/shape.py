@@ -20,6 +20,7 @@ MAX_EGRESS = 256
 MAX_FILES = 10_000
 #: Most characters of any string that has no larger limit of its own.
 _MAX_TEXT = 128 * 1024
+_MAX_SHORT_TEXT = 4096
 _LISTS = {"args": MAX_ARGS, "artifacts": MAX_ARTIFACTS, "egress": MAX_EGRESS}
 _OBJECTS = {"env": MAX_ENV, "labels": MAX_LABELS, "files": MAX_FILES}
 _TEXTS = frozenset({"code", "stdin", "stdin_base64"})
@@ -37,15 +38,17 @@ def check_shape(given: Mapping[str, Any], known: Mapping[str, object]) -> None:
         elif isinstance(value, dict):
             _check_object(name, value)
         elif isinstance(value, str):
-            if name not in _TEXTS and len(value) > (_MAX_TEXT if name == "egress" else 4096):
-                raise InvalidOption(f"{name} has {len(value)} characters, which is too many", option=name)
+            most = _MAX_TEXT if name == "egress" else _MAX_SHORT_TEXT
+            if name not in _TEXTS and len(value) > most:
+                reason = f"{name} has {len(value)} characters, at most {most} are allowed"
+                raise InvalidOption(reason, option=name, limit=most)
             _check_text(name, value)
 
 
 def _check_list(name: str, value: list[Any]) -> None:
     most = _LISTS.get(name)
     if most is None:
-        raise InvalidOption(f"{name} is not a list", option=name)
+        raise InvalidOption(f"{name} takes no list; /openapi.json says what it takes", option=name)
     if len(value) > most:
         raise InvalidOption(f"{name} has {len(value)} items, at most {most} are allowed", option=name, limit=most)
     for number, item in enumerate(value):
@@ -57,7 +60,7 @@ def _check_list(name: str, value: list[Any]) -> None:
 def _check_object(name: str, value: dict[str, Any]) -> None:
     most = _OBJECTS.get(name)
     if most is None:
-        raise InvalidOption(f"{name} is not an object", option=name)
+        raise InvalidOption(f"{name} takes no object; /openapi.json says what it takes", option=name)
     if len(value) > most:
         raise InvalidOption(f"{name} has {len(value)} entries, at most {most} are allowed", option=name, limit=most)
     for key, item in value.items():

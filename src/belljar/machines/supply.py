@@ -144,7 +144,7 @@ class Supply:
                 return None
             return self.snapshots.key(order.hypervisor, order.spec.image, order.spec.shape, order.preparation)
         except OSError as error:  # the boot says what is wrong, if it is of any matter there
-            log.warning("snapshot_unused", image=order.spec.image.name, error=str(error))
+            log.warning("snapshot_not_used", image=order.spec.image.name, error=str(error))
             return None
 
     async def _from_pool(self, waiting: Waiting, script_disk: Path, held: AsyncExitStack) -> Ready | None:
@@ -174,7 +174,7 @@ class Supply:
             except MachineError:
                 return None
             except (HostError, OSError) as error:
-                log.warning("snapshot_unused", snapshot=key, error=str(error))
+                log.warning("snapshot_not_used", snapshot=key, error=str(error))
                 return None
             await held.enter_async_context(trying.pop_all())
             return Ready(clone, session, "snapshot", clone.phases, slot)

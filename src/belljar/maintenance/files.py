@@ -18,7 +18,7 @@ from belljar.machines.snapshots import Snapshots
 from belljar.maintenance.service import Context, Result
 from belljar.store.jobs import SqlJobs
 from belljar.store.maintenance import ServiceRun
-from belljar.store.opening import FILE_NAME
+from belljar.store.opening import database_path
 
 _DAY_SECONDS = 86_400.0
 
@@ -130,7 +130,8 @@ class BackupCleaner:
         return Result(removed=await asyncio.to_thread(self._run, context))
 
     def _run(self, context: Context) -> Extent:
-        found_backups = sorted(context.settings.data_dir.glob(f"{FILE_NAME}.backup-*"), key=_mtime)
+        database = database_path(context.settings)
+        found_backups = sorted(database.parent.glob(f"{database.name}.backup-*"), key=_mtime)
         killed = [path for path in found_backups if path.name.endswith(".partial")]
         whole = [path for path in found_backups if path not in killed]
         old = older_than(killed, _DAY_SECONDS) + _unused(whole[:-1], context.settings.keep_backups_days)

@@ -140,7 +140,7 @@ def inline_dependencies(text: str, origin: str) -> Dependencies | None:
     content = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in blocks[0])
     where = f"the script block of {origin}"
     if len(content) > _MAX_TOML_BYTES:
-        raise InvalidDependencies(f"{where} is over {_MAX_TOML_BYTES // 1024} KB")
+        raise InvalidDependencies(f"{where} is over {_MAX_TOML_BYTES // 1024} KB; shorten it")
     return _project(_toml(content, where), where, "requires-python")
 
 
@@ -187,7 +187,7 @@ def project_file(text: str) -> Dependencies | None:
     document = _toml(text, "pyproject.toml")
     project = document.get("project", {})
     if not isinstance(project, dict):
-        raise InvalidDependencies("pyproject.toml: project is no table")
+        raise InvalidDependencies("pyproject.toml: project is no table; begin it with a line [project]")
     dynamic = project.get("dynamic", [])
     if isinstance(dynamic, list) and "dependencies" in dynamic:
         raise InvalidDependencies(
@@ -277,7 +277,7 @@ def _text(files: Files, path: str, most: int = _MAX_FILE_BYTES) -> str:
     data = files.head(path, most + 1)
     is_declaration = path.endswith((".txt", ".toml", ".json"))
     if len(data) > most and is_declaration:
-        raise InvalidDependencies(f"{path} is over {most // 1024} KB")
+        raise InvalidDependencies(f"{path} is over {most // 1024} KB; shorten it")
     mark, encoding = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", "utf-8"))
     if not is_declaration:
         return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")

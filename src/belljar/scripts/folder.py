@@ -16,7 +16,7 @@ from belljar.scripts.tree import CHUNK_BYTES, Tree
 
 def copy_folder(source: Path, tree: Tree, selection: Selection | None = None) -> None:
     """Put what is selected of a folder into the tree. Blocks: for a thread. Raises InvalidScript, TooLarge."""
-    for entry in (selection or Selection()).entries(source):
+    for entry in (selection or Selection()).entries(source, tree.check):
         if entry.kind == "folder":
             tree.add_folder(entry.name)
         elif entry.kind == "link":

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -43,7 +44,12 @@ _MOST_PATTERN_BYTES = 64 * 1024
 _MOST_PATTERNS = 1000
 #: Patterns become regular expressions, whose time grows with the power of the number of stars.
 _MOST_STARS = 4
+_MOST_STARS_IN_NAME = 3
+#: With more stars than this a pattern may take tens of milliseconds for one long path, and there may be only some.
+_CHEAP_STARS = 2
+_MOST_COSTLY = 100
 _MOST_SHOWN = 5
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +58,8 @@ class Entry:
 
     name: str
     kind: Literal["file", "folder", "link"]
-    #: Where it is on this host.
-    path: str
+    #: A descriptor of the folder, which is open while the folder is gone through.
+    root: int
     executable: bool = False
     #: Where a link leads, as it is written.
     target: str = ""
@@ -67,26 +73,38 @@ class Selection:
     exclude: Sequence[str] = ()
     left_out: list[str] = field(default_factory=list)
 
-    def entries(self, source: Path) -> Iterator[Entry]:
-        """The selected entries, each folder before what is in it. Raises InvalidScript."""
-        _scan(source, "")  # a folder that cannot be read is told as that
-        patterns = _Patterns([*_ignore_file(source), *self.exclude, *(f"!{pattern}" for pattern in self.include)])
-        todo = [""]
-        while todo:
-            above = todo.pop()
-            found = _scan(source, above)
-            names = frozenset(entry.name for entry in found)
-            for entry in found:
-                name = f"{above}/{entry.name}" if above else entry.name
-                _check_name(name)
-                if patterns.leave_out(name, entry, names):
-                    if entry.name != IGNORE_FILE:
-                        self.left_out.append(name)
-                    continue
-                selected = _entry(name, entry)
-                if selected.kind == "folder":
-                    todo.append(name)
-                yield selected
+    def entries(self, source: Path, check: Callable[[], None] = lambda: None) -> Iterator[Entry]:
+        """The selected entries, each folder before what is in it. Raises InvalidScript.
+
+        `check` is called for every entry that is looked at: it raises to end that. No link below the folder is
+        followed, whoever puts one there meanwhile: the folder may be another user's.
+        """
+        with _opened(source) as root:
+            _scan(root, str(source))  # a folder that cannot be read is told as that
+            patterns = _Patterns([*_ignore_file(root), *self.exclude, *(f"!{pattern}" for pattern in self.include)])
+            todo = [""]
+            while todo:
+                above = todo.pop()
+                with _opened_below(root, above) as folder:
+                    for name, entry in self._wanted(above, folder, patterns, check):
+                        selected = _entry(name, entry, root, folder)
+                        if selected.kind == "folder":
+                            todo.append(name)
+                        yield selected
+
+    def _wanted(
+        self, above: str, folder: int, patterns: _Patterns, check: Callable[[], None]
+    ) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        found = _scan(folder, above)
+        names = frozenset(entry.name for entry in found)
+        for entry in found:
+            name = f"{above}/{entry.name}" if above else entry.name
+            _check_name(name)
+            check()
+            if not patterns.leave_out(name, entry, names, folder):
+                yield name, entry
+            elif entry.name != IGNORE_FILE:
+                self.left_out.append(name)
 
     def sentence(self) -> str | None:
         """What was left out, in a sentence; None when nothing was."""
@@ -97,43 +115,67 @@ class Selection:
         return f"left out: {', '.join(shown)}{f' and {more} more' if more > 0 else ''} (--include NAME sends it)"
 
 
+def _stars(line: str) -> tuple[int, int]:
+    """How many runs of stars a pattern has, and how many at most within one name."""
+    names = [len(re.findall(r"\*+", name)) for name in line.split("/")]
+    return (0, 0) if line.startswith("#") else (sum(names), max(names))
+
+
 class _Patterns:
     """The patterns of the caller, and where none fits, what is left out by default."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         if len(lines) > _MOST_PATTERNS:
             raise InvalidScript(f"there are over {_MOST_PATTERNS} patterns for what to leave out; use fewer")
-        for line in lines:
-            if len(re.findall(r"\*+", line)) > _MOST_STARS:
-                raise InvalidScript(f"the pattern {line[:80]!r} has over {_MOST_STARS} stars; use several patterns")
+        stars = [_stars(line) for line in lines]
+        for line, (total, in_name) in zip(lines, stars, strict=True):
+            if total > _MOST_STARS or in_name > _MOST_STARS_IN_NAME:
+                most = f"over {_MOST_STARS} stars, or over {_MOST_STARS_IN_NAME} in one name"
+                raise InvalidScript(f"the pattern {line[:80]!r} has {most}; use several patterns")
+        if sum(total > _CHEAP_STARS for total, _ in stars) > _MOST_COSTLY:
+            raise InvalidScript(f"there are over {_MOST_COSTLY} patterns with over {_CHEAP_STARS} stars; use fewer")
         try:
             self._spec = GitIgnoreSpec.from_lines(lines)
         except (ValueError, RecursionError) as error:
             raise InvalidScript(f"a pattern cannot be read: {error}; see gitignore(5)") from None
 
-    def leave_out(self, name: str, entry: os.DirEntry[str], beside: frozenset[str]) -> bool:
+    def leave_out(self, name: str, entry: os.DirEntry[str], beside: frozenset[str], folder: int) -> bool:
         is_folder = entry.is_dir(follow_symlinks=False)
         decided = self._spec.check_file(f"{name}/" if is_folder else name).include
         if decided is not None:
             return decided
-        return entry.name in _MADE_BY_TOOLS or (is_folder and _is_made_by_tools(entry, beside))
+        return entry.name in _MADE_BY_TOOLS or (is_folder and _is_made_by_tools(entry.name, beside, folder))
 
 
-def _is_made_by_tools(entry: os.DirEntry[str], beside: frozenset[str]) -> bool:
-    if _BUILD_OUTPUTS.get(entry.name, frozenset[str]()) & beside:
-        return True
-    if any(os.path.lexists(f"{entry.path}/{mark}") for mark in _ENVIRONMENT_MARKS):
+def _is_made_by_tools(name: str, beside: frozenset[str], folder: int) -> bool:
+    if _BUILD_OUTPUTS.get(name, frozenset[str]()) & beside:
         return True
     try:
-        with _open(f"{entry.path}/CACHEDIR.TAG") as tag:
+        inside = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+    except OSError:
+        return False
+    try:
+        if any(_is_there(mark, inside) for mark in _ENVIRONMENT_MARKS):
+            return True
+        with _open("CACHEDIR.TAG", inside) as tag:
             return tag.read(len(_CACHE_TAG)) == _CACHE_TAG
     except OSError:
         return False
+    finally:
+        os.close(inside)
 
 
-def _ignore_file(source: Path) -> list[str]:
+def _is_there(name: str, folder: int) -> bool:
     try:
-        with _open(str(source / IGNORE_FILE)) as file:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _ignore_file(root: int) -> list[str]:
+    try:
+        with _open(IGNORE_FILE, root) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InvalidScript(f"{IGNORE_FILE} is no regular file; replace it with one")
             data = file.read(_MOST_PATTERN_BYTES + 1)
@@ -149,12 +191,42 @@ def _ignore_file(source: Path) -> list[str]:
         raise InvalidScript(f"{IGNORE_FILE} is not UTF-8; save it as UTF-8") from None
 
 
-def _scan(source: Path, above: str) -> list[os.DirEntry[str]]:
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
     try:
-        with os.scandir(source / above) as entries:
+        descriptor = os.open(folder, _FOLDER)
+    except OSError as error:
+        raise _unreadable(str(folder), error) from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _opened_below(root: int, name: str) -> Iterator[int]:
+    """A descriptor of a folder below the root, to which no link leads. Raises InvalidScript."""
+    folder = os.dup(root)
+    try:
+        for part in name.split("/") if name else ():
+            above = folder
+            folder = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=above)
+            os.close(above)
+    except OSError as error:
+        os.close(folder)
+        raise _unreadable(name, error) from None
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _scan(folder: int, name: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise _unreadable(above or str(source), error) from None
+        raise _unreadable(name, error) from None
 
 
 def _check_name(name: str) -> None:
@@ -167,15 +239,18 @@ def _check_name(name: str) -> None:
         raise InvalidScript(f"the script cannot hold {name[:80]!r}, which is too long; rename it")
 
 
-def _entry(name: str, entry: os.DirEntry[str]) -> Entry:
-    mode = entry.stat(follow_symlinks=False).st_mode
+def _entry(name: str, entry: os.DirEntry[str], root: int, folder: int) -> Entry:
+    try:
+        mode = entry.stat(follow_symlinks=False).st_mode
+        target = os.readlink(entry.name, dir_fd=folder) if stat.S_ISLNK(mode) else ""
+    except OSError as error:  # it has gone meanwhile
+        raise _unreadable(name, error) from None
     if stat.S_ISDIR(mode):
-        return Entry(name=name, kind="folder", path=entry.path)
+        return Entry(name=name, kind="folder", root=root)
     if stat.S_ISLNK(mode):
-        target = os.readlink(entry.path)  # noqa: PTH115 - the target as it is written
-        return Entry(name=name, kind="link", path=entry.path, target=target)
+        return Entry(name=name, kind="link", root=root, target=target)
     if stat.S_ISREG(mode):
-        return Entry(name=name, kind="file", path=entry.path, executable=bool(mode & 0o111))
+        return Entry(name=name, kind="file", root=root, executable=bool(mode & 0o111))
     raise InvalidScript(
         f"{name[:80]!r} is a device, pipe or socket; a script holds files, folders and links only "
         f"(leave it out with --exclude)"
@@ -183,15 +258,20 @@ def _entry(name: str, entry: os.DirEntry[str]) -> Entry:
 
 
 def open_entry(entry: Entry) -> FileIO:
-    """The content of a file, unbuffered; a link that took its place is not followed. Raises InvalidScript."""
-    try:
-        return _open(entry.path)
-    except OSError as error:
-        raise _unreadable(entry.name, error) from None
+    """The content of a file, unbuffered; a link that took its place, or a folder's, is not followed.
+
+    While its folder is gone through. Raises InvalidScript.
+    """
+    above, _, last = entry.name.rpartition("/")
+    with _opened_below(entry.root, above) as folder:
+        try:
+            return _open(last, folder)
+        except OSError as error:
+            raise _unreadable(entry.name, error) from None
 
 
-def _open(path: str) -> FileIO:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+def _open(name: str, folder: int) -> FileIO:
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     return open(descriptor, "rb", buffering=0)  # noqa: PTH123 - of a descriptor
 
 

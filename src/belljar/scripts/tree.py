@@ -77,6 +77,10 @@ class Tree:
     def size_bytes(self) -> int:
         return sum(file.size for file in self.files.values())
 
+    def check(self) -> None:
+        """Raises InvalidScript when it has taken too long, or is to be given up."""
+        self._allowance.check()
+
     def add_file(self, name: str, chunks: Iterable[bytes], *, executable: bool = False) -> None:
         """Write a file. Raises InvalidScript for the name, TooLarge for the bytes, OSError."""
         path = self._claim(name)

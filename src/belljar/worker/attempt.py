@@ -186,7 +186,7 @@ async def _read(traffic: Callable[[], Awaitable[Traffic | None]]) -> Traffic | N
     try:
         return await traffic()
     except Exception as error:  # noqa: BLE001 (the script has ended; a number about it is no reason to lose that)
-        log.warning("traffic_unreadable", error=str(error))
+        log.warning("traffic_not_read", error=str(error))
         return None
 
 

@@ -121,7 +121,7 @@ class Capacity:
         try:
             return self.disk.data().usable_bytes // MB if self.disk is not None else None
         except OSError as error:
-            log.error("disk_not_readable", error=str(error))
+            log.error("disk_not_read", error=str(error))
             return None
 
     def _promised_disk_mb(self) -> int:

@@ -19,12 +19,12 @@ import structlog
 from belljar.background import note_failure
 from belljar.blobs.log import LogStream, LogWriter, log_blob, log_path
 from belljar.blobs.store import Blobs
-from belljar.errors import HostError, NotFound, host_error
+from belljar.errors import HostError, NotFound, host_error, without_paths
 from belljar.jobs.changes import Changes
 from belljar.jobs.model import Job
 from belljar.jobs.states import Status
 from belljar.store.claims import SqlClaims
-from belljar.worker.patience import Patience
+from belljar.worker.retry import RetryTimes
 
 log = structlog.get_logger()
 
@@ -35,10 +35,10 @@ _BATCH = 200
 class JobLogs:
     """The log files in a worker's data folder. A file is written by one attempt, or brought away, never both."""
 
-    def __init__(self, data_dir: Path, blobs: Blobs, patience: Patience, changes: Changes | None = None) -> None:
+    def __init__(self, data_dir: Path, blobs: Blobs, retry_times: RetryTimes, changes: Changes | None = None) -> None:
         self._data_dir = data_dir
         self._blobs = blobs
-        self._patience = patience
+        self._retry_times = retry_times
         self._changes = changes or Changes()
         self._open: Counter[str] = Counter()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -69,12 +69,15 @@ class JobLogs:
         async with self._lock(job_id):
             path = log_path(self._data_dir, job_id)
             if self._open[job_id] <= writers and path.exists():
-                await self._bring(job_id, path, seconds or self._patience.upload_seconds)
+                await self._bring(job_id, path, seconds or self._retry_times.upload_seconds)
 
     def note_lost(self, job: Job) -> None:
-        """Say in the job's log that its last attempt was lost; what it had said stays there."""
+        """Say in the job's log that its last attempt was lost; what it had said stays there.
+
+        Tenants read it: the job itself tells its operator of which paths the message speaks.
+        """
         lost = job.lost_attempts[-1]
-        text = f"\n[belljar: attempt {lost.attempt} was lost: {lost.message}]\n"
+        text = f"\n[belljar: attempt {lost.attempt} was lost: {without_paths(lost.message)}]\n"
         try:
             with LogWriter(log_path(self._data_dir, job.id), attempt=lost.attempt) as writer:
                 writer.append(LogStream.CONSOLE, text.encode())
@@ -125,7 +128,7 @@ class JobLogs:
     @property
     def _slow_seconds(self) -> float:
         """For what nobody waits for."""
-        return 10 * self._patience.upload_seconds
+        return 10 * self._retry_times.upload_seconds
 
     async def _bring(self, job_id: str, path: Path, seconds: float) -> bool:
         try:

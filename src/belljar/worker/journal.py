@@ -112,7 +112,7 @@ def read_journal(data_dir: Path) -> Iterator[tuple[Path, Entry | None]]:
         try:
             lines = path.read_bytes().split(b"\n")
         except OSError as error:
-            log.error("outcome_unreadable", path=str(path), error=str(error))
+            log.error("outcome_not_read", path=str(path), error=str(error))
             continue
         entries = [entry for line in lines if (entry := _parse(line)) is not None]
         yield path, entries[-1] if entries else None

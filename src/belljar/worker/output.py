@@ -17,7 +17,7 @@ from belljar.errors import DiskFull, HostError, host_error
 from belljar.guest.wire import Stream
 from belljar.jobs.blob_names import artifact_blob
 from belljar.jobs.model import Artifact, Job, LogInfo
-from belljar.worker.patience import Patience
+from belljar.worker.retry import RetryTimes
 
 log = structlog.get_logger()
 
@@ -63,11 +63,11 @@ class BlobArtifacts:
     A blob store that refuses is tried again for as long as the caller waits; a full disk is not.
     """
 
-    def __init__(self, blobs: Blobs, job: Job, folder: Path, patience: Patience) -> None:
+    def __init__(self, blobs: Blobs, job: Job, folder: Path, retry_times: RetryTimes) -> None:
         self._blobs = blobs
         self._job_id = job.id
         self._path = folder / f"{job.id}.{job.attempt}.artifact"
-        self._patience = patience
+        self._retry_times = retry_times
         self._file: BinaryIO | None = None
         self._current: Artifact | None = None
         self.kept: list[Artifact] = []
@@ -91,7 +91,7 @@ class BlobArtifacts:
         self.kept.append(self._current)
 
     async def _put(self, name: str) -> None:
-        backoff = self._patience.backoff()
+        backoff = self._retry_times.backoff()
         while True:
             try:
                 return await self._blobs.put_file(name, self._path)

@@ -28,7 +28,7 @@ from belljar.worker.job_logs import JobLogs
 from belljar.worker.journal import AttemptJournal, journal_path
 from belljar.worker.networking import network_use, told
 from belljar.worker.output import BlobArtifacts, LoggedOutput
-from belljar.worker.patience import persistently
+from belljar.worker.retry import retry_until_written
 from belljar.worker.rooms import WorkerRooms
 
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ class Recorder:
         #: What runs its machine; set before the attempt begins.
         self.hypervisor: Hypervisor | None = None
         self.output = LoggedOutput(self._log, int(settings.max_output_mb * 1024 * 1024))
-        self.artifacts = BlobArtifacts(rooms.blobs, job, settings.data_dir / "run" / "artifacts", rooms.patience)
+        self.artifacts = BlobArtifacts(rooms.blobs, job, settings.data_dir / "run" / "artifacts", rooms.retry_times)
 
     def took(self, source: Source) -> None:
         """There is a machine."""
@@ -94,7 +94,7 @@ class Recorder:
 
     async def _write_running(self, started_at: datetime) -> None:
         """Tell the store that the job runs, unless it is over first: its end says that too."""
-        backoff = self._rooms.patience.backoff()
+        backoff = self._rooms.retry_times.backoff()
         pause_seconds = _MOMENT_SECONDS
         while not await self._over_within(pause_seconds):
             assert self.machine is not None
@@ -175,7 +175,7 @@ class Recorder:
         try:
             written = await self._finish(outcome)
         except Exception:
-            log.exception("outcome_unwritable", **ids)
+            log.exception("outcome_not_written", **ids)
             error = JobError(code="internal_error", message="belljar could not write all that came of the job")
             plain = Outcome(
                 status=outcome.status, exit_code=outcome.exit_code, error=error, finished_at=outcome.finished_at
@@ -192,8 +192,8 @@ class Recorder:
 
     async def _finish(self, outcome: Outcome) -> bool:
         finish = self._rooms.claims.finish
-        return await persistently(
-            lambda: finish(self._worker_id, self._job, outcome), "finish", self._rooms.patience, **self._ids()
+        return await retry_until_written(
+            lambda: finish(self._worker_id, self._job, outcome), "finish", self._rooms.retry_times, **self._ids()
         )
 
     def _set(self, outcome: Outcome) -> None:

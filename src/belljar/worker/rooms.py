@@ -15,8 +15,8 @@ from belljar.scripts.service import ScriptService
 from belljar.settings import Settings
 from belljar.store.claims import SqlClaims
 from belljar.store.nodes import SqlNodes
-from belljar.worker.patience import Patience
 from belljar.worker.preparing import Preparations
+from belljar.worker.retry import RetryTimes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,4 +32,4 @@ class WorkerRooms:
     hypervisor: Callable[[Image], Awaitable[Hypervisor]]
     supply: Supply
     preparations: Preparations
-    patience: Patience = field(default_factory=Patience)
+    retry_times: RetryTimes = field(default_factory=RetryTimes)

@@ -36,10 +36,10 @@ from belljar.worker.job_logs import JobLogs
 from belljar.worker.lease import Lease
 from belljar.worker.leases import Leases, Running
 from belljar.worker.networking import Networking
-from belljar.worker.patience import patiently, persistently
 from belljar.worker.plan import plan_attempt
 from belljar.worker.recorder import Recorder, recording
 from belljar.worker.recovery import Recovery
+from belljar.worker.retry import retry_until_done, retry_until_written
 from belljar.worker.rooms import WorkerRooms
 
 log = structlog.get_logger()
@@ -64,13 +64,13 @@ class Worker:
         self.id = worker_id
         self.capacity = capacity
         self._rooms = rooms
-        self._patience = rooms.patience
+        self._retry_times = rooms.retry_times
         self._running: dict[str, Running] = {}
         self._room = asyncio.Event()
         self._hypervisor: Hypervisor | None = None
         self._networking = Networking(rooms.settings)
         self._installer = Installer(rooms.settings, self._networking.attached, capacity)
-        self._logs = JobLogs(rooms.settings.data_dir, rooms.blobs, self._patience, rooms.changes)
+        self._logs = JobLogs(rooms.settings.data_dir, rooms.blobs, self._retry_times, rooms.changes)
         self._leases = Leases(rooms.claims, worker_id, rooms.settings.lease_seconds, lambda: self._running.values())
         self._heartbeat = Heartbeat(rooms, worker_id, capacity, lambda: len(self._running), lambda: self._hypervisor)
 
@@ -78,7 +78,7 @@ class Worker:
         """Work until cancelled. First puts right what an earlier run of this worker left unfinished."""
         recovery = Recovery(self._rooms, self.id, self._logs)
         await recovery.clear_host(self._installer)
-        await persistently(recovery.recover_jobs, "recover", self._patience)
+        await retry_until_written(recovery.recover_jobs, "recover", self._retry_times)
         async with self._networking, asyncio.TaskGroup() as group:
             for name, work in (
                 ("choose_hypervisor", self._choose_hypervisor),
@@ -93,7 +93,7 @@ class Worker:
             await self._supervised("claim_jobs", lambda: self._claim_while_there_is_room(group))
 
     async def _supervised(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        pauses = self._patience
+        pauses = self._retry_times
         await supervise(
             name, work, first_pause_seconds=pauses.first_pause_seconds, max_pause_seconds=pauses.max_pause_seconds
         )
@@ -186,7 +186,7 @@ class Worker:
         async with AsyncExitStack() as held:
             try:
                 async with running.lease:
-                    recorder = await self._patiently(
+                    recorder = await self._retried(
                         "open_log",
                         running,
                         lambda: held.enter_async_context(recording(self._rooms, self._logs, self.id, running.job)),
@@ -201,11 +201,11 @@ class Worker:
     async def _run(self, recorder: Recorder, running: Running) -> None:
         """Raises _Cancelled when the job is cancelled before it had a machine."""
         job, rooms = running.job, self._rooms
-        image, disk, stdin = await self._patiently("fetch_script", running, lambda: self._fetch(job))
+        image, disk, stdin = await self._retried("fetch_script", running, lambda: self._fetch(job))
         # Where no hypervisor works, waiting does not help.
-        hypervisor = await self._patiently("choose_hypervisor", running, lambda: rooms.hypervisor(image), HostError)
+        hypervisor = await self._retried("choose_hypervisor", running, lambda: rooms.hypervisor(image), HostError)
         recorder.hypervisor = self._hypervisor = hypervisor
-        preparation = await self._patiently("prepare", running, lambda: rooms.preparations.of(image))
+        preparation = await self._retried("prepare", running, lambda: rooms.preparations.of(image))
         provided = None
         if job.dependencies is not None and job.dependencies.requirements:
             wanted = Wanted(
@@ -230,7 +230,7 @@ class Worker:
                 return network.taking(lambda plug: rooms.supply.machine(hypervisor, spec, preparation, seconds, plug))
 
             async with AsyncExitStack() as machine:
-                yield await self._patiently("start_machine", running, lambda: machine.enter_async_context(start()))
+                yield await self._retried("start_machine", running, lambda: machine.enter_async_context(start()))
 
         async def ended(end: AttemptEnd) -> None:
             running.lease.release()
@@ -248,12 +248,18 @@ class Worker:
         disk = await rooms.scripts.disk(job.script_id)
         return image, disk, await rooms.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
 
-    async def _patiently(
+    async def _retried(
         self, what: str, running: Running, work: Callable[[], Awaitable[T]], *lasting: type[Exception]
     ) -> T:
         """What `work` returns once it can be had. Raises _Cancelled when the job is cancelled first."""
-        done = await patiently(
-            work, what, self._patience, running.cancel, lasting=lasting, job=running.job.id, attempt=running.job.attempt
+        done = await retry_until_done(
+            work,
+            what,
+            self._retry_times,
+            running.cancel,
+            lasting=lasting,
+            job=running.job.id,
+            attempt=running.job.attempt,
         )
         if done is None:
             raise _Cancelled
@@ -289,8 +295,8 @@ class Worker:
             reason, code = "belljar itself failed; the server's log has the details", "internal_error"
         if recorder is not None:
             await recorder.flush()
-        await persistently(
-            lambda: self._give_back(job, reason, code), "give_back", self._patience, job=job.id, attempt=job.attempt
+        await retry_until_written(
+            lambda: self._give_back(job, reason, code), "give_back", self._retry_times, job=job.id, attempt=job.attempt
         )
 
     async def _cancelled(self, running: Running, recorder: Recorder | None) -> None:
@@ -299,10 +305,10 @@ class Worker:
             await recorder.ended(AttemptEnd(stop=Stop.CANCELLED))
             return
         outcome = Outcome(status=Status.CANCELLED, finished_at=datetime.now(UTC))
-        await persistently(
+        await retry_until_written(
             lambda: self._rooms.claims.finish(self.id, running.job, outcome),
             "finish",
-            self._patience,
+            self._retry_times,
             job=running.job.id,
         )
 
@@ -322,12 +328,12 @@ class Worker:
         """
         task = asyncio.create_task(work)
         try:
-            await asyncio.wait({task}, timeout=self._patience.stop_seconds)
+            await asyncio.wait({task}, timeout=self._retry_times.stop_seconds)
         finally:
             task.cancel()
             await asyncio.wait({task}, timeout=1)
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("left_to_the_next_start", error=str(error))
+            log.warning("end_not_written", error=str(error))
 
     async def _give_back(self, job: Job, reason: str, code: str) -> None:
         """The attempt is lost: queue the job again or end it, as the store decides."""
@@ -386,7 +392,7 @@ class Worker:
         """Bring logs to the blob store that could not be brought there when their attempts ended."""
         while True:
             await self._logs.sweep(self._rooms.claims)
-            await asyncio.sleep(self._patience.sweep_seconds)
+            await asyncio.sleep(self._retry_times.sweep_seconds)
 
 
 class _Cancelled(Exception):

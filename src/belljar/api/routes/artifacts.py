@@ -56,7 +56,7 @@ async def _watched(
     services: Services, job_id: str, stream: AsyncGenerator[bytes, None]
 ) -> AsyncGenerator[bytes | str, None]:
     """The stream, known to `Changes` while it is open, so that a key which another process revokes ends it."""
-    with services.changes.watching(job_id):
+    with services.changes.watching(job_id, of_log=False):
         async with contextlib.aclosing(stream):
             async for chunk in stream:
                 yield chunk

@@ -11,9 +11,8 @@ from belljar.api.answers import json_answer
 from belljar.api.asked import Asked, Caller, Cursor, Limit
 from belljar.api.bodies import read_options
 from belljar.api.openapi import body_of
-from belljar.api.problems import without_paths
 from belljar.api.services import Services
-from belljar.errors import NotAuthenticated
+from belljar.errors import InvalidDependencies, LayerBuildError, NotAuthenticated, without_paths
 from belljar.jobs.model import Job, JobOptions, JobRequest
 from belljar.jobs.states import Status
 from belljar.store.keys import Key
@@ -23,6 +22,8 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 Wait = Annotated[float, Query(ge=0, le=3600, description="Wait this many seconds for the job to end.")]
 #: How many jobs are made into JSON without letting others run.
 _JOBS_AT_ONCE = 50
+#: Failures of scripts: the paths in them are those of the script's machine.
+_OF_SCRIPTS = frozenset({"cannot_execute", InvalidDependencies.code, LayerBuildError.code})
 _ENDED: dict[int | str, dict[str, Any]] = {200: {"description": "The job has ended."}}
 
 
@@ -30,7 +31,7 @@ _ENDED: dict[int | str, dict[str, Any]] = {200: {"description": "The job has end
 async def submit_job(request: Request, services: Asked, key: Caller, wait: Wait = 0) -> Response:
     """Queue a job: `script_id`, or `code` and `language`, or `files`; and options."""
     submission = await read_options(request, JobRequest)
-    async with services.submitting:
+    async with services.submitting.turn(key.id):
         job = await services.jobs.submit(key.project, submission)
     del submission
     # The body is not needed any more, and waiting may take an hour.
@@ -47,7 +48,7 @@ async def run_script(request: Request, script_id: str, services: Asked, key: Cal
     given = options.model_dump(exclude_unset=True, exclude={"stdin", "stdin_base64"})
     wanted = JobRequest(script_id=script_id, **given)
     wanted.take_stdin(options.stdin_bytes())
-    async with services.submitting:
+    async with services.submitting.turn(key.id):
         job = await services.jobs.submit(key.project, wanted)
     return json_answer({"job_id": job.id, **_shown(job, key, services)}, 202)
 
@@ -94,11 +95,11 @@ async def _wait(services: Services, key: Key, job_id: str, seconds: float) -> Jo
 
 
 def _shown(job: Job, key: Key, services: Services) -> dict[str, Any]:
-    """The job as its caller may see it: folders of this host are for its operator."""
+    """The job as its caller may see it: where what lies on this host is for its operator."""
     shown = job.public()
     if not key.admin:
         folder = str(services.settings.data_dir)
         for failure in (shown["error"], *shown["lost_attempts"]):
-            if failure is not None and folder in failure["message"]:
+            if failure is not None and (failure.get("code") not in _OF_SCRIPTS or folder in failure["message"]):
                 failure["message"] = without_paths(failure["message"])
     return shown

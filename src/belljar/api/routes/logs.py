@@ -42,6 +42,8 @@ _STREAMS = {
     Which.ALL: set(LogStream),
     None: {LogStream.STDOUT, LogStream.STDERR},
 }
+#: What a job wrote is never shown as a page of this server's.
+_NO_PAGE = {"X-Content-Type-Options": "nosniff"}
 _CONTENT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}, "text/event-stream": {}}}}
 
 
@@ -68,10 +70,10 @@ async def read_logs(
         start = _offset(last_event_id)
         await reading.check(start)
         events = reading.events(wanted, start, follow=follow)
-        headers = {"Cache-Control": "no-cache"}
+        headers = {"Cache-Control": "no-cache", **_NO_PAGE}
         return Stream(events, media_type="text/event-stream", headers=headers, on_left=reading.leave)
     text = reading.text(wanted, follow=follow)
-    return Stream(text, media_type="text/plain; charset=utf-8", on_left=reading.leave)
+    return Stream(text, media_type="text/plain; charset=utf-8", headers=_NO_PAGE, on_left=reading.leave)
 
 
 def _offset(last_event_id: str | None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import UploadFile
 
-from belljar.api.asked import Asked, Cursor, Limit, Project
+from belljar.api.asked import Asked, Caller, Cursor, Limit, Project
 from belljar.api.forms import is_form, received_form
 from belljar.errors import InvalidRequest
 
@@ -40,7 +40,7 @@ _UPLOAD = {
 
 
 @router.post("", status_code=201, openapi_extra=_UPLOAD)
-async def upload_script(request: Request, services: Asked, project: Project) -> dict[str, Any]:
+async def upload_script(request: Request, services: Asked, key: Caller) -> dict[str, Any]:
     """Keep a script: a file or an archive. The same content gives the same `script_id`."""
     services.disk.require()  # before the body is received
     if not is_form(request.headers.get("content-type", "")):
@@ -54,9 +54,13 @@ async def upload_script(request: Request, services: Asked, project: Project) -> 
             raise InvalidRequest("the form has no file in its field script: curl -F script=@FILE")
         if isinstance(language, UploadFile) or isinstance(entrypoint, UploadFile):
             raise InvalidRequest("language and entrypoint are plain fields, not files")
-        async with services.submitting:
+        async with services.uploading.turn(key.id), services.submitting.turn(key.id):
             script = await services.scripts.upload(
-                project, _chunks(part), part.filename or "", language=language or None, entrypoint=entrypoint or None
+                key.project,
+                _chunks(part),
+                part.filename or "",
+                language=language or None,
+                entrypoint=entrypoint or None,
             )
     return script.public()
 

@@ -23,7 +23,7 @@ _LASTING = (MissingTool, DamagedImage)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Patience:
+class RetryTimes:
     """The waits of a worker, in seconds."""
 
     first_pause_seconds: float = 0.5
@@ -42,12 +42,14 @@ class Patience:
         return Backoff(self.first_pause_seconds, self.max_pause_seconds)
 
 
-async def persistently(write: Callable[[], Awaitable[T]], what: str, patience: Patience, **fields: object) -> T:
+async def retry_until_written(
+    write: Callable[[], Awaitable[T]], what: str, retry_times: RetryTimes, **fields: object
+) -> T:
     """Write until it is taken: how a job ended must not be lost because a disk is full.
 
     `what` and `fields` are for the log. Raises what is no refusal (HostError, OSError) after a few tries.
     """
-    backoff, tries = patience.backoff(), 0
+    backoff, tries = retry_times.backoff(), 0
     while True:
         tries += 1
         try:
@@ -61,10 +63,10 @@ async def persistently(write: Callable[[], Awaitable[T]], what: str, patience: P
             await asyncio.sleep(pause_seconds)
 
 
-async def patiently(
+async def retry_until_done(
     work: Callable[[], Awaitable[T]],
     what: str,
-    patience: Patience,
+    retry_times: RetryTimes,
     cancel: asyncio.Event,
     *,
     lasting: tuple[type[Exception], ...] = (),
@@ -72,11 +74,11 @@ async def patiently(
 ) -> T | None:
     """Do what has no effect before it succeeds, until it does; None when `cancel` is set first.
 
-    Raises HostError or OSError when it is refused for longer than `patience.prepare_seconds`, or when waiting will not
+    Raises HostError or OSError when it is refused for longer than `prepare_seconds`, or when waiting will not
     help, as with the errors that are `lasting`; and at once what is no refusal.
     """
-    backoff, tries = patience.backoff(), 0
-    deadline = asyncio.get_running_loop().time() + patience.prepare_seconds
+    backoff, tries = retry_times.backoff(), 0
+    deadline = asyncio.get_running_loop().time() + retry_times.prepare_seconds
     while not cancel.is_set():
         tries += 1
         try:
@@ -105,7 +107,7 @@ def _note(what: str, error: Exception, tries: int, pause_seconds: float, fields:
     count("belljar_write_retries", what=what)
     bug = None if isinstance(error, (HostError, OSError)) else error
     log.error(
-        "refused_and_retrying",
+        "operation_refused",
         what=what,
         error=str(error),
         tries=tries,
