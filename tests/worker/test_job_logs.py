@@ -85,13 +85,40 @@ async def test_a_log_found_after_its_job_ended_elsewhere_is_put_in_front(tmp_pat
     again = job.model_copy(update={"attempt": 2})
     await say(there, again, "two")
     jobs.known[job.id] = Status.RUNNING, "b"
-    await here.sweep(jobs, "a")
+    await here.sweep(jobs)
     assert log_path(tmp_path / "a", job.id).exists(), "the other attempt still writes its own"
     await there.keep(job.id)
     jobs.known[job.id] = Status.SUCCEEDED, "b"
     for _ in range(2):
-        await here.sweep(jobs, "a")
+        await here.sweep(jobs)
         assert await said(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
+    assert not log_path(tmp_path / "a", job.id).exists()
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.SUCCEEDED])
+async def test_a_log_found_when_another_node_has_left_its_own_replaces_nothing(
+    tmp_path: Path, blobs: Blobs, status: Status
+) -> None:
+    """The first node was cut off with its log, and came back when the second had lost its attempt too."""
+    here, there = JobLogs(tmp_path / "a", blobs, QUICK), JobLogs(tmp_path / "b", blobs, QUICK)
+    jobs: Any = Jobs()
+    job = queued(attempt=1)
+    await say(here, job, "one")
+    await say(there, job.model_copy(update={"attempt": 2}), "two")
+    await there.keep(job.id)
+    jobs.known[job.id] = status, None
+    await here.sweep(jobs)
+    assert await said(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
+
+
+async def test_a_log_that_goes_on_from_what_is_kept_replaces_it(tmp_path: Path, blobs: Blobs) -> None:
+    logs, job, jobs = JobLogs(tmp_path / "a", blobs, QUICK), queued(attempt=1), Jobs()
+    await say(logs, job, "one")
+    await blobs.put_file(log_blob(job.id), log_path(tmp_path / "a", job.id))
+    await say(logs, job.model_copy(update={"attempt": 2}), "two")
+    jobs.known[job.id] = Status.SUCCEEDED, "a"
+    await logs.sweep(jobs)  # type: ignore[arg-type]
+    assert await said(blobs, tmp_path / "elsewhere", job) == [(1, b"one"), (2, b"two")]
     assert not log_path(tmp_path / "a", job.id).exists()
 
 
@@ -104,7 +131,7 @@ async def test_a_log_that_cannot_be_compared_keeps_no_other_from_being_brought_a
     await blobs.put_bytes(log_blob(broken.id), b"kept")
     log_path(tmp_path / "a", broken.id).mkdir(parents=True)
     await say(logs, other, "text")
-    await logs.sweep(jobs, "a")  # type: ignore[arg-type]
+    await logs.sweep(jobs)  # type: ignore[arg-type]
     assert await blobs.size(log_blob(other.id))
 
 
@@ -116,7 +143,7 @@ async def test_a_log_that_was_kept_and_not_removed_is_not_kept_twice(tmp_path: P
     await logs.keep(job.id)
     log_path(tmp_path / "a", job.id).write_bytes(data)
     jobs.known[job.id] = Status.SUCCEEDED, worker
-    await logs.sweep(jobs, "a")  # type: ignore[arg-type]
+    await logs.sweep(jobs)  # type: ignore[arg-type]
     assert await said(blobs, tmp_path / "a", job) == [(1, b"one")]
     assert not log_path(tmp_path / "a", job.id).exists()
 
@@ -129,7 +156,7 @@ async def test_the_log_of_a_job_that_was_lost_for_good_while_its_node_was_away_i
     await say(logs, job, "one")
     await say(logs, deleted, "none")
     jobs.known[job.id] = Status.LOST, "a"
-    await logs.sweep(jobs, "b")  # type: ignore[arg-type]
+    await logs.sweep(jobs)  # type: ignore[arg-type]
     assert await said(blobs, tmp_path / "elsewhere", job) == [(1, b"one")]
     assert list((tmp_path / "a" / "run" / "logs").iterdir()) == []
 
@@ -139,7 +166,7 @@ async def test_a_log_that_is_written_to_is_not_taken_away(tmp_path: Path, blobs:
     jobs.known[job.id] = Status.QUEUED, None
     async with logs.opened(job) as writer:
         writer.append(LogStream.STDOUT, b"one")
-        await logs.sweep(jobs, "a")  # type: ignore[arg-type]
+        await logs.sweep(jobs)  # type: ignore[arg-type]
         await logs.keep(job.id)
         writer.append(LogStream.STDERR, b"two")
     assert await said(blobs, tmp_path, job) == [(1, b"one"), (1, b"two")]

@@ -84,18 +84,16 @@ class JobLogs:
         except HostError as error:
             log.error("job_log_incomplete", job=job.id, error=error.message)
 
-    async def sweep(self, claims: SqlClaims, worker_id: str) -> None:
+    async def sweep(self, claims: SqlClaims) -> None:
         """Bring away what stays here of jobs that nobody runs here. Raises HostError."""
         for batch in _batches(await asyncio.to_thread(self._idle)):
             jobs = await claims.statuses(batch)
             for job_id in batch:
-                status, worker = jobs.get(job_id, (None, None))
+                status, _ = jobs.get(job_id, (None, None))
                 if status is None:
                     log_path(self._data_dir, job_id).unlink(missing_ok=True)  # deleted with its job
-                elif status.terminal and worker not in (worker_id, None):
-                    await self._try_merge(job_id)
                 elif status.terminal or status is Status.QUEUED:
-                    await self.keep(job_id, seconds=self._slow_seconds)
+                    await self._try_merge(job_id)
 
     def _idle(self) -> list[str]:
         folder = log_path(self._data_dir, "x").parent
@@ -149,17 +147,18 @@ class JobLogs:
             note_failure("keep_log", error, job=job_id)
 
     async def _merge(self, job_id: str) -> None:
-        """A lost attempt's log, found after its job ended elsewhere: in front of what is kept, unless it is there."""
+        """Bring the log away with what is kept of it already: attempts on other nodes may have left theirs there."""
         async with self._lock(job_id):
             path = log_path(self._data_dir, job_id)
             if self._open[job_id] or not path.exists():
                 return
             part = path.with_suffix(".part")
             try:
-                if not await self._blobs.size(log_blob(job_id)):
+                common, size, kept_size = await self._compare(job_id, path)
+                if common == size and kept_size:
+                    path.unlink()  # all of it is kept
+                elif common == kept_size:
                     await self._bring(job_id, path, self._slow_seconds)
-                elif await self._starts_with(job_id, path):
-                    path.unlink()
                 else:
                     await self._append_kept(job_id, path, part)
                     if await self._bring(job_id, part, self._slow_seconds):
@@ -170,16 +169,21 @@ class JobLogs:
                 with contextlib.suppress(OSError):
                     part.unlink(missing_ok=True)
 
-    async def _starts_with(self, job_id: str, path: Path) -> bool:
-        """Whether the kept log goes on from the file."""
+    async def _compare(self, job_id: str, path: Path) -> tuple[int, int, int]:
+        """How many bytes the file and the kept log have in common from their beginnings on, and their lengths.
+
+        A chunk that differs anywhere counts for nothing. What is not kept has no length.
+        """
+        size, kept_size, common = path.stat().st_size, await self._blobs.size(log_blob(job_id)) or 0, 0
+        if not kept_size:
+            return 0, size, 0
         with path.open("rb") as file:
             async for chunk in self._blobs.stream(log_blob(job_id)):
                 mine = file.read(len(chunk))
                 if mine != chunk[: len(mine)]:
-                    return False
-                if len(mine) < len(chunk):
-                    return True
-            return not file.read(1)
+                    break
+                common += len(mine)
+        return common, size, kept_size
 
     async def _append_kept(self, job_id: str, path: Path, part: Path) -> None:
         with part.open("wb") as out:

@@ -391,7 +391,7 @@ class Worker:
     async def _keep_logs(self) -> None:
         """Bring logs to the blob store that could not be brought there when their attempts ended."""
         while True:
-            await self._logs.sweep(self._rooms.claims, self.id)
+            await self._logs.sweep(self._rooms.claims)
             await asyncio.sleep(self._retry_times.sweep_seconds)
 
 
