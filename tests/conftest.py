@@ -20,6 +20,8 @@ import structlog
 from support.mounts import mounted, small_tmpfs
 from support.private_host import PrivateHost
 
+#: Modules with tests that make networks, or watch the host's: they have a network of their own for a host's.
+_network_modules: set[Path] = set()
 _VM_TOOLS = ("qemu-system-x86_64", "bwrap", "mmdebstrap", "mkfs.erofs", "setpriv")
 
 
@@ -33,12 +35,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what the workers of a parallel run (pytest-xdist) must not share out, and begin with what is slow."""
+    """Begin with what is slow: the workers of a parallel run (pytest-xdist) take one file after the other."""
     for item in items:
-        if any(fixture.scope == "module" for fixture in _fixtures(item)):
-            # Each worker would make the fixture again, a running server for instance.
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: item.get_closest_marker("vm") is None)
+        if {"world", "unchanged_host"} & {fixture.argname for fixture in _fixtures(item)}:
+            _network_modules.add(item.path)
+    items.sort(key=lambda item: (item.path.name != "test_languages.py", item.get_closest_marker("vm") is None))
 
 
 def _fixtures(item: pytest.Item) -> list[Any]:
@@ -49,8 +50,8 @@ def _fixtures(item: pytest.Item) -> list[Any]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Run tests of networks in a network namespace of their own; only root may make one for this process."""
-    watched = {"world", "unchanged_host"} & {fixture.argname for fixture in _fixtures(item)}
-    with _host().entered() if watched and os.geteuid() == 0 else contextlib.nullcontext():
+    private = item.path in _network_modules and os.geteuid() == 0
+    with _host().entered() if private else contextlib.nullcontext():
         return (yield)
 
 
@@ -90,6 +91,14 @@ def language_images(built_images: Path) -> Path:
     """The same data folder with the images of all languages; they share its cache of packages."""
     _build(built_images, "scripting", "native", "go", "java")
     return built_images
+
+
+@pytest.fixture
+def host_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """This host's own network, for one test at a time: whose jobs reach real registries."""
+    with (_folder_of_the_run(tmp_path_factory) / "network.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _folder_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Path:

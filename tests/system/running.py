@@ -83,6 +83,11 @@ class Server:
         return [pid for pid in descendants(self.process.pid) if "qemu" in name_of(pid)]
 
 
+def files_of_run(data_dir: Path) -> list[Path]:
+    """What a server keeps in its data folder while it runs, but for the files that are locked and stay."""
+    return [path for path in (data_dir / "run").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
 def descendants(pid: int) -> list[int]:
     found = []
     with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from system.running import Server, alive, serving
+from system.running import Server, alive, files_of_run, serving
 
 pytestmark = pytest.mark.vm
 
@@ -135,7 +135,7 @@ def test_after_kill_9_nothing_is_left_and_no_job_is_stuck(data_dir: Path) -> Non
         # Those that waited may have been claimed already, and lost with their worker; none of them had begun.
         begun = [lost["had_started"] for job_id in queued for lost in server.wait(job_id)["lost_attempts"]]
         assert not any(begun)
-    left = [str(path.relative_to(data_dir)) for path in (data_dir / "run").rglob("*") if path.is_file()]
+    left = [str(path.relative_to(data_dir)) for path in files_of_run(data_dir)]
     assert [path for path in left if path != "run/worker"] == []
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from system.running import Server, descendants, serving
+from system.running import Server, descendants, files_of_run, serving
 
 pytestmark = pytest.mark.vm
 
@@ -27,7 +27,7 @@ def pooled(built_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         until_waiting(server, 2)
         yield server
         assert "Traceback" not in server.log.read_text()
-    left = [str(path) for path in (data_dir / "run").rglob("*") if path.is_file() and path.name != "worker"]
+    left = [str(path) for path in files_of_run(data_dir) if path.name != "worker"]
     assert left == []
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from cli.command import belljar
 
-pytestmark = [pytest.mark.vm, pytest.mark.root]
+pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.usefixtures("host_network")]
 
 SCRIPT = """# /// script
 # requires-python = ">=3.11"

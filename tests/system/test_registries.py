@@ -19,7 +19,7 @@ from network.world import host_state
 from system.registries import Registry, npm, pypi
 from system.running import Server, serving
 
-pytestmark = [pytest.mark.vm, pytest.mark.root]
+pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.usefixtures("host_network")]
 
 #: `pip` is a folder or a wheel beside the script; what it fetched is then imported.
 PIP = """
