@@ -67,8 +67,7 @@ def main() -> None:
         server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert server.stderr is not None
         try:
-            words = server.stderr.readline().split()
-            url = next(word.rstrip(",") for word in words if word.startswith("http"))
+            url = next(found[1] for line in server.stderr if (found := re.search(r"serves on (http://\S+),", line)))
             key = (data_dir / "admin.key").read_text().strip()
             with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=300) as http:
                 soak(http, server.pid, data_dir, asked.jobs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -168,6 +169,16 @@ async def _until(condition: Callable[[], Awaitable[bool]], factor: float) -> Non
     raise HostError(f"the server made no clones within {seconds:g} s; is the host busy?")
 
 
+async def _address(stderr: asyncio.StreamReader) -> str:
+    """Return the address that a server says it serves on. Raises HostError with its last words when it ends first."""
+    last = ""
+    async for line in stderr:
+        last = line.decode(errors="replace").strip()
+        if found := re.search(r"serves on (http://\S+),", last):
+            return found[1]
+    raise HostError(f"the server did not start: {last}")
+
+
 @contextlib.asynccontextmanager
 async def _server(settings: Settings, accelerator: str, *options: str, **environment: str) -> AsyncIterator[_Bench]:
     """`belljar serve` in a folder of its own, with this folder's images."""
@@ -185,10 +196,7 @@ async def _server(settings: Settings, accelerator: str, *options: str, **environ
         rest = None
         try:
             async with asyncio.timeout(30):
-                words = (await process.stderr.readline()).decode().split()
-            url = next((word.rstrip(",") for word in words if word.startswith("http")), None)
-            if url is None:
-                raise HostError(f"the server did not start: {' '.join(words)}")
+                url = await _address(process.stderr)
             rest = asyncio.create_task(_drained(process.stderr))  # a full pipe would stop it
             headers = {"Authorization": f"Bearer {read_admin_key(data_dir)}"}
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as http:
