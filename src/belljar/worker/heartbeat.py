@@ -43,6 +43,7 @@ class Heartbeat:
     async def _node(self) -> Node:
         capacity, hypervisor, pool = self._capacity, self._hypervisor(), self._rooms.supply.pool
         vcpus_free, memory_free_mb = capacity.free()
+        largest = capacity.largest()
         return Node(
             id=self._worker_id,
             hostname=socket.gethostname(),
@@ -53,10 +54,10 @@ class Heartbeat:
             accelerator=hypervisor.accelerator if hypervisor else None,
             vcpus=capacity.vcpus,
             memory_mb=capacity.memory_mb,
-            largest_memory_mb=capacity.largest().memory_mb,
+            largest_memory_mb=largest.memory_mb,
             vcpus_free=vcpus_free,
             memory_free_mb=memory_free_mb,
-            largest_disk_mb=capacity.largest().disk_mb,
+            largest_disk_mb=largest.disk_mb,
             running_jobs=self._running_jobs(),
             images=tuple(sorted(self._rooms.images.digests())),
             waiting_clones=sum(pool.counts().values()) if pool is not None else 0,
