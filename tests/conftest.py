@@ -50,20 +50,25 @@ def _fixtures(item: pytest.Item) -> list[Any]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Run tests of networks in a network namespace of their own; only root may make one for this process."""
-    private = item.path in _network_modules and os.geteuid() == 0
-    with _host().entered() if private else contextlib.nullcontext():
+    host = _host() if item.path in _network_modules else None
+    with host.entered() if host is not None else contextlib.nullcontext():
         return (yield)
 
 
 @cache
-def _host() -> PrivateHost:
-    return PrivateHost()
+def _host() -> PrivateHost | None:
+    """Return the private network, or None where it may not be made: networks are the host's own then."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        return PrivateHost()
+    except PermissionError:  # root of a container that may not
+        return None
 
 
 def pytest_sessionstart() -> None:
     """Make the private network before there are threads: one that is there stays in the mount namespace it is in."""
-    if os.geteuid() == 0:
-        _host()
+    _host()
 
 
 @pytest.fixture(autouse=True)

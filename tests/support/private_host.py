@@ -43,7 +43,7 @@ class PrivateHost:
 
         The threads that machines and networks share are made anew: those that are there are in the other network.
         """
-        shared, threads._threads = threads._threads, ThreadPoolExecutor(16)
+        shared, threads._threads = threads._threads, ThreadPoolExecutor(threads._MAX_THREADS)
         self._switch(self._own)
         try:
             yield
