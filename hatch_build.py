@@ -15,13 +15,13 @@ class AgentBuildHook(BuildHookInterface):
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        guest = Path(self.root) / "src" / "belljar" / "guest"
+        package = Path(self.root) / "src" / "belljar"
         if self.target_name != "wheel":
             return
-        spec = importlib.util.spec_from_file_location("compile", guest / "compile.py")
+        spec = importlib.util.spec_from_file_location("compile", package / "node" / "guest" / "compile.py")
         assert spec is not None and spec.loader is not None
         compiler = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(compiler)
-        binaries = compiler.compile_all(guest / "agent", guest / "bin", self.app.display_info)
+        binaries = compiler.compile_all(package / "node" / "guest" / "agent", package / "images" / "bin", self.app.display_info)
         if version != "editable":
-            build_data["force_include"].update({str(path): f"belljar/guest/bin/{path.name}" for path in binaries})
+            build_data["force_include"].update({str(path): f"belljar/images/bin/{path.name}" for path in binaries})

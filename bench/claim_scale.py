@@ -19,15 +19,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from belljar.jobs.ids import new_id
-from belljar.jobs.model import Job
-from belljar.jobs.outcome import Outcome
-from belljar.jobs.states import Status
+from belljar.model.ids import new_id
+from belljar.model.job import Job
+from belljar.model.outcome import Outcome
+from belljar.model.states import Status
 from belljar.settings import Settings
-from belljar.store.claims import SqlClaims
-from belljar.store.jobs import SqlJobs
-from belljar.store.opening import open_database
-from store.queue import queued
+from belljar.control.store.claims import SqlClaims
+from belljar.control.store.jobs import SqlJobs
+from belljar.control.store.opening import open_database
+from support.job_queue import queued
 
 _ENDS = (Status.SUCCEEDED, Status.SUCCEEDED, Status.SUCCEEDED, Status.FAILED)
 _BATCH = 50_000

@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from worker.bed import build_agent, opened_bed
-from worker.soak import Report, soak
+from support.worker_harness import build_agent, opened_bed
+from support.soak import Report, soak
 
 
 async def main(jobs: int, seed: int) -> Report:

@@ -24,8 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from belljar.images.catalog import Images
-from belljar.images.manifest import Image, Language
-from system.running import Server, serving
+from belljar.model.image import Image, Language
+from support.running import Server, serving
 
 SETTINGS = {
     "pool": {"BELLJAR_POOL": "fixed", "BELLJAR_POOL_SIZE": "1"},

@@ -26,14 +26,14 @@ import httpx
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from belljar.blobs.log import log_blob  # noqa: E402
-from belljar.blobs.store import Blobs, open_blobs  # noqa: E402
-from belljar.jobs.outcome import Outcome  # noqa: E402
-from belljar.jobs.states import Status  # noqa: E402
+from belljar.control.logs.log import log_blob  # noqa: E402
+from belljar.control.blobs.store import Blobs, open_blobs  # noqa: E402
+from belljar.model.outcome import Outcome  # noqa: E402
+from belljar.model.states import Status  # noqa: E402
 from belljar.settings import Settings  # noqa: E402
-from belljar.store.claims import SqlClaims  # noqa: E402
-from belljar.store.opening import open_database  # noqa: E402
-from images.registered import register  # noqa: E402
+from belljar.control.store.claims import SqlClaims  # noqa: E402
+from belljar.control.store.opening import open_database  # noqa: E402
+from support.registered_images import register  # noqa: E402
 
 _MOST_MB = 50
 _SETTLE_SECONDS = 20

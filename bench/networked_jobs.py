@@ -20,9 +20,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from belljar.machines.namespace import inside
-from network.world import INTERNET, NAMESERVER, NETNS, WEB, internet, listen
-from system.running import Server, serving
+from belljar.node.machines.host.namespace import inside
+from support.internet import INTERNET, NAMESERVER, NETNS, WEB, internet, listen
+from support.running import Server, serving
 
 POLICIES: dict[str, str | list[str]] = {
     "none": "none",

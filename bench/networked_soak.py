@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from network.world import WEB, internet
-from system.killed_half_way import run_jobs
+from support.internet import WEB, internet
+from support.killed_half_way import run_jobs
 
 
 def main() -> None:

@@ -25,20 +25,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from belljar.machines.namespace import inside
-from belljar.machines.owner import owner_name
-from belljar.machines.protocol import NetworkSlot
-from belljar.machines.tap import open_tap
-from belljar.network import slot as slot_module
-from belljar.network.host import HostSide
-from belljar.network.layout import lay_out
-from belljar.network.links import host_facts, netlink
-from belljar.network.nft import Nft
-from belljar.network.policy import NameRule, NetworkRule, Policy
-from belljar.network.pool import SlotPool
-from belljar.network.slot import Slot
+from belljar.node.machines.host.namespace import inside
+from belljar.node.machines.host.owner import owner_name
+from belljar.node.machines.protocol import NetworkSlot
+from belljar.node.machines.host.tap import open_tap
+from belljar.node.network import slot as slot_module
+from belljar.node.network.host import HostSide
+from belljar.node.network.layout import lay_out
+from belljar.node.network.links import host_facts, netlink
+from belljar.node.network.nft import Nft
+from belljar.node.network.policy import NameRule, NetworkRule, Policy
+from belljar.node.network.pool import SlotPool
+from belljar.node.network.slot import Slot
 from belljar.settings import Settings
-from network.world import INTERNET, NETNS, WEB, internet, listen
+from support.internet import INTERNET, NETNS, WEB, internet, listen
 
 LISTED = Policy(
     names=(NameRule("example.org", port=443), NameRule("example.net", below=True)),

@@ -19,16 +19,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from belljar.blobs.store import open_blobs
-from belljar.jobs.ids import new_id
-from belljar.jobs.model import Job
-from belljar.maintenance.jobs import JobCleaner
-from belljar.maintenance.schedule import Maintenance
+from belljar.control.blobs.store import open_blobs
+from belljar.model.ids import new_id
+from belljar.model.job import Job
+from belljar.control.maintenance.jobs import JobCleaner
+from belljar.control.maintenance.schedule import Maintenance
 from belljar.settings import Settings
-from belljar.store.claims import SqlClaims
-from belljar.store.jobs import SqlJobs
-from belljar.store.opening import open_database
-from store.queue import queued
+from belljar.control.store.claims import SqlClaims
+from belljar.control.store.jobs import SqlJobs
+from belljar.control.store.opening import open_database
+from support.job_queue import queued
 
 _ALONE_SECONDS = 5.0
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from belljar.errors import BelljarError, DataFolderError, DiskFull
+from belljar.model.errors import BelljarError, DataFolderError, DiskFull
 
 #: What lies in the data folder and is nobody else's, should the folder itself be opened to others one day.
 _PRIVATE_FOLDERS = ("run", "blobs", "snapshots", "cache", "layers")

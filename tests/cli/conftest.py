@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from cli.command import AS_ORDINARY
+from support.command import AS_ORDINARY
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.command import belljar, belljar_each, complaint, output, parsed
-from images.registered import register
-from system.running import Server, serving
+from support.command import belljar, belljar_each, complaint, output, parsed
+from support.registered_images import register
+from support.running import Server, serving
 
 pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from belljar.settings import Settings
-from belljar.store.opening import open_database
-from cli.command import ORDINARY, belljar, belljar_each, complaint, output, parsed
-from images.registered import register
-from store.older import make_older
+from belljar.control.store.opening import open_database
+from support.command import ORDINARY, belljar, belljar_each, complaint, output, parsed
+from support.registered_images import register
+from support.older_database import make_older
 
 
 def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:

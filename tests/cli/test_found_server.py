@@ -13,10 +13,10 @@ import pytest
 
 from belljar.cli.server import connect
 from belljar.data_dir import is_served
-from belljar.local import read_address
-from cli.command import belljar, complaint
-from cli.foreign_server import foreign_server
-from system.running import serving
+from belljar.system.local_server import read_address
+from support.command import belljar, complaint
+from support.foreign_server import foreign_server
+from support.running import serving
 
 pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils")
 

@@ -6,12 +6,12 @@ import asyncio
 import json
 from pathlib import Path
 
-from belljar.jobs.states import Status
-from belljar.maintenance.sizes import measure_sizes
+from belljar.model.states import Status
+from belljar.control.maintenance.sizes import measure_sizes
 from belljar.settings import Settings
-from belljar.store.opening import FILE_NAME
-from cli.command import belljar
-from maintenance.folder import opened
+from belljar.control.store.opening import FILE_NAME
+from support.command import belljar
+from support.data_folder import opened
 
 
 async def fill(path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.command import belljar, complaint, output
+from support.command import belljar, complaint, output
 
 
 def _caught(pid: int, number: int) -> bool:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.command import belljar, complaint
-from images.registered import register
+from support.command import belljar, complaint
+from support.registered_images import register
 
 TOOLS = ("sh", "ldd", "bwrap", "setpriv", "mkfs.erofs", "mkfs.ext4", "qemu-system-x86_64", "apt-get", "dpkg-deb")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from belljar.images.catalog import Images
-from images.registered import register
+from support.registered_images import register
 
 pytestmark = pytest.mark.root
 

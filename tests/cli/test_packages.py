@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.command import belljar
+from support.command import belljar
 
 pytestmark = pytest.mark.vm
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from belljar.images.catalog import Images
-from cli.command import ORDINARY, belljar
+from support.command import ORDINARY, belljar
 
 pytestmark = pytest.mark.vm
 

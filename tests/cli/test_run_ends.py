@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from guest.conversation import AGENT, compile_with_agent
-from images.registered import register
+from support.conversation import AGENT, compile_with_agent
+from support.registered_images import register
 
 pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils")
 

@@ -20,10 +20,10 @@ from belljar.scripts.folder import pack_folder
 from belljar.scripts.limits import UploadLimits
 from belljar.scripts.prepare import Wish, unpack_source
 from belljar.scripts.selection import Selection
-from cli.command import belljar, complaint, parsed
-from cli.foreign_server import Foreign, foreign_server
-from images.registered import register
-from system.running import Server, serving
+from support.command import belljar, complaint, parsed
+from support.foreign_server import Foreign, foreign_server
+from support.registered_images import register
+from support.running import Server, serving
 
 pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils")
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from belljar.local import read_address, read_admin_key
-from cli.command import belljar, complaint, output
-from images.registered import register
+from belljar.system.local_server import read_address, read_admin_key
+from support.command import belljar, complaint, output
+from support.registered_images import register
 
 
 @contextmanager

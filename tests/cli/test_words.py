@@ -12,7 +12,7 @@ import typer
 
 from belljar import __version__
 from belljar.cli.main import app
-from cli.command import belljar, belljar_each, complaint, output
+from support.command import belljar, belljar_each, complaint, output
 
 
 def every_command(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

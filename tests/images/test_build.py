@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import DataFolderError, DiskFull, ImageBuildError, UnknownImage
+from belljar.model.errors import DataFolderError, DiskFull, ImageBuildError, UnknownImage
 from belljar.images.build import build_image, manifest_digest, workshop
 from belljar.images.catalog import Images
 from belljar.images.progress import Silent
 from belljar.settings import Settings
-from system.running import alive, descendants
+from support.running import alive, descendants
 
 MOST_BYTES = 200_000_000
 

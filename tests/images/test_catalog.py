@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import UnknownImage, UnknownLanguage
+from belljar.model.errors import UnknownImage, UnknownLanguage
 from belljar.images.build import manifest_digest
 from belljar.images.catalog import Images
-from belljar.images.manifest import Language
-from images.registered import register
+from belljar.model.image import Language
+from support.registered_images import register
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import HostError, ImageBuildError
+from belljar.model.errors import HostError, ImageBuildError
 from belljar.images.contained import contained, remove_tree
 from belljar.images.tool import call
-from system.running import alive, descendants
+from support.running import alive, descendants
 
 #: Starts a process that starts another, in a session of its own.
 TREE = ["sh", "-c", "setsid sleep 300 & setsid sleep 300 & wait"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import ImageBuildError
+from belljar.model.errors import ImageBuildError
 from belljar.images.kernel import extract_elf
 
 ELF = b"\x7fELF" + bytes(range(256)) * 400

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import DamagedImage, DiskBudget, InvalidOption, UnknownImage
+from belljar.model.errors import DamagedImage, DiskBudget, InvalidOption, UnknownImage
 from belljar.images.build import manifest_digest, workshop
 from belljar.images.catalog import Images, summary
-from belljar.images.manifest import Image, Language, Manifest, Part
+from belljar.model.image import Image, Language, Manifest, Part
 from belljar.images.progress import Silent
 from belljar.images.sbom import bill_of_materials
 from belljar.settings import Settings

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from belljar.images.catalog import Images
-from images.layouts import archive, entry, folder, new_layout
+from support.oci_layouts import archive, entry, folder, new_layout
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 

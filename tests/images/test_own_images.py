@@ -17,7 +17,7 @@ from belljar.images.build import build_image
 from belljar.images.catalog import Images
 from belljar.images.progress import Silent
 from belljar.settings import load_settings
-from images.layouts import archive, entry, folder, link, new_layout
+from support.oci_layouts import archive, entry, folder, link, new_layout
 
 pytestmark = pytest.mark.vm
 
@@ -201,8 +201,8 @@ def test_versions_were_asked_when_the_image_was_built(own_images: Path) -> None:
 
 def test_an_image_that_a_queued_job_needs_is_not_collected(image_dir: Path) -> None:
     """Through the real database: a job is queued, its image's name goes, and the job still finds the image."""
-    from belljar.api.services import open_services
-    from belljar.jobs.model import JobRequest
+    from belljar.control.api.services import open_services
+    from belljar.model.job import JobRequest
 
     settings = load_settings(data_dir=image_dir)
 

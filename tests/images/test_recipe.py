@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import CapturingLogger
 
-from belljar.errors import InvalidOption, UnknownImage
+from belljar.model.errors import InvalidOption, UnknownImage
 from belljar.images import recipe
 from belljar.images.recipe import default_image, find_recipe, read_recipe, recipes
 

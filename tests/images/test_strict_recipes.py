@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import InvalidOption, UnknownImage
+from belljar.model.errors import InvalidOption, UnknownImage
 from belljar.images.additions import Additions
 from belljar.images.recipe import find_recipe, read_recipe, recipes
 

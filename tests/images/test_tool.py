@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import DiskFull, HostError, ImageBuildError, MissingTool
+from belljar.model.errors import DiskFull, HostError, ImageBuildError, MissingTool
 from belljar.images.tool import call, need
-from system.running import alive
+from support.running import alive
 
 
 @pytest.fixture

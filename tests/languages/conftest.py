@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from languages.unpacked import Unpacked
+from support.languages.unpacked import Unpacked
 
 
 @pytest.fixture(scope="session")

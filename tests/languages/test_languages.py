@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from belljar.images.manifest import Language
+from belljar.model.image import Language
 from belljar.images.recipe import recipes
-from languages.programs import PROGRAMS
-from system.running import Server, serving
+from support.languages.programs import PROGRAMS
+from support.running import Server, serving
 
 pytestmark = pytest.mark.vm
 

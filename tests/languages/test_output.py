@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from belljar.images.recipe import default_image
-from languages.unpacked import Unpacked
+from support.languages.unpacked import Unpacked
 
 pytestmark = pytest.mark.vm  # for the images
 

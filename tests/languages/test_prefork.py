@@ -19,15 +19,15 @@ from pathlib import Path
 
 import pytest
 
-from belljar.guest.binary import agent_binary
-from belljar.guest.command import Command
-from belljar.guest.programs import can_become, waiting_command
-from belljar.guest.session import Session
-from belljar.guest.wire import Exited
+from belljar.images.agent_binary import agent_binary
+from belljar.node.guest.command import Command
+from belljar.images.prefork_programs import can_become, waiting_command
+from belljar.node.guest.connection import Session
+from belljar.node.guest.wire import Exited
 from belljar.images.catalog import Images
 from belljar.images.recipe import recipes
-from guest.conversation import PREFORK, Collector
-from languages.behaviours import NODE, NODE_MODULES, RUBY
+from support.conversation import PREFORK, Collector
+from support.languages.behaviours import NODE, NODE_MODULES, RUBY
 
 pytestmark = pytest.mark.vm  # for the images
 

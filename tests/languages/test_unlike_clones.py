@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from belljar.guest.command import Command
+from belljar.node.guest.command import Command
 from belljar.images.catalog import Images
-from belljar.machines.protocol import MachineSpec, Shape
-from belljar.machines.qemu.hypervisor import QemuHypervisor
-from belljar.machines.snapshots import Snapshots
-from belljar.machines.supply import Ready, Supply
+from belljar.node.machines.protocol import MachineSpec, Shape
+from belljar.node.machines.qemu.hypervisor import QemuHypervisor
+from belljar.node.machines.provision.snapshots import Snapshots
+from belljar.node.machines.provision.provisioner import Ready, Supply
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
-from belljar.worker.plan import DEFAULT_ENV
-from belljar.worker.preparing import Preparations
-from guest.conversation import Collector
-from system.running import descendants, name_of
+from belljar.node.worker.plan import DEFAULT_ENV
+from belljar.node.worker.warm_ups import Preparations
+from support.conversation import Collector
+from support.running import descendants, name_of
 
 pytestmark = pytest.mark.vm
 

@@ -126,7 +126,7 @@ def test_the_arrows_make_no_circle() -> None:
 
 
 def test_the_api_loads_nothing_that_starts_machines() -> None:
-    code = "import sys; from belljar.api.app import create_app; print(*[m for m in sys.modules if m[:8] == 'belljar.'])"
+    code = "import sys; from belljar.control.api.app import create_app; print(*[m for m in sys.modules if m[:8] == 'belljar.'])"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     rooms = {name.split(".")[1] for name in run.stdout.split()}
     assert "jobs" in rooms

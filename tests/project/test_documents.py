@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import typer
 
-from belljar import errors
-from belljar.api.app import create_app
+from belljar.model import errors
+from belljar.control.api.app import create_app
 from belljar.cli.main import app
-from belljar.jobs.model import JobOptions, JobRequest
+from belljar.model.job import JobOptions, JobRequest
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from belljar.images.manifest import Language
+from belljar.model.image import Language
 
 PYTHON = Language(
     name="python",

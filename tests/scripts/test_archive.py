@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import InvalidScript
+from belljar.model.errors import InvalidScript
 from belljar.scripts.archive import HEAD_BYTES, ArchiveKind, archive_kind, unpack
 from belljar.scripts.limits import Allowance
 from belljar.scripts.tree import Tree
-from scripts.archives import SMALL, TAR_MODES, entry, files_of, tar, unpacked, zipped
+from support.archives import SMALL, TAR_MODES, entry, files_of, tar, unpacked, zipped
 
 
 @pytest.mark.parametrize("form", ["zip", "tar", "tar.gz", "tar.xz"])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import InvalidScript, UnknownLanguage
-from belljar.images.manifest import Language
+from belljar.model.errors import InvalidScript, UnknownLanguage
+from belljar.model.image import Language
 from belljar.scripts.entrypoint import choose_entrypoint, file_name
 from belljar.scripts.language import named_language
 from belljar.scripts.limits import Allowance, UploadLimits

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import InvalidScript, TooLarge
+from belljar.model.errors import InvalidScript, TooLarge
 from belljar.scripts.folder import copy_folder
 from belljar.scripts.limits import Allowance, UploadLimits
 from belljar.scripts.selection import Selection

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from belljar.errors import InvalidScript, TooLarge
+from belljar.model.errors import InvalidScript, TooLarge
 from belljar.scripts.limits import MB, UploadLimits
-from scripts.archives import TAR_MODES, entry, tar, unpacked, zipped
+from support.archives import TAR_MODES, entry, tar, unpacked, zipped
 
 BAD_NAMES = ["../a", "a/../../b", "/etc/cron.d/a", "a\\..\\b", "C:/a", "c:\\a", "..", "a/" * 6 + "b", "n" * 256]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from belljar.errors import InvalidScript, UnknownLanguage
-from belljar.images.manifest import Language
+from belljar.model.errors import InvalidScript, UnknownLanguage
+from belljar.model.image import Language
 from belljar.scripts.entrypoint import file_name
 from belljar.scripts.language import by_extension, by_shebang, check_content, detect_language, named_language
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import DiskFull, HostError, MissingTool
+from belljar.model.errors import DiskFull, HostError, MissingTool
 from belljar.scripts.pack import pack_tree
 
 pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import BelljarError, InvalidScript, TooLarge, UnknownLanguage
-from belljar.images.manifest import Language
+from belljar.model.errors import BelljarError, InvalidScript, TooLarge, UnknownLanguage
+from belljar.model.image import Language
 from belljar.scripts.limits import UploadLimits
 from belljar.scripts.prepare import Prepared, prepare
 

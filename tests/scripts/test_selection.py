@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import InvalidScript
+from belljar.model.errors import InvalidScript
 from belljar.scripts.selection import Selection, open_entry
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from belljar.errors import InvalidScript, TooLarge
+from belljar.model.errors import InvalidScript, TooLarge
 from belljar.scripts.limits import Allowance, UploadLimits
 from belljar.scripts.pack import pack_tree
 from belljar.scripts.tree import MAX_NAME_BYTES, Tree, member_path

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import DataFolderError, DiskFull, TooLarge
+from belljar.model.errors import DataFolderError, DiskFull, TooLarge
 from belljar.scripts.uploads import clear_stale_uploads, in_thread, receive, upload_folder
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from belljar.machines import threads
+from belljar.node.machines.host import threads
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 #: Folders in which belljar and ip(8) keep what belongs to one network namespace.

@@ -14,7 +14,7 @@ import typer
 
 from belljar.cli.failure import CANNOT_RUN, FAILED, OUTPUT_CLOSED, Failed, exit_code_of
 from belljar.cli.printing import complain, discard_stdout
-from belljar.errors import InvalidOption
+from belljar.model.errors import InvalidOption
 
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings file to read.", show_default=False)
@@ -69,7 +69,7 @@ def _with_common_options(function: Callable[..., None]) -> Callable[..., None]:
 
 def _hint(data_dir: Path | None) -> None:
     """Tell whoever relied on it that a settings file in the working folder is not read."""
-    from belljar.settings_file import NAME
+    from belljar.settings.file import NAME
 
     here = Path(NAME)
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from belljar.cli.printing import complain, printable_lines, tell
-from belljar.errors import BelljarError
+from belljar.model.errors import BelljarError
 
 #: Said wrongly: as most commands do. `belljar run` ends with CANNOT_RUN instead: 2 may be the script's own code.
 USAGE = 2
@@ -109,7 +109,7 @@ def _keep_traceback(error: Exception) -> str:
 
 def _in_state_folder() -> tuple[int, str]:
     """One file, of the last such error: they do not pile up."""
-    from belljar.settings_file import user_folder
+    from belljar.settings.file import user_folder
 
     folder = user_folder("XDG_STATE_HOME", ".local/state") / "belljar"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

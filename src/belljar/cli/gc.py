@@ -12,7 +12,7 @@ from belljar.cli.failure import Failed
 from belljar.cli.printing import complain, print_json, print_table
 
 if TYPE_CHECKING:
-    from belljar.maintenance.schedule import Outcome
+    from belljar.control.maintenance.schedule import Outcome
     from belljar.settings import Settings
 
 _WAIT_SECONDS = 60.0
@@ -42,10 +42,10 @@ def gc(
 
 
 async def _collect(settings: Settings, *, dry_run: bool) -> list[Outcome]:
-    from belljar.blobs.store import open_blobs
+    from belljar.control.blobs.store import open_blobs
     from belljar.cli.printing import Lines
-    from belljar.maintenance.schedule import Maintenance
-    from belljar.store.opening import open_database
+    from belljar.control.maintenance.schedule import Maintenance
+    from belljar.control.store.opening import open_database
 
     database = await open_database(settings, migrate=False)
     try:

@@ -44,7 +44,7 @@ def worker(data_dir: options.DataDir = None) -> None:
 
 def doctor(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
     """Check what this machine can run, and say what to change."""
-    from belljar.cli.checks import check_host, print_checks
+    from belljar.doctor.checks import check_host, print_checks
     from belljar.cli.logging import start_logging
     from belljar.settings import load_settings
 
@@ -65,9 +65,9 @@ def bench(
     as_json: options.Json = False,
 ) -> None:
     """Measure this machine: latency, throughput and memory, beside what else is installed."""
-    from belljar.cli.figures import print_figures
+    from belljar.bench.figures import print_figures
     from belljar.cli.logging import start_logging
-    from belljar.cli.measuring import measure
+    from belljar.bench.measurements import measure
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)

@@ -13,7 +13,7 @@ from belljar.cli.printing import Lines, print_json, print_table
 from belljar.cli.signals import run_async
 
 if TYPE_CHECKING:
-    from belljar.images.manifest import Image
+    from belljar.model.image import Image
     from belljar.settings import Settings
 
 app = typer.Typer(help="What machines boot: build, import, list, remove images.", no_args_is_help=True)
@@ -46,7 +46,7 @@ def build(
 ) -> None:
     """Build an image from a recipe, a recipe and packages, or a Dockerfile; what is built already is kept."""
     from belljar.cli.logging import start_logging
-    from belljar.errors import InvalidOption
+    from belljar.model.errors import InvalidOption
     from belljar.images.additions import Additions
     from belljar.images.build import build_image
     from belljar.settings import load_settings
@@ -91,11 +91,11 @@ def import_(
 async def _freeze(image: Image, settings: Settings) -> None:
     """Make the snapshot that first jobs are cloned from; a host that cannot, builds the image all the same."""
     from belljar.cli.printing import complain
-    from belljar.errors import BelljarError
-    from belljar.machines.choose import Chooser
-    from belljar.machines.shapes import fitted
-    from belljar.machines.snapshots import Snapshots
-    from belljar.worker.preparing import Preparations
+    from belljar.model.errors import BelljarError
+    from belljar.node.machines.selector import Chooser
+    from belljar.node.machines.provision.shapes import fitted
+    from belljar.node.machines.provision.snapshots import Snapshots
+    from belljar.node.worker.warm_ups import Preparations
 
     if settings.snapshots == "off":
         return
@@ -116,7 +116,7 @@ async def _freeze(image: Image, settings: Settings) -> None:
 def list_images(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
     """List the images that are built here."""
     from belljar.images.catalog import Images, summary
-    from belljar.machines.snapshots import Snapshots
+    from belljar.node.machines.provision.snapshots import Snapshots
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)
@@ -177,7 +177,7 @@ def remove(name: Name, data_dir: options.DataDir = None) -> None:
     """Remove an image's name, and what no other name and no queued or running job needs."""
     from belljar.images.catalog import Images
     from belljar.settings import load_settings
-    from belljar.store.needed import needed_images
+    from belljar.control.store.needed import needed_images
 
     settings = load_settings(data_dir=data_dir)
     images = Images(settings.data_dir)
@@ -190,7 +190,7 @@ def gc(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
     """Delete images without a name that no queued or running job needs."""
     from belljar.images.catalog import Images
     from belljar.settings import load_settings
-    from belljar.store.needed import needed_images
+    from belljar.control.store.needed import needed_images
 
     settings = load_settings(data_dir=data_dir)
     images = Images(settings.data_dir)
@@ -218,8 +218,8 @@ def _collect(settings: Settings) -> None:
     images = Images(settings.data_dir)
     if images.unnamed():
         from belljar.cli.printing import complain
-        from belljar.errors import HostError
-        from belljar.store.needed import needed_images
+        from belljar.model.errors import HostError
+        from belljar.control.store.needed import needed_images
 
         try:
             images.collect(run_async(needed_images(settings)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from belljar.cli.options import given, pairs, stdin_bytes
-from belljar.errors import InvalidOption, InvalidScript, TooLarge
+from belljar.model.errors import InvalidOption, InvalidScript, TooLarge
 
 _CHUNK_BYTES = 64 * 1024
 

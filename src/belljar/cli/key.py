@@ -13,10 +13,10 @@ import typer
 from belljar.cli import options
 from belljar.cli.printing import print_json, print_table
 from belljar.cli.signals import run_async
-from belljar.errors import InvalidOption
+from belljar.model.errors import InvalidOption
 
 if TYPE_CHECKING:
-    from belljar.store.keys import SqlKeys
+    from belljar.control.store.keys import SqlKeys
 
 app = typer.Typer(help="Keys of the HTTP API, kept in the data folder on this machine.", no_args_is_help=True)
 
@@ -26,8 +26,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 def _with_keys(data_dir: Path | None, work: Callable[[SqlKeys], Awaitable[T]]) -> T:
     from belljar.settings import load_settings
-    from belljar.store.keys import SqlKeys
-    from belljar.store.opening import open_database
+    from belljar.control.store.keys import SqlKeys
+    from belljar.control.store.opening import open_database
 
     async def opened() -> T:
         database = await open_database(load_settings(data_dir=data_dir), migrate=False)
@@ -78,7 +78,7 @@ def revoke(
     data_dir: options.DataDir = None,
 ) -> None:
     """Make a key worthless, at once."""
-    from belljar.store.keys import KNOWN_SECONDS
+    from belljar.control.store.keys import KNOWN_SECONDS
 
     _with_keys(data_dir, lambda keys: keys.revoke(key_id))
     # A server that has just asked for the key does not ask again for so long: at once means when this ends.

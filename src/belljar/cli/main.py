@@ -12,7 +12,7 @@ from belljar.cli.command import prepare
 from belljar.cli.failure import OUTPUT_CLOSED, exit_code_of
 from belljar.cli.printing import discard_stdout, open_missing_streams
 from belljar.cli.signals import Stopped, raise_on_signals
-from belljar.executables import use_safe_search_path
+from belljar.system.executables import use_safe_search_path
 
 app = typer.Typer(
     name="belljar",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from belljar.errors import InvalidOption
+from belljar.model.errors import InvalidOption
 
 #: As the HTTP API has it (jobs/model.py, which takes long to load).
 _MOST_STDIN_BYTES = 16 << 20

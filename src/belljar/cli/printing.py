@@ -14,7 +14,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.table import Table
 
-from belljar.errors import HostError
+from belljar.model.errors import HostError
 from belljar.images.progress import Progress
 
 #: Candidates only: most of what is not ASCII can be printed.

@@ -12,7 +12,7 @@ from belljar.cli.failure import Failed
 from belljar.cli.job_request import chosen_globs, job_options, source_of
 from belljar.cli.run_end import report
 from belljar.cli.run_request import RunRequest
-from belljar.errors import InvalidOption
+from belljar.model.errors import InvalidOption
 
 
 def run(
@@ -54,7 +54,7 @@ def run(
     """
     from belljar.scripts.selection import Selection
     from belljar.settings import load_settings
-    from belljar.worker.artifact_folder import make_artifacts_folder
+    from belljar.node.worker.artifact_folder import make_artifacts_folder
 
     if artifact and artifacts is None:
         raise InvalidOption("--artifact says which files to keep; say where, with --artifacts DIR", option="artifact")

@@ -11,7 +11,7 @@ from belljar.cli.failure import CANNOT_RUN, INTERRUPTED, OUTPUT_CLOSED
 from belljar.cli.printing import complain, print_json, printable, tell
 
 if TYPE_CHECKING:
-    from belljar.worker.artifact_folder import NotKept
+    from belljar.node.worker.artifact_folder import NotKept
 
 TIMED_OUT = 124
 _MOST_NAMED = 20

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from belljar.cli.printing import complain, printable, tell
 from belljar.cli.run_end import RunEnd
 from belljar.cli.signals import run_until_signal
-from belljar.errors import InvalidOption
+from belljar.model.errors import InvalidOption
 
 if TYPE_CHECKING:
     from belljar.cli.run_request import RunRequest
-    from belljar.jobs.model import Job
+    from belljar.model.job import Job
     from belljar.settings import Settings
-    from belljar.worker.embedded import EmbeddedRun
+    from belljar.node.worker.local_run import EmbeddedRun
 
 
 def run_here(request: RunRequest, settings: Settings, *, verbose: bool) -> RunEnd:
@@ -24,9 +24,9 @@ def run_here(request: RunRequest, settings: Settings, *, verbose: bool) -> RunEn
     from pydantic import ValidationError
 
     from belljar.cli.logging import start_logging
-    from belljar.jobs.model import JobOptions
-    from belljar.worker.artifact_folder import FolderArtifacts
-    from belljar.worker.embedded import EmbeddedRun
+    from belljar.model.job import JobOptions
+    from belljar.node.worker.artifact_folder import FolderArtifacts
+    from belljar.node.worker.local_run import EmbeddedRun
 
     start_logging(settings, None if verbose else "error")
     try:
@@ -72,7 +72,7 @@ def run_here(request: RunRequest, settings: Settings, *, verbose: bool) -> RunEn
 
 def _run_until_ended(embedded: EmbeddedRun, settings: Settings, cancel: asyncio.Event) -> tuple[Job, int | None]:
     """The job, and the signal that ended it. Raises Stopped where there was no job yet."""
-    from belljar.worker.embedded import run_embedded
+    from belljar.node.worker.local_run import run_embedded
 
     def ask() -> bool:
         cancel.set()

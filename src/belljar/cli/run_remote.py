@@ -16,8 +16,8 @@ from belljar.cli.server import connect
 from belljar.cli.signals import Stopped, deferred
 from belljar.cli.upload import upload
 from belljar.client import Client, ServerError, Unreachable
-from belljar.worker.artifact_folder import FolderArtifacts, NotKept
-from belljar.worker.passing import write_all, write_error
+from belljar.node.worker.artifact_folder import FolderArtifacts, NotKept
+from belljar.node.worker.passthrough import write_all, write_error
 
 if TYPE_CHECKING:
     from belljar.cli.run_request import RunRequest

@@ -15,27 +15,27 @@ from pathlib import Path
 
 import structlog
 
-from belljar.api.admin_key import ensure_admin_key
-from belljar.api.descriptors import raise_descriptor_limit
-from belljar.api.memory import return_large_blocks
-from belljar.api.server import Server
-from belljar.api.services import Services, open_services
-from belljar.background import supervise
+from belljar.control.api.admin_key import ensure_admin_key
+from belljar.control.api.descriptors import raise_descriptor_limit
+from belljar.control.api.memory import return_large_blocks
+from belljar.control.api.server import Server
+from belljar.control.api.services import Services, open_services
+from belljar.system.background import supervise
 from belljar.cli.printing import tell
 from belljar.cli.signals import heeded
 from belljar.data_dir import private_file, private_folder, serving, unusable
-from belljar.errors import HostError, InvalidOption
-from belljar.local import address_path, admin_key_path, is_loopback
-from belljar.machines.choose import Chooser
-from belljar.maintenance.schedule import Maintenance
+from belljar.model.errors import HostError, InvalidOption
+from belljar.system.local_server import address_path, admin_key_path, is_loopback
+from belljar.node.machines.selector import Chooser
+from belljar.control.maintenance.schedule import Maintenance
 from belljar.settings import Settings
-from belljar.worker.capacity import Capacity
-from belljar.worker.node import node_name
-from belljar.worker.preparing import Preparations
-from belljar.worker.rooms import WorkerRooms
-from belljar.worker.supplying import open_supply
-from belljar.worker.work_folder import clear_work_folders
-from belljar.worker.worker import Worker
+from belljar.node.worker.capacity import Capacity
+from belljar.node.worker.node_name import node_name
+from belljar.node.worker.warm_ups import Preparations
+from belljar.node.worker.context import WorkerRooms
+from belljar.node.worker.provision import open_supply
+from belljar.node.worker.work_folder import clear_work_folders
+from belljar.node.worker.worker import Worker
 
 log = structlog.get_logger()
 

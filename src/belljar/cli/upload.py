@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from belljar.cli.printing import complain
-from belljar.errors import InvalidScript
+from belljar.model.errors import InvalidScript
 
 if TYPE_CHECKING:
     from belljar.client import Client

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from belljar.errors import InvalidOption
+from belljar.model.errors import InvalidOption
 from belljar.images.recipe import Recipe, find_recipe
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.errors import HostError, ImageBuildError
+from belljar.model.errors import HostError, ImageBuildError
 from belljar.images.tool import call, need
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")

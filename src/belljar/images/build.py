@@ -22,28 +22,21 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from belljar.data_dir import private_folder
-from belljar.disk_space import DiskSpace
-from belljar.errors import DataFolderError, DiskFull, HostError
-from belljar.guest.binary import agent_binary
-from belljar.guest.programs import prefork_programs, programs_in_root
+from belljar.system.disk_space import DiskSpace
+from belljar.model.errors import DataFolderError, DiskFull, HostError
+from belljar.images.agent_binary import agent_binary
+from belljar.images.prefork_programs import prefork_programs, programs_in_root
 from belljar.images.additions import Additions
 from belljar.images.apt import DEBIAN_ARCHITECTURES, Archive
 from belljar.images.apt import open_archive as open_apt
 from belljar.images.catalog import Images, write_manifest
 from belljar.images.contained import remove_tree
-from belljar.images.custom_kernel import (
-    SOURCE_PACKAGE,
-    SOURCE_PATTERN,
-    compile_kernel,
-    configuration_digest,
-    kernel_origin,
-    need_compiler,
-)
-from belljar.images.facts import Facts
+from belljar.images.custom_kernel import SOURCE_PACKAGE, SOURCE_PATTERN, compile_kernel, configuration_digest, kernel_origin, need_compiler
+from belljar.images.rootfs_metadata import Facts
 from belljar.images.initramfs import MODULES, build_initramfs
 from belljar.images.kernel import STOCK_KERNEL_MIN_MB, KernelFiles, unpack_kernel
-from belljar.images.manifest import Image, Manifest, Part
-from belljar.images.parts import BUILD_LOCK
+from belljar.model.image import Image, Manifest, Part
+from belljar.images.image_blobs import BUILD_LOCK
 from belljar.images.progress import Progress
 from belljar.images.recipe import Recipe, find_recipe
 from belljar.images.rootfs import FORMAT, build_root

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from belljar.errors import DataFolderError, InvalidOption, UnknownImage, UnknownLanguage
-from belljar.images.manifest import Image, Language, Manifest
-from belljar.images.parts import Parts
+from belljar.model.errors import DataFolderError, InvalidOption, UnknownImage, UnknownLanguage
+from belljar.model.image import Image, Language, Manifest
+from belljar.images.image_blobs import Parts
 from belljar.images.recipe import IMAGE_NAME, default_image, recipes
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(:[A-Za-z0-9_][A-Za-z0-9._-]{0,62})?\Z")

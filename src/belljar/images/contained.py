@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from belljar.errors import HostError
-from belljar.executables import search_path
+from belljar.model.errors import HostError
+from belljar.system.executables import search_path
 from belljar.images.tool import need
 
 _NAMESPACES = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child=KILL")

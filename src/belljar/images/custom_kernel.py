@@ -12,7 +12,7 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
-from belljar.errors import ImageBuildError, MissingTool
+from belljar.model.errors import ImageBuildError, MissingTool
 from belljar.images.contained import contained
 from belljar.images.progress import Progress
 from belljar.images.tool import call

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.errors import ImageBuildError
+from belljar.model.errors import ImageBuildError
 
 #: What a machine needs before its root filesystem is there, and what it is mounted with.
 MODULES = (

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.errors import ImageBuildError
+from belljar.model.errors import ImageBuildError
 from belljar.images.tool import call
 
 #: With 64 MB Debian's kernel panics, out of memory, before a program has started; a Python needs 80.

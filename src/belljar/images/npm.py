@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from belljar.errors import ImageBuildError
+from belljar.model.errors import ImageBuildError
 from belljar.images.tool import call, need
 
 _TIMEOUT_SECONDS = 900

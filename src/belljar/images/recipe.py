@@ -12,8 +12,8 @@ from pathlib import Path
 import structlog
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from belljar.errors import InvalidOption, UnknownImage
-from belljar.images.manifest import Language, Value
+from belljar.model.errors import InvalidOption, UnknownImage
+from belljar.model.image import Language, Value
 
 log = structlog.get_logger()
 

@@ -11,11 +11,11 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from belljar.errors import ImageBuildError
-from belljar.guest.programs import programs_in_root
+from belljar.model.errors import ImageBuildError
+from belljar.images.prefork_programs import programs_in_root
 from belljar.images.apt import Archive
 from belljar.images.contained import contained
-from belljar.images.facts import Facts
+from belljar.images.rootfs_metadata import Facts
 from belljar.images.npm import fetch_npm
 from belljar.images.recipe import Recipe
 from belljar.images.subordinate import need_subordinate_ids

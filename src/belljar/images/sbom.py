@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from belljar import __version__
 from belljar.images.apt import DEBIAN_ARCHITECTURES
-from belljar.images.manifest import Manifest
+from belljar.model.image import Manifest
 
 
 def bill_of_materials(manifest: Manifest) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import pwd
 from pathlib import Path
 
-from belljar.errors import HostError
+from belljar.model.errors import HostError
 from belljar.images.tool import need
 
 _LEAST = 65536

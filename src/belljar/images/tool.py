@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from belljar.errors import DiskFull, HostError, ImageBuildError, MissingTool
-from belljar.executables import find_executable, search_path
+from belljar.model.errors import DiskFull, HostError, ImageBuildError, MissingTool
+from belljar.system.executables import find_executable, search_path
 
 #: Where to get a program, by its name.
 DEBIAN_PACKAGES = {

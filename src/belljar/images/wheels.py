@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from email.parser import HeaderParser
 from pathlib import Path
 
-from belljar.errors import ImageBuildError
+from belljar.model.errors import ImageBuildError
 from belljar.images.tool import call
 
 _TIMEOUT_SECONDS = 900

@@ -19,7 +19,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from belljar.errors import InvalidScript
+from belljar.model.errors import InvalidScript
 from belljar.scripts.limits import Allowance
 from belljar.scripts.tree import CHUNK_BYTES, MAX_PATH_BYTES, Tree
 

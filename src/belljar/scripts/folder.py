@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from belljar.errors import InvalidScript
+from belljar.model.errors import InvalidScript
 from belljar.scripts.selection import Entry, Selection, open_entry
 from belljar.scripts.tree import CHUNK_BYTES, Tree
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from belljar.errors import InvalidScript, UnknownLanguage
-from belljar.images.manifest import Language
+from belljar.model.errors import InvalidScript, UnknownLanguage
+from belljar.model.image import Language
 
 #: What Linux reads of a `#!` line (BINPRM_BUF_SIZE, execve(2)).
 _SHEBANG_BYTES = 256

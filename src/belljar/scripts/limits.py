@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from belljar.errors import InvalidScript, TooLarge
+from belljar.model.errors import InvalidScript, TooLarge
 from belljar.settings import Settings
 
 MB = 1024 * 1024

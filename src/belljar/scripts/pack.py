@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from belljar.errors import DiskFull, HostError, MissingTool
+from belljar.model.errors import DiskFull, HostError, MissingTool
 from belljar.scripts.uploads import disk_full_in
 
 #: Whole pages: virtio-blk wants whole sectors of 512 bytes, erofs counts in blocks of 4096.

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from belljar.errors import InvalidScript
-from belljar.images.manifest import Language
+from belljar.model.errors import InvalidScript
+from belljar.model.image import Language
 from belljar.scripts.archive import HEAD_BYTES as ARCHIVE_HEAD_BYTES
 from belljar.scripts.archive import archive_kind, unpack
-from belljar.scripts.dependencies import read_dependencies
+from belljar.packages.requirements import read_dependencies
 from belljar.scripts.entrypoint import base_name, choose_entrypoint, file_name
 from belljar.scripts.folder import copy_folder
 from belljar.scripts.language import ELF, HEAD_BYTES, check_content, detect_language, named_language
 from belljar.scripts.limits import Allowance, UploadLimits
-from belljar.scripts.model import Dependencies
+from belljar.model.script import Dependencies
 from belljar.scripts.pack import pack_tree
 from belljar.scripts.selection import Selection
 from belljar.scripts.tree import CHUNK_BYTES, Tree

@@ -19,7 +19,7 @@ from typing import Literal
 
 from pathspec import GitIgnoreSpec
 
-from belljar.errors import InvalidScript
+from belljar.model.errors import InvalidScript
 from belljar.scripts.tree import MAX_NAME_BYTES
 
 IGNORE_FILE = ".belljarignore"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.errors import InvalidScript
+from belljar.model.errors import InvalidScript
 from belljar.scripts.limits import Allowance
 
 #: Linux allows 255; mkfs.erofs of erofs-utils 1.5 fails at those.

@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from belljar.errors import DataFolderError, DiskFull, TooLarge
-from belljar.owned import clear_owned, make_owned
+from belljar.model.errors import DataFolderError, DiskFull, TooLarge
+from belljar.system.temp_folders import clear_owned, make_owned
 from belljar.scripts.limits import MB
 
 T = TypeVar("T")

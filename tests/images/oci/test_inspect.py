@@ -7,17 +7,11 @@ from typing import Any
 
 import pytest
 
-from belljar.errors import InvalidImage
-from belljar.images.manifest import Language, User
-from belljar.images.oci.inspect import (
-    alpine_packages,
-    debian_packages,
-    languages_of,
-    python_packages,
-    user_of,
-)
+from belljar.model.errors import InvalidImage
+from belljar.model.image import Language, User
+from belljar.images.oci.inspect import alpine_packages, debian_packages, languages_of, python_packages, user_of
 from belljar.images.oci.tree import RootTree
-from belljar.images.oci.wishes import Wishes, read_wishes
+from belljar.images.oci.config import Wishes, read_wishes
 from belljar.images.recipe import recipes
 
 KNOWN = tuple(language for recipe in recipes(Path("/nonexistent")).values() for language in recipe.languages)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import InvalidImage
+from belljar.model.errors import InvalidImage
 from belljar.images.oci.layer import Entries, LayerApplier
 from belljar.images.oci.stream import Budget, LayerStream
 from belljar.images.oci.tree import RootTree
-from images.layouts import archive, entry, folder, hard_link, link
+from support.oci_layouts import archive, entry, folder, hard_link, link
 
 
 def lay(tree: Path, *layers: bytes, max_bytes: int = 1 << 30, max_files: int = 1000) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import InvalidImage
+from belljar.model.errors import InvalidImage
 from belljar.images.oci.layout import check_blob, read_layout
-from images.layouts import Layout, archive, entry, new_layout
+from support.oci_layouts import Layout, archive, entry, new_layout
 
 LAYER = archive(entry("x", b"1"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from belljar.errors import InvalidImage
+from belljar.model.errors import InvalidImage
 from belljar.images.oci.stream import Budget, open_layer
 
 DATA = b"".join(hashlib.sha256(number.to_bytes(4, "big")).digest() for number in range(50_000))

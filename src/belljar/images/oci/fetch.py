@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.errors import ImageBuildError, InvalidImage, InvalidOption
+from belljar.model.errors import ImageBuildError, InvalidImage, InvalidOption
 from belljar.images.contained import contained
 from belljar.images.tool import call
 

@@ -7,11 +7,11 @@ import re
 import stat
 from collections.abc import Sequence
 
-from belljar.errors import InvalidImage
-from belljar.guest.programs import lies_in_root
-from belljar.images.manifest import Language, User
+from belljar.model.errors import InvalidImage
+from belljar.images.prefork_programs import lies_in_root
+from belljar.model.image import Language, User
 from belljar.images.oci.tree import RootTree
-from belljar.images.oci.wishes import Wishes
+from belljar.images.oci.config import Wishes
 
 #: Runs the image's own command; a script's files lie in /work meanwhile.
 COMMAND = "command"

@@ -13,7 +13,7 @@ import stat
 import tarfile
 from typing import cast
 
-from belljar.errors import InvalidImage
+from belljar.model.errors import InvalidImage
 from belljar.images.oci.stream import LayerStream
 from belljar.images.oci.tree import RootTree, path_parts
 

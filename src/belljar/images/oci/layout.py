@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from belljar.errors import InvalidImage
+from belljar.model.errors import InvalidImage
 
 _MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
 _MAX_LAYERS = 512

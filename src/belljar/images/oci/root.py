@@ -10,17 +10,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from belljar.errors import ImageBuildError, InvalidImage
+from belljar.model.errors import ImageBuildError, InvalidImage
 from belljar.images.apt import DEBIAN_ARCHITECTURES
 from belljar.images.build import Build, make_image
 from belljar.images.catalog import check_image_name
 from belljar.images.contained import contained, remove_tree
-from belljar.images.facts import Facts
-from belljar.images.manifest import Image, Language
+from belljar.images.rootfs_metadata import Facts
+from belljar.model.image import Image, Language
 from belljar.images.oci.fetch import Source, build_dockerfile, fetch_layout, find_source, name_of
 from belljar.images.oci.layout import LayoutImage, read_layout
 from belljar.images.oci.unpack import Found, Order, OrderedLayer
-from belljar.images.oci.wishes import Wishes, read_wishes
+from belljar.images.oci.config import Wishes, read_wishes
 from belljar.images.progress import Progress
 from belljar.images.recipe import recipes
 from belljar.images.rootfs import EPOCH, MKFS

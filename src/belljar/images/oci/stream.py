@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from belljar.errors import InvalidImage
+from belljar.model.errors import InvalidImage
 
 _CHUNK = 256 * 1024
 #: A layer may unpack to this much whatever its packed size is; beyond it the ratio counts. Ordinary layers unpack to

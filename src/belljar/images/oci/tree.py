@@ -10,7 +10,7 @@ import os
 import stat
 from pathlib import Path
 
-from belljar.errors import InvalidImage
+from belljar.model.errors import InvalidImage
 
 _MAX_LINKS = 40
 _MAX_PATH_BYTES = 4000

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from belljar.errors import InvalidImage
-from belljar.images.manifest import Language, User, Value
+from belljar.model.errors import InvalidImage
+from belljar.model.image import Language, User, Value
 from belljar.images.oci.inspect import alpine_packages, debian_packages, languages_of, python_packages, user_of
 from belljar.images.oci.layer import Entries, LayerApplier
 from belljar.images.oci.layout import Blob, check_blob
 from belljar.images.oci.stream import Budget, open_layer
 from belljar.images.oci.tree import RootTree
-from belljar.images.oci.wishes import Wishes
+from belljar.images.oci.config import Wishes
 
 #: No layer needs more: archives are streams, and a header in one is small.
 _MEMORY_BYTES = 1024 * 1024 * 1024

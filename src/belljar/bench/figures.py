@@ -1,0 +1,75 @@
+"""Figures of a benchmark: medians and tails with their units, the machine they are of, and how they are shown."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from belljar.cli.printing import print_json, print_table
+from belljar.node.machines.protocol import Hypervisor
+from belljar.node.worker.capacity import host_memory_mb
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line: the median and the tail, in its unit."""
+
+    name: str
+    unit: str
+    p50: float
+    p90: float
+    p99: float
+    samples: int
+
+
+def figure(name: str, unit: str, values: Sequence[float]) -> Figure:
+    """The figure of these samples, of which there is at least one."""
+    ordered = sorted(values)
+
+    def quantile(part: float) -> float:
+        return round(ordered[min(len(ordered) - 1, int(part * len(ordered)))], 2)
+
+    return Figure(name, unit, round(statistics.median(ordered), 2), quantile(0.9), quantile(0.99), len(ordered))
+
+
+def machine_facts(hypervisor: Hypervisor) -> dict[str, Any]:
+    """The machine that figures were taken on."""
+    return {
+        "cpus": os.cpu_count(),
+        "cpu": _cpu_name(),
+        "memory_mb": host_memory_mb(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "hypervisor": f"{hypervisor.name} {hypervisor.version}",
+        "accelerator": hypervisor.accelerator,
+        "load": os.getloadavg()[0],
+    }
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def print_figures(measured: dict[str, Any], *, as_json: bool) -> None:
+    """A table with the machine above it."""
+    if as_json:
+        print_json(measured)
+        return
+    machine = measured["machine"]
+    print(
+        f"{machine['cpus']} × {machine['cpu']}, {machine['memory_mb']} MB, Linux {machine['kernel']}, "
+        f"{machine['hypervisor']} with {machine['accelerator']}, load {machine['load']:.1f}"
+    )
+    rows = [
+        (each["name"], each["unit"], each["p50"], each["p90"], each["p99"], each["samples"])
+        for each in measured["figures"]
+    ]
+    print_table(("WHAT", "UNIT", "P50", "P90", "P99", "SAMPLES"), rows)

@@ -1,0 +1,292 @@
+"""`belljar bench`: figures of this machine, each beside what it stands on or against, taken in the same run.
+
+What is measured is real: machines boot, a server is started in a folder of its own, jobs go through HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from belljar.bench.figures import Figure, figure, machine_facts
+from belljar.bench.starts import measure_starts
+from belljar.bench.peers import HELLO, once, peers
+from belljar.model.errors import HostError, MachineError
+from belljar.node.guest.command import Command
+from belljar.node.guest.connection import Session
+from belljar.node.guest.wire import Stream
+from belljar.images.catalog import Images
+from belljar.model.image import Image
+from belljar.system.local_server import read_admin_key
+from belljar.node.machines.selector import Chooser
+from belljar.node.machines.deadlines import patience
+from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
+from belljar.node.machines.host.usage import children, resident_mb
+from belljar.settings import Settings
+from belljar.node.worker.plan import DEFAULT_ENV
+
+_SNAPSHOT_SECONDS = 120
+_OUTPUT_MB = 200
+_SUBMITS = 1000
+_WAITING = 4
+
+
+async def measure(settings: Settings, rounds: int, sustained_seconds: float) -> dict[str, Any]:
+    """All figures and the machine they were taken on. Raises UnknownImage when no image is built, HostError."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that the servers end too
+    image = Images(settings.data_dir).get("python")
+    hypervisor = await Chooser(settings).hypervisor(image)
+    facts, seconds = machine_facts(hypervisor), settings.boot_timeout_seconds
+    figures = [figure("boot: machine spawned → agent ready", "ms", await _boots(hypervisor, image, rounds, seconds))]
+    figures += [figure(*each) for each in await measure_starts(settings, hypervisor, image, rounds)]
+    figures.append(figure("output of a program, guest → host", "MB/s", [await _output(hypervisor, image, seconds)]))
+    accelerator = hypervisor.accelerator
+    async with _server(settings, accelerator, BELLJAR_SNAPSHOTS="off") as server:
+        figures += await _latency(server, "boot", rounds)
+    async with _server(settings, accelerator, BELLJAR_POOL="off") as server:
+        await server.until_frozen()
+        figures += await _latency(server, "snapshot", rounds)
+        for callers in (1, 2, 4, 8):
+            figures.append(await _throughput(server, callers, sustained_seconds))
+    pool = {"BELLJAR_POOL": "fixed", "BELLJAR_POOL_SIZE": str(_WAITING), "BELLJAR_LEASE_SECONDS": "3"}
+    async with _server(settings, accelerator, **pool) as server:
+        await server.until_waiting()
+        each_mb = await server.waiting_mb() / _WAITING
+        figures.append(figure("memory of a waiting clone (PSS)", "MB", [each_mb]))
+        figures += await _beside_peers(server, rounds)
+        figures.append(figure("API process, after these jobs", "MB", [resident_mb([server.pid])]))
+    async with _server(settings, accelerator, "--no-worker") as server:
+        figures.append(figure("API process, idle", "MB", [resident_mb([server.pid])]))
+        figures.append(figure(f"{_SUBMITS} jobs submitted over HTTP", "s", [await _submits(server.http)]))
+    return {"machine": facts, "figures": [asdict(each) for each in figures]}
+
+
+def _spec(image: Image) -> MachineSpec:
+    return MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=256), script_disk=image.root)
+
+
+async def _boots(hypervisor: Hypervisor, image: Image, rounds: int, boot_seconds: float) -> list[float]:
+    times = []
+    for _ in range(rounds):
+        started = time.monotonic()
+        async with hypervisor.machine(_spec(image)) as machine:
+            await Session(machine.reader, machine.writer).open(boot_seconds)
+            times.append((time.monotonic() - started) * 1000)
+    return times
+
+
+class _Counted:
+    """Takes output and keeps nothing of it."""
+
+    size = 0
+
+    async def write(self, stream: Stream, data: bytes) -> None:
+        self.size += len(data)
+
+    def full(self, stream: Stream) -> bool:
+        return False
+
+
+async def _output(hypervisor: Hypervisor, image: Image, boot_seconds: float) -> float:
+    """MB/s of a program that writes zeros as fast as it is let."""
+    sink = _Counted()
+    command = Command(argv=["head", "-c", f"{_OUTPUT_MB}M", "/dev/zero"], env=DEFAULT_ENV)
+    async with hypervisor.machine(_spec(image)) as machine:
+        session = Session(machine.reader, machine.writer)
+        await session.open(boot_seconds)
+        started = time.monotonic()
+        exited = await session.run(command, b"", sink, lambda _: None)
+        took = time.monotonic() - started
+    if exited.exit_code != 0:
+        raise MachineError("the program that writes output failed; is the image whole?")
+    return sink.size / 1e6 / took
+
+
+class _Bench:
+    """A server that is measured."""
+
+    def __init__(self, http: httpx.AsyncClient, pid: int, data_dir: Path, factor: float) -> None:
+        self.http = http
+        self.pid = pid
+        self.data_dir = data_dir
+        self.patience = factor
+
+    async def job(self) -> tuple[float, dict[str, Any]]:
+        """Milliseconds from the request to the answer of a hello, and the job."""
+        started = time.monotonic()
+        request = {"code": HELLO, "language": "python", "timeout_seconds": 60}
+        response = await self.http.post("/v1/jobs", params={"wait": 100}, json=request)
+        took = (time.monotonic() - started) * 1000
+        job = response.json()
+        if job.get("status") != "succeeded":
+            raise HostError(f"a job of the benchmark did not succeed: {job.get('error') or job.get('detail')}")
+        return took, job
+
+    async def until_frozen(self) -> None:
+        """Wait until there is a snapshot. Raises HostError."""
+        await _until(lambda: _found(self.data_dir), self.patience)
+
+    async def until_waiting(self) -> None:
+        """Wait until the pool is full, by a word of the worker's that is newer than this call. Raises HostError."""
+        since = datetime.now(UTC)
+        await _until(lambda: self._full(since), self.patience)
+
+    async def _full(self, since: datetime) -> bool:
+        nodes = (await self.http.get("/v1/nodes")).json()["nodes"]
+        fresh = [node for node in nodes if datetime.fromisoformat(node["heartbeat_at"]) > since]
+        return sum(int(node["waiting_clones"]) for node in fresh) >= _WAITING
+
+    async def waiting_mb(self) -> float:
+        """What the waiting machines really take, their share of what they have in common included."""
+        return await asyncio.to_thread(resident_mb, children(self.pid))
+
+
+async def _found(data_dir: Path) -> bool:
+    return any(data_dir.glob("snapshots/*/snapshot.json"))
+
+
+async def _until(condition: Callable[[], Awaitable[bool]], factor: float) -> None:
+    seconds = _SNAPSHOT_SECONDS * factor
+    for _ in range(round(seconds * 10)):
+        if await condition():
+            return
+        await asyncio.sleep(0.1)
+    raise HostError(f"the server made no clones within {seconds:g} s; is the host busy?")
+
+
+async def _address(stderr: asyncio.StreamReader) -> str:
+    """Return the address that a server says it serves on. Raises HostError with its last words when it ends first."""
+    last = ""
+    async for line in stderr:
+        last = line.decode(errors="replace").strip()
+        if found := re.search(r"serves on (http://\S+),", last):
+            return found[1]
+    raise HostError(f"the server did not start: {last}")
+
+
+@contextlib.asynccontextmanager
+async def _server(settings: Settings, accelerator: str, *options: str, **environment: str) -> AsyncIterator[_Bench]:
+    """`belljar serve` in a folder of its own, with this folder's images."""
+    with tempfile.TemporaryDirectory(prefix="belljar-bench-") as folder:
+        data_dir = Path(folder)
+        (data_dir / "images").symlink_to(settings.data_dir / "images")
+        arguments = ["-P", "-m", "belljar", "serve", "--port", "0", "--data-dir", folder, *options]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *arguments,
+            env={**os.environ, "BELLJAR_ACCELERATOR": accelerator, **environment},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        rest = None
+        try:
+            async with asyncio.timeout(30):
+                url = await _address(process.stderr)
+            rest = asyncio.create_task(_drained(process.stderr))  # a full pipe would stop it
+            headers = {"Authorization": f"Bearer {read_admin_key(data_dir)}"}
+            async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as http:
+                yield _Bench(http, process.pid, data_dir, patience(settings.boot_timeout_seconds))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+            if rest is not None:
+                await rest
+
+
+async def _drained(stream: asyncio.StreamReader) -> None:
+    while await stream.read(1 << 16):
+        pass
+
+
+async def _latency(server: _Bench, source: str, rounds: int) -> list[Figure]:
+    """Whole jobs through HTTP, one after the other, and what of their time is belljar's own."""
+    whole, added = [], []
+    await server.job()  # its script is packed, what is loaded late is loaded
+    for _ in range(rounds):
+        took, job = await server.job()
+        if job["machine"]["source"] == source:
+            whole.append(took)
+            added.append(_added(job))
+    if not whole:
+        raise HostError(f"no job of the benchmark had a machine from {source}; the server's log says why")
+    return [
+        figure(f"job, POST /v1/jobs?wait → ended, from {source}", "ms", whole),
+        figure("  of it not the machine's start or the script", "ms", added),
+    ]
+
+
+def _added(job: dict[str, Any]) -> float:
+    took = datetime.fromisoformat(job["finished_at"]) - datetime.fromisoformat(job["created_at"])
+    return took.total_seconds() * 1000 - sum(float(phase) for phase in job["timings"]["phases"].values())
+
+
+async def _throughput(server: _Bench, callers: int, seconds: float) -> Figure:
+    """Fresh-machine jobs a second, each caller sending its next when its last has ended."""
+    deadline = time.monotonic() + seconds
+    done = 0
+
+    async def caller() -> None:
+        nonlocal done
+        while time.monotonic() < deadline:
+            await server.job()
+            done += 1
+
+    started = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(callers):
+            group.create_task(caller())
+    rate = done / (time.monotonic() - started)
+    return figure(f"jobs a second, {callers} at a time for {seconds:g} s, no pool", "1/s", [rate])
+
+
+async def _beside_peers(server: _Bench, rounds: int) -> list[Figure]:
+    """Jobs from the pool and what a person would take instead, in turns: the machine's mood is the same for all.
+
+    Nothing is timed while the pool is filled again, which would slow down whoever comes next.
+    """
+    pooled: list[float] = []
+    others: dict[str, list[float]] = {name: [] for name in peers()}
+    await server.job()  # as in _latency
+    for _ in range(rounds):
+        await server.until_waiting()
+        took, job = await server.job()
+        if job["machine"]["source"] == "pool":
+            pooled.append(took)
+        await server.until_waiting()
+        for name, command in peers().items():
+            if (milliseconds := await once(command)) is not None:
+                others[name].append(milliseconds)
+    if not pooled:
+        raise HostError("no job of the benchmark had a machine from the pool; the server's log says why")
+    figures = [figure("job, POST /v1/jobs?wait → ended, from pool", "ms", pooled)]
+    return figures + [figure(name, "ms", values) for name, values in others.items() if values]
+
+
+async def _submits(http: httpx.AsyncClient) -> float:
+    """Seconds until so many jobs are queued, ten callers beside each other."""
+    script = await http.post("/v1/scripts", files={"script": ("hello.py", HELLO.encode())})
+    request = {"script_id": script.json()["script_id"]}
+
+    async def some(count: int) -> None:
+        for _ in range(count):
+            (await http.post("/v1/jobs", json=request)).raise_for_status()
+
+    started = time.monotonic()
+    await asyncio.gather(*(some(_SUBMITS // 10) for _ in range(10)))
+    return time.monotonic() - started

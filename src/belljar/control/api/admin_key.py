@@ -1,0 +1,42 @@
+"""The first key: made when a data folder is first served, in a file that only its owner may read.
+
+The command line finds it there, so that on one machine nobody has to copy a key.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from belljar.model.errors import DataFolderError
+from belljar.model.ids import new_id
+from belljar.system.local_server import admin_key_path, read_admin_key
+from belljar.control.store.keys import Key, SqlKeys, new_secret
+
+PROJECT = "default"
+
+
+async def ensure_admin_key(keys: SqlKeys, data_dir: Path) -> bool:
+    """Make the admin key unless there is a valid one; true when it was made. Raises DataFolderError.
+
+    A file whose key is unknown or revoked is replaced: deleting the file, or revoking the key, makes a new one.
+    """
+    known = read_admin_key(data_dir)
+    if known is not None and await keys.authenticate(known) is not None:
+        return False
+    secret = new_secret()
+    path = admin_key_path(data_dir)
+    partial = path.with_suffix(".partial")
+    try:
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secret + "\n")
+        # The key first, then its name: a crash in between leaves a key that nobody has.
+        key = Key(id=new_id("key"), name="admin", project=PROJECT, admin=True, created_at=datetime.now(UTC))
+        await keys.keep(key, secret)
+        partial.replace(path)
+    except OSError as error:
+        raise DataFolderError(f"cannot write {path}: {error.strerror}; set --data-dir to another folder") from error
+    return True

@@ -1,0 +1,182 @@
+"""Who may come in: the key, and with `--auth off` that it is no web page of somebody else's that asks.
+
+Plain ASGI, outside everything else: a route that was forgotten is closed, not open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from belljar.control.api.admin_key import PROJECT
+from belljar.control.api.bodies import MAX_JSON_BYTES, MAX_SMALL_BYTES
+from belljar.control.api.request_limits import BodyBudget, RequestCount
+from belljar.control.api.problems import problem_of
+from belljar.control.api.streams import StreamBroken
+from belljar.model.errors import BelljarError, Forbidden, HostError, NotAuthenticated, RequestTimeout, TooLarge
+from belljar.control.jobs.changes import Changes
+from belljar.system.local_server import is_loopback
+from belljar.settings import Settings
+from belljar.control.store.keys import Key, SqlKeys
+
+MB = 1024 * 1024
+#: Routes for load balancers and supervisors; they say nothing about anybody's jobs.
+OPEN = frozenset({"/healthz", "/readyz"})
+#: What is around the script in a multipart body: a part's head, and two short fields.
+_FORM_ROOM = 64 * 1024
+#: Most memory that a form takes while it arrives: larger files go to the disk.
+_FORM_MEMORY = 2 * MB
+_BEARER = re.compile(r"(?i:bearer) +([A-Za-z0-9._~+/=-]{1,512})\Z")
+#: `last_used_at` is for people: a write for every request would be too many.
+_NOTE_USE = timedelta(minutes=1)
+#: A body may pause for this long, and must come at this rate after as long.
+_STALL_SECONDS = 30.0
+_MIN_BYTES_PER_SECOND = 16 * 1024
+
+
+class Gate:
+    """Middleware: authenticates, checks Host and Origin, bounds bodies and what is in flight."""
+
+    def __init__(self, app: ASGIApp, keys: SqlKeys, settings: Settings, changes: Changes, max_requests: int) -> None:
+        self._app = app
+        self._keys = keys
+        self._changes = changes
+        self._auth = settings.auth == "on"
+        self._upload_bytes = settings.max_upload_mb * MB
+        self._bodies = BodyBudget(settings.max_body_memory_mb * MB)
+        self._requests = RequestCount(max_requests)
+        self._anybody = Key(
+            id="key_none", name="auth is off", project=PROJECT, admin=True, created_at=datetime.now(UTC)
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["path"] in OPEN:
+            await self._app(scope, _Body(receive, MAX_SMALL_BYTES), send)
+            return
+        headers, state = Headers(scope=scope), scope.setdefault("state", {})
+        try:
+            key = state["key"] = await self._admit(headers)
+            max_bytes, memory = self._bounds(headers)
+            with self._requests.counted(key.id):
+                async with self._bodies.lease(key.id, memory) as lease:
+                    state["body_lease"] = lease
+                    body = _Body(receive, max_bytes)
+                    await self._app(scope, body, _while_valid(send, key, self._changes))
+        except BelljarError as error:
+            await problem_of(error, is_operator=False)(scope, receive, send)
+
+    def _bounds(self, headers: Headers) -> tuple[int, int]:
+        """The longest body that is taken, and how much memory to hold for it. Raises TooLarge."""
+        is_form = headers.get("content-type", "").lower().startswith("multipart/")
+        max_bytes = self._upload_bytes + _FORM_ROOM if is_form else MAX_JSON_BYTES
+        length = headers.get("content-length", "")
+        if length.isascii() and length.isdigit():
+            size = int(length[:20])
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+        else:
+            size = max_bytes if "transfer-encoding" in headers else 0
+        return max_bytes, min(size, _FORM_MEMORY) if is_form else size
+
+    async def _admit(self, headers: Headers) -> Key:
+        if not self._auth:
+            _check_local(headers)
+            return self._anybody
+        match = _BEARER.match(headers.get("authorization", ""))
+        if match is None:
+            raise NotAuthenticated("no key was sent; add the header Authorization: Bearer KEY")
+        key = await self._keys.authenticate(match[1])
+        if key is None:
+            raise NotAuthenticated("the key is not known here, or was revoked; belljar key create makes a new one")
+        await self._note_use(key)
+        return key
+
+    async def _note_use(self, key: Key) -> None:
+        now = datetime.now(UTC)
+        if key.last_used_at is None or now - key.last_used_at > _NOTE_USE:
+            try:
+                await self._keys.used(key.id, now)
+            except HostError:
+                return  # a full disk must not lock anybody out
+
+
+class _Body:
+    """Counts a body while it streams in, and sees that it keeps coming. Raises TooLarge, RequestTimeout."""
+
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._size = 0
+        self._waited_seconds = 0.0
+        self._complete = False
+
+    async def __call__(self) -> Message:
+        if self._complete:
+            return await self._receive()  # waits for the client to leave, which has no deadline
+        left = _STALL_SECONDS + self._size / _MIN_BYTES_PER_SECOND - self._waited_seconds
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(min(_STALL_SECONDS, left)):
+                message = await self._receive()
+        except TimeoutError:
+            raise RequestTimeout("the body came too slowly", close=True) from None
+        self._waited_seconds += time.monotonic() - started
+        self._size += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if self._size > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        return message
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(
+        f"the body is over {max_bytes} bytes; send large scripts to POST /v1/scripts, whose limit is the setting "
+        "max_upload_mb",
+        limit=max_bytes,
+    )
+
+
+def _while_valid(send: Send, key: Key, changes: Changes) -> Send:
+    """Send as long as the key is valid: a stream that began before it was revoked ends too."""
+
+    async def send_if_valid(message: Message) -> None:
+        if message["type"] == "http.response.body" and message.get("more_body") and changes.is_revoked(key.id):
+            raise StreamBroken("its key was revoked")
+        await send(message)
+
+    return send_if_valid
+
+
+def _check_local(headers: Headers) -> None:
+    """Without keys, only programs on this machine may ask: no page of another origin, and no name that was rebound."""
+    host = headers.get("host", "")
+    if not is_loopback(_host_name(host)):
+        raise Forbidden(f"with --auth off only requests to localhost are answered, not to {host[:80]!r}")
+    origin = headers.get("origin")
+    if origin is not None and _authority(origin) != host:
+        raise Forbidden("a web page of another origin may not use a server without keys")
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise Forbidden("a web page of another site may not use a server without keys")
+
+
+def _authority(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
+
+
+def _host_name(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None

@@ -1,0 +1,94 @@
+"""Everything the HTTP routes work with, opened once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from belljar.control.api.request_limits import Turns
+from belljar.control.blobs.store import Blobs, open_blobs
+from belljar.system.disk_space import DiskSpace
+from belljar.images.catalog import Images
+from belljar.control.jobs.changes import Changes
+from belljar.control.jobs.polling import polling
+from belljar.control.jobs.service import JobService
+from belljar.control.scripts.service import ScriptService
+from belljar.scripts.uploads import clear_stale_uploads
+from belljar.settings import Settings
+from belljar.control.store.claims import SqlClaims
+from belljar.control.store.database import Database
+from belljar.control.store.jobs import SqlJobs
+from belljar.control.store.keys import SqlKeys
+from belljar.control.store.nodes import SqlNodes
+from belljar.control.store.opening import open_database
+from belljar.control.store.scripts import SqlScripts
+
+_SUBMITTING, _SUBMITTING_BY_KEY = 16, 8
+#: Uploads have four threads (`scripts.uploads`), in which they may be for seconds; one is left for code in JSON.
+_UPLOADING, _UPLOADING_BY_KEY = 3, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    settings: Settings
+    database: Database
+    blobs: Blobs
+    images: Images
+    scripts: ScriptService
+    jobs: JobService
+    job_store: SqlJobs
+    claims: SqlClaims
+    keys: SqlKeys
+    nodes: SqlNodes
+    changes: Changes
+    disk: DiskSpace
+    #: Submissions and uploads that are worked on at once: others wait here, and reading is not kept from the database.
+    submitting: Turns = field(default_factory=lambda: Turns(_SUBMITTING, _SUBMITTING_BY_KEY))
+    uploading: Turns = field(default_factory=lambda: Turns(_UPLOADING, _UPLOADING_BY_KEY))
+
+    @property
+    def node_silence_seconds(self) -> float:
+        """A node is taken for dead when its last heartbeat is older: two of its beats may be late."""
+        return self.settings.lease_seconds
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Open the database and the blobs, and clear what a killed server left. Raises DataFolderError, HostError."""
+    database = await open_database(settings)
+    try:
+        blobs = open_blobs(settings)
+        clear_stale_uploads(settings.data_dir)
+        images = Images(settings.data_dir)
+        disk = DiskSpace(settings)
+        scripts = ScriptService(SqlScripts(database), blobs, images, settings, disk)
+        job_store, nodes, changes = SqlJobs(database), SqlNodes(database), Changes()
+        jobs = JobService(
+            job_store,
+            scripts,
+            images,
+            blobs,
+            changes,
+            settings,
+            lambda: nodes.largest_lately(settings.lease_seconds),
+            disk,
+        )
+        keys = SqlKeys(database)
+        async with polling(changes, job_store.states, keys.revoked_since, settings.data_dir):
+            yield Services(
+                settings=settings,
+                database=database,
+                blobs=blobs,
+                images=images,
+                scripts=scripts,
+                jobs=jobs,
+                job_store=job_store,
+                claims=SqlClaims(database),
+                keys=keys,
+                nodes=nodes,
+                changes=changes,
+                disk=disk,
+            )
+    finally:
+        await database.close()

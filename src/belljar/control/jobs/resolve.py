@@ -1,0 +1,196 @@
+"""From options to a job: every default filled in, every value within what this place allows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from belljar.model.errors import InvalidOption
+from belljar.model.image import Image
+from belljar.control.jobs.egress_limit import check_egress, check_packages
+from belljar.model.ids import new_id
+from belljar.model.job import Job, JobOptions, Resources
+from belljar.model.states import Status
+from belljar.packages.requirements import check_runtime
+from belljar.model.script import Dependencies
+from belljar.settings import Settings
+
+#: What the agent has room for: strings of each kind (MAX_STRINGS), and bytes of all of them with a path to spare.
+MAX_AGENT_STRINGS = 8192
+MAX_AGENT_BYTES = 1200 * 1024
+#: The command's own words, and variables that belljar adds.
+_RESERVED_STRINGS = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Largest:
+    """The largest machine that there is room for on one node, when nothing else runs."""
+
+    vcpus: int
+    memory_mb: int
+    #: The largest scratch disk; None: not known.
+    disk_mb: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Runnable:
+    """What is to be run: a script that is stored, or one that is only here."""
+
+    script_id: str
+    language: str
+    entrypoint: str
+    #: What its language needs at least; more than the default for some.
+    memory_mb: int | None = None
+    #: What a machine needs at least, for its image and for its language.
+    min_memory_mb: int = 0
+    image_digest: str | None = None
+    dependencies: Dependencies | None = None
+
+
+def runnable_of(
+    script_id: str, language: str, entrypoint: str, dependencies: Dependencies | None, image: Image
+) -> Runnable:
+    """A script, with what the image says of its language.
+
+    Raises InvalidDependencies when it asks for another version of the language than the image has.
+    """
+    if dependencies is not None:
+        check_runtime(dependencies, image)
+    runs = image.language(language)
+    return Runnable(
+        script_id=script_id,
+        language=language,
+        entrypoint=entrypoint,
+        memory_mb=runs.memory_mb if runs else None,
+        min_memory_mb=max(image.manifest.min_memory_mb, runs.min_memory_mb if runs else 0),
+        image_digest=image.manifest.digest,
+        dependencies=dependencies,
+    )
+
+
+def check_arguments(options: JobOptions, image: Image) -> None:
+    """Raise InvalidOption when `args` and `env` with the image's own are more than a machine's agent takes."""
+    manifest = image.manifest
+    strings = {"args": len(options.args), "env": len(manifest.env.keys() | options.env.keys())}
+    for option, count in strings.items():
+        most = MAX_AGENT_STRINGS - _RESERVED_STRINGS
+        if count > most:
+            reason = f"{option} has {count} entries with the image's own, at most {most} are allowed"
+            raise InvalidOption(reason, option=option, limit=most)
+    size = sum(len(arg.encode()) + 1 for arg in options.args)
+    size += sum(len(name) + len(value.encode()) + 2 for name, value in (manifest.env | options.env).items())
+    if size > MAX_AGENT_BYTES:
+        reason = f"args and env have {size} bytes with the image's own, at most {MAX_AGENT_BYTES} are allowed"
+        raise InvalidOption(reason, option="env", limit=MAX_AGENT_BYTES)
+
+
+def resolve_job(
+    options: JobOptions,
+    script: Runnable,
+    *,
+    project: str,
+    image: str,
+    settings: Settings,
+    largest: Collection[Largest] = (),
+) -> Job:
+    """A new queued job. Raises InvalidOption, naming the option, its limit and the setting that holds it.
+
+    `largest` has one for each node; it is empty while no node is known.
+    """
+    resources = Resources(
+        vcpus=options.vcpus or settings.default_vcpus,
+        memory_mb=options.memory_mb or max(script.memory_mb or 0, script.min_memory_mb, settings.default_memory_mb),
+        disk_mb=options.disk_mb,
+        disk_mb_per_second=_rate("disk_mb_per_second", options, settings),
+        disk_iops=_rate("disk_iops", options, settings),
+        network_mbit_per_second=_rate("network_mbit_per_second", options, settings),
+    )
+    timeout_seconds = options.timeout_seconds or min(settings.default_timeout_seconds, settings.max_timeout_seconds)
+    _at_most("vcpus", resources.vcpus, settings.max_vcpus, "max_vcpus")
+    _at_most("memory_mb", resources.memory_mb, settings.max_memory_mb, "max_memory_mb")
+    if resources.memory_mb < script.min_memory_mb:
+        raise InvalidOption(
+            f"memory_mb is {resources.memory_mb}, and a machine for {script.language} in the image {image} needs "
+            f"{script.min_memory_mb}; ask for that or more",
+            option="memory_mb",
+            limit=script.min_memory_mb,
+        )
+    _at_most("disk_mb", resources.disk_mb or 0, settings.max_disk_mb, "max_disk_mb")
+    _at_most("timeout_seconds", timeout_seconds, settings.max_timeout_seconds, "max_timeout_seconds")
+    check_egress(options.egress, project, settings)
+    dependencies = script.dependencies if settings.dependencies == "on" else None
+    if dependencies is not None and dependencies.requirements:
+        check_packages(dependencies.origin, project, settings)
+    _fits(resources, largest)
+    return Job(
+        id=new_id("job"),
+        project=project,
+        script_id=script.script_id,
+        status=Status.QUEUED,
+        created_at=datetime.now(UTC),
+        language=script.language,
+        entrypoint=script.entrypoint,
+        image=image,
+        image_digest=script.image_digest,
+        resources=resources,
+        timeout_seconds=timeout_seconds,
+        args=options.args,
+        env=options.env,
+        stdin_bytes=len(options.stdin_bytes()),
+        egress=options.egress,
+        artifacts=options.artifacts,
+        max_attempts=options.max_attempts,
+        priority=options.priority,
+        labels=options.labels,
+        dependencies=dependencies,
+        idempotency_key=options.idempotency_key,
+    )
+
+
+def _rate(name: str, options: JobOptions, settings: Settings) -> Any:
+    """A limit on a rate: what was asked for, else the default, else the most that may be asked for; None without any.
+
+    Raises InvalidOption for more than that.
+    """
+    asked, most = getattr(options, name), getattr(settings, f"max_{name}")
+    value = asked if asked is not None else getattr(settings, f"default_{name}")
+    if most is None:
+        return value
+    if asked is not None:
+        _at_most(name, asked, most, f"max_{name}")
+    return most if value is None else min(value, most)
+
+
+def _at_most(option: str, value: float, limit: float, setting: str) -> None:
+    if value > limit:
+        raise InvalidOption(
+            f"{option} is {value:g}, the most here is {limit:g} (the setting {setting})", option=option, limit=limit
+        )
+
+
+def _fits(resources: Resources, largest: Collection[Largest]) -> None:
+    """Raises InvalidOption unless one of the nodes has room for all of it."""
+    wide = [one for one in largest if resources.vcpus <= one.vcpus]
+    roomy = [one for one in wide if resources.memory_mb <= one.memory_mb]
+    if not largest or any(one.disk_mb is None or (resources.disk_mb or 0) <= one.disk_mb for one in roomy):
+        return
+    for option in ("vcpus", "memory_mb", "disk_mb"):
+        value, limits = getattr(resources, option) or 0, [getattr(one, option) for one in largest]
+        if None not in limits and value > max(limits):
+            raise InvalidOption(
+                f"{option} is {value}, and no node here could ever run that: the largest has {max(limits)}",
+                option=option,
+                limit=max(limits),
+            )
+    option, nodes, others = "memory_mb", wide, f"{resources.vcpus} vcpus"
+    if roomy:
+        option, nodes, others = "disk_mb", roomy, f"{resources.vcpus} vcpus and {resources.memory_mb} MB of memory"
+    limit = max(getattr(one, option) for one in nodes)
+    raise InvalidOption(
+        f"{option} is {getattr(resources, option)}, and no node here could ever run that with {others}: the "
+        f"largest that has so many has {limit}",
+        option=option,
+        limit=limit,
+    )

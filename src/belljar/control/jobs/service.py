@@ -1,0 +1,214 @@
+"""What callers do with jobs: submit, look at, list, cancel, wait for. Knows the stores by protocol, and no machine."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Awaitable, Callable, Collection
+from typing import Protocol
+
+import structlog
+
+from belljar.control.blobs.store import Blobs
+from belljar.system.disk_space import DiskSpace
+from belljar.model.errors import Conflict, NotFound
+from belljar.model.image import Image
+from belljar.control.jobs.blob_names import stdin_blob
+from belljar.control.jobs.changes import Changes
+from belljar.model.ids import is_job_id
+from belljar.model.job import Job, JobRequest
+from belljar.control.jobs.resolve import Largest, check_arguments, resolve_job, runnable_of
+from belljar.model.states import Status
+from belljar.model.script import Script
+from belljar.control.scripts.service import ScriptService
+from belljar.settings import Settings
+
+log = structlog.get_logger()
+
+
+class JobStore(Protocol):
+    """Where jobs are kept."""
+
+    async def insert(self, job: Job, *, needs_script: bool = False) -> Job:
+        """Keep a new job; when the project has one with its idempotency key, that one is returned instead.
+
+        `needs_script`: only while the project has the job's script, which from then on is kept for the job. Raises
+        NotFound.
+        """
+        ...
+
+    async def get(self, project: str | None, job_id: str) -> Job | None: ...
+
+    async def by_key(self, project: str, idempotency_key: str) -> Job | None: ...
+
+    async def list(
+        self,
+        project: str | None,
+        *,
+        status: Status | None,
+        script_id: str | None,
+        label: str | None,
+        limit: int,
+        cursor: str | None,
+    ) -> tuple[list[Job], str | None]:
+        """The newest first, and the cursor of the next page."""
+        ...
+
+    async def cancel(self, project: str, job_id: str) -> Job | None:
+        """`queued` becomes `cancelled`; what has begun is marked for its worker; what has ended stays as it is."""
+        ...
+
+
+class ImageNames(Protocol):
+    """What knows images by name: `belljar.images.catalog.Images`."""
+
+    def get(self, name: str) -> Image: ...
+
+    def image_for(self, language: str) -> str: ...
+
+
+class JobService:
+    """What the API does with jobs."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        scripts: ScriptService,
+        images: ImageNames,
+        blobs: Blobs,
+        changes: Changes,
+        settings: Settings,
+        largest: Callable[[], Awaitable[Collection[Largest]]],
+        disk: DiskSpace | None = None,
+    ) -> None:
+        self._store = store
+        self._scripts = scripts
+        self._images = images
+        self._blobs = blobs
+        self._changes = changes
+        self._settings = settings
+        self._largest = largest
+        self._disk = disk or DiskSpace(settings)
+
+    async def submit(self, project: str, request: JobRequest) -> Job:
+        """Queue a job; with the idempotency key of an earlier one, return that if it was the same request.
+
+        Raises NotFound (script), Conflict (idempotency key), InvalidOption, UnknownImage, UnknownLanguage,
+        InvalidScript, DiskFull, …
+        """
+        fingerprint = None
+        if request.idempotency_key is not None:
+            fingerprint = await asyncio.to_thread(_fingerprint, request)
+            first = await self._store.by_key(project, request.idempotency_key)
+            if first is not None:
+                return _same_request(first, fingerprint)
+        self._disk.require()
+        if request.image is not None:
+            self._images.get(request.image)  # before anything is kept
+        script = await self._script(project, request)
+        name = request.image or self._images.image_for(script.language)
+        image = self._images.get(name)
+        check_arguments(request, image)
+        runnable = runnable_of(script.id, script.language, script.entrypoint, script.dependencies, image)
+        largest = await self._largest()
+        job = resolve_job(request, runnable, project=project, image=name, settings=self._settings, largest=largest)
+        job = job.model_copy(update={"request_sha256": fingerprint})
+        kept = await self._insert(job, request.stdin_bytes())
+        if kept.id == job.id:
+            log.info("job_submitted", job=job.id, project=project, script=job.script_id, image=job.image)
+        self._changes.notify_queued()
+        return kept
+
+    async def _insert(self, job: Job, stdin: bytes) -> Job:
+        """Keep the job with its standard input, which stays only where the job does."""
+        if stdin:
+            await self._blobs.put_bytes(stdin_blob(job.id), stdin)
+        try:
+            kept = await self._store.insert(job, needs_script=True)
+        except Exception:
+            if stdin:
+                await self._blobs.delete(stdin_blob(job.id))
+            raise
+        # Who is cancelled does not learn whether the job was kept: its input stays, and is an orphan if it was not.
+        if stdin and kept.id != job.id:
+            await self._blobs.delete(stdin_blob(job.id))
+        return kept if kept.id == job.id else _same_request(kept, job.request_sha256)
+
+    async def _script(self, project: str, request: JobRequest) -> Script:
+        if request.script_id is not None:
+            return await self._scripts.get(project, request.script_id)
+        if request.code is not None:
+            assert request.language is not None  # JobRequest has checked it
+            return await self._scripts.upload_code(project, request.code, request.language)
+        assert request.files is not None
+        return await self._scripts.upload_files(
+            project, request.files, language=request.language, entrypoint=request.entrypoint
+        )
+
+    async def get(self, project: str, job_id: str) -> Job:
+        """Raises NotFound."""
+        job = await self._store.get(project, job_id) if is_job_id(job_id) else None
+        if job is None:
+            raise _missing(job_id)
+        return job
+
+    async def list(
+        self,
+        project: str,
+        *,
+        status: Status | None = None,
+        script_id: str | None = None,
+        label: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> tuple[list[Job], str | None]:
+        """The project's jobs, newest first, and the cursor of the next page. `label` is NAME or NAME=VALUE."""
+        return await self._store.list(
+            project, status=status, script_id=script_id, label=label, limit=limit, cursor=cursor
+        )
+
+    async def cancel(self, project: str, job_id: str) -> Job:
+        """Stop the job wherever it is; one that has ended is returned unchanged. Raises NotFound."""
+        job = await self._store.cancel(project, job_id) if is_job_id(job_id) else None
+        if job is None:
+            raise _missing(job_id)
+        self._changes.notify(job_id)
+        self._changes.notify_cancelled()
+        return job
+
+    async def wait(self, project: str, job_id: str, timeout_seconds: float, *, key_id: str = "") -> Job:
+        """The job when it has ended, or as it is when time is up, the key was revoked, or the server stops.
+
+        Raises NotFound.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        with self._changes.watching(job_id, of_log=False) as watch:
+            while True:
+                job = await self.get(project, job_id)
+                left = deadline - time.monotonic()
+                if job.status.terminal or left <= 0 or self._changes.stopping or self._changes.is_revoked(key_id):
+                    return job
+                await watch.wait(left)
+
+
+def _fingerprint(request: JobRequest) -> str:
+    """What tells two requests with one idempotency key apart."""
+    left_out = {"stdin", "stdin_base64", "idempotency_key"}
+    asked = request.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+    digest.update(hashlib.sha256(request.stdin_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _same_request(first: Job, fingerprint: str | None) -> Job:
+    # A job that an older belljar took has no fingerprint.
+    if first.request_sha256 is not None and first.request_sha256 != fingerprint:
+        reason = f"the idempotency key belongs to {first.id}, which was submitted with another request; use a new key"
+        raise Conflict(reason, job_id=first.id)
+    return first
+
+
+def _missing(job_id: str) -> NotFound:
+    return NotFound(f"there is no job {job_id[:80]!r} in this project; list them with GET /v1/jobs")

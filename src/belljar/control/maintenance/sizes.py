@@ -1,0 +1,103 @@
+"""What is stored in a data folder, by kind: how many files, and the disk that they take. Looks for a bounded time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from belljar.system.removal import Extent
+from belljar.settings import Settings
+
+#: Kinds in the order in which they are shown.
+KINDS = (
+    "jobs' logs",
+    "artifacts",
+    "stdin",
+    "scripts",
+    "database",
+    "backups",
+    "snapshots",
+    "images",
+    "layers",
+    "caches",
+    "run",
+    "other",
+)
+_FOLDERS = {"snapshots": "snapshots", "images": "images", "layers": "layers", "cache": "caches", "run": "run"}
+_LOOK_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """Files and bytes by kind. `complete` is False when time was up before everything had been looked at."""
+
+    kinds: dict[str, Extent]
+    complete: bool
+
+    @property
+    def total(self) -> Extent:
+        return sum(self.kinds.values(), Extent())
+
+
+def measure_sizes(settings: Settings, seconds: float = _LOOK_SECONDS) -> Sizes:
+    """Add up what the data folder holds, leaving out what cannot be read. Blocks for at most about so many seconds.
+
+    Blobs in an object store are not counted: listing them all may take hours, and costs money.
+    """
+    deadline = time.monotonic() + seconds
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    tops = [settings.data_dir]
+    blobs = settings.data_dir / "blobs"
+    if settings.blobs_url is not None and settings.blobs_url.startswith("file://"):
+        blobs = Path(settings.blobs_url.removeprefix("file://"))
+        tops.append(blobs)
+    complete = True
+    for top in tops:
+        for number, entry in enumerate(_files(top)):
+            if number % 256 == 0 and time.monotonic() > deadline:
+                complete = False
+                break
+            try:
+                taken = entry.stat(follow_symlinks=False).st_blocks * 512
+            except OSError:
+                continue
+            count = counts[_kind(Path(entry.path), settings.data_dir, blobs)]
+            count[0] += 1
+            count[1] += taken
+    return Sizes(kinds={kind: Extent(*counts[kind]) for kind in KINDS}, complete=complete)
+
+
+def _files(top: Path) -> Iterator[os.DirEntry[str]]:
+    """Every file below, following no link. Folders that cannot be read are passed over."""
+    folders = [str(top)]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    else:
+                        yield entry
+        except OSError:
+            continue
+
+
+def _kind(path: Path, data_dir: Path, blobs: Path) -> str:
+    if path.is_relative_to(blobs):
+        return _blob_kind(path.relative_to(blobs).parts)
+    parts = path.relative_to(data_dir).parts
+    if len(parts) == 1 and parts[0].startswith("belljar.db"):
+        return "backups" if ".backup-" in parts[0] else "database"
+    return _FOLDERS.get(parts[0], "other")
+
+
+def _blob_kind(parts: tuple[str, ...]) -> str:
+    if parts[0] == "scripts":
+        return "scripts"
+    if parts[0] != "jobs" or len(parts) < 3:
+        return "other"
+    return {"log": "jobs' logs", "stdin": "stdin", "artifacts": "artifacts"}.get(parts[2], "other")

@@ -1,0 +1,332 @@
+"""What workers write about jobs: claim, renew, running, finish, give back.
+
+Every write is guarded by who holds the job (worker and attempt) and by the table of transitions, in the statement that
+writes: an attempt whose lease was lost changes nothing, and a job ends once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from sqlalchemy import BigInteger, ColumnElement, Connection, select, type_coerce
+
+from belljar.model.errors import HostError, UnknownImage
+from belljar.model.job import Job, JobError, LostAttempt, MachineInfo, Timings
+from belljar.model.outcome import Outcome
+from belljar.control.jobs.resolve import Largest
+from belljar.model.states import Status, may_become
+from belljar.control.store.database import Database
+from belljar.control.store.rows import found_of, job_of
+from belljar.control.store.schema import HELD, NOW_US, QUEUED, UtcTime, jobs
+
+log = structlog.get_logger()
+
+_HELD = [Status.STARTING.value, Status.RUNNING.value]
+#: How many jobs are ended in one transaction.
+_BATCH = 100
+#: A job's id and the number of the attempt: whose lease it is.
+Attempt = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """What became of the leases that a worker wanted renewed; those in neither set go on."""
+
+    #: The worker holds these attempts no more: nothing that it writes about them counts.
+    lost: frozenset[Attempt]
+    #: Somebody wants these cancelled.
+    cancel_requested: frozenset[Attempt]
+
+
+class SqlClaims:
+    """The queue, as workers see it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        #: The database's clock and this process's own, when they were last looked at together.
+        self._clock_seen: tuple[float, float] | None = None
+        self._no_expiry_before = 0.0
+
+    async def claim(
+        self,
+        worker: str,
+        *,
+        vcpus: int,
+        memory_mb: int,
+        lease_seconds: float,
+        expected: bool = False,
+        largest: Largest | None = None,
+        images: Collection[str] | None = None,
+        disk_mb: int | None = None,
+    ) -> Job | None:
+        """Take the next queued job: by priority, then by age. None when there is none, or no room for it yet.
+
+        `vcpus` and `memory_mb` are what is free; `largest` is what this worker has when nothing runs (None: the same),
+        and `images` the digests of the images that it has (None: all). A job that could never run here is passed over.
+        The first of the others is the next, and nothing behind it is taken before it: what it waits for is kept free,
+        or a stream of smaller jobs could keep it waiting for ever.
+
+        `disk_mb` is the largest scratch disk that there is room for; None: any. `expected`: there is likely to be one,
+        and it need not be looked for first.
+        """
+        most = largest or Largest(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb)
+        possible: list[Any] = [QUEUED, jobs.c.vcpus <= most.vcpus, jobs.c.memory_mb <= most.memory_mb]
+        if most.disk_mb is not None:
+            possible.append(jobs.c.disk_mb <= most.disk_mb)
+        if images is not None:
+            possible.append(jobs.c.image_digest.is_(None) | jobs.c.image_digest.in_(sorted(images)))
+        # One index, ix_jobs_queue, in its own order.
+        first = select(jobs.c.id).where(*possible).order_by(jobs.c.priority.desc(), jobs.c.id).limit(1)
+        fits = [jobs.c.id == first.scalar_subquery(), jobs.c.vcpus <= vcpus, jobs.c.memory_mb <= memory_mb]
+        if disk_mb is not None:
+            fits.append(jobs.c.disk_mb <= disk_mb)
+        look = select(jobs.c.id).where(*fits)
+        if not expected and await self._database.reading(lambda connection: connection.execute(look).first()) is None:
+            return None  # an idle worker takes no write lock
+        query = (
+            jobs.update()
+            .where(*fits, QUEUED)
+            .values(
+                status=Status.STARTING.value,
+                worker=worker,
+                attempt=jobs.c.attempt + 1,
+                lease_until=_lease(lease_seconds),
+                started_at=None,
+            )
+            .returning(jobs)
+        )
+
+        def claim(connection: Connection) -> Job | None:
+            row = connection.execute(query).one_or_none()
+            return None if row is None else job_of(row)
+
+        claiming = asyncio.ensure_future(self._database.writing(claim))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            await self._put_back(worker, claiming)
+            raise
+
+    async def _put_back(self, worker: str, claiming: asyncio.Future[Job | None]) -> None:
+        """Undo a claim whose worker was stopped before it heard of it: no attempt was made."""
+        while not claiming.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({claiming})
+        job = None if claiming.exception() else claiming.result()
+        if job is None:
+            return
+        query = (
+            jobs.update()
+            .where(jobs.c.id == job.id, jobs.c.worker == worker, jobs.c.attempt == job.attempt, HELD)
+            .values(status=Status.QUEUED.value, worker=None, attempt=job.attempt - 1, lease_until=None)
+        )
+        with contextlib.suppress(HostError):  # else the worker's next start finds it
+            await self._database.writing(lambda connection: connection.execute(query))
+
+    async def renew(self, worker: str, attempts: Iterable[Attempt], lease_seconds: float) -> Renewed:
+        """Hold these attempts for another lease; an attempt that this worker does not hold any more is `lost`."""
+        wanted = frozenset(attempts)
+        if not wanted:
+            return Renewed(frozenset(), frozenset())
+        mine = jobs.c.id.in_([job_id for job_id, _ in wanted]) & (jobs.c.worker == worker) & jobs.c.status.in_(_HELD)
+        query = (
+            jobs.update()
+            .where(mine)
+            .values(lease_until=_lease(lease_seconds))
+            .returning(jobs.c.id, jobs.c.attempt, jobs.c.cancel_requested)
+        )
+        rows = await self._database.writing(lambda connection: connection.execute(query).all())
+        held = {(job_id, attempt): cancel for job_id, attempt, cancel in rows}
+        cancelled = frozenset(attempt for attempt, cancel in held.items() if cancel)
+        return Renewed(lost=wanted - held.keys(), cancel_requested=wanted & cancelled)
+
+    async def held(self, worker: str) -> list[Job]:
+        """Return the jobs that this worker holds."""
+        query = select(jobs).where(HELD, jobs.c.worker == worker)
+        return await self._database.reading(lambda connection: [job_of(row) for row in connection.execute(query)])
+
+    async def statuses(self, job_ids: Iterable[str]) -> dict[str, tuple[Status, str | None]]:
+        """Return the status and the last worker of each of these jobs that there is."""
+        query = select(jobs.c.id, jobs.c.status, jobs.c.worker).where(jobs.c.id.in_(list(job_ids)))
+        rows = await self._database.reading(lambda connection: connection.execute(query).all())
+        return {job_id: (Status(status), worker) for job_id, status, worker in rows}
+
+    async def cancel_requested(self, worker: str) -> set[str]:
+        """Which of the jobs that this worker holds somebody wants cancelled."""
+        query = select(jobs.c.id).where(HELD, jobs.c.worker == worker, jobs.c.cancel_requested.is_(True))
+        return set(await self._database.reading(lambda connection: connection.execute(query).scalars().all()))
+
+    async def running(
+        self, worker: str, job: Job, *, started_at: datetime, machine: MachineInfo, timings: Timings
+    ) -> bool:
+        """The entrypoint runs. False when this attempt does not hold the job any more."""
+
+        def write(connection: Connection) -> bool:
+            now = _held(connection, worker, job)
+            if now is None:
+                return False
+            after = now.model_copy(update={"machine": machine, "timings": timings})
+            return _write(connection, now, Status.RUNNING, found=found_of(after), started_at=started_at)
+
+        return await self._database.writing(write)
+
+    async def finish(self, worker: str, job: Job, outcome: Outcome) -> bool:
+        """End the job. False when this attempt does not hold it any more: nothing is written then."""
+        known = outcome.model_dump(exclude={"status", "started_at", "finished_at"})
+        started = {} if outcome.started_at is None else {"started_at": outcome.started_at}
+
+        def write(connection: Connection) -> bool:
+            now = _held(connection, worker, job)
+            if now is None or (outcome.status is Status.SUCCEEDED and not (outcome.started_at or now.started_at)):
+                return False  # what has not begun has not succeeded
+            after = Job.model_validate({**now.model_dump(), **known})
+            return _write(
+                connection,
+                now,
+                outcome.status,
+                found=found_of(after),
+                finished_at=outcome.finished_at,
+                lease_until=None,
+                **started,
+            )
+
+        return await self._database.writing(write)
+
+    async def requeue(self, worker: str, job: Job, *, reason: str, code: str) -> Job | None:
+        """Infrastructure lost the attempt: queue the job again, or end it when it has had its attempts.
+
+        Returns the job as it is then; None when this attempt does not hold it any more.
+        """
+
+        def write(connection: Connection) -> Job | None:
+            now = _held(connection, worker, job)
+            return None if now is None else _lose(connection, now, code, reason)
+
+        return await self._database.writing(write)
+
+    async def recover(self, worker: str) -> list[Job]:
+        """What this worker held when it was killed: lose those attempts. To be called before its first claim."""
+        await self._clock_jump()  # from here on it is watched
+        mine = jobs.c.worker == worker
+        return await self._lose_all(mine, "worker_died", "the worker was killed in the middle of it")
+
+    async def expire(self, lease_seconds: float = 30.0) -> list[Job]:
+        """Lose the attempts of workers that have been silent for longer than their leases.
+
+        To be called every few seconds. When the clock was set forward since the last call, living workers get the time
+        of a lease to renew theirs first; when it was set back, leases are cut to the length that they may have.
+        """
+        jump_seconds = await self._clock_jump()
+        if jump_seconds > lease_seconds / 3:
+            log.warning("clock_jumped", seconds=round(jump_seconds, 1))
+            self._no_expiry_before = time.monotonic() + lease_seconds
+        elif jump_seconds < -lease_seconds / 3:
+            log.warning("clock_jumped", seconds=round(jump_seconds, 1))
+            longest = _lease(lease_seconds)
+            query = jobs.update().where(HELD, jobs.c.lease_until > longest).values(lease_until=longest)
+            await self._database.writing(lambda connection: connection.execute(query))
+        if time.monotonic() < self._no_expiry_before:
+            return []
+        silent = type_coerce(jobs.c.lease_until, BigInteger) < NOW_US
+        return await self._lose_all(silent, "lease_expired", "its worker has been silent for too long")
+
+    async def fail_without_image(self, images: Collection[str], waited_seconds: float) -> list[Job]:
+        """End queued jobs whose image is not among `images`, those of all nodes, and that have waited so long."""
+        if time.monotonic() < self._no_expiry_before:
+            return []  # a clock that was set makes living nodes look dead
+        long_ago = NOW_US - int(waited_seconds * 1_000_000)
+        query = select(jobs).where(
+            QUEUED, jobs.c.image_digest.not_in(sorted(images)), type_coerce(jobs.c.created_at, BigInteger) < long_ago
+        )
+        query = query.limit(_BATCH)
+        if await self._database.reading(lambda connection: connection.execute(query.limit(1)).first()) is None:
+            return []
+
+        def write(connection: Connection) -> list[Job]:
+            return [_fail_without_image(connection, job_of(row)) for row in connection.execute(query).all()]
+
+        return await self._database.writing(write)
+
+    async def _clock_jump(self) -> float:
+        """By how many seconds the database's clock was set since the last call, as far as can be told."""
+        now_us = await self._database.reading(lambda connection: connection.execute(select(NOW_US)).scalar_one())
+        seen, self._clock_seen = self._clock_seen, (now_us / 1_000_000, time.monotonic())
+        if seen is None:
+            return 0.0
+        return (self._clock_seen[0] - seen[0]) - (self._clock_seen[1] - seen[1])
+
+    async def _lose_all(self, which: ColumnElement[bool], code: str, reason: str) -> list[Job]:
+        query = select(jobs).where(HELD, which)
+        if await self._database.reading(lambda connection: connection.execute(query.limit(1)).first()) is None:
+            return []
+
+        def write(connection: Connection) -> list[Job]:
+            held = [job_of(row) for row in connection.execute(query).all()]
+            return [_lose(connection, job, code, reason) for job in held]
+
+        return await self._database.writing(write)
+
+
+def _lease(seconds: float) -> ColumnElement[Any]:
+    """The end of a lease that begins now, by the database's clock."""
+    return type_coerce(NOW_US + int(seconds * 1_000_000), UtcTime)
+
+
+def _held(connection: Connection, worker: str, job: Job) -> Job | None:
+    """The job's row, if this attempt of this worker holds it."""
+    query = select(jobs).where(
+        jobs.c.id == job.id,
+        jobs.c.worker == worker,
+        jobs.c.attempt == job.attempt,
+        jobs.c.status.in_(_HELD),
+    )
+    row = connection.execute(query).one_or_none()
+    return None if row is None else job_of(row)
+
+
+def _write(connection: Connection, job: Job, status: Status, **values: Any) -> bool:
+    allowed = [origin.value for origin in may_become(status)]
+    query = jobs.update().where(jobs.c.id == job.id, jobs.c.status.in_(allowed)).values(status=status.value, **values)
+    return connection.execute(query).rowcount == 1
+
+
+def _lose(connection: Connection, job: Job, code: str, reason: str) -> Job:
+    """Write down a lost attempt; what comes next depends on how many there were and whether anybody still wants it."""
+    lost = LostAttempt(
+        attempt=job.attempt,
+        worker=job.worker or "",
+        had_started=job.status is Status.RUNNING,
+        code=code,
+        message=reason,
+        at=datetime.now(UTC),
+    )
+    after = job.model_copy(update={"lost_attempts": (*job.lost_attempts, lost), "machine": None, "timings": Timings()})
+    status, finished_at = Status.QUEUED, None
+    if job.cancel_requested:
+        status, finished_at = Status.CANCELLED, lost.at
+    elif job.attempt >= job.max_attempts:
+        status, finished_at = Status.LOST, lost.at
+        message = f"{reason} ({job.attempt} of {job.max_attempts} attempts; allow more with max_attempts)"
+        after = after.model_copy(update={"error": JobError(code=code, message=message)})
+    values = {"worker": None, "started_at": None} if status is Status.QUEUED else {}
+    found = found_of(after)
+    _write(connection, job, status, found=found, finished_at=finished_at, lease_until=None, **values)
+    query = select(jobs).where(jobs.c.id == job.id)
+    return job_of(connection.execute(query).one())
+
+
+def _fail_without_image(connection: Connection, job: Job) -> Job:
+    message = (
+        f"no node here has the image {job.image} (sha256:{(job.image_digest or '')[:12]}) any more; build or "
+        "import it, and submit the job again"
+    )
+    after = job.model_copy(update={"error": JobError(code=UnknownImage.code, message=message)})
+    _write(connection, job, Status.FAILED, found=found_of(after), finished_at=datetime.now(UTC))
+    return job_of(connection.execute(select(jobs).where(jobs.c.id == job.id)).one())

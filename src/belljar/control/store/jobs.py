@@ -1,0 +1,166 @@
+"""Jobs as callers write and read them. What workers write is in claims.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select, union
+from sqlalchemy.dialects.sqlite import insert
+
+from belljar.model.errors import NotFound
+from belljar.model.job import Job
+from belljar.model.states import Status
+from belljar.control.store.database import Database
+from belljar.control.store.rows import job_of, values_of
+from belljar.control.store.schema import HELD, QUEUED, job_counts, job_labels, jobs, scripts
+
+#: SQLite takes some thousands of values in one statement.
+_IDS_AT_ONCE = 500
+#: A page ends early where its jobs are long: a job may have a megabyte of arguments.
+_PAGE_CHARACTERS = 2 * 1024 * 1024
+
+_INSERT = insert(jobs).on_conflict_do_nothing()
+_ONE = select(jobs).where(jobs.c.id == bindparam("of_id"))
+
+
+class SqlJobs:
+    """The JobStore of `belljar.control.jobs.service`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def insert(self, job: Job, *, needs_script: bool = False) -> Job:
+        values = values_of(job)
+        labels = [
+            {"job_id": job.id, "name": name, "value": value, "project": job.project}
+            for name, value in job.labels.items()
+        ]
+
+        def insert_job(connection: Connection) -> Job:
+            if needs_script and not _has_script(connection, job):
+                raise NotFound(f"the script {job.script_id} was deleted meanwhile; upload it again")
+            if connection.execute(_INSERT, values).rowcount == 0:
+                assert job.idempotency_key is not None
+                first = _by_key(connection, job.project, job.idempotency_key)
+                assert first is not None
+                return first
+            if labels:
+                connection.execute(job_labels.insert(), labels)
+            return job
+
+        return await self._database.writing(insert_job)
+
+    async def get(self, project: str | None, job_id: str) -> Job | None:
+
+        def get(connection: Connection) -> Job | None:
+            row = connection.execute(_ONE, {"of_id": job_id}).one_or_none()
+            return None if row is None or project not in (None, row.project) else job_of(row)
+
+        return await self._database.reading(get)
+
+    async def by_key(self, project: str, idempotency_key: str) -> Job | None:
+        return await self._database.reading(lambda connection: _by_key(connection, project, idempotency_key))
+
+    async def list(
+        self,
+        project: str | None,
+        *,
+        status: Status | None = None,
+        script_id: str | None = None,
+        label: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> tuple[list[Job], str | None]:
+        query = select(jobs).limit(limit + 1)
+        newest = jobs.c.id
+        if label is not None:
+            # Read in the order of the labels' own index: one project's, the newest first.
+            newest = job_labels.c.job_id
+            query = query.join_from(job_labels, jobs, jobs.c.id == job_labels.c.job_id).where(*_labelled(label))
+            if project is not None:
+                query = query.where(job_labels.c.project == project)
+        if project is not None:
+            query = query.where(jobs.c.project == project)
+        if status is not None:
+            query = query.where(jobs.c.status == status.value)
+        if script_id is not None:
+            query = query.where(jobs.c.script_id == script_id)
+        if cursor is not None:
+            query = query.where(newest < cursor)
+        query = query.order_by(newest.desc())
+
+        def page(connection: Connection) -> tuple[list[Job], bool]:
+            sizes = query.with_only_columns(func.length(jobs.c.asked) + func.length(jobs.c.found))
+            lengths = connection.execute(sizes).scalars().all()
+            count = min(limit, _page_length(lengths))
+            return [job_of(row) for row in connection.execute(query.limit(count)).all()], len(lengths) > count
+
+        found, more = await self._database.reading(page)
+        return found, found[-1].id if more else None
+
+    async def cancel(self, project: str, job_id: str) -> Job | None:
+        this = (jobs.c.id == job_id) & (jobs.c.project == project)
+        held = jobs.c.status.in_([Status.STARTING.value, Status.RUNNING.value])
+
+        def cancel(connection: Connection) -> Job | None:
+            connection.execute(
+                jobs.update()
+                .where(this, jobs.c.status == Status.QUEUED.value)
+                .values(status=Status.CANCELLED.value, cancel_requested=True, finished_at=datetime.now(UTC))
+            )
+            connection.execute(jobs.update().where(this, held).values(cancel_requested=True))
+            row = connection.execute(select(jobs).where(this)).one_or_none()
+            return None if row is None else job_of(row)
+
+        return await self._database.writing(cancel)
+
+    async def states(self, job_ids: Sequence[str]) -> dict[str, tuple[str, int, bool]]:
+        """What waiters wait for: status, attempt, and whether it is to be cancelled, of those jobs that are there."""
+        columns = select(jobs.c.id, jobs.c.status, jobs.c.attempt, jobs.c.cancel_requested)
+
+        def states(connection: Connection) -> dict[str, tuple[str, int, bool]]:
+            pieces = (job_ids[at : at + _IDS_AT_ONCE] for at in range(0, len(job_ids), _IDS_AT_ONCE))
+            rows = (row for some in pieces for row in connection.execute(columns.where(jobs.c.id.in_(some))))
+            return {job_id: (status, attempt, cancel) for job_id, status, attempt, cancel in rows}
+
+        return await self._database.reading(states)
+
+    async def image_digests(self) -> set[str]:
+        """The images of jobs that have not ended."""
+        query = union(*(select(jobs.c.image_digest).where(alive) for alive in (QUEUED, HELD)))
+        found = await self._database.reading(lambda connection: connection.execute(query).scalars().all())
+        return {digest for digest in found if digest is not None}
+
+    async def counts(self) -> dict[Status, int]:
+        """How many jobs there are of each status that has any."""
+        query = select(job_counts.c.status, job_counts.c.number).where(job_counts.c.number > 0)
+        rows = await self._database.reading(lambda connection: connection.execute(query).all())
+        return {Status(status): number for status, number in rows}
+
+
+def _has_script(connection: Connection, job: Job) -> bool:
+    query = select(scripts.c.id).where(scripts.c.project == job.project, scripts.c.id == job.script_id)
+    return connection.execute(query).first() is not None
+
+
+def _page_length(lengths: Sequence[int]) -> int:
+    """How many jobs of these lengths make a page: one at least."""
+    total = 0
+    for count, length in enumerate(lengths):
+        total += length
+        if total > _PAGE_CHARACTERS:
+            return max(1, count)
+    return len(lengths)
+
+
+def _labelled(label: str) -> list[ColumnElement[bool]]:
+    name, equals, value = label.partition("=")
+    named = job_labels.c.name == name
+    return [named, job_labels.c.value == value] if equals else [named]
+
+
+def _by_key(connection: Connection, project: str, idempotency_key: str) -> Job | None:
+    query = select(jobs).where(jobs.c.project == project, jobs.c.idempotency_key == idempotency_key)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else job_of(row)

@@ -1,0 +1,154 @@
+"""`belljar doctor`: what this host needs, a line for each thing, with why it matters and the command that mends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from belljar.doctor.check import Check as Check
+from belljar.doctor.check import Level, either
+from belljar.doctor.host import check_host_setup
+from belljar.doctor.machines import check_machines
+from belljar.cli.printing import print_json, printable
+from belljar.system.disk_space import DiskSpace
+from belljar.system.executables import find_executable
+from belljar.images.catalog import Images
+from belljar.node.machines.host.cgroup import CONTROLLERS, find_hierarchies
+from belljar.settings import Settings
+from belljar.node.worker.capacity import host_memory_mb
+
+_TOOLS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "bwrap": "bubblewrap",
+    "setpriv": "util-linux",
+    "mmdebstrap": "mmdebstrap",
+    "mkfs.erofs": "erofs-utils",
+    "mkfs.ext4": "e2fsprogs",
+}
+_LEAST_DISK_MB = 1000
+_LEAST_MEMORY_MB = 1024
+
+
+async def check_host(settings: Settings) -> list[Check]:
+    """Every check, in the order in which a new host fails them."""
+    return [check async for check in _checks(settings)]
+
+
+async def _checks(settings: Settings) -> AsyncIterator[Check]:
+    for check in (*_tools(), _namespaces(), *_cgroups(), *_room(settings), *check_host_setup()):
+        yield check
+    from belljar.doctor.network import check_networks  # which imports from here
+
+    async for check in check_networks(settings):
+        yield check
+    yield await asyncio.to_thread(_stored, settings)
+    images = Images(settings.data_dir).list()
+    if images:
+        yield Check("image", "ok", ", ".join(image.name for image in images))
+    else:
+        yield Check("image", "fail", "no image is built", "belljar image build python")
+    async for check in check_machines(settings, images[0] if images else None):
+        yield check
+
+
+def _tools() -> Iterator[Check]:
+    for tool, package in _TOOLS.items():
+        found = find_executable(tool)
+        if found is None:
+            yield Check(tool, "fail", "not installed", f"apt-get install {package}")
+        else:
+            yield Check(tool, "ok", found)
+
+
+def _namespaces() -> Check:
+    """The jail needs user namespaces, which some distributions keep from ordinary users."""
+    most = Path("/proc/sys/user/max_user_namespaces")
+    if most.exists() and int(most.read_text()) == 0:
+        return Check("namespaces", "fail", "user namespaces are off", "sysctl user.max_user_namespaces=10000")
+    debian = Path("/proc/sys/kernel/unprivileged_userns_clone")
+    if debian.exists() and debian.read_text().strip() == "0":
+        fix = "sysctl kernel.unprivileged_userns_clone=1"
+        return Check("namespaces", "fail", "unprivileged user namespaces are off", fix)
+    return Check("namespaces", "ok", "user namespaces can be made")
+
+
+def _cgroups() -> Iterator[Check]:
+    hierarchies = find_hierarchies()
+    bounded = {name for hierarchy in hierarchies for name in hierarchy.controllers}
+    missing = [name for name in CONTROLLERS if name not in bounded]
+    versions = sorted({f"v{hierarchy.version}" for hierarchy in hierarchies})
+    root = os.geteuid() == 0
+    yield either(
+        "cgroups",
+        not missing,
+        f"{', '.join(CONTROLLERS)} by {' and '.join(versions)}",
+        f"none for {', '.join(missing)}; rlimits bound the memory instead",
+        fix="" if root else "run as root, or under: systemd-run --user --scope -p Delegate=yes",
+        why="one machine could take processor time or processes from the others",
+    )
+    if hierarchies:
+        yield either(
+            "cgroup version",
+            versions == ["v2"],
+            "2",
+            f"{' and '.join(versions)}",
+            fix="boot with systemd.unified_cgroup_hierarchy=1",
+            why="Firecracker restores snapshots slowly under version 1",
+        )
+
+
+def _room(settings: Settings) -> Iterator[Check]:
+    folder = settings.data_dir
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        yield Check("data folder", "fail", f"{folder} cannot be written", "set --data-dir to a folder of yours")
+    yield from _disk(settings)
+    memory_mb = host_memory_mb()
+    yield either(
+        "memory", memory_mb >= _LEAST_MEMORY_MB, f"{memory_mb} MB", f"{memory_mb} MB",
+        fix="jobs of 256 MB fit three at a time",
+    )  # fmt: skip
+
+
+def _disk(settings: Settings) -> Iterator[Check]:
+    for space in DiskSpace(settings).look():
+        free_mb = space.free_bytes >> 20
+        found = f"{free_mb} MB and {space.free_inodes} files free in {space.folder}"
+        if space.is_low():
+            advice = "free some space, or delete what is past its retention period: belljar gc"
+            yield Check("disk", "fail", f"{found}: {space.sentence()}", advice, "no new jobs and uploads are taken")
+        else:
+            yield either("disk", free_mb >= _LEAST_DISK_MB, found, found, fix="free some space")
+
+
+def _stored(settings: Settings) -> Check:
+    """What the data folder holds, by kind."""
+    from belljar.control.maintenance.sizes import measure_sizes
+
+    sizes = measure_sizes(settings)
+    kinds = {kind: extent for kind, extent in sizes.kinds.items() if extent.count}
+    words = [f"{kind} {extent.size_bytes / 1e6:.1f} MB ({extent.count} files)" for kind, extent in kinds.items()]
+    total = f"{'' if sizes.complete else 'at least '}{sizes.total.size_bytes / 1e6:.1f} MB"
+    return Check("stored", "ok", f"{total}: {', '.join(words)}" if words else "nothing yet")
+
+
+def print_checks(checks: list[Check], *, as_json: bool) -> None:
+    """One line for each; below it why it matters, and its fix."""
+    if as_json:
+        print_json([asdict(check) for check in checks])
+        return
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    styles: dict[Level, str] = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for check in checks:
+        console.print(f"{check.level:5}", style=styles[check.level], end="")
+        console.print(f" {check.name}: {printable(check.message)}")
+        if check.why:
+            console.print(f"      because: {check.why}")
+        if check.fix:
+            console.print(f"      → {check.fix}")

@@ -1,0 +1,160 @@
+"""`belljar doctor`'s look at what runs machines: QEMU, Firecracker, its jailer, KVM by a boot, and what jails need."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+
+from belljar.doctor.check import Check, Level, either
+from belljar.model.errors import BelljarError, HostError, MissingTool
+from belljar.model.image import Image
+from belljar.node.machines.selector import KVM, Chooser
+from belljar.node.machines.firecracker.folder import jails
+from belljar.node.machines.firecracker.program import OLDEST, find_programs
+from belljar.node.machines.host.jail import need
+from belljar.node.machines.qemu.hypervisor import QemuHypervisor
+from belljar.system.ownership import why_unsafe
+from belljar.settings import Settings
+
+_TEN_TIMES = "jobs run in software emulation; a host whose KVM works starts them ten times faster"
+_NODEV = 4  # ST_NODEV, statvfs(3)
+
+
+async def check_machines(settings: Settings, image: Image | None) -> AsyncIterator[Check]:
+    """Every finding about hypervisors; with an image, also whether its kernel really boots under KVM."""
+    for check in await asyncio.to_thread(
+        lambda: [*_qemu(settings), _kvm_device(), *_firecracker(settings), *_jails(settings)]
+    ):
+        yield check
+    if image is not None:
+        yield await _choice(settings, image)
+
+
+def _qemu(settings: Settings) -> Iterator[Check]:
+    try:
+        version = QemuHypervisor(settings, "tcg").version
+    except MissingTool:
+        return  # told among the tools
+    except HostError as error:
+        yield Check("QEMU", "fail", error.message, "apt-get install --reinstall qemu-system-x86")
+        return
+    help_text = _output([need(settings.qemu, "qemu-system-x86"), "-machine", "help"])
+    yield either(
+        "QEMU",
+        any(line.startswith("microvm") for line in help_text.splitlines()),
+        f"{version}, with the machine microvm",
+        f"{version} has no machine microvm",
+        fix="apt-get install qemu-system-x86 (4.2 or newer)",
+        level="fail",
+    )
+
+
+def _output(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _kvm_device() -> Check:
+    if not KVM.exists():
+        fix = "modprobe kvm_intel or kvm_amd; in a cloud, take an instance with nested virtualisation or bare metal"
+        return Check("KVM device", "warn", "this host has no /dev/kvm", fix, _TEN_TIMES)
+    return either(
+        "KVM device",
+        os.access(KVM, os.R_OK | os.W_OK),
+        "/dev/kvm opens; whether it runs a kernel is told by the boot below",
+        "this user may not open /dev/kvm",
+        fix="usermod -aG kvm USER, and log in again",
+        why=_TEN_TIMES,
+    )
+
+
+def _firecracker(settings: Settings) -> Iterator[Check]:
+    jailed = os.geteuid() == 0
+    level: Level = "fail" if settings.hypervisor == "firecracker" else "warn"
+    try:
+        programs = find_programs(settings, jailed=jailed)
+    except MissingTool as error:
+        if level == "warn" and not KVM.exists():
+            yield Check("Firecracker", "ok", "not installed, and without KVM it could not run")
+        else:
+            yield Check("Firecracker", level, "not installed", error.message, "it is what production uses with KVM")
+        return
+    except HostError as error:
+        yield Check("Firecracker", level, error.message, f"install {'.'.join(map(str, OLDEST))} or newer")
+        return
+    yield Check("Firecracker", "ok", programs.version)
+    if programs.jailer is None:
+        yield Check(
+            "jailer",
+            "warn",
+            "not used: belljar is not root",
+            "run belljar as root",
+            "machines then share this user's id; bubblewrap and Firecracker's seccomp filters still hold them",
+        )
+    else:
+        yield Check("jailer", "ok", f"{programs.version}; each machine has a user id and a root directory of its own")
+    programs_used = [path for path in (programs.firecracker, programs.jailer) if path]
+    loose = [reason for path in programs_used if (reason := why_unsafe(path.absolute()))]
+    yield either(
+        "executables",
+        not loose,
+        "nobody but root can change them",
+        "; ".join(dict.fromkeys(loose)),
+        fix="chown root: and chmod go-w them and the folders above them",
+        why="who changes them runs code as root",
+        level="fail" if jailed else "warn",
+    )
+
+
+def _jails(settings: Settings) -> Iterator[Check]:
+    if os.geteuid() != 0:
+        return
+    place = jails(settings)
+    while not place.exists():
+        place = place.parent
+    yield either(
+        "jails",
+        not os.statvfs(place).f_flag & _NODEV,
+        "device nodes can be opened in the data folder",
+        "the data folder lies on a file system that is mounted nodev",
+        fix="move the data folder, or mount -o remount,dev its file system",
+        why="Firecracker's jailer makes /dev/kvm in each machine's root directory",
+    )
+    if settings.data_dir.exists():
+        status = settings.data_dir.stat()
+        yield either(
+            "data folder's owner",
+            status.st_uid == os.geteuid() and not status.st_mode & 0o022,
+            "nobody else can change what is in it",
+            f"{settings.data_dir} can be written by others",
+            fix=f"chown root: {settings.data_dir} && chmod go-w {settings.data_dir}",
+            why="machines boot from what lies there, and their root directories are made there by root",
+            level="fail",
+        )
+    first, last = settings.jail_uid_base, settings.jail_uid_base + settings.jail_uid_count - 1
+    taken = [user.pw_name for user in pwd.getpwall() if first <= user.pw_uid <= last]
+    yield either(
+        "user ids",
+        not taken,
+        f"{first} to {last} are nobody's but machines'",
+        f"{', '.join(taken)} has an id between {first} and {last}",
+        fix="choose another jail_uid_base",
+        why="a machine's process would be that user",
+        level="fail",
+    )
+
+
+async def _choice(settings: Settings, image: Image) -> Check:
+    try:
+        choice = await Chooser(settings).choose(image)
+    except BelljarError as error:
+        return Check("hypervisor", "fail", error.message)
+    message = f"{choice.hypervisor} with {choice.accelerator}: {choice.reason}"
+    if choice.accelerator != "kvm":
+        return Check("hypervisor", "warn", message, "", _TEN_TIMES)
+    return Check("hypervisor", "ok", message)

@@ -1,0 +1,115 @@
+"""`belljar doctor`'s look at networks for jobs: what makes them, and what on this host would stand in their way.
+
+A host without them still runs every job that asks for none, so nothing here is worse than a warning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from belljar.doctor.checks import Check
+from belljar.model.errors import BelljarError
+from belljar.settings import Settings
+
+_IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+_ALLOW = (
+    "nft insert rule {family} {table} {chain} iifname 'belljar*' accept; "
+    "nft insert rule {family} {table} {chain} oifname 'belljar*' ct state established,related accept"
+)
+
+
+async def check_networks(settings: Settings) -> AsyncIterator[Check]:
+    """One finding for each thing that networks for jobs need."""
+    from belljar.node.network.layout import lay_out
+    from belljar.node.network.links import host_facts, netlink
+    from belljar.node.network.pool import nameservers, why_no_network
+
+    if (why := why_no_network()) is not None:
+        yield Check("networks", "warn", why, "jobs run without a network; run as root for jobs with one")
+        return
+    if os.geteuid() != 0:
+        yield await _check_stand_in(settings)
+        servers = ", ".join(map(str, nameservers(settings)))
+        yield Check("name servers", "ok", f"jobs' names are asked of {servers}")
+        return
+    try:
+        layout = lay_out(settings, await asyncio.to_thread(netlink, host_facts))
+        tables = await asyncio.to_thread(_try_everything)
+    except (BelljarError, OSError) as error:
+        message = error.message if isinstance(error, BelljarError) else str(error)
+        yield Check("networks", "warn", message, "jobs run without a network until this is mended")
+        return
+    yield Check(
+        "networks",
+        "ok",
+        f"namespaces, TAP devices and nftables work; addresses {layout.network_range}, MTU {layout.mtu}",
+    )
+    servers = ", ".join(map(str, nameservers(settings)))
+    yield Check("name servers", "ok", f"jobs' names are asked of {servers}")
+    forwards = _IP_FORWARD.read_text().strip() == "1"
+    yield Check("forwarding", "ok", "on" if forwards else "off; belljar turns it on while jobs have networks")
+    for family, table, chain in blocking_chains(tables):
+        yield Check(
+            "firewall",
+            "warn",
+            f"the chain {family} {table} {chain} drops what is forwarded; jobs' packets may be among it",
+            _ALLOW.format(family=family, table=table, chain=chain),
+        )
+
+
+async def _check_stand_in(settings: Settings) -> Check:
+    """Whether a user who is not root can have a network here: by making one."""
+    from belljar.node.machines.host.owner import owner_name
+    from belljar.node.network.layout import lay_out
+    from belljar.node.network.links import host_facts, netlink
+    from belljar.node.network.rootless import StandIn
+
+    def make_one() -> None:
+        host = StandIn(owner_name(os.getpid()), lay_out(settings, netlink(host_facts)), ())
+        try:
+            host.open()
+            host.make_slot().remove()
+        finally:
+            host.close()
+
+    try:
+        await asyncio.to_thread(make_one)
+    except BelljarError as error:
+        return Check("networks", "warn", error.message, "jobs run without a network until this is mended")
+    return Check("networks", "ok", "made in namespaces of this user's own; slirp4netns leads out of them")
+
+
+def _try_everything() -> dict[str, Any]:
+    """Make what a slot is made of, and let it go; returns the host's chains. Raises OSError, NetworkError."""
+    from belljar.node.machines.host.namespace import in_fresh_thread, leave_to_new
+    from belljar.node.machines.host.tap import attach_tap
+    from belljar.node.network.nft import Nft
+
+    def inside() -> None:
+        leave_to_new()
+        os.close(attach_tap("tap0"))
+        nft = Nft()
+        try:
+            nft.run("add table inet belljar\nadd counter inet belljar tried")
+        finally:
+            nft.close()
+
+    in_fresh_thread(inside)
+    nft = Nft()
+    try:
+        return nft.run("list chains")
+    finally:
+        nft.close()
+
+
+def blocking_chains(printed: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Family, table and name of the chains that drop forwarded packets by default, in nftables' `list chains`."""
+    return [
+        (str(chain["family"]), str(chain["table"]), str(chain["name"]))
+        for chain in (each["chain"] for each in printed.get("nftables", ()) if "chain" in each)
+        if chain.get("hook") == "forward" and chain.get("policy") == "drop" and chain["family"] in ("ip", "inet")
+    ]

@@ -1,0 +1,31 @@
+"""The first words with the agent of a machine that boots; and what to make of one that dies on the way."""
+
+from __future__ import annotations
+
+from belljar.model.errors import MachineDied
+from belljar.node.guest.connection import Session
+from belljar.node.machines.deadlines import patience
+from belljar.node.machines.protocol import Machine
+from belljar.node.machines.racing import unless_dead
+
+#: What the agent writes to the console before it ends a machine without a timer (check_clock in guest/agent/boot.c).
+_NO_CLOCK = b"belljar-agent: no clock"
+
+
+class NoClock(MachineDied):
+    """The guest's kernel found no timer that it trusts. Another boot finds one."""
+
+
+async def open_session(machine: Machine, timeout_seconds: float) -> Session:
+    """Wait for the agent, and accept it.
+
+    Raises NoClock, MachineDied with the reason of the death, MachineTimeout, GuestProtocolError.
+    """
+    session = Session(machine.reader, machine.writer, patience=patience(timeout_seconds))
+    try:
+        await unless_dead(machine, session.open(timeout_seconds))
+    except MachineDied:
+        if _NO_CLOCK in machine.console.data:
+            raise NoClock("the guest's kernel found no timer that it trusts, as happens on a busy host") from None
+        raise
+    return session

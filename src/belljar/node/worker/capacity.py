@@ -1,0 +1,217 @@
+"""What this node has for jobs: vCPUs, memory and disk, counted as they are promised, and watched as they are used."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import structlog
+
+from belljar.system.disk_space import MB, DiskSpace
+from belljar.model.job import Job, Resources
+from belljar.control.jobs.resolve import Largest
+from belljar.settings import Settings
+
+log = structlog.get_logger()
+
+#: What a machine's hypervisor takes on top of the guest's memory (QEMU with its translation cache).
+MACHINE_OVERHEAD_MB = 96
+#: More than any job may ask for.
+_NO_LIMIT_MB = 1 << 30
+
+
+def host_memory_mb() -> int:
+    """All memory of this host, in MiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1024 * 1024)
+
+
+def output_mb(job: Job, settings: Settings) -> int:
+    """Disk that a job's log and artifacts may take at most, in MiB."""
+    artifacts_mb = settings.max_artifacts_mb if job.artifacts else 0
+    return math.ceil(2 * settings.max_output_mb + artifacts_mb)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """One that waits for room; `admitted` is set when it has it."""
+
+    key: str
+    resources: Resources
+    admitted: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class Capacity:
+    """vCPUs and MiB that jobs may hold together, and what is held now.
+
+    Who waits for room holds none, and is served in turn before any new job: so nobody waits for ever.
+    """
+
+    vcpus: int
+    memory_mb: int
+    #: How many times the memory may be promised. Above 1, what machines really use keeps the node from the edge.
+    overcommit: float = 1.0
+    #: What the machines of jobs really take, MiB, as it was last measured.
+    used_mb: float = 0.0
+    #: What watches the disk; None: disk is not counted.
+    disk: DiskSpace | None = None
+    _held: dict[str, Resources] = field(default_factory=dict)
+    #: Held no more for now, by jobs that will want it back: no new job is admitted in its place.
+    _lent: dict[str, Resources] = field(default_factory=dict)
+    _waiting: deque[_Waiting] = field(default_factory=deque)
+    #: MiB of disk that each job may still fill besides its scratch disk.
+    _outputs_mb: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of_host(cls, settings: Settings) -> Capacity:
+        """From the settings, else twice the cores (jobs wait more than they compute) and 80 % of the memory."""
+        return cls(
+            vcpus=settings.worker_vcpus or 2 * (os.cpu_count() or 1),
+            memory_mb=settings.worker_memory_mb or host_memory_mb() * 8 // 10,
+            overcommit=settings.memory_overcommit,
+            disk=DiskSpace(settings),
+        )
+
+    def largest(self) -> Largest:
+        """The largest job that could ever run here."""
+        memory_mb = max(0, self.memory_mb - MACHINE_OVERHEAD_MB)
+        return Largest(vcpus=self.vcpus, memory_mb=memory_mb, disk_mb=self._largest_disk_mb())
+
+    def free(self) -> tuple[int, int]:
+        """vCPUs and memory of the largest new job that fits now; zeros when none does, or others wait for room."""
+        return (0, 0) if self._waiting else self._left([*self._held.values(), *self._lent.values()])
+
+    def _left(self, held: list[Resources]) -> tuple[int, int]:
+        promised_mb = _promised_mb(held)
+        memory_mb = self.memory_mb * self.overcommit - promised_mb
+        if promised_mb > self.memory_mb:
+            memory_mb = min(memory_mb, self.memory_mb - self.used_mb)
+        vcpus = self.vcpus - sum(each.vcpus for each in held)
+        return max(0, vcpus), max(0, min(int(memory_mb), self.memory_mb) - MACHINE_OVERHEAD_MB)
+
+    def free_disk_mb(self) -> int | None:
+        """Scratch disk of the largest job that fits now, in MiB; None when no job fits, not even one without any.
+
+        A scratch disk is a sparse file: what a job was promised is counted in full until it ends, and what it has
+        written is missing from the free disk besides. A node that runs nothing always takes a job without a scratch
+        disk while the reserve is whole.
+        """
+        if self.disk is None:
+            return _NO_LIMIT_MB
+        usable_mb = self._usable_disk_mb()
+        if usable_mb is None or self.disk.low() is not None:
+            return None
+        left_mb = usable_mb - self._promised_disk_mb()
+        return None if left_mb < 0 and self._held else max(0, left_mb)
+
+    def _largest_disk_mb(self) -> int | None:
+        """The largest scratch disk that there could be room for if nothing ran here; None when that is not known.
+
+        Each scratch disk that runs is taken for full: so nothing is refused that could fit.
+        """
+        usable_mb = self._usable_disk_mb()
+        return None if usable_mb is None else usable_mb + self._promised_disk_mb()
+
+    def _usable_disk_mb(self) -> int | None:
+        try:
+            return self.disk.data().usable_bytes // MB if self.disk is not None else None
+        except OSError as error:
+            log.error("disk_not_read", error=str(error))
+            return None
+
+    def _promised_disk_mb(self) -> int:
+        promised = [*self._held.values(), *self._lent.values()]
+        return sum(each.disk_mb or 0 for each in promised) + sum(self._outputs_mb.values())
+
+    def hold(self, job_id: str, resources: Resources, output_mb: int = 0) -> None:
+        self._held[job_id] = resources
+        self._outputs_mb[job_id] = output_mb
+
+    def release(self, job_id: str) -> None:
+        self._held.pop(job_id, None)
+        self._outputs_mb.pop(job_id, None)
+        self._admit()
+
+    async def acquire(self, key: str, resources: Resources, cancel: asyncio.Event) -> bool:
+        """Hold these resources as soon as there is room for them; False when `cancel` is set first.
+
+        What is larger than all that there is gets it when nothing else is held.
+        """
+        waiting = _Waiting(key, resources)
+        self._waiting.append(waiting)
+        self._admit()
+        admitted, cancelled = asyncio.create_task(waiting.admitted.wait()), asyncio.create_task(cancel.wait())
+        try:
+            if not waiting.admitted.is_set():
+                await asyncio.wait({admitted, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if waiting.admitted.is_set():
+                self.release(key)
+            raise
+        finally:
+            if not waiting.admitted.is_set():
+                self._waiting.remove(waiting)
+                self._admit()
+            # Nothing is awaited from here on: who is cancelled then would keep what nobody releases.
+            for task in (admitted, cancelled):
+                task.cancel()
+        return waiting.admitted.is_set()
+
+    def _admit(self) -> None:
+        """Give room to those who wait, in turn, as far as it goes."""
+        while self._waiting:
+            first = self._waiting[0]
+            vcpus, memory_mb = self._left([*self._held.values()])
+            fits = first.resources.vcpus <= vcpus and first.resources.memory_mb <= memory_mb
+            if self._held and not fits:
+                return
+            self._waiting.popleft()
+            self._held[first.key] = first.resources
+            first.admitted.set()
+
+    @asynccontextmanager
+    async def lent(self, key: str, cancel: asyncio.Event) -> AsyncIterator[None]:
+        """Give up what is held under the key for the block, which has no machine under it, and have it back after."""
+        resources, output_mb = self._held.get(key), self._outputs_mb.get(key, 0)
+        if resources is None:
+            yield
+            return
+        self._lent[key] = resources
+        self.release(key)
+        self._outputs_mb[key] = output_mb
+        try:
+            yield
+            await self.acquire(key, resources, cancel)
+        finally:
+            del self._lent[key]
+
+    @asynccontextmanager
+    async def held(self, key: str, resources: Resources, cancel: asyncio.Event) -> AsyncIterator[bool]:
+        """Hold these resources for the block, whenever there is room; False when `cancel` was set first."""
+        admitted = await self.acquire(key, resources, cancel)
+        try:
+            yield admitted
+        finally:
+            if admitted:
+                self.release(key)
+
+    def spare_mb(self) -> float:
+        """Memory that jobs leave now, MiB: waiting clones may have it until a job wants it."""
+        return max(0.0, self.memory_mb - max(_promised_mb([*self._held.values()]) / self.overcommit, self.used_mb))
+
+    def is_busy(self) -> bool:
+        """Whether jobs want every processor of this host."""
+        return sum(held.vcpus for held in self._held.values()) >= (os.cpu_count() or 1)
+
+    @property
+    def jobs(self) -> int:
+        return len(self._held)
+
+
+def _promised_mb(held: list[Resources]) -> int:
+    return sum(each.memory_mb + MACHINE_OVERHEAD_MB for each in held)

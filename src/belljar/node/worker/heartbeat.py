@@ -1,0 +1,75 @@
+"""What a worker says of its node: that it is there, what it has, and what of that is free."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from belljar import __version__
+from belljar.system.background import note_failure
+from belljar.node.machines.protocol import Hypervisor
+from belljar.control.store.nodes import Node
+from belljar.node.worker.capacity import Capacity
+from belljar.node.worker.context import WorkerRooms
+
+
+class Heartbeat:
+    """Writes the node's row, three times in the time of a lease. `run` until cancelled."""
+
+    def __init__(
+        self,
+        rooms: WorkerRooms,
+        worker_id: str,
+        capacity: Capacity,
+        running_jobs: Callable[[], int],
+        hypervisor: Callable[[], Hypervisor | None],
+    ) -> None:
+        self._rooms = rooms
+        self._worker_id = worker_id
+        self._capacity = capacity
+        self._running_jobs = running_jobs
+        self._hypervisor = hypervisor
+        self._started_at = datetime.now(UTC)
+        self._snapshots: tuple[dict[str, object], ...] = ()
+
+    async def run(self) -> None:
+        """Raises HostError when the store refuses, OSError."""
+        while True:
+            await self._rooms.nodes.heartbeat(await self._node())
+            await asyncio.sleep(self._rooms.settings.lease_seconds / 3)
+
+    async def _node(self) -> Node:
+        capacity, hypervisor, pool = self._capacity, self._hypervisor(), self._rooms.supply.pool
+        vcpus_free, memory_free_mb = capacity.free()
+        largest = capacity.largest()
+        return Node(
+            id=self._worker_id,
+            hostname=socket.gethostname(),
+            version=__version__,
+            started_at=self._started_at,
+            heartbeat_at=datetime.now(UTC),
+            hypervisor=hypervisor.name if hypervisor else None,
+            accelerator=hypervisor.accelerator if hypervisor else None,
+            vcpus=capacity.vcpus,
+            memory_mb=capacity.memory_mb,
+            largest_memory_mb=largest.memory_mb,
+            vcpus_free=vcpus_free,
+            memory_free_mb=memory_free_mb,
+            largest_disk_mb=largest.disk_mb,
+            running_jobs=self._running_jobs(),
+            images=tuple(sorted(self._rooms.images.digests())),
+            waiting_clones=sum(pool.counts().values()) if pool is not None else 0,
+            waiting_memory_mb=round(pool.memory_mb if pool is not None else 0),
+            snapshots=await self._known_snapshots(),
+        )
+
+    async def _known_snapshots(self) -> tuple[dict[str, object], ...]:
+        """Those that there are; those that there were when they cannot be read now."""
+        if (snapshots := self._rooms.supply.snapshots) is not None:
+            try:
+                self._snapshots = tuple(await asyncio.to_thread(snapshots.list))
+            except OSError as error:
+                note_failure("list_snapshots", error)
+        return self._snapshots

@@ -1,0 +1,104 @@
+"""Passes a job's output on to descriptors of the caller's: a terminal, a pipe, a file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import select
+import stat
+from collections.abc import Callable, Iterator
+
+from belljar.model.errors import DiskFull, HostError
+from belljar.node.guest.wire import Stream
+from belljar.model.job import LogInfo
+
+_POLL_MS = 200
+_MOST_BYTES = 1 << 20
+
+
+class PassedOutput:
+    """Passes output on as it comes. When whoever reads a stream has gone, `closed` is told, and the rest is dropped."""
+
+    def __init__(self, stdout: int, stderr: int, stop: asyncio.Event, closed: Callable[[], None]) -> None:
+        """`stop`: the job is being ended; what nobody takes any more is not waited for."""
+        self._files = {Stream.STDOUT: stdout, Stream.STDERR: stderr}
+        self._stop = stop
+        self._tell_closed = closed
+        self._closed: set[Stream] = set()
+        self.sent = dict.fromkeys(self._files, 0)
+
+    async def write(self, stream: Stream, data: bytes) -> None:
+        if stream in self._closed:
+            return
+        try:
+            # In a thread: the reader of a pipe may be slow, and a machine must be watched meanwhile.
+            await asyncio.to_thread(write_all, self._files[stream], data, self._stop.is_set)
+            self.sent[stream] += len(data)
+        except BrokenPipeError:
+            self._closed.add(stream)
+            self._tell_closed()
+        except OSError as error:
+            raise write_error(error) from error
+
+    def full(self, stream: Stream) -> bool:
+        return stream in self._closed
+
+    def info(self) -> LogInfo:
+        """How much was passed on, for the job's record."""
+        return LogInfo(stdout_bytes=self.sent[Stream.STDOUT], stderr_bytes=self.sent[Stream.STDERR])
+
+
+def write_error(error: OSError) -> HostError:
+    """The error of an output that cannot be written, with what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull("no room left where the output is written to; free some space")
+    return HostError(f"cannot write the output: {error.strerror}")
+
+
+def write_all(file: int, data: bytes, stopped: Callable[[], bool]) -> None:
+    """Write all of the data. Blocks, but no longer than until `stopped` where nobody takes it.
+
+    Raises OSError; BrokenPipeError for a reader that has gone, or that takes nothing when it is time to stop.
+    """
+    # What a pipe that poll(2) calls writable takes without blocking.
+    most = len(data) if stat.S_ISREG(os.fstat(file).st_mode) else select.PIPE_BUF
+    with _unblocked(file) as own:
+        descriptor, most = (file, most) if own is None else (own, _MOST_BYTES)
+        poller = select.poll()
+        poller.register(descriptor, select.POLLOUT)
+        view = memoryview(data)
+        ready = own is not None
+        while view:
+            while not ready and not poller.poll(_POLL_MS):
+                if stopped():
+                    raise BrokenPipeError(errno.EPIPE, "nobody reads the output")
+            try:
+                view = view[os.write(descriptor, view[:most]) :]
+            except BlockingIOError:
+                ready = False
+            else:
+                ready = own is not None
+
+
+@contextlib.contextmanager
+def _unblocked(file: int) -> Iterator[int | None]:
+    """A descriptor of the same pipe that does not block; None for what is no pipe of this user's.
+
+    The flag belongs to what was opened, which other programs share: so the pipe is opened again.
+    """
+    if not stat.S_ISFIFO(os.fstat(file).st_mode):
+        yield None
+        return
+    try:
+        own = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise BrokenPipeError(errno.EPIPE, "nobody reads the output") from None
+        yield None
+        return
+    try:
+        yield own
+    finally:
+        os.close(own)

@@ -1,0 +1,89 @@
+"""How an image's machines are got ready before there is a job: what its languages say in the manifest, as commands."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from belljar.model.errors import host_error
+from belljar.node.guest.command import Command
+from belljar.images.prefork_programs import waiting_command
+from belljar.model.image import Image, Language
+from belljar.node.machines.provision.warm_up import Preparation
+from belljar.system.temp_folders import owned_folder
+from belljar.scripts.pack import pack_tree
+from belljar.settings import Settings
+from belljar.node.worker.plan import command_for, default_env
+
+
+class Preparations:
+    """Makes each image's preparation once; its disk lies in the data folder's cache."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._made: dict[str, Preparation] = {}
+        self._making = asyncio.Lock()
+
+    async def of(self, image: Image) -> Preparation:
+        """What is run in this image's templates and clones. Raises MissingTool, DiskFull, HostError."""
+        digest = image.manifest.digest
+        async with self._making:
+            if digest not in self._made:
+                self._made[digest] = await self._prepare(image)
+            return self._made[digest]
+
+    async def _prepare(self, image: Image) -> Preparation:
+        rehearsals = _rehearsals(image)
+        commands = tuple(command_for(image, language, name, (), {}, self._settings) for name, language, _ in rehearsals)
+        return Preparation(
+            disk=await self._disk({name: text for name, _, text in rehearsals}),
+            warm=tuple(_fresh(command) for command in commands),
+            waiting=self._waiting(image),
+            rehearsals=tuple(command for command in commands if command.prefork) or commands[:1],
+        )
+
+    def _waiting(self, image: Image) -> tuple[Command, ...]:
+        """The prefork programs, and a set of processes that waits for any command of the other languages."""
+        env, user = default_env(image.manifest), image.manifest.user
+        languages = image.manifest.languages
+        preforks = {language.prefork: language for language in languages if language.prefork}
+        most = self._settings.max_processes
+        waiting = tuple(
+            Command(argv=waiting_command(name, language.run), env=env, cwd="/", max_processes=most, prefork=name)
+            for name, language in preforks.items()
+        )
+        if len(preforks) == len(languages):
+            return waiting
+        return (*waiting, Command(argv=[], env=env, cwd="/", uid=user.uid, gid=user.gid, max_processes=most))
+
+    async def _disk(self, files: dict[str, str]) -> Path:
+        digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]
+        path = self._settings.data_dir / "cache" / "rehearsals" / f"{digest}.erofs"
+        if not path.exists():
+            try:
+                with owned_folder(path.parent / "making") as folder:
+                    tree = folder / "tree"
+                    tree.mkdir()
+                    for name, text in files.items():
+                        (tree / name).write_text(text)
+                    await pack_tree(tree, folder / "disk")
+                    (folder / "disk").replace(path)
+            except OSError as error:
+                raise host_error(error, "prepare the image's first programs") from error
+        return path
+
+
+def _rehearsals(image: Image) -> list[tuple[str, Language, str]]:
+    """File name, language and text of each, the language with a prefork program first: most jobs are of that one."""
+    languages = sorted(image.manifest.languages, key=lambda each: each.prefork is None)
+    return [
+        (f"hello{number}{language.extensions[0] if language.extensions else ''}", language, language.hello)
+        for number, language in enumerate(languages)
+        if language.hello and not language.compile
+    ]
+
+
+def _fresh(command: Command) -> Command:
+    return replace(command, prefork="")

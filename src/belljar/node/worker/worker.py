@@ -1,0 +1,399 @@
+"""The worker: claims jobs while there is room, runs each attempt beside the others, and writes how it ended, once.
+
+What it writes is guarded by the store: an attempt whose lease was lost to another worker changes nothing, and its
+machine is ended before another can begin. Stopping it (cancelling `run`) takes its machines along and hands its jobs
+back to the queue. Nothing that fails on the way ends the worker, or any attempt but its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from belljar.system.background import note_failure, supervise
+from belljar.system.counters import count
+from belljar.model.errors import BelljarError, HostError, MachineError, host_error
+from belljar.model.image import Image
+from belljar.control.jobs.blob_names import stdin_blob
+from belljar.model.job import Job
+from belljar.model.outcome import Outcome
+from belljar.model.states import Status
+from belljar.node.machines.protocol import Hypervisor, MachineSpec
+from belljar.node.machines.provision.shapes import fitted
+from belljar.node.machines.provision.provisioner import Ready
+from belljar.node.machines.host.usage import resident_mb
+from belljar.node.worker.attempt import AttemptEnd, Stop, run_attempt
+from belljar.node.worker.capacity import Capacity, output_mb
+from belljar.node.worker.heartbeat import Heartbeat
+from belljar.node.worker.package_installer import Installer, Wanted
+from belljar.node.worker.job_logs import JobLogs
+from belljar.node.worker.lease import Lease
+from belljar.node.worker.leases import Leases, Running
+from belljar.node.worker.job_network import Networking
+from belljar.node.worker.plan import plan_attempt
+from belljar.node.worker.recorder import Recorder, recording
+from belljar.node.worker.recovery import Recovery
+from belljar.node.worker.retry import retry_until_done, retry_until_written
+from belljar.node.worker.context import WorkerRooms
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+#: How often a worker looks by itself for jobs, and for requests to cancel, that another process wrote.
+LOOK_SECONDS = 0.5
+_MEASURE_SECONDS = 1.0
+#: A node that was silent for so long does not come back with its images: jobs that need them wait in vain.
+_GONE_SECONDS = 3600.0
+#: A folder of images that is not there for a moment, or is mounted late, costs no job that waits for one of them.
+_MISSING_SECONDS = 300.0
+#: The image that most first jobs want.
+_FIRST_IMAGE = "python"
+
+
+class Worker:
+    """One node's worker. `run` until cancelled."""
+
+    def __init__(self, rooms: WorkerRooms, worker_id: str, capacity: Capacity) -> None:
+        self.id = worker_id
+        self.capacity = capacity
+        self._rooms = rooms
+        self._retry_times = rooms.retry_times
+        self._running: dict[str, Running] = {}
+        self._room = asyncio.Event()
+        self._hypervisor: Hypervisor | None = None
+        self._networking = Networking(rooms.settings)
+        self._installer = Installer(rooms.settings, self._networking.attached, capacity)
+        self._logs = JobLogs(rooms.settings.data_dir, rooms.blobs, self._retry_times, rooms.changes)
+        self._leases = Leases(rooms.claims, worker_id, rooms.settings.lease_seconds, lambda: self._running.values())
+        self._heartbeat = Heartbeat(rooms, worker_id, capacity, lambda: len(self._running), lambda: self._hypervisor)
+
+    async def run(self) -> None:
+        """Work until cancelled. First puts right what an earlier run of this worker left unfinished."""
+        recovery = Recovery(self._rooms, self.id, self._logs)
+        await recovery.clear_host(self._installer)
+        await retry_until_written(recovery.recover_jobs, "recover", self._retry_times)
+        async with self._networking, asyncio.TaskGroup() as group:
+            for name, work in (
+                ("choose_hypervisor", self._choose_hypervisor),
+                ("supply_machines", self._supply_machines),
+                ("keep_leases", self._keep_leases),
+                ("heartbeat", self._heartbeat.run),
+                ("pass_on_cancelling", self._pass_on_cancelling),
+                ("measure_memory", self._measure),
+                ("keep_logs", self._keep_logs),
+            ):
+                group.create_task(self._supervised(name, work), name=name)
+            await self._supervised("claim_jobs", lambda: self._claim_while_there_is_room(group))
+
+    async def _supervised(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        pauses = self._retry_times
+        await supervise(
+            name, work, first_pause_seconds=pauses.first_pause_seconds, max_pause_seconds=pauses.max_pause_seconds
+        )
+
+    async def _choose_hypervisor(self) -> None:
+        """Find out early what runs machines here, and have a snapshot made, so that the first job need not wait."""
+        rooms, settings = self._rooms, self._rooms.settings
+        images = {image.name: image for image in rooms.images.list()}
+        for image in [images[name] for name in (_FIRST_IMAGE, *sorted(images)) if name in images][:1]:
+            try:
+                self._hypervisor = await rooms.hypervisor(image)
+                shape = fitted(settings.default_vcpus, settings.default_memory_mb, None)
+                spec = MachineSpec(image=image, shape=shape, script_disk=None)
+                rooms.supply.prefer(self._hypervisor, spec, await rooms.preparations.of(image))
+            except BelljarError as error:
+                log.warning("no_hypervisor", error=error.message)
+
+    async def _supply_machines(self) -> None:
+        await self._rooms.supply.run(self.capacity.spare_mb)
+
+    # --- claiming -------------------------------------------------------------------------------------------------
+
+    async def _claim_while_there_is_room(self, group: asyncio.TaskGroup) -> None:
+        expected = False
+        while True:
+            self._room.clear()
+            running = await self._claim(expected)
+            if running is None:
+                expected = await self._wait_for_work()
+                continue
+            expected = False
+            job = running.job
+            log.info("job_claimed", job=job.id, attempt=job.attempt, project=job.project, worker=self.id)
+            group.create_task(self._attempt(running), name=f"attempt {running.holder}")
+
+    async def _claim(self, expected: bool) -> Running | None:
+        """The next job that fits, held by this worker. Raises HostError."""
+        loop = asyncio.get_running_loop()
+        vcpus, memory_mb = self.capacity.free()
+        disk_mb = self.capacity.free_disk_mb()
+        if not (vcpus and memory_mb) or disk_mb is None:
+            return None
+        seconds, asked_at = self._rooms.settings.lease_seconds, loop.time()
+        job = await self._rooms.claims.claim(
+            self.id,
+            vcpus=vcpus,
+            memory_mb=memory_mb,
+            disk_mb=disk_mb,
+            lease_seconds=seconds,
+            expected=expected,
+            largest=self.capacity.largest(),
+            images=self._rooms.images.digests(),
+        )
+        if job is None:
+            return None
+        running = Running(job, Lease(asked_at, seconds))
+        self.capacity.hold(running.holder, job.resources, output_mb(job, self._rooms.settings))
+        self._running[running.holder] = running
+        return running
+
+    async def _wait_for_work(self) -> bool:
+        """Until a job was queued (True), one here ended, or a moment has passed: another process may have queued."""
+        ended = asyncio.create_task(self._room.wait())
+        queued = asyncio.create_task(self._rooms.changes.wait_queued(LOOK_SECONDS))
+        try:
+            await asyncio.wait({ended, queued}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (ended, queued):
+                task.cancel()
+            await asyncio.gather(ended, queued, return_exceptions=True)
+        return not queued.cancelled() and queued.result()
+
+    # --- attempts -------------------------------------------------------------------------------------------------
+
+    async def _attempt(self, running: Running) -> None:
+        """One attempt, from the claim to what is written of it. Never raises, except when the worker is stopped."""
+        job = running.job
+        try:
+            await self._attempt_and_record(running)
+        except Exception as error:  # noqa: BLE001 (its lease runs out, and the store gives it to another)
+            note_failure("attempt", error, job=job.id, attempt=job.attempt)
+        finally:
+            self.capacity.release(running.holder)
+            del self._running[running.holder]
+            self._room.set()
+            self._rooms.changes.notify(job.id)
+
+    async def _attempt_and_record(self, running: Running) -> None:
+        recorder: Recorder | None = None
+        async with AsyncExitStack() as held:
+            try:
+                async with running.lease:
+                    recorder = await self._retried(
+                        "open_log",
+                        running,
+                        lambda: held.enter_async_context(recording(self._rooms, self._logs, self.id, running.job)),
+                    )
+                    await self._run(recorder, running)
+            except asyncio.CancelledError:
+                await self._within_stop(self._stopped(running.job, recorder))
+                raise
+            except Exception as error:  # noqa: BLE001 (told apart in there)
+                await self._failed(running, recorder, error)
+
+    async def _run(self, recorder: Recorder, running: Running) -> None:
+        """Raises _Cancelled when the job is cancelled before it had a machine."""
+        job, rooms = running.job, self._rooms
+        image, disk, stdin = await self._retried("fetch_script", running, lambda: self._fetch(job))
+        # Where no hypervisor works, waiting does not help.
+        hypervisor = await self._retried("choose_hypervisor", running, lambda: rooms.hypervisor(image), HostError)
+        recorder.hypervisor = self._hypervisor = hypervisor
+        preparation = await self._retried("prepare", running, lambda: rooms.preparations.of(image))
+        provided = None
+        if job.dependencies is not None and job.dependencies.requirements:
+            wanted = Wanted(
+                job=job,
+                image=image,
+                script_disk=disk,
+                hypervisor=hypervisor,
+                onlooker=recorder,
+                cancel=running.cancel,
+                holder=running.holder,
+            )
+            with recorder.timed("dependencies"):
+                provided = await self._installer.provide(wanted)
+        if rooms.supply.pool is not None:
+            await rooms.supply.pool.shrink_to(self.capacity.spare_mb())
+
+        network, seconds = self._networking.of(job), rooms.settings.boot_timeout_seconds
+
+        @asynccontextmanager
+        async def take(spec: MachineSpec) -> AsyncIterator[Ready]:
+            def start() -> AbstractAsyncContextManager[Ready]:
+                return network.taking(lambda plug: rooms.supply.machine(hypervisor, spec, preparation, seconds, plug))
+
+            async with AsyncExitStack() as machine:
+                yield await self._retried("start_machine", running, lambda: machine.enter_async_context(start()))
+
+        async def ended(end: AttemptEnd) -> None:
+            running.lease.release()
+            await recorder.ended(end)
+            rooms.changes.notify(job.id)
+
+        plan = plan_attempt(job, image, disk, stdin, rooms.settings, network=network.wanted, env=network.environment)
+        plan = provided.on(plan) if provided is not None else plan
+        await run_attempt(plan, take, recorder, running.cancel, ended, network.traffic)
+
+    async def _fetch(self, job: Job) -> tuple[Image, Path, bytes]:
+        rooms = self._rooms
+        image = rooms.images.of_job(job.image, job.image_digest)
+        await asyncio.to_thread(rooms.images.verify, image)
+        disk = await rooms.scripts.disk(job.script_id)
+        return image, disk, await rooms.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
+
+    async def _retried(
+        self, what: str, running: Running, work: Callable[[], Awaitable[T]], *lasting: type[Exception]
+    ) -> T:
+        """What `work` returns once it can be had. Raises _Cancelled when the job is cancelled first."""
+        done = await retry_until_done(
+            work,
+            what,
+            self._retry_times,
+            running.cancel,
+            lasting=lasting,
+            job=running.job.id,
+            attempt=running.job.attempt,
+        )
+        if done is None:
+            raise _Cancelled
+        return done
+
+    # --- attempts that do not end by their script -----------------------------------------------------------------
+
+    async def _failed(self, running: Running, recorder: Recorder | None, error: Exception) -> None:
+        """Decide what becomes of the job: its script ended all the same, it is refused, or the attempt is lost."""
+        job = running.job
+        if recorder is not None and recorder.outcome is not None:
+            running.lease.release()
+            if not isinstance(error, TimeoutError):
+                note_failure("attempt_end", error, job=job.id, attempt=job.attempt)
+            await recorder.record()
+            return
+        if isinstance(error, _Cancelled):
+            await self._cancelled(running, recorder)
+            return
+        if running.lease.lost is not None:
+            count("belljar_lost_leases")
+            reason, code = running.lease.lost, "lease_lost"
+        elif isinstance(error, (MachineError, HostError)):
+            reason, code = error.message, error.code
+        elif isinstance(error, BelljarError) and recorder is not None:
+            await recorder.refuse(error)
+            return
+        elif isinstance(error, OSError):
+            told = host_error(error, "run the job")
+            reason, code = told.message, told.code
+        else:
+            note_failure("attempt", error, job=job.id, attempt=job.attempt)
+            reason, code = "belljar itself failed; the server's log has the details", "internal_error"
+        if recorder is not None:
+            await recorder.flush()
+        await retry_until_written(
+            lambda: self._give_back(job, reason, code), "give_back", self._retry_times, job=job.id, attempt=job.attempt
+        )
+
+    async def _cancelled(self, running: Running, recorder: Recorder | None) -> None:
+        """End a job that was cancelled before it had a machine."""
+        if recorder is not None:
+            await recorder.ended(AttemptEnd(stop=Stop.CANCELLED))
+            return
+        outcome = Outcome(status=Status.CANCELLED, finished_at=datetime.now(UTC))
+        await retry_until_written(
+            lambda: self._rooms.claims.finish(self.id, running.job, outcome),
+            "finish",
+            self._retry_times,
+            job=running.job.id,
+        )
+
+    async def _stopped(self, job: Job, recorder: Recorder | None) -> None:
+        """The worker is told to stop: the store hears of the attempt's end, or that it is lost."""
+        if recorder is not None and recorder.outcome is not None:
+            await recorder.record()
+            return
+        if recorder is not None:
+            await recorder.flush()
+        await self._give_back(job, "its worker was stopped", "worker_stopped")
+
+    async def _within_stop(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the last of an attempt when the worker is told to stop, for a bounded time.
+
+        A store that refuses must not keep a process alive; the next start recovers the job.
+        """
+        task = asyncio.create_task(work)
+        try:
+            await asyncio.wait({task}, timeout=self._retry_times.stop_seconds)
+        finally:
+            task.cancel()
+            await asyncio.wait({task}, timeout=1)
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("end_not_written", error=str(error))
+
+    async def _give_back(self, job: Job, reason: str, code: str) -> None:
+        """The attempt is lost: queue the job again or end it, as the store decides."""
+        after = await self._rooms.claims.requeue(self.id, job, reason=reason, code=code)
+        count("belljar_attempts", outcome="lost")
+        status = after.status if after is not None else None
+        log.warning("attempt_lost", job=job.id, attempt=job.attempt, code=code, error=reason, status=status)
+        if after is not None:
+            self._logs.note_lost(after)
+            # Where the next attempt finds it, on whatever node that is.
+            await self._logs.keep(job.id, writers=1)
+            self._rooms.changes.notify(job.id)
+            self._rooms.changes.notify_queued()
+
+    # --- the background -------------------------------------------------------------------------------------------
+
+    async def _measure(self) -> None:
+        """Know what machines really take, where more was promised than there is."""
+        while self.capacity.overcommit > 1:
+            await asyncio.sleep(_MEASURE_SECONDS)
+            self.capacity.used_mb = await asyncio.to_thread(resident_mb, self._rooms.supply.pids())
+
+    async def _pass_on_cancelling(self) -> None:
+        while True:
+            await self._rooms.changes.wait_cancelled(LOOK_SECONDS)
+            if not self._running:
+                continue
+            wanted = await self._rooms.claims.cancel_requested(self.id)
+            for running in self._running.values():
+                if running.job.id in wanted:
+                    running.cancel.set()
+
+    async def _keep_leases(self) -> None:
+        """Renew this node's leases, and put right what dead nodes left."""
+        renewed = True
+        while True:
+            await self._leases.pause(renewed=renewed)
+            renewed = await self._leases.renew()
+            if renewed:
+                await self._put_others_right()
+
+    async def _put_others_right(self) -> None:
+        """Give jobs of dead nodes back, and end those that wait for an image that no node has any more."""
+        for job in await self._leases.expire():
+            self._rooms.changes.notify(job.id)
+            self._rooms.changes.notify_queued()
+        lease_seconds = self._rooms.settings.lease_seconds
+        images = await self._rooms.nodes.images(_GONE_SECONDS, _MISSING_SECONDS)
+        if images is None:
+            return
+        for job in await self._rooms.claims.fail_without_image(images, waited_seconds=lease_seconds):
+            log.warning("job_failed_without_image", job=job.id, image=job.image)
+            self._rooms.changes.notify(job.id)
+
+    async def _keep_logs(self) -> None:
+        """Bring logs to the blob store that could not be brought there when their attempts ended."""
+        while True:
+            await self._logs.sweep(self._rooms.claims)
+            await asyncio.sleep(self._retry_times.sweep_seconds)
+
+
+class _Cancelled(Exception):
+    """The job was cancelled before it had a machine."""

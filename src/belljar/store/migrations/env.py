@@ -1,8 +1,0 @@
-"""Alembic's entry: runs migrations on the connection that belljar hands over."""
-
-from alembic import context
-
-from belljar.store.schema import metadata
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
-context.run_migrations()

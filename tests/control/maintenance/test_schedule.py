@@ -1,0 +1,77 @@
+"""When services run: at intervals, one process at a time, and the failure of one is no other's."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from structlog.testing import capture_logs
+
+from belljar.model.errors import HostError
+from belljar.model.states import Status
+from belljar.control.maintenance.jobs import JobCleaner
+from belljar.control.maintenance.service import Context, Result
+from belljar.control.store.maintenance import ServiceRun
+from support.data_folder import Folder
+
+
+async def test_a_server_removes_by_itself_and_says_so(folder: Folder) -> None:
+    maintenance = folder.maintenance(maintenance_interval_seconds=0.05)
+    with capture_logs() as logs:
+
+        def logged() -> list[tuple[int, int]]:
+            entries = [entry for entry in logs if entry["event"] == "expired_removed" and entry["kind"] == "jobs"]
+            return [(entry["count"], entry["bytes"]) for entry in entries]
+
+        running = asyncio.create_task(maintenance.run())
+        async with asyncio.timeout(30):
+            for number in (1, 2):
+                await folder.end(Status.SUCCEEDED, 400)
+                while len(logged()) < number:
+                    await asyncio.sleep(0.02)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert logged() == [(1, 29), (1, 29)]
+    assert folder.sql("SELECT count(*) FROM jobs") == [(0,)]
+
+
+async def test_what_ran_a_while_ago_is_due_again_and_what_failed_at_once(folder: Folder) -> None:
+    maintenance = folder.maintenance()
+
+    async def due() -> set[str]:
+        return {outcome.service async for outcome in maintenance.run_once(due_only=True)}
+
+    every = {service.name for service in maintenance.services}
+    often = {service.name for service in maintenance.services if service.every_seconds == 0}
+    assert often == {"jobs", "stdin"}
+    assert await due() == every
+    assert await due() == often
+    folder.sql("UPDATE maintenance SET error = 'x' WHERE service = 'nodes'")
+    assert await due() == {*often, "nodes"}
+    folder.sql("UPDATE maintenance SET last_success_at = last_success_at - 3700000000")
+    assert await due() == every - {"orphans"}
+    folder.sql("UPDATE maintenance SET last_success_at = last_success_at + 86400000000")  # the clock went back
+    assert await due() == every
+
+
+async def test_a_second_process_waits_for_its_turn_and_gives_up_in_time(folder: Folder) -> None:
+    first, second = folder.maintenance(), folder.maintenance()
+    async with first.alone(0):
+        with pytest.raises(HostError, match="try again later"):
+            async with second.alone(0.1):
+                pass
+    async with second.alone(0):
+        pass
+
+
+async def test_a_bug_in_one_service_is_recorded_and_the_others_run(folder: Folder) -> None:
+    class Broken(JobCleaner):
+        async def run(self, context: Context, record: ServiceRun) -> Result:
+            raise ZeroDivisionError("a bug")
+
+    maintenance = folder.maintenance()
+    maintenance.services = (Broken(), *maintenance.services[1:])
+    outcomes = {each.service: each async for each in maintenance.run_once()}
+    assert isinstance(outcomes["jobs"].error, HostError)
+    assert all(outcome.error is None for name, outcome in outcomes.items() if name != "jobs")
+    assert folder.sql("SELECT failures FROM maintenance WHERE service = 'jobs'") == [(1,)]

@@ -1,0 +1,109 @@
+"""Descriptors of the agent and of its reapers: none is lost when something fails, none is where it does not belong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from belljar.node.guest.command import Command, CommandFailed
+from support.conversation import Collector, Converse, compile_with_agent
+from node.guest.test_listening_agent import Listening, listening
+
+__all__ = ["listening"]
+
+WAITING = Command(argv=[], env={}, cwd="/", isolated=False)
+
+
+def descriptors(pid: int) -> list[str]:
+    """What the descriptors of a process lead to, above the standard ones."""
+    folder = Path(f"/proc/{pid}/fd")
+    return sorted(os.readlink(path) for path in folder.iterdir() if int(path.name) > 2)
+
+
+def children(pid: int) -> list[int]:
+    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+async def test_processes_that_cannot_be_started_leave_no_descriptor_behind(converse: Converse) -> None:
+    async with converse() as talk:
+        pid, before = talk.process.pid, descriptors(talk.process.pid)
+        used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+        free = [number for number in range(1000) if number not in used]
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        polled = 8  # poll(2) takes no more than the limit, and the agent has so many
+        for limit in [number for number in free[:12] if number >= polled]:  # twelve are wanted: there is one too many
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
+            with pytest.raises(CommandFailed, match="Too many open files"):
+                await talk.session.prepare(WAITING)
+            assert descriptors(pid) == before
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        exited, out = await talk.run("echo", "still here")
+        assert (exited.exit_code, out.stdout) == (0, b"still here\n")
+
+
+async def test_a_prefork_program_that_is_not_there_leaves_no_descriptor_behind(converse: Converse) -> None:
+    async with converse() as talk:
+        before = descriptors(talk.process.pid)
+        for _ in range(20):
+            with pytest.raises(CommandFailed):
+                await talk.session.prepare(Command(argv=["true"], env={}, cwd="/", isolated=False, prefork="missing"))
+        assert descriptors(talk.process.pid) == before
+
+
+async def test_a_reaper_has_its_own_descriptors_alone(listening: Listening) -> None:
+    """Not the agent's listener, nor another set's pipes, nor the agent's ends of its own."""
+    async with listening.connection() as session:
+        await session.open(10)
+        for _ in range(3):
+            await session.prepare(WAITING)
+        for reaper in children(listening.process.pid):
+            found = descriptors(reaper)
+            # Three streams, reports and control; the order's socket; its signals.
+            assert sum(each.startswith("pipe:") for each in found) == 5
+            assert sum(each.startswith("socket:") for each in found) == 1
+            assert [each for each in found if not each.startswith(("pipe:", "socket:"))] == ["anon_inode:[signalfd]"]
+
+
+async def test_a_writer_is_told_when_nobody_reads_any_more(converse: Converse, tmp_path: Path) -> None:
+    """No process of the job's own side keeps the reading end of its output open."""
+    async with converse() as talk:
+        running = asyncio.create_task(talk.run("sleep", "60"))
+        while not talk.started:
+            await asyncio.sleep(0.01)
+        (reaper,) = children(talk.process.pid)
+        (sleeper,) = children(reaper)
+        readers = {os.readlink(f"/proc/{sleeper}/fd/1"), os.readlink(f"/proc/{sleeper}/fd/2")}
+        assert readers.isdisjoint(descriptors(reaper))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_reaper_that_is_killed_before_it_starts_the_command_is_told(converse: Converse) -> None:
+    async with converse() as talk:
+        await talk.session.prepare(WAITING)
+        (reaper,) = children(talk.process.pid)
+        os.kill(reaper, 9)
+        with pytest.raises(CommandFailed):
+            await talk.run("true")
+
+
+def test_a_child_that_ends_before_its_exec_is_no_success(tmp_path: Path) -> None:
+    import subprocess
+
+    binary = tmp_path / "traced"
+    compile_with_agent(binary, Path(__file__).with_name("traced.c"))
+    said = subprocess.run([binary], capture_output=True, text=True, timeout=30, check=True)
+    assert said.stdout == "error 1 reaped 1 left 0\n"
+
+
+async def test_the_agent_as_an_ordinary_process_never_isolates(converse: Converse) -> None:
+    """It would mount on the host that it runs on."""
+    from belljar.model.errors import MachineDied
+
+    async with converse() as talk:
+        with pytest.raises(MachineDied):
+            await talk.session.run(Command(argv=["true"], env={}), b"", Collector(), lambda _: None)

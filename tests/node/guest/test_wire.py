@@ -1,0 +1,81 @@
+"""The parser of the guest's frames, and that both ends name the same numbers."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from belljar.model.errors import GuestProtocolError
+from belljar.node.guest import wire
+from belljar.node.guest.wire import Kind, Stream
+from support.conversation import AGENT
+
+
+def c_enums() -> dict[str, int]:
+    text = re.sub(r"/\*.*?\*/", "", (AGENT / "wire.h").read_text() + (AGENT / "agent.h").read_text(), flags=re.S)
+    pairs = re.findall(r"\b([A-Z_]+) = (0x[0-9A-Fa-f]+|\d+(?: \* \d+)?)[,;\s]", text)
+    return {name: eval(value) for name, value in pairs}
+
+
+def test_agent_and_host_name_the_same_numbers() -> None:
+    numbers = c_enums()
+    for kind in Kind:
+        assert numbers[kind.name] == kind
+    for stream in Stream:
+        assert numbers[stream.name] == stream
+    for stage in wire.Stage:
+        assert numbers[f"STAGE_{stage.name}"] == stage
+    for flag in wire.RunFlag:
+        assert numbers[f"RUN_{flag.name}"] == flag
+    for name in (
+        "VERSION",
+        "MAX_PAYLOAD",
+        "STDIN_WINDOW",
+        "MAX_PATH_BYTES",
+        "SEED_BYTES",
+        "MAX_HOSTNAME",
+        "MAX_NAME",
+        "MAX_LAYER_PATH",
+    ):
+        assert numbers[name] == getattr(wire, name)
+
+
+@given(st.binary(min_size=8, max_size=8))
+def test_a_header_is_parsed_or_refused(data: bytes) -> None:
+    try:
+        length, kind, stream = wire.parse_header(data)
+    except GuestProtocolError:
+        return
+    assert length <= wire.MAX_PAYLOAD
+    assert wire.HEADER.pack(length, kind, stream, 0) == data
+
+
+@given(st.sampled_from([kind for kind in Kind if kind >= Kind.HELLO]), st.sampled_from(Stream), st.binary(max_size=200))
+def test_a_payload_is_parsed_or_refused(kind: Kind, stream: Stream, payload: bytes) -> None:
+    try:
+        message = wire.parse(kind, stream, payload)
+    except GuestProtocolError:
+        return
+    match message:
+        case wire.Output(parsed, data):
+            assert parsed in (Stream.STDOUT, Stream.STDERR) and data == payload
+        case wire.Exited(code, signal):
+            assert (code is None) != (signal is None)
+        case wire.ArtifactStart(size, mode, path):
+            assert size >= 0 and mode <= 0o777 and b"\0" not in path and 0 < len(path) <= wire.MAX_PATH_BYTES
+        case _:
+            assert stream is Stream.NONE
+
+
+@given(st.sampled_from([kind for kind in Kind if kind < Kind.HELLO]), st.sampled_from(Stream))
+def test_a_frame_that_only_the_host_may_send_is_refused(kind: Kind, stream: Stream) -> None:
+    with pytest.raises(GuestProtocolError):
+        wire.parse_header(wire.HEADER.pack(0, kind, stream, 0))
+
+
+def test_a_frame_too_long_to_be_allowed_is_never_built() -> None:
+    with pytest.raises(ValueError, match="over"):
+        wire.frame(Kind.STDIN, bytes(wire.MAX_PAYLOAD + 1))

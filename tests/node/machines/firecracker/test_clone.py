@@ -1,0 +1,154 @@
+"""Machines that are frozen and cloned by the Firecracker driver, over the stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from belljar.model.errors import HostError, MachineDied, MachineError
+from belljar.node.guest.connection import Session
+from belljar.images.catalog import Images
+from belljar.model.image import Image
+from belljar.node.machines.firecracker.hypervisor import FirecrackerHypervisor
+from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, Clone, DeathCause
+from belljar.settings import Settings
+from support.conversation import hang_up
+from support.firecracker.building import build_stand_ins
+from support.firecracker.api_requests import opened, requests_of, run, spec_of
+from support.firecracker.leftovers import left_behind
+
+pytestmark = [pytest.mark.vm, pytest.mark.root]
+
+RESUME_SECONDS = 30
+
+
+async def freeze(hypervisor: FirecrackerHypervisor, image: Image, folder: Path, **shape: object) -> None:
+    """Boot, suspend and freeze a machine into `folder`."""
+    async with hypervisor.template(spec_of(image, frozen=True, **shape), folder) as template:
+        session = await opened(template)
+        await session.suspend()
+        await template.freeze()
+
+
+async def resumed(clone: Clone) -> Session:
+    session = Session(clone.reader, clone.writer)
+    await session.resume(RESUME_SECONDS)
+    return session
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def frozen(
+    built_images: Path, stand_ins: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Path]:
+    """A snapshot that the tests of this file share, and none of them changes."""
+    data_dir = tmp_path_factory.mktemp("frozen")
+    (data_dir / "images").symlink_to(built_images / "images")
+    firecracker, jailer = stand_ins
+    settings = Settings(data_dir=data_dir, firecracker=str(firecracker), jailer=str(jailer))
+    folder = data_dir / "snapshot"
+    await freeze(FirecrackerHypervisor(settings), Images(data_dir).get("shell"), folder)
+    assert left_behind(settings) == []
+    before = _digests(folder)
+    yield folder
+    assert _digests(folder) == before
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+async def test_a_clone_goes_on_where_the_template_was_frozen_with_one_request(
+    hypervisor: FirecrackerHypervisor, shell: Image, frozen: Path, settings: Settings
+) -> None:
+    async with hypervisor.clone(spec_of(shell, frozen=True), frozen) as clone:
+        session = await resumed(clone)
+        await clone.insert(shell.root)
+        assert requests_of(settings.data_dir) == ["PUT /snapshot/load"]
+        assert "bin" in (await run(session, "ls /job")).split()
+        hang_up(session)
+        assert (await asyncio.wait_for(clone.death(), 30)).cause is DeathCause.GUEST_EXIT
+    assert set(clone.phases) == {"prepare", "spawn", "socket", "load", "connect"}
+
+
+async def test_clones_of_one_template_do_not_see_each_other(
+    hypervisor: FirecrackerHypervisor, shell: Image, frozen: Path
+) -> None:
+    spec = spec_of(shell, frozen=True)
+    async with hypervisor.clone(spec, frozen) as one, hypervisor.clone(spec, frozen) as other:
+        sessions = [await resumed(one), await resumed(other)]
+        for clone in (one, other):
+            await clone.insert(shell.root)
+        script = "echo $$ $(hostname) > /work/mine; cat /work/mine /proc/sys/kernel/random/uuid"
+        said = await asyncio.gather(*(run(session, script) for session in sessions))
+        assert said[0].split()[1] != said[1].split()[1]  # each has a name of its own
+        assert said[0].split()[2] != said[1].split()[2]  # and randomness of its own
+
+
+async def test_a_shorter_script_over_a_longer_one_leaves_nothing_of_it(
+    hypervisor: FirecrackerHypervisor, shell: Image, frozen: Path, settings: Settings, tmp_path: Path
+) -> None:
+    long, short = tmp_path / "long", tmp_path / "short"
+    long.write_bytes(b"L" * (3 << 20))
+    short.write_bytes(b"S" * 5000)
+    async with hypervisor.clone(spec_of(shell, frozen=True), frozen) as clone:
+        await clone.insert(long)
+        await clone.insert(short)
+        (disk,) = settings.data_dir.glob("run/jails/*/*/root/script.img")
+        with disk.open("rb") as file:
+            assert file.read(3 << 20) == b"S" * 5000 + bytes((3 << 20) - 5000)
+        assert disk.stat().st_size == SCRIPT_DISK_BYTES
+
+
+async def test_a_script_over_the_disks_size_is_refused(
+    hypervisor: FirecrackerHypervisor, shell: Image, frozen: Path, tmp_path: Path
+) -> None:
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(SCRIPT_DISK_BYTES + 1)
+    async with hypervisor.clone(spec_of(shell, frozen=True), frozen) as clone:
+        with pytest.raises(HostError, match="make the script smaller"):
+            await clone.insert(large)
+
+
+async def test_a_scratch_disk_is_frozen_and_each_clone_has_its_own(
+    hypervisor: FirecrackerHypervisor, shell: Image, tmp_path: Path
+) -> None:
+    folder = tmp_path / "snapshot"
+    await freeze(hypervisor, shell, folder, disk_mb=200)
+    scratch = hashlib.sha256((folder / "scratch.img").read_bytes()).digest()
+    async with hypervisor.clone(spec_of(shell, frozen=True, disk_mb=200), folder) as clone:
+        session = await resumed(clone)
+        await clone.insert(shell.root)
+        script = "dd if=/dev/zero of=/tmp/x bs=1M count=150 2>/dev/null && stat -c %s /tmp/x"
+        assert (await run(session, script)).strip() == str(150 << 20)
+    assert hashlib.sha256((folder / "scratch.img").read_bytes()).digest() == scratch
+
+
+async def test_a_snapshot_that_is_not_whole_is_an_error_that_says_what_to_do(
+    hypervisor: FirecrackerHypervisor, shell: Image, frozen: Path, tmp_path: Path
+) -> None:
+    for name in ("state", "memory"):
+        (tmp_path / name).write_bytes(b"no snapshot")
+    with pytest.raises(MachineError, match="not whole"):
+        async with hypervisor.clone(spec_of(shell, frozen=True), tmp_path):
+            pass
+    (tmp_path / "frozen.json").write_text((frozen / "frozen.json").read_text())
+    with pytest.raises(MachineError, match="refused PUT /snapshot/load"):
+        async with hypervisor.clone(spec_of(shell, frozen=True), tmp_path):
+            pass
+
+
+async def test_a_process_that_dies_under_a_request_is_a_machine_that_died(
+    settings: Settings, shell: Image, frozen: Path, tmp_path: Path
+) -> None:
+    firecracker, jailer = build_stand_ins(tmp_path / "faulty", die_on="/snapshot/load")
+    faulty = FirecrackerHypervisor(settings.model_copy(update={"firecracker": str(firecracker), "jailer": str(jailer)}))
+    with pytest.raises(MachineDied, match="during PUT /snapshot/load"):
+        async with faulty.clone(spec_of(shell, frozen=True), frozen):
+            pass
+    assert left_behind(settings) == []

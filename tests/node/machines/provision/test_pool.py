@@ -1,0 +1,254 @@
+"""The pool's arithmetic: what demand wants, what memory allows, what is thrown away. Its clones here are tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, cast
+
+import pytest
+
+from belljar.model.errors import MachineDied
+from belljar.node.machines.provision import pool as pool_module
+from belljar.node.machines.provision.pool import Kind, Pool, Waiting
+from belljar.node.machines.protocol import Clone
+
+
+class Token:
+    """Stands for a clone: it can die, and it is ended once."""
+
+    numbers = itertools.count()
+
+    def __init__(self) -> None:
+        self.id = f"token{next(self.numbers)}"
+        self.died = asyncio.Event()
+        self.ended = 0
+
+    async def death(self) -> str:
+        await self.died.wait()
+        return "dead"
+
+
+class Maker:
+    def __init__(self, memory_mb: float = 40) -> None:
+        self.made: list[Token] = []
+        self.memory_mb = memory_mb
+        self.fails = False
+
+    async def __call__(self) -> Waiting:
+        if self.fails:
+            raise MachineDied("no luck")
+        token = Token()
+        held = AsyncExitStack()
+
+        async def end() -> None:
+            token.ended += 1
+
+        held.push_async_callback(end)
+        self.made.append(token)
+        return Waiting(cast(Clone, token), cast(Any, None), held, self.memory_mb)
+
+    @property
+    def alive(self) -> list[Token]:
+        return [token for token in self.made if not token.ended]
+
+
+def a_pool(**more: Any) -> Pool:
+    options: dict[str, Any] = {"fixed": None, "most": 4, "memory_mb": 1000, "is_busy": lambda: False}
+    return Pool(**(options | more))
+
+
+@asynccontextmanager
+async def running(pool: Pool, room_mb: float = 10_000) -> AsyncIterator[None]:
+    task = asyncio.create_task(pool.run(lambda: room_mb))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def settle(pool: Pool) -> None:
+    """The pool has looked at everything at least once more."""
+    for _ in range(3):
+        pool._look.set()
+        await asyncio.sleep(0.02)
+
+
+async def test_one_waits_after_the_first_demand_and_all_end_with_the_pool() -> None:
+    pool, make = a_pool(), Maker()
+    async with running(pool):
+        pool.ask("a", make)
+        await until(lambda: pool.counts() == {"a": 1})
+        await settle(pool)
+        assert len(make.made) == 1
+    assert [token.ended for token in make.made] == [1]
+
+
+async def test_what_is_taken_is_replaced_and_is_the_takers() -> None:
+    pool, make = a_pool(), Maker()
+    async with running(pool):
+        pool.ask("a", make)
+        await until(lambda: pool.counts() == {"a": 1})
+        taken = await pool.take("a")
+        assert taken is not None
+        await until(lambda: pool.counts() == {"a": 1})
+    assert [token.ended for token in make.made] == [0, 1]
+    await taken.end()
+    assert await pool.take("a") is None
+
+
+async def test_a_burst_is_remembered_up_to_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(pool_module.time, "monotonic", lambda: now)
+    kind = Kind(Maker())
+    assert kind.wanted(4) == 0
+    kind.asked.extend([990.0, 999.0, 999.1, 999.2])
+    assert (kind.wanted(4), kind.wanted(2)) == (3, 2)
+    now = 1000.0 + pool_module.DEMAND_SECONDS
+    assert kind.wanted(4) == 0
+
+
+async def test_a_dead_clone_is_not_given_away_and_is_replaced() -> None:
+    pool, make = a_pool(), Maker()
+    async with running(pool):
+        pool.ask("a", make)
+        await until(lambda: pool.counts() == {"a": 1})
+        make.made[0].died.set()
+        await until(lambda: make.made[0].ended == 1)
+        await until(lambda: pool.counts() == {"a": 1})
+        taken = await pool.take("a")
+        assert taken is not None and taken.clone is make.made[1]
+        await taken.end()
+
+
+async def test_an_old_clone_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, make = a_pool(), Maker()
+    async with running(pool):
+        pool.ask("a", make)
+        await until(lambda: pool.counts() == {"a": 1})
+        monkeypatch.setattr(pool_module, "OLD_SECONDS", -1)
+        assert await pool.take("a") is None
+        await until(lambda: make.made[0].ended == 1)
+
+
+async def test_the_budget_bounds_all_kinds_together() -> None:
+    pool, make = a_pool(fixed=10, memory_mb=130), Maker(memory_mb=40)
+    async with running(pool):
+        for name in ("a", "b"):
+            pool.ask(name, make)
+        await until(lambda: sum(pool.counts().values()) == 3)
+        await settle(pool)
+        assert len(make.alive) == 3 and pool.memory_mb == 120
+
+
+async def test_a_budget_smaller_than_one_clone_keeps_none() -> None:
+    pool, make = a_pool(memory_mb=30), Maker(memory_mb=40)
+    async with running(pool):
+        pool.ask("a", make)
+        await until(lambda: make.made and make.made[0].ended)
+        await settle(pool)
+        assert pool.counts() == {"a": 0} and len(make.made) == 1
+
+
+async def test_jobs_take_the_memory_back() -> None:
+    pool, make = a_pool(fixed=3), Maker(memory_mb=40)
+    async with running(pool):
+        pool.ask("a", make)
+        await until(lambda: pool.counts() == {"a": 3})
+        await pool.shrink_to(50)
+        assert [token.ended for token in make.made] == [1, 1, 0]
+
+
+async def test_nothing_is_made_while_jobs_want_the_processors() -> None:
+    busy = True
+    pool, make = a_pool(is_busy=lambda: busy), Maker()
+    async with running(pool):
+        pool.ask("a", make)
+        await settle(pool)
+        assert make.made == []
+        busy = False
+        await until(lambda: pool.counts() == {"a": 1})
+
+
+async def test_a_kind_that_cannot_be_made_is_left_alone_for_a_while() -> None:
+    pool, make, other = a_pool(), Maker(), Maker()
+    make.fails = True
+    async with running(pool):
+        pool.ask("a", make)
+        pool.ask("b", other)
+        await until(lambda: pool.counts() == {"a": 0, "b": 1})
+        make.fails = False
+        await settle(pool)
+        assert make.made == []
+
+
+async def test_clones_of_a_spoilt_snapshot_are_thrown_away() -> None:
+    pool, make = a_pool(fixed=2), Maker()
+    async with running(pool):
+        pool.ask("a", make)
+        await until(lambda: pool.counts() == {"a": 2})
+        await pool.drop("a")
+        assert make.alive == [] and await pool.take("a") is None
+
+
+class SlowMaker(Maker):
+    """Its clones take as long to end as the test wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_end = asyncio.Event()
+        self.ending = 0
+
+    async def __call__(self) -> Waiting:
+        waiting = await super().__call__()
+
+        async def wait() -> None:
+            self.ending += 1
+            await self.may_end.wait()
+
+        waiting.held.push_async_callback(wait)
+        return waiting
+
+
+@pytest.mark.parametrize("meanwhile", ["ask for another kind", "take one"])
+async def test_jobs_come_while_surplus_clones_are_being_ended(meanwhile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two minutes after a burst: its clones are ended one by one, which takes a moment for each."""
+    pool, make, other = a_pool(), SlowMaker(), Maker()
+    background = asyncio.create_task(pool.run(lambda: 10_000))
+    try:
+        for _ in range(3):
+            pool.ask("a", make)
+        await until(lambda: pool.counts() == {"a": 3})
+        monkeypatch.setattr(Kind, "wanted", lambda self, most: 1 if self.make is other else 0)
+        await until(lambda: make.ending > 0)
+        if meanwhile == "take one":
+            taken = await pool.take("a")
+            assert taken is None or taken.clone not in [token for token in make.made if token.ended]
+        pool.ask("b", other)
+        make.may_end.set()
+        await until(lambda: pool.counts().get("b") == 1)
+        assert not background.done()
+    finally:
+        make.may_end.set()
+        background.cancel()
+        await asyncio.gather(background, return_exceptions=True)
+    assert [token.ended for token in make.made] == [1, 1, 1]
+
+
+async def test_kinds_that_nobody_wants_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs may ask for as many shapes as there are numbers; the pool remembers those of late."""
+    pool, make = a_pool(memory_mb=0), Maker()
+    async with running(pool):
+        for number in range(500):
+            pool.ask(f"kind {number}", make)
+        monkeypatch.setattr(pool_module, "DEMAND_SECONDS", -1.0)
+        await until(lambda: pool.counts() == {})

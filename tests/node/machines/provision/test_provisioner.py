@@ -1,0 +1,313 @@
+"""Machines from snapshots, for real: alike in what was prepared, unlike in who they are; and every way to spoil one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from belljar.model.errors import MachineError
+from belljar.node.guest.command import Command
+from belljar.images.catalog import Images
+from belljar.model.image import Image
+from belljar.node.machines.provision.warm_up import Preparation
+from belljar.node.machines.protocol import MachineSpec, Shape
+from belljar.node.machines.qemu.hypervisor import QemuHypervisor
+from belljar.node.machines.provision.snapshots import Snapshots
+from belljar.node.machines.provision.provisioner import Ready, Supply
+from belljar.scripts.pack import pack_tree
+from belljar.settings import Settings
+from belljar.node.worker.plan import DEFAULT_ENV
+from belljar.node.worker.warm_ups import Preparations
+from support.conversation import Collector
+from support.running import descendants, name_of
+
+pytestmark = pytest.mark.vm
+
+#: Everything that must never be the same in two machines.
+WHO_AM_I = """
+import json, os, random, secrets, socket, subprocess, tempfile, uuid
+read = lambda path: open(path).read().strip()
+shell = lambda words: subprocess.run(["sh", "-c", words], capture_output=True, text=True).stdout.strip()
+print(json.dumps({
+    "uuid4": str(uuid.uuid4()), "token": secrets.token_hex(16), "random": random.random(),
+    "urandom": os.urandom(16).hex(), "getrandom": os.getrandom(16).hex(), "mktemp": tempfile.mkdtemp(),
+    "shell mktemp": shell("mktemp -u"), "shell urandom": shell("head -c 16 /dev/urandom | od -An -tx1"),
+    "kernel uuid": read("/proc/sys/kernel/random/uuid"), "boot id": read("/proc/sys/kernel/random/boot_id"),
+    "machine id": read("/etc/machine-id"), "host name": socket.gethostname(),
+}))
+"""
+
+
+@dataclass
+class Lab:
+    settings: Settings
+    image: Image
+    hypervisor: QemuHypervisor
+    preparation: Preparation
+    supply: Supply
+    folder: Path
+    packing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def snapshots(self) -> Snapshots:
+        assert self.supply.snapshots is not None
+        return self.supply.snapshots
+
+    def spec(self, script: Path | None, *, disk_mb: int | None = None) -> MachineSpec:
+        shape = Shape(vcpus=1, memory_mb=128, disk_mb=disk_mb)
+        return MachineSpec(image=self.image, shape=shape, script_disk=script)
+
+    def key(self, *, disk_mb: int | None = None) -> str:
+        return self.snapshots.key(self.hypervisor, self.image, self.spec(None, disk_mb=disk_mb).shape, self.preparation)
+
+    async def make(self, *, disk_mb: int | None = None) -> Path:
+        assert await self.supply.make(self.hypervisor, self.spec(None, disk_mb=disk_mb), self.preparation)
+        return self.snapshots.folder / self.key(disk_mb=disk_mb)
+
+    async def script(self, text: str) -> Path:
+        disk = self.folder / f"{abs(hash(text))}.erofs"
+        async with self.packing:
+            if not disk.exists():
+                tree = self.folder / f"{disk.name}.d"
+                tree.mkdir()
+                (tree / "main.py").write_text(text)
+                await pack_tree(tree, disk)
+        return disk
+
+    async def run(self, text: str, *, disk_mb: int | None = None) -> tuple[Ready, Collector]:
+        """Run a Python script in a machine of the supply's."""
+        spec = self.spec(await self.script(text), disk_mb=disk_mb)
+        async with self.supply.machine(self.hypervisor, spec, self.preparation, 60) as ready:
+            return ready, await converse(ready)
+
+
+async def converse(ready: Ready) -> Collector:
+    sink = Collector()
+    command = Command(argv=["python3", "/work/main.py"], env=DEFAULT_ENV, prefork="python")
+    async with asyncio.timeout(60):
+        exited = await ready.session.run(command, b"", sink, lambda _: None)
+    assert exited.exit_code == 0, sink.stderr
+    return sink
+
+
+@pytest.fixture
+async def lab(built_images: Path, tmp_path: Path) -> AsyncIterator[Lab]:
+    settings = Settings(data_dir=tmp_path / "data")
+    image = Images(built_images).get("python")
+    preparation = await Preparations(settings).of(image)
+    hypervisor = QemuHypervisor(settings, "tcg")
+    yield Lab(settings, image, hypervisor, preparation, Supply(Snapshots(settings)), tmp_path)
+    hypervisor.forget(Snapshots(settings).folder / "none")
+    assert [pid for pid in descendants(os.getpid()) if "qemu" in name_of(pid)] == []
+    scratch = tmp_path / "data" / "run" / "scratch"
+    assert not scratch.exists() or list(scratch.iterdir()) == []
+
+
+async def test_fifty_clones_are_fifty_machines(lab: Lab) -> None:
+    await lab.make()
+    room = asyncio.Semaphore(3)
+
+    async def one() -> dict[str, object]:
+        async with room:
+            ready, sink = await lab.run(WHO_AM_I)
+        assert ready.source == "snapshot"
+        return json.loads(sink.stdout)
+
+    found = await asyncio.gather(*(one() for _ in range(50)))
+    for name in found[0]:
+        assert len({each[name] for each in found}) == 50, name
+
+
+async def test_a_clone_knows_the_time_and_is_fresh(lab: Lab) -> None:
+    folder = await lab.make()
+    await asyncio.sleep(2)  # which the clone must not miss
+    script = "import os, time\nprint(time.time(), os.listdir('/tmp'), sorted(os.listdir('/work')), os.getpid())\n"
+    before = time.time()
+    ready, sink = await lab.run(script)
+    now, _, rest = sink.stdout.decode().partition(" ")
+    assert before - 0.1 < float(now) < time.time() + 0.1
+    assert rest == "[] ['main.py'] 2\n"
+    assert list(ready.phases) == ["prepare", "spawn", "resume", "insert"]
+    assert (folder / "memory").exists()
+
+
+async def test_a_first_job_boots_and_the_next_is_cloned(lab: Lab) -> None:
+    background = asyncio.create_task(lab.supply.run(lambda: 1000.0))
+    try:
+        ready, sink = await lab.run("print('booted')")
+        assert (ready.source, sink.stdout) == ("boot", b"booted\n")
+        async with asyncio.timeout(60):
+            while lab.snapshots.find(lab.key()) is None:
+                await asyncio.sleep(0.1)
+        ready, sink = await lab.run("print('cloned')")
+        assert (ready.source, sink.stdout) == ("snapshot", b"cloned\n")
+    finally:
+        background.cancel()
+        await asyncio.gather(background, return_exceptions=True)
+
+
+async def test_clones_with_scratch_disks_have_each_their_own(lab: Lab) -> None:
+    await lab.make(disk_mb=64)
+    script = """
+import os
+print(os.path.exists("mine"))
+with open("mine", "wb") as file:
+    try:
+        while True: file.write(bytes(1 << 20))
+    except OSError as error:
+        print(error.strerror)
+"""
+    for _ in range(2):
+        ready, sink = await lab.run(script, disk_mb=64)
+        assert (ready.source, sink.stdout) == ("snapshot", b"False\nNo space left on device\n")
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def garble(path: Path) -> None:
+    """Other bytes of the same size and time: only restoring tells."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(64)
+        file.write(os.urandom(status.st_size - 64))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("memory", truncate),
+        ("memory", Path.unlink),
+        ("state", truncate),
+        ("state", garble),
+        ("snapshot.json", truncate),
+    ],
+)
+async def test_a_spoilt_snapshot_is_thrown_away_and_the_job_boots(lab: Lab, name: str, spoil: object) -> None:
+    folder = await lab.make()
+    spoil(folder / name)  # type: ignore[operator]
+    ready, sink = await lab.run("print('all the same')")
+    assert (ready.source, sink.stdout) == ("boot", b"all the same\n")
+    assert not folder.exists()
+
+
+async def test_deleting_a_snapshot_while_it_is_in_use_harms_nobody(lab: Lab) -> None:
+    folder = await lab.make()
+    spec = lab.spec(await lab.script("print(sum(range(1000)))"))
+    async with AsyncExitStack() as held:
+        ready = await held.enter_async_context(lab.supply.machine(lab.hypervisor, spec, lab.preparation, 60))
+        truncate(folder / "memory")
+        shutil.rmtree(folder)
+        assert (ready.source, (await converse(ready)).stdout) == ("snapshot", b"499500\n")
+    assert (await lab.run("print('boots')"))[0].source == "boot"
+
+
+async def test_a_hypervisor_killed_while_it_restores_is_not_the_jobs_failure(lab: Lab) -> None:
+    await lab.make()
+    running = asyncio.create_task(lab.run("print('whole')"))
+    async with asyncio.timeout(30):
+        while not (pids := [pid for pid in descendants(os.getpid()) if "qemu" in name_of(pid)]):
+            await asyncio.sleep(0.001)
+    os.kill(pids[0], signal.SIGKILL)
+    ready, sink = await running
+    assert (ready.source, sink.stdout) == ("boot", b"whole\n")
+
+
+async def test_a_snapshot_is_made_once_by_whoever_comes_first(lab: Lab) -> None:
+    other = Snapshots(lab.settings)
+    shape = lab.spec(None).shape
+    makers = [each.make(lab.hypervisor, lab.image, shape, lab.preparation) for each in (lab.snapshots, other)]
+    folders = await asyncio.gather(*makers)
+    assert sorted(folder is None for folder in folders) == [False, True]
+    assert len(lab.snapshots.list()) == 1
+
+
+async def test_another_preparation_or_shape_is_another_snapshot(lab: Lab) -> None:
+    keys = {lab.key(), lab.key(disk_mb=64)}
+    for other in (Preparation(disk=lab.preparation.disk), Preparation(disk=Path("other"), warm=lab.preparation.warm)):
+        keys.add(lab.snapshots.key(lab.hypervisor, lab.image, lab.spec(None).shape, other))
+    assert len(keys) == 4
+
+
+async def test_what_a_killed_worker_left_half_made_is_removed(lab: Lab) -> None:
+    folder = lab.snapshots.folder
+    code = f"""
+import asyncio, sys
+sys.path[:0] = {sys.path!r}
+from pathlib import Path
+from belljar.images.catalog import Images
+from belljar.node.machines.protocol import MachineSpec, Shape
+from belljar.node.machines.qemu.hypervisor import QemuHypervisor
+from belljar.node.machines.provision.snapshots import Snapshots
+from belljar.settings import Settings
+from belljar.node.worker.warm_ups import Preparations
+settings = Settings(data_dir=Path({str(lab.settings.data_dir)!r}))
+image = Images(Path({str(lab.image.root.parents[2])!r})).get("python")
+async def main():
+    preparation = await Preparations(settings).of(image)
+    hypervisor = QemuHypervisor(settings, "tcg")
+    await Snapshots(settings).make(hypervisor, image, Shape(vcpus=1, memory_mb=128), preparation)
+asyncio.run(main())
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("*.partial")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    lab.snapshots.clear_partial()
+    assert list(folder.glob("*.partial")), "a living worker's was taken away"
+    process.kill()
+    process.wait()
+    lab.snapshots.clear_partial()
+    assert list(folder.glob("*/")) == []
+
+
+async def test_the_budget_is_kept_by_removing_what_was_used_longest_ago(lab: Lab) -> None:
+    folder = await lab.make()
+    for number in range(3):
+        copy = folder.with_name(f"{number}" * 32)
+        shutil.copytree(folder, copy)
+        os.utime(copy, (number, number))
+    (folder.with_name("f" * 32)).mkdir()  # no snapshot at all
+    each_mb = max(int(str(note["disk_bytes"])) for note in lab.snapshots.list()) >> 20
+    small = Snapshots(lab.settings.model_copy(update={"snapshot_disk_mb": 2 * each_mb + each_mb // 2}))
+    small.trim(folder.name)
+    assert sorted(path.name for path in lab.snapshots.folder.glob("*/")) == sorted([folder.name, "2" * 32])
+
+
+async def test_a_template_that_cannot_be_prepared_leaves_nothing(lab: Lab) -> None:
+    broken = Preparation(disk=lab.preparation.disk, warm=(Command(argv=["false"], env=DEFAULT_ENV),))
+    with pytest.raises(MachineError, match="rehearsal false ended with 1"):
+        await lab.snapshots.make(lab.hypervisor, lab.image, lab.spec(None).shape, broken)
+    assert list(lab.snapshots.folder.glob("*/")) == []
+    assert not await lab.supply.make(lab.hypervisor, lab.spec(None), broken)
+
+
+async def test_a_clones_hypervisor_cannot_write_to_the_snapshot(lab: Lab) -> None:
+    await lab.make()
+    spec = lab.spec(await lab.script("print()"))
+    async with lab.supply.machine(lab.hypervisor, spec, lab.preparation, 60) as ready:
+        (qemu,) = [pid for pid in ready.machine.pids() if "qemu" in name_of(pid)]
+        memories = [fd for fd in Path(f"/proc/{qemu}/fd").iterdir() if "memfd" in os.readlink(fd)]
+        assert memories
+        for path in memories:
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                with pytest.raises(PermissionError):
+                    os.pwrite(descriptor, b"x", 0)
+            finally:
+                os.close(descriptor)

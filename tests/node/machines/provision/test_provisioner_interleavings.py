@@ -1,0 +1,266 @@
+"""Where machines come from, under every interleaving that hypothesis finds: each is one job's, and each is ended.
+
+The hypervisor's machines are tokens whose starts, restores and ends are suspended until the test lets them go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import structlog.testing
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from belljar.model.errors import DiskFull, HostError, MachineDied, MachineError, MachineTimeout, NetworkError
+from belljar.node.machines.provision import pool as pool_module
+from belljar.node.machines.provision import supply as supply_module
+from belljar.node.machines.provision.pool import Pool
+from belljar.node.machines.provision.warm_up import Preparation
+from belljar.node.machines.protocol import BadSnapshot, Death, DeathCause, Hypervisor, MachineSpec, Shape
+from belljar.node.machines.racing import MachineDead
+from belljar.node.machines.provision.snapshots import Snapshots
+from belljar.node.machines.provision.provisioner import Supply
+from support.interleaving import Clock, Gates, Steps
+
+NUMBERS = st.integers(0, 7)
+KILLED = MachineDead(Death(cause=DeathCause.KILLED, message="killed"))
+FAULTS: dict[str, Exception] = {
+    "host": HostError("too many open files"),
+    "disk": DiskFull("no room"),
+    "files": OSError(24, "Too many open files"),
+    "network": NetworkError("no slot just now"),
+    "killed": KILLED,
+    "bad": BadSnapshot("not whole"),
+    "died": MachineDied("nobody knows why"),
+    "late": MachineTimeout("nobody knows why"),
+}
+#: Faults that say nothing about the snapshot.
+HOSTS = ("host", "disk", "files", "network", "killed")
+
+
+class Token:
+    """A machine; its end takes as long as the test wants."""
+
+    def __init__(self, gates: Gates, number: int) -> None:
+        self.id = f"token{number}"
+        self.gates = gates
+        self.ends = 0
+        self.started = False
+        self.jobs: list[int] = []
+        self.phases: dict[str, float] = {}
+        self.session = self
+
+    async def death(self) -> Death:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def insert(self, disk: Path) -> None:
+        await self.gates.pass_through("insert")
+
+    async def set_clock(self) -> None:
+        await asyncio.sleep(0)
+
+    def come_forward(self) -> None: ...
+
+    def pids(self) -> list[int]:
+        return []
+
+
+class FakeHypervisor:
+    name, accelerator, version, identity = "fake", "none", "0", "0"
+
+    def __init__(self, gates: Gates) -> None:
+        self.gates = gates
+        self.made: list[Token] = []
+
+    @asynccontextmanager
+    async def machine(self, spec: MachineSpec, folder: Path | None = None) -> AsyncIterator[Token]:
+        token = Token(self.gates, len(self.made))
+        self.made.append(token)
+        try:
+            await self.gates.pass_through("start" if folder is None else "clone")
+            token.started = True
+            yield token
+        finally:
+            token.ends += 1
+            await self.gates.pass_through("end")
+
+    clone = machine
+
+    def forget(self, folder: Path) -> None: ...
+
+
+class FakeSnapshots:
+    """Snapshots that exist or not; counts what was made and what discarded."""
+
+    folder = Path("/nonexistent")
+    boot_timeout_seconds = 60.0
+
+    def __init__(self, gates: Gates) -> None:
+        self.gates = gates
+        self.there: dict[str, int] = {}
+        self.made = 0
+        self.discarded = 0
+
+    def key(self, *_: object) -> str:
+        return "key"
+
+    def find(self, key: str) -> Path | None:
+        return self.folder if key in self.there else None
+
+    def made_at(self, key: str) -> int | None:
+        return self.there.get(key)
+
+    def discard(self, key: str, reason: str) -> None:
+        del self.there[key]
+        self.discarded += 1
+
+    async def make(self, *_: object) -> Path:
+        await self.gates.pass_through("make")
+        self.made += 1
+        self.there["key"] = self.made
+        return self.folder
+
+    def clean_up(self) -> None: ...
+
+
+@pytest.fixture(scope="module", autouse=True)
+def script_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
+    SupplyMachine.disk = tmp_path_factory.mktemp("scripts") / "disk"
+    SupplyMachine.disk.write_bytes(b"script")
+
+
+class SupplyMachine(RuleBasedStateMachine):
+    disk: Path
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.gates = Steps(), Gates()
+        self.quiet = structlog.testing.capture_logs()
+        self.quiet.__enter__()
+        self.patch = pytest.MonkeyPatch()
+        for name, fake in (("wake", self.wake), ("open_session", self.open), ("in_thread", self.at_once)):
+            self.patch.setattr(supply_module, name, fake)
+        self.patch.setattr(supply_module, "tell_network", self.told)
+        self.clock = Clock()
+        for module in (pool_module, supply_module):
+            self.patch.setattr(module, "time", self.clock)
+        self.hypervisor = FakeHypervisor(self.gates)
+        self.snapshots = FakeSnapshots(self.gates)
+        self.jobs: list[asyncio.Task[Any]] = []
+        self.running_jobs: Counter[int] = Counter()
+        self.faults: Counter[str] = Counter()
+
+    @initialize(pooled=st.booleans())
+    def begin(self, pooled: bool) -> None:
+        self.pool = Pool(fixed=None, most=2, memory_mb=1000, is_busy=lambda: False) if pooled else None
+        self.supply = Supply(cast(Snapshots, self.snapshots), self.pool)
+        self.background = self.steps.start(self.supply.run(lambda: 1000.0))
+
+    async def wake(self, clone: Token, *_: object, **__: object) -> Token:
+        await self.gates.pass_through("wake")
+        return clone
+
+    async def open(self, machine: Token, _: float) -> Token:
+        await self.gates.pass_through("open")
+        return machine
+
+    async def at_once(self, work: Any, *arguments: Any) -> Any:
+        await asyncio.sleep(0)
+        return work(*arguments)
+
+    async def told(self, *_: object) -> None:
+        await asyncio.sleep(0)
+
+    async def job(self, number: int) -> str:
+        image = cast(Any, type("Image", (), {"name": "x"}))
+        spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=64), script_disk=self.disk)
+        preparation = Preparation(disk=self.disk)
+        async with self.supply.machine(cast(Hypervisor, self.hypervisor), spec, preparation, 60) as ready:
+            token = cast(Token, ready.machine)
+            token.jobs.append(number)
+            self.running_jobs[number] += 1
+            await self.gates.pass_through("job")
+            assert token.ends == 0, "the machine was ended under its job"
+            return ready.source
+
+    @rule()
+    def submit(self) -> None:
+        self.jobs.append(self.steps.start(self.job(len(self.jobs))))
+
+    @precondition(lambda self: self.gates.waiting)
+    @rule(name=st.sampled_from(["start", "clone", "wake", "open", "insert", "job", "make", "end"]), number=NUMBERS)
+    def go_on(self, name: str, number: int) -> None:
+        self.gates.open(name, number)
+
+    @precondition(lambda self: self.gates.waiting)
+    @rule(
+        name=st.sampled_from(["start", "clone", "wake", "open", "insert", "make", "end"]),
+        number=NUMBERS,
+        fault=st.sampled_from(sorted(FAULTS)),
+    )
+    def fail(self, name: str, number: int, fault: str) -> None:
+        if self.gates.open(name, number, FAULTS[fault]) and name in ("clone", "wake"):
+            self.faults[fault] += 1
+
+    @precondition(lambda self: self.jobs)
+    @rule(number=NUMBERS)
+    def cancel(self, number: int) -> None:
+        self.jobs[number % len(self.jobs)].cancel()
+
+    @rule(mb=st.sampled_from([0.0, 1000.0]))
+    def shrink(self, mb: float) -> None:
+        if self.pool is not None:
+            self.steps.start(self.pool.shrink_to(mb))
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, 400.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def look(self) -> None:
+        if self.pool is not None:
+            self.pool._look.set()
+
+    @invariant()
+    def holds(self) -> None:
+        self.steps.settle(30)
+        assert not self.background.done(), self.background
+        for token in self.hypervisor.made:
+            assert len(token.jobs) <= 1, "a machine was given to two jobs"
+            assert token.ends <= 1
+        doubtful = sum(count for fault, count in self.faults.items() if fault not in HOSTS)
+        assert self.snapshots.discarded <= doubtful, "a snapshot was discarded for the host's faults"
+
+    def teardown(self) -> None:
+        try:
+            self.background.cancel()
+            for _ in range(300):
+                self.steps.settle()
+                if not any(
+                    self.gates.open(name, 0) for name in ("start", "clone", "wake", "open", "insert", "job")
+                ) and (not self.gates.open("end", 0) and not self.gates.open("make", 0)):
+                    break
+            self.steps.settle()
+            assert all(job.done() for job in self.jobs), self.gates.waiting
+            assert self.background.done()
+            assert [token.ends for token in self.hypervisor.made] == [1] * len(self.hypervisor.made)
+            for job in self.jobs:
+                if not job.cancelled() and job.exception() is not None:
+                    assert isinstance(job.exception(), (MachineError, HostError, OSError)), job.exception()
+            assert self.supply.pids() == []
+        finally:
+            self.patch.undo()
+            self.quiet.__exit__(None, None, None)
+            self.steps.close()
+
+
+SupplyMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestSupplyInterleavings = SupplyMachine.TestCase

@@ -1,0 +1,70 @@
+"""What is made of machines that die while they boot: one without a clock is replaced, any other is told of."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from belljar.model.errors import MachineDied, MachineTimeout
+from belljar.node.machines.boot import NoClock
+from belljar.node.machines.protocol import Machine
+from belljar.node.machines.provision.provisioner import booted
+from support.agent_process import ProcessMachine
+
+
+class Boots:
+    """Machines that are processes of a shell, each started with what it says and does."""
+
+    def __init__(self, *consoles: bytes, ends: bool = True) -> None:
+        self.left = list(consoles)
+        self.ends = ends
+        self.ended = 0
+
+    @asynccontextmanager
+    async def start(self) -> AsyncIterator[Machine]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                "true" if self.ends else "cat", stdin=asyncio.subprocess.PIPE
+            )
+            reader, writer = await asyncio.open_connection(sock=ours)
+            if not self.ends:
+                theirs = theirs.dup()
+        machine = ProcessMachine(process, reader, writer)
+        machine.console.add(self.left.pop(0))
+        try:
+            yield machine
+        finally:
+            writer.close()
+            theirs.close()
+            await machine.kill()
+            self.ended += 1
+
+
+async def test_a_machine_without_a_clock_is_replaced_twice_at_most() -> None:
+    boots = Boots(*[b"belljar-agent: no clock\n"] * 5)
+    with pytest.raises(NoClock):
+        async with AsyncExitStack() as held:
+            await booted(boots.start, 10, held)
+    assert (len(boots.left), boots.ended) == (2, 3)
+
+
+async def test_any_other_death_is_told_at_once() -> None:
+    boots = Boots(b"Kernel panic\n", b"")
+    with pytest.raises(MachineDied, match="process ended") as caught:
+        async with AsyncExitStack() as held:
+            await booted(boots.start, 10, held)
+    assert not isinstance(caught.value, NoClock)
+    assert (len(boots.left), boots.ended) == (1, 1)
+
+
+async def test_a_machine_that_says_nothing_is_given_up() -> None:
+    boots = Boots(b"", ends=False)
+    with pytest.raises(MachineTimeout):
+        async with AsyncExitStack() as held:
+            await booted(boots.start, 0.2, held)
+    assert boots.ended == 1

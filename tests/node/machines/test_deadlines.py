@@ -1,0 +1,78 @@
+"""Deadlines stretch with `boot_timeout_seconds`, wherever somebody waits for a machine."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from belljar.model.errors import MachineTimeout
+from belljar.node.guest.connection import Session
+from belljar.node.machines.provision import preparation as preparation_module
+from belljar.node.machines import probe as probe_module
+from belljar.node.machines.deadlines import patience
+from belljar.node.machines.provision.warm_up import wake
+from belljar.node.machines.probe import probe
+from belljar.node.machines.protocol import Death
+
+
+def test_no_deadline_gets_shorter() -> None:
+    assert [patience(seconds) for seconds in (1, 60, 90, 600)] == [1, 1, 1.5, 10]
+
+
+class Silent:
+    """A machine that lives and says nothing."""
+
+    id, phases, console = "silent", {}, None  # type: ignore[var-annotated]
+
+    async def start(self) -> None:
+        self._ours, self._theirs = socket.socketpair()
+        self.reader, self.writer = await asyncio.open_connection(sock=self._ours)
+
+    def close(self) -> None:
+        self.writer.close()
+        self._theirs.close()
+
+    async def death(self) -> Death:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+@asynccontextmanager
+async def silent(*_: object) -> AsyncIterator[Silent]:
+    machine = Silent()
+    await machine.start()
+    try:
+        yield machine
+    finally:
+        machine.close()
+
+
+async def test_a_clone_is_given_as_much_longer_as_a_boot_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation_module, "_WAKE_SECONDS", 0.05)
+    async with silent() as machine:
+        for boot_seconds, shown in ((60, "0.05 s"), (240, "0.2 s")):
+            with pytest.raises(MachineTimeout, match=shown):
+                await wake(cast(Any, machine), boot_seconds, silence_seconds=0)
+
+
+async def test_the_probe_is_given_longer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_module, "_SECONDS", 0.05)
+    hypervisor, image = SimpleNamespace(machine=silent), SimpleNamespace(root=None)
+    for boot_seconds, shown in ((60, "within 0.05 s"), (240, "within 0.2 s")):
+        monkeypatch.setattr(probe_module, "MachineSpec", lambda **_: None)
+        result = await probe(cast(Any, hypervisor), cast(Any, image), boot_seconds)
+        assert result.slow and shown in str(result.fault)
+
+
+async def test_an_agents_answers_are_waited_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("belljar.node.guest.connection._AGENT_SECONDS", 0.05)
+    async with silent() as machine:
+        session = Session(machine.reader, machine.writer, patience=4)
+        with pytest.raises(MachineTimeout, match=r"within 0\.2 s"):
+            await session.suspend()

@@ -1,0 +1,135 @@
+"""Which hypervisor is chosen, and why: over real probes where they can run, over what is remembered elsewhere."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from belljar.model.errors import HostError, MissingTool
+from belljar.images.catalog import Images
+from belljar.model.image import Image
+from belljar.node.machines import selector as choose
+from belljar.node.machines.selector import Chooser
+from belljar.settings import Settings
+from support.firecracker.building import build_stand_ins
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_file(data_dir: Path) -> None:
+    (data_dir / "belljar.toml").unlink()
+
+
+@pytest.fixture
+def shell(data_dir: Path) -> Image:
+    return Images(data_dir).get("shell")
+
+
+@pytest.fixture
+def with_kvm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A device that opens, whatever this host has."""
+    device = tmp_path / "kvm"
+    device.touch()
+    monkeypatch.setattr(choose, "KVM", device)
+    return device
+
+
+async def test_without_kvm_it_is_software_emulation(
+    data_dir: Path, shell: Image, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(choose, "KVM", tmp_path / "absent")
+    choice = await Chooser(Settings(data_dir=data_dir)).choose(shell)
+    assert (choice.hypervisor, choice.accelerator) == ("qemu", "tcg")
+    assert choice.reason == "this host has no /dev/kvm"
+
+
+@pytest.mark.root
+async def test_a_kvm_that_may_not_be_opened_is_said_to_be_that(
+    data_dir: Path, shell: Image, with_kvm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose.os, "access", lambda path, mode: path != with_kvm)
+    choice = await Chooser(Settings(data_dir=data_dir)).choose(shell)
+    assert choice.reason == "this user may not open /dev/kvm"
+
+
+@pytest.mark.root
+async def test_firecracker_is_chosen_when_it_boots_the_real_kernel(
+    data_dir: Path, shell: Image, with_kvm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("belljar.node.machines.probe._SECONDS", 60.0)  # emulation behind the stand-in is slow
+    firecracker, jailer = build_stand_ins(tmp_path / "programs")
+    settings = Settings(data_dir=data_dir, firecracker=str(firecracker), jailer=str(jailer))
+    choice = await Chooser(settings).choose(shell)
+    assert (choice.hypervisor, choice.accelerator) == ("firecracker", "kvm"), choice.reason
+    assert "booted the image's kernel in" in choice.reason
+
+    async def never(*_: object) -> None:
+        raise AssertionError("a remembered answer is not found out again")
+
+    monkeypatch.setattr(choose, "probe", never)
+    again = Chooser(settings)
+    assert await again.choose(shell) == choice
+    assert (await again.hypervisor(shell)).name == "firecracker"
+
+
+@pytest.mark.root
+async def test_a_firecracker_that_cannot_be_used_is_named_in_the_reason_and_qemu_tried(
+    data_dir: Path, shell: Image, with_kvm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("belljar.node.machines.probe._SECONDS", 0.01)
+    firecracker, jailer = build_stand_ins(tmp_path / "programs", version="1.2.0")
+    choice = await Chooser(Settings(data_dir=data_dir, firecracker=str(firecracker), jailer=str(jailer))).choose(shell)
+    assert (choice.hypervisor, choice.accelerator) == ("qemu", "tcg")
+    assert "Firecracker 1.2.0 is too old" in choice.reason and "under qemu" in choice.reason
+
+
+@pytest.mark.root
+async def test_another_firecracker_is_asked_anew(
+    data_dir: Path, shell: Image, with_kvm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("belljar.node.machines.probe._SECONDS", 0.01)
+    firecracker, jailer = build_stand_ins(tmp_path / "programs")
+    settings = Settings(data_dir=data_dir, firecracker=str(firecracker), jailer=str(jailer))
+    first = await Chooser(settings).choose(shell)
+    assert (first.accelerator, first.doubtful) == ("tcg", True)  # it was only too slow: asked again another day
+    build_stand_ins(tmp_path / "programs", version="1.3.0")
+    assert "1.3.0 is too old" in (await Chooser(settings).choose(shell)).reason
+
+
+async def test_what_the_settings_say_is_not_found_out(data_dir: Path, shell: Image) -> None:
+    for hypervisor, accelerator in (("qemu", "tcg"), ("qemu", "kvm"), ("auto", "tcg")):
+        settings = Settings(data_dir=data_dir, hypervisor=hypervisor, accelerator=accelerator)
+        choice = await Chooser(settings).choose(shell)
+        assert (choice.hypervisor, choice.accelerator) == ("qemu", accelerator)
+        assert choice.reason == "the settings say so"
+
+
+async def test_firecracker_without_kvm_is_refused(data_dir: Path, shell: Image) -> None:
+    settings = Settings(data_dir=data_dir, hypervisor="firecracker", accelerator="tcg")
+    with pytest.raises(HostError, match="with KVM alone"):
+        await Chooser(settings).choose(shell)
+
+
+async def test_a_firecracker_that_is_asked_for_and_absent_is_an_error(data_dir: Path, shell: Image) -> None:
+    settings = Settings(data_dir=data_dir, hypervisor="firecracker", firecracker="no-such-firecracker")
+    with pytest.raises(MissingTool, match="no-such-firecracker not found"):
+        await Chooser(settings).hypervisor(shell)
+
+
+async def test_an_image_for_another_architecture_is_refused(data_dir: Path, shell: Image) -> None:
+    other = "aarch64" if platform.machine() == "x86_64" else "x86_64"
+    foreign = shell.model_copy(update={"manifest": shell.manifest.model_copy(update={"architecture": other})})
+    with pytest.raises(HostError, match=f"is for {other}"):
+        await Chooser(Settings(data_dir=data_dir)).choose(foreign)
+
+
+async def test_a_memory_that_cannot_be_read_or_written_is_no_obstacle(
+    data_dir: Path, shell: Image, with_kvm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("belljar.node.machines.probe._SECONDS", 0.01)
+    (data_dir / "cache").write_text("no folder")
+    settings = Settings(data_dir=data_dir, firecracker="no-such-firecracker")
+    assert (await Chooser(settings).choose(shell)).hypervisor == "qemu"

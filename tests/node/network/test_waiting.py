@@ -1,0 +1,121 @@
+"""A machine that waits with its network up: what it reaches before any job's policy is applied, and what after."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+
+import dns.message
+import pytest
+
+from belljar.model.errors import NetworkError
+from belljar.node.network.policy import NameRule, NetworkRule, Policy
+from belljar.node.network.pool import SlotPool
+from belljar.settings import Settings
+from node.network.conftest import network
+from node.network.test_policies import run
+from support.internet import METADATA, NAMESERVER, WEB, Answering, Guest, Internet, guest, listen
+
+pytestmark = pytest.mark.root
+
+OPEN = Policy(open=True)
+
+
+def ask(machine: Guest, name: str) -> None:
+    """A question that nobody need answer."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.sendto(dns.message.make_query(name, "A").to_wire(), (machine.slot.gateway, 53))
+
+
+async def test_until_a_policy_is_applied_a_machine_reaches_nothing(pool: SlotPool, world: Internet) -> None:
+    world.nameserver.zone["www.example.org"] = [WEB]
+    with listen("0.0.0.0", 28081) as server:
+        host = Answering(server, b"host")
+        server.setblocking(False)
+        async with pool.plugged() as slot:
+            with guest(slot) as machine:
+                for address in (WEB, NAMESERVER, METADATA, "10.99.0.1"):
+                    assert await run(machine.refused, address)
+                assert await run(machine.refused, "10.99.0.1", 28081)
+                with pytest.raises(TimeoutError):
+                    await run(machine.lookup, "www.example.org", timeout=0.5)
+                assert world.nameserver.asked == [] and world.web.peers == []
+                with pytest.raises(BlockingIOError):
+                    host.socket.accept()
+                async with pool.opened(slot, OPEN):
+                    assert await run(machine.get, WEB) == b"web"
+                    assert await run(machine.addresses, "www.example.org") == [WEB]
+
+
+async def test_what_waits_gets_exactly_the_policy_that_is_applied(pool: SlotPool, world: Internet) -> None:
+    world.nameserver.zone["www.example.org"] = [WEB]
+    policies = [
+        Policy(networks=(NetworkRule(network(f"{WEB}/32"), 80),)),
+        Policy(names=(NameRule("www.example.org", port=443),)),
+        Policy(),
+    ]
+    reached = []
+    for policy in policies:
+        async with pool.plugged() as slot:
+            with guest(slot) as machine:
+                await asyncio.sleep(0.1)
+                async with pool.opened(slot, policy):
+                    found = await run(machine.addresses, "www.example.org")
+                    refused = [await run(_refused, machine, port) for port in (80, 443)]
+                    reached.append((found, refused))
+    assert reached == [([], [False, True]), ([WEB], [True, False]), ([], [True, True])]
+
+
+def _refused(machine: Guest, port: int) -> bool:
+    try:
+        return machine.refused(WEB, port)
+    except AssertionError:
+        return False
+
+
+async def test_questions_from_before_the_policy_open_nothing(pool: SlotPool, world: Internet) -> None:
+    """They wait in the resolver's socket, and are held to the policy when it comes."""
+    world.nameserver.zone |= {"www.example.org": [WEB], "other.example.org": [WEB]}
+    async with pool.plugged() as slot:
+        with guest(slot) as machine:
+            for _ in range(50):
+                await run(machine.do, lambda: ask(machine, "other.example.org"))
+            async with pool.opened(slot, Policy(names=(NameRule("www.example.org"),))) as attachment:
+                await asyncio.sleep(0.3)
+                assert await run(machine.refused, WEB)
+                traffic = await attachment.traffic()
+                assert traffic is not None and traffic.refused[0].name == "other.example.org"
+    assert world.nameserver.asked == []
+
+
+async def test_a_machine_that_waits_in_vain_leaves_nothing(
+    pool: SlotPool, unchanged_host: dict[str, str], world: Internet
+) -> None:
+    async with pool.plugged() as slot:
+        assert slot.namespace.exists()
+    async with asyncio.timeout(10):
+        while slot.namespace.exists():
+            await asyncio.sleep(0.01)
+
+
+# An event loop that could not be made complains of its own missing parts when it is collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("spare", range(0, 24, 3))
+async def test_a_network_that_lacked_files_is_made_once_there_are_some(
+    unchanged_host: dict[str, str], network_settings: Settings, spare: int
+) -> None:
+    """Whatever runs out half-way: the one who asked is told what to raise, and the next one is given a network."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with SlotPool(network_settings) as pool:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + spare, hard))
+        try:
+            async with pool.plugged() as slot:
+                pass
+        except NetworkError as error:
+            assert "files" in error.message, error.message
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        async with asyncio.timeout(20), pool.plugged() as slot:
+            assert slot.namespace.exists()

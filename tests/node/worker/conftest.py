@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from support.worker_harness import Bed, build_agent, opened_bed
+
+
+@pytest.fixture(scope="session")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real agent, to be run as an ordinary process."""
+    return build_agent(tmp_path_factory.mktemp("agent"))
+
+
+@pytest.fixture
+async def bed(agent: Path, tmp_path: Path) -> AsyncIterator[Bed]:
+    """A data folder with a store, blobs and an image, for workers without virtual machines."""
+    async with opened_bed(tmp_path / "data", agent) as bed:
+        yield bed

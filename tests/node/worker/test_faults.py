@@ -1,0 +1,210 @@
+"""What fails around a job: the worker goes on, a script that ended is never run again, and nothing is left over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from belljar.model.errors import DiskFull, HostError
+from belljar.model.job import Job
+from belljar.model.states import Status
+from support.worker_harness import EIO, EMFILE, ENOSPC, Bed
+
+Error = Callable[[], Exception]
+
+#: What a job does on its way, in order.
+BEFORE_THE_SCRIPT = [
+    "claims.claim",
+    "images.verify",
+    "scripts.disk",
+    "blobs.get_bytes",
+    "preparations.of",
+    "supply.machine",
+]
+AFTER_THE_SCRIPT = ["claims.running", "blobs.put_file", "claims.finish"]
+BESIDE_THE_JOB = ["claims.renew", "claims.expire", "claims.cancel_requested", "claims.statuses", "nodes.heartbeat"]
+ERRORS: dict[str, Error] = {
+    "refuses": lambda: HostError("it refuses"),
+    "full": lambda: DiskFull("no room left"),
+    "EMFILE": EMFILE,
+    "ENOSPC": ENOSPC,
+    "EIO": EIO,
+    "bug": lambda: RuntimeError("a bug"),
+}
+
+
+def counting(folder: Path, code: int = 0) -> str:
+    """A script that notes each of its runs."""
+    return f"echo ran >> {folder}/runs; cat; echo made > out.txt; sleep 0.1; exit {code}"
+
+
+def runs(folder: Path) -> int:
+    noted = folder / "runs"
+    return len(noted.read_text().splitlines()) if noted.exists() else 0
+
+
+async def run_with(bed: Bed, folder: Path, **options: object) -> Job:
+    job = await bed.submit(counting(folder), stdin=b"input", artifacts=("*.txt",), **options)
+    async with bed.working() as worker:
+        found = await bed.ended(job)
+        async with asyncio.timeout(10):
+            while worker.capacity.jobs:
+                await asyncio.sleep(0.01)
+    assert bed.hypervisor.alive == 0
+    return found
+
+
+@pytest.mark.parametrize("error", [name for name in ERRORS if name != "bug"])
+@pytest.mark.parametrize("call", BEFORE_THE_SCRIPT)
+async def test_what_is_refused_for_a_moment_before_the_script_costs_no_attempt(
+    bed: Bed, tmp_path: Path, call: str, error: str
+) -> None:
+    rule = bed.faults.refuse(call, ERRORS[error], times=3)
+    found = await run_with(bed, tmp_path)
+    assert rule.met == 3
+    assert (found.status, found.attempt, found.error) == (Status.SUCCEEDED, 1, None)
+    assert runs(tmp_path) == 1
+    assert bed.leftovers() == []
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("call", AFTER_THE_SCRIPT)
+async def test_what_is_refused_after_the_script_does_not_run_it_again(
+    bed: Bed, tmp_path: Path, call: str, error: str
+) -> None:
+    rule = bed.faults.refuse(call, ERRORS[error], times=3)
+    found = await run_with(bed, tmp_path)
+    assert rule.met >= 2 or call == "claims.running"
+    assert (found.status, found.exit_code, found.attempt) == (Status.SUCCEEDED, 0, 1)
+    assert runs(tmp_path) == 1
+    assert found.error is None or found.error.code == "artifacts_incomplete"
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("call", BESIDE_THE_JOB)
+async def test_what_fails_beside_a_job_does_not_touch_it(bed: Bed, tmp_path: Path, call: str, error: str) -> None:
+    bed.faults.refuse(call, ERRORS[error], times=2)
+    found = await run_with(bed, tmp_path)
+    assert (found.status, found.attempt) == (Status.SUCCEEDED, 1)
+    assert runs(tmp_path) == 1
+
+
+@pytest.mark.parametrize("error", ERRORS)
+async def test_blobs_that_refuse_for_good_leave_the_end_as_it_was(
+    bed: Bed, tmp_path: Path, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("belljar.node.worker.attempt.COLLECT_SECONDS", 0.5)
+    bed.faults.refuse("blobs.put_file", ERRORS[error])
+    found = await run_with(bed, tmp_path, timeout_seconds=30)
+    assert (found.status, found.exit_code, found.attempt) == (Status.SUCCEEDED, 0, 1)
+    assert found.error is not None and found.error.code == "artifacts_incomplete"
+    assert found.kept_artifacts == ()
+    assert runs(tmp_path) == 1
+
+
+async def test_a_log_that_could_not_be_kept_is_kept_later(bed: Bed) -> None:
+    job = await bed.submit("echo hello")
+    bed.faults.refuse("blobs.put_file")
+    log = bed.settings.data_dir / "run" / "logs" / f"{job.id}.log"
+    kept = bed.settings.data_dir / "blobs" / "jobs" / job.id / "log"
+    async with bed.working():
+        found = await bed.ended(job)
+        assert (found.status, found.error) == (Status.SUCCEEDED, None)
+        assert log.exists() and not kept.exists()
+        bed.faults.clear()
+        async with asyncio.timeout(10):
+            while log.exists():
+                await asyncio.sleep(0.02)
+    assert b"hello" in kept.read_bytes()
+    assert bed.leftovers() == []
+
+
+async def test_a_bug_loses_one_attempt_and_not_the_worker(bed: Bed, tmp_path: Path) -> None:
+    bed.faults.refuse("scripts.disk", lambda: RuntimeError("a bug"), times=1)
+    found = await run_with(bed, tmp_path)
+    assert (found.status, found.attempt) == (Status.SUCCEEDED, 2)
+    assert [lost.code for lost in found.lost_attempts] == ["internal_error"]
+    assert bed.leftovers() == []
+
+
+async def test_the_machine_is_gone_before_the_store_takes_the_end(bed: Bed, tmp_path: Path) -> None:
+    """A job's own scratch disk may be what fills the disk that its end is to be written to."""
+    bed.faults.refuse("claims.finish", lambda: DiskFull("no room left"))
+    job = await bed.submit(counting(tmp_path))
+    async with bed.working() as worker:
+        async with asyncio.timeout(10):
+            while not bed.faults.calls["claims.finish"] or list((bed.settings.data_dir / "machines" / "w1").iterdir()):
+                await asyncio.sleep(0.01)
+        assert bed.hypervisor.alive == 0
+        assert (await bed.get(job)).status in (Status.STARTING, Status.RUNNING)
+        bed.faults.clear()
+        found = await bed.ended(job)
+    assert (found.status, found.attempt) == (Status.SUCCEEDED, 1)
+    assert worker.capacity.jobs == 0
+
+
+async def test_a_machine_that_cannot_be_removed_does_not_undo_the_end(bed: Bed, tmp_path: Path) -> None:
+    bed.faults.refuse("supply.release", EIO)
+    found = await run_with(bed, tmp_path)
+    assert (found.status, found.attempt) == (Status.SUCCEEDED, 1)
+    assert runs(tmp_path) == 1
+
+
+@pytest.mark.parametrize("refused", ["claims.finish", "claims.*", "*.*"])
+async def test_stopping_ends_in_time_while_the_store_refuses_and_the_next_start_knows_the_end(
+    bed: Bed, tmp_path: Path, refused: str
+) -> None:
+    job = await bed.submit(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; {counting(tmp_path, code=7)}")
+    async with bed.working():
+        await bed.running(job)
+        bed.faults.refuse(refused)
+        (tmp_path / "go").touch()
+        async with asyncio.timeout(10):
+            while not bed.faults.calls["claims.finish"]:
+                await asyncio.sleep(0.01)
+    assert not (await bed.get(job)).status.terminal
+    bed.faults.clear()
+    async with bed.working():
+        found = await bed.ended(job)
+        async with asyncio.timeout(60):
+            while bed.leftovers():  # its log is brought away after its end was written
+                await asyncio.sleep(0.02)
+    assert (found.status, found.exit_code, found.attempt) == (Status.FAILED, 7, 1)
+    assert runs(tmp_path) == 1
+
+
+async def test_stopping_while_a_script_runs_gives_its_job_back(bed: Bed, tmp_path: Path) -> None:
+    job = await bed.submit("sleep 60")
+    async with bed.working():
+        await bed.running(job)
+    found = await bed.get(job)
+    assert found.status is Status.QUEUED and [lost.code for lost in found.lost_attempts] == ["worker_stopped"]
+    assert bed.hypervisor.alive == 0 and bed.leftovers() == []
+
+
+async def test_a_job_is_cancelled_while_its_blobs_refuse(bed: Bed) -> None:
+    bed.faults.refuse("blobs.get_bytes")
+    job = await bed.submit("cat", stdin=b"input")
+    async with bed.working():
+        await bed.until(job, lambda found: found.status is Status.STARTING)
+        await bed.cancel(job)
+        found = await bed.ended(job)
+    assert found.status is Status.CANCELLED
+    assert bed.hypervisor.made == []
+
+
+async def test_cancelling_ends_the_fetching_of_artifacts(bed: Bed) -> None:
+    bed.faults.hang("blobs.put_file")
+    job = await bed.submit("echo made > out.txt", artifacts=("*.txt",))
+    async with bed.working():
+        async with asyncio.timeout(10):
+            while not bed.faults.calls["blobs.put_file"]:
+                await asyncio.sleep(0.01)
+        await bed.cancel(job)
+        found = await bed.ended(job)
+    assert (found.status, found.exit_code) == (Status.SUCCEEDED, 0)
+    assert found.error is not None and found.error.code == "artifacts_incomplete"
+    assert "cancelled" in found.error.message

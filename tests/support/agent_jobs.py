@@ -1,0 +1,65 @@
+"""`belljar` whose machines are processes of the agent: everything of `belljar run` but the hypervisor is the real one.
+
+Called as `agent_jobs.py AGENT WORKING_FOLDER SCRIPT belljar's words…`; the job is Python of this host on SCRIPT.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import belljar.node.worker.local_run as embedded
+from belljar.cli.main import main
+from support.agent_process import ProcessHypervisor
+
+agent, folder, script = sys.argv[1:4]
+hypervisor = ProcessHypervisor(Path(agent))
+
+
+class Chosen:
+    def __init__(self, settings: Any) -> None: ...
+
+    async def hypervisor(self, image: Any) -> ProcessHypervisor:
+        return hypervisor
+
+
+class Supplied:
+    def __init__(self, snapshots: Any) -> None: ...
+
+    @asynccontextmanager
+    async def machine(self, made_by: ProcessHypervisor, spec: Any, *_: Any) -> AsyncIterator[Any]:
+        async with made_by.ready(spec) as ready:
+            yield ready
+
+
+class Prepared:
+    def __init__(self, settings: Any) -> None: ...
+
+    async def of(self, image: Any) -> None: ...
+
+
+plan_attempt = embedded.plan_attempt
+
+
+def planned(job: Any, *rest: Any, **more: Any) -> Any:
+    plan = plan_attempt(job, *rest, **more)
+    command = replace(
+        plan.command,
+        argv=[sys.executable, "-u", script, *job.args],
+        env={"PATH": os.environ["PATH"]},
+        cwd=folder,
+        isolated=False,
+        prefork="",
+    )
+    return replace(plan, command=command)
+
+
+patched: Any = embedded
+patched.Chooser, patched.Supply, patched.Preparations, patched.plan_attempt = Chosen, Supplied, Prepared, planned
+sys.argv[:] = ["belljar", *sys.argv[4:]]
+main()

@@ -1,0 +1,142 @@
+"""A machine that is only the agent's process: attempts end to end without booting anything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from belljar.node.guest.wire import Stream
+from belljar.node.machines.protocol import Console, Death, DeathCause, Machine, MachineSpec
+from belljar.node.machines.provision.provisioner import Ready, Source, booted
+from belljar.node.worker.attempt import AttemptEnd
+
+
+@dataclass(eq=False)
+class ProcessMachine:
+    """The protocol's Machine over one agent process."""
+
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    id: str = "process"
+    console: Console = field(default_factory=lambda: Console(1000))
+    phases: dict[str, float] = field(default_factory=dict)
+
+    def pids(self) -> list[int]:
+        return [self.process.pid]
+
+    async def death(self) -> Death:
+        await self.process.wait()
+        return Death(cause=DeathCause.GUEST_EXIT, message="the agent's process ended")
+
+    async def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+
+
+@dataclass
+class ProcessHypervisor:
+    """Makes agent processes; counts what it made and what is left."""
+
+    agent: Path
+    name: str = "process"
+    accelerator: str = "none"
+    version: str = "0"
+    alive: int = 0
+    made: list[ProcessMachine] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def ready(self, spec: MachineSpec) -> AsyncIterator[Ready]:
+        """As a supply without snapshots gives it."""
+        async with AsyncExitStack() as held:
+            yield await booted(lambda: self.machine(spec), 10, held)
+
+    @asynccontextmanager
+    async def machine(self, spec: MachineSpec) -> AsyncIterator[Machine]:
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                command = [*_jail(), str(self.agent), "--fd", str(theirs.fileno()), "/nonexistent"]
+                process = await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+        machine = ProcessMachine(process, reader, writer)
+        machine.console.add(b"booted\n")
+        self.made.append(machine)
+        self.alive += 1
+        try:
+            yield machine
+        finally:
+            writer.close()
+            await machine.kill()
+            self.alive -= 1
+
+
+def _jail() -> list[str]:
+    """Before the agent's command: what makes its processes die with it, and it with this process, as a machine does."""
+    if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("setpriv"):
+        return []
+    # The shell is the first process of the namespace: with it all others end.
+    inside = ["sh", "-c", '"$@"; exit $?', "sh"]
+    return ["setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--pid", "--kill-child=KILL", *inside]
+
+
+@dataclass
+class Listener:
+    """An audience that keeps what it is told."""
+
+    stdout: bytearray = field(default_factory=bytearray)
+    stderr: bytearray = field(default_factory=bytearray)
+    files: dict[str, bytearray] = field(default_factory=dict)
+    started_count: int = 0
+    console_text: bytes = b""
+    source: str | None = None
+    over: bool = False
+
+    def __post_init__(self) -> None:
+        self.output = self
+        self.artifacts = _Files(self.files)
+
+    async def write(self, stream: Stream, data: bytes) -> None:
+        (self.stdout if stream is Stream.STDOUT else self.stderr).extend(data)
+
+    def full(self, stream: Stream) -> bool:
+        return False
+
+    def took(self, source: Source) -> None:
+        self.source = source
+
+    def started(self) -> None:
+        self.started_count += 1
+
+    def script_ended(self, end: AttemptEnd) -> None:
+        self.over = end.is_over
+
+    def console(self, data: bytes, dropped_bytes: int) -> None:
+        self.console_text = data
+
+
+@dataclass
+class _Files:
+    files: dict[str, bytearray]
+    current: str = ""
+
+    async def begin(self, path: str, size: int) -> None:
+        self.current = path
+        self.files[path] = bytearray()
+
+    async def write(self, data: bytes) -> None:
+        self.files[self.current] += data
+
+    async def end(self) -> None:
+        pass

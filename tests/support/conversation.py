@@ -1,0 +1,111 @@
+"""What the guest's tests share: the agent's source and flags, a sink in memory, a conversation with a process."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from belljar.node.guest.command import Command
+from belljar.node.guest.connection import Session
+from belljar.node.guest.wire import Exited, Started, Stream
+
+AGENT = Path(str(files("belljar.node.guest") / "agent"))
+PREFORK = AGENT.with_name("prefork")
+WARNINGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def compile_with_agent(out: Path, main: Path, *options: str, sanitizers: Sequence[str] = SANITIZERS) -> None:
+    """Compile the agent's files with `main` for their main.c, with warnings as errors. Skips the test without gcc."""
+    compiler = shutil.which("gcc")
+    if not compiler:
+        pytest.skip("gcc is not installed")
+    sources = [str(path) for path in sorted(AGENT.glob("*.c")) if path.name != "main.c"]
+    command = [compiler, *WARNINGS, *sanitizers, *options, f"-I{AGENT}", "-o", str(out), str(main), *sources]
+    subprocess.run(command, check=True, timeout=240)
+
+
+@dataclass
+class Collector:
+    """Keeps output and artifacts in memory."""
+
+    output: dict[Stream, bytearray] = field(
+        default_factory=lambda: {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
+    )
+    full_after: int | None = None
+    files: dict[str, bytearray] = field(default_factory=dict)
+    current: str = ""
+    delay: float = 0
+
+    async def write(self, stream_or_data: Stream | bytes, data: bytes | None = None) -> None:
+        if data is None:
+            assert isinstance(stream_or_data, bytes)
+            self.files[self.current] += stream_or_data
+            return
+        assert isinstance(stream_or_data, Stream)
+        if self.delay:
+            await asyncio.sleep(self.delay)
+        self.output[stream_or_data] += data
+
+    def full(self, stream: Stream) -> bool:
+        return self.full_after is not None and len(self.output[stream]) >= self.full_after
+
+    async def begin(self, path: str, size: int) -> None:
+        self.current = path
+        self.files[path] = bytearray()
+
+    async def end(self) -> None:
+        pass
+
+    @property
+    def stdout(self) -> bytes:
+        return bytes(self.output[Stream.STDOUT])
+
+    @property
+    def stderr(self) -> bytes:
+        return bytes(self.output[Stream.STDERR])
+
+
+class Conversation:
+    """A session with a process of the agent."""
+
+    def __init__(self, session: Session, process: subprocess.Popen[bytes], folder: Path) -> None:
+        self.session = session
+        self.process = process
+        self.folder = folder
+        self.started: list[Started] = []
+
+    async def run(
+        self,
+        *argv: str,
+        env: dict[str, str] | None = None,
+        stdin: bytes = b"",
+        sink: Collector | None = None,
+        keep: bool = False,
+    ) -> tuple[Exited, Collector]:
+        sink = sink or Collector()
+        command = Command(
+            argv=argv,
+            env={"PATH": "/usr/bin:/bin"} | (env or {}),
+            cwd=str(self.folder),
+            isolated=False,
+            keep=keep,
+        )
+        async with asyncio.timeout(60):
+            return await self.session.run(command, stdin, sink, self.started.append), sink
+
+
+def hang_up(session: Session) -> None:
+    """Close the stream to the agent, which then ends its machine."""
+    session._writer.close()
+
+
+Converse = Callable[[], AbstractAsyncContextManager[Conversation]]

@@ -1,0 +1,90 @@
+"""The real application over real services in a folder, asked without a socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from belljar.control.api.admin_key import ensure_admin_key
+from belljar.control.api.app import create_app
+from belljar.control.api.services import Services, open_services
+from belljar.model.job import Job, MachineInfo, Timings
+from belljar.model.outcome import Outcome
+from belljar.model.states import Status
+from belljar.system.local_server import read_admin_key
+from belljar.settings import Settings
+
+URL = "http://127.0.0.1:8080"
+
+
+@dataclass(frozen=True)
+class Served:
+    """An application, its services, and a caller that holds the admin key."""
+
+    services: Services
+    http: httpx.AsyncClient
+    transport: httpx.ASGITransport
+
+    def caller(self, secret: str | None = None) -> httpx.AsyncClient:
+        """A caller with that key, or with none."""
+        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        return httpx.AsyncClient(transport=self.transport, base_url=URL, headers=headers)
+
+    async def caller_of(self, project: str) -> httpx.AsyncClient:
+        """A caller with a new key of that project."""
+        _, secret = await self.services.keys.create(project, "test")
+        return self.caller(secret)
+
+    async def upload(self, code: str = "print(1)", **fields: str) -> str:
+        response = await self.http.post("/v1/scripts", files={"script": ("hello.py", code.encode())}, data=fields)
+        assert response.status_code == 201, response.text
+        return str(response.json()["script_id"])
+
+    async def submit(self, **options: Any) -> dict[str, Any]:
+        body = {"code": "print(1)", "language": "python", **options}
+        response = await self.http.post("/v1/jobs", json=body)
+        assert response.status_code == 202, response.text
+        job: dict[str, Any] = response.json()
+        return job
+
+    async def begin(self) -> Job:
+        """What a worker does with the next job: takes it and says that it runs."""
+        job = await self.services.claims.claim("w1", vcpus=64, memory_mb=1 << 20, lease_seconds=30)
+        assert job is not None
+        machine = MachineInfo(source="boot", hypervisor="qemu", accelerator="tcg")
+        claims = self.services.claims
+        assert await claims.running("w1", job, started_at=datetime.now(UTC), machine=machine, timings=Timings())
+        self.services.changes.notify(job.id)
+        return job
+
+    async def end(self, job: Job, status: Status = Status.SUCCEEDED, **found: Any) -> None:
+        """What a worker writes at a job's end."""
+        outcome = Outcome(status=status, finished_at=datetime.now(UTC), **found)
+        assert await self.services.claims.finish("w1", job, outcome)
+        self.services.changes.notify(job.id)
+
+
+@asynccontextmanager
+async def served(data_dir: Path, **settings: Any) -> AsyncIterator[Served]:
+    async with open_services(Settings(data_dir=data_dir, **settings)) as services:
+        await ensure_admin_key(services.keys, data_dir)
+        transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
+        headers = {"Authorization": f"Bearer {read_admin_key(data_dir)}"}
+        async with httpx.AsyncClient(transport=transport, base_url=URL, headers=headers) as http:
+            yield Served(services, http, transport)
+
+
+def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The problem document that the response must be (RFC 9457)."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert (body["code"], body["status"]) == (code, status)
+    assert body["title"] and body["detail"] and "\n" not in body["detail"]
+    return body

@@ -1,0 +1,168 @@
+"""Many jobs through workers that are killed, over a store and blobs that refuse: what is lost, doubled or left over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from belljar.control.logs.log import JobLog, LogStream
+from belljar.control.blobs.store import open_blobs
+from belljar.model.job import Job
+from belljar.model.states import Status
+from belljar.control.store.nodes import SqlNodes
+from support.worker_harness import Bed
+from support.worker_harness_process import worker_process
+
+#: What goes wrong for a while: lines of PATTERN PROBABILITY; most of the time nothing does.
+TROUBLES = (
+    "",
+    "",
+    "claims.* 0.2\n",
+    "blobs.* 0.3\n",
+    "claims.* 1\n",
+    "blobs.* 1\n",
+    "*.* 0.05\n",
+    "supply.machine 0.3\nscripts.disk 0.3\nnodes.* 0.5\n",
+)
+
+
+@dataclass
+class Report:
+    """What came of it. Everything but the first four should be empty."""
+
+    jobs: int
+    statuses: Counter[str] = field(default_factory=Counter)
+    attempts: Counter[int] = field(default_factory=Counter)
+    kills: int = 0
+    #: Jobs whose script was over, on the word of the worker that ran it, more than once.
+    doubled: list[str] = field(default_factory=list)
+    #: Jobs that did not end, or not as their scripts do.
+    lost: list[str] = field(default_factory=list)
+    #: Jobs whose kept output is not what their last attempt said.
+    output: list[str] = field(default_factory=list)
+    leaked: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.doubled or self.lost or self.output or self.leaked)
+
+
+def script_of(number: int) -> str:
+    """A script of up to half a second that says who it is, leaves an artifact, and ends with a code of its own."""
+    pause = (number % 10) * 0.05
+    return f"cat; echo job {number}; sleep {pause}; echo made > out{number}.txt; exit {number % 3}"
+
+
+async def soak(bed: Bed, agent: Path, count: int, *, workers: int, kill_seconds: float, seed: int) -> Report:
+    """Run so many jobs. Every `kill_seconds`, on average, one worker is killed and started again."""
+    chance, report = random.Random(seed), Report(count)
+    jobs = [
+        await bed.submit(script_of(number), stdin=b"in\n", artifacts=("*.txt",), max_attempts=50)
+        for number in range(count)
+    ]
+    troubled = asyncio.create_task(_trouble(bed.settings.data_dir, chance))
+    names = [f"w{number}" for number in range(1, workers + 1)]
+    stop = asyncio.Event()
+    keepers = [asyncio.create_task(_keep(bed, agent, name, chance, kill_seconds, stop, report)) for name in names]
+    try:
+        await _until_ended(bed, count)
+        troubled.cancel()
+        (bed.settings.data_dir / "faults").write_text("")
+        await _until_quiet(bed, names, report)
+    finally:
+        troubled.cancel()
+        stop.set()
+        await asyncio.gather(*keepers)
+    for number, job in enumerate(jobs):
+        await _judge(bed, number, await bed.get(job), report)
+    report.doubled = _doubled(bed.settings.data_dir, names)
+    report.leaked += [name for name in bed.leftovers() if "machines/" not in name]
+    report.leaked += _processes_of(agent)
+    return report
+
+
+async def _trouble(data_dir: Path, chance: random.Random) -> None:
+    while True:
+        (data_dir / "faults.new").write_text(chance.choice(TROUBLES))
+        (data_dir / "faults.new").replace(data_dir / "faults")
+        await asyncio.sleep(chance.uniform(0.3, 2))
+
+
+async def _keep(
+    bed: Bed, agent: Path, name: str, chance: random.Random, kill_seconds: float, stop: asyncio.Event, report: Report
+) -> None:
+    """A worker of that name, killed and started again until told to stop."""
+    while not stop.is_set():
+        async with worker_process(bed.settings.data_dir, agent, name, bed.settings.lease_seconds) as process:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(chance.uniform(0.5, 1.5) * kill_seconds):
+                    await stop.wait()
+            if stop.is_set():
+                return
+            assert process.returncode is None, f"{name} ended by itself; its log is {name}.log in the data folder"
+            process.kill()
+            await process.wait()
+            report.kills += 1
+
+
+async def _until_ended(bed: Bed, count: int) -> None:
+    while True:
+        counts = await bed.jobs.counts()
+        if sum(number for status, number in counts.items() if status.terminal) == count:
+            return
+        await asyncio.sleep(0.2)
+
+
+async def _until_quiet(bed: Bed, names: list[str], report: Report) -> None:
+    """Wait until every worker says that it holds nothing and every log is in the blob store; tell when it does not."""
+    logs: list[str] = []
+    busy: list[str] = []
+    try:
+        async with asyncio.timeout(60):
+            while True:
+                nodes = {node.id: node for node in await SqlNodes(bed.database).list()}
+                busy = [name for name in names if nodes[name].running_jobs or nodes[name].vcpus_free != 4]
+                logs = [name for name in bed.leftovers() if name.endswith(".log")]
+                if not busy and not logs:
+                    return
+                await asyncio.sleep(0.2)
+    except TimeoutError:
+        report.leaked.append(f"capacity of {busy}, logs {logs}")
+
+
+async def _judge(bed: Bed, number: int, job: Job, report: Report) -> None:
+    report.statuses[job.status] += 1
+    report.attempts[job.attempt] += 1
+    expected = Status.FAILED if number % 3 else Status.SUCCEEDED
+    if (job.status, job.exit_code) != (expected, number % 3):
+        report.lost.append(f"{job.id}: {job.status} {job.exit_code} {job.error}")
+    log = JobLog(bed.settings.data_dir, open_blobs(bed.settings), job.id)
+    records = [record async for record in log.read()]
+    said = b"".join(each.data for each in records if each.stream is LogStream.STDOUT and each.attempt == job.attempt)
+    whole = said == b"in\njob %d\n" % number and job.logs.stdout_bytes == len(said)
+    told = job.logs.incomplete or (job.error is not None and job.error.code == "artifacts_incomplete")
+    if not (whole or job.logs.incomplete) or not (len(job.kept_artifacts) == 1 or told):
+        report.output.append(f"{job.id}: {said!r} {job.logs} {job.kept_artifacts} {job.error}")
+
+
+def _doubled(data_dir: Path, names: list[str]) -> list[str]:
+    text = "".join((data_dir / f"{name}.log").read_text() for name in names)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    ended = Counter(re.findall(r"script_ended .*?job=(\S+)", plain))
+    return [job for job, times in ended.items() if times > 1]
+
+
+def _processes_of(agent: Path) -> list[str]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if os.fsencode(agent) in words and folder.name != str(os.getpid()) and b"worker.bed_process" not in words:
+                found.append(f"process {folder.name}")
+    return found

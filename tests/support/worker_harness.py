@@ -1,0 +1,398 @@
+"""A worker without virtual machines: the real worker, recorder, SQLite store and folder of blobs; a machine is a folder
+and the real agent's process, with its namespace of processes where root allows that.
+
+A script's disk is the text of a shell script, run in the machine's folder. Faults are put in front of the store, the
+blobs and the rest by name: `bed.faults.refuse("claims.finish", times=3)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fnmatch
+import hashlib
+import os
+import platform
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from belljar.control.blobs.store import open_blobs
+from belljar.model.errors import HostError
+from belljar.images.build import manifest_digest
+from belljar.images.catalog import Images, write_manifest
+from belljar.model.image import Image, Language, Manifest, Part
+from belljar.control.jobs.blob_names import stdin_blob
+from belljar.control.jobs.changes import Changes
+from belljar.model.ids import new_id
+from belljar.model.job import Job, Resources
+from belljar.model.states import Status
+from belljar.node.machines.provision.network_slot import Plug
+from belljar.node.machines.provision.warm_up import Preparation
+from belljar.node.machines.protocol import MachineSpec
+from belljar.node.machines.provision.provisioner import Ready, Supply, booted
+from belljar.control.scripts.disks import disk_blob
+from belljar.control.scripts.service import ScriptService
+from belljar.settings import Settings
+from belljar.control.store.claims import SqlClaims
+from belljar.control.store.database import Database
+from belljar.control.store.jobs import SqlJobs
+from belljar.control.store.nodes import SqlNodes
+from belljar.control.store.opening import open_database
+from belljar.control.store.scripts import SqlScripts
+from belljar.node.worker.capacity import Capacity
+from belljar.node.worker.retry import RetryTimes
+from belljar.node.worker.context import WorkerRooms
+from belljar.node.worker.worker import Worker
+from support.conversation import AGENT, compile_with_agent
+from support.agent_process import ProcessHypervisor
+
+#: Pauses that a test has time for.
+QUICK = RetryTimes(
+    first_pause_seconds=0.01,
+    max_pause_seconds=0.05,
+    prepare_seconds=20,
+    upload_seconds=2,
+    stop_seconds=2,
+    sweep_seconds=0.2,
+)
+SHELL = Language(name="shell", run=("sh", "{entrypoint}"))
+
+
+def build_agent(folder: Path) -> Path:
+    """The real agent, as a program of this host."""
+    binary = folder / "agent"
+    compile_with_agent(binary, AGENT / "main.c", sanitizers=[])
+    return binary
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Rule:
+    """What calls of these names meet, so many times."""
+
+    pattern: str
+    error: Callable[[], Exception] | None
+    left: float
+    after: bool
+    hang: bool = False
+    met: int = 0
+
+
+@dataclass
+class Faults:
+    """What goes wrong, by the names of methods such as `claims.finish` and `blobs.put_file`."""
+
+    rules: list[Rule] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def refuse(
+        self,
+        pattern: str,
+        error: Callable[[], Exception] = lambda: HostError("it refuses"),
+        *,
+        times: float = float("inf"),
+        after: bool = False,
+    ) -> Rule:
+        """Raise instead of doing it, or `after` it was done."""
+        self.rules.append(Rule(pattern, error, times, after))
+        return self.rules[-1]
+
+    def hang(self, pattern: str, times: float = float("inf")) -> Rule:
+        self.rules.append(Rule(pattern, None, times, after=False, hang=True))
+        return self.rules[-1]
+
+    def clear(self) -> None:
+        self.rules.clear()
+
+    def meet(self, name: str, *, after: bool = False) -> Rule | None:
+        """The rule that this call meets; raises its error."""
+        if not after:
+            self.calls[name] += 1
+        for rule in self.rules:
+            if rule.left > 0 and rule.after is after and fnmatch.fnmatch(name, rule.pattern):
+                rule.left -= 1
+                rule.met += 1
+                if rule.error is not None:
+                    raise rule.error()
+                return rule
+        return None
+
+
+def os_error(number: int) -> Callable[[], Exception]:
+    return lambda: OSError(number, os.strerror(number))
+
+
+EMFILE, ENOSPC, EIO = os_error(errno.EMFILE), os_error(errno.ENOSPC), os_error(errno.EIO)
+
+
+class Faulty:
+    """Stands in front of an object; its methods meet the faults of their names first."""
+
+    def __init__(self, target: Any, prefix: str, faults: Faults) -> None:
+        self._target = target
+        self._prefix = prefix
+        self._faults = faults
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        if not callable(value):
+            return value
+        called, faults = f"{self._prefix}.{name}", self._faults
+        if asyncio.iscoroutinefunction(value):
+
+            async def met(*args: Any, **options: Any) -> Any:
+                rule = faults.meet(called)
+                if rule is not None and rule.hang:
+                    await asyncio.get_running_loop().create_future()
+                result = await value(*args, **options)
+                faults.meet(called, after=True)
+                return result
+
+            return met
+
+        def direct(*args: Any, **options: Any) -> Any:
+            faults.meet(called)
+            return value(*args, **options)
+
+        return direct
+
+
+# --- machines ---------------------------------------------------------------------------------------------------------
+
+
+class FolderSession:
+    """A session with the agent of one folder: what belongs into /work happens there."""
+
+    def __init__(self, session: Any, folder: Path) -> None:
+        self._session = session
+        self._folder = folder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    async def run(self, command: Any, *rest: Any) -> Any:
+        place = str(self._folder)
+        argv = [word.replace("/work", place) for word in command.argv]
+        env = {**command.env, "HOME": place, "PATH": os.environ["PATH"]}
+        return await self._session.run(replace(command, argv=argv, env=env, cwd=place, isolated=False), *rest)
+
+
+class FolderSupply(Supply):
+    """Boots each machine as an agent's process in a folder of its own."""
+
+    def __init__(self, folder: Path, faults: Faults) -> None:
+        super().__init__(None)
+        shutil.rmtree(folder, ignore_errors=True)  # a killed worker's
+        self._folder = folder
+        self._faults = faults
+
+    @asynccontextmanager
+    async def machine(
+        self,
+        hypervisor: Any,
+        spec: MachineSpec,
+        preparation: Preparation,
+        boot_timeout_seconds: float,
+        plug: Plug | None = None,
+    ) -> AsyncIterator[Ready]:
+        self._faults.meet("supply.machine")
+        folder = self._folder / os.urandom(8).hex()
+        folder.mkdir(parents=True)
+        try:
+            assert spec.script_disk is not None
+            shutil.copyfile(spec.script_disk, folder / "main.sh")
+            async with AsyncExitStack() as held:
+                ready = await booted(lambda: hypervisor.machine(spec), boot_timeout_seconds, held)
+                self._in_use.add(ready.machine)
+                held.callback(self._in_use.discard, ready.machine)
+                yield replace(ready, session=FolderSession(ready.session, folder))
+            self._faults.meet("supply.release")
+        finally:
+            shutil.rmtree(folder)
+
+
+# --- the bed ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Bed:
+    """One data folder with a store and blobs, and workers over them."""
+
+    settings: Settings
+    database: Database
+    hypervisor: ProcessHypervisor
+    faults: Faults
+    image: Image
+    retry_times: RetryTimes = QUICK
+    changes: Changes = field(default_factory=Changes)
+
+    @property
+    def jobs(self) -> SqlJobs:
+        return SqlJobs(self.database)
+
+    async def submit(self, script: str, *, stdin: bytes = b"", **fields: Any) -> Job:
+        """Queue a job that runs this shell script."""
+        script_id = hashlib.sha256(script.encode()).hexdigest()
+        blobs = open_blobs(self.settings)
+        await blobs.put_bytes(disk_blob(script_id), script.encode())
+        standard: dict[str, Any] = {
+            "id": new_id("job"),
+            "project": "mine",
+            "script_id": script_id,
+            "status": Status.QUEUED,
+            "created_at": _now(),
+            "language": "shell",
+            "entrypoint": "main.sh",
+            "image": "bed",
+            "resources": Resources(vcpus=1, memory_mb=128),
+            "timeout_seconds": 30,
+            "stdin_bytes": len(stdin),
+        }
+        job = Job(**{**standard, **fields})
+        if stdin:
+            await blobs.put_bytes(stdin_blob(job.id), stdin)
+        await self.jobs.insert(job)
+        self.changes.notify_queued()
+        return job
+
+    async def get(self, job: Job) -> Job:
+        found = await self.jobs.get(None, job.id)
+        assert found is not None
+        return found
+
+    async def cancel(self, job: Job) -> None:
+        await self.jobs.cancel("mine", job.id)
+        self.changes.notify_cancelled()
+
+    async def until(self, job: Job, is_so: Callable[[Job], bool], seconds: float = 60) -> Job:
+        """The job as soon as that holds of it."""
+        async with asyncio.timeout(seconds):
+            while not is_so(found := await self.get(job)):
+                await asyncio.sleep(0.01)
+            return found
+
+    async def ended(self, job: Job, seconds: float = 60) -> Job:
+        return await self.until(job, lambda found: found.status.terminal, seconds)
+
+    async def running(self, job: Job) -> Job:
+        return await self.until(job, lambda found: found.status is Status.RUNNING)
+
+    def worker(
+        self, name: str = "w1", *, vcpus: int = 4, memory_mb: int = 4096, faults: Faults | None = None
+    ) -> Worker:
+        """A worker of its own over the bed's store; its faults are the bed's unless it is given some."""
+        faults, own = self.faults if faults is None else faults, self.node_settings(name)
+        blobs: Any = Faulty(open_blobs(own), "blobs", faults)
+        images = Images(own.data_dir)
+        scripts = ScriptService(SqlScripts(self.database), blobs, images, own)
+
+        async def hypervisor(image: Image) -> Any:
+            faults.meet("hypervisor")
+            return self.hypervisor
+
+        rooms: dict[str, Any] = {
+            "settings": own,
+            "claims": Faulty(SqlClaims(self.database), "claims", faults),
+            "nodes": Faulty(SqlNodes(self.database), "nodes", faults),
+            "scripts": Faulty(scripts, "scripts", faults),
+            "images": Faulty(images, "images", faults),
+            "blobs": blobs,
+            "changes": self.changes,
+            "hypervisor": hypervisor,
+            "supply": FolderSupply(own.data_dir / "machines" / name, faults),
+            "preparations": Faulty(_NothingToPrepare(own.data_dir), "preparations", faults),
+            "retry_times": self.retry_times,
+        }
+        return Worker(WorkerRooms(**rooms), name, Capacity(vcpus=vcpus, memory_mb=memory_mb))
+
+    def node_settings(self, name: str) -> Settings:
+        """w1 has the bed's folder; every other worker is a node with one of its own, over the same store and blobs."""
+        if name == "w1":
+            return self.settings
+        base = self.settings.data_dir
+        folder = base / "nodes" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (folder / "images").symlink_to(base / "images")
+        return self.settings.model_copy(update={"data_dir": folder, "blobs_url": f"file://{base / 'blobs'}"})
+
+    @asynccontextmanager
+    async def working(self, name: str = "w1", **options: Any) -> AsyncIterator[Worker]:
+        """A worker that works for the block, and is then stopped as by SIGTERM."""
+        worker = self.worker(name, **options)
+        task = asyncio.create_task(worker.run())
+        try:
+            yield worker
+            assert not task.done(), f"the worker ended by itself: {task}"
+        finally:
+            task.cancel()
+            async with asyncio.timeout(20):
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    def leftovers(self) -> list[str]:
+        """Files that nobody owns when no worker works, machines and scripts among them."""
+        run = self.settings.data_dir / "run"
+        kept = {"worker", "server.json"}
+        files = [
+            path for path in (*run.rglob("*"), *(self.settings.data_dir / "machines").rglob("*")) if path.is_file()
+        ]
+        return [str(path.relative_to(self.settings.data_dir)) for path in files if path.name not in kept]
+
+
+@dataclass(frozen=True)
+class _NothingToPrepare:
+    data_dir: Path
+
+    async def of(self, image: Image) -> Preparation:
+        return Preparation(disk=self.data_dir / "none", warm=(), waiting=(), rehearsals=())
+
+
+@asynccontextmanager
+async def opened_bed(
+    data_dir: Path, agent: Path, retry_times: RetryTimes = QUICK, **settings: Any
+) -> AsyncIterator[Bed]:
+    """A bed in that folder. Several processes may open one folder."""
+    chosen = Settings(data_dir=data_dir, snapshots="off", pool="off", grace_seconds=0.2, **settings)
+    database = await open_database(chosen)
+    try:
+        yield Bed(chosen, database, ProcessHypervisor(agent), Faults(), _register(data_dir), retry_times)
+    finally:
+        await database.close()
+
+
+def _register(data_dir: Path) -> Image:
+    images = Images(data_dir)
+    if (found := images.find("bed")) is not None:
+        return found
+    images.parts.mkdir(parents=True, exist_ok=True)
+
+    def part(text: bytes) -> Part:
+        digest = hashlib.sha256(text).hexdigest()
+        (images.parts / digest).write_bytes(text)
+        return Part(sha256=digest, size_bytes=len(text), origin="a test")
+
+    manifest = Manifest(
+        name="bed",
+        architecture=platform.machine(),
+        digest="",
+        kernel=part(b"kernel"),
+        initramfs=part(b"initramfs"),
+        root=part(b"root"),
+        languages=(SHELL,),
+    )
+    return write_manifest(images, manifest.model_copy(update={"digest": manifest_digest(manifest)}))
+
+
+def _now() -> Any:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC)
