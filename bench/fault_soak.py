@@ -16,14 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.worker_harness import build_agent, opened_bed
+from support.worker_harness import build_agent, opened_harness
 from support.soak import Report, soak
 
 
 async def main(jobs: int, seed: int) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         agent = build_agent(Path(folder))
-        async with opened_bed(Path(folder) / "data", agent, lease_seconds=30) as bed:
+        async with opened_harness(Path(folder) / "data", agent, lease_seconds=30) as bed:
             return await soak(bed, agent, jobs, workers=2, kill_seconds=6, seed=seed)
 
 

@@ -35,7 +35,7 @@ from belljar.control.store.claims import SqlClaims  # noqa: E402
 from belljar.control.store.opening import open_database  # noqa: E402
 from support.registered_images import register  # noqa: E402
 
-_MOST_MB = 50
+_MAX_MB = 50
 _SETTLE_SECONDS = 20
 
 
@@ -120,7 +120,7 @@ async def soak(folder: Path, number: int, at_once: int) -> float:
 def main() -> int:
     number, at_once = int((sys.argv[1:] or ["10000"])[0]), int((sys.argv[2:] or ["8"])[0])
     with tempfile.TemporaryDirectory(prefix="belljar-memory-") as name:
-        return int(asyncio.run(soak(Path(name), number, at_once)) > _MOST_MB)
+        return int(asyncio.run(soak(Path(name), number, at_once)) > _MAX_MB)
 
 
 if __name__ == "__main__":

@@ -167,14 +167,14 @@ def database_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
     """Makes a folder one that cannot be written, for root too."""
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
 
         def protect(folder: Path) -> None:
             if os.geteuid() != 0:
                 folder.chmod(0o500)
-                held.callback(folder.chmod, 0o700)
+                stack.callback(folder.chmod, 0o700)
                 return
-            held.enter_context(mounted(folder, "--bind", str(folder)))
+            stack.enter_context(mounted(folder, "--bind", str(folder)))
             subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
 
         yield protect

@@ -179,8 +179,8 @@ def alone(data_dir: Path, why: str) -> Iterator[None]:
     """
     taken = f"{why}, but another belljar works on {data_dir}; stop it first"
     private_folder(data_dir / _SERVER_LOCK)
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         for name in (_SERVER_LOCK, WORKER_FILE):
             if data_dir / name not in _held:
-                held.enter_context(locked(data_dir / name, taken))
+                stack.enter_context(locked(data_dir / name, taken))
         yield

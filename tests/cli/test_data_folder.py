@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from belljar.settings import Settings
 from belljar.control.store.opening import open_database
+from belljar.settings import Settings
 from support.command import ORDINARY, belljar, belljar_each, complaint, output, parsed
-from support.registered_images import register
 from support.older_database import make_older
+from support.registered_images import register
 
 
 def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import asyncio
 import json
 from pathlib import Path
 
-from belljar.model.states import Status
 from belljar.control.maintenance.sizes import measure_sizes
-from belljar.settings import Settings
 from belljar.control.store.opening import FILE_NAME
+from belljar.model.states import Status
+from belljar.settings import Settings
 from support.command import belljar
 from support.data_folder import opened
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from belljar.images.catalog import Images
+from support.paths import ROOT
 from support.registered_images import register
 
 pytestmark = pytest.mark.root
 
-ROOT = Path(__file__).parents[2]
 #: What Debian gives an ordinary user in /etc/profile, behind the folder that README says to put there.
 PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 #: Lines of README's command line that download, or build for minutes.

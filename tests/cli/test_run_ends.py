@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from support.conversation import AGENT, compile_with_agent
+from support.paths import TESTS
 from support.registered_images import register
 
 pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils")
 
-TESTS = Path(__file__).parents[1]
 #: Says that it has begun, and what becomes of it.
 WAITING = """
 import os, signal, sys, time
@@ -71,7 +71,7 @@ class Runs:
 
     def command(self, script: str, *words: str) -> list[str]:
         (self.folder / "script.py").write_text(script)
-        head = [sys.executable, str(TESTS / "cli/agent_jobs.py"), str(self._agent), str(self.work)]
+        head = [sys.executable, str(TESTS / "support/agent_jobs.py"), str(self._agent), str(self.work)]
         return [*head, str(self.folder / "script.py"), "run", str(self.folder / "script.py"), *words]
 
     def start(self, script: str, *words: str, **more: Any) -> subprocess.Popen[bytes]:

@@ -18,7 +18,7 @@ import pytest
 from belljar.images.catalog import Images
 from belljar.scripts.folder import pack_folder
 from belljar.scripts.limits import UploadLimits
-from belljar.scripts.prepare import Wish, unpack_source
+from belljar.scripts.prepare import UploadHints, unpack_source
 from belljar.scripts.selection import Selection
 from support.command import belljar, complaint, parsed
 from support.foreign_server import Foreign, foreign_server
@@ -214,7 +214,7 @@ def test_a_folder_is_the_same_script_here_and_on_a_server(
     here = asyncio.run(
         unpack_source(
             folder,
-            Wish(filename="folder"),
+            UploadHints(filename="folder"),
             languages=Images(data_dir).languages(),
             limits=UploadLimits(),
             work=tmp_path / "work",

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from support.paths import ROOT
 from support.running import Server, alive, files_of_run, serving
 
 pytestmark = pytest.mark.vm
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 def curl(server: Server, path: str, *options: str) -> str:

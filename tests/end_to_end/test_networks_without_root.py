@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from end_to_end.test_networks import printed
 from support.internet import METADATA, NAMESERVER, OTHER_WEB, PRIVATE_WEB, WEB, Internet, host_state
 from support.running import TRY, Server, alive, descendants, name_of, serving
-from end_to_end.test_networks import printed
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
@@ -116,7 +116,7 @@ def server(own_networks: None, world: Internet, nobody: Nobody) -> Iterator[Serv
 def holders(server: Server) -> list[int]:
     """The processes that hold the networks, and the way out of them."""
     found = descendants(server.process.pid)
-    return [pid for pid in found if "slirp" in name_of(pid) or "standin" in _command(pid)]
+    return [pid for pid in found if "slirp" in name_of(pid) or "rootless_process" in _command(pid)]
 
 
 def _command(pid: int) -> str:
@@ -152,7 +152,7 @@ def test_after_kill_9_nothing_is_left(server: Server) -> None:
     assert host_state() == before
 
 
-@pytest.mark.parametrize("which", ["slirp", "standin"])
+@pytest.mark.parametrize("which", ["slirp", "rootless_process"])
 def test_when_a_process_that_holds_the_networks_dies_the_next_jobs_have_others(server: Server, which: str) -> None:
     assert server.run("print(1)", egress="open")["status"] == "succeeded"
     killed = [pid for pid in holders(server) if which in _command(pid)]

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from end_to_end.test_networks import printed
 from support.internet import NAMESERVER, NETNS, OTHER_WEB, WEB, Internet, host_state
 from support.running import TRY, Server, serving
-from end_to_end.test_networks import printed
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import DataFolderError, DiskFull, ImageBuildError, UnknownImage
-from belljar.images.build import build_image, manifest_digest, workshop
+from belljar.images.build import build_dir, build_image, manifest_digest
 from belljar.images.catalog import Images
 from belljar.images.progress import Silent
+from belljar.model.errors import DataFolderError, DiskFull, ImageBuildError, UnknownImage
 from belljar.settings import Settings
 from support.running import alive, descendants
 
-MOST_BYTES = 200_000_000
+MAX_BYTES = 200_000_000
 
 
 def files_of(folder: Path) -> dict[str, int]:
@@ -84,7 +84,7 @@ def test_an_image_is_what_its_manifest_says(own_images: Path) -> None:
                 assert hashlib.file_digest(file, "sha256").hexdigest() == part.sha256
             assert path.stat().st_size == part.size_bytes
             assert path.stat().st_mode & 0o777 == 0o444
-        assert sum(part.size_bytes for part in (manifest.kernel, manifest.initramfs, manifest.root)) <= MOST_BYTES
+        assert sum(part.size_bytes for part in (manifest.kernel, manifest.initramfs, manifest.root)) <= MAX_BYTES
     python, shell = images
     assert (python.kernel, python.initramfs) == (shell.kernel, shell.initramfs)
     assert "python3" in python.manifest.packages and "python3" not in shell.manifest.packages
@@ -131,7 +131,7 @@ def test_a_killed_build_takes_its_tools_along_and_the_next_one_removes_the_rest(
             time.sleep(0.05)
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
     assert len(list((tmp_path / "cache").glob("build-*"))) == 1
-    with workshop(tmp_path, Silent()) as work:
+    with build_dir(tmp_path, Silent()) as work:
         assert list((tmp_path / "cache").glob("build-*")) == [work]
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import UnknownImage, UnknownLanguage
 from belljar.images.build import manifest_digest
 from belljar.images.catalog import Images
+from belljar.model.errors import UnknownImage, UnknownLanguage
 from belljar.model.image import Language
 from support.registered_images import register
 

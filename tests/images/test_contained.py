@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import HostError, ImageBuildError
 from belljar.images.contained import contained, remove_tree
 from belljar.images.tool import call
+from belljar.model.errors import HostError, ImageBuildError
 from support.running import alive, descendants
 
 #: Starts a process that starts another, in a session of its own.

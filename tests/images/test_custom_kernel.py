@@ -13,12 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import HostError, ImageBuildError, InvalidOption, MissingTool
 from belljar.images import build
 from belljar.images.catalog import Images
-from belljar.images.custom_kernel import compile_kernel, configuration, configuration_digest, kernel_origin, lost_options, need_compiler, options
-from belljar.model.image import Image, Part
+from belljar.images.custom_kernel import (
+    compile_kernel,
+    configuration,
+    configuration_digest,
+    kernel_origin,
+    lost_options,
+    need_compiler,
+    options,
+)
 from belljar.images.progress import Silent
+from belljar.model.errors import HostError, ImageBuildError, InvalidOption, MissingTool
+from belljar.model.image import Image, Part
 from belljar.settings import Settings
 
 KERNEL = os.environ.get("BELLJAR_TEST_KERNEL")

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from belljar.model.errors import ImageBuildError
 from belljar.images.initramfs import FOLDERS, MODULES, Entry, build_initramfs, cpio, module_order
+from belljar.model.errors import ImageBuildError
 
 NAMES = st.text(alphabet="abcdef-", min_size=1, max_size=12)
 

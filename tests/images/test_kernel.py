@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import ImageBuildError
 from belljar.images.kernel import extract_elf
+from belljar.model.errors import ImageBuildError
 
 ELF = b"\x7fELF" + bytes(range(256)) * 400
 SIZE = struct.pack("<I", len(ELF))

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import DamagedImage, DiskBudget, InvalidOption, UnknownImage
-from belljar.images.build import manifest_digest, workshop
+from belljar.images.build import build_dir, manifest_digest
 from belljar.images.catalog import Images, summary
-from belljar.model.image import Image, Language, Manifest, Part
 from belljar.images.progress import Silent
 from belljar.images.sbom import bill_of_materials
+from belljar.model.errors import DamagedImage, DiskBudget, InvalidOption, UnknownImage
+from belljar.model.image import Image, Language, Manifest, Part
 from belljar.settings import Settings
 
 PYTHON = Language(name="python", run=("python3", "{entrypoint}"), version=("python3", "--version"))
@@ -179,7 +179,7 @@ def test_a_bill_of_materials_names_every_package(images: Images) -> None:
 
 
 def test_nothing_is_deleted_while_an_image_is_built(images: Images) -> None:
-    with workshop(images.data_dir, Silent()):
+    with build_dir(images.data_dir, Silent()):
         made = part(images, "half an image")
         assert images.collect() == 0
         assert (images.parts / made.sha256).exists()

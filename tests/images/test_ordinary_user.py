@@ -13,6 +13,7 @@ import pytest
 
 from belljar.images.catalog import Images
 from support.oci_layouts import archive, entry, folder, new_layout
+from support.paths import ROOT
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
@@ -24,7 +25,7 @@ packages = ["procps"]
 name = "shell"
 run = ["sh", "{entrypoint}"]
 """
-CODE = Path(__file__).parents[2]
+CODE = ROOT
 
 
 @pytest.fixture

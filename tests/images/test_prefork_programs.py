@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from belljar.node.guest.command import Command
 from belljar.images.prefork_programs import prefork_programs, programs_in_root, waiting_command
 from belljar.images.recipe import recipes
-from belljar.node.machines.provision.warm_up import Preparation
+from belljar.node.guest.command import Command
+from belljar.node.machines.provision.warm_up import WarmUp
 
 
 def test_every_program_that_a_recipe_names_is_there() -> None:
@@ -35,7 +35,7 @@ def test_what_waits_is_started_with_the_scripts_own_options(name: str) -> None:
 
 def test_a_small_machine_has_no_room_for_what_is_large() -> None:
     waiting = tuple(Command(argv=[], env={}, prefork=name) for name in ("python", "node", "ruby", ""))
-    preparation = Preparation(disk=Path("/nowhere"), waiting=waiting)
+    preparation = WarmUp(disk=Path("/nowhere"), waiting=waiting)
     assert [each.prefork for each in preparation.within(64).waiting] == ["python", ""]
     assert [each.prefork for each in preparation.within(128).waiting] == ["python", "ruby", ""]
     assert preparation.within(256) == preparation

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import CapturingLogger
 
-from belljar.model.errors import InvalidOption, UnknownImage
 from belljar.images import recipe
 from belljar.images.recipe import default_image, find_recipe, read_recipe, recipes
+from belljar.model.errors import InvalidOption, UnknownImage
 
 WHOLE = """
 name = "lua"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import InvalidOption, UnknownImage
 from belljar.images.additions import Additions
 from belljar.images.recipe import find_recipe, read_recipe, recipes
+from belljar.model.errors import InvalidOption, UnknownImage
 
 NOWHERE = Path("/nonexistent")
 BUILTIN = recipes(NOWHERE)

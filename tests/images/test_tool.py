@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import DiskFull, HostError, ImageBuildError, MissingTool
 from belljar.images.tool import call, need
+from belljar.model.errors import DiskFull, HostError, ImageBuildError, MissingTool
 from support.running import alive
 
 

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from belljar.model.image import Language
 from belljar.images.recipe import recipes
+from belljar.model.image import Language
 from support.languages.programs import PROGRAMS
+from support.paths import ROOT
 from support.running import Server, serving
 
 pytestmark = pytest.mark.vm
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "languages"
+EXAMPLES = ROOT / "examples" / "languages"
 LANGUAGES: dict[str, Language] = {
     language.name: language for recipe in recipes(Path("/nonexistent")).values() for language in recipe.languages
 }

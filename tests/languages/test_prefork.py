@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 
 from belljar.images.agent_binary import agent_binary
-from belljar.node.guest.command import Command
-from belljar.images.prefork_programs import can_become, waiting_command
-from belljar.node.guest.connection import Session
-from belljar.node.guest.wire import Exited
 from belljar.images.catalog import Images
+from belljar.images.prefork_programs import can_become, waiting_command
 from belljar.images.recipe import recipes
+from belljar.node.guest.command import Command
+from belljar.node.guest.connection import AgentConnection
+from belljar.node.guest.wire import Exited
 from support.conversation import PREFORK, Collector
 from support.languages.behaviours import NODE, NODE_MODULES, RUBY
 
@@ -62,7 +62,7 @@ class Jar:
     work: Path
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
+    async def connection(self) -> AsyncIterator[AgentConnection]:
         ours, theirs = socket.socketpair()
         place = ["--bind", str(self.root), "/", "--bind", str(self.work), "/work", "--dev", "/dev", "--proc", "/proc"]
         place += ["--ro-bind", str(agent_binary(platform.machine())), "/agent", "--ro-bind", str(PREFORK), "/prefork"]
@@ -75,9 +75,9 @@ class Jar:
         theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         try:
-            session = Session(reader, writer)
-            await session.open(20)
-            yield session
+            connection = AgentConnection(reader, writer)
+            await connection.open(20)
+            yield connection
         finally:
             writer.close()
             try:
@@ -89,11 +89,11 @@ class Jar:
 
     async def run(self, words: list[str], *, waits: bool, env: dict[str, str] | None = None) -> Seen:
         """What a user would see of `words` (`node /work/script.js one`), less what differs between processes."""
-        async with self.session() as session:
+        async with self.connection() as connection:
             started = waiting_command(words[0], [words[0], "{entrypoint}"])
             if waits:
                 prepared = Command(argv=started, env=ENV, cwd="/", isolated=False, prefork=words[0])
-                await session.prepare(prepared)
+                await connection.prepare(prepared)
             command = Command(
                 argv=words,
                 env=ENV | {"MODE": "fast", "TZ": "EST5EDT"} | (env or {}),
@@ -102,7 +102,7 @@ class Jar:
             )
             sink = Collector()
             async with asyncio.timeout(60):
-                exited = await session.run(command, "stdin é\n".encode(), sink, lambda _: None)
+                exited = await connection.run(command, "stdin é\n".encode(), sink, lambda _: None)
         return seen(exited, sink)
 
 

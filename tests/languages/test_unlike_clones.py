@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from belljar.node.guest.command import Command
 from belljar.images.catalog import Images
+from belljar.node.guest.command import Command
 from belljar.node.machines.protocol import MachineSpec, Shape
-from belljar.node.machines.qemu.hypervisor import QemuHypervisor
+from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine
 from belljar.node.machines.provision.snapshots import Snapshots
-from belljar.node.machines.provision.provisioner import Ready, Supply
+from belljar.node.machines.qemu.hypervisor import QemuHypervisor
+from belljar.node.worker.plan import DEFAULT_ENV
+from belljar.node.worker.warm_ups import WarmUps
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
-from belljar.node.worker.plan import DEFAULT_ENV
-from belljar.node.worker.warm_ups import Preparations
 from support.conversation import Collector
 from support.running import descendants, name_of
 
@@ -63,7 +63,7 @@ async def hypervisor(tmp_path: Path) -> AsyncIterator[QemuHypervisor]:
     assert [pid for pid in descendants(os.getpid()) if "qemu" in name_of(pid)] == []
 
 
-async def draw(ready: Ready, language: str, *, waited: bool) -> dict[str, object]:
+async def draw(ready: ProvisionedMachine, language: str, *, waited: bool) -> dict[str, object]:
     command = Command(
         argv=[language, f"/work/{SCRIPTS[language][0]}"],
         env=DEFAULT_ENV,
@@ -72,7 +72,7 @@ async def draw(ready: Ready, language: str, *, waited: bool) -> dict[str, object
     )
     sink = Collector()
     async with asyncio.timeout(120):
-        exited = await ready.session.run(command, b"", sink, lambda _: None)
+        exited = await ready.connection.run(command, b"", sink, lambda _: None)
     assert exited.exit_code == 0, sink.stderr
     return {f"{language}: {name}": value for name, value in json.loads(sink.stdout).items()}
 
@@ -82,20 +82,20 @@ async def test_no_two_clones_draw_the_same_numbers(
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     image = Images(language_images).get("scripting")
-    preparation = await Preparations(settings).of(image)
-    supply = Supply(Snapshots(settings))
+    preparation = await WarmUps(settings).of(image)
+    provisioner = MachineProvisioner(Snapshots(settings))
     (tmp_path / "tree").mkdir()
     for name, text in SCRIPTS.values():
         (tmp_path / "tree" / name).write_text(text)
     await pack_tree(tmp_path / "tree", tmp_path / "script.erofs")
     spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=256), script_disk=tmp_path / "script.erofs")
-    assert supply.snapshots is not None
-    assert await supply.make(hypervisor, spec, preparation)
+    assert provisioner.snapshots is not None
+    assert await provisioner.make(hypervisor, spec, preparation)
     room = asyncio.Semaphore(2)
     drawn: list[dict[str, object]] = []
 
     async def one(number: int) -> None:
-        async with room, supply.machine(hypervisor, spec, preparation, 60) as ready:
+        async with room, provisioner.machine(hypervisor, spec, preparation, 60) as ready:
             assert ready.source == "snapshot"
             drawn.append(await draw(ready, "node", waited=True) | await draw(ready, "ruby", waited=True))
             for language in SCRIPTS if number < FRESH else ():
@@ -106,7 +106,9 @@ async def test_no_two_clones_draw_the_same_numbers(
             for number in range(CLONES):
                 group.create_task(one(number))
     finally:
-        hypervisor.forget(supply.snapshots.folder / supply.snapshots.key(hypervisor, image, spec.shape, preparation))
+        hypervisor.forget(
+            provisioner.snapshots.folder / provisioner.snapshots.key(hypervisor, image, spec.shape, preparation)
+        )
     for name in drawn[0]:
         values = [each[name] for each in drawn if name in each]
         assert len(values) == CLONES + FRESH, name

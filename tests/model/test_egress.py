@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from belljar.model.errors import InvalidOption
-from belljar.model.egress import MAX_ENTRIES, Destination, beyond, parse_destination, parse_egress
 from belljar.control.jobs.egress_limit import check_egress, package_destinations, package_environment
+from belljar.model.egress import MAX_ENTRIES, Destination, first_denied, parse_destination, parse_egress
+from belljar.model.errors import InvalidOption
 from belljar.model.job import JobOptions
 from belljar.settings import Settings
 
@@ -174,7 +174,7 @@ def test_covering_is_a_matter_of_names_networks_and_ports(one: Destination, othe
 )
 def test_ceilings(asked: str, ceiling: str, allowed: bool) -> None:
     packages = package_destinations(Settings())
-    assert (beyond(parse_egress(asked), parse_egress(ceiling), packages) is None) is allowed
+    assert (first_denied(parse_egress(asked), parse_egress(ceiling), packages) is None) is allowed
 
 
 def test_a_project_has_a_ceiling_of_its_own() -> None:

@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 
 from belljar.model.errors import InvalidDependencies
 from belljar.model.image import Image, Manifest, Part
-from belljar.packages.requirements import _blocks, check_runtime, inline_dependencies, package_file, project_file, read_dependencies, requirements_file
 from belljar.model.script import Dependencies
+from belljar.packages.requirements import (
+    _blocks,
+    check_runtime,
+    inline_dependencies,
+    package_file,
+    project_file,
+    read_dependencies,
+    requirements_file,
+)
 
 PART = Part(sha256="0" * 64, size_bytes=0, origin="nowhere")
 INLINE = """#!/usr/bin/env python3

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import typer
 
-from belljar.model import errors
-from belljar.control.api.app import create_app
 from belljar.cli.main import app
+from belljar.control.api.app import create_app
+from belljar.model import errors
 from belljar.model.job import JobOptions, JobRequest
+from support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 WRITTEN = [path for path in DOCUMENTS if path.name not in ("cli.md", "api.md", "settings.md")]
 

@@ -13,7 +13,7 @@ import pytest
 
 from belljar.model.errors import InvalidScript
 from belljar.scripts.archive import HEAD_BYTES, ArchiveKind, archive_kind, unpack
-from belljar.scripts.limits import Allowance
+from belljar.scripts.limits import ExtractionBudget
 from belljar.scripts.tree import Tree
 from support.archives import SMALL, TAR_MODES, entry, files_of, tar, unpacked, zipped
 
@@ -96,7 +96,7 @@ def test_unpacking_stops_when_told(tmp_path: Path) -> None:
     source = tmp_path / "upload"
     source.write_bytes(zipped(("a", b"x")))
     (tmp_path / "tree").mkdir()
-    allowance = Allowance(SMALL)
+    allowance = ExtractionBudget(SMALL)
     stopper = threading.Thread(target=allowance.stop.set)
     stopper.start()
     stopper.join()

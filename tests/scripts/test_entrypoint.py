@@ -10,14 +10,14 @@ from belljar.model.errors import InvalidScript, UnknownLanguage
 from belljar.model.image import Language
 from belljar.scripts.entrypoint import choose_entrypoint, file_name
 from belljar.scripts.language import named_language
-from belljar.scripts.limits import Allowance, UploadLimits
+from belljar.scripts.limits import ExtractionBudget, UploadLimits
 from belljar.scripts.tree import Tree
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
     (tmp_path / "tree").mkdir()
-    return Tree(tmp_path / "tree", Allowance(UploadLimits()))
+    return Tree(tmp_path / "tree", ExtractionBudget(UploadLimits()))
 
 
 def add(tree: Tree, *names: str, content: bytes = b"text") -> Tree:

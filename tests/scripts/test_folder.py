@@ -10,7 +10,7 @@ import pytest
 
 from belljar.model.errors import InvalidScript, TooLarge
 from belljar.scripts.folder import copy_folder
-from belljar.scripts.limits import Allowance, UploadLimits
+from belljar.scripts.limits import ExtractionBudget, UploadLimits
 from belljar.scripts.selection import Selection
 from belljar.scripts.tree import Tree
 
@@ -26,7 +26,7 @@ def source(tmp_path: Path) -> Path:
 def copied(source: Path, limits: UploadLimits | None = None) -> Tree:
     root = source.parent / "tree"
     root.mkdir()
-    tree = Tree(root, Allowance(limits or UploadLimits()))
+    tree = Tree(root, ExtractionBudget(limits or UploadLimits()))
     copy_folder(source, tree)
     tree.seal()
     return tree
@@ -82,7 +82,7 @@ def test_a_folder_that_is_too_large_is_refused(source: Path) -> None:
 
 
 def test_a_folder_of_which_nothing_is_wanted_can_be_given_up_too(source: Path) -> None:
-    root, allowance = source.parent / "tree", Allowance(UploadLimits())
+    root, allowance = source.parent / "tree", ExtractionBudget(UploadLimits())
     root.mkdir()
     allowance.stop.set()
     with pytest.raises(InvalidScript, match="given up"):

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from belljar.model.errors import InvalidScript, TooLarge
-from belljar.scripts.limits import Allowance, UploadLimits
+from belljar.scripts.limits import ExtractionBudget, UploadLimits
 from belljar.scripts.pack import pack_tree
 from belljar.scripts.tree import MAX_NAME_BYTES, Tree, member_path
 
@@ -18,7 +18,7 @@ from belljar.scripts.tree import MAX_NAME_BYTES, Tree, member_path
 def new_tree(folder: Path, limits: UploadLimits | None = None) -> Tree:
     root = folder / "tree"
     root.mkdir()
-    return Tree(root, Allowance(limits or UploadLimits()))
+    return Tree(root, ExtractionBudget(limits or UploadLimits()))
 
 
 @given(name=st.text(alphabet=st.sampled_from("./\\\0:aZ é\udc80\n"), max_size=20))

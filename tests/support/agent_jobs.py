@@ -60,6 +60,11 @@ def planned(job: Any, *rest: Any, **more: Any) -> Any:
 
 
 patched: Any = embedded
-patched.Chooser, patched.Supply, patched.Preparations, patched.plan_attempt = Chosen, Supplied, Prepared, planned
+patched.HypervisorSelector, patched.MachineProvisioner, patched.WarmUps, patched.plan_attempt = (
+    Chosen,
+    Supplied,
+    Prepared,
+    planned,
+)
 sys.argv[:] = ["belljar", *sys.argv[4:]]
 main()

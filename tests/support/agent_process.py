@@ -14,7 +14,7 @@ from pathlib import Path
 
 from belljar.node.guest.wire import Stream
 from belljar.node.machines.protocol import Console, Death, DeathCause, Machine, MachineSpec
-from belljar.node.machines.provision.provisioner import Ready, Source, booted
+from belljar.node.machines.provision.provisioner import ProvisionedMachine, Source, booted
 from belljar.node.worker.attempt import AttemptEnd
 
 
@@ -54,10 +54,10 @@ class ProcessHypervisor:
     made: list[ProcessMachine] = field(default_factory=list)
 
     @asynccontextmanager
-    async def ready(self, spec: MachineSpec) -> AsyncIterator[Ready]:
+    async def ready(self, spec: MachineSpec) -> AsyncIterator[ProvisionedMachine]:
         """As a supply without snapshots gives it."""
-        async with AsyncExitStack() as held:
-            yield await booted(lambda: self.machine(spec), 10, held)
+        async with AsyncExitStack() as stack:
+            yield await booted(lambda: self.machine(spec), 10, stack)
 
     @asynccontextmanager
     async def machine(self, spec: MachineSpec) -> AsyncIterator[Machine]:

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from belljar.scripts.archive import HEAD_BYTES, archive_kind, unpack
-from belljar.scripts.limits import MB, Allowance, UploadLimits
+from belljar.scripts.limits import MB, ExtractionBudget, UploadLimits
 from belljar.scripts.tree import Tree
 
 TAR_MODES = {"tar": "w", "tar.gz": "w:gz", "tar.xz": "w:xz"}
@@ -48,7 +48,7 @@ def unpacked(folder: Path, data: bytes, name: str = "upload", limits: UploadLimi
     kind = archive_kind(data[:HEAD_BYTES], name)
     assert kind is not None
     (folder / "tree").mkdir()
-    allowance = Allowance(limits, len(data))
+    allowance = ExtractionBudget(limits, len(data))
     tree = Tree(folder / "tree", allowance)
     unpack(source, kind, tree, allowance, folder / "spare")
     tree.seal()

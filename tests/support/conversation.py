@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from belljar.node.guest.command import Command
-from belljar.node.guest.connection import Session
+from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.wire import Exited, Started, Stream
 
 AGENT = Path(str(files("belljar.node.guest") / "agent"))
-PREFORK = AGENT.with_name("prefork")
+PREFORK = Path(str(files("belljar.images") / "prefork"))
 WARNINGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -77,8 +77,8 @@ class Collector:
 class Conversation:
     """A session with a process of the agent."""
 
-    def __init__(self, session: Session, process: subprocess.Popen[bytes], folder: Path) -> None:
-        self.session = session
+    def __init__(self, connection: AgentConnection, process: subprocess.Popen[bytes], folder: Path) -> None:
+        self.connection = connection
         self.process = process
         self.folder = folder
         self.started: list[Started] = []
@@ -100,12 +100,12 @@ class Conversation:
             keep=keep,
         )
         async with asyncio.timeout(60):
-            return await self.session.run(command, stdin, sink, self.started.append), sink
+            return await self.connection.run(command, stdin, sink, self.started.append), sink
 
 
-def hang_up(session: Session) -> None:
+def hang_up(connection: AgentConnection) -> None:
     """Close the stream to the agent, which then ends its machine."""
-    session._writer.close()
+    connection._writer.close()
 
 
 Converse = Callable[[], AbstractAsyncContextManager[Conversation]]

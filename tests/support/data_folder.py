@@ -10,20 +10,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from belljar.control.logs.log import log_blob, log_path
 from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.blob_names import artifact_blob, stdin_blob
-from belljar.model.job import Job
-from belljar.model.states import Status
+from belljar.control.logs.log import log_blob, log_path
 from belljar.control.maintenance.schedule import Maintenance, Outcome
 from belljar.control.scripts.disks import disk_blob
-from belljar.model.script import Script
-from belljar.settings import Settings
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.opening import FILE_NAME, open_database
 from belljar.control.store.scripts import SqlScripts
+from belljar.model.job import Job
+from belljar.model.script import Script
+from belljar.model.states import Status
+from belljar.settings import Settings
 from support.job_queue import ended, queued, uploaded
 
 SCRIPT = "a" * 64

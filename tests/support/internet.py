@@ -26,8 +26,8 @@ import dns.rcode
 import dns.rrset
 
 from belljar.node.machines.host.namespace import inside
-from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.machines.host.tap import attach_tap, open_tap
+from belljar.node.machines.protocol import NetworkSlot
 
 T = TypeVar("T")
 

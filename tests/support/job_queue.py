@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from belljar.control.store.claims import SqlClaims
 from belljar.model.ids import new_id
 from belljar.model.job import Job, MachineInfo, Resources, Timings
 from belljar.model.outcome import Outcome
-from belljar.model.states import Status
 from belljar.model.script import Script
-from belljar.control.store.claims import SqlClaims
+from belljar.model.states import Status
 
 MACHINE = MachineInfo(source="boot", hypervisor="qemu", accelerator="tcg")
 

@@ -12,8 +12,8 @@ from alembic import command
 from alembic.config import Config
 
 import belljar.control.store
-from belljar.model.states import Status
 from belljar.control.store.rows import values_of
+from belljar.model.states import Status
 from support.job_queue import queued
 
 _JOBS_OF_EACH = 3

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from belljar.images.build import manifest_digest
 from belljar.images.catalog import Images, write_manifest
-from belljar.model.image import Image, Language, Manifest, Part
 from belljar.images.recipe import recipes
+from belljar.model.image import Image, Language, Manifest, Part
 
 
 def register(data_dir: Path, name: str = "python", *, kernel: bytes = b"kernel", root: bytes = b"") -> Image:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from belljar.model.blocked_networks import NEVER
+from belljar.model.blocked_networks import BLOCKED_NETWORKS
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Registry:
         parts = urlsplit(self.url)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         found = {info[4][0] for info in socket.getaddrinfo(parts.hostname, port, socket.AF_INET)}
-        return [f"{each}:{port}" for each in found if any(IPv4Address(each) in network for network in NEVER)]
+        return [f"{each}:{port}" for each in found if any(IPv4Address(each) in network for network in BLOCKED_NETWORKS)]
 
 
 def pypi() -> Registry:

@@ -11,12 +11,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from belljar.control.logs.log import JobLog, LogStream
 from belljar.control.blobs.store import open_blobs
+from belljar.control.logs.log import JobLog, LogStream
+from belljar.control.store.nodes import SqlNodes
 from belljar.model.job import Job
 from belljar.model.states import Status
-from belljar.control.store.nodes import SqlNodes
-from support.worker_harness import Bed
+from support.worker_harness import WorkerHarness
 from support.worker_harness_process import worker_process
 
 #: What goes wrong for a while: lines of PATTERN PROBABILITY; most of the time nothing does.
@@ -28,7 +28,7 @@ TROUBLES = (
     "claims.* 1\n",
     "blobs.* 1\n",
     "*.* 0.05\n",
-    "supply.machine 0.3\nscripts.disk 0.3\nnodes.* 0.5\n",
+    "provisioner.machine 0.3\nscripts.disk 0.3\nnodes.* 0.5\n",
 )
 
 
@@ -59,7 +59,7 @@ def script_of(number: int) -> str:
     return f"cat; echo job {number}; sleep {pause}; echo made > out{number}.txt; exit {number % 3}"
 
 
-async def soak(bed: Bed, agent: Path, count: int, *, workers: int, kill_seconds: float, seed: int) -> Report:
+async def soak(bed: WorkerHarness, agent: Path, count: int, *, workers: int, kill_seconds: float, seed: int) -> Report:
     """Run so many jobs. Every `kill_seconds`, on average, one worker is killed and started again."""
     chance, report = random.Random(seed), Report(count)
     jobs = [
@@ -95,7 +95,13 @@ async def _trouble(data_dir: Path, chance: random.Random) -> None:
 
 
 async def _keep(
-    bed: Bed, agent: Path, name: str, chance: random.Random, kill_seconds: float, stop: asyncio.Event, report: Report
+    bed: WorkerHarness,
+    agent: Path,
+    name: str,
+    chance: random.Random,
+    kill_seconds: float,
+    stop: asyncio.Event,
+    report: Report,
 ) -> None:
     """A worker of that name, killed and started again until told to stop."""
     while not stop.is_set():
@@ -111,7 +117,7 @@ async def _keep(
             report.kills += 1
 
 
-async def _until_ended(bed: Bed, count: int) -> None:
+async def _until_ended(bed: WorkerHarness, count: int) -> None:
     while True:
         counts = await bed.jobs.counts()
         if sum(number for status, number in counts.items() if status.terminal) == count:
@@ -119,7 +125,7 @@ async def _until_ended(bed: Bed, count: int) -> None:
         await asyncio.sleep(0.2)
 
 
-async def _until_quiet(bed: Bed, names: list[str], report: Report) -> None:
+async def _until_quiet(bed: WorkerHarness, names: list[str], report: Report) -> None:
     """Wait until every worker says that it holds nothing and every log is in the blob store; tell when it does not."""
     logs: list[str] = []
     busy: list[str] = []
@@ -136,7 +142,7 @@ async def _until_quiet(bed: Bed, names: list[str], report: Report) -> None:
         report.leaked.append(f"capacity of {busy}, logs {logs}")
 
 
-async def _judge(bed: Bed, number: int, job: Job, report: Report) -> None:
+async def _judge(bed: WorkerHarness, number: int, job: Job, report: Report) -> None:
     report.statuses[job.status] += 1
     report.attempts[job.attempt] += 1
     expected = Status.FAILED if number % 3 else Status.SUCCEEDED
@@ -163,6 +169,10 @@ def _processes_of(agent: Path) -> list[str]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            if os.fsencode(agent) in words and folder.name != str(os.getpid()) and b"worker.bed_process" not in words:
+            if (
+                os.fsencode(agent) in words
+                and folder.name != str(os.getpid())
+                and b"support.worker_harness_process" not in words
+            ):
                 found.append(f"process {folder.name}")
     return found

@@ -11,8 +11,8 @@ import resource
 import sys
 from pathlib import Path
 
-from support.served import served
 from support.registered_images import register
+from support.served import served
 
 #: Room beside what the imported modules have mapped.
 _ROOM_BYTES = 220 * 1024 * 1024

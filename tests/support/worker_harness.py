@@ -23,34 +23,34 @@ from pathlib import Path
 from typing import Any
 
 from belljar.control.blobs.store import open_blobs
-from belljar.model.errors import HostError
-from belljar.images.build import manifest_digest
-from belljar.images.catalog import Images, write_manifest
-from belljar.model.image import Image, Language, Manifest, Part
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
-from belljar.model.ids import new_id
-from belljar.model.job import Job, Resources
-from belljar.model.states import Status
-from belljar.node.machines.provision.network_slot import Plug
-from belljar.node.machines.provision.warm_up import Preparation
-from belljar.node.machines.protocol import MachineSpec
-from belljar.node.machines.provision.provisioner import Ready, Supply, booted
 from belljar.control.scripts.disks import disk_blob
 from belljar.control.scripts.service import ScriptService
-from belljar.settings import Settings
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
 from belljar.control.store.scripts import SqlScripts
+from belljar.images.build import manifest_digest
+from belljar.images.catalog import Images, write_manifest
+from belljar.model.errors import HostError
+from belljar.model.ids import new_id
+from belljar.model.image import Image, Language, Manifest, Part
+from belljar.model.job import Job, Resources
+from belljar.model.states import Status
+from belljar.node.machines.protocol import MachineSpec
+from belljar.node.machines.provision.network_slot import SlotFactory
+from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine, booted
+from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.worker.capacity import Capacity
+from belljar.node.worker.context import WorkerContext
 from belljar.node.worker.retry import RetryTimes
-from belljar.node.worker.context import WorkerRooms
 from belljar.node.worker.worker import Worker
-from support.conversation import AGENT, compile_with_agent
+from belljar.settings import Settings
 from support.agent_process import ProcessHypervisor
+from support.conversation import AGENT, compile_with_agent
 
 #: Pauses that a test has time for.
 QUICK = RetryTimes(
@@ -171,21 +171,21 @@ class Faulty:
 class FolderSession:
     """A session with the agent of one folder: what belongs into /work happens there."""
 
-    def __init__(self, session: Any, folder: Path) -> None:
-        self._session = session
+    def __init__(self, connection: Any, folder: Path) -> None:
+        self._connection = connection
         self._folder = folder
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
+        return getattr(self._connection, name)
 
     async def run(self, command: Any, *rest: Any) -> Any:
         place = str(self._folder)
         argv = [word.replace("/work", place) for word in command.argv]
         env = {**command.env, "HOME": place, "PATH": os.environ["PATH"]}
-        return await self._session.run(replace(command, argv=argv, env=env, cwd=place, isolated=False), *rest)
+        return await self._connection.run(replace(command, argv=argv, env=env, cwd=place, isolated=False), *rest)
 
 
-class FolderSupply(Supply):
+class FolderSupply(MachineProvisioner):
     """Boots each machine as an agent's process in a folder of its own."""
 
     def __init__(self, folder: Path, faults: Faults) -> None:
@@ -199,22 +199,22 @@ class FolderSupply(Supply):
         self,
         hypervisor: Any,
         spec: MachineSpec,
-        preparation: Preparation,
+        warm_up_steps: WarmUp,
         boot_timeout_seconds: float,
-        plug: Plug | None = None,
-    ) -> AsyncIterator[Ready]:
-        self._faults.meet("supply.machine")
+        slot_factory: SlotFactory | None = None,
+    ) -> AsyncIterator[ProvisionedMachine]:
+        self._faults.meet("provisioner.machine")
         folder = self._folder / os.urandom(8).hex()
         folder.mkdir(parents=True)
         try:
             assert spec.script_disk is not None
             shutil.copyfile(spec.script_disk, folder / "main.sh")
-            async with AsyncExitStack() as held:
-                ready = await booted(lambda: hypervisor.machine(spec), boot_timeout_seconds, held)
+            async with AsyncExitStack() as stack:
+                ready = await booted(lambda: hypervisor.machine(spec), boot_timeout_seconds, stack)
                 self._in_use.add(ready.machine)
-                held.callback(self._in_use.discard, ready.machine)
-                yield replace(ready, session=FolderSession(ready.session, folder))
-            self._faults.meet("supply.release")
+                stack.callback(self._in_use.discard, ready.machine)
+                yield replace(ready, connection=FolderSession(ready.connection, folder))
+            self._faults.meet("provisioner.release")
         finally:
             shutil.rmtree(folder)
 
@@ -223,7 +223,7 @@ class FolderSupply(Supply):
 
 
 @dataclass
-class Bed:
+class WorkerHarness:
     """One data folder with a store and blobs, and workers over them."""
 
     settings: Settings
@@ -298,7 +298,7 @@ class Bed:
             faults.meet("hypervisor")
             return self.hypervisor
 
-        rooms: dict[str, Any] = {
+        context: dict[str, Any] = {
             "settings": own,
             "claims": Faulty(SqlClaims(self.database), "claims", faults),
             "nodes": Faulty(SqlNodes(self.database), "nodes", faults),
@@ -307,11 +307,11 @@ class Bed:
             "blobs": blobs,
             "changes": self.changes,
             "hypervisor": hypervisor,
-            "supply": FolderSupply(own.data_dir / "machines" / name, faults),
-            "preparations": Faulty(_NothingToPrepare(own.data_dir), "preparations", faults),
+            "provisioner": FolderSupply(own.data_dir / "machines" / name, faults),
+            "warm_ups": Faulty(_NothingToPrepare(own.data_dir), "warm_ups", faults),
             "retry_times": self.retry_times,
         }
-        return Worker(WorkerRooms(**rooms), name, Capacity(vcpus=vcpus, memory_mb=memory_mb))
+        return Worker(WorkerContext(**context), name, Capacity(vcpus=vcpus, memory_mb=memory_mb))
 
     def node_settings(self, name: str) -> Settings:
         """w1 has the bed's folder; every other worker is a node with one of its own, over the same store and blobs."""
@@ -352,19 +352,19 @@ class Bed:
 class _NothingToPrepare:
     data_dir: Path
 
-    async def of(self, image: Image) -> Preparation:
-        return Preparation(disk=self.data_dir / "none", warm=(), waiting=(), rehearsals=())
+    async def of(self, image: Image) -> WarmUp:
+        return WarmUp(disk=self.data_dir / "none", warm=(), waiting=(), rehearsals=())
 
 
 @asynccontextmanager
-async def opened_bed(
+async def opened_harness(
     data_dir: Path, agent: Path, retry_times: RetryTimes = QUICK, **settings: Any
-) -> AsyncIterator[Bed]:
+) -> AsyncIterator[WorkerHarness]:
     """A bed in that folder. Several processes may open one folder."""
     chosen = Settings(data_dir=data_dir, snapshots="off", pool="off", grace_seconds=0.2, **settings)
     database = await open_database(chosen)
     try:
-        yield Bed(chosen, database, ProcessHypervisor(agent), Faults(), _register(data_dir), retry_times)
+        yield WorkerHarness(chosen, database, ProcessHypervisor(agent), Faults(), _register(data_dir), retry_times)
     finally:
         await database.close()
 

@@ -1,4 +1,4 @@
-"""A worker of a bed as a process, to be killed: `python -m worker.bed_process DATA_DIR AGENT NAME LEASE_SECONDS`.
+"""A worker process, to be killed: `python -m support.worker_harness_process DATA_DIR AGENT NAME LEASE_SECONDS`.
 
 What goes wrong in it is read from the file `faults` in the data folder at each call: lines of PATTERN PROBABILITY.
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from belljar.model.errors import DiskFull, HostError
-from support.worker_harness import EIO, EMFILE, ENOSPC, Faults, Rule, opened_bed
+from support.paths import TESTS
+from support.worker_harness import EIO, EMFILE, ENOSPC, Faults, Rule, opened_harness
 
-TESTS = Path(__file__).parents[1]
 _ERRORS = (lambda: HostError("it refuses"), lambda: DiskFull("no room left"), EMFILE, ENOSPC, EIO)
 
 
@@ -41,7 +41,7 @@ class FileFaults(Faults):
 
 
 async def work(data_dir: Path, agent: Path, name: str, lease_seconds: float) -> None:
-    async with opened_bed(data_dir, agent, lease_seconds=lease_seconds) as bed:
+    async with opened_harness(data_dir, agent, lease_seconds=lease_seconds) as bed:
         worker = bed.worker(name, faults=FileFaults(data_dir / "faults"))
         (data_dir / f"{name}.pid").write_text(str(os.getpid()))
         task = asyncio.create_task(worker.run())
@@ -55,7 +55,15 @@ async def worker_process(
     data_dir: Path, agent: Path, name: str = "w1", lease_seconds: float = 30
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """That worker once it has begun, told to stop with the block unless it was killed before."""
-    command = [sys.executable, "-m", "worker.bed_process", str(data_dir), str(agent), name, str(lease_seconds)]
+    command = [
+        sys.executable,
+        "-m",
+        "support.worker_harness_process",
+        str(data_dir),
+        str(agent),
+        name,
+        str(lease_seconds),
+    ]
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(TESTS)}
     with (data_dir / f"{name}.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=log, stderr=log)

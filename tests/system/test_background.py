@@ -8,9 +8,9 @@ import errno
 import pytest
 from structlog.testing import capture_logs
 
+from belljar.model.errors import HostError
 from belljar.system.background import Backoff, failures, supervise
 from belljar.system.counters import all_counts, count
-from belljar.model.errors import HostError
 
 
 class Flaky:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from belljar.system.disk_space import MB, DiskSpace
 from belljar.model.errors import DiskFull
 from belljar.settings import Settings
+from belljar.system.disk_space import MB, DiskSpace
 
 KB = 1024
 

@@ -1,0 +1,1 @@
+"""`belljar bench`: figures of this machine, measured side by side in one run."""

@@ -22,21 +22,21 @@ from typing import Any
 import httpx
 
 from belljar.bench.figures import Figure, figure, machine_facts
-from belljar.bench.starts import measure_starts
 from belljar.bench.peers import HELLO, once, peers
-from belljar.model.errors import HostError, MachineError
-from belljar.node.guest.command import Command
-from belljar.node.guest.connection import Session
-from belljar.node.guest.wire import Stream
+from belljar.bench.starts import measure_starts
 from belljar.images.catalog import Images
+from belljar.model.errors import HostError, MachineError
 from belljar.model.image import Image
-from belljar.system.local_server import read_admin_key
-from belljar.node.machines.selector import Chooser
+from belljar.node.guest.command import Command
+from belljar.node.guest.connection import AgentConnection
+from belljar.node.guest.wire import Stream
 from belljar.node.machines.deadlines import patience
-from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.node.machines.host.usage import children, resident_mb
-from belljar.settings import Settings
+from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
+from belljar.node.machines.selector import HypervisorSelector
 from belljar.node.worker.plan import DEFAULT_ENV
+from belljar.settings import Settings
+from belljar.system.local_server import read_admin_key
 
 _SNAPSHOT_SECONDS = 120
 _OUTPUT_MB = 200
@@ -50,7 +50,7 @@ async def measure(settings: Settings, rounds: int, sustained_seconds: float) -> 
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that the servers end too
     image = Images(settings.data_dir).get("python")
-    hypervisor = await Chooser(settings).hypervisor(image)
+    hypervisor = await HypervisorSelector(settings).hypervisor(image)
     facts, seconds = machine_facts(hypervisor), settings.boot_timeout_seconds
     figures = [figure("boot: machine spawned → agent ready", "ms", await _boots(hypervisor, image, rounds, seconds))]
     figures += [figure(*each) for each in await measure_starts(settings, hypervisor, image, rounds)]
@@ -85,7 +85,7 @@ async def _boots(hypervisor: Hypervisor, image: Image, rounds: int, boot_seconds
     for _ in range(rounds):
         started = time.monotonic()
         async with hypervisor.machine(_spec(image)) as machine:
-            await Session(machine.reader, machine.writer).open(boot_seconds)
+            await AgentConnection(machine.reader, machine.writer).open(boot_seconds)
             times.append((time.monotonic() - started) * 1000)
     return times
 
@@ -107,10 +107,10 @@ async def _output(hypervisor: Hypervisor, image: Image, boot_seconds: float) -> 
     sink = _Counted()
     command = Command(argv=["head", "-c", f"{_OUTPUT_MB}M", "/dev/zero"], env=DEFAULT_ENV)
     async with hypervisor.machine(_spec(image)) as machine:
-        session = Session(machine.reader, machine.writer)
-        await session.open(boot_seconds)
+        connection = AgentConnection(machine.reader, machine.writer)
+        await connection.open(boot_seconds)
         started = time.monotonic()
-        exited = await session.run(command, b"", sink, lambda _: None)
+        exited = await connection.run(command, b"", sink, lambda _: None)
         took = time.monotonic() - started
     if exited.exit_code != 0:
         raise MachineError("the program that writes output failed; is the image whole?")

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from belljar.node.guest.connection import Session
 from belljar.model.image import Image
+from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.deadlines import patience
 from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.settings import Settings
@@ -36,9 +36,9 @@ async def measure_starts(settings: Settings, hypervisor: Hypervisor, image: Imag
         folder = Path(place) / "snapshot"
         folder.mkdir(mode=0o700)
         async with hypervisor.template(spec, folder) as template:
-            session = Session(template.reader, template.writer)
-            await session.open(settings.boot_timeout_seconds)
-            await session.suspend()
+            connection = AgentConnection(template.reader, template.writer)
+            await connection.open(settings.boot_timeout_seconds)
+            await connection.suspend()
             started = time.monotonic()
             await template.freeze()
             frozen = (time.monotonic() - started) * 1000
@@ -46,7 +46,7 @@ async def measure_starts(settings: Settings, hypervisor: Hypervisor, image: Imag
             for _ in range(rounds):
                 started = time.monotonic()
                 async with hypervisor.clone(spec, folder) as clone:
-                    await Session(clone.reader, clone.writer).resume(resume_seconds)
+                    await AgentConnection(clone.reader, clone.writer).resume(resume_seconds)
                     restores.append((time.monotonic() - started) * 1000)
                     loads += [clone.phases["load"]] if "load" in clone.phases else []
                     own.append(own_memory_mb(clone.pids(), _MEMORY_MB))

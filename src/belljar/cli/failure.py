@@ -22,7 +22,7 @@ CANNOT_RUN = 125
 #: Whoever read the output has gone: what a program of its own ends with that SIGPIPE ended.
 OUTPUT_CLOSED = 128 + signal.SIGPIPE
 INTERRUPTED = 128 + signal.SIGINT
-_MOST_TRACEBACK_BYTES = 1 << 20
+_MAX_TRACEBACK_BYTES = 1 << 20
 
 
 class Failed(Exception):
@@ -97,7 +97,7 @@ def _unforeseen(error: Exception) -> str:
 
 def _keep_traceback(error: Exception) -> str:
     """Write the traceback where only this user reads it; says where."""
-    text = "".join(traceback.format_exception(error))[-_MOST_TRACEBACK_BYTES:]
+    text = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK_BYTES:]
     for open_place in (_in_state_folder, _in_temporary_folder):
         with contextlib.suppress(OSError, BelljarError):
             descriptor, place = open_place()

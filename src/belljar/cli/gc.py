@@ -42,8 +42,8 @@ def gc(
 
 
 async def _collect(settings: Settings, *, dry_run: bool) -> list[Outcome]:
-    from belljar.control.blobs.store import open_blobs
     from belljar.cli.printing import Lines
+    from belljar.control.blobs.store import open_blobs
     from belljar.control.maintenance.schedule import Maintenance
     from belljar.control.store.opening import open_database
 

@@ -44,8 +44,8 @@ def worker(data_dir: options.DataDir = None) -> None:
 
 def doctor(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
     """Check what this machine can run, and say what to change."""
-    from belljar.doctor.checks import check_host, print_checks
     from belljar.cli.logging import start_logging
+    from belljar.doctor.checks import check_host, print_checks
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)
@@ -66,8 +66,8 @@ def bench(
 ) -> None:
     """Measure this machine: latency, throughput and memory, beside what else is installed."""
     from belljar.bench.figures import print_figures
-    from belljar.cli.logging import start_logging
     from belljar.bench.measurements import measure
+    from belljar.cli.logging import start_logging
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)

@@ -46,9 +46,9 @@ def build(
 ) -> None:
     """Build an image from a recipe, a recipe and packages, or a Dockerfile; what is built already is kept."""
     from belljar.cli.logging import start_logging
-    from belljar.model.errors import InvalidOption
     from belljar.images.additions import Additions
     from belljar.images.build import build_image
+    from belljar.model.errors import InvalidOption
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)
@@ -92,19 +92,19 @@ async def _freeze(image: Image, settings: Settings) -> None:
     """Make the snapshot that first jobs are cloned from; a host that cannot, builds the image all the same."""
     from belljar.cli.printing import complain
     from belljar.model.errors import BelljarError
-    from belljar.node.machines.selector import Chooser
-    from belljar.node.machines.provision.shapes import fitted
+    from belljar.node.machines.provision.shapes import round_up_shape
     from belljar.node.machines.provision.snapshots import Snapshots
-    from belljar.node.worker.warm_ups import Preparations
+    from belljar.node.machines.selector import HypervisorSelector
+    from belljar.node.worker.warm_ups import WarmUps
 
     if settings.snapshots == "off":
         return
     least_mb = max((language.memory_mb or 0 for language in image.manifest.languages), default=0)
-    shape = fitted(settings.default_vcpus, max(settings.default_memory_mb, least_mb), None)
+    shape = round_up_shape(settings.default_vcpus, max(settings.default_memory_mb, least_mb), None)
     snapshots = Snapshots(settings)
     try:
-        hypervisor = await Chooser(settings).hypervisor(image)
-        preparation = await Preparations(settings).of(image)
+        hypervisor = await HypervisorSelector(settings).hypervisor(image)
+        preparation = await WarmUps(settings).of(image)
         if snapshots.find(snapshots.key(hypervisor, image, shape, preparation)) is None:
             Lines().step(f"booting a machine of {image.name}, to be cloned for jobs")
             await snapshots.make(hypervisor, image, shape, preparation)
@@ -175,9 +175,9 @@ def tag(
 @app.command("rm")
 def remove(name: Name, data_dir: options.DataDir = None) -> None:
     """Remove an image's name, and what no other name and no queued or running job needs."""
+    from belljar.control.store.needed import needed_images
     from belljar.images.catalog import Images
     from belljar.settings import load_settings
-    from belljar.control.store.needed import needed_images
 
     settings = load_settings(data_dir=data_dir)
     images = Images(settings.data_dir)
@@ -188,9 +188,9 @@ def remove(name: Name, data_dir: options.DataDir = None) -> None:
 @app.command()
 def gc(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
     """Delete images without a name that no queued or running job needs."""
+    from belljar.control.store.needed import needed_images
     from belljar.images.catalog import Images
     from belljar.settings import load_settings
-    from belljar.control.store.needed import needed_images
 
     settings = load_settings(data_dir=data_dir)
     images = Images(settings.data_dir)
@@ -218,8 +218,8 @@ def _collect(settings: Settings) -> None:
     images = Images(settings.data_dir)
     if images.unnamed():
         from belljar.cli.printing import complain
-        from belljar.model.errors import HostError
         from belljar.control.store.needed import needed_images
+        from belljar.model.errors import HostError
 
         try:
             images.collect(run_async(needed_images(settings)))

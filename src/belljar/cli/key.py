@@ -25,9 +25,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
 def _with_keys(data_dir: Path | None, work: Callable[[SqlKeys], Awaitable[T]]) -> T:
-    from belljar.settings import load_settings
     from belljar.control.store.keys import SqlKeys
     from belljar.control.store.opening import open_database
+    from belljar.settings import load_settings
 
     async def opened() -> T:
         database = await open_database(load_settings(data_dir=data_dir), migrate=False)

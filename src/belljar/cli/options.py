@@ -11,7 +11,7 @@ import typer
 from belljar.model.errors import InvalidOption
 
 #: As the HTTP API has it (jobs/model.py, which takes long to load).
-_MOST_STDIN_BYTES = 16 << 20
+_MAX_STDIN_BYTES = 16 << 20
 
 DataDir = Annotated[
     Path | None,
@@ -77,15 +77,15 @@ def stdin_bytes(name: str | None) -> bytes | None:
         return None
     try:
         if name == "-":
-            data = sys.stdin.buffer.read(_MOST_STDIN_BYTES + 1)
+            data = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1)
         else:
             with Path(name).open("rb") as file:
-                data = file.read(_MOST_STDIN_BYTES + 1)
+                data = file.read(_MAX_STDIN_BYTES + 1)
     except OSError as error:
         raise InvalidOption(f"--stdin: cannot read {name}: {error.strerror}", option="stdin") from None
-    if len(data) > _MOST_STDIN_BYTES:
+    if len(data) > _MAX_STDIN_BYTES:
         raise InvalidOption(
-            f"--stdin: {name} has over {_MOST_STDIN_BYTES >> 20} MB; put the data into the script's folder",
+            f"--stdin: {name} has over {_MAX_STDIN_BYTES >> 20} MB; put the data into the script's folder",
             option="stdin",
         )
     return data

@@ -14,8 +14,8 @@ from typing import Any, cast
 from rich.console import Console
 from rich.table import Table
 
-from belljar.model.errors import HostError
 from belljar.images.progress import Progress
+from belljar.model.errors import HostError
 
 #: Candidates only: most of what is not ASCII can be printed.
 _PERHAPS_CONTROL = re.compile(r"[^\x20-\x7e\n]")

@@ -52,9 +52,9 @@ def run(
     """Run one job to its end. Exit code: the script's; 124 timed out; 125 belljar could not run it, or what the job
     made did not all arrive; 128 + N a signal ended it, as 141 when nobody reads the output any more.
     """
+    from belljar.node.worker.artifact_folder import make_artifacts_folder
     from belljar.scripts.selection import Selection
     from belljar.settings import load_settings
-    from belljar.node.worker.artifact_folder import make_artifacts_folder
 
     if artifact and artifacts is None:
         raise InvalidOption("--artifact says which files to keep; say where, with --artifacts DIR", option="artifact")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from belljar.node.worker.artifact_folder import NotKept
 
 TIMED_OUT = 124
-_MOST_NAMED = 20
+_MAX_NAMED = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,10 +44,10 @@ def report(end: RunEnd, *, as_json: bool, verbose: bool) -> int:
         complain("cancelled")
     elif job["signal"]:
         complain(f"the script was ended by {job['signal']}")
-    for each in (end.not_kept or ())[:_MOST_NAMED]:
+    for each in (end.not_kept or ())[:_MAX_NAMED]:
         complain(f"the artifact {each.path[-300:]} was not kept: {each.reason}")
-    if end.not_kept is not None and len(end.not_kept) > _MOST_NAMED:
-        complain(f"{len(end.not_kept) - _MOST_NAMED} more artifacts were not kept; --json names them")
+    if end.not_kept is not None and len(end.not_kept) > _MAX_NAMED:
+        complain(f"{len(end.not_kept) - _MAX_NAMED} more artifacts were not kept; --json names them")
     if verbose:
         for name, milliseconds in job["timings"]["phases"].items():
             tell(printable(f"{name:10} {milliseconds:9.1f} ms"))

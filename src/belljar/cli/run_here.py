@@ -15,8 +15,8 @@ from belljar.model.errors import InvalidOption
 if TYPE_CHECKING:
     from belljar.cli.run_request import RunRequest
     from belljar.model.job import Job
-    from belljar.settings import Settings
     from belljar.node.worker.local_run import EmbeddedRun
+    from belljar.settings import Settings
 
 
 def run_here(request: RunRequest, settings: Settings, *, verbose: bool) -> RunEnd:

@@ -15,27 +15,27 @@ from pathlib import Path
 
 import structlog
 
+from belljar.cli.printing import tell
+from belljar.cli.signals import heeded
 from belljar.control.api.admin_key import ensure_admin_key
 from belljar.control.api.descriptors import raise_descriptor_limit
 from belljar.control.api.memory import return_large_blocks
 from belljar.control.api.server import Server
 from belljar.control.api.services import Services, open_services
-from belljar.system.background import supervise
-from belljar.cli.printing import tell
-from belljar.cli.signals import heeded
+from belljar.control.maintenance.schedule import Maintenance
 from belljar.data_dir import private_file, private_folder, serving, unusable
 from belljar.model.errors import HostError, InvalidOption
-from belljar.system.local_server import address_path, admin_key_path, is_loopback
-from belljar.node.machines.selector import Chooser
-from belljar.control.maintenance.schedule import Maintenance
-from belljar.settings import Settings
+from belljar.node.machines.selector import HypervisorSelector
 from belljar.node.worker.capacity import Capacity
+from belljar.node.worker.context import WorkerContext
 from belljar.node.worker.node_name import node_name
-from belljar.node.worker.warm_ups import Preparations
-from belljar.node.worker.context import WorkerRooms
-from belljar.node.worker.provision import open_supply
+from belljar.node.worker.provision import open_provisioner
+from belljar.node.worker.warm_ups import WarmUps
 from belljar.node.worker.work_folder import clear_work_folders
 from belljar.node.worker.worker import Worker
+from belljar.settings import Settings
+from belljar.system.background import supervise
+from belljar.system.local_server import address_path, admin_key_path, is_loopback
 
 log = structlog.get_logger()
 
@@ -52,14 +52,14 @@ async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
     raise_descriptor_limit()
     return_large_blocks()
     await asyncio.to_thread(clear_work_folders, settings.data_dir)
-    with contextlib.ExitStack() as held:
-        listener = held.enter_context(_listen(settings.host, settings.port))
-        held.enter_context(serving(settings.data_dir))
-        name = held.enter_context(node_name(settings.data_dir)) if with_worker else None
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(_listen(settings.host, settings.port))
+        stack.enter_context(serving(settings.data_dir))
+        name = stack.enter_context(node_name(settings.data_dir)) if with_worker else None
         async with open_services(settings) as services:
             await ensure_admin_key(services.keys, settings.data_dir)
             url = _url(listener)
-            held.enter_context(_address_file(settings.data_dir, url))
+            stack.enter_context(_address_file(settings.data_dir, url))
             server = _server(services, url)
             async with asyncio.TaskGroup() as group:
                 work = group.create_task(_worker(services, name).run()) if name is not None else None
@@ -91,7 +91,7 @@ def _maintenance(services: Services) -> Maintenance:
 def _worker(services: Services, name: str) -> Worker:
     capacity = Capacity.of_host(services.settings)
     capacity.disk = services.disk
-    rooms = WorkerRooms(
+    rooms = WorkerContext(
         settings=services.settings,
         claims=services.claims,
         nodes=services.nodes,
@@ -99,9 +99,9 @@ def _worker(services: Services, name: str) -> Worker:
         images=services.images,
         blobs=services.blobs,
         changes=services.changes,
-        hypervisor=Chooser(services.settings).hypervisor,
-        supply=open_supply(services.settings, capacity),
-        preparations=Preparations(services.settings),
+        hypervisor=HypervisorSelector(services.settings).hypervisor,
+        provisioner=open_provisioner(services.settings, capacity),
+        warm_ups=WarmUps(services.settings),
     )
     return Worker(rooms, name, capacity)
 

@@ -22,7 +22,7 @@ _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 _ENDED = frozenset({"succeeded", "failed", "timed_out", "cancelled", "lost"})
 #: The largest JSON answer that is read: a page of 1000 jobs has 2 MB.
-_MOST_JSON_BYTES = 64 << 20
+_MAX_JSON_BYTES = 64 << 20
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -146,7 +146,7 @@ def _read_bounded(response: httpx.Response) -> bytes:
     data = bytearray()
     for chunk in response.iter_raw():
         data += chunk
-        if len(data) > _MOST_JSON_BYTES:
+        if len(data) > _MAX_JSON_BYTES:
             raise _not_belljar(response)
     return bytes(data)
 

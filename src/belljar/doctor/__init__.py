@@ -1,0 +1,1 @@
+"""`belljar doctor`: checks of this host, each with the command that mends it."""

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from rich.console import Console
 
+from belljar.cli.printing import print_json, printable
 from belljar.doctor.check import Check as Check
 from belljar.doctor.check import Level, either
 from belljar.doctor.host import check_host_setup
 from belljar.doctor.machines import check_machines
-from belljar.cli.printing import print_json, printable
-from belljar.system.disk_space import DiskSpace
-from belljar.system.executables import find_executable
 from belljar.images.catalog import Images
 from belljar.node.machines.host.cgroup import CONTROLLERS, find_hierarchies
-from belljar.settings import Settings
 from belljar.node.worker.capacity import host_memory_mb
+from belljar.settings import Settings
+from belljar.system.disk_space import DiskSpace
+from belljar.system.executables import find_executable
 
 _TOOLS = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -30,8 +30,8 @@ _TOOLS = {
     "mkfs.erofs": "erofs-utils",
     "mkfs.ext4": "e2fsprogs",
 }
-_LEAST_DISK_MB = 1000
-_LEAST_MEMORY_MB = 1024
+_MIN_DISK_MB = 1000
+_MIN_MEMORY_MB = 1024
 
 
 async def check_host(settings: Settings) -> list[Check]:
@@ -111,7 +111,7 @@ def _room(settings: Settings) -> Iterator[Check]:
     yield from _disk(settings)
     memory_mb = host_memory_mb()
     yield either(
-        "memory", memory_mb >= _LEAST_MEMORY_MB, f"{memory_mb} MB", f"{memory_mb} MB",
+        "memory", memory_mb >= _MIN_MEMORY_MB, f"{memory_mb} MB", f"{memory_mb} MB",
         fix="jobs of 256 MB fit three at a time",
     )  # fmt: skip
 
@@ -124,7 +124,7 @@ def _disk(settings: Settings) -> Iterator[Check]:
             advice = "free some space, or delete what is past its retention period: belljar gc"
             yield Check("disk", "fail", f"{found}: {space.sentence()}", advice, "no new jobs and uploads are taken")
         else:
-            yield either("disk", free_mb >= _LEAST_DISK_MB, found, found, fix="free some space")
+            yield either("disk", free_mb >= _MIN_DISK_MB, found, found, fix="free some space")
 
 
 def _stored(settings: Settings) -> Check:

@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Iterator
 from belljar.doctor.check import Check, Level, either
 from belljar.model.errors import BelljarError, HostError, MissingTool
 from belljar.model.image import Image
-from belljar.node.machines.selector import KVM, Chooser
 from belljar.node.machines.firecracker.folder import jails
 from belljar.node.machines.firecracker.program import OLDEST, find_programs
 from belljar.node.machines.host.jail import need
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
-from belljar.system.ownership import why_unsafe
+from belljar.node.machines.selector import KVM, HypervisorSelector
 from belljar.settings import Settings
+from belljar.system.ownership import why_unsafe
 
 _TEN_TIMES = "jobs run in software emulation; a host whose KVM works starts them ten times faster"
 _NODEV = 4  # ST_NODEV, statvfs(3)
@@ -151,7 +151,7 @@ def _jails(settings: Settings) -> Iterator[Check]:
 
 async def _choice(settings: Settings, image: Image) -> Check:
     try:
-        choice = await Chooser(settings).choose(image)
+        choice = await HypervisorSelector(settings).choose(image)
     except BelljarError as error:
         return Check("hypervisor", "fail", error.message)
     message = f"{choice.hypervisor} with {choice.accelerator}: {choice.reason}"

@@ -66,10 +66,10 @@ async def _check_stand_in(settings: Settings) -> Check:
     from belljar.node.machines.host.owner import owner_name
     from belljar.node.network.layout import lay_out
     from belljar.node.network.links import host_facts, netlink
-    from belljar.node.network.rootless import StandIn
+    from belljar.node.network.rootless import RootlessBackend
 
     def make_one() -> None:
-        host = StandIn(owner_name(os.getpid()), lay_out(settings, netlink(host_facts)), ())
+        host = RootlessBackend(owner_name(os.getpid()), lay_out(settings, netlink(host_facts)), ())
         try:
             host.open()
             host.make_slot().remove()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from belljar.model.errors import InvalidOption
 from belljar.images.recipe import Recipe, find_recipe
+from belljar.model.errors import InvalidOption
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

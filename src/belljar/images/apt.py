@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.model.errors import HostError, ImageBuildError
 from belljar.images.tool import call, need
+from belljar.model.errors import HostError, ImageBuildError
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 DEFAULT_MIRROR = "http://deb.debian.org/debian"

@@ -22,25 +22,32 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from belljar.data_dir import private_folder
-from belljar.system.disk_space import DiskSpace
-from belljar.model.errors import DataFolderError, DiskFull, HostError
-from belljar.images.agent_binary import agent_binary
-from belljar.images.prefork_programs import prefork_programs, programs_in_root
 from belljar.images.additions import Additions
+from belljar.images.agent_binary import agent_binary
 from belljar.images.apt import DEBIAN_ARCHITECTURES, Archive
 from belljar.images.apt import open_archive as open_apt
 from belljar.images.catalog import Images, write_manifest
 from belljar.images.contained import remove_tree
-from belljar.images.custom_kernel import SOURCE_PACKAGE, SOURCE_PATTERN, compile_kernel, configuration_digest, kernel_origin, need_compiler
-from belljar.images.rootfs_metadata import Facts
+from belljar.images.custom_kernel import (
+    SOURCE_PACKAGE,
+    SOURCE_PATTERN,
+    compile_kernel,
+    configuration_digest,
+    kernel_origin,
+    need_compiler,
+)
+from belljar.images.image_blobs import BUILD_LOCK
 from belljar.images.initramfs import MODULES, build_initramfs
 from belljar.images.kernel import STOCK_KERNEL_MIN_MB, KernelFiles, unpack_kernel
-from belljar.model.image import Image, Manifest, Part
-from belljar.images.image_blobs import BUILD_LOCK
+from belljar.images.prefork_programs import prefork_programs, programs_in_root
 from belljar.images.progress import Progress
 from belljar.images.recipe import Recipe, find_recipe
 from belljar.images.rootfs import FORMAT, build_root
+from belljar.images.rootfs_metadata import RootfsMetadata
+from belljar.model.errors import DataFolderError, DiskFull, HostError
+from belljar.model.image import Image, Manifest, Part
 from belljar.settings import Settings
+from belljar.system.disk_space import DiskSpace
 
 _KERNEL_PACKAGE = "linux-image-cloud-{}"
 #: Disk that making a part takes at least, with what it is made from; checked before it begins.
@@ -65,11 +72,11 @@ class RootSource(Protocol):
         """Equal inputs give an equal root filesystem."""
         ...
 
-    async def is_current(self, facts: Facts, build: Build) -> bool:
+    async def is_current(self, facts: RootfsMetadata, build: Build) -> bool:
         """Whether making it anew would give what these facts tell of, as far as its origin says."""
         ...
 
-    async def make(self, out: Path, work: Path, build: Build) -> Facts:
+    async def make(self, out: Path, work: Path, build: Build) -> RootfsMetadata:
         """Make it into the file `out`; `work` is an empty folder. Raises HostError."""
         ...
 
@@ -77,7 +84,7 @@ class RootSource(Protocol):
         """Where it comes from, for people."""
         ...
 
-    def manifest(self, facts: Facts) -> dict[str, Any]:
+    def manifest(self, facts: RootfsMetadata) -> dict[str, Any]:
         """The fields of the manifest that are its own: description, languages, env, user and so on."""
         ...
 
@@ -117,7 +124,7 @@ async def make_image(
     if kernel == "custom" and architecture != "x86_64":
         raise HostError(f"there is no configuration of a custom kernel for {architecture}; build with --kernel stock")
     try:
-        with workshop(settings.data_dir, progress) as work:
+        with build_dir(settings.data_dir, progress) as work:
             return await Build(source, settings, architecture, work, progress, refresh, kernel).run()
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -126,7 +133,7 @@ async def make_image(
 
 
 @contextlib.contextmanager
-def workshop(data_dir: Path, progress: Progress) -> Iterator[Path]:
+def build_dir(data_dir: Path, progress: Progress) -> Iterator[Path]:
     """A folder for one build at a time, gone when it ends; another build of this data folder is waited for."""
     cache = data_dir / "cache"
     private_folder(cache)
@@ -169,7 +176,7 @@ class Build:
         self._cache = settings.data_dir / "cache"
         self.log = self._cache / "logs" / f"image-{source.name}.log"
         self._archive: Archive | None = None
-        self._facts: Facts | None = None
+        self._facts: RootfsMetadata | None = None
         self._unpacked: KernelFiles | None = None
 
     async def run(self) -> Image:
@@ -197,8 +204,8 @@ class Build:
             return False
         return await self._source.is_current(self._facts_of(inputs), self)
 
-    def _facts_of(self, inputs: list[str]) -> Facts:
-        return Facts.model_validate_json(self._part_note("facts", inputs).read_text())
+    def _facts_of(self, inputs: list[str]) -> RootfsMetadata:
+        return RootfsMetadata.model_validate_json(self._part_note("facts", inputs).read_text())
 
     def _made(self, kind: str, inputs: list[str]) -> Part | None:
         """The part that these inputs gave before, if it is still there."""
@@ -306,7 +313,7 @@ class Build:
         self._facts = await self._source.make(out, work, self)
         return self._source.origin()
 
-    def _manifest(self, kernel: Part, initramfs: Part, root: Part, facts: Facts) -> Manifest:
+    def _manifest(self, kernel: Part, initramfs: Part, root: Part, facts: RootfsMetadata) -> Manifest:
         fields = self._source.manifest(facts)
         if self._kernel_choice == "stock":
             fields["min_memory_mb"] = max(STOCK_KERNEL_MIN_MB, fields.get("min_memory_mb", 0))
@@ -343,12 +350,12 @@ class RecipeRoot:
         digests = [hashlib.sha256(text).hexdigest() for text in preforks.values()]
         return [self._suite, self._recipe.model_dump_json(include=fields), json.dumps(versions), str(FORMAT), *digests]
 
-    async def is_current(self, facts: Facts, build: Build) -> bool:
+    async def is_current(self, facts: RootfsMetadata, build: Build) -> bool:
         if self._recipe.pip or self._recipe.npm:
             return False  # what an index would answer today is known only by asking it
         return await (await build.open_archive()).versions(facts.packages) == facts.packages
 
-    async def make(self, out: Path, work: Path, build: Build) -> Facts:
+    async def make(self, out: Path, work: Path, build: Build) -> RootfsMetadata:
         archive = await build.open_archive()
         await archive.check(self._recipe.packages)
         build.progress.step(f"making the root filesystem of {self.name} (half a minute or so)")
@@ -357,7 +364,7 @@ class RecipeRoot:
     def origin(self) -> str:
         return f"Debian {self._suite}: {', '.join(self._recipe.packages) or 'essential packages'}"
 
-    def manifest(self, facts: Facts) -> dict[str, Any]:
+    def manifest(self, facts: RootfsMetadata) -> dict[str, Any]:
         recipe = self._recipe
         digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
         return {

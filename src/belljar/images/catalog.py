@@ -17,10 +17,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from belljar.images.image_blobs import ImageBlobs
+from belljar.images.recipe import IMAGE_NAME, default_image, recipes
 from belljar.model.errors import DataFolderError, InvalidOption, UnknownImage, UnknownLanguage
 from belljar.model.image import Image, Language, Manifest
-from belljar.images.image_blobs import Parts
-from belljar.images.recipe import IMAGE_NAME, default_image, recipes
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(:[A-Za-z0-9_][A-Za-z0-9._-]{0,62})?\Z")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{12,64})\Z")
@@ -47,7 +47,7 @@ class Reference:
         return cls(name.removesuffix(":latest"), digested[1] if digested else None)
 
 
-class Images(Parts):
+class Images(ImageBlobs):
     """What is built in a data folder."""
 
     def __init__(self, data_dir: Path) -> None:

@@ -17,9 +17,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from belljar.images.tool import need
 from belljar.model.errors import HostError
 from belljar.system.executables import search_path
-from belljar.images.tool import need
 
 _NAMESPACES = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child=KILL")
 _USER = ("--user", "--map-root-user", "--map-auto")

@@ -12,10 +12,10 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
-from belljar.model.errors import ImageBuildError, MissingTool
 from belljar.images.contained import contained
 from belljar.images.progress import Progress
 from belljar.images.tool import call
+from belljar.model.errors import ImageBuildError, MissingTool
 
 #: The package that depends on the source of a Debian release's kernel.
 SOURCE_PACKAGE = "linux-source"

@@ -18,7 +18,7 @@ _MB = 1024 * 1024
 BUILD_LOCK = "build.lock"
 
 
-class Parts:
+class ImageBlobs:
     """The parts in a data folder."""
 
     def __init__(self, data_dir: Path) -> None:

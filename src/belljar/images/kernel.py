@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.model.errors import ImageBuildError
 from belljar.images.tool import call
+from belljar.model.errors import ImageBuildError
 
 #: With 64 MB Debian's kernel panics, out of memory, before a program has started; a Python needs 80.
 STOCK_KERNEL_MIN_MB = 96

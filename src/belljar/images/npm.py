@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from belljar.model.errors import ImageBuildError
 from belljar.images.tool import call, need
+from belljar.model.errors import ImageBuildError
 
 _TIMEOUT_SECONDS = 900
 

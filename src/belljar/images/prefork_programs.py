@@ -19,7 +19,7 @@ _FOLDER = "/usr/lib/belljar/prefork"
 #: What a fresh interpreter reads from its environment when it starts, where its program cannot execute one instead.
 _READ_AT_START = {"node": re.compile(r"HOME\Z|LANG|LC_|LD_|MALLOC_|GLIBC_|NODE_|UV_|OPENSSL|SSL_|ICU")}
 #: Memory in MiB of a machine that such a process may wait in; one takes some 20 MB, and there are two.
-_LEAST_MB = {"node": 192, "ruby": 96}
+_MIN_MB = {"node": 192, "ruby": 96}
 _ENDINGS = {"node": ".js", "ruby": ".rb"}
 
 
@@ -45,7 +45,7 @@ def lies_in_root(name: str | None) -> bool:
 
 def has_room(name: str, memory_mb: int) -> bool:
     """Whether a machine of so much memory is large enough for that program to wait in it."""
-    return memory_mb >= _LEAST_MB.get(name, 0)
+    return memory_mb >= _MIN_MB.get(name, 0)
 
 
 def can_become(name: str, changed: Iterable[str]) -> bool:

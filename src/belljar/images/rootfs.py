@@ -11,16 +11,16 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from belljar.model.errors import ImageBuildError
-from belljar.images.prefork_programs import programs_in_root
 from belljar.images.apt import Archive
 from belljar.images.contained import contained
-from belljar.images.rootfs_metadata import Facts
 from belljar.images.npm import fetch_npm
+from belljar.images.prefork_programs import programs_in_root
 from belljar.images.recipe import Recipe
+from belljar.images.rootfs_metadata import RootfsMetadata
 from belljar.images.subordinate import need_subordinate_ids
 from belljar.images.tool import call, need
 from belljar.images.wheels import fetch_wheels
+from belljar.model.errors import ImageBuildError
 
 _TIMEOUT_SECONDS = 1800
 #: Changes when the way a root filesystem is made does, so that older ones are not reused.
@@ -88,7 +88,7 @@ def _pack_script() -> str:
     return _PACK.replace("EPOCH", str(EPOCH)).replace("MKFS", " ".join(MKFS))
 
 
-async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) -> Facts:
+async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) -> RootfsMetadata:
     """Build the recipe's root filesystem into the file `out`; returns what is in it.
 
     `work` is an empty folder for what lies around meanwhile. Raises MissingTool, DiskFull, ImageBuildError.
@@ -150,7 +150,7 @@ async def build_root(recipe: Recipe, archive: Archive, out: Path, work: Path) ->
     )
     if not out.exists():
         raise ImageBuildError(f"mmdebstrap ended well and made no root filesystem; see {archive.log}")
-    return Facts(
+    return RootfsMetadata(
         packages=dict(line.split(" ", 1) for line in listing.read_text().splitlines()),
         other_packages=added.packages,
         versions={language.name: _said(work / f"version-{language.name}") for language in recipe.languages},

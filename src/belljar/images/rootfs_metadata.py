@@ -7,7 +7,7 @@ from pydantic import Field
 from belljar.model.image import Language, User, Value
 
 
-class Facts(Value):
+class RootfsMetadata(Value):
     """What is in a root filesystem."""
 
     #: Debian packages, name → version.

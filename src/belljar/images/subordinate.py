@@ -6,8 +6,8 @@ import os
 import pwd
 from pathlib import Path
 
-from belljar.model.errors import HostError
 from belljar.images.tool import need
+from belljar.model.errors import HostError
 
 _LEAST = 65536
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from email.parser import HeaderParser
 from pathlib import Path
 
-from belljar.model.errors import ImageBuildError
 from belljar.images.tool import call
+from belljar.model.errors import ImageBuildError
 
 _TIMEOUT_SECONDS = 900
 #: glibc of Debian 12: wheels for it and for older ones run there.

@@ -1,0 +1,1 @@
+"""The protocol between a node and the control plane."""

@@ -6,7 +6,7 @@ from ipaddress import IPv4Network
 
 #: IANA's registry of special-purpose addresses, less those that are only for documentation. The metadata services of
 #: the clouds are among the link-local ones.
-NEVER = tuple(
+BLOCKED_NETWORKS = tuple(
     IPv4Network(text)
     for text in (
         "0.0.0.0/8",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import idna
 
-from belljar.model.blocked_networks import NEVER
+from belljar.model.blocked_networks import BLOCKED_NETWORKS
 
 #: Most entries of a list. A filter of this size is loaded in a millisecond.
 MAX_ENTRIES = 256
@@ -134,7 +134,7 @@ def _network(text: str, entry: str, *, private: bool) -> ipaddress.IPv4Network:
         network = ipaddress.IPv4Network(text)
     except ValueError as error:
         raise ValueError(f"{entry[:80]!r} is no IPv4 network: {error}") from None
-    for never in () if private else NEVER:
+    for never in () if private else BLOCKED_NETWORKS:
         if network.subnet_of(never):
             raise ValueError(
                 f"{entry[:80]!r} is in {never}, which no job may reach (private, local or reserved addresses)"
@@ -166,7 +166,7 @@ def normal_name(text: str, entry: str) -> str:
     return name
 
 
-def beyond(asked: Egress, ceiling: Egress, packages: Sequence[Destination]) -> str | None:
+def first_denied(asked: Egress, ceiling: Egress, packages: Sequence[Destination]) -> str | None:
     """What of `asked` the ceiling does not allow, for a sentence; None when all of it is within.
 
     `packages` is what the word `packages` stands for here.

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from belljar.model.egress import parse_egress
-from belljar.model.submission_limits import MAX_ARGS, MAX_ARTIFACTS, MAX_ENV, MAX_FILES, MAX_LABELS
-from belljar.model.states import Status
 from belljar.model.script import Dependencies
+from belljar.model.states import Status
+from belljar.model.submission_limits import MAX_ARGS, MAX_ARTIFACTS, MAX_ENV, MAX_FILES, MAX_LABELS
 
 #: Linux refuses one argument or environment string of 128 KiB or more (MAX_ARG_STRLEN, execve(2)).
 MAX_STRING_BYTES = 128 * 1024 - 1

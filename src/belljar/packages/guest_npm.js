@@ -15,7 +15,7 @@ const { spawnSync } = require("child_process");
 const FOLDER = __dirname;
 const MODULES = path.join(FOLDER, "node_modules");
 const REGISTRY = (process.env.npm_config_registry || "https://registry.npmjs.org").replace(/\/+$/, "");
-const MOST_BYTES = 64 << 20;
+const MAX_BYTES = 64 << 20;
 
 class Failure extends Error {}
 
@@ -35,7 +35,7 @@ function fetched(url, headers = {}, hops = 5) {
       let size = 0;
       response.on("data", (chunk) => {
         size += chunk.length;
-        if (size > MOST_BYTES) request.destroy(new Error("too large"));
+        if (size > MAX_BYTES) request.destroy(new Error("too large"));
         chunks.push(chunk);
       });
       response.on("end", () => resolve(Buffer.concat(chunks)));

@@ -23,15 +23,15 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from belljar.system.disk_space import DiskSpace
-from belljar.model.errors import ImageBuildError, LayerBuildError
-from belljar.model.image import Value
-from belljar.images.oci.unpack import Found, Order, OrderedLayer
-from belljar.images.oci.config import Wishes
+from belljar.images.oci.config import ImageConfig
+from belljar.images.oci.unpack import OrderedLayer, UnpackRequest, UnpackResult
 from belljar.images.rootfs import EPOCH, MKFS
 from belljar.images.tool import call
+from belljar.model.errors import ImageBuildError, LayerBuildError
+from belljar.model.image import Value
 from belljar.settings import Settings
-from belljar.system.file_locks import only_one
+from belljar.system.disk_space import DiskSpace
+from belljar.system.file_locks import try_lock
 
 #: Not the images' own time: an interpreter that looked into a folder before the layer was laid over it must see that it
 #: has changed (importlib's FileFinder compares times).
@@ -134,7 +134,7 @@ class Layers:
         One holds it at a time, in whatever process; a killed one holds it no longer.
         """
         self._building.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with only_one(self._building / f"{key}.lock") as mine:
+        with try_lock(self._building / f"{key}.lock") as mine:
             if not mine:
                 yield None
                 return
@@ -220,9 +220,9 @@ class Layers:
         tree.chmod(0o755)
         layer = OrderedLayer(sha256=sha256, size_bytes=archive.stat().st_size, path=str(archive), diff_id=sha256)
         order.write_text(
-            Order(
+            UnpackRequest(
                 layers=(layer,),
-                wishes=Wishes(),
+                wishes=ImageConfig(),
                 known=(),
                 tree=str(tree),
                 out=str(out),
@@ -236,7 +236,7 @@ class Layers:
         command: Sequence[str] = [sys.executable, "-P", "-m", "belljar.images.oci.unpack", str(order)]
         try:
             answer = await call(command, log=self._logs / "layers.log", timeout_seconds=_UNPACK_SECONDS, cwd=work)
-            found = Found.model_validate_json(answer)
+            found = UnpackResult.model_validate_json(answer)
         except (ImageBuildError, ValidationError):
             raise LayerBuildError("what the builder installed could not be unpacked") from None
         if found.error is not None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from belljar.model.errors import InvalidScript
-from belljar.scripts.limits import Allowance
+from belljar.scripts.limits import ExtractionBudget
 from belljar.scripts.tree import CHUNK_BYTES, MAX_PATH_BYTES, Tree
 
 #: How much of a file `archive_kind` needs to see.
@@ -93,7 +93,7 @@ def archive_kind(head: bytes, filename: str) -> ArchiveKind | None:
     return None
 
 
-def unpack(source: Path, kind: ArchiveKind, tree: Tree, allowance: Allowance, spare: Path) -> None:
+def unpack(source: Path, kind: ArchiveKind, tree: Tree, allowance: ExtractionBudget, spare: Path) -> None:
     """Put the archive's members into the tree. Blocks: for a thread.
 
     `spare` is where a compressed tar is decompressed to, as much as the allowance lets; the caller removes it. Raises
@@ -117,7 +117,7 @@ def unpack(source: Path, kind: ArchiveKind, tree: Tree, allowance: Allowance, sp
 class _Guarded(io.RawIOBase):
     """A file of which no single read may ask for more than `most` bytes."""
 
-    def __init__(self, file: BinaryIO, most: int, allowance: Allowance) -> None:
+    def __init__(self, file: BinaryIO, most: int, allowance: ExtractionBudget) -> None:
         self._file = file
         self._most = most
         self._allowance = allowance
@@ -150,7 +150,7 @@ class _Guarded(io.RawIOBase):
 # --- zip ------------------------------------------------------------------------------------------------------------
 
 
-def _unpack_zip(packed: BinaryIO, tree: Tree, allowance: Allowance) -> None:
+def _unpack_zip(packed: BinaryIO, tree: Tree, allowance: ExtractionBudget) -> None:
     guarded = _Guarded(packed, _MAX_ZIP_DIRECTORY_BYTES, allowance)
     with zipfile.ZipFile(guarded) as archive:
         for member in archive.infolist():
@@ -197,7 +197,7 @@ def _is_finder_litter(name: str) -> bool:
 # --- tar ------------------------------------------------------------------------------------------------------------
 
 
-def _unpack_tar(plain: BinaryIO, tree: Tree, allowance: Allowance) -> None:
+def _unpack_tar(plain: BinaryIO, tree: Tree, allowance: ExtractionBudget) -> None:
     guarded = _Guarded(plain, _MAX_TAR_HEADER_BYTES, allowance)
     try:
         archive = tarfile.open(fileobj=guarded, mode="r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
@@ -235,7 +235,7 @@ def _check_end(plain: BinaryIO, offset: int) -> None:
         raise EOFError(f"damaged at byte {offset}")
 
 
-def _decompress(packed: BinaryIO, kind: ArchiveKind, spare: Path, allowance: Allowance) -> None:
+def _decompress(packed: BinaryIO, kind: ArchiveKind, spare: Path, allowance: ExtractionBudget) -> None:
     guarded = _Guarded(packed, _MAX_ZIP_DIRECTORY_BYTES, allowance)
     with spare.open("xb") as out:
         for chunk in _gzip_chunks(guarded) if kind is ArchiveKind.GZIP else _xz_chunks(guarded):

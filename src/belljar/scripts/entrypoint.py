@@ -7,7 +7,15 @@ from collections.abc import Sequence
 
 from belljar.model.errors import InvalidScript
 from belljar.model.image import Language
-from belljar.scripts.language import HEAD_BYTES, by_extension, by_shebang, check_content, detect_language, known_names, named_language
+from belljar.scripts.language import (
+    HEAD_BYTES,
+    by_extension,
+    by_shebang,
+    check_content,
+    detect_language,
+    known_names,
+    named_language,
+)
 from belljar.scripts.tree import Tree, member_path
 
 _MAX_NAME = 100

@@ -39,7 +39,7 @@ class UploadLimits:
         )
 
 
-class Allowance:
+class ExtractionBudget:
     """What is left of the limits while one upload is unpacked in a thread; `stop` set from outside ends the work."""
 
     def __init__(self, limits: UploadLimits, packed_bytes: int | None = None) -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from belljar.model.errors import InvalidScript
 from belljar.model.image import Language
+from belljar.model.script import Dependencies
+from belljar.packages.requirements import read_dependencies
 from belljar.scripts.archive import HEAD_BYTES as ARCHIVE_HEAD_BYTES
 from belljar.scripts.archive import archive_kind, unpack
-from belljar.packages.requirements import read_dependencies
 from belljar.scripts.entrypoint import base_name, choose_entrypoint, file_name
 from belljar.scripts.folder import copy_folder
 from belljar.scripts.language import ELF, HEAD_BYTES, check_content, detect_language, named_language
-from belljar.scripts.limits import Allowance, UploadLimits
-from belljar.model.script import Dependencies
+from belljar.scripts.limits import ExtractionBudget, UploadLimits
 from belljar.scripts.pack import pack_tree
 from belljar.scripts.selection import Selection
 from belljar.scripts.tree import CHUNK_BYTES, Tree
@@ -31,7 +31,7 @@ _MAX_NAME = 255
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wish:
+class UploadHints:
     """What the caller says about an upload; None: find out."""
 
     filename: str
@@ -83,7 +83,7 @@ async def prepare(
     The disk lies in `work`, an empty folder (an absolute path) that the caller removes. Raises
     InvalidScript, UnknownLanguage, TooLarge, DiskFull, MissingTool.
     """
-    wish = Wish(filename=filename, language=language, entrypoint=entrypoint)
+    wish = UploadHints(filename=filename, language=language, entrypoint=entrypoint)
     unpacked = await unpack_source(source, wish, languages=languages, limits=limits, work=work, selection=selection)
     disk = work / "script.erofs"
     await pack_tree(unpacked.tree, disk)
@@ -101,7 +101,7 @@ async def prepare(
 
 async def unpack_source(
     source: Path,
-    wish: Wish,
+    wish: UploadHints,
     *,
     languages: Sequence[Language],
     limits: UploadLimits,
@@ -110,7 +110,7 @@ async def unpack_source(
 ) -> Unpacked:
     """The steps before packing; the tree lies in `work`. Raises InvalidScript, UnknownLanguage, TooLarge, DiskFull."""
     packed_bytes = await in_thread(partial(_packed_bytes, source))
-    allowance = Allowance(limits, packed_bytes)
+    allowance = ExtractionBudget(limits, packed_bytes)
 
     def steps() -> Unpacked:
         if packed_bytes is None:
@@ -125,10 +125,10 @@ async def unpack_source(
 
 
 async def unpack_files(
-    files: Mapping[str, str], wish: Wish, *, languages: Sequence[Language], limits: UploadLimits, work: Path
+    files: Mapping[str, str], wish: UploadHints, *, languages: Sequence[Language], limits: UploadLimits, work: Path
 ) -> Unpacked:
     """The same for texts by path. Raises InvalidScript, UnknownLanguage, TooLarge, DiskFull."""
-    allowance = Allowance(limits)
+    allowance = ExtractionBudget(limits)
 
     def steps() -> Unpacked:
         tree = _new_tree(work, allowance)
@@ -146,7 +146,7 @@ async def unpack_files(
     return await _stoppable(steps, allowance, work)
 
 
-async def _stoppable(steps: Callable[[], Unpacked], allowance: Allowance, work: Path) -> Unpacked:
+async def _stoppable(steps: Callable[[], Unpacked], allowance: ExtractionBudget, work: Path) -> Unpacked:
     def run() -> Unpacked:
         try:
             with disk_full_in(work):
@@ -175,7 +175,9 @@ def _packed_bytes(source: Path) -> int | None:
     return about.st_size
 
 
-def _unpack_file(source: Path, wish: Wish, languages: Sequence[Language], allowance: Allowance, work: Path) -> Unpacked:
+def _unpack_file(
+    source: Path, wish: UploadHints, languages: Sequence[Language], allowance: ExtractionBudget, work: Path
+) -> Unpacked:
     with source.open("rb") as file:
         head = file.read(max(HEAD_BYTES, ARCHIVE_HEAD_BYTES))
     kind = archive_kind(head, wish.filename)
@@ -188,9 +190,9 @@ def _unpack_file(source: Path, wish: Wish, languages: Sequence[Language], allowa
 
 def _unpack_folder(
     source: Path,
-    wish: Wish,
+    wish: UploadHints,
     languages: Sequence[Language],
-    allowance: Allowance,
+    allowance: ExtractionBudget,
     work: Path,
     selection: Selection | None,
 ) -> Unpacked:
@@ -199,7 +201,7 @@ def _unpack_folder(
     return _finish_several(tree, wish, languages)
 
 
-def _take_one_file(source: Path, head: bytes, tree: Tree, wish: Wish, languages: Sequence[Language]) -> Unpacked:
+def _take_one_file(source: Path, head: bytes, tree: Tree, wish: UploadHints, languages: Sequence[Language]) -> Unpacked:
     if wish.language is not None:
         language = named_language(wish.language, languages)
     else:
@@ -215,7 +217,7 @@ def _take_one_file(source: Path, head: bytes, tree: Tree, wish: Wish, languages:
     return _unpacked(tree, wish, language, name)
 
 
-def _finish_several(tree: Tree, wish: Wish, languages: Sequence[Language]) -> Unpacked:
+def _finish_several(tree: Tree, wish: UploadHints, languages: Sequence[Language]) -> Unpacked:
     if not tree.files:
         raise InvalidScript("the script holds no file; add the one that is to be run")
     language, path = choose_entrypoint(tree, languages, language=wish.language, entrypoint=wish.entrypoint)
@@ -223,7 +225,7 @@ def _finish_several(tree: Tree, wish: Wish, languages: Sequence[Language]) -> Un
     return _unpacked(tree, wish, language, path)
 
 
-def _unpacked(tree: Tree, wish: Wish, language: Language, entrypoint: str) -> Unpacked:
+def _unpacked(tree: Tree, wish: UploadHints, language: Language, entrypoint: str) -> Unpacked:
     return Unpacked(
         id=tree.digest(language.name, entrypoint),
         name=_shown_name(wish.filename) or entrypoint,
@@ -236,7 +238,7 @@ def _unpacked(tree: Tree, wish: Wish, language: Language, entrypoint: str) -> Un
     )
 
 
-def _new_tree(work: Path, allowance: Allowance) -> Tree:
+def _new_tree(work: Path, allowance: ExtractionBudget) -> Tree:
     root = work / "tree"
     root.mkdir()
     return Tree(root, allowance)

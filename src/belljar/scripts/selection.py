@@ -40,15 +40,15 @@ _BUILD_OUTPUTS = {
 _ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
 #: How a file CACHEDIR.TAG begins, Cache Directory Tagging Specification 0.6.
 _CACHE_TAG = b"Signature: 8a477f597d28d172789f06886806bc55"
-_MOST_PATTERN_BYTES = 64 * 1024
-_MOST_PATTERNS = 1000
+_MAX_PATTERN_BYTES = 64 * 1024
+_MAX_PATTERNS = 1000
 #: Patterns become regular expressions, whose time grows with the power of the number of stars.
-_MOST_STARS = 4
-_MOST_STARS_IN_NAME = 3
+_MAX_STARS = 4
+_MAX_STARS_IN_NAME = 3
 #: With more stars than this a pattern may take tens of milliseconds for one long path, and there may be only some.
 _CHEAP_STARS = 2
-_MOST_COSTLY = 100
-_MOST_SHOWN = 5
+_MAX_COSTLY = 100
+_MAX_SHOWN = 5
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -111,7 +111,7 @@ class Selection:
         if not self.left_out:
             return None
         names = sorted(self.left_out, key=lambda name: (name.count("/"), name))
-        shown, more = names[:_MOST_SHOWN], len(names) - _MOST_SHOWN
+        shown, more = names[:_MAX_SHOWN], len(names) - _MAX_SHOWN
         return f"left out: {', '.join(shown)}{f' and {more} more' if more > 0 else ''} (--include NAME sends it)"
 
 
@@ -125,15 +125,15 @@ class _Patterns:
     """The patterns of the caller, and where none fits, what is left out by default."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        if len(lines) > _MOST_PATTERNS:
-            raise InvalidScript(f"there are over {_MOST_PATTERNS} patterns for what to leave out; use fewer")
+        if len(lines) > _MAX_PATTERNS:
+            raise InvalidScript(f"there are over {_MAX_PATTERNS} patterns for what to leave out; use fewer")
         stars = [_stars(line) for line in lines]
         for line, (total, in_name) in zip(lines, stars, strict=True):
-            if total > _MOST_STARS or in_name > _MOST_STARS_IN_NAME:
-                most = f"over {_MOST_STARS} stars, or over {_MOST_STARS_IN_NAME} in one name"
+            if total > _MAX_STARS or in_name > _MAX_STARS_IN_NAME:
+                most = f"over {_MAX_STARS} stars, or over {_MAX_STARS_IN_NAME} in one name"
                 raise InvalidScript(f"the pattern {line[:80]!r} has {most}; use several patterns")
-        if sum(total > _CHEAP_STARS for total, _ in stars) > _MOST_COSTLY:
-            raise InvalidScript(f"there are over {_MOST_COSTLY} patterns with over {_CHEAP_STARS} stars; use fewer")
+        if sum(total > _CHEAP_STARS for total, _ in stars) > _MAX_COSTLY:
+            raise InvalidScript(f"there are over {_MAX_COSTLY} patterns with over {_CHEAP_STARS} stars; use fewer")
         try:
             self._spec = GitIgnoreSpec.from_lines(lines)
         except (ValueError, RecursionError) as error:
@@ -178,13 +178,13 @@ def _ignore_file(root: int) -> list[str]:
         with _open(IGNORE_FILE, root) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InvalidScript(f"{IGNORE_FILE} is no regular file; replace it with one")
-            data = file.read(_MOST_PATTERN_BYTES + 1)
+            data = file.read(_MAX_PATTERN_BYTES + 1)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise InvalidScript(f"{IGNORE_FILE} cannot be read: {error.strerror}") from None
-    if len(data) > _MOST_PATTERN_BYTES:
-        raise InvalidScript(f"{IGNORE_FILE} has over {_MOST_PATTERN_BYTES // 1024} KB; shorten it")
+    if len(data) > _MAX_PATTERN_BYTES:
+        raise InvalidScript(f"{IGNORE_FILE} has over {_MAX_PATTERN_BYTES // 1024} KB; shorten it")
     try:
         return data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from belljar.model.errors import InvalidScript
-from belljar.scripts.limits import Allowance
+from belljar.scripts.limits import ExtractionBudget
 
 #: Linux allows 255; mkfs.erofs of erofs-utils 1.5 fails at those.
 MAX_NAME_BYTES = 254
@@ -64,7 +64,7 @@ def member_path(name: str, max_depth: int) -> str:
 class Tree:
     """Files, folders and links below `root`, an empty folder that the caller owns and removes."""
 
-    def __init__(self, root: Path, allowance: Allowance) -> None:
+    def __init__(self, root: Path, allowance: ExtractionBudget) -> None:
         self.root = root
         self.files: dict[str, File] = {}
         self.links: dict[str, str] = {}

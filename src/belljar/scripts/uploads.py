@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from belljar.model.errors import DataFolderError, DiskFull, TooLarge
-from belljar.system.temp_folders import clear_owned, make_owned
 from belljar.scripts.limits import MB
+from belljar.system.temp_folders import clear_owned, make_owned
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from belljar.system.ownership import why_file_unsafe, why_unsafe
 
 NAME = "belljar.toml"
 SYSTEM_FOLDER = Path("/etc/belljar")
-_MOST_BYTES = 256 * 1024
+_MAX_BYTES = 256 * 1024
 #: Settings that are paths, and what stands before them; relative ones in a file would depend on the working folder.
 _PATHS = {"data_dir": "", "package_ca_file": "", "database_url": "sqlite:///", "blobs_url": "file://"}
 
@@ -99,9 +99,9 @@ def _read(path: Path) -> str:
         reason = why_file_unsafe(path, status)
         if reason is not None:
             raise _refused(path, reason)
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise _refused(path, f"it has over {_MOST_BYTES // 1024} KB")
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise _refused(path, f"it has over {_MAX_BYTES // 1024} KB")
     return data.decode()
 
 

@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from belljar.system.counters import count, counted
 from belljar.model.errors import BelljarError
+from belljar.system.counters import count, counted
 
 log = structlog.get_logger()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def only_one(path: Path) -> Iterator[bool]:
+def try_lock(path: Path) -> Iterator[bool]:
     """Whether this caller has the lock, which is that of the file at `path`, while the block lasts. Does not wait.
 
     The file is made; whoever has the lock may remove it. Raises OSError.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from belljar.data_dir import is_served
 
-_MOST_BYTES = 4096
+_MAX_BYTES = 4096
 
 
 def admin_key_path(data_dir: Path) -> Path:
@@ -38,7 +38,7 @@ def read_address(data_dir: Path) -> str | None:
         return None
     try:
         with address_path(data_dir).open("rb") as file:
-            return str(json.loads(file.read(_MOST_BYTES))["url"])
+            return str(json.loads(file.read(_MAX_BYTES))["url"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

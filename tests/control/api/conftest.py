@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from support.served import Served, served
 from support.registered_images import register
+from support.served import Served, served
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from support.served import Served, problem, served
 from belljar.control.api.admin_key import ensure_admin_key
 from belljar.control.api.app import create_app
 from belljar.system.local_server import admin_key_path, read_admin_key
+from support.served import Served, problem, served
 
 SUBMISSION = {"code": "print(1)", "language": "python"}
 

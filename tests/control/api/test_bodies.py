@@ -18,21 +18,21 @@ from typing import Any
 import httpx
 import pytest
 
-from support.served import Served, problem
 from belljar.control.api.request_limits import BodyBudget, RequestCount, Turns
-from belljar.model.errors import ServerBusy, TooManyRequests
 from belljar.control.jobs.blob_names import stdin_blob
+from belljar.model.errors import ServerBusy, TooManyRequests
 from belljar.model.job import MAX_STDIN_BYTES
 from belljar.scripts import archive, prepare
+from support.paths import TESTS
+from support.served import Served, problem
 
-TESTS = Path(__file__).parents[1]
 CODE = {"code": "print(1)", "language": "python"}
 JSON = {"Content-Type": "application/json"}
 MB = 1024 * 1024
 
 
 def test_hostile_bodies_are_refused_within_little_memory(api: Served, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "api.under_limit", str(tmp_path / "own")]
+    command = [sys.executable, "-m", "support.under_limit", str(tmp_path / "own")]
     env = {**os.environ, "PYTHONPATH": str(TESTS)}
     (tmp_path / "own").mkdir()
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
@@ -193,12 +193,12 @@ async def test_a_body_waits_for_room_and_a_lease_is_released_once() -> None:
 
 async def test_small_bodies_find_room_however_many_keys_hold_large_ones() -> None:
     budget = BodyBudget(64 * MB, patience_seconds=0)
-    async with contextlib.AsyncExitStack() as held:
+    async with contextlib.AsyncExitStack() as stack:
         for key in ("a", "b", "c"):  # all that they can get, in large bodies and in small ones
             for size in (24 * MB, 8 * MB, 1 * MB, 256 * 1024, 64 * 1024):
                 with contextlib.suppress(TooManyRequests, ServerBusy):
                     while True:
-                        await held.enter_async_context(budget.lease(key, size))
+                        await stack.enter_async_context(budget.lease(key, size))
         async with budget.lease("d", 64 * 1024), budget.lease("a", 0):
             pass
     async with budget.lease("a", 24 * MB), budget.lease("b", 24 * MB):
@@ -207,10 +207,10 @@ async def test_small_bodies_find_room_however_many_keys_hold_large_ones() -> Non
 
 def test_requests_of_one_key_are_counted_and_others_find_room() -> None:
     count = RequestCount(16)
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         for key, most in (("a", 8), ("b", 4), ("c", 2)):
             for _ in range(most):
-                held.enter_context(count.counted(key))
+                stack.enter_context(count.counted(key))
             with pytest.raises(TooManyRequests), count.counted(key):
                 pass
     with count.counted("a"):

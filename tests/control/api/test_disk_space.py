@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from support.served import problem, served
-from control.api.test_routes import node
 from belljar.control.store.maintenance import SqlMaintenance
+from control.api.test_routes import node
 from support.registered_images import register
+from support.served import problem, served
 
 
 @pytest.fixture

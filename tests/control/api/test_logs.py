@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from support.served import Served, problem
 from belljar.control.logs.log import LogStream, LogWriter, keep_log, log_path
 from belljar.model.job import Job
 from belljar.model.states import Status
+from support.served import Served, problem
 
 EVENTS = {"Accept": "text/event-stream"}
 

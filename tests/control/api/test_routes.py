@@ -11,14 +11,14 @@ from urllib.parse import quote
 
 import pytest
 
-from support.served import Served, problem
 from belljar import __version__
-from belljar.system.counters import count
 from belljar.control.jobs.blob_names import artifact_blob, stdin_blob
-from belljar.model.job import Artifact, Job, JobError, Usage
-from belljar.model.states import Status
 from belljar.control.store.nodes import Node
 from belljar.control.store.schema import nodes
+from belljar.model.job import Artifact, Job, JobError, Usage
+from belljar.model.states import Status
+from belljar.system.counters import count
+from support.served import Served, problem
 
 
 def node(**fields: object) -> Node:

@@ -18,13 +18,14 @@ import httpx
 import pytest
 import structlog
 
-from support.served import Served
-from belljar.control.api import descriptors, auth_middleware as gate, server
+from belljar.control.api import auth_middleware as gate
+from belljar.control.api import descriptors, server
 from belljar.control.api.server import Connection, Server
 from belljar.model.errors import HostError
-from belljar.system.local_server import read_address, read_admin_key
 from belljar.settings import Settings
+from belljar.system.local_server import read_address, read_admin_key
 from support.registered_images import register
+from support.served import Served
 
 # --- a real process with few descriptors ----------------------------------------------------------------------------
 

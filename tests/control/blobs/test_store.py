@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
-from belljar.system.removal import Extent
 from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.model.errors import DataFolderError, DiskFull, HostError, NotFound
 from belljar.settings import Settings
+from belljar.system.removal import Extent
 
 
 @pytest.fixture(params=["folder", "memory"])

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import structlog
 
-from belljar.control.logs.log import log_path
-from belljar.model.errors import HostError
 from belljar.control.jobs import polling as polling_module
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
+from belljar.control.logs.log import log_path
+from belljar.model.errors import HostError
 
 
 async def test_a_watch_is_woken_once_for_many_changes_and_misses_none() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from belljar.control.jobs.resolve import Runnable, resolve_job
 from belljar.model.errors import InvalidOption
 from belljar.model.job import JobOptions, Resources
-from belljar.control.jobs.resolve import Runnable, resolve_job
-from belljar.node.machines.provision.shapes import fitted
+from belljar.node.machines.provision.shapes import round_up_shape
 from belljar.settings import Settings
 
 RATES = ("disk_mb_per_second", "disk_iops", "network_mbit_per_second")
@@ -57,6 +57,6 @@ def test_what_is_no_rate_is_refused(rate: str, value: object) -> None:
 
 def test_a_machine_is_cut_to_them_and_the_networks_only_with_a_network() -> None:
     rates = {"disk_mb_per_second": 20.5, "disk_iops": 100, "network_mbit_per_second": 8.0}
-    shape = fitted(1, 256, None, **rates)
+    shape = round_up_shape(1, 256, None, **rates)
     assert (shape.disk_mb_per_second, shape.disk_iops, shape.network_mbit_per_second) == (20.5, 100, None)
-    assert fitted(1, 256, None, network=True, **rates).network_mbit_per_second == 8.0
+    assert round_up_shape(1, 256, None, network=True, **rates).network_mbit_per_second == 8.0

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from belljar.control.jobs.resolve import NodeLimits, Runnable, check_arguments, resolve_job
 from belljar.model.errors import InvalidDependencies, InvalidOption
 from belljar.model.job import Job, JobOptions
-from belljar.control.jobs.resolve import Largest, Runnable, check_arguments, resolve_job
-from belljar.model.states import Status
 from belljar.model.script import Dependencies
+from belljar.model.states import Status
 from belljar.settings import Settings
 from support.registered_images import register
 
@@ -24,7 +24,7 @@ NEEDS = Dependencies(kind="pypi", requirements=("six",), origin="requirements.tx
 
 
 def resolved(
-    options: dict[str, Any], largest: Collection[Largest] = (), script: Runnable = SCRIPT, **settings: Any
+    options: dict[str, Any], largest: Collection[NodeLimits] = (), script: Runnable = SCRIPT, **settings: Any
 ) -> Job:
     return resolve_job(
         JobOptions(**options),
@@ -49,7 +49,7 @@ def test_the_default_time_never_exceeds_the_longest() -> None:
 
 def test_what_is_asked_for_is_what_the_job_has() -> None:
     asked = {"vcpus": 2, "memory_mb": 512, "disk_mb": 64, "timeout_seconds": 5.5, "args": ["a"], "stdin": "é"}
-    job = resolved(asked, [Largest(vcpus=2, memory_mb=512)])
+    job = resolved(asked, [NodeLimits(vcpus=2, memory_mb=512)])
     assert job.public().items() >= {"vcpus": 2, "memory_mb": 512, "disk_mb": 64, "timeout_seconds": 5.5}.items()
     assert (job.args, job.stdin_bytes) == (("a",), 2)
 
@@ -82,7 +82,7 @@ def test_less_memory_than_the_image_needs_is_refused_with_the_number() -> None:
 
 @pytest.mark.parametrize("option", ["vcpus", "memory_mb"])
 def test_what_no_node_could_ever_run_is_refused_and_not_queued_for_ever(option: str) -> None:
-    largest = Largest(vcpus=4, memory_mb=1000)
+    largest = NodeLimits(vcpus=4, memory_mb=1000)
     limit = getattr(largest, option)
     resolved({option: limit}, [largest], max_vcpus=64)
     with pytest.raises(InvalidOption, match=f"{option} is {limit + 1}.*the largest has {limit}"):
@@ -90,7 +90,7 @@ def test_what_no_node_could_ever_run_is_refused_and_not_queued_for_ever(option: 
 
 
 def test_a_job_has_to_fit_one_node_and_not_the_most_of_each() -> None:
-    nodes = [Largest(vcpus=4, memory_mb=64_000), Largest(vcpus=32, memory_mb=32_000)]
+    nodes = [NodeLimits(vcpus=4, memory_mb=64_000), NodeLimits(vcpus=32, memory_mb=32_000)]
     limits = {"max_vcpus": 64, "max_memory_mb": 64_000}
     resolved({"vcpus": 16, "memory_mb": 16_000}, nodes, **limits)
     resolved({"vcpus": 4, "memory_mb": 64_000}, nodes, **limits)

@@ -11,9 +11,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from belljar.control.logs.log import BYTES_FOR_RECORD, FREE_RECORDS, HEADER, MAX_RECORD, RECORDS_AT_ONCE, JobLog, LogStream, LogWriter, Record, keep_log, log_path
 from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.changes import Changes
+from belljar.control.logs.log import (
+    BYTES_FOR_RECORD,
+    FREE_RECORDS,
+    HEADER,
+    MAX_RECORD,
+    RECORDS_AT_ONCE,
+    JobLog,
+    LogStream,
+    LogWriter,
+    Record,
+    keep_log,
+    log_path,
+)
 from belljar.settings import Settings
 
 

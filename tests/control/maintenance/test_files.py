@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from belljar.control.logs.log import log_blob, log_path
+from belljar.control.store.keys import SqlKeys
+from belljar.control.store.nodes import Node, SqlNodes
 from belljar.model.ids import new_id
 from belljar.model.states import Status
 from belljar.system.temp_folders import owned_folder
-from belljar.control.store.keys import SqlKeys
-from belljar.control.store.nodes import Node, SqlNodes
 from support.data_folder import Folder
 from support.job_queue import queued
 

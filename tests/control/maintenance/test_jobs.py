@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from belljar.control.logs.log import log_path
 from belljar.control.blobs.store import Blobs
-from belljar.model.errors import HostError
 from belljar.control.jobs.blob_names import artifact_blob, stdin_blob
+from belljar.control.logs.log import log_path
+from belljar.model.errors import HostError
 from belljar.model.states import TERMINAL, Status
 from support.data_folder import Folder, days_ago
 from support.job_queue import begin, queued, take

@@ -11,11 +11,11 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from belljar.model.states import Status
 from belljar.control.scripts.disks import disk_blob
+from belljar.model.states import Status
 from support.data_folder import Folder, opened
+from support.paths import TESTS
 
-TESTS = Path(__file__).parents[1]
 USED, UNUSED = "b" * 64, "c" * 64
 #: More than a whole sweep of this folder has.
 STEPS = 90
@@ -23,7 +23,7 @@ STEPS = 90
 
 def sweep_and_die(path: Path, step: int) -> bool:
     """Run a sweep that dies at a step; False when it had fewer."""
-    command = [sys.executable, str(TESTS / "maintenance/killed_sweep.py"), str(path), str(step)]
+    command = [sys.executable, str(TESTS / "support/killed_sweep.py"), str(path), str(step)]
     run = subprocess.run(command, env={"PYTHONPATH": str(TESTS)}, capture_output=True, timeout=60)
     assert run.returncode in (0, -signal.SIGKILL), run.stderr.decode()
     return run.returncode != 0

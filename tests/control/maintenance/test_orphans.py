@@ -8,9 +8,9 @@ import time
 import pytest
 
 from belljar.control.jobs.blob_names import artifact_blob, stdin_blob
+from belljar.control.scripts.disks import disk_blob
 from belljar.model.ids import new_id
 from belljar.model.states import Status
-from belljar.control.scripts.disks import disk_blob
 from support.data_folder import SCRIPT, Folder
 
 

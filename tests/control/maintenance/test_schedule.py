@@ -7,11 +7,11 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from belljar.model.errors import HostError
-from belljar.model.states import Status
 from belljar.control.maintenance.jobs import JobCleaner
 from belljar.control.maintenance.service import Context, Result
 from belljar.control.store.maintenance import ServiceRun
+from belljar.model.errors import HostError
+from belljar.model.states import Status
 from support.data_folder import Folder
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import HostError
-from belljar.model.states import Status
 from belljar.control.scripts.disks import disk_blob
 from belljar.control.scripts.script_lock import script_lock
+from belljar.model.errors import HostError
+from belljar.model.states import Status
 from support.data_folder import SCRIPT, Folder, days_ago
 from support.job_queue import queued
 

@@ -13,10 +13,10 @@ import pytest
 from obstore.store import MemoryStore
 
 from belljar.control.blobs.store import Blobs, open_blobs
+from belljar.control.scripts.service import ScriptService
 from belljar.model.errors import DiskFull, InvalidScript, NotFound, TooLarge, UnknownLanguage
 from belljar.model.image import Language
 from belljar.model.script import Script
-from belljar.control.scripts.service import ScriptService
 from belljar.settings import Settings
 
 pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from belljar.settings import Settings
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.opening import open_database
+from belljar.settings import Settings
 
 
 @pytest.fixture

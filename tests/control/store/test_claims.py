@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from belljar.control.store.claims import SqlClaims
+from belljar.control.store.jobs import SqlJobs
+from belljar.control.store.opening import open_database
 from belljar.model.job import Job, JobError, LogInfo, Resources, Timings, Usage
 from belljar.model.outcome import Outcome
 from belljar.model.states import TERMINAL, Status
 from belljar.settings import Settings
-from belljar.control.store.claims import SqlClaims
-from belljar.control.store.jobs import SqlJobs
-from belljar.control.store.opening import open_database
 from support.job_queue import MACHINE, begin, ended, queued, take
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from belljar.model.errors import BelljarError, DataFolderError, DiskFull, HostError
-from belljar.settings import Settings
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.opening import open_database
+from belljar.model.errors import BelljarError, DataFolderError, DiskFull, HostError
+from belljar.settings import Settings
 from support.job_queue import queued
 
 

@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from belljar.model.errors import DiskFull, HostError
-from belljar.model.states import Status
-from belljar.settings import Settings
 from belljar.control.store import database as database_module
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.opening import open_database
+from belljar.model.errors import DiskFull, HostError
+from belljar.model.states import Status
+from belljar.settings import Settings
 from support.job_queue import queued, take
+from support.paths import TESTS
 
 
 async def several_statements(database: Database) -> None:
@@ -149,7 +150,7 @@ asyncio.run(main())
 async def test_killed_twice_in_the_middle_of_writes_nothing_that_was_answered_is_lost(tmp_path: Path) -> None:
     answered: dict[str, set[str]] = {"queued": set(), "failed": set(), "recovered": set()}
     for lines_before_death in (120, 40):
-        command = [sys.executable, "-c", _WRITE, str(tmp_path), str(Path(__file__).parents[1])]
+        command = [sys.executable, "-c", _WRITE, str(tmp_path), str(TESTS)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(lines_before_death)]
@@ -218,7 +219,7 @@ def test_a_disk_whose_writes_failed_for_a_while_is_written_again(tmp_path: Path)
     compiler = [cc] if (cc := shutil.which("cc")) else [sys.executable, "-m", "ziglang", "cc"]
     subprocess.run([*compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, timeout=300)
     run = subprocess.run(
-        [sys.executable, "-c", _FAIL_AND_COME_BACK, str(tmp_path / "data"), str(Path(__file__).parents[1])],
+        [sys.executable, "-c", _FAIL_AND_COME_BACK, str(tmp_path / "data"), str(TESTS)],
         env={**os.environ, "LD_PRELOAD": str(library), "FAIL_WHILE": str(tmp_path / "failing")},
         capture_output=True,
         text=True,

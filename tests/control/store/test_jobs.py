@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from belljar.model.errors import InvalidRequest, NotFound
-from belljar.model.job import Job
-from belljar.model.states import TERMINAL, Status
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.cursor import decode, encode
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.scripts import SqlScripts
+from belljar.model.errors import InvalidRequest, NotFound
+from belljar.model.job import Job
+from belljar.model.states import TERMINAL, Status
 from support.job_queue import begin, ended, queued, take, uploaded
 
 

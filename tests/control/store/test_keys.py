@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import NotFound
 from belljar.control.store.database import Database
 from belljar.control.store.keys import SqlKeys
+from belljar.model.errors import NotFound
 
 
 @pytest.fixture

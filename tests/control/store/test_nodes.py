@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from belljar.control.jobs.resolve import Largest
+from belljar.control.jobs.resolve import NodeLimits
 from belljar.control.store.database import Database
 from belljar.control.store.nodes import Node, SqlNodes
 
@@ -63,7 +63,10 @@ async def test_the_largest_are_those_of_the_living_each_by_itself(nodes: SqlNode
     assert await nodes.largest(30) == ()
     await nodes.heartbeat(node("wide", vcpus=32, largest_memory_mb=32_000))
     await nodes.heartbeat(node("tall", vcpus=4, largest_memory_mb=60_000))
-    assert set(await nodes.largest(30)) == {Largest(vcpus=32, memory_mb=32_000), Largest(vcpus=4, memory_mb=60_000)}
+    assert set(await nodes.largest(30)) == {
+        NodeLimits(vcpus=32, memory_mb=32_000),
+        NodeLimits(vcpus=4, memory_mb=60_000),
+    }
 
 
 async def test_the_images_of_the_living_are_known_when_all_tell_theirs(nodes: SqlNodes, database: Database) -> None:

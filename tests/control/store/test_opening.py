@@ -14,10 +14,6 @@ import pytest
 
 from belljar.control.api.admin_key import ensure_admin_key
 from belljar.control.blobs.store import open_blobs
-from belljar.data_dir import private_folder, serving, working
-from belljar.model.errors import DataFolderError, DiskFull
-from belljar.model.states import Status
-from belljar.settings import Settings
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.keys import SqlKeys
@@ -25,8 +21,13 @@ from belljar.control.store.needed import needed_images
 from belljar.control.store.opening import open_database
 from belljar.control.store.schema import HEAD
 from belljar.control.store.scripts import SqlScripts
-from support.older_database import make_older
+from belljar.data_dir import private_folder, serving, working
+from belljar.model.errors import DataFolderError, DiskFull
+from belljar.model.states import Status
+from belljar.settings import Settings
 from support.job_queue import queued, take
+from support.older_database import make_older
+from support.paths import TESTS
 
 #: Opens all that a server opens, and prints the modes of what lies in the data folder.
 _SERVE_AND_LOOK = """
@@ -61,7 +62,7 @@ def mode(path: Path) -> int:
 
 def test_a_new_folder_is_private_from_its_first_moment_whatever_the_umask_is(tmp_path: Path) -> None:
     folder = tmp_path / "new/deep/data"
-    command = [sys.executable, "-c", _SERVE_AND_LOOK, str(folder), str(Path(__file__).parents[1])]
+    command = [sys.executable, "-c", _SERVE_AND_LOOK, str(folder), str(TESTS)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     lines = (line.partition(" ") for line in run.stdout.splitlines())

@@ -6,14 +6,14 @@ import asyncio
 
 import pytest
 
-from belljar.model.job import Job
-from belljar.control.jobs.resolve import Largest
-from belljar.model.states import Status
+from belljar.control.jobs.resolve import NodeLimits
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.jobs import SqlJobs
+from belljar.model.job import Job
+from belljar.model.states import Status
 from support.job_queue import ended, queued
 
-NODE = Largest(vcpus=4, memory_mb=4096)
+NODE = NodeLimits(vcpus=4, memory_mb=4096)
 
 
 class Node:

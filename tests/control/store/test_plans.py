@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from belljar.control.jobs.resolve import Largest
-from belljar.model.states import Status
+from belljar.control.jobs.resolve import NodeLimits
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.cursor import encode
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.scripts import SqlScripts
+from belljar.model.states import Status
 from support.job_queue import begin, queued, take
 
 
@@ -56,7 +56,7 @@ async def test_a_claim_reads_the_queue_in_its_order_and_no_ended_job(
     await jobs.insert(queued())
     for images in (None, ["a", "b"]):
         plans.lines.clear()
-        largest = Largest(vcpus=8, memory_mb=8192)
+        largest = NodeLimits(vcpus=8, memory_mb=8192)
         await claims.claim("w", vcpus=1, memory_mb=256, lease_seconds=9, largest=largest, images=images)
         plan = plans.take()
         assert "USING COVERING INDEX ix_jobs_queue" in plan

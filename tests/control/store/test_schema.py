@@ -12,10 +12,10 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 import belljar.control.store
-from belljar.settings import Settings
 from belljar.control.store.opening import open_database
 from belljar.control.store.schema import HEAD, metadata
 from belljar.control.store.scripts import SqlScripts
+from belljar.settings import Settings
 
 
 def tables(path: Path) -> dict[str, object]:

@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from belljar.model.errors import InvalidRequest
-from belljar.model.script import Dependencies, Script
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.scripts import SqlScripts
+from belljar.model.errors import InvalidRequest
+from belljar.model.script import Dependencies, Script
 from support.job_queue import begin, ended, queued, take
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)

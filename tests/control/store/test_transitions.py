@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from belljar.model.job import Job
-from belljar.model.states import TERMINAL, TRANSITIONS, Status
-from belljar.settings import Settings
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.opening import open_database
+from belljar.model.job import Job
+from belljar.model.states import TERMINAL, TRANSITIONS, Status
+from belljar.settings import Settings
 from support.job_queue import begin, ended, queued, take
 
 WORKERS = st.sampled_from(["w1", "w2"])

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from belljar.model.errors import BelljarError, DiskBudget, ImageBuildError, InvalidImage, InvalidOption
 from belljar.images.catalog import Images
-from belljar.model.image import Image, User
 from belljar.images.oci.fetch import find_source, name_of
 from belljar.images.oci.root import build_from_dockerfile, import_image
 from belljar.images.progress import Silent
+from belljar.model.errors import BelljarError, DiskBudget, ImageBuildError, InvalidImage, InvalidOption
+from belljar.model.image import Image, User
 from belljar.settings import load_settings
-from support.oci_layouts import Layout, archive, entry, folder, hard_link, link, new_layout
 from support.image_registry import serving_layout
+from support.oci_layouts import Layout, archive, entry, folder, hard_link, link, new_layout
 
 pytestmark = pytest.mark.vm  # for the tools; the kernel that images share is built with built_images
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from belljar.model.errors import InvalidImage
-from belljar.model.image import Language, User
+from belljar.images.oci.config import ImageConfig, read_wishes
 from belljar.images.oci.inspect import alpine_packages, debian_packages, languages_of, python_packages, user_of
 from belljar.images.oci.tree import RootTree
-from belljar.images.oci.config import Wishes, read_wishes
 from belljar.images.recipe import recipes
+from belljar.model.errors import InvalidImage
+from belljar.model.image import Language, User
 
 KNOWN = tuple(language for recipe in recipes(Path("/nonexistent")).values() for language in recipe.languages)
 
@@ -143,6 +143,6 @@ def test_configs_of_other_types_and_endless_ones_are_refused(config: dict[str, A
 
 
 def test_environment_variables_that_no_program_could_have_are_left_out() -> None:
-    assert read_wishes({"config": {"Env": ["GOOD=a=b", "BAD NAME=1", "=1", "ALONE"]}}) == Wishes(
+    assert read_wishes({"config": {"Env": ["GOOD=a=b", "BAD NAME=1", "=1", "ALONE"]}}) == ImageConfig(
         env={"GOOD": "a=b", "ALONE": ""}
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import InvalidImage
 from belljar.images.oci.layer import Entries, LayerApplier
 from belljar.images.oci.stream import Budget, LayerStream
 from belljar.images.oci.tree import RootTree
+from belljar.model.errors import InvalidImage
 from support.oci_layouts import archive, entry, folder, hard_link, link
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import InvalidImage
 from belljar.images.oci.layout import check_blob, read_layout
+from belljar.model.errors import InvalidImage
 from support.oci_layouts import Layout, archive, entry, new_layout
 
 LAYER = archive(entry("x", b"1"))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import InvalidImage
 from belljar.images.oci.stream import Budget, open_layer
+from belljar.model.errors import InvalidImage
 
 DATA = b"".join(hashlib.sha256(number.to_bytes(4, "big")).digest() for number in range(50_000))
 

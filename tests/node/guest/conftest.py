@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from belljar.node.guest.connection import Session
+from belljar.node.guest.connection import AgentConnection
 from support.conversation import AGENT, PREFORK, Conversation, Converse, compile_with_agent
 
 
@@ -37,10 +37,10 @@ def converse(sanitized_agent: Path, tmp_path: Path) -> Converse:
         )
         theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
-        session = Session(reader, writer)
+        connection = AgentConnection(reader, writer)
         try:
-            await session.open(10)
-            yield Conversation(session, process, tmp_path)
+            await connection.open(10)
+            yield Conversation(connection, process, tmp_path)
         finally:
             writer.close()
             try:

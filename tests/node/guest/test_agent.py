@@ -66,7 +66,7 @@ async def test_a_signal_ends_the_job_and_is_told(converse: Converse) -> None:
         running = asyncio.create_task(talk.run("sleep", "60"))
         while not talk.started:
             await asyncio.sleep(0.01)
-        await talk.session.signal(signal.SIGTERM)
+        await talk.connection.signal(signal.SIGTERM)
         exited, _ = await running
     assert (exited.exit_code, exited.signal) == (None, signal.SIGTERM)
 
@@ -77,10 +77,10 @@ async def test_sigkill_ends_a_job_that_ignores_sigterm(converse: Converse) -> No
         while not talk.started:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
-        await talk.session.signal(signal.SIGTERM)
+        await talk.connection.signal(signal.SIGTERM)
         await asyncio.sleep(0.2)
         assert not running.done()
-        await talk.session.signal(signal.SIGKILL)
+        await talk.connection.signal(signal.SIGKILL)
         exited, out = await running
     assert exited.signal == signal.SIGKILL
     assert out.stdout == b"up\n"
@@ -156,7 +156,7 @@ async def test_artifacts_are_what_the_globs_match(converse: Converse, globs: lis
         os.mkfifo(talk.folder / "pipe.txt")
         await talk.run("true")
         sink = Collector()
-        collected = await talk.session.collect(globs, sink, max_bytes=1 << 20, max_count=10)
+        collected = await talk.connection.collect(globs, sink, max_bytes=1 << 20, max_count=10)
     assert set(sink.files) == expected
     assert all(data == name.encode() * 1000 for name, data in sink.files.items())
     assert (collected.count, collected.skipped) == (len(expected), 0)
@@ -168,11 +168,11 @@ async def test_artifacts_over_the_limits_are_skipped_and_counted(converse: Conve
         (talk.folder / "huge").write_bytes(b"x" * 6_000_000)
         await talk.run("true")
         sink = Collector()
-        collected = await talk.session.collect(["big", "huge"], sink, max_bytes=5_500_000, max_count=10)
+        collected = await talk.connection.collect(["big", "huge"], sink, max_bytes=5_500_000, max_count=10)
         assert (collected.count, collected.skipped) == (1, 1)
         assert bytes(sink.files["big"]) == (talk.folder / "big").read_bytes()
         sink = Collector()
-        collected = await talk.session.collect(["*"], sink, max_bytes=1 << 30, max_count=1)
+        collected = await talk.connection.collect(["*"], sink, max_bytes=1 << 30, max_count=1)
     assert (collected.count, collected.skipped) == (1, 1)
 
 
@@ -182,7 +182,7 @@ async def test_a_file_name_that_is_no_utf8_is_left_out(converse: Converse) -> No
         (talk.folder / "good").write_bytes(b"y")
         await talk.run("true")
         sink = Collector()
-        collected = await talk.session.collect(["*"], sink, max_bytes=1 << 20, max_count=10)
+        collected = await talk.connection.collect(["*"], sink, max_bytes=1 << 20, max_count=10)
     assert set(sink.files) == {"good"}
     assert (collected.count, collected.skipped) == (1, 1)
 
@@ -209,7 +209,7 @@ async def test_a_kept_command_that_is_killed_leaves_a_ready_agent(converse: Conv
         first = asyncio.create_task(talk.run("sleep", "60", keep=True))
         while not talk.started:
             await asyncio.sleep(0.01)
-        await talk.session.signal(signal.SIGKILL)
+        await talk.connection.signal(signal.SIGKILL)
         exited, _ = await first
         assert exited.signal == signal.SIGKILL
         _, out = await talk.run("echo", "still here")

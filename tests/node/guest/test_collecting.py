@@ -29,7 +29,7 @@ async def test_globs_full_of_stars_over_deep_folders_end(converse: Converse) -> 
         nest(talk.folder, 47)
         await talk.run("true")
         sink = Collector()
-        collected = await talk.session.collect(["**/" * 40 + "zzz"], sink, max_bytes=1 << 20, max_count=1000)
+        collected = await talk.connection.collect(["**/" * 40 + "zzz"], sink, max_bytes=1 << 20, max_count=1000)
     assert collected == wire.Collected(0, 0)
 
 
@@ -37,8 +37,8 @@ async def test_what_lies_too_deep_is_counted_as_left_out(converse: Converse) -> 
     async with converse() as talk:
         nest(talk.folder, MAX_DEPTH + 10)
         await talk.run("true")
-        everything = await talk.session.collect(["**"], Collector(), max_bytes=1 << 20, max_count=1000)
-        elsewhere = await talk.session.collect(["file", "e/**"], Collector(), max_bytes=1 << 20, max_count=1000)
+        everything = await talk.connection.collect(["**"], Collector(), max_bytes=1 << 20, max_count=1000)
+        elsewhere = await talk.connection.collect(["file", "e/**"], Collector(), max_bytes=1 << 20, max_count=1000)
     assert everything == wire.Collected(MAX_DEPTH + 1, 1)  # the first folder that was not gone into
     assert elsewhere == wire.Collected(1, 0)  # no glob could have matched there
 
@@ -53,7 +53,7 @@ async def test_paths_that_are_too_long_are_counted_as_left_out(converse: Convers
         (folder / ("f" * 21)).touch()
         await talk.run("true")
         sink = Collector()
-        collected = await talk.session.collect(["**"], sink, max_bytes=1 << 20, max_count=1000)
+        collected = await talk.connection.collect(["**"], sink, max_bytes=1 << 20, max_count=1000)
     assert collected == wire.Collected(1, 1)
     assert [len(path) for path in sink.files] == [wire.MAX_PATH_BYTES]
 
@@ -67,11 +67,11 @@ async def test_a_glob_with_an_exclamation_mark_takes_out(converse: Converse) -> 
         await talk.run("true")
         sink = Collector()
         globs = ["**", "!**/__pycache__", "!*.log"]
-        collected = await talk.session.collect(globs, sink, max_bytes=1 << 20, max_count=1000)
+        collected = await talk.connection.collect(globs, sink, max_bytes=1 << 20, max_count=1000)
         assert set(sink.files) == {"a.txt", "deep/c.txt", "!odd"}
         assert collected == wire.Collected(3, 0)
         sink = Collector()
-        await talk.session.collect(["[!]odd", "\\!odd"], sink, max_bytes=1 << 20, max_count=1000)
+        await talk.connection.collect(["[!]odd", "\\!odd"], sink, max_bytes=1 << 20, max_count=1000)
         assert set(sink.files) == {"!odd"}
 
 
@@ -80,17 +80,17 @@ async def test_thousands_of_files_come_with_the_host_answered_meanwhile(converse
         for number in range(3000):
             (talk.folder / f"{number}").write_bytes(b"x")
         await talk.run("true")
-        await talk.session._send(wire.collect([b"**"], max_bytes=1 << 20, max_count=5000))
+        await talk.connection._send(wire.collect([b"**"], max_bytes=1 << 20, max_count=5000))
         kinds = []
-        await talk.session._grant(Stream.ARTIFACTS, 100)
+        await talk.connection._grant(Stream.ARTIFACTS, 100)
         while kinds.count(Kind.ARTIFACT_DATA) < 100:  # now it waits for credit
-            length, kind, _ = wire.parse_header(await talk.session._reader.readexactly(8))
-            await talk.session._reader.readexactly(length)
+            length, kind, _ = wire.parse_header(await talk.connection._reader.readexactly(8))
+            await talk.connection._reader.readexactly(length)
             kinds.append(kind)
-        await talk.session._send(wire.frame(Kind.SIGNAL, b"\x0f") + wire.frame(Kind.PING))
+        await talk.connection._send(wire.frame(Kind.SIGNAL, b"\x0f") + wire.frame(Kind.PING))
         while kinds[-1] is not Kind.PONG:
-            length, kind, _ = wire.parse_header(await talk.session._reader.readexactly(8))
-            await talk.session._reader.readexactly(length)
+            length, kind, _ = wire.parse_header(await talk.connection._reader.readexactly(8))
+            await talk.connection._reader.readexactly(length)
             kinds.append(kind)
         assert Kind.COLLECTED not in kinds
 
@@ -100,5 +100,5 @@ async def test_an_agent_whose_host_hangs_up_while_it_collects_ends(converse: Con
         nest(talk.folder, 20)
         (talk.folder / "large").write_bytes(bytes(1 << 20))
         await talk.run("true")
-        await talk.session._send(wire.collect([b"**"], max_bytes=1 << 30, max_count=5000))
-        hang_up(talk.session)  # the fixture waits for the agent's own end
+        await talk.connection._send(wire.collect([b"**"], max_bytes=1 << 30, max_count=5000))
+        hang_up(talk.connection)  # the fixture waits for the agent's own end

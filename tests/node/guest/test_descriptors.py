@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from belljar.node.guest.command import Command, CommandFailed
-from support.conversation import Collector, Converse, compile_with_agent
 from node.guest.test_listening_agent import Listening, listening
+from support.conversation import Collector, Converse, compile_with_agent
 
 __all__ = ["listening"]
 
@@ -38,7 +38,7 @@ async def test_processes_that_cannot_be_started_leave_no_descriptor_behind(conve
         for limit in [number for number in free[:12] if number >= polled]:  # twelve are wanted: there is one too many
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
             with pytest.raises(CommandFailed, match="Too many open files"):
-                await talk.session.prepare(WAITING)
+                await talk.connection.prepare(WAITING)
             assert descriptors(pid) == before
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
         exited, out = await talk.run("echo", "still here")
@@ -50,16 +50,18 @@ async def test_a_prefork_program_that_is_not_there_leaves_no_descriptor_behind(c
         before = descriptors(talk.process.pid)
         for _ in range(20):
             with pytest.raises(CommandFailed):
-                await talk.session.prepare(Command(argv=["true"], env={}, cwd="/", isolated=False, prefork="missing"))
+                await talk.connection.prepare(
+                    Command(argv=["true"], env={}, cwd="/", isolated=False, prefork="missing")
+                )
         assert descriptors(talk.process.pid) == before
 
 
 async def test_a_reaper_has_its_own_descriptors_alone(listening: Listening) -> None:
     """Not the agent's listener, nor another set's pipes, nor the agent's ends of its own."""
-    async with listening.connection() as session:
-        await session.open(10)
+    async with listening.connection() as connection:
+        await connection.open(10)
         for _ in range(3):
-            await session.prepare(WAITING)
+            await connection.prepare(WAITING)
         for reaper in children(listening.process.pid):
             found = descriptors(reaper)
             # Three streams, reports and control; the order's socket; its signals.
@@ -84,7 +86,7 @@ async def test_a_writer_is_told_when_nobody_reads_any_more(converse: Converse, t
 
 async def test_a_reaper_that_is_killed_before_it_starts_the_command_is_told(converse: Converse) -> None:
     async with converse() as talk:
-        await talk.session.prepare(WAITING)
+        await talk.connection.prepare(WAITING)
         (reaper,) = children(talk.process.pid)
         os.kill(reaper, 9)
         with pytest.raises(CommandFailed):
@@ -106,4 +108,4 @@ async def test_the_agent_as_an_ordinary_process_never_isolates(converse: Convers
 
     async with converse() as talk:
         with pytest.raises(MachineDied):
-            await talk.session.run(Command(argv=["true"], env={}), b"", Collector(), lambda _: None)
+            await talk.connection.run(Command(argv=["true"], env={}), b"", Collector(), lambda _: None)

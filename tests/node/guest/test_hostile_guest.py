@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from belljar.model.errors import GuestProtocolError, MachineDied, MachineError, MachineTimeout
 from belljar.node.guest import wire
 from belljar.node.guest.command import Command
-from belljar.node.guest.connection import WINDOW, Session
+from belljar.node.guest.connection import WINDOW, AgentConnection
 from belljar.node.guest.wire import Kind, Stream
 from support.conversation import Collector
 
@@ -45,7 +45,7 @@ DATA = frame(Kind.ARTIFACT_DATA, b"xyz")
 
 
 @asynccontextmanager
-async def guest_that_says(data: bytes) -> AsyncIterator[Session]:
+async def guest_that_says(data: bytes) -> AsyncIterator[AgentConnection]:
     """A session whose guest sends `data` whatever it is told, and then nothing more, but stays."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
@@ -58,7 +58,7 @@ async def guest_that_says(data: bytes) -> AsyncIterator[Session]:
 
     tasks = [asyncio.create_task(loop.sock_sendall(theirs, data)), asyncio.create_task(swallow())]
     try:
-        yield Session(reader, writer)
+        yield AgentConnection(reader, writer)
     finally:
         for task in tasks:
             task.cancel()
@@ -69,9 +69,9 @@ async def guest_that_says(data: bytes) -> AsyncIterator[Session]:
 
 async def run_against(data: bytes) -> Collector:
     sink = Collector()
-    async with guest_that_says(data) as session, asyncio.timeout(5):
-        await session.open(1)
-        await session.run(Command(argv=["x"], env={}), b"", sink, lambda started: None)
+    async with guest_that_says(data) as connection, asyncio.timeout(5):
+        await connection.open(1)
+        await connection.run(Command(argv=["x"], env={}), b"", sink, lambda started: None)
     return sink
 
 
@@ -119,10 +119,10 @@ async def test_a_guest_that_breaks_the_protocol_is_refused(data: bytes) -> None:
 
 async def collect_against(data: bytes) -> tuple[wire.Collected, Collector]:
     sink = Collector()
-    async with guest_that_says(HELLO + STARTED + EXITED + data) as session, asyncio.timeout(5):
-        await session.open(1)
-        await session.run(Command(argv=["x"], env={}), b"", sink, lambda started: None)
-        return await session.collect(["**"], sink, max_bytes=1000, max_count=2), sink
+    async with guest_that_says(HELLO + STARTED + EXITED + data) as connection, asyncio.timeout(5):
+        await connection.open(1)
+        await connection.run(Command(argv=["x"], env={}), b"", sink, lambda started: None)
+        return await connection.collect(["**"], sink, max_bytes=1000, max_count=2), sink
 
 
 async def test_artifacts_of_a_guest_that_keeps_to_the_protocol_come() -> None:
@@ -181,17 +181,17 @@ async def test_a_guest_that_sends_more_than_it_was_granted_is_refused() -> None:
         async def write(self, stream_or_data: Stream | bytes, data: bytes | None = None) -> None:
             """Takes everything, so that credit flows; the guest does not wait for it."""
 
-    async with guest_that_says(HELLO + STARTED + frames + output(wire.MAX_PAYLOAD, Stream.STDERR) * 5) as session:
-        await session.open(1)
-        session._grant = lambda stream, size: asyncio.sleep(0)  # type: ignore[assignment,misc] # a host that grants no more
+    async with guest_that_says(HELLO + STARTED + frames + output(wire.MAX_PAYLOAD, Stream.STDERR) * 5) as connection:
+        await connection.open(1)
+        connection._grant = lambda stream, size: asyncio.sleep(0)  # type: ignore[assignment,misc] # a host that grants no more
         with pytest.raises(GuestProtocolError, match="granted"):
-            await session.run(Command(argv=["x"], env={}), b"", Stuck(), lambda started: None)
+            await connection.run(Command(argv=["x"], env={}), b"", Stuck(), lambda started: None)
 
 
 async def test_a_guest_that_says_nothing_is_given_up() -> None:
-    async with guest_that_says(b"") as session:
+    async with guest_that_says(b"") as connection:
         with pytest.raises(MachineTimeout):
-            await session.open(0.05)
+            await connection.open(0.05)
 
 
 async def test_a_guest_that_hangs_up_is_a_dead_machine() -> None:
@@ -199,7 +199,7 @@ async def test_a_guest_that_hangs_up_is_a_dead_machine() -> None:
     reader, writer = await asyncio.open_connection(sock=ours)
     theirs.close()
     with pytest.raises(MachineDied):
-        await Session(reader, writer).open(1)
+        await AgentConnection(reader, writer).open(1)
     writer.close()
 
 
@@ -207,11 +207,11 @@ async def test_a_guest_that_hangs_up_is_a_dead_machine() -> None:
 @given(st.lists(st.sampled_from([HELLO, STARTED, output(3), EXITED, PONG, b"\0", b"\xff" * 9]), max_size=6))
 def test_whatever_the_guest_says_a_session_ends_with_an_exit_or_one_clear_error(pieces: list[bytes]) -> None:
     async def scenario() -> None:
-        async with guest_that_says(HELLO + b"".join(pieces)) as session:
-            await session.open(1)
+        async with guest_that_says(HELLO + b"".join(pieces)) as connection:
+            await connection.open(1)
             try:
                 async with asyncio.timeout(0.05):
-                    await session.run(Command(argv=["x"], env={}), b"", Collector(), lambda started: None)
+                    await connection.run(Command(argv=["x"], env={}), b"", Collector(), lambda started: None)
             except (MachineError, TimeoutError):
                 pass
 

@@ -28,7 +28,7 @@ def test_a_layer_that_is_none_is_never_sent(script: int, layer: int, path: str) 
 
 async def test_an_agent_that_is_no_pid_1_reads_it_and_mounts_nothing(converse: Converse) -> None:
     async with converse() as talk:
-        await talk.session.layer(4096, 4096, "/usr/local")
+        await talk.connection.layer(4096, 4096, "/usr/local")
         exited, out = await talk.run("echo", "still here")
     assert exited.exit_code == 0 and out.stdout == b"still here\n"
 
@@ -36,6 +36,6 @@ async def test_an_agent_that_is_no_pid_1_reads_it_and_mounts_nothing(converse: C
 @pytest.mark.parametrize("path", [b"", b"usr", b"/a\0b", b"/" + 200 * b"x"])
 async def test_a_malformed_one_ends_the_agent(converse: Converse, path: bytes) -> None:
     async with converse() as talk:
-        await talk.session._send(wire.frame(wire.Kind.LAYER, struct.pack("<QQ", 4096, 4096) + path))
+        await talk.connection._send(wire.frame(wire.Kind.LAYER, struct.pack("<QQ", 4096, 4096) + path))
         with pytest.raises(MachineDied):
             await talk.run("true")

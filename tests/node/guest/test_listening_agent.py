@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from belljar.node.guest.command import Command
-from belljar.node.guest.connection import Session
+from belljar.node.guest.connection import AgentConnection
 from support.conversation import Collector
 
 
@@ -25,10 +25,10 @@ class Listening:
     address: str
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Session]:
+    async def connection(self) -> AsyncIterator[AgentConnection]:
         reader, writer = await asyncio.open_unix_connection(self.address, limit=1 << 20)
         try:
-            yield Session(reader, writer)
+            yield AgentConnection(reader, writer)
         finally:
             writer.close()
 
@@ -60,55 +60,55 @@ def _listener(path: Path) -> Iterator[socket.socket]:
         yield listener
 
 
-async def _run_true(session: Session, folder: Path) -> int:
+async def _run_true(connection: AgentConnection, folder: Path) -> int:
     command = Command(argv=["/bin/true"], env={}, cwd=str(folder), isolated=False)
-    return (await session.run(command, b"", Collector(), lambda _: None)).exit_code
+    return (await connection.run(command, b"", Collector(), lambda _: None)).exit_code
 
 
 async def test_it_waits_for_its_host_and_serves_it(listening: Listening, tmp_path: Path) -> None:
-    async with listening.connection() as session:
-        await session.open(10)
-        assert await _run_true(session, tmp_path) == 0
+    async with listening.connection() as connection:
+        await connection.open(10)
+        assert await _run_true(connection, tmp_path) == 0
 
 
 async def test_it_ends_with_the_only_connection_that_it_has(listening: Listening) -> None:
-    async with listening.connection() as session:
-        await session.open(10)
+    async with listening.connection() as connection:
+        await connection.open(10)
     assert await listening.exit_code() == 0
 
 
 async def test_a_suspended_one_outlives_its_connection_and_serves_the_next(
     listening: Listening, tmp_path: Path
 ) -> None:
-    async with listening.connection() as session:
-        await session.open(10)
-        await session.suspend()
-    async with listening.connection() as session:
-        await session.resume(10)
-        assert await _run_true(session, tmp_path) == 0
+    async with listening.connection() as connection:
+        await connection.open(10)
+        await connection.suspend()
+    async with listening.connection() as connection:
+        await connection.resume(10)
+        assert await _run_true(connection, tmp_path) == 0
     assert await listening.exit_code() == 0
 
 
 async def test_a_suspended_one_outlives_many_connections_that_say_nothing(listening: Listening, tmp_path: Path) -> None:
-    async with listening.connection() as session:
-        await session.open(10)
-        await session.suspend()
+    async with listening.connection() as connection:
+        await connection.open(10)
+        await connection.suspend()
     for _ in range(5):
         async with listening.connection():
             pass
-    async with listening.connection() as session:
-        await session.resume(10)
-        assert await _run_true(session, tmp_path) == 0
+    async with listening.connection() as connection:
+        await connection.resume(10)
+        assert await _run_true(connection, tmp_path) == 0
 
 
 async def test_half_a_frame_of_a_lost_connection_is_forgotten(listening: Listening, tmp_path: Path) -> None:
-    async with listening.connection() as session:
-        await session.open(10)
-        await session.suspend()
+    async with listening.connection() as connection:
+        await connection.open(10)
+        await connection.suspend()
     _, writer = await asyncio.open_unix_connection(listening.address)
     writer.write(b"\x40\x00\x00")
     await writer.drain()
     writer.close()
-    async with listening.connection() as session:
-        await session.resume(10)
-        assert await _run_true(session, tmp_path) == 0
+    async with listening.connection() as connection:
+        await connection.resume(10)
+        assert await _run_true(connection, tmp_path) == 0

@@ -33,7 +33,7 @@ def test_no_more_than_three_name_servers_are_told() -> None:
 
 async def test_an_agent_that_is_no_pid_1_reads_it_and_leaves_its_host_alone(converse: Converse) -> None:
     async with converse() as talk:
-        await talk.session.network(INTERFACE, GATEWAY, [GATEWAY], 1400)
+        await talk.connection.network(INTERFACE, GATEWAY, [GATEWAY], 1400)
         exited, out = await talk.run("echo", "still here")
     assert exited.exit_code == 0 and out.stdout == b"still here\n"
 
@@ -41,6 +41,6 @@ async def test_an_agent_that_is_no_pid_1_reads_it_and_leaves_its_host_alone(conv
 @pytest.mark.parametrize("payload", [b"", b"\0" * 23, b"\0" * 25, b"\0" * 10 + b"\x21\0" + b"\0" * 12])
 async def test_a_malformed_one_ends_the_agent(converse: Converse, payload: bytes) -> None:
     async with converse() as talk:
-        await talk.session._send(wire.frame(wire.Kind.NETWORK, payload))
+        await talk.connection._send(wire.frame(wire.Kind.NETWORK, payload))
         with pytest.raises(MachineDied):
             await talk.run("true")

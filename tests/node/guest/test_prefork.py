@@ -174,7 +174,7 @@ async def run(
     talk: Conversation, path: Path, prefork: str, env: dict[str, str] | None = None
 ) -> tuple[Exited, Collector]:
     if prefork:
-        await talk.session.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork=prefork))
+        await talk.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork=prefork))
     command = Command(
         argv=["python3", str(path), "one", "tw o"],
         env=ENV | {"MODE": "fast"} | (env or {}),
@@ -184,7 +184,7 @@ async def run(
         keep=True,
     )
     sink = Collector()
-    exited = await talk.session.run(command, "stdin é\n".encode(), sink, talk.started.append)
+    exited = await talk.connection.run(command, "stdin é\n".encode(), sink, talk.started.append)
     return exited, sink
 
 
@@ -250,12 +250,12 @@ async def test_the_time_zone_is_the_jobs(converse: Converse, tmp_path: Path) -> 
 async def test_suspended_agents_wait_for_their_identity_and_go_on(converse: Converse, tmp_path: Path) -> None:
     path = script(tmp_path, "print('became')")
     async with converse() as talk:
-        await talk.session.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))
-        await talk.session.suspend()
-        await talk.session.resume(10)
+        await talk.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))
+        await talk.connection.suspend()
+        await talk.connection.resume(10)
         command = Command(argv=["python3", str(path)], env=ENV, cwd=str(tmp_path), isolated=False, prefork="python")
         sink = Collector()
-        exited = await talk.session.run(command, b"", sink, talk.started.append)
+        exited = await talk.connection.run(command, b"", sink, talk.started.append)
         assert (exited.exit_code, sink.stdout) == (0, b"became\n")
 
 
@@ -266,31 +266,31 @@ async def test_a_rehearsal_is_followed_by_the_job_and_takes_none_of_its_words(
     async with converse() as talk:
         for _ in range(3):
             sink = Collector()
-            exited = await talk.session.rehearse(rehearsal, sink)
+            exited = await talk.connection.warm_up(rehearsal, sink)
             assert (exited.exit_code, sink.stdout) == (0, b"sh\n")
         job = Command(argv=["cat"], env=ENV, cwd=str(tmp_path), isolated=False)
         sink = Collector()
-        await talk.session.run(job, b"x" * 300_000, sink, talk.started.append)
+        await talk.connection.run(job, b"x" * 300_000, sink, talk.started.append)
         assert sink.stdout == b"x" * 300_000
 
 
 async def test_processes_that_wait_do_not_keep_another_jobs_streams_open(converse: Converse) -> None:
     async with converse() as talk:
         for _ in range(3):
-            await talk.session.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))
-            await talk.session.prepare(Command(argv=[], env=ENV, cwd="/", isolated=False))
+            await talk.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))
+            await talk.connection.prepare(Command(argv=[], env=ENV, cwd="/", isolated=False))
         sink = Collector()
         async with asyncio.timeout(20):
-            exited = await talk.session.rehearse(Command(argv=["cat"], env=ENV, cwd="/", isolated=False), sink)
+            exited = await talk.connection.warm_up(Command(argv=["cat"], env=ENV, cwd="/", isolated=False), sink)
         assert exited.exit_code == 0
 
 
 async def test_a_program_that_does_not_wait_is_told(converse: Converse) -> None:
     async with converse() as talk:
         with pytest.raises(CommandFailed):
-            await talk.session.prepare(Command(argv=["true"], env=ENV, cwd="/", isolated=False, prefork="python"))
+            await talk.connection.prepare(Command(argv=["true"], env=ENV, cwd="/", isolated=False, prefork="python"))
         with pytest.raises(CommandFailed):
-            await talk.session.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="../agent.c"))
+            await talk.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="../agent.c"))
         exited, _ = await talk.run("true")
         assert exited.exit_code == 0
 
@@ -300,7 +300,7 @@ async def test_a_script_does_not_get_an_interpreter_that_was_killed_while_it_wai
 ) -> None:
     path = script(tmp_path, "import gc; print(gc.get_freeze_count() > 0)")
     async with converse() as talk:
-        await talk.session.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))
+        await talk.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))
         (reaper,) = Path(f"/proc/{talk.process.pid}/task/{talk.process.pid}/children").read_text().split()
         (waiting,) = Path(f"/proc/{reaper}/task/{reaper}/children").read_text().split()
         os.kill(int(waiting), signal.SIGKILL)
@@ -309,5 +309,5 @@ async def test_a_script_does_not_get_an_interpreter_that_was_killed_while_it_wai
                 await asyncio.sleep(0.01)
         command = Command(argv=["python3", str(path)], env=ENV, cwd=str(tmp_path), isolated=False, prefork="python")
         sink = Collector()
-        exited = await talk.session.run(command, b"", sink, talk.started.append)
+        exited = await talk.connection.run(command, b"", sink, talk.started.append)
         assert (exited.exit_code, sink.stdout) == (0, b"False\n")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from belljar.node.guest import wire
+from support.paths import ROOT
 
-PAGE = (Path(__file__).parents[2] / "docs/protocol.md").read_text()
+PAGE = (ROOT / "docs/protocol.md").read_text()
 
 
 def test_the_version_is_the_codes() -> None:

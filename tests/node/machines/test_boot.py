@@ -48,16 +48,16 @@ class Boots:
 async def test_a_machine_without_a_clock_is_replaced_twice_at_most() -> None:
     boots = Boots(*[b"belljar-agent: no clock\n"] * 5)
     with pytest.raises(NoClock):
-        async with AsyncExitStack() as held:
-            await booted(boots.start, 10, held)
+        async with AsyncExitStack() as stack:
+            await booted(boots.start, 10, stack)
     assert (len(boots.left), boots.ended) == (2, 3)
 
 
 async def test_any_other_death_is_told_at_once() -> None:
     boots = Boots(b"Kernel panic\n", b"")
     with pytest.raises(MachineDied, match="process ended") as caught:
-        async with AsyncExitStack() as held:
-            await booted(boots.start, 10, held)
+        async with AsyncExitStack() as stack:
+            await booted(boots.start, 10, stack)
     assert not isinstance(caught.value, NoClock)
     assert (len(boots.left), boots.ended) == (1, 1)
 
@@ -65,6 +65,6 @@ async def test_any_other_death_is_told_at_once() -> None:
 async def test_a_machine_that_says_nothing_is_given_up() -> None:
     boots = Boots(b"", ends=False)
     with pytest.raises(MachineTimeout):
-        async with AsyncExitStack() as held:
-            await booted(boots.start, 0.2, held)
+        async with AsyncExitStack() as stack:
+            await booted(boots.start, 0.2, stack)
     assert boots.ended == 1

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from belljar.node.guest.command import Command
-from belljar.node.guest.connection import Session
 from belljar.images.catalog import Images
+from belljar.node.guest.command import Command
+from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.protocol import MachineSpec, Shape
-from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.node.machines.provision.provisioner import booted
+from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.settings import Settings
 from support.conversation import Collector
 
@@ -58,23 +58,23 @@ cd && echo text > file && cat file
 
 
 @pytest.fixture
-async def session(built_images: Path, tmp_path: Path) -> AsyncIterator[Session]:
+async def connection(built_images: Path, tmp_path: Path) -> AsyncIterator[AgentConnection]:
     image = Images(built_images).get("shell")
     spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=128), script_disk=image.root)
     hypervisor = QemuHypervisor(Settings(data_dir=tmp_path), "tcg")
-    async with AsyncExitStack() as held:
-        yield (await booted(lambda: hypervisor.machine(spec), BOOT_SECONDS, held)).session
+    async with AsyncExitStack() as stack:
+        yield (await booted(lambda: hypervisor.machine(spec), BOOT_SECONDS, stack)).connection
 
 
-async def said(session: Session, command: Command) -> list[str]:
+async def said(connection: AgentConnection, command: Command) -> list[str]:
     sink = Collector()
     async with asyncio.timeout(BOOT_SECONDS):
-        await session.run(command, b"", sink, lambda _: None)
+        await connection.run(command, b"", sink, lambda _: None)
     return sink.stdout.decode().splitlines()
 
 
-async def test_root_has_what_packages_need_and_nothing_of_the_machine(session: Session) -> None:
-    lines = await said(session, replace(COMMAND, argv=["sh", "-c", AS_ROOT], uid=0, gid=0))
+async def test_root_has_what_packages_need_and_nothing_of_the_machine(connection: AgentConnection) -> None:
+    lines = await said(connection, replace(COMMAND, argv=["sh", "-c", AS_ROOT], uid=0, gid=0))
     status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     for name in ("CapPrm", "CapEff", "CapBnd"):
         assert int(status[name], 16) == KEPT, name
@@ -84,9 +84,9 @@ async def test_root_has_what_packages_need_and_nothing_of_the_machine(session: S
     assert {what for answer, what in tried if answer == "allowed"} == ALLOWED
 
 
-async def test_an_ordinary_user_has_no_capability_and_a_home(session: Session) -> None:
+async def test_an_ordinary_user_has_no_capability_and_a_home(connection: AgentConnection) -> None:
     command = replace(COMMAND, argv=["sh", "-c", AS_USER], env=COMMAND.env | {"HOME": "/home/job"})
-    lines = await said(session, command)
+    lines = await said(connection, command)
     status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     assert {int(value, 16) for name, value in status.items() if name.startswith("Cap")} == {0}
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")

@@ -12,13 +12,13 @@ from typing import Any, cast
 import pytest
 
 from belljar.model.errors import MachineTimeout
-from belljar.node.guest.connection import Session
-from belljar.node.machines.provision import preparation as preparation_module
+from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines import probe as probe_module
 from belljar.node.machines.deadlines import patience
-from belljar.node.machines.provision.warm_up import wake
 from belljar.node.machines.probe import probe
 from belljar.node.machines.protocol import Death
+from belljar.node.machines.provision import warm_up as warm_up_module
+from belljar.node.machines.provision.warm_up import wake
 
 
 def test_no_deadline_gets_shorter() -> None:
@@ -54,7 +54,7 @@ async def silent(*_: object) -> AsyncIterator[Silent]:
 
 
 async def test_a_clone_is_given_as_much_longer_as_a_boot_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation_module, "_WAKE_SECONDS", 0.05)
+    monkeypatch.setattr(warm_up_module, "_WAKE_SECONDS", 0.05)
     async with silent() as machine:
         for boot_seconds, shown in ((60, "0.05 s"), (240, "0.2 s")):
             with pytest.raises(MachineTimeout, match=shown):
@@ -73,6 +73,6 @@ async def test_the_probe_is_given_longer_too(monkeypatch: pytest.MonkeyPatch) ->
 async def test_an_agents_answers_are_waited_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("belljar.node.guest.connection._AGENT_SECONDS", 0.05)
     async with silent() as machine:
-        session = Session(machine.reader, machine.writer, patience=4)
+        connection = AgentConnection(machine.reader, machine.writer, patience=4)
         with pytest.raises(MachineTimeout, match=r"within 0\.2 s"):
-            await session.suspend()
+            await connection.suspend()

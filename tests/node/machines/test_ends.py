@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import pytest
 
-from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.ends import is_the_hosts, reason_of
 from belljar.node.machines.firecracker.death import cause_of
+from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.protocol import Console, Death, DeathCause
 from belljar.node.machines.qemu.machine import QemuMachine
 from belljar.node.machines.qemu.monitor import Monitor

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from belljar.node.guest.connection import Session
 from belljar.images.catalog import Images
 from belljar.model.image import Image
+from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.host.cgroup import PARENT, find_hierarchies
 from belljar.node.machines.host.faults import devnull
 from belljar.node.machines.host.owner import owner_name
 from belljar.node.machines.protocol import Death, DeathCause, Machine, MachineSpec, Shape
-from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.node.machines.provision.provisioner import booted as supply_booted
+from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.settings import Settings
 from support.conversation import hang_up
 from support.running import alive, descendants, name_of
@@ -46,10 +46,10 @@ def spec(image: Image, disk_mb: int | None = None) -> MachineSpec:
 
 
 @asynccontextmanager
-async def booted(hypervisor: QemuHypervisor, image: Image) -> AsyncIterator[tuple[Machine, Session]]:
-    async with AsyncExitStack() as held:
-        ready = await supply_booted(lambda: hypervisor.machine(spec(image)), BOOT_SECONDS, held)
-        yield ready.machine, ready.session
+async def booted(hypervisor: QemuHypervisor, image: Image) -> AsyncIterator[tuple[Machine, AgentConnection]]:
+    async with AsyncExitStack() as stack:
+        ready = await supply_booted(lambda: hypervisor.machine(spec(image)), BOOT_SECONDS, stack)
+        yield ready.machine, ready.connection
 
 
 async def death_of(machine: Machine) -> Death:
@@ -84,7 +84,7 @@ async def nothing_left(tmp_path: Path) -> AsyncIterator[None]:
 async def test_the_emulator_is_shut_in_and_its_guest_powers_off_when_told(
     hypervisor: QemuHypervisor, image: Image
 ) -> None:
-    async with booted(hypervisor, image) as (machine, session):
+    async with booted(hypervisor, image) as (machine, connection):
         pid = emulator()
         check_privileges(pid)
         check_files(pid, image)
@@ -93,7 +93,7 @@ async def test_the_emulator_is_shut_in_and_its_guest_powers_off_when_told(
             assert groups()
             assert machine.id in Path(f"/proc/{pid}/cgroup").read_text()
         assert list(machine.phases) == ["prepare", "spawn", "boot"]
-        hang_up(session)
+        hang_up(connection)
         death = await death_of(machine)
         assert (death.cause, machine.console.dropped_bytes) == (DeathCause.GUEST_EXIT, 0)
 
@@ -135,7 +135,7 @@ def check_network(pid: int) -> None:
 
 
 async def test_a_guest_whose_host_goes_silent_powers_off(hypervisor: QemuHypervisor, image: Image) -> None:
-    async with booted(hypervisor, image) as (machine, _session):
+    async with booted(hypervisor, image) as (machine, _connection):
         machine.writer.close()
         assert (await death_of(machine)).cause is DeathCause.GUEST_EXIT
 

@@ -77,8 +77,8 @@ def test_a_copy_has_the_holes_of_its_original(memory: int, tmp_path: Path) -> No
 
 async def test_a_second_descriptor_reads_from_the_beginning_and_only_reads(memory: int) -> None:
     os.lseek(memory, 100, os.SEEK_SET)
-    async with AsyncExitStack() as held:
-        again = reopened(memory, held)
+    async with AsyncExitStack() as stack:
+        again = reopened(memory, stack)
         assert os.read(again, 5) == b"first"
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.write(again, b"x")

@@ -163,8 +163,8 @@ async def test_a_disk_without_room_is_told_as_that(tmp_path: Path) -> None:
         hypervisor = QemuHypervisor(Settings(data_dir=tmp_path / "data", qemu="true"), "tcg")
         from contextlib import AsyncExitStack
 
-        async with AsyncExitStack() as held:
+        async with AsyncExitStack() as stack:
             with pytest.raises(DiskFull, match="free some space"):
-                hypervisor._empty_disk(1 << 20, held)
+                hypervisor._empty_disk(1 << 20, stack)
     finally:
         subprocess.run(["umount", "--lazy", small], check=True, timeout=30)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import HostError, MissingTool
 from belljar.images.catalog import Images
+from belljar.model.errors import HostError, MissingTool
 from belljar.model.image import Image
 from belljar.node.machines import selector as choose
-from belljar.node.machines.selector import Chooser
+from belljar.node.machines.selector import HypervisorSelector
 from belljar.settings import Settings
 from support.firecracker.building import build_stand_ins
 
@@ -41,7 +41,7 @@ async def test_without_kvm_it_is_software_emulation(
     data_dir: Path, shell: Image, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(choose, "KVM", tmp_path / "absent")
-    choice = await Chooser(Settings(data_dir=data_dir)).choose(shell)
+    choice = await HypervisorSelector(Settings(data_dir=data_dir)).choose(shell)
     assert (choice.hypervisor, choice.accelerator) == ("qemu", "tcg")
     assert choice.reason == "this host has no /dev/kvm"
 
@@ -51,7 +51,7 @@ async def test_a_kvm_that_may_not_be_opened_is_said_to_be_that(
     data_dir: Path, shell: Image, with_kvm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choose.os, "access", lambda path, mode: path != with_kvm)
-    choice = await Chooser(Settings(data_dir=data_dir)).choose(shell)
+    choice = await HypervisorSelector(Settings(data_dir=data_dir)).choose(shell)
     assert choice.reason == "this user may not open /dev/kvm"
 
 
@@ -62,7 +62,7 @@ async def test_firecracker_is_chosen_when_it_boots_the_real_kernel(
     monkeypatch.setattr("belljar.node.machines.probe._SECONDS", 60.0)  # emulation behind the stand-in is slow
     firecracker, jailer = build_stand_ins(tmp_path / "programs")
     settings = Settings(data_dir=data_dir, firecracker=str(firecracker), jailer=str(jailer))
-    choice = await Chooser(settings).choose(shell)
+    choice = await HypervisorSelector(settings).choose(shell)
     assert (choice.hypervisor, choice.accelerator) == ("firecracker", "kvm"), choice.reason
     assert "booted the image's kernel in" in choice.reason
 
@@ -70,7 +70,7 @@ async def test_firecracker_is_chosen_when_it_boots_the_real_kernel(
         raise AssertionError("a remembered answer is not found out again")
 
     monkeypatch.setattr(choose, "probe", never)
-    again = Chooser(settings)
+    again = HypervisorSelector(settings)
     assert await again.choose(shell) == choice
     assert (await again.hypervisor(shell)).name == "firecracker"
 
@@ -81,7 +81,9 @@ async def test_a_firecracker_that_cannot_be_used_is_named_in_the_reason_and_qemu
 ) -> None:
     monkeypatch.setattr("belljar.node.machines.probe._SECONDS", 0.01)
     firecracker, jailer = build_stand_ins(tmp_path / "programs", version="1.2.0")
-    choice = await Chooser(Settings(data_dir=data_dir, firecracker=str(firecracker), jailer=str(jailer))).choose(shell)
+    choice = await HypervisorSelector(
+        Settings(data_dir=data_dir, firecracker=str(firecracker), jailer=str(jailer))
+    ).choose(shell)
     assert (choice.hypervisor, choice.accelerator) == ("qemu", "tcg")
     assert "Firecracker 1.2.0 is too old" in choice.reason and "under qemu" in choice.reason
 
@@ -93,16 +95,16 @@ async def test_another_firecracker_is_asked_anew(
     monkeypatch.setattr("belljar.node.machines.probe._SECONDS", 0.01)
     firecracker, jailer = build_stand_ins(tmp_path / "programs")
     settings = Settings(data_dir=data_dir, firecracker=str(firecracker), jailer=str(jailer))
-    first = await Chooser(settings).choose(shell)
+    first = await HypervisorSelector(settings).choose(shell)
     assert (first.accelerator, first.doubtful) == ("tcg", True)  # it was only too slow: asked again another day
     build_stand_ins(tmp_path / "programs", version="1.3.0")
-    assert "1.3.0 is too old" in (await Chooser(settings).choose(shell)).reason
+    assert "1.3.0 is too old" in (await HypervisorSelector(settings).choose(shell)).reason
 
 
 async def test_what_the_settings_say_is_not_found_out(data_dir: Path, shell: Image) -> None:
     for hypervisor, accelerator in (("qemu", "tcg"), ("qemu", "kvm"), ("auto", "tcg")):
         settings = Settings(data_dir=data_dir, hypervisor=hypervisor, accelerator=accelerator)
-        choice = await Chooser(settings).choose(shell)
+        choice = await HypervisorSelector(settings).choose(shell)
         assert (choice.hypervisor, choice.accelerator) == ("qemu", accelerator)
         assert choice.reason == "the settings say so"
 
@@ -110,20 +112,20 @@ async def test_what_the_settings_say_is_not_found_out(data_dir: Path, shell: Ima
 async def test_firecracker_without_kvm_is_refused(data_dir: Path, shell: Image) -> None:
     settings = Settings(data_dir=data_dir, hypervisor="firecracker", accelerator="tcg")
     with pytest.raises(HostError, match="with KVM alone"):
-        await Chooser(settings).choose(shell)
+        await HypervisorSelector(settings).choose(shell)
 
 
 async def test_a_firecracker_that_is_asked_for_and_absent_is_an_error(data_dir: Path, shell: Image) -> None:
     settings = Settings(data_dir=data_dir, hypervisor="firecracker", firecracker="no-such-firecracker")
     with pytest.raises(MissingTool, match="no-such-firecracker not found"):
-        await Chooser(settings).hypervisor(shell)
+        await HypervisorSelector(settings).hypervisor(shell)
 
 
 async def test_an_image_for_another_architecture_is_refused(data_dir: Path, shell: Image) -> None:
     other = "aarch64" if platform.machine() == "x86_64" else "x86_64"
     foreign = shell.model_copy(update={"manifest": shell.manifest.model_copy(update={"architecture": other})})
     with pytest.raises(HostError, match=f"is for {other}"):
-        await Chooser(Settings(data_dir=data_dir)).choose(foreign)
+        await HypervisorSelector(Settings(data_dir=data_dir)).choose(foreign)
 
 
 async def test_a_memory_that_cannot_be_read_or_written_is_no_obstacle(
@@ -132,4 +134,4 @@ async def test_a_memory_that_cannot_be_read_or_written_is_no_obstacle(
     monkeypatch.setattr("belljar.node.machines.probe._SECONDS", 0.01)
     (data_dir / "cache").write_text("no folder")
     settings = Settings(data_dir=data_dir, firecracker="no-such-firecracker")
-    assert (await Chooser(settings).choose(shell)).hypervisor == "qemu"
+    assert (await HypervisorSelector(settings).choose(shell)).hypervisor == "qemu"

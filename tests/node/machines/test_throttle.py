@@ -32,6 +32,6 @@ async def test_a_machine_with_limits_boots_and_writes(data_dir: Path) -> None:
     hypervisor = QemuHypervisor(Settings(data_dir=data_dir), "tcg")
     spec = spec_of(Images(data_dir).get("shell"), disk_mb=64, disk_mb_per_second=50, disk_iops=500)
     async with hypervisor.machine(spec) as machine:
-        session = await opened(machine)
+        connection = await opened(machine)
         script = "dd if=/dev/zero of=/tmp/x bs=1M count=20 conv=fsync 2>/dev/null && stat -c %s /tmp/x"
-        assert (await run(session, script)).strip() == str(20 << 20)
+        assert (await run(connection, script)).strip() == str(20 << 20)

@@ -26,6 +26,7 @@ from belljar.settings import Settings
 from node.network.test_attacks import tracked_flows
 from node.network.test_policies import run
 from support.internet import NETNS, WEB, Internet, guest, host_state, ip, quiet
+from support.paths import TESTS
 
 pytestmark = pytest.mark.root
 
@@ -43,7 +44,7 @@ table ip nat {
 
 @contextmanager
 def another_process() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, str(Path(__file__).with_name("owner_process.py"))]
+    command = [sys.executable, str(TESTS / "support/owner_process.py")]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -135,7 +136,7 @@ def test_the_living_are_left_alone_by_anothers_cleaning(unchanged_host: dict[str
 
 
 def test_a_kill_in_the_middle_of_making_slots_leaves_nothing_for_good(unchanged_host: dict[str, str]) -> None:
-    command = [sys.executable, str(Path(__file__).with_name("owner_process.py"))]
+    command = [sys.executable, str(TESTS / "support/owner_process.py")]
     for milliseconds in (320, 360, 400, 440, 480, 520):
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         with contextlib.suppress(subprocess.TimeoutExpired):

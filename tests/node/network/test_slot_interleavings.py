@@ -94,7 +94,7 @@ class SlotMachine(RuleBasedStateMachine):
         return work()
 
     async def machine(self) -> None:
-        async with self.pool.plugged() as place:
+        async with self.pool.with_network_slot() as place:
             number_of_host, number = cast(Any, place).namespace
             (host,) = [host for host in self.hosts if id(host) == number_of_host]
             slot = host.made[number]

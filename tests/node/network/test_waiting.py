@@ -34,7 +34,7 @@ async def test_until_a_policy_is_applied_a_machine_reaches_nothing(pool: SlotPoo
     with listen("0.0.0.0", 28081) as server:
         host = Answering(server, b"host")
         server.setblocking(False)
-        async with pool.plugged() as slot:
+        async with pool.with_network_slot() as slot:
             with guest(slot) as machine:
                 for address in (WEB, NAMESERVER, METADATA, "10.99.0.1"):
                     assert await run(machine.refused, address)
@@ -58,7 +58,7 @@ async def test_what_waits_gets_exactly_the_policy_that_is_applied(pool: SlotPool
     ]
     reached = []
     for policy in policies:
-        async with pool.plugged() as slot:
+        async with pool.with_network_slot() as slot:
             with guest(slot) as machine:
                 await asyncio.sleep(0.1)
                 async with pool.opened(slot, policy):
@@ -78,7 +78,7 @@ def _refused(machine: Guest, port: int) -> bool:
 async def test_questions_from_before_the_policy_open_nothing(pool: SlotPool, world: Internet) -> None:
     """They wait in the resolver's socket, and are held to the policy when it comes."""
     world.nameserver.zone |= {"www.example.org": [WEB], "other.example.org": [WEB]}
-    async with pool.plugged() as slot:
+    async with pool.with_network_slot() as slot:
         with guest(slot) as machine:
             for _ in range(50):
                 await run(machine.do, lambda: ask(machine, "other.example.org"))
@@ -93,7 +93,7 @@ async def test_questions_from_before_the_policy_open_nothing(pool: SlotPool, wor
 async def test_a_machine_that_waits_in_vain_leaves_nothing(
     pool: SlotPool, unchanged_host: dict[str, str], world: Internet
 ) -> None:
-    async with pool.plugged() as slot:
+    async with pool.with_network_slot() as slot:
         assert slot.namespace.exists()
     async with asyncio.timeout(10):
         while slot.namespace.exists():
@@ -111,11 +111,11 @@ async def test_a_network_that_lacked_files_is_made_once_there_are_some(
     async with SlotPool(network_settings) as pool:
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + spare, hard))
         try:
-            async with pool.plugged() as slot:
+            async with pool.with_network_slot() as slot:
                 pass
         except NetworkError as error:
             assert "files" in error.message, error.message
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        async with asyncio.timeout(20), pool.plugged() as slot:
+        async with asyncio.timeout(20), pool.with_network_slot() as slot:
             assert slot.namespace.exists()

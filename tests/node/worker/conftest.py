@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.worker_harness import Bed, build_agent, opened_bed
+from support.worker_harness import WorkerHarness, build_agent, opened_harness
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def bed(agent: Path, tmp_path: Path) -> AsyncIterator[Bed]:
+async def bed(agent: Path, tmp_path: Path) -> AsyncIterator[WorkerHarness]:
     """A data folder with a store, blobs and an image, for workers without virtual machines."""
-    async with opened_bed(tmp_path / "data", agent) as bed:
+    async with opened_harness(tmp_path / "data", agent) as bed:
         yield bed

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from belljar.model.errors import MachineDied
-from belljar.node.guest.command import Command
 from belljar.model.image import Image, Manifest, Part
+from belljar.node.guest.command import Command
 from belljar.node.machines.protocol import MachineSpec, Shape
 from belljar.node.worker.attempt import AttemptEnd, AttemptPlan, Stop, run_attempt
 from support.agent_process import Listener, ProcessHypervisor

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from belljar.system.disk_space import DiskSpace
 from belljar.model.job import Resources
-from belljar.settings import Settings
 from belljar.node.worker.capacity import Capacity, output_mb
+from belljar.settings import Settings
+from belljar.system.disk_space import DiskSpace
 from support.job_queue import queued
 
 MB = 1024 * 1024

@@ -13,14 +13,14 @@ import pytest
 
 from belljar.model.states import Status
 from support.mounts import small_tmpfs
-from support.worker_harness import Bed, opened_bed
+from support.worker_harness import WorkerHarness, opened_harness
 
 
 @pytest.fixture
-async def small(agent: Path, tmp_path: Path) -> AsyncIterator[Bed]:
+async def small(agent: Path, tmp_path: Path) -> AsyncIterator[WorkerHarness]:
     """A bed whose data folder is a file system of 4 MB with few files."""
     with small_tmpfs(tmp_path / "small", "size=4m,nr_inodes=200") as folder:
-        async with opened_bed(folder / "data", agent) as bed:
+        async with opened_harness(folder / "data", agent) as bed:
             yield bed
 
 
@@ -43,7 +43,9 @@ def use_all_files(folder: Path) -> list[Path]:
     return made
 
 
-async def test_a_script_that_fills_the_disk_ends_once_there_is_room_and_runs_once(small: Bed, tmp_path: Path) -> None:
+async def test_a_script_that_fills_the_disk_ends_once_there_is_room_and_runs_once(
+    small: WorkerHarness, tmp_path: Path
+) -> None:
     """The disk is full when the script ends: the database, the blobs and the log can take nothing."""
     filler = small.settings.data_dir / "filler"
     script = f"echo ran >> {tmp_path}/runs; cat /dev/zero > {filler}; echo made > {tmp_path}/out; exit 6"
@@ -62,7 +64,7 @@ async def test_a_script_that_fills_the_disk_ends_once_there_is_room_and_runs_onc
     assert (tmp_path / "runs").read_text() == "ran\n"
 
 
-async def test_artifacts_that_do_not_fit_leave_the_script_succeeded(small: Bed, tmp_path: Path) -> None:
+async def test_artifacts_that_do_not_fit_leave_the_script_succeeded(small: WorkerHarness, tmp_path: Path) -> None:
     job = await small.submit(
         f"echo ran >> {tmp_path}/runs; mkdir -p {tmp_path}/x; head -c 3000000 /dev/zero > big", artifacts=("big",)
     )
@@ -77,7 +79,7 @@ async def test_artifacts_that_do_not_fit_leave_the_script_succeeded(small: Bed, 
     assert (tmp_path / "runs").read_text() == "ran\n"
 
 
-async def test_without_a_file_to_make_jobs_wait_and_the_worker_lives(small: Bed) -> None:
+async def test_without_a_file_to_make_jobs_wait_and_the_worker_lives(small: WorkerHarness) -> None:
     job = await small.submit("echo hello")
     async with small.working():
         await small.ended(job)
@@ -93,7 +95,7 @@ async def test_without_a_file_to_make_jobs_wait_and_the_worker_lives(small: Bed)
     assert (found.status, found.exit_code) == (Status.SUCCEEDED, 0)
 
 
-async def test_without_a_descriptor_jobs_wait_and_the_worker_lives(bed: Bed, tmp_path: Path) -> None:
+async def test_without_a_descriptor_jobs_wait_and_the_worker_lives(bed: WorkerHarness, tmp_path: Path) -> None:
     """The limit is put where the process stands, again and again: whatever needs a descriptor then fails."""
     jobs = [await bed.submit(f"echo {number} >> {tmp_path}/runs; sleep 0.1") for number in range(12)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

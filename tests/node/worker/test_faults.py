@@ -11,7 +11,7 @@ import pytest
 from belljar.model.errors import DiskFull, HostError
 from belljar.model.job import Job
 from belljar.model.states import Status
-from support.worker_harness import EIO, EMFILE, ENOSPC, Bed
+from support.worker_harness import EIO, EMFILE, ENOSPC, WorkerHarness
 
 Error = Callable[[], Exception]
 
@@ -21,8 +21,8 @@ BEFORE_THE_SCRIPT = [
     "images.verify",
     "scripts.disk",
     "blobs.get_bytes",
-    "preparations.of",
-    "supply.machine",
+    "warm_ups.of",
+    "provisioner.machine",
 ]
 AFTER_THE_SCRIPT = ["claims.running", "blobs.put_file", "claims.finish"]
 BESIDE_THE_JOB = ["claims.renew", "claims.expire", "claims.cancel_requested", "claims.statuses", "nodes.heartbeat"]
@@ -46,7 +46,7 @@ def runs(folder: Path) -> int:
     return len(noted.read_text().splitlines()) if noted.exists() else 0
 
 
-async def run_with(bed: Bed, folder: Path, **options: object) -> Job:
+async def run_with(bed: WorkerHarness, folder: Path, **options: object) -> Job:
     job = await bed.submit(counting(folder), stdin=b"input", artifacts=("*.txt",), **options)
     async with bed.working() as worker:
         found = await bed.ended(job)
@@ -60,7 +60,7 @@ async def run_with(bed: Bed, folder: Path, **options: object) -> Job:
 @pytest.mark.parametrize("error", [name for name in ERRORS if name != "bug"])
 @pytest.mark.parametrize("call", BEFORE_THE_SCRIPT)
 async def test_what_is_refused_for_a_moment_before_the_script_costs_no_attempt(
-    bed: Bed, tmp_path: Path, call: str, error: str
+    bed: WorkerHarness, tmp_path: Path, call: str, error: str
 ) -> None:
     rule = bed.faults.refuse(call, ERRORS[error], times=3)
     found = await run_with(bed, tmp_path)
@@ -73,7 +73,7 @@ async def test_what_is_refused_for_a_moment_before_the_script_costs_no_attempt(
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("call", AFTER_THE_SCRIPT)
 async def test_what_is_refused_after_the_script_does_not_run_it_again(
-    bed: Bed, tmp_path: Path, call: str, error: str
+    bed: WorkerHarness, tmp_path: Path, call: str, error: str
 ) -> None:
     rule = bed.faults.refuse(call, ERRORS[error], times=3)
     found = await run_with(bed, tmp_path)
@@ -85,7 +85,9 @@ async def test_what_is_refused_after_the_script_does_not_run_it_again(
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("call", BESIDE_THE_JOB)
-async def test_what_fails_beside_a_job_does_not_touch_it(bed: Bed, tmp_path: Path, call: str, error: str) -> None:
+async def test_what_fails_beside_a_job_does_not_touch_it(
+    bed: WorkerHarness, tmp_path: Path, call: str, error: str
+) -> None:
     bed.faults.refuse(call, ERRORS[error], times=2)
     found = await run_with(bed, tmp_path)
     assert (found.status, found.attempt) == (Status.SUCCEEDED, 1)
@@ -94,7 +96,7 @@ async def test_what_fails_beside_a_job_does_not_touch_it(bed: Bed, tmp_path: Pat
 
 @pytest.mark.parametrize("error", ERRORS)
 async def test_blobs_that_refuse_for_good_leave_the_end_as_it_was(
-    bed: Bed, tmp_path: Path, error: str, monkeypatch: pytest.MonkeyPatch
+    bed: WorkerHarness, tmp_path: Path, error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("belljar.node.worker.attempt.COLLECT_SECONDS", 0.5)
     bed.faults.refuse("blobs.put_file", ERRORS[error])
@@ -105,7 +107,7 @@ async def test_blobs_that_refuse_for_good_leave_the_end_as_it_was(
     assert runs(tmp_path) == 1
 
 
-async def test_a_log_that_could_not_be_kept_is_kept_later(bed: Bed) -> None:
+async def test_a_log_that_could_not_be_kept_is_kept_later(bed: WorkerHarness) -> None:
     job = await bed.submit("echo hello")
     bed.faults.refuse("blobs.put_file")
     log = bed.settings.data_dir / "run" / "logs" / f"{job.id}.log"
@@ -122,7 +124,7 @@ async def test_a_log_that_could_not_be_kept_is_kept_later(bed: Bed) -> None:
     assert bed.leftovers() == []
 
 
-async def test_a_bug_loses_one_attempt_and_not_the_worker(bed: Bed, tmp_path: Path) -> None:
+async def test_a_bug_loses_one_attempt_and_not_the_worker(bed: WorkerHarness, tmp_path: Path) -> None:
     bed.faults.refuse("scripts.disk", lambda: RuntimeError("a bug"), times=1)
     found = await run_with(bed, tmp_path)
     assert (found.status, found.attempt) == (Status.SUCCEEDED, 2)
@@ -130,7 +132,7 @@ async def test_a_bug_loses_one_attempt_and_not_the_worker(bed: Bed, tmp_path: Pa
     assert bed.leftovers() == []
 
 
-async def test_the_machine_is_gone_before_the_store_takes_the_end(bed: Bed, tmp_path: Path) -> None:
+async def test_the_machine_is_gone_before_the_store_takes_the_end(bed: WorkerHarness, tmp_path: Path) -> None:
     """A job's own scratch disk may be what fills the disk that its end is to be written to."""
     bed.faults.refuse("claims.finish", lambda: DiskFull("no room left"))
     job = await bed.submit(counting(tmp_path))
@@ -146,8 +148,8 @@ async def test_the_machine_is_gone_before_the_store_takes_the_end(bed: Bed, tmp_
     assert worker.capacity.jobs == 0
 
 
-async def test_a_machine_that_cannot_be_removed_does_not_undo_the_end(bed: Bed, tmp_path: Path) -> None:
-    bed.faults.refuse("supply.release", EIO)
+async def test_a_machine_that_cannot_be_removed_does_not_undo_the_end(bed: WorkerHarness, tmp_path: Path) -> None:
+    bed.faults.refuse("provisioner.release", EIO)
     found = await run_with(bed, tmp_path)
     assert (found.status, found.attempt) == (Status.SUCCEEDED, 1)
     assert runs(tmp_path) == 1
@@ -155,7 +157,7 @@ async def test_a_machine_that_cannot_be_removed_does_not_undo_the_end(bed: Bed, 
 
 @pytest.mark.parametrize("refused", ["claims.finish", "claims.*", "*.*"])
 async def test_stopping_ends_in_time_while_the_store_refuses_and_the_next_start_knows_the_end(
-    bed: Bed, tmp_path: Path, refused: str
+    bed: WorkerHarness, tmp_path: Path, refused: str
 ) -> None:
     job = await bed.submit(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; {counting(tmp_path, code=7)}")
     async with bed.working():
@@ -176,7 +178,7 @@ async def test_stopping_ends_in_time_while_the_store_refuses_and_the_next_start_
     assert runs(tmp_path) == 1
 
 
-async def test_stopping_while_a_script_runs_gives_its_job_back(bed: Bed, tmp_path: Path) -> None:
+async def test_stopping_while_a_script_runs_gives_its_job_back(bed: WorkerHarness, tmp_path: Path) -> None:
     job = await bed.submit("sleep 60")
     async with bed.working():
         await bed.running(job)
@@ -185,7 +187,7 @@ async def test_stopping_while_a_script_runs_gives_its_job_back(bed: Bed, tmp_pat
     assert bed.hypervisor.alive == 0 and bed.leftovers() == []
 
 
-async def test_a_job_is_cancelled_while_its_blobs_refuse(bed: Bed) -> None:
+async def test_a_job_is_cancelled_while_its_blobs_refuse(bed: WorkerHarness) -> None:
     bed.faults.refuse("blobs.get_bytes")
     job = await bed.submit("cat", stdin=b"input")
     async with bed.working():
@@ -196,7 +198,7 @@ async def test_a_job_is_cancelled_while_its_blobs_refuse(bed: Bed) -> None:
     assert bed.hypervisor.made == []
 
 
-async def test_cancelling_ends_the_fetching_of_artifacts(bed: Bed) -> None:
+async def test_cancelling_ends_the_fetching_of_artifacts(bed: WorkerHarness) -> None:
     bed.faults.hang("blobs.put_file")
     job = await bed.submit("echo made > out.txt", artifacts=("*.txt",))
     async with bed.working():

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from belljar.control.logs.log import JobLog, LogStream, LogWriter, log_blob, log_path
 from belljar.control.blobs.store import Blobs, open_blobs
+from belljar.control.logs.log import JobLog, LogStream, LogWriter, log_blob, log_path
+from belljar.control.store.claims import SqlClaims
 from belljar.model.errors import HostError
 from belljar.model.job import Job, LostAttempt
 from belljar.model.states import Status
-from belljar.settings import Settings
-from belljar.control.store.claims import SqlClaims
 from belljar.node.worker.job_logs import JobLogs
+from belljar.settings import Settings
 from support.job_queue import queued
-from support.worker_harness import EIO, QUICK, Bed, Faults, Faulty, opened_bed
+from support.worker_harness import EIO, QUICK, Faults, Faulty, WorkerHarness, opened_harness
 
 
 class Jobs:
@@ -194,7 +194,7 @@ async def test_a_log_that_cannot_be_written_any_more_is_no_error_of_the_job(smal
     assert "No space" in str(log.failure)
 
 
-async def test_stdout_bytes_count_the_attempt_that_ended(bed: Bed, tmp_path: Path) -> None:
+async def test_stdout_bytes_count_the_attempt_that_ended(bed: WorkerHarness, tmp_path: Path) -> None:
     job = await bed.submit(f"echo output; [ -e {tmp_path}/again ] || {{ touch {tmp_path}/again; sleep 60; }}")
     async with bed.working():
         await bed.running(job)
@@ -209,7 +209,7 @@ async def test_stdout_bytes_count_the_attempt_that_ended(bed: Bed, tmp_path: Pat
 
 async def test_blobs_that_hang_keep_no_worker_from_its_first_claim(agent: Path, tmp_path: Path) -> None:
     """The logs of what it puts right at its start wait, and not the jobs behind them."""
-    async with opened_bed(tmp_path / "data", agent, replace(QUICK, upload_seconds=600)) as bed:
+    async with opened_harness(tmp_path / "data", agent, replace(QUICK, upload_seconds=600)) as bed:
         held = await bed.submit("exit 0", max_attempts=1)
         assert await SqlClaims(bed.database).claim("w1", vcpus=1, memory_mb=1024, lease_seconds=30)
         with LogWriter(log_path(bed.settings.data_dir, held.id)) as writer:

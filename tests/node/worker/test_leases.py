@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from belljar.system.counters import counted
-from belljar.model.states import Status
 from belljar.control.store.claims import SqlClaims
-from support.worker_harness import Bed, Faults, opened_bed
+from belljar.model.states import Status
+from belljar.system.counters import counted
+from support.worker_harness import Faults, WorkerHarness, opened_harness
 from support.worker_harness_process import worker_process
 
 LEASE_SECONDS = 1.5
 
 
 @pytest.fixture
-async def bed(agent: Path, tmp_path: Path) -> AsyncIterator[Bed]:
-    async with opened_bed(tmp_path / "data", agent, lease_seconds=LEASE_SECONDS) as bed:
+async def bed(agent: Path, tmp_path: Path) -> AsyncIterator[WorkerHarness]:
+    async with opened_harness(tmp_path / "data", agent, lease_seconds=LEASE_SECONDS) as bed:
         yield bed
 
 
@@ -43,7 +43,9 @@ def assert_one_at_a_time(notes: Path) -> None:
     assert "tick" not in lines[second:], "the first run went on beside the second"
 
 
-async def test_a_worker_that_cannot_renew_ends_its_machine_before_another_begins(bed: Bed, tmp_path: Path) -> None:
+async def test_a_worker_that_cannot_renew_ends_its_machine_before_another_begins(
+    bed: WorkerHarness, tmp_path: Path
+) -> None:
     notes, stuck = tmp_path / "notes", Faults()
     lost = counted("belljar_lost_leases")
     job = await bed.submit(endless_at_first(notes))
@@ -59,7 +61,7 @@ async def test_a_worker_that_cannot_renew_ends_its_machine_before_another_begins
     assert bed.hypervisor.alive == 0
 
 
-async def test_a_store_that_hangs_is_a_lease_that_is_not_renewed(bed: Bed, tmp_path: Path) -> None:
+async def test_a_store_that_hangs_is_a_lease_that_is_not_renewed(bed: WorkerHarness, tmp_path: Path) -> None:
     notes, stuck = tmp_path / "notes", Faults()
     job = await bed.submit(endless_at_first(notes))
     async with bed.working("w1", faults=stuck):
@@ -73,7 +75,9 @@ async def test_a_store_that_hangs_is_a_lease_that_is_not_renewed(bed: Bed, tmp_p
     assert_one_at_a_time(notes)
 
 
-async def test_an_attempt_whose_lease_was_given_away_is_stopped_and_changes_nothing(bed: Bed, tmp_path: Path) -> None:
+async def test_an_attempt_whose_lease_was_given_away_is_stopped_and_changes_nothing(
+    bed: WorkerHarness, tmp_path: Path
+) -> None:
     notes = tmp_path / "notes"
     job = await bed.submit(endless_at_first(notes))
     async with bed.working():
@@ -89,7 +93,7 @@ async def test_an_attempt_whose_lease_was_given_away_is_stopped_and_changes_noth
 
 
 async def test_a_store_that_refuses_for_longer_than_the_lease_loses_the_attempt_and_not_the_job(
-    bed: Bed, tmp_path: Path
+    bed: WorkerHarness, tmp_path: Path
 ) -> None:
     notes = tmp_path / "notes"
     job = await bed.submit(endless_at_first(notes))
@@ -108,7 +112,7 @@ async def test_a_store_that_refuses_for_longer_than_the_lease_loses_the_attempt_
 
 
 async def test_a_script_that_ended_while_the_store_refused_is_not_run_again_by_another_worker(
-    bed: Bed, tmp_path: Path
+    bed: WorkerHarness, tmp_path: Path
 ) -> None:
     """The store refuses both, and for longer than the lease: neither takes the other for dead."""
     notes = tmp_path / "notes"
@@ -125,7 +129,9 @@ async def test_a_script_that_ended_while_the_store_refused_is_not_run_again_by_a
     assert noted(notes) == ["ran"]
 
 
-async def test_a_script_that_ended_before_its_lease_was_lost_is_not_run_again(bed: Bed, tmp_path: Path) -> None:
+async def test_a_script_that_ended_before_its_lease_was_lost_is_not_run_again(
+    bed: WorkerHarness, tmp_path: Path
+) -> None:
     """Its end cannot be written for longer than a lease, by a worker that lives and looks for silent ones."""
     notes = tmp_path / "notes"
     artifact = bed.faults.hang("blobs.put_file", times=1)
@@ -148,7 +154,7 @@ async def test_a_script_that_ended_before_its_lease_was_lost_is_not_run_again(be
 
 
 async def test_two_workers_on_one_queue_run_each_job_once(agent: Path, tmp_path: Path) -> None:
-    async with opened_bed(tmp_path / "data", agent) as bed:
+    async with opened_harness(tmp_path / "data", agent) as bed:
         jobs = [await bed.submit(f"echo {number} >> {tmp_path}/notes") for number in range(30)]
         async with bed.working("w1"), bed.working("w2"):
             found = [await bed.ended(job, 60) for job in jobs]
@@ -157,7 +163,9 @@ async def test_two_workers_on_one_queue_run_each_job_once(agent: Path, tmp_path:
     assert sorted(map(int, noted(tmp_path / "notes"))) == list(range(30))
 
 
-async def test_a_worker_that_is_killed_twice_in_a_row_loses_two_attempts(bed: Bed, agent: Path, tmp_path: Path) -> None:
+async def test_a_worker_that_is_killed_twice_in_a_row_loses_two_attempts(
+    bed: WorkerHarness, agent: Path, tmp_path: Path
+) -> None:
     notes, data_dir = tmp_path / "notes", bed.settings.data_dir
     job = await bed.submit(f"echo start >> {notes}; sleep 2; echo end >> {notes}", max_attempts=3)
     for attempt in (1, 2):
@@ -174,7 +182,7 @@ async def test_a_worker_that_is_killed_twice_in_a_row_loses_two_attempts(bed: Be
 
 
 async def test_a_script_that_ended_before_its_worker_was_killed_is_not_run_again(
-    bed: Bed, agent: Path, tmp_path: Path
+    bed: WorkerHarness, agent: Path, tmp_path: Path
 ) -> None:
     notes, data_dir = tmp_path / "notes", bed.settings.data_dir
     (data_dir / "faults").write_text("claims.finish 1\n")

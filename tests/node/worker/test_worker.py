@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from belljar.model.states import Status
-from support.worker_harness import Bed
+from support.worker_harness import WorkerHarness
 
 
-async def test_a_job_runs_to_its_end_and_nothing_is_left(bed: Bed) -> None:
+async def test_a_job_runs_to_its_end_and_nothing_is_left(bed: WorkerHarness) -> None:
     job = await bed.submit("cat; echo oh >&2; echo made > out.txt; exit 3", stdin=b"input", artifacts=("*.txt",))
     async with bed.working() as worker:
         found = await bed.ended(job)

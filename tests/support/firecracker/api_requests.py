@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from belljar.node.guest.command import Command
-from belljar.node.guest.connection import Session
-from belljar.node.guest.wire import Stream
 from belljar.model.image import Image
+from belljar.node.guest.command import Command
+from belljar.node.guest.connection import AgentConnection
+from belljar.node.guest.wire import Stream
 from belljar.node.machines.protocol import Machine, MachineSpec, Shape
 
 BOOT_SECONDS = 60
@@ -36,10 +36,10 @@ class _Kept:
         return False
 
 
-async def opened(machine: Machine) -> Session:
+async def opened(machine: Machine) -> AgentConnection:
     """A session with a machine that boots; when it dies first, the reason is the test's failure."""
-    session = Session(machine.reader, machine.writer)
-    opening, dying = asyncio.create_task(session.open(BOOT_SECONDS)), asyncio.create_task(machine.death())
+    connection = AgentConnection(machine.reader, machine.writer)
+    opening, dying = asyncio.create_task(connection.open(BOOT_SECONDS)), asyncio.create_task(machine.death())
     await asyncio.wait({opening, dying}, return_when=asyncio.FIRST_COMPLETED)
     if dying.done():
         opening.cancel()
@@ -47,15 +47,15 @@ async def opened(machine: Machine) -> Session:
         raise AssertionError(f"{dying.result()}\n{bytes(machine.console.data).decode(errors='replace')}")
     dying.cancel()
     opening.result()
-    return session
+    return connection
 
 
-async def run(session: Session, script: str, *, seconds: float = 60) -> str:
+async def run(connection: AgentConnection, script: str, *, seconds: float = 60) -> str:
     """What a shell command prints; it must succeed."""
     kept = _Kept()
     command = Command(argv=["sh", "-c", script], env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
     async with asyncio.timeout(seconds):
-        exited = await session.run(command, b"", kept, lambda _: None)
+        exited = await connection.run(command, b"", kept, lambda _: None)
     assert exited.exit_code == 0, kept.data.decode(errors="replace")
     return kept.data.decode()
 

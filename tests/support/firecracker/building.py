@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-_SOURCES = Path(__file__).parent / "standin"
+_SOURCES = Path(__file__).parent / "fake"
 _TSC = Path(str(files("belljar.node.machines.qemu") / "tsc.py"))
 _INTERPRETER = b"#!/usr/bin/python3 -ISs\n"
 _MODULES = ("api.py", "behaviour.py", "bridge.py", "description.py", "emulator.py")

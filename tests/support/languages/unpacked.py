@@ -10,8 +10,8 @@ from pathlib import Path
 
 from belljar.images.catalog import Images
 from belljar.model.image import Image
-from belljar.settings import Settings
 from belljar.node.worker.plan import command_for, compile_command
+from belljar.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from belljar.control.store.keys import Key, SqlKeys, new_secret
 from belljar.model.errors import DataFolderError
 from belljar.model.ids import new_id
 from belljar.system.local_server import admin_key_path, read_admin_key
-from belljar.control.store.keys import Key, SqlKeys, new_secret
 
 PROJECT = "default"
 

@@ -6,8 +6,8 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from belljar import __version__
+from belljar.control.api.auth_middleware import AuthMiddleware
 from belljar.control.api.descriptors import max_connections
-from belljar.control.api.auth_middleware import Gate
 from belljar.control.api.openapi import describe
 from belljar.control.api.problems import answer_errors
 from belljar.control.api.request_context import RequestContext
@@ -35,7 +35,7 @@ def create_app(services: Services | None) -> FastAPI:
     describe(app, (JobOptions, JobRequest, keys.NewKey))
     if services is not None:
         app.add_middleware(
-            Gate,
+            AuthMiddleware,
             keys=services.keys,
             settings=services.settings,
             changes=services.changes,

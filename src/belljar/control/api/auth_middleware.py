@@ -16,14 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from belljar.control.api.admin_key import PROJECT
 from belljar.control.api.bodies import MAX_JSON_BYTES, MAX_SMALL_BYTES
-from belljar.control.api.request_limits import BodyBudget, RequestCount
 from belljar.control.api.problems import problem_of
+from belljar.control.api.request_limits import BodyBudget, RequestCount
 from belljar.control.api.streams import StreamBroken
-from belljar.model.errors import BelljarError, Forbidden, HostError, NotAuthenticated, RequestTimeout, TooLarge
 from belljar.control.jobs.changes import Changes
-from belljar.system.local_server import is_loopback
-from belljar.settings import Settings
 from belljar.control.store.keys import Key, SqlKeys
+from belljar.model.errors import BelljarError, Forbidden, HostError, NotAuthenticated, RequestTimeout, TooLarge
+from belljar.settings import Settings
+from belljar.system.local_server import is_loopback
 
 MB = 1024 * 1024
 #: Routes for load balancers and supervisors; they say nothing about anybody's jobs.
@@ -40,7 +40,7 @@ _STALL_SECONDS = 30.0
 _MIN_BYTES_PER_SECOND = 16 * 1024
 
 
-class Gate:
+class AuthMiddleware:
     """Middleware: authenticates, checks Host and Origin, bounds bodies and what is in flight."""
 
     def __init__(self, app: ASGIApp, keys: SqlKeys, settings: Settings, changes: Changes, max_requests: int) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated, cast
 from fastapi import Depends, Query, Request
 
 from belljar.control.api.services import Services
-from belljar.model.errors import Forbidden
 from belljar.control.store.keys import Key
+from belljar.model.errors import Forbidden
 
 
 # Coroutines: FastAPI sends plain functions to a thread each, three for every request.
@@ -31,7 +31,7 @@ async def _admin(key: Annotated[Key, Depends(_key)]) -> Key:
 
 
 Caller = Annotated[Key, Depends(_key)]
-Asked = Annotated[Services, Depends(_services)]
+ServicesDep = Annotated[Services, Depends(_services)]
 Project = Annotated[str, Depends(_project)]
 Admin = Annotated[Key, Depends(_admin)]
 Limit = Annotated[int, Query(ge=1, le=500, description="Most entries of a page.")]

@@ -8,14 +8,10 @@ from dataclasses import dataclass, field
 
 from belljar.control.api.request_limits import Turns
 from belljar.control.blobs.store import Blobs, open_blobs
-from belljar.system.disk_space import DiskSpace
-from belljar.images.catalog import Images
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
 from belljar.control.scripts.service import ScriptService
-from belljar.scripts.uploads import clear_stale_uploads
-from belljar.settings import Settings
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
@@ -23,6 +19,10 @@ from belljar.control.store.keys import SqlKeys
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
 from belljar.control.store.scripts import SqlScripts
+from belljar.images.catalog import Images
+from belljar.scripts.uploads import clear_stale_uploads
+from belljar.settings import Settings
+from belljar.system.disk_space import DiskSpace
 
 _SUBMITTING, _SUBMITTING_BY_KEY = 16, 8
 #: Uploads have four threads (`scripts.uploads`), in which they may be for seconds; one is left for code in JSON.

@@ -20,10 +20,10 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from belljar.system.removal import Extent, remove_empty, remove_folders
 from belljar.data_dir import private_folder
 from belljar.model.errors import BelljarError, DiskFull, HostError, NotFound
 from belljar.settings import Settings
+from belljar.system.removal import Extent, remove_empty, remove_folders
 
 #: One part of a name. Narrow on purpose: every store takes it as it is, and `#`, by which the local store marks what is
 #: being written, is not in it.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from belljar.model.egress import Destination, Egress, first_denied, parse_destination, parse_destinations, parse_egress
 from belljar.model.errors import InvalidDependencies, InvalidOption
-from belljar.model.egress import Destination, Egress, beyond, parse_destination, parse_destinations, parse_egress
 from belljar.settings import Settings
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -15,8 +15,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 def check_egress(asked: str | Sequence[str], project: str, settings: Settings) -> None:
     """Raises InvalidOption when a job of this project may not have that policy, naming what is beyond the ceiling."""
     setting = "project_max_egress" if project in settings.project_max_egress else "max_egress"
-    ceiling = ceiling_of(project, settings)
-    over = beyond(parse_egress(asked), ceiling, package_destinations(settings))
+    ceiling = egress_limit_of(project, settings)
+    over = first_denied(parse_egress(asked), ceiling, package_destinations(settings))
     if over is not None:
         raise InvalidOption(
             f"egress {over} is more than this project may have, which is {ceiling} (the setting {setting})",
@@ -27,14 +27,17 @@ def check_egress(asked: str | Sequence[str], project: str, settings: Settings) -
 
 def check_packages(origin: str, project: str, settings: Settings) -> None:
     """Raises InvalidDependencies when nothing may be fetched for this project's scripts. `origin` asks for packages."""
-    if beyond(parse_egress("packages"), ceiling_of(project, settings), package_destinations(settings)) is not None:
+    if (
+        first_denied(parse_egress("packages"), egress_limit_of(project, settings), package_destinations(settings))
+        is not None
+    ):
         raise InvalidDependencies(
             f"{origin} asks for packages, and nothing may be fetched for this project (the settings max_egress and "
             "project_max_egress); put them into the script, or use an image that has them"
         )
 
 
-def ceiling_of(project: str, settings: Settings) -> Egress:
+def egress_limit_of(project: str, settings: Settings) -> Egress:
     """The project's own ceiling, else that of all. Raises InvalidOption when the setting is malformed."""
     try:
         return parse_egress(settings.project_max_egress.get(project, settings.max_egress))

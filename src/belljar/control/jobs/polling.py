@@ -14,9 +14,9 @@ from typing import Any
 
 import structlog
 
+from belljar.control.jobs.changes import Changes
 from belljar.control.logs.log import log_path
 from belljar.model.errors import HostError
-from belljar.control.jobs.changes import Changes
 
 log = structlog.get_logger()
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from belljar.model.errors import InvalidOption
-from belljar.model.image import Image
 from belljar.control.jobs.egress_limit import check_egress, check_packages
+from belljar.model.errors import InvalidOption
 from belljar.model.ids import new_id
+from belljar.model.image import Image
 from belljar.model.job import Job, JobOptions, Resources
+from belljar.model.script import Dependencies
 from belljar.model.states import Status
 from belljar.packages.requirements import check_runtime
-from belljar.model.script import Dependencies
 from belljar.settings import Settings
 
 #: What the agent has room for: strings of each kind (MAX_STRINGS), and bytes of all of them with a path to spare.
@@ -25,7 +25,7 @@ _RESERVED_STRINGS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Largest:
+class NodeLimits:
     """The largest machine that there is room for on one node, when nothing else runs."""
 
     vcpus: int
@@ -93,7 +93,7 @@ def resolve_job(
     project: str,
     image: str,
     settings: Settings,
-    largest: Collection[Largest] = (),
+    largest: Collection[NodeLimits] = (),
 ) -> Job:
     """A new queued job. Raises InvalidOption, naming the option, its limit and the setting that holds it.
 
@@ -170,7 +170,7 @@ def _at_most(option: str, value: float, limit: float, setting: str) -> None:
         )
 
 
-def _fits(resources: Resources, largest: Collection[Largest]) -> None:
+def _fits(resources: Resources, largest: Collection[NodeLimits]) -> None:
     """Raises InvalidOption unless one of the nodes has room for all of it."""
     wide = [one for one in largest if resources.vcpus <= one.vcpus]
     roomy = [one for one in wide if resources.memory_mb <= one.memory_mb]

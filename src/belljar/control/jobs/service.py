@@ -12,18 +12,18 @@ from typing import Protocol
 import structlog
 
 from belljar.control.blobs.store import Blobs
-from belljar.system.disk_space import DiskSpace
-from belljar.model.errors import Conflict, NotFound
-from belljar.model.image import Image
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
-from belljar.model.ids import is_job_id
-from belljar.model.job import Job, JobRequest
-from belljar.control.jobs.resolve import Largest, check_arguments, resolve_job, runnable_of
-from belljar.model.states import Status
-from belljar.model.script import Script
+from belljar.control.jobs.resolve import NodeLimits, check_arguments, resolve_job, runnable_of
 from belljar.control.scripts.service import ScriptService
+from belljar.model.errors import Conflict, NotFound
+from belljar.model.ids import is_job_id
+from belljar.model.image import Image
+from belljar.model.job import Job, JobRequest
+from belljar.model.script import Script
+from belljar.model.states import Status
 from belljar.settings import Settings
+from belljar.system.disk_space import DiskSpace
 
 log = structlog.get_logger()
 
@@ -80,7 +80,7 @@ class JobService:
         blobs: Blobs,
         changes: Changes,
         settings: Settings,
-        largest: Callable[[], Awaitable[Collection[Largest]]],
+        largest: Callable[[], Awaitable[Collection[NodeLimits]]],
         disk: DiskSpace | None = None,
     ) -> None:
         self._store = store

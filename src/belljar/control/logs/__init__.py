@@ -1,0 +1,1 @@
+"""Logs of jobs: one append-only file of records for each, and its readers."""

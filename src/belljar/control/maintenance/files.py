@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from belljar.system.removal import Extent, remove_folders
-from belljar.images.catalog import Images
-from belljar.node.machines.provision.snapshots import Snapshots
 from belljar.control.maintenance.service import Context, Result
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.maintenance import ServiceRun
 from belljar.control.store.opening import database_path
+from belljar.images.catalog import Images
+from belljar.node.machines.provision.snapshots import Snapshots
+from belljar.system.removal import Extent, remove_folders
 
 _DAY_SECONDS = 86_400.0
 

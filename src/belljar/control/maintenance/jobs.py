@@ -7,15 +7,15 @@ from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from belljar.system.removal import Extent
-from belljar.control.logs.log import log_path
 from belljar.control.jobs.blob_names import stdin_blob
-from belljar.model.states import Status
+from belljar.control.logs.log import log_path
 from belljar.control.maintenance.pace import Pace
 from belljar.control.maintenance.service import Context, Result
-from belljar.settings import Settings
 from belljar.control.store.maintenance import ServiceRun
 from belljar.control.store.retention import EndedJob
+from belljar.model.states import Status
+from belljar.settings import Settings
+from belljar.system.removal import Extent
 
 _PAGE = 500
 

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Collection
 from pathlib import Path
 
-from belljar.system.removal import Extent
 from belljar.control.logs.log import keep_log, log_blob
-from belljar.model.ids import is_job_id
 from belljar.control.maintenance.files import older_than
 from belljar.control.maintenance.service import Context, Result
-from belljar.system.temp_folders import clear_owned
-from belljar.scripts.uploads import clear_stale_uploads
 from belljar.control.store.maintenance import ServiceRun
+from belljar.model.ids import is_job_id
+from belljar.scripts.uploads import clear_stale_uploads
+from belljar.system.removal import Extent
+from belljar.system.temp_folders import clear_owned
 
 #: A log this old is not about to be put away by the worker whose job has just ended.
 _LOG_SECONDS = 3600.0

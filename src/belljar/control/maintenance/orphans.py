@@ -12,13 +12,13 @@ import asyncio
 from collections.abc import Collection
 from datetime import datetime
 
-from belljar.system.removal import Extent
 from belljar.control.blobs.store import BlobInfo
-from belljar.model.ids import is_job_id
 from belljar.control.maintenance.scripts import missing_scripts
 from belljar.control.maintenance.service import Context, Result
 from belljar.control.scripts.script_lock import script_lock
 from belljar.control.store.maintenance import ServiceRun
+from belljar.model.ids import is_job_id
+from belljar.system.removal import Extent
 
 _EMPTY_FOLDER_SECONDS = 3600.0
 _TOLD = 3

@@ -9,8 +9,8 @@ TARGET_SECONDS = 0.010
 #: The part of the time that the write lock may be held.
 _SHARE = 0.2
 _FIRST_ROWS = 50
-_MOST_ROWS = 200
-_LEAST_ROWS = 5
+_MAX_ROWS = 200
+_MIN_ROWS = 5
 
 
 class Pace:
@@ -25,7 +25,7 @@ class Pace:
         """Leave the database to others after a transaction that took so long, and choose the next batch's size."""
         self.longest_seconds = max(self.longest_seconds, held_seconds)
         if held_seconds > TARGET_SECONDS:
-            self.rows = max(_LEAST_ROWS, int(self.rows * TARGET_SECONDS / held_seconds))
+            self.rows = max(_MIN_ROWS, int(self.rows * TARGET_SECONDS / held_seconds))
         elif held_seconds < TARGET_SECONDS / 2:
-            self.rows = min(_MOST_ROWS, self.rows * 3 // 2)
+            self.rows = min(_MAX_ROWS, self.rows * 3 // 2)
         await asyncio.sleep(held_seconds * (1 / _SHARE - 1))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from belljar.system.removal import Extent
 from belljar.control.maintenance.service import Context, Result
 from belljar.control.store.maintenance import ServiceRun
+from belljar.system.removal import Extent
 
 
 class NodeCleaner:

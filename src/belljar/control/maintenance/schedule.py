@@ -11,22 +11,28 @@ from datetime import UTC, datetime
 
 import structlog
 
-from belljar.system.background import Backoff, note_failure
 from belljar.control.blobs.store import Blobs
-from belljar.model.errors import BelljarError, HostError
-from belljar.control.maintenance.files import BackupCleaner, BuildCacheCleaner, ImageCleaner, LayerCleaner, SnapshotCleaner
+from belljar.control.maintenance.files import (
+    BackupCleaner,
+    BuildCacheCleaner,
+    ImageCleaner,
+    LayerCleaner,
+    SnapshotCleaner,
+)
 from belljar.control.maintenance.jobs import JobCleaner, StdinCleaner
 from belljar.control.maintenance.leftovers import LeftoverCleaner, LogKeeper
 from belljar.control.maintenance.orphans import OrphanCleaner
 from belljar.control.maintenance.records import KeyCleaner, NodeCleaner
 from belljar.control.maintenance.scripts import ScriptCleaner
 from belljar.control.maintenance.service import Context, MaintenanceService, Result
-from belljar.settings import Settings
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.maintenance import ServiceRun, SqlMaintenance
 from belljar.control.store.retention import SqlRetention
-from belljar.system.file_locks import only_one
+from belljar.model.errors import BelljarError, HostError
+from belljar.settings import Settings
+from belljar.system.background import Backoff, note_failure
+from belljar.system.file_locks import try_lock
 
 log = structlog.get_logger()
 
@@ -153,7 +159,7 @@ class Maintenance:
     async def _turn(self) -> AsyncIterator[bool]:
         path = self._settings.data_dir / "run" / "maintenance.lock"
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with only_one(path) as mine:
+        with try_lock(path) as mine:
             yield mine
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from belljar.system.removal import Extent
 from belljar.control.maintenance.service import Context, Result
 from belljar.control.scripts.disks import disk_blob
 from belljar.control.scripts.script_lock import script_lock
 from belljar.control.store.maintenance import ServiceRun
 from belljar.control.store.retention import ScriptKey
+from belljar.system.removal import Extent
 
 _PAGE = 200
 

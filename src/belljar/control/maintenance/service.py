@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from belljar.system.removal import NOTHING, Extent
 from belljar.control.blobs.store import Blobs
-from belljar.settings import Settings
 from belljar.control.store.maintenance import ServiceRun
 from belljar.control.store.retention import SqlRetention
+from belljar.settings import Settings
+from belljar.system.removal import NOTHING, Extent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.system.removal import Extent
 from belljar.settings import Settings
+from belljar.system.removal import Extent
 
 #: Kinds in the order in which they are shown.
 KINDS = (

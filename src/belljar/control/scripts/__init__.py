@@ -1,0 +1,1 @@
+"""Scripts of projects: their records, their blobs, and the disks that machines get."""

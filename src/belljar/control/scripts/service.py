@@ -15,19 +15,19 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from belljar.control.blobs.store import Blobs
-from belljar.system.disk_space import DiskSpace
+from belljar.control.scripts.disks import ScriptDisks, disk_blob
+from belljar.control.scripts.script_lock import script_lock
 from belljar.model.errors import NotFound
 from belljar.model.image import Language
-from belljar.control.scripts.disks import ScriptDisks, disk_blob
+from belljar.model.script import Script
 from belljar.scripts.entrypoint import file_name
 from belljar.scripts.language import named_language
 from belljar.scripts.limits import UploadLimits
-from belljar.model.script import Script
 from belljar.scripts.pack import pack_tree
-from belljar.scripts.prepare import Unpacked, Wish, unpack_files, unpack_source
-from belljar.control.scripts.script_lock import script_lock
+from belljar.scripts.prepare import Unpacked, UploadHints, unpack_files, unpack_source
 from belljar.scripts.uploads import receive, upload_folder
 from belljar.settings import Settings
+from belljar.system.disk_space import DiskSpace
 
 
 class ScriptStore(Protocol):
@@ -93,7 +93,7 @@ class ScriptService:
         Raises TooLarge while it streams, InvalidScript, UnknownLanguage, DiskFull, MissingTool.
         """
         self._disk.require()
-        wish = Wish(filename=filename, language=language, entrypoint=entrypoint)
+        wish = UploadHints(filename=filename, language=language, entrypoint=entrypoint)
         languages = self._images.languages()
         async with upload_folder(self._data_dir) as work:
             await receive(chunks, work / "upload", self._limits.max_upload_bytes)
@@ -110,7 +110,7 @@ class ScriptService:
     ) -> Script:
         """Keep a script of texts by path. Raises as `upload`."""
         self._disk.require()
-        wish = Wish(filename="", language=language, entrypoint=entrypoint)
+        wish = UploadHints(filename="", language=language, entrypoint=entrypoint)
         languages = self._images.languages()
         async with upload_folder(self._data_dir) as work:
             unpacked = await unpack_files(files, wish, languages=languages, limits=self._limits, work=work)

@@ -17,14 +17,14 @@ from typing import Any
 import structlog
 from sqlalchemy import BigInteger, ColumnElement, Connection, select, type_coerce
 
-from belljar.model.errors import HostError, UnknownImage
-from belljar.model.job import Job, JobError, LostAttempt, MachineInfo, Timings
-from belljar.model.outcome import Outcome
-from belljar.control.jobs.resolve import Largest
-from belljar.model.states import Status, may_become
+from belljar.control.jobs.resolve import NodeLimits
 from belljar.control.store.database import Database
 from belljar.control.store.rows import found_of, job_of
 from belljar.control.store.schema import HELD, NOW_US, QUEUED, UtcTime, jobs
+from belljar.model.errors import HostError, UnknownImage
+from belljar.model.job import Job, JobError, LostAttempt, MachineInfo, Timings
+from belljar.model.outcome import Outcome
+from belljar.model.states import Status, may_become
 
 log = structlog.get_logger()
 
@@ -62,7 +62,7 @@ class SqlClaims:
         memory_mb: int,
         lease_seconds: float,
         expected: bool = False,
-        largest: Largest | None = None,
+        largest: NodeLimits | None = None,
         images: Collection[str] | None = None,
         disk_mb: int | None = None,
     ) -> Job | None:
@@ -76,7 +76,7 @@ class SqlClaims:
         `disk_mb` is the largest scratch disk that there is room for; None: any. `expected`: there is likely to be one,
         and it need not be looked for first.
         """
-        most = largest or Largest(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb)
+        most = largest or NodeLimits(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb)
         possible: list[Any] = [QUEUED, jobs.c.vcpus <= most.vcpus, jobs.c.memory_mb <= most.memory_mb]
         if most.disk_mb is not None:
             possible.append(jobs.c.disk_mb <= most.disk_mb)

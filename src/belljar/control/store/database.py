@@ -33,7 +33,7 @@ BUSY_SECONDS = 15
 UNWRITABLE = "{} cannot be written; check its owner and mode, or set --data-dir to another folder"
 _READERS = 4
 #: Less than this is a full disk, whatever SQLite calls it: it fails to grow its shared memory with an "I/O error".
-_LEAST_FREE_BYTES = 256 * 1024
+_MIN_FREE_BYTES = 256 * 1024
 
 
 class Database:
@@ -193,7 +193,7 @@ def is_full(folder: Path) -> bool:
         status = os.statvfs(folder)
     except OSError:
         return False
-    return status.f_bavail * status.f_frsize < _LEAST_FREE_BYTES or (status.f_files > 0 and status.f_favail == 0)
+    return status.f_bavail * status.f_frsize < _MIN_FREE_BYTES or (status.f_files > 0 and status.f_favail == 0)
 
 
 def sqlite_engine(path: Path) -> Engine:

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from sqlalchemy import ColumnElement, Connection, bindparam, func, select, union
 from sqlalchemy.dialects.sqlite import insert
 
-from belljar.model.errors import NotFound
-from belljar.model.job import Job
-from belljar.model.states import Status
 from belljar.control.store.database import Database
 from belljar.control.store.rows import job_of, values_of
 from belljar.control.store.schema import HELD, QUEUED, job_counts, job_labels, jobs, scripts
+from belljar.model.errors import NotFound
+from belljar.model.job import Job
+from belljar.model.states import Status
 
 #: SQLite takes some thousands of values in one statement.
 _IDS_AT_ONCE = 500

@@ -15,14 +15,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Row, select
 
-from belljar.model.errors import NotFound
-from belljar.model.ids import new_id
 from belljar.control.store.database import Database
 from belljar.control.store.schema import keys
+from belljar.model.errors import NotFound
+from belljar.model.ids import new_id
 
 #: How long a key that was found is good for without asking the database again.
 KNOWN_SECONDS = 0.5
-_MOST_KNOWN = 10_000
+_MAX_KNOWN = 10_000
 _PREFIX = "bj_"
 
 
@@ -86,7 +86,7 @@ class SqlKeys:
             return None
         key = _key(row)
         if revoked == self._revoked:  # else it may be the one that was revoked meanwhile
-            if len(self._known) >= _MOST_KNOWN:
+            if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
             self._known[digest] = key, asked_at + KNOWN_SECONDS
         return key

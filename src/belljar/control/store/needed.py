@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from belljar.settings import Settings
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.opening import FILE_NAME, open_database
+from belljar.settings import Settings
 
 
 async def needed_images(settings: Settings) -> set[str]:

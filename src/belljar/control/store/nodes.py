@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import BigInteger, ColumnElement, select, type_coerce
 from sqlalchemy.dialects.sqlite import insert
 
-from belljar.control.jobs.resolve import Largest
+from belljar.control.jobs.resolve import NodeLimits
 from belljar.control.store.database import Database
 from belljar.control.store.schema import NOW_US, UtcTime, nodes
 
@@ -59,7 +59,7 @@ class SqlNodes:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._largest: tuple[Largest, ...] = ()
+        self._largest: tuple[NodeLimits, ...] = ()
         self._largest_until = 0.0
         #: When images were last seen on a living node, and since when that is watched.
         self._images_seen: dict[str, float] = {}
@@ -83,19 +83,21 @@ class SqlNodes:
         rows = await self._database.reading(lambda connection: connection.execute(query).all())
         return [Node.model_validate({**row.facts, "heartbeat_at": row.heartbeat_at}) for row in rows]
 
-    async def largest_lately(self, silent_after_seconds: float) -> tuple[Largest, ...]:
+    async def largest_lately(self, silent_after_seconds: float) -> tuple[NodeLimits, ...]:
         """As `largest`, but what was found is good for a second."""
         if time.monotonic() > self._largest_until:
             self._largest = await self.largest(silent_after_seconds)
             self._largest_until = time.monotonic() + _LATELY_SECONDS
         return self._largest
 
-    async def largest(self, silent_after_seconds: float) -> tuple[Largest, ...]:
+    async def largest(self, silent_after_seconds: float) -> tuple[NodeLimits, ...]:
         """The largest machines that each living node could run; none when there is no living node."""
         disk_mb = nodes.c.facts["largest_disk_mb"].as_integer()
         query = select(nodes.c.vcpus, nodes.c.memory_mb, disk_mb).where(_living(silent_after_seconds)).distinct()
         rows = await self._database.reading(lambda connection: connection.execute(query).all())
-        return tuple(Largest(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb) for vcpus, memory_mb, disk_mb in rows)
+        return tuple(
+            NodeLimits(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb) for vcpus, memory_mb, disk_mb in rows
+        )
 
     async def images(self, silent_after_seconds: float, missing_seconds: float = 0.0) -> set[str] | None:
         """Digests of the images that living nodes have, or had within the last `missing_seconds` as far as seen here.

@@ -20,12 +20,12 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 
-from belljar.data_dir import alone, private_data_dir, private_file, private_folder, unusable
-from belljar.model.errors import DataFolderError, DiskFull, HostError
-from belljar.system.local_server import admin_key_path
-from belljar.settings import Settings
 from belljar.control.store.database import UNWRITABLE, Database, is_full, sqlite_engine, told
 from belljar.control.store.schema import HEAD, metadata
+from belljar.data_dir import alone, private_data_dir, private_file, private_folder, unusable
+from belljar.model.errors import DataFolderError, DiskFull, HostError
+from belljar.settings import Settings
+from belljar.system.local_server import admin_key_path
 
 log = structlog.get_logger()
 

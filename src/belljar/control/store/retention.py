@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, and_, exists, func, or_, select, tuple_
 
-from belljar.model.states import Status
 from belljar.control.store.database import Database
 from belljar.control.store.schema import AWAITED, job_labels, jobs, keys, nodes, removed_jobs, scripts
+from belljar.model.states import Status
 
 
 class Batch(NamedTuple):

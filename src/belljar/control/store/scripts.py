@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, bindparam, exists, or_, select
 from sqlalchemy.dialects.sqlite import insert
 
-from belljar.model.script import Script
 from belljar.control.store.cursor import decode, encode
 from belljar.control.store.database import Database
 from belljar.control.store.schema import AWAITED, jobs, scripts
+from belljar.model.script import Script
 
 #: A use is not noted again before this time has passed: periods are counted in days.
 _USED_LATELY = timedelta(hours=1)

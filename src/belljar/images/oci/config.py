@@ -18,7 +18,7 @@ _MAX_BYTES = 64 * 1024
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class Wishes(Value):
+class ImageConfig(Value):
     user: str = ""
     working_folder: str | None = None
     env: dict[str, str] = Field(default_factory=dict)
@@ -30,13 +30,13 @@ class Wishes(Value):
         return [folder for folder in self.env.get("PATH", DEFAULT_PATH).split(":") if folder.startswith("/")]
 
 
-def read_wishes(config: dict[str, Any]) -> Wishes:
+def read_wishes(config: dict[str, Any]) -> ImageConfig:
     """The wishes in an image's config. Raises InvalidImage for what is of another type, or endless."""
     wanted = config.get("config") or {}
     if not isinstance(wanted, dict):
         raise InvalidImage("the image's config is no object")
     folder = _text(wanted, "WorkingDir")
-    wishes = Wishes(
+    wishes = ImageConfig(
         user=_text(wanted, "User"),
         working_folder=_folder(folder) if folder.strip("/") else None,
         env=_env(_texts(wanted, "Env")),

@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.model.errors import ImageBuildError, InvalidImage, InvalidOption
 from belljar.images.contained import contained
 from belljar.images.tool import call
+from belljar.model.errors import ImageBuildError, InvalidImage, InvalidOption
 
 _COPY_SECONDS = 3600
 _BUILD_SECONDS = 3600

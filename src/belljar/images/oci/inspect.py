@@ -7,11 +7,11 @@ import re
 import stat
 from collections.abc import Sequence
 
-from belljar.model.errors import InvalidImage
-from belljar.images.prefork_programs import lies_in_root
-from belljar.model.image import Language, User
+from belljar.images.oci.config import ImageConfig
 from belljar.images.oci.tree import RootTree
-from belljar.images.oci.config import Wishes
+from belljar.images.prefork_programs import lies_in_root
+from belljar.model.errors import InvalidImage
+from belljar.model.image import Language, User
 
 #: Runs the image's own command; a script's files lie in /work meanwhile.
 COMMAND = "command"
@@ -41,7 +41,7 @@ def _entry(text: str, name: str) -> list[str] | None:
     return named or next((line for line in entries if line[2] == name), None)
 
 
-def languages_of(tree: RootTree, wishes: Wishes, known: Sequence[Language]) -> tuple[Language, ...]:
+def languages_of(tree: RootTree, wishes: ImageConfig, known: Sequence[Language]) -> tuple[Language, ...]:
     """The languages whose tools are there, run as the image's entrypoint wants it; an executable; its own command."""
     found = []
     for language in known:
@@ -70,7 +70,7 @@ def _plain(language: Language) -> Language:
     return language.model_copy(update={**commands, "plain_run": (), "plain_compile": ()})
 
 
-def _through_entrypoint(language: Language, wishes: Wishes) -> Language:
+def _through_entrypoint(language: Language, wishes: ImageConfig) -> Language:
     """ENTRYPOINT stands before every command; where it is the interpreter itself, it takes the interpreter's place."""
     if not wishes.entrypoint or language.run[0].startswith("{"):
         return language
@@ -80,7 +80,7 @@ def _through_entrypoint(language: Language, wishes: Wishes) -> Language:
     return language.model_copy(update={"run": (*wishes.entrypoint, *rest)})
 
 
-def _program(tree: RootTree, wishes: Wishes, name: str) -> bool:
+def _program(tree: RootTree, wishes: ImageConfig, name: str) -> bool:
     places = [name] if name.startswith("/") else [f"{folder}/{name}" for folder in wishes.search_path]
     return any(_executable(tree, place) for place in places)
 

@@ -13,9 +13,9 @@ import stat
 import tarfile
 from typing import cast
 
-from belljar.model.errors import InvalidImage
 from belljar.images.oci.stream import LayerStream
 from belljar.images.oci.tree import RootTree, path_parts
+from belljar.model.errors import InvalidImage
 
 _CHUNK = 256 * 1024
 _WHITEOUT = ".wh."

@@ -10,22 +10,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from belljar.model.errors import ImageBuildError, InvalidImage
 from belljar.images.apt import DEBIAN_ARCHITECTURES
 from belljar.images.build import Build, make_image
 from belljar.images.catalog import check_image_name
 from belljar.images.contained import contained, remove_tree
-from belljar.images.rootfs_metadata import Facts
-from belljar.model.image import Image, Language
+from belljar.images.oci.config import ImageConfig, read_wishes
 from belljar.images.oci.fetch import Source, build_dockerfile, fetch_layout, find_source, name_of
 from belljar.images.oci.layout import LayoutImage, read_layout
-from belljar.images.oci.unpack import Found, Order, OrderedLayer
-from belljar.images.oci.config import Wishes, read_wishes
+from belljar.images.oci.unpack import OrderedLayer, UnpackRequest, UnpackResult
 from belljar.images.progress import Progress
 from belljar.images.recipe import recipes
 from belljar.images.rootfs import EPOCH, MKFS
+from belljar.images.rootfs_metadata import RootfsMetadata
 from belljar.images.subordinate import need_subordinate_ids
 from belljar.images.tool import call, need
+from belljar.model.errors import ImageBuildError, InvalidImage
+from belljar.model.image import Image, Language
 from belljar.settings import Settings
 
 #: Changes when the way that images are unpacked does.
@@ -60,7 +60,7 @@ class OciRoot:
         self._source = source
         self._settings = settings
         self._image: LayoutImage | None = None
-        self._wishes = Wishes()
+        self._wishes = ImageConfig()
         self._known = _languages(settings.data_dir)
 
     async def prepare(self, build: Build) -> None:
@@ -79,10 +79,10 @@ class OciRoot:
         known = json.dumps([language.model_dump(mode="json") for language in self._known])
         return [_FORMAT, image.digest, image.config_digest, known]
 
-    async def is_current(self, facts: Facts, build: Build) -> bool:
+    async def is_current(self, facts: RootfsMetadata, build: Build) -> bool:
         return True  # the digest of what was fetched is among the inputs
 
-    async def make(self, out: Path, work: Path, build: Build) -> Facts:
+    async def make(self, out: Path, work: Path, build: Build) -> RootfsMetadata:
         image = self._read()
         build.progress.step(f"unpacking {len(image.layers)} layers")
         tree, order = work / "tree", work / "order.json"
@@ -94,19 +94,19 @@ class OciRoot:
             await asyncio.shield(asyncio.to_thread(remove_tree, tree))
         if found.error is not None:
             raise InvalidImage(found.error)
-        return Facts(
+        return RootfsMetadata(
             packages=found.packages,
             other_packages=found.other_packages,
             languages=found.languages,
             user=found.user,
         )
 
-    def _order(self, image: LayoutImage, tree: Path, out: Path) -> Order:
+    def _order(self, image: LayoutImage, tree: Path, out: Path) -> UnpackRequest:
         layers = [
             OrderedLayer(sha256=blob.sha256, size_bytes=blob.size_bytes, path=str(blob.path), diff_id=diff_id)
             for blob, diff_id in zip(image.layers, image.diff_ids, strict=True)
         ]
-        return Order(
+        return UnpackRequest(
             layers=tuple(layers),
             wishes=self._wishes,
             known=self._known,
@@ -121,7 +121,7 @@ class OciRoot:
     def origin(self) -> str:
         return f"{self._source.shown} {self._read().digest}"
 
-    def manifest(self, facts: Facts) -> dict[str, Any]:
+    def manifest(self, facts: RootfsMetadata) -> dict[str, Any]:
         labels = (self._read().config.get("config") or {}).get("Labels") or {}
         title = labels.get("org.opencontainers.image.title") if isinstance(labels, dict) else None
         return {
@@ -155,14 +155,14 @@ class DockerfileRoot(OciRoot):
         return await build_dockerfile(self._dockerfile, self._context, build.work / "layout", work=work, log=build.log)
 
 
-async def _unpack(order: Path, log: Path) -> Found:
+async def _unpack(order: Path, log: Path) -> UnpackResult:
     need("mkfs.erofs", "zstd")
     command = contained([sys.executable, "-P", "-m", "belljar.images.oci.unpack", str(order)])
     answer = await call(command, name="unpacking", log=log, timeout_seconds=_UNPACK_SECONDS, cwd=order.parent)
     if len(answer) > _MAX_ANSWER_BYTES:
         raise InvalidImage("the image holds more packages and languages than can be listed")
     try:
-        return Found.model_validate_json(answer)
+        return UnpackResult.model_validate_json(answer)
     except ValidationError as error:
         raise ImageBuildError(f"unpacking gave no answer that can be read: {error.errors()[0]['msg']}") from None
 

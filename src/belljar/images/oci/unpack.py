@@ -16,14 +16,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from belljar.model.errors import InvalidImage
-from belljar.model.image import Language, User, Value
+from belljar.images.oci.config import ImageConfig
 from belljar.images.oci.inspect import alpine_packages, debian_packages, languages_of, python_packages, user_of
 from belljar.images.oci.layer import Entries, LayerApplier
 from belljar.images.oci.layout import Blob, check_blob
 from belljar.images.oci.stream import Budget, open_layer
 from belljar.images.oci.tree import RootTree
-from belljar.images.oci.config import Wishes
+from belljar.model.errors import InvalidImage
+from belljar.model.image import Language, User, Value
 
 #: No layer needs more: archives are streams, and a header in one is small.
 _MEMORY_BYTES = 1024 * 1024 * 1024
@@ -38,11 +38,11 @@ class OrderedLayer(Value):
     diff_id: str
 
 
-class Order(Value):
+class UnpackRequest(Value):
     """What is to be unpacked, and the limits."""
 
     layers: tuple[OrderedLayer, ...]
-    wishes: Wishes
+    wishes: ImageConfig
     known: tuple[Language, ...]
     #: An empty folder, and the file to make.
     tree: str
@@ -56,7 +56,7 @@ class Order(Value):
     is_image: bool = True
 
 
-class Found(Value):
+class UnpackResult(Value):
     """What was in it; or `error`."""
 
     error: str | None = None
@@ -66,7 +66,7 @@ class Found(Value):
     other_packages: dict[str, dict[str, str]] = Field(default_factory=dict)
 
 
-def unpack(order: Order) -> Found:
+def unpack(order: UnpackRequest) -> UnpackResult:
     """Lay the layers over each other, finish the tree, look into it, and pack it. Raises InvalidImage."""
     tree = RootTree(Path(order.tree))
     budget, entries = Budget(order.max_bytes), Entries(order.max_files)
@@ -77,18 +77,18 @@ def unpack(order: Order) -> Found:
             LayerApplier(tree, entries).apply(stream)
             if stream.finish() != layer.diff_id:
                 raise InvalidImage(f"the layer sha256:{layer.sha256} unpacks to something else than the config says")
-    found = _finish_image(tree, order) if order.is_image else Found()
+    found = _finish_image(tree, order) if order.is_image else UnpackResult()
     _settle_times(order)
     bound_memory(resource.RLIM_INFINITY)  # mkfs.erofs holds every inode
     subprocess.run([*order.mkfs, order.out, order.tree], check=True, timeout=_PACK_SECONDS, stdout=subprocess.DEVNULL)
     return found
 
 
-def _finish_image(tree: RootTree, order: Order) -> Found:
+def _finish_image(tree: RootTree, order: UnpackRequest) -> UnpackResult:
     user = user_of(tree, order.wishes.user)
     _finish(tree, order, user)
     others = {"apk": alpine_packages(tree), "pypi": python_packages(tree)}
-    return Found(
+    return UnpackResult(
         user=user,
         languages=languages_of(tree, order.wishes, order.known),
         packages=debian_packages(tree),
@@ -96,7 +96,7 @@ def _finish_image(tree: RootTree, order: Order) -> Found:
     )
 
 
-def _finish(tree: RootTree, order: Order, user: User) -> None:
+def _finish(tree: RootTree, order: UnpackRequest, user: User) -> None:
     """The folders that the agent mounts on, the working folder, and a name for the job's user where names are kept."""
     os.chmod(order.tree, 0o755)  # noqa: PTH101, S103
     for name in ("job", "work", "proc", "sys", "dev", "tmp"):
@@ -122,7 +122,7 @@ def _name_user(tree: RootTree, user: User) -> None:
     os.utime(passwd, (0, 0))
 
 
-def _settle_times(order: Order) -> None:
+def _settle_times(order: UnpackRequest) -> None:
     for folder, folders, files in os.walk(order.tree, topdown=False):
         for name in (*folders, *files):
             path = f"{folder}/{name}"
@@ -137,15 +137,15 @@ def bound_memory(most_bytes: int) -> None:
 
 
 def main() -> None:
-    order = Order.model_validate_json(Path(sys.argv[1]).read_text())
+    order = UnpackRequest.model_validate_json(Path(sys.argv[1]).read_text())
     bound_memory(_MEMORY_BYTES)
     os.umask(0o022)
     try:
         found = unpack(order)
     except InvalidImage as error:
-        found = Found(error=error.message)
+        found = UnpackResult(error=error.message)
     except MemoryError:
-        found = Found(error="the image has a layer that cannot be read within bounds of memory")
+        found = UnpackResult(error="the image has a layer that cannot be read within bounds of memory")
     print(json.dumps(found.model_dump(mode="json")))  # noqa: T201 (its answer)
 
 

@@ -54,7 +54,7 @@ class _Rate:
             await asyncio.sleep(0.05)
 
 
-class Session:
+class AgentConnection:
     """A conversation with one agent. Not safe for concurrent operations, except `signal`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, patience: float = 1.0) -> None:
@@ -149,7 +149,7 @@ class Session:
         if not isinstance(await self._answer(), wire.Suspended):
             raise GuestProtocolError("the guest did not suspend itself when it was told to")
 
-    async def rehearse(self, command: Command, sink: OutputSink) -> wire.Exited:
+    async def warm_up(self, command: Command, sink: OutputSink) -> wire.Exited:
         """Run a command of belljar's own, of which nothing is left in the machine. Raises as `run` does."""
         return await self._command(command, b"", sink, lambda _: None, wire.RunFlag.REHEARSE)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from belljar.model.errors import MachineDied
-from belljar.node.guest.connection import Session
+from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.deadlines import patience
 from belljar.node.machines.protocol import Machine
 from belljar.node.machines.racing import unless_dead
@@ -16,16 +16,16 @@ class NoClock(MachineDied):
     """The guest's kernel found no timer that it trusts. Another boot finds one."""
 
 
-async def open_session(machine: Machine, timeout_seconds: float) -> Session:
+async def open_connection(machine: Machine, timeout_seconds: float) -> AgentConnection:
     """Wait for the agent, and accept it.
 
     Raises NoClock, MachineDied with the reason of the death, MachineTimeout, GuestProtocolError.
     """
-    session = Session(machine.reader, machine.writer, patience=patience(timeout_seconds))
+    connection = AgentConnection(machine.reader, machine.writer, patience=patience(timeout_seconds))
     try:
-        await unless_dead(machine, session.open(timeout_seconds))
+        await unless_dead(machine, connection.open(timeout_seconds))
     except MachineDied:
         if _NO_CLOCK in machine.console.data:
             raise NoClock("the guest's kernel found no timer that it trusts, as happens on a busy host") from None
         raise
-    return session
+    return connection

@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 
 from belljar.model.errors import BelljarError, MachineTimeout
-from belljar.node.guest.connection import Session
 from belljar.model.image import Image
+from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.deadlines import patience
 from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.node.machines.racing import unless_dead
@@ -43,7 +43,7 @@ async def probe(hypervisor: Hypervisor, image: Image, boot_timeout_seconds: floa
     fault, slow = None, False
     try:
         async with hypervisor.machine(spec) as machine:
-            await unless_dead(machine, Session(machine.reader, machine.writer).open(seconds))
+            await unless_dead(machine, AgentConnection(machine.reader, machine.writer).open(seconds))
     except BelljarError as error:
         fault, slow = error.message, isinstance(error, MachineTimeout)
     return Probe(fault=fault, slow=slow, milliseconds=(time.monotonic() - started) * 1000)

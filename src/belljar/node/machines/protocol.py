@@ -166,7 +166,7 @@ class Clone(Machine, Protocol):
         """
         ...
 
-    def come_forward(self) -> None:
+    def set_foreground(self) -> None:
         """Somebody will wait for it from now on: it is in the background no more."""
         ...
 

@@ -23,10 +23,10 @@ from belljar.data_dir import private_folder
 from belljar.model.errors import HostError, MissingTool
 from belljar.model.image import Image
 from belljar.node.machines.firecracker.hypervisor import FirecrackerHypervisor
+from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.probe import probe
 from belljar.node.machines.protocol import Hypervisor
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
-from belljar.node.machines.host.threads import in_thread
 from belljar.settings import Settings
 
 log = structlog.get_logger()
@@ -48,7 +48,7 @@ class Choice:
     doubtful: bool = False
 
 
-class Chooser:
+class HypervisorSelector:
     """Chooses once for each kernel and remembers it, in memory and below the data folder's cache."""
 
     def __init__(self, settings: Settings) -> None:

@@ -20,12 +20,12 @@ import dns.rdatatype
 import dns.rrset
 
 #: A question with one name fits well; what is larger is no question.
-MOST_QUESTION_BYTES = 1232
+MAX_QUESTION_BYTES = 1232
 _HEADER_BYTES = 12
-_MOST_CHAIN = 16
-_MOST_ADDRESSES = 64
-LEAST_TTL_SECONDS = 1
-MOST_TTL_SECONDS = 3600
+_MAX_CHAIN = 16
+_MAX_ADDRESSES = 64
+MIN_TTL_SECONDS = 1
+MAX_TTL_SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Found:
 
 def parse_question(wire: bytes) -> Question | None:
     """The one question in a message from a guest; None for anything else, which deserves no answer."""
-    if not _HEADER_BYTES < len(wire) <= MOST_QUESTION_BYTES:
+    if not _HEADER_BYTES < len(wire) <= MAX_QUESTION_BYTES:
         return None
     # One question, no records but an OPT and a signature: cheap to parse, whoever wrote it.
     counts = [int.from_bytes(wire[at : at + 2], "big") for at in (4, 6, 8, 10)]
@@ -69,19 +69,19 @@ def parse_question(wire: bytes) -> Question | None:
 def upstream_question(question: Question) -> dns.message.Message:
     """A message of our own that asks the same, with a fresh identifier and nothing else of the guest's."""
     name = dns.name.from_text(question.name + ".")
-    return dns.message.make_query(name, question.kind, use_edns=0, payload=MOST_QUESTION_BYTES)
+    return dns.message.make_query(name, question.kind, use_edns=0, payload=MAX_QUESTION_BYTES)
 
 
 def find_addresses(answer: dns.message.Message, allowed: Callable[[IPv4Address], bool]) -> Found:
     """Follow the aliases from the name that was asked for to its addresses, and withhold those that are not allowed."""
     current = answer.question[0].name
     chain: list[dns.rrset.RRset] = []
-    ttl = MOST_TTL_SECONDS
-    for _ in range(_MOST_CHAIN):
+    ttl = MAX_TTL_SECONDS
+    for _ in range(_MAX_CHAIN):
         found = answer.get_rrset(answer.answer, current, dns.rdataclass.IN, dns.rdatatype.A)
         if found is not None:
             ttl = _clamped(min(ttl, found.ttl))
-            addresses = [IPv4Address(record.address) for record in found][:_MOST_ADDRESSES]
+            addresses = [IPv4Address(record.address) for record in found][:_MAX_ADDRESSES]
             told = tuple(address for address in addresses if allowed(address))
             withheld = tuple(address for address in addresses if not allowed(address))
             if told:
@@ -100,7 +100,7 @@ def find_addresses(answer: dns.message.Message, allowed: Callable[[IPv4Address],
 
 
 def _clamped(ttl: int) -> int:
-    return max(LEAST_TTL_SECONDS, min(ttl, MOST_TTL_SECONDS))
+    return max(MIN_TTL_SECONDS, min(ttl, MAX_TTL_SECONDS))
 
 
 def respond(
@@ -118,5 +118,5 @@ def respond(
 
 def datagram(question: Question, response: dns.message.Message) -> bytes:
     """As one datagram of the size that the asker takes, marked as cut off when it does not fit."""
-    room = max(512, min(question.message.payload or 512, MOST_QUESTION_BYTES))
+    room = max(512, min(question.message.payload or 512, MAX_QUESTION_BYTES))
     return response.to_wire(max_size=room, prefer_truncation=True)

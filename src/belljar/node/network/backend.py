@@ -9,7 +9,7 @@ from typing import Protocol
 
 from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.network.policy import Policy
-from belljar.node.network.slot import Ears
+from belljar.node.network.slot import DnsSockets
 from belljar.node.network.traffic import Traffic
 
 
@@ -20,7 +20,7 @@ class AnySlot(Protocol):
     def number(self) -> int: ...
 
     @property
-    def ears(self) -> Ears: ...
+    def ears(self) -> DnsSockets: ...
 
     def open_for(self, policy: Policy, mbit: float | None = None) -> None: ...
 

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from pathlib import Path
 from typing import Any
 
-from belljar.model.blocked_networks import NEVER
+from belljar.model.blocked_networks import BLOCKED_NETWORKS
 from belljar.model.errors import NoNetwork
 from belljar.node.machines.protocol import GUEST_MAC, NetworkSlot
 from belljar.settings import Settings
@@ -25,7 +25,7 @@ GATEWAY_MAC = "02:62:6a:00:00:01"
 HOST_PREFIX = "belljar"
 NAMESPACES = Path("/run/netns")
 NAMESPACE_PREFIX = "belljar-"
-MOST_MTU = 1500
+MAX_MTU = 1500
 #: A guest's resolv.conf that names the gateway needs no more.
 FALLBACK_NAMESERVERS = (IPv4Address("1.1.1.1"), IPv4Address("8.8.8.8"))
 
@@ -104,8 +104,8 @@ def lay_out(settings: Settings, host: HostFacts) -> Layout:
         gateway=guest_network[1],
         guest=guest_network[2],
         guest_network=guest_network,
-        mtu=min(MOST_MTU, host.mtu),
-        never=tuple(collapse_addresses([*NEVER, *host.connected, *own, *settings.refused_networks])),
+        mtu=min(MAX_MTU, host.mtu),
+        never=tuple(collapse_addresses([*BLOCKED_NETWORKS, *host.connected, *own, *settings.refused_networks])),
         mbit=settings.network_mbit,
         packets_per_second=settings.network_packets_per_second,
         connections=settings.network_connections,

@@ -15,7 +15,16 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from belljar.model.errors import NetworkError
 from belljar.node.machines.protocol import GUEST_MAC
-from belljar.node.network.layout import GATEWAY_MAC, HOST_PREFIX, MOST_MTU, TAP, UPLINK, HostFacts, Layout, host_interface
+from belljar.node.network.layout import (
+    GATEWAY_MAC,
+    HOST_PREFIX,
+    MAX_MTU,
+    TAP,
+    UPLINK,
+    HostFacts,
+    Layout,
+    host_interface,
+)
 
 T = TypeVar("T")
 
@@ -24,7 +33,7 @@ _RT_SCOPE_LINK = 253
 _RTN_UNICAST = 1
 _NUD_PERMANENT = 0x80
 #: A machine's frames may be 64 KiB when it leaves segmentation to the host; a bucket must hold some.
-_LEAST_BURST_BYTES = 256 * 1024
+_MIN_BURST_BYTES = 256 * 1024
 
 
 def netlink(work: Callable[[Any], Awaitable[T]]) -> T:
@@ -59,7 +68,7 @@ async def make_slot_links(route: Any, layout: Layout, number: int, host_namespac
 async def shape_slot(route: Any, mbit: float, verb: str) -> None:
     """Inside a slot's namespace: so many megabits a second each way, `add`ed or in place of (`replace`) what was."""
     bytes_per_second = int(mbit * 125_000)
-    burst = max(_LEAST_BURST_BYTES, bytes_per_second // 250)
+    burst = max(_MIN_BURST_BYTES, bytes_per_second // 250)
     for name in (TAP, UPLINK):  # to the guest, and from it
         index = socket.if_nametoindex(name)
         await route.tc(verb, "tbf", index=index, handle="1:", rate=bytes_per_second, burst=burst, latency="50ms")
@@ -112,7 +121,7 @@ async def host_facts(route: Any) -> HostFacts:
     """What this host is connected to; belljar's own links are left out."""
     ours, mtus = set(), {}
     async for link in await route.link("dump"):
-        mtus[link["index"]] = int(link.get("mtu") or MOST_MTU)
+        mtus[link["index"]] = int(link.get("mtu") or MAX_MTU)
         if str(link.get("ifname")).startswith(HOST_PREFIX):
             ours.add(link["index"])
     addresses = tuple(
@@ -122,13 +131,13 @@ async def host_facts(route: Any) -> HostFacts:
             if each["index"] not in ours
         ]
     )
-    connected, routed, mtu = [], [], MOST_MTU
+    connected, routed, mtu = [], [], MAX_MTU
     async for each in await route.route("dump", family=socket.AF_INET):
         out = each.get("oif")
         if each.get("table") == _RT_TABLE_LOCAL or each["type"] != _RTN_UNICAST or out in ours:
             continue
         if each.get("dst") is None:
-            mtu = min(mtu, mtus.get(out, MOST_MTU))
+            mtu = min(mtu, mtus.get(out, MAX_MTU))
             continue
         network = IPv4Network(f"{each.get('dst')}/{each['dst_len']}")
         routed.append(network)

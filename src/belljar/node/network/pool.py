@@ -18,13 +18,12 @@ from typing import TypeVar
 
 import structlog
 
-from belljar.system.background import note_failure, supervise
 from belljar.model.errors import DiskFull, HostError, MissingTool, NetworkError, NoNetwork
 from belljar.node.machines.host.faults import host_errors
-from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.owner import owner_name
-from belljar.node.machines.protocol import NetworkSlot
+from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.threads import in_thread
+from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.network import nft
 from belljar.node.network.attachment import Attachment
 from belljar.node.network.backend import AnySlot, Host
@@ -33,9 +32,10 @@ from belljar.node.network.layout import FALLBACK_NAMESERVERS, Layout, lay_out
 from belljar.node.network.links import host_facts, netlink
 from belljar.node.network.policy import NetworkRule, Policy
 from belljar.node.network.resolver import Resolver
-from belljar.node.network.rootless import StandIn, why_no_stand_in
+from belljar.node.network.rootless import RootlessBackend, why_no_stand_in
 from belljar.node.network.traffic import Traffic
 from belljar.settings import Settings
+from belljar.system.background import note_failure, supervise
 
 log = structlog.get_logger()
 
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 _TUN = Path("/dev/net/tun")
 _RESOLV_CONF = Path("/etc/resolv.conf")
-_MOST_REFUSED_SHOWN = 20
+_MAX_REFUSED_SHOWN = 20
 _REST_SECONDS = 0.05
 #: Pauses between tries to destroy a slot that could not be destroyed: the host may have too few files just now.
 _REMOVE_PAUSES = (0.2, 1.0, 5.0, 30.0, 120.0)
@@ -109,7 +109,7 @@ class SlotPool:
         await self._ground()
 
     @asynccontextmanager
-    async def plugged(self) -> AsyncIterator[NetworkSlot]:
+    async def with_network_slot(self) -> AsyncIterator[NetworkSlot]:
         """A slot for one machine, which must have ended when the block does. Nothing passes until it is `opened`.
 
         Raises NoNetwork when this host cannot give any, NetworkError when it cannot just now.
@@ -151,7 +151,7 @@ class SlotPool:
     @asynccontextmanager
     async def attached(self, policy: Policy, mbit: float | None = None) -> AsyncIterator[Attachment]:
         """Both at once, for a machine that does not exist yet."""
-        async with self.plugged() as place, self.opened(place, policy, mbit) as attachment:
+        async with self.with_network_slot() as place, self.opened(place, policy, mbit) as attachment:
             yield attachment
 
     async def _ground(self) -> _Ground:
@@ -178,7 +178,7 @@ class SlotPool:
         host: Host = (
             HostSide(self._owner, layout, self._excepted)
             if os.geteuid() == 0
-            else StandIn(self._owner, layout, self._excepted)
+            else RootlessBackend(self._owner, layout, self._excepted)
         )
         await _changed(host.open)
         ground = _Ground(layout, host)
@@ -316,7 +316,7 @@ async def _read(slot: AnySlot, resolver: Resolver) -> Traffic | None:
     refusals = resolver.refusals
     return replace(
         traffic,
-        refused=tuple([*refusals.listed(), *tried][:_MOST_REFUSED_SHOWN]),
+        refused=tuple([*refusals.listed(), *tried][:_MAX_REFUSED_SHOWN]),
         refused_count=traffic.refused_count + refusals.total,
     )
 

@@ -24,26 +24,35 @@ import dns.rdatatype
 import structlog
 
 from belljar.model.errors import NetworkError
-from belljar.node.network.answers import MOST_QUESTION_BYTES, Found, Question, datagram, find_addresses, parse_question, respond, upstream_question
+from belljar.node.network.answers import (
+    MAX_QUESTION_BYTES,
+    Found,
+    Question,
+    datagram,
+    find_addresses,
+    parse_question,
+    respond,
+    upstream_question,
+)
 from belljar.node.network.policy import Policy
 from belljar.node.network.rules import opened
-from belljar.node.network.slot import Ears
+from belljar.node.network.slot import DnsSockets
 from belljar.node.network.traffic import Refused
 
 log = structlog.get_logger()
 
-_MOST_AT_ONCE = 64
-_MOST_IN_A_ROW = 16
-_MOST_CACHED = 256
-_MOST_REMEMBERED = 1024
+_MAX_AT_ONCE = 64
+_MAX_IN_A_ROW = 16
+_MAX_CACHED = 256
+_MAX_REMEMBERED = 1024
 #: Different refused names that are kept; all are counted.
-MOST_REFUSED_NAMES = 20
+MAX_REFUSED_NAMES = 20
 _UPSTREAM_SECONDS = 3.0
 #: Between the answer and the connection some time passes; the address stays open for this much longer than its TTL.
 _GRACE_SECONDS = 5
 _CONNECTION_SECONDS = 10.0
 _QUESTIONS_PER_CONNECTION = 32
-_MOST_NAME_SHOWN = 253
+_MAX_NAME_SHOWN = 253
 
 
 @dataclass(slots=True)
@@ -55,8 +64,8 @@ class Refusals:
 
     def add(self, name: str, address: IPv4Address | None = None) -> None:
         self.total += 1
-        key = (name[:_MOST_NAME_SHOWN], address)
-        if key in self.names or len(self.names) < MOST_REFUSED_NAMES:
+        key = (name[:_MAX_NAME_SHOWN], address)
+        if key in self.names or len(self.names) < MAX_REFUSED_NAMES:
             self.names[key] = self.names.get(key, 0) + 1
 
     def listed(self) -> list[Refused]:
@@ -71,7 +80,7 @@ class Resolver:
 
     def __init__(
         self,
-        ears: Ears,
+        ears: DnsSockets,
         policy: Policy,
         *,
         never: Sequence[IPv4Network],
@@ -112,13 +121,13 @@ class Resolver:
 
     def _receive(self) -> None:
         """Datagrams came. More than are worked on at once are dropped, as networks do."""
-        for _ in range(_MOST_IN_A_ROW):
+        for _ in range(_MAX_IN_A_ROW):
             try:
-                wire, asker = self._ears.udp.recvfrom(2 * MOST_QUESTION_BYTES)
+                wire, asker = self._ears.udp.recvfrom(2 * MAX_QUESTION_BYTES)
             except OSError:  # no more for now, or the echo of an answer that could not be delivered
                 return
             question = parse_question(wire)
-            if question is not None and len(self._working) < _MOST_AT_ONCE:
+            if question is not None and len(self._working) < _MAX_AT_ONCE:
                 self._begin(self._reply(question, asker))
 
     def _accept(self) -> None:
@@ -126,7 +135,7 @@ class Resolver:
             connection, _ = self._ears.tcp.accept()
         except OSError:
             return
-        if len(self._working) >= _MOST_AT_ONCE:
+        if len(self._working) >= _MAX_AT_ONCE:
             connection.close()
             return
         connection.setblocking(False)
@@ -144,12 +153,12 @@ class Resolver:
 
     async def _converse(self, connection: socket.socket) -> None:
         """One connection: messages behind their length in two bytes (RFC 7766)."""
-        reader, writer = await asyncio.open_connection(sock=connection, limit=2 * MOST_QUESTION_BYTES)
+        reader, writer = await asyncio.open_connection(sock=connection, limit=2 * MAX_QUESTION_BYTES)
         try:
             async with asyncio.timeout(_CONNECTION_SECONDS):
                 for _ in range(_QUESTIONS_PER_CONNECTION):
                     length = int.from_bytes(await reader.readexactly(2), "big")
-                    if length > MOST_QUESTION_BYTES:
+                    if length > MAX_QUESTION_BYTES:
                         break
                     question = parse_question(await reader.readexactly(length))
                     if question is None:
@@ -212,11 +221,11 @@ class Resolver:
         await self._admit(commands)
 
     def _remember(self, name: str, found: Found) -> None:
-        if len(self._cache) >= _MOST_CACHED:
+        if len(self._cache) >= _MAX_CACHED:
             del self._cache[next(iter(self._cache))]
         self._cache[name] = (time.monotonic() + found.ttl_seconds, found)
         for address in found.addresses:
-            if len(self._named) < _MOST_REMEMBERED:
+            if len(self._named) < _MAX_REMEMBERED:
                 self._named[address] = name
 
     def _may_be_told(self, address: IPv4Address) -> bool:

@@ -1,6 +1,6 @@
 """A stand-in for the host where belljar is not root: slots in a process that is root in namespaces of its own.
 
-That process (standin_process.py) makes, filters and destroys slots with the same code and the same rules as root does
+That process (rootless_process.py) makes, filters and destroys slots with the same code and the same rules as root does
 on the host. Behind it, slirp4netns takes what those rules let through out into the world, as connections of this
 user's. So what is always refused is refused before slirp4netns sees it. When this process ends, however it ends, both
 end, and nothing of them is left: their namespaces have no names.
@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from belljar.model.errors import NetworkError, NoNetwork
-from belljar.system.executables import find_executable
 from belljar.node.machines.host.faults import check_descriptors
 from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.network.layout import Layout, layout_words
 from belljar.node.network.policy import NetworkRule, Policy
 from belljar.node.network.rules import policy_rules
-from belljar.node.network.slot import Ears
+from belljar.node.network.slot import DnsSockets
 from belljar.node.network.traffic import Traffic, parse_traffic
+from belljar.system.executables import find_executable
 
 _TUN = Path("/dev/net/tun")
 _SLIRP = "slirp4netns"
@@ -38,7 +38,7 @@ _WAY_OUT = "out0"
 _START_SECONDS = 30.0
 _CALL_SECONDS = 30.0
 _END_SECONDS = 10.0
-_MOST_REPLY_BYTES = 256 * 1024
+_MAX_REPLY_BYTES = 256 * 1024
 
 
 def why_no_stand_in() -> str | None:
@@ -53,7 +53,7 @@ def why_no_stand_in() -> str | None:
     return None
 
 
-class StandIn:
+class RootlessBackend:
     """The pool's Host for a user who is not root."""
 
     def __init__(self, owner: str, layout: Layout, excepted: Iterable[NetworkRule]) -> None:
@@ -96,7 +96,7 @@ class StandIn:
         """A slot. Raises NetworkError, and leaves nothing behind then."""
         reply, descriptors = self.call("make")
         udp, tcp, tap = descriptors
-        ears = Ears(socket.socket(fileno=udp), socket.socket(fileno=tcp))
+        ears = DnsSockets(socket.socket(fileno=udp), socket.socket(fileno=tcp))
         path = Path(f"/proc/{self._pid}/root{reply['namespace']}")
         return StandInSlot(self, self._layout, int(reply["number"]), path, ears, tap)
 
@@ -115,7 +115,7 @@ class StandIn:
                 with theirs:
                     request = json.dumps({"verb": verb, **arguments}).encode()
                     socket.send_fds(control, [request], [theirs.fileno()])
-                reply, descriptors, _, _ = socket.recv_fds(ours, _MOST_REPLY_BYTES, 3)
+                reply, descriptors, _, _ = socket.recv_fds(ours, _MAX_REPLY_BYTES, 3)
             except OSError as error:
                 raise NetworkError(f"a network could not be changed: {error}") from error
         for descriptor in descriptors:
@@ -139,7 +139,7 @@ class StandIn:
         self._reap.append(process)
         self._held.callback(control.close)
         control.settimeout(_START_SECONDS)
-        reply = control.recv(_MOST_REPLY_BYTES)
+        reply = control.recv(_MAX_REPLY_BYTES)
         control.settimeout(_CALL_SECONDS)
         if reply != b"ready":
             words = reply.decode(errors="replace") or "it ended without a word"
@@ -190,7 +190,9 @@ def _ended(process: subprocess.Popen[bytes]) -> None:
 class StandInSlot:
     """The pool's AnySlot: each verb is the other process's."""
 
-    def __init__(self, host: StandIn, layout: Layout, number: int, path: Path, ears: Ears, tap: int) -> None:
+    def __init__(
+        self, host: RootlessBackend, layout: Layout, number: int, path: Path, ears: DnsSockets, tap: int
+    ) -> None:
         self.number = number
         self.ears = ears
         self._host = host

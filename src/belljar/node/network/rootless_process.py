@@ -29,14 +29,14 @@ from belljar.node.network.policy import NetworkRule
 from belljar.node.network.slot import Slot
 
 _MS_REC, _MS_PRIVATE = 16384, 1 << 18
-_MOST_REQUEST_BYTES = 256 * 1024
+_MAX_REQUEST_BYTES = 256 * 1024
 _AT_ONCE = 8
 _libc = ctypes.CDLL(None, use_errno=True)
 
 Answer = tuple[dict[str, Any], list[int]]
 
 
-class OwnRoot:
+class RootlessHelper:
     """Does what it is told; verbs are methods. Each answers with values and with descriptors, which are closed then."""
 
     def __init__(self, owner: str, layout: Layout) -> None:
@@ -99,11 +99,11 @@ def _answer(work: Callable[[], Answer], replies: socket.socket) -> None:
                 os.close(descriptor)
 
 
-def _serve(control: socket.socket, root: OwnRoot) -> None:
+def _serve(control: socket.socket, root: RootlessHelper) -> None:
     verbs = root.verbs()
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         while True:
-            request, descriptors, _, _ = socket.recv_fds(control, _MOST_REQUEST_BYTES, 1)
+            request, descriptors, _, _ = socket.recv_fds(control, _MAX_REQUEST_BYTES, 1)
             if not request:
                 return
             asked = json.loads(request)
@@ -128,7 +128,7 @@ def main() -> None:
             control.send(str(error).encode())
             return
         control.send(b"ready")
-        _serve(control, OwnRoot(owner, layout_of(json.loads(layout))))
+        _serve(control, RootlessHelper(owner, layout_of(json.loads(layout))))
     # What is left goes with the namespaces, and the kernel ends those with this process.
     os._exit(0)
 

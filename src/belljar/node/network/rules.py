@@ -16,9 +16,9 @@ from belljar.node.network.policy import NetworkRule, Policy
 #: Tables inside a slot's namespace.
 SLOT_TABLE = "belljar"
 #: How many different refused destinations are told apart in the kernel; the job shows the first of them.
-MOST_REFUSED = 64
+MAX_REFUSED = 64
 #: Addresses that the resolver may have opened at one time.
-MOST_OPENED = 4096
+MAX_OPENED = 4096
 DNS_PER_SECOND = 200
 _DNS_CONNECTIONS = 16
 _PINGS_PER_SECOND = 20
@@ -52,9 +52,9 @@ table inet {SLOT_TABLE} {{
     set excepted_ports {{ type ipv4_addr . inet_service; flags interval; }}
     set networks {{ type ipv4_addr; flags interval; }}
     set network_ports {{ type ipv4_addr . inet_service; flags interval; }}
-    set names {{ type ipv4_addr; flags timeout; size {MOST_OPENED}; }}
-    set name_ports {{ type ipv4_addr . inet_service; flags timeout; size {MOST_OPENED}; }}
-    set refused_to {{ type ipv4_addr . inet_proto . inet_service; flags dynamic; size {MOST_REFUSED}; counter; }}
+    set names {{ type ipv4_addr; flags timeout; size {MAX_OPENED}; }}
+    set name_ports {{ type ipv4_addr . inet_service; flags timeout; size {MAX_OPENED}; }}
+    set refused_to {{ type ipv4_addr . inet_proto . inet_service; flags dynamic; size {MAX_REFUSED}; counter; }}
 
     chain untracked {{
         type filter hook prerouting priority raw; policy accept;

@@ -15,12 +15,20 @@ from typing import Any
 
 from belljar.model.errors import NetworkError
 from belljar.node.machines.host.namespace import inside
-from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.machines.host.tap import attach_tap
+from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.network import namespaces
 from belljar.node.network.flows import forget_flows
 from belljar.node.network.layout import NAMESPACES, TAP, Layout, namespace_name
-from belljar.node.network.links import join_host, make_slot_links, netlink, remove_host_end, set_sysctl, shape_slot, tap_bytes
+from belljar.node.network.links import (
+    join_host,
+    make_slot_links,
+    netlink,
+    remove_host_end,
+    set_sysctl,
+    shape_slot,
+    tap_bytes,
+)
 from belljar.node.network.nft import Nft
 from belljar.node.network.policy import Policy
 from belljar.node.network.rules import policy_rules, slot_rules
@@ -41,7 +49,7 @@ _SYSCTLS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Ears:
+class DnsSockets:
     """Sockets in the slot's namespace that its resolver answers on."""
 
     udp: socket.socket
@@ -56,7 +64,7 @@ class Slot:
     """A slot of this process. All methods block for milliseconds: call them in threads."""
 
     def __init__(
-        self, layout: Layout, number: int, path: Path, ears: Ears, rules: Nft, parted: Callable[[int], None]
+        self, layout: Layout, number: int, path: Path, ears: DnsSockets, rules: Nft, parted: Callable[[int], None]
     ) -> None:
         self.number = number
         self.path = path
@@ -82,7 +90,7 @@ class Slot:
         """
         path = NAMESPACES / namespace_name(owner, number)
         host_namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        ears: Ears | None = None
+        ears: DnsSockets | None = None
         rules: Nft | None = None
         try:
             ears, rules = namespaces.make(path, lambda: _furnish(layout, number, host_namespace))
@@ -181,7 +189,7 @@ def remove_slot(path: Path, number: int) -> None:
         raise NetworkError(f"a network could not be removed: {error}") from error
 
 
-def _furnish(layout: Layout, number: int, host_namespace: int) -> tuple[Ears, Nft]:
+def _furnish(layout: Layout, number: int, host_namespace: int) -> tuple[DnsSockets, Nft]:
     """In the new namespace: filters first, so that at no time anything passes that they do not let through.
 
     Returns where its resolver listens, and what a policy is loaded by: fresh, so that it holds nothing yet, and made
@@ -196,7 +204,7 @@ def _furnish(layout: Layout, number: int, host_namespace: int) -> tuple[Ears, Nf
     return _listen(str(layout.gateway)), Nft()
 
 
-def _listen(address: str) -> Ears:
+def _listen(address: str) -> DnsSockets:
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -208,4 +216,4 @@ def _listen(address: str) -> Ears:
         udp.close()
         tcp.close()
         raise
-    return Ears(udp, tcp)
+    return DnsSockets(udp, tcp)

@@ -21,13 +21,13 @@ import structlog
 from belljar.model.errors import BelljarError, MachineDied, MachineError, MachineTimeout, host_error
 from belljar.node.guest import wire
 from belljar.node.guest.command import Command, CommandFailed
-from belljar.node.guest.connection import Session
+from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.sinks import ArtifactSink, OutputSink
 from belljar.node.guest.usage import clamp_usage
-from belljar.node.machines.provision.network_slot import tell_network
 from belljar.node.machines.protocol import Machine, MachineSpec
+from belljar.node.machines.provision.network_slot import configure_network
+from belljar.node.machines.provision.provisioner import ProvisionedMachine, Source
 from belljar.node.machines.steps import Steps
-from belljar.node.machines.provision.provisioner import Ready, Source
 from belljar.node.network.traffic import Traffic
 
 log = structlog.get_logger()
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Laid:
+class ScriptDiskLayout:
     """How the script's disk is divided where what was installed for the script lies behind it."""
 
     script_bytes: int
@@ -57,7 +57,7 @@ class AttemptPlan:
 
     machine: MachineSpec
     command: Command
-    layer: Laid | None = None
+    layer: ScriptDiskLayout | None = None
     #: Runs first, in the same machine and files; the command runs when it ended well.
     compile: Command | None = None
     stdin: bytes
@@ -97,7 +97,7 @@ class AttemptEnd:
     is_over: bool = False
 
 
-class Audience(Protocol):
+class AttemptObserver(Protocol):
     """Who is told what happens during an attempt."""
 
     @property
@@ -138,8 +138,8 @@ class CompilerOutput:
 
 async def run_attempt(
     plan: AttemptPlan,
-    take: Callable[[MachineSpec], AbstractAsyncContextManager[Ready]],
-    audience: Audience,
+    take: Callable[[MachineSpec], AbstractAsyncContextManager[ProvisionedMachine]],
+    observer: AttemptObserver,
     cancel: asyncio.Event,
     ended: Callable[[AttemptEnd], Awaitable[None]],
     traffic: Callable[[], Awaitable[Traffic | None]] | None = None,
@@ -154,18 +154,18 @@ async def run_attempt(
     end = AttemptEnd()
     recording: asyncio.Task[None] | None = None
     try:
-        async with AsyncExitStack() as held:
+        async with AsyncExitStack() as stack:
             ready = None
             if not cancel.is_set():
-                ready = await _unless(cancel, held.enter_async_context(take(plan.machine)))
+                ready = await _unless(cancel, stack.enter_async_context(take(plan.machine)))
             if ready is None:
                 end.stop = Stop.CANCELLED
             else:
-                audience.took(ready.source)
+                observer.took(ready.source)
                 end.phases.update(ready.phases)
-                await _use(plan, ready, audience, cancel, end)
+                await _use(plan, ready, observer, cancel, end)
                 # What is slow about the end, reaping and removing, is nobody's wait.
-                held.push_async_callback(_finished, asyncio.create_task(ready.machine.kill()))
+                stack.push_async_callback(_finished, asyncio.create_task(ready.machine.kill()))
             end.traffic = await _read(traffic) if traffic is not None else None
             recording = asyncio.create_task(_call(ended, end))
         await recording
@@ -196,10 +196,12 @@ async def _finished(task: asyncio.Task[None]) -> None:
         log.warning("machine_not_killed", error=str(error))  # its owner's block ends it
 
 
-async def _use(plan: AttemptPlan, ready: Ready, audience: Audience, cancel: asyncio.Event, end: AttemptEnd) -> None:
+async def _use(
+    plan: AttemptPlan, ready: ProvisionedMachine, observer: AttemptObserver, cancel: asyncio.Event, end: AttemptEnd
+) -> None:
     machine = ready.machine
     try:
-        await _unless_dead(machine, _converse(plan, ready, audience, cancel, end))
+        await _unless_dead(machine, _converse(plan, ready, observer, cancel, end))
     except MachineError as error:
         if end.is_over:
             end.collect_error = end.collect_error or error
@@ -211,7 +213,7 @@ async def _use(plan: AttemptPlan, ready: Ready, audience: Audience, cancel: asyn
         log.exception("attempt_failed_after_its_end", machine=machine.id)
         end.collect_error = end.collect_error or MachineError(f"what followed the script's end failed: {error}")
     finally:
-        audience.console(bytes(machine.console.data), machine.console.dropped_bytes)
+        observer.console(bytes(machine.console.data), machine.console.dropped_bytes)
 
 
 async def _unless_dead(machine: Machine, work: Coroutine[Any, Any, None]) -> None:
@@ -233,16 +235,18 @@ async def _unless_dead(machine: Machine, work: Coroutine[Any, Any, None]) -> Non
 
 
 async def _converse(
-    plan: AttemptPlan, ready: Ready, audience: Audience, cancel: asyncio.Event, end: AttemptEnd
+    plan: AttemptPlan, ready: ProvisionedMachine, observer: AttemptObserver, cancel: asyncio.Event, end: AttemptEnd
 ) -> None:
-    clock, session = Steps(end.phases), ready.session
-    await tell_network(session, plan.machine.slot)  # of a machine that its planner gave a place to, not the supply
+    clock, connection = Steps(end.phases), ready.connection
+    await configure_network(
+        connection, plan.machine.slot
+    )  # of a machine that its planner gave a place to, not the supply
     if (laid := plan.layer) is not None:
-        await session.layer(laid.script_bytes, laid.layer_bytes, laid.path)
-    if plan.compile is None or await _compile(plan, plan.compile, session, audience, cancel, end, clock):
-        await _run(plan, session, audience, cancel, end, clock)
+        await connection.layer(laid.script_bytes, laid.layer_bytes, laid.path)
+    if plan.compile is None or await _compile(plan, plan.compile, connection, observer, cancel, end, clock):
+        await _run(plan, connection, observer, cancel, end, clock)
     end.is_over = True
-    audience.script_ended(end)
+    observer.script_ended(end)
     if (
         plan.artifacts
         and end.not_started is None
@@ -250,7 +254,7 @@ async def _converse(
         and end.stop is not Stop.CANCELLED
         and end.exited is not None
     ):
-        await _collect(plan, session, audience, cancel, end)
+        await _collect(plan, connection, observer, cancel, end)
         clock.done("collect")
 
 
@@ -269,8 +273,8 @@ async def _unless(cancel: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | No
 async def _compile(
     plan: AttemptPlan,
     command: Command,
-    session: Session,
-    audience: Audience,
+    connection: AgentConnection,
+    observer: AttemptObserver,
     cancel: asyncio.Event,
     end: AttemptEnd,
     clock: Steps,
@@ -281,7 +285,7 @@ async def _compile(
         clock.done("start_compile")
 
     end.in_compile = True
-    await _execute(command, b"", CompilerOutput(audience.output), started, plan, session, cancel, end)
+    await _execute(command, b"", CompilerOutput(observer.output), started, plan, connection, cancel, end)
     clock.done("compile")
     if end.stop is not None or end.exited is None or end.exited.exit_code != 0:
         return False
@@ -290,13 +294,18 @@ async def _compile(
 
 
 async def _run(
-    plan: AttemptPlan, session: Session, audience: Audience, cancel: asyncio.Event, end: AttemptEnd, clock: Steps
+    plan: AttemptPlan,
+    connection: AgentConnection,
+    observer: AttemptObserver,
+    cancel: asyncio.Event,
+    end: AttemptEnd,
+    clock: Steps,
 ) -> None:
     def started(message: wire.Started) -> None:
         clock.done("start")
-        audience.started()
+        observer.started()
 
-    await _execute(plan.command, plan.stdin, audience.output, started, plan, session, cancel, end)
+    await _execute(plan.command, plan.stdin, observer.output, started, plan, connection, cancel, end)
     clock.done("run")
 
 
@@ -306,7 +315,7 @@ async def _execute(
     output: OutputSink,
     started: Callable[[wire.Started], None],
     plan: AttemptPlan,
-    session: Session,
+    connection: AgentConnection,
     cancel: asyncio.Event,
     end: AttemptEnd,
 ) -> None:
@@ -318,9 +327,9 @@ async def _execute(
         has_started.set()
 
     begun, shape = time.monotonic(), plan.machine.shape
-    run = asyncio.create_task(session.run(command, stdin, output, note))
+    run = asyncio.create_task(connection.run(command, stdin, output, note))
     try:
-        await _supervise(run, session, has_started, cancel, plan, end)
+        await _supervise(run, connection, has_started, cancel, plan, end)
         if run.done():
             elapsed = time.monotonic() - begun
             end.exited = clamp_usage(await run, elapsed_seconds=elapsed, vcpus=shape.vcpus, memory_mb=shape.memory_mb)
@@ -335,7 +344,7 @@ async def _execute(
 
 async def _supervise(
     run: asyncio.Task[wire.Exited],
-    session: Session,
+    connection: AgentConnection,
     has_started: asyncio.Event,
     cancel: asyncio.Event,
     plan: AttemptPlan,
@@ -359,7 +368,7 @@ async def _supervise(
         (signals.SIGTERM, plan.grace_seconds),
         (signals.SIGKILL, KILL_PATIENCE_SECONDS),
     ):
-        await session.signal(number)
+        await connection.signal(number)
         await asyncio.wait({run}, timeout=patience_seconds)
         if run.done():
             break
@@ -376,12 +385,12 @@ async def _time_limit(has_started: asyncio.Event, plan: AttemptPlan) -> None:
 
 
 async def _collect(
-    plan: AttemptPlan, session: Session, audience: Audience, cancel: asyncio.Event, end: AttemptEnd
+    plan: AttemptPlan, connection: AgentConnection, observer: AttemptObserver, cancel: asyncio.Event, end: AttemptEnd
 ) -> None:
     """Fetch the artifacts. The script has run: what goes wrong here is told, and does not undo its result."""
-    collecting = session.collect(
+    collecting = connection.collect(
         plan.artifacts,
-        audience.artifacts,
+        observer.artifacts,
         max_bytes=plan.max_artifact_bytes,
         max_count=plan.max_artifact_count,
     )

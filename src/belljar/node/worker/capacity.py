@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from belljar.system.disk_space import MB, DiskSpace
+from belljar.control.jobs.resolve import NodeLimits
 from belljar.model.job import Job, Resources
-from belljar.control.jobs.resolve import Largest
 from belljar.settings import Settings
+from belljar.system.disk_space import MB, DiskSpace
 
 log = structlog.get_logger()
 
@@ -77,10 +77,10 @@ class Capacity:
             disk=DiskSpace(settings),
         )
 
-    def largest(self) -> Largest:
+    def largest(self) -> NodeLimits:
         """The largest job that could ever run here."""
         memory_mb = max(0, self.memory_mb - MACHINE_OVERHEAD_MB)
-        return Largest(vcpus=self.vcpus, memory_mb=memory_mb, disk_mb=self._largest_disk_mb())
+        return NodeLimits(vcpus=self.vcpus, memory_mb=memory_mb, disk_mb=self._largest_disk_mb())
 
     def free(self) -> tuple[int, int]:
         """vCPUs and memory of the largest new job that fits now; zeros when none does, or others wait for room."""

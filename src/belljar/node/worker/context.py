@@ -6,21 +6,21 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from belljar.control.blobs.store import Blobs
-from belljar.images.catalog import Images
-from belljar.model.image import Image
 from belljar.control.jobs.changes import Changes
-from belljar.node.machines.protocol import Hypervisor
-from belljar.node.machines.provision.provisioner import Supply
 from belljar.control.scripts.service import ScriptService
-from belljar.settings import Settings
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.nodes import SqlNodes
-from belljar.node.worker.warm_ups import Preparations
+from belljar.images.catalog import Images
+from belljar.model.image import Image
+from belljar.node.machines.protocol import Hypervisor
+from belljar.node.machines.provision.provisioner import MachineProvisioner
 from belljar.node.worker.retry import RetryTimes
+from belljar.node.worker.warm_ups import WarmUps
+from belljar.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerRooms:
+class WorkerContext:
     settings: Settings
     claims: SqlClaims
     nodes: SqlNodes
@@ -30,6 +30,6 @@ class WorkerRooms:
     changes: Changes
     #: Chooses what runs an image's machines on this host.
     hypervisor: Callable[[Image], Awaitable[Hypervisor]]
-    supply: Supply
-    preparations: Preparations
+    provisioner: MachineProvisioner
+    warm_ups: WarmUps
     retry_times: RetryTimes = field(default_factory=RetryTimes)

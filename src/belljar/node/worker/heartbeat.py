@@ -8,11 +8,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from belljar import __version__
-from belljar.system.background import note_failure
-from belljar.node.machines.protocol import Hypervisor
 from belljar.control.store.nodes import Node
+from belljar.node.machines.protocol import Hypervisor
 from belljar.node.worker.capacity import Capacity
-from belljar.node.worker.context import WorkerRooms
+from belljar.node.worker.context import WorkerContext
+from belljar.system.background import note_failure
 
 
 class Heartbeat:
@@ -20,13 +20,13 @@ class Heartbeat:
 
     def __init__(
         self,
-        rooms: WorkerRooms,
+        context: WorkerContext,
         worker_id: str,
         capacity: Capacity,
         running_jobs: Callable[[], int],
         hypervisor: Callable[[], Hypervisor | None],
     ) -> None:
-        self._rooms = rooms
+        self._context = context
         self._worker_id = worker_id
         self._capacity = capacity
         self._running_jobs = running_jobs
@@ -37,11 +37,11 @@ class Heartbeat:
     async def run(self) -> None:
         """Raises HostError when the store refuses, OSError."""
         while True:
-            await self._rooms.nodes.heartbeat(await self._node())
-            await asyncio.sleep(self._rooms.settings.lease_seconds / 3)
+            await self._context.nodes.heartbeat(await self._node())
+            await asyncio.sleep(self._context.settings.lease_seconds / 3)
 
     async def _node(self) -> Node:
-        capacity, hypervisor, pool = self._capacity, self._hypervisor(), self._rooms.supply.pool
+        capacity, hypervisor, pool = self._capacity, self._hypervisor(), self._context.provisioner.pool
         vcpus_free, memory_free_mb = capacity.free()
         largest = capacity.largest()
         return Node(
@@ -59,7 +59,7 @@ class Heartbeat:
             memory_free_mb=memory_free_mb,
             largest_disk_mb=largest.disk_mb,
             running_jobs=self._running_jobs(),
-            images=tuple(sorted(self._rooms.images.digests())),
+            images=tuple(sorted(self._context.images.digests())),
             waiting_clones=sum(pool.counts().values()) if pool is not None else 0,
             waiting_memory_mb=round(pool.memory_mb if pool is not None else 0),
             snapshots=await self._known_snapshots(),
@@ -67,7 +67,7 @@ class Heartbeat:
 
     async def _known_snapshots(self) -> tuple[dict[str, object], ...]:
         """Those that there are; those that there were when they cannot be read now."""
-        if (snapshots := self._rooms.supply.snapshots) is not None:
+        if (snapshots := self._context.provisioner.snapshots) is not None:
             try:
                 self._snapshots = tuple(await asyncio.to_thread(snapshots.list))
             except OSError as error:

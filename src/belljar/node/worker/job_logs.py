@@ -16,15 +16,15 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from belljar.system.background import note_failure
-from belljar.control.logs.log import LogStream, LogWriter, log_blob, log_path
 from belljar.control.blobs.store import Blobs
-from belljar.model.errors import HostError, NotFound, host_error, without_paths
 from belljar.control.jobs.changes import Changes
+from belljar.control.logs.log import LogStream, LogWriter, log_blob, log_path
+from belljar.control.store.claims import SqlClaims
+from belljar.model.errors import HostError, NotFound, host_error, without_paths
 from belljar.model.job import Job
 from belljar.model.states import Status
-from belljar.control.store.claims import SqlClaims
 from belljar.node.worker.retry import RetryTimes
+from belljar.system.background import note_failure
 
 log = structlog.get_logger()
 

@@ -8,12 +8,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from belljar.model.errors import InvalidOption
-from belljar.model.egress import Destination, Egress, parse_destination, parse_egress
 from belljar.control.jobs.egress_limit import package_destinations, package_environment
+from belljar.model.egress import Destination, Egress, parse_destination, parse_egress
+from belljar.model.errors import InvalidOption
 from belljar.model.job import Job, NetworkUse, Refusal
-from belljar.node.machines.provision.network_slot import Plug
-from belljar.node.machines.provision.provisioner import Ready
+from belljar.node.machines.provision.network_slot import SlotFactory
+from belljar.node.machines.provision.provisioner import ProvisionedMachine
 from belljar.node.network.attachment import Attachment
 from belljar.node.network.policy import NameRule, NetworkRule, Policy
 from belljar.node.network.traffic import Refused, Traffic
@@ -93,7 +93,9 @@ class JobNetwork:
         return self.slots is not None
 
     @asynccontextmanager
-    async def taking(self, take: Callable[[Plug | None], AbstractAsyncContextManager[Ready]]) -> AsyncIterator[Ready]:
+    async def taking(
+        self, take: Callable[[SlotFactory | None], AbstractAsyncContextManager[ProvisionedMachine]]
+    ) -> AsyncIterator[ProvisionedMachine]:
         """The machine that `take` gives, and its slot opened for the job: no sooner, and before anything of it runs.
 
         Raises NoNetwork, NetworkError, and what `take` does.
@@ -103,7 +105,7 @@ class JobNetwork:
                 yield ready
             return
         await self.slots.set_up()
-        async with take(self.slots.plugged) as ready:
+        async with take(self.slots.with_network_slot) as ready:
             assert ready.slot is not None
             started = time.monotonic()
             async with self.slots.opened(ready.slot, self.policy, self.mbit) as attachment:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from belljar.system.background import note_failure
-from belljar.model.job import Job
 from belljar.control.store.claims import Attempt, SqlClaims
+from belljar.model.job import Job
 from belljar.node.worker.lease import Lease
+from belljar.system.background import note_failure
 
 log = structlog.get_logger()
 

@@ -11,35 +11,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from belljar.model.errors import MachineError
-from belljar.node.guest.wire import Stream
+from belljar.control.jobs.resolve import resolve_job, runnable_of
 from belljar.images.catalog import Images
+from belljar.model.errors import MachineError
 from belljar.model.image import Image
 from belljar.model.job import Artifact, Job, JobOptions, LogInfo, MachineInfo, Timings
-from belljar.control.jobs.resolve import resolve_job, runnable_of
-from belljar.node.machines.selector import Chooser
+from belljar.node.guest.wire import Stream
 from belljar.node.machines.firecracker.folder import jails
 from belljar.node.machines.host.leftovers import clear_leftovers
 from belljar.node.machines.protocol import Hypervisor, MachineSpec
+from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine, Source
 from belljar.node.machines.provision.snapshots import Snapshots
-from belljar.node.machines.provision.provisioner import Ready, Source, Supply
+from belljar.node.machines.selector import HypervisorSelector
 from belljar.node.network.leftovers import clear_network_leftovers
+from belljar.node.worker.artifact_folder import FolderArtifacts
+from belljar.node.worker.attempt import AttemptEnd, run_attempt
+from belljar.node.worker.capacity import Capacity
+from belljar.node.worker.job_network import JobNetwork, Networking, network_use, told
+from belljar.node.worker.outcome import error_of, signal_name, status_of, usage_of
+from belljar.node.worker.passthrough import PassthroughOutput
+from belljar.node.worker.plan import plan_attempt
+from belljar.node.worker.warm_ups import WarmUps
+from belljar.node.worker.work_folder import work_folder
 from belljar.scripts.limits import UploadLimits
 from belljar.scripts.prepare import prepare
 from belljar.scripts.selection import Selection
 from belljar.settings import Settings
-from belljar.node.worker.artifact_folder import FolderArtifacts
-from belljar.node.worker.attempt import AttemptEnd, run_attempt
-from belljar.node.worker.capacity import Capacity
-from belljar.node.worker.outcome import error_of, signal_name, status_of, usage_of
-from belljar.node.worker.job_network import JobNetwork, Networking, network_use, told
-from belljar.node.worker.passthrough import PassedOutput
-from belljar.node.worker.plan import plan_attempt
-from belljar.node.worker.warm_ups import Preparations
-from belljar.node.worker.work_folder import work_folder
 
 if TYPE_CHECKING:
-    from belljar.node.worker.package_installer import Provided
+    from belljar.node.worker.package_installer import InstalledPackages
 
 PROJECT = "local"
 
@@ -102,17 +102,17 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
         largest = Capacity.of_host(settings).largest()
         job = resolve_job(run.options, script, project=PROJECT, image=name, settings=settings, largest=[largest])
         await asyncio.to_thread(images.verify, image)
-        hypervisor = await Chooser(settings).hypervisor(image)
-        preparation = await Preparations(settings).of(image)
-        supply = Supply(Snapshots(settings) if settings.snapshots == "on" else None)
-        audience = _Terminal(run, cancel)
+        hypervisor = await HypervisorSelector(settings).hypervisor(image)
+        warm_up_steps = await WarmUps(settings).of(image)
+        provisioner = MachineProvisioner(Snapshots(settings) if settings.snapshots == "on" else None)
+        observer = _Terminal(run, cancel)
         ends: list[AttemptEnd] = []
         run.cancellable.set()
         provided = None
         if job.dependencies is not None and job.dependencies.requirements:
             started = time.monotonic()
-            provided = await _provide(job, image, prepared.disk, hypervisor, audience, cancel, settings)
-            audience.before["dependencies"] = round((time.monotonic() - started) * 1000, 3)
+            provided = await _provide(job, image, prepared.disk, hypervisor, observer, cancel, settings)
+            observer.before["dependencies"] = round((time.monotonic() - started) * 1000, 3)
 
         for attempt in range(1, job.max_attempts + 1):
             try:
@@ -129,26 +129,28 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
                     )
                     plan = provided.on(plan) if provided is not None else plan
 
-                    def take(spec: MachineSpec, network: JobNetwork = network) -> AbstractAsyncContextManager[Ready]:
+                    def take(
+                        spec: MachineSpec, network: JobNetwork = network
+                    ) -> AbstractAsyncContextManager[ProvisionedMachine]:
                         return network.taking(
-                            lambda plug: supply.machine(
-                                hypervisor, spec, preparation, settings.boot_timeout_seconds, plug
+                            lambda slot_factory: provisioner.machine(
+                                hypervisor, spec, warm_up_steps, settings.boot_timeout_seconds, slot_factory
                             )
                         )
 
                     async def ended(end: AttemptEnd) -> None:
                         ends.append(end)
 
-                    await run_attempt(plan, take, audience, cancel, ended, network.traffic)
+                    await run_attempt(plan, take, observer, cancel, ended, network.traffic)
             except MachineError as error:
                 # A script that has begun is not begun again: its output has been seen.
-                if audience.started_at is not None or attempt == job.max_attempts:
+                if observer.started_at is not None or attempt == job.max_attempts:
                     raise
                 run.notice(f"attempt {attempt} was lost: {error.message}; trying again")
             else:
                 for sentence in told(network_use(ends[-1].traffic), job):
                     run.notice(sentence.removeprefix("belljar: "))
-                return _ended(job, attempt, ends[-1], audience, hypervisor)
+                return _ended(job, attempt, ends[-1], observer, hypervisor)
     raise AssertionError("a loop over at least one attempt returns or raises")
 
 
@@ -157,14 +159,17 @@ async def _provide(
     image: Image,
     script_disk: Path,
     hypervisor: Hypervisor,
-    audience: _Terminal,
+    observer: _Terminal,
     cancel: asyncio.Event,
     settings: Settings,
-) -> Provided | None:
-    from belljar.node.worker.package_installer import Installer, Wanted  # nothing that most runs should wait for
+) -> InstalledPackages | None:
+    from belljar.node.worker.package_installer import (  # nothing that most runs should wait for
+        Installer,
+        InstallRequest,
+    )
 
-    wanted = Wanted(
-        job=job, image=image, script_disk=script_disk, hypervisor=hypervisor, onlooker=audience, cancel=cancel
+    wanted = InstallRequest(
+        job=job, image=image, script_disk=script_disk, hypervisor=hypervisor, onlooker=observer, cancel=cancel
     )
     async with Networking(settings) as networking:
         installer = Installer(settings, networking.attached)
@@ -172,8 +177,8 @@ async def _provide(
         return await installer.provide(wanted)
 
 
-def _ended(job: Job, attempt: int, end: AttemptEnd, audience: _Terminal, hypervisor: Hypervisor) -> Job:
-    now, exited, started_at = datetime.now(UTC), end.exited, audience.started_at
+def _ended(job: Job, attempt: int, end: AttemptEnd, observer: _Terminal, hypervisor: Hypervisor) -> Job:
+    now, exited, started_at = datetime.now(UTC), end.exited, observer.started_at
     to_start = (started_at - job.created_at).total_seconds() * 1000 if started_at else None
     run_ms = end.phases.get("run") if started_at else None
     return job.model_copy(
@@ -185,15 +190,15 @@ def _ended(job: Job, attempt: int, end: AttemptEnd, audience: _Terminal, hypervi
             "error": error_of(end, job),
             "started_at": started_at,
             "finished_at": now,
-            "timings": Timings(queue_ms=0, machine_ms=to_start, run_ms=run_ms, phases=audience.before | end.phases),
+            "timings": Timings(queue_ms=0, machine_ms=to_start, run_ms=run_ms, phases=observer.before | end.phases),
             "usage": usage_of(end),
             "network": network_use(end.traffic),
-            "machine": audience.source
-            and MachineInfo(source=audience.source, hypervisor=hypervisor.name, accelerator=hypervisor.accelerator),
+            "machine": observer.source
+            and MachineInfo(source=observer.source, hypervisor=hypervisor.name, accelerator=hypervisor.accelerator),
             "logs": LogInfo(
-                stdout_bytes=audience.output.sent[Stream.STDOUT], stderr_bytes=audience.output.sent[Stream.STDERR]
+                stdout_bytes=observer.output.sent[Stream.STDOUT], stderr_bytes=observer.output.sent[Stream.STDERR]
             ),
-            "kept_artifacts": tuple(audience.kept()),
+            "kept_artifacts": tuple(observer.kept()),
         }
     )
 
@@ -203,8 +208,10 @@ class _Terminal:
 
     def __init__(self, run: EmbeddedRun, cancel: asyncio.Event) -> None:
         self._run = run
-        self.output = PassedOutput(run.stdout, run.stderr, cancel, run.closed)
-        self.artifacts: FolderArtifacts | _Nowhere = run.artifacts if run.artifacts is not None else _Nowhere()
+        self.output = PassthroughOutput(run.stdout, run.stderr, cancel, run.closed)
+        self.artifacts: FolderArtifacts | DiscardArtifacts = (
+            run.artifacts if run.artifacts is not None else DiscardArtifacts()
+        )
         self.started_at: datetime | None = None
         #: Milliseconds of what came before there was a machine.
         self.before: dict[str, float] = {}
@@ -232,7 +239,7 @@ class _Terminal:
         return self.artifacts.kept
 
 
-class _Nowhere:
+class DiscardArtifacts:
     """Takes artifacts that nobody gave a folder for."""
 
     def __init__(self) -> None:

@@ -10,14 +10,14 @@ from typing import BinaryIO
 
 import structlog
 
-from belljar.control.logs.log import LogStream, LogWriter
 from belljar.control.blobs.store import Blobs
-from belljar.system.counters import count
-from belljar.model.errors import DiskFull, HostError, host_error
-from belljar.node.guest.wire import Stream
 from belljar.control.jobs.blob_names import artifact_blob
+from belljar.control.logs.log import LogStream, LogWriter
+from belljar.model.errors import DiskFull, HostError, host_error
 from belljar.model.job import Artifact, Job, LogInfo
+from belljar.node.guest.wire import Stream
 from belljar.node.worker.retry import RetryTimes
+from belljar.system.counters import count
 
 log = structlog.get_logger()
 

@@ -20,31 +20,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from belljar import packages
 from belljar.model.errors import DiskFull, LayerBuildError, MissingTool
-from belljar.system.executables import find_executable
-from belljar.node.guest.command import Command
-from belljar.node.guest.wire import Stream
-from belljar.packages.layers import Layer, Layers, Lock, read_report
 from belljar.model.image import Image
 from belljar.model.job import Resources
+from belljar.model.script import Dependencies
+from belljar.node.guest.command import Command
+from belljar.node.guest.wire import Stream
 from belljar.node.machines.protocol import Hypervisor, MachineSpec, NetworkSlot
-from belljar.node.machines.provision.shapes import fitted
-from belljar.node.machines.provision.provisioner import Ready, Source, booted
+from belljar.node.machines.provision.provisioner import ProvisionedMachine, Source, booted
+from belljar.node.machines.provision.shapes import round_up_shape
 from belljar.node.network.attachment import Attachment
 from belljar.node.network.traffic import Traffic
-from belljar.model.script import Dependencies
-from belljar.scripts.pack import pack_tree
-from belljar.settings import Settings
 from belljar.node.worker.artifact_folder import FolderArtifacts
 from belljar.node.worker.attempt import AttemptEnd, AttemptPlan, Stop, run_attempt
 from belljar.node.worker.plan import DEFAULT_ENV, WORKING_FOLDER
+from belljar.packages.layers import Layer, Layers, Lock, read_report
+from belljar.scripts.pack import pack_tree
+from belljar.settings import Settings
+from belljar.system.executables import find_executable
 
 _MB = 1024 * 1024
 _MAX_LOG_BYTES = 256 * 1024
 #: Processors of a builder: what is slow about it, compiling modules, runs on several.
 _VCPUS = 2
 #: What installs packages of each kind: a program of the image, and the file that it runs.
-_INSTALLERS = {"pypi": ("python3", "install_pypi.py"), "npm": ("node", "install_npm.js")}
+#: Where the programs lie that install packages inside a machine.
+_INSTALLER_FOLDER = Path(packages.__file__).parent
+_INSTALLERS = {"pypi": ("python3", "guest_pypi.py"), "npm": ("node", "guest_npm.js")}
 #: Where systems keep the certificates that they trust.
 _CERTIFICATES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 #: How npm begins a line about an error.
@@ -53,7 +56,7 @@ _NPM = re.compile(r"^npm (?:error|ERR!) ?")
 _CAUSE = re.compile(r"^\s*(?:╰─▶|├─▶|Caused by:|cause:)\s*")
 
 
-class Onlooker(Protocol):
+class BuildObserver(Protocol):
     """Who is told how a build goes."""
 
     def build_notice(self, sentence: str) -> None:
@@ -70,7 +73,7 @@ class BuildLog:
     """The audience of a builder: passes its words on, bounded, for the user to read."""
 
     artifacts: FolderArtifacts
-    onlooker: Onlooker
+    onlooker: BuildObserver
     text: bytearray = field(default_factory=bytearray)
 
     @property
@@ -110,7 +113,7 @@ async def pack_builder(needs: Dependencies, disk: Path, settings: Settings) -> N
     def lay() -> None:
         tree.mkdir()
         installer = _INSTALLERS[needs.kind][1]
-        shutil.copyfile(Path(__file__).with_name(installer), tree / installer)
+        shutil.copyfile(_INSTALLER_FOLDER / installer, tree / installer)
         lay_needs(needs, tree)
         if certificates is not None:
             shutil.copyfile(certificates, tree / "certificates.pem")
@@ -163,7 +166,7 @@ def builder_resources(settings: Settings) -> Resources:
 
 def builder_plan(needs: Dependencies, image: Image, disk: Path, slot: NetworkSlot, settings: Settings) -> AttemptPlan:
     """What a builder machine does. The slot is its way to the package index."""
-    shape = fitted(**builder_resources(settings).model_dump(), network=True)
+    shape = round_up_shape(**builder_resources(settings).model_dump(), network=True)
     most = settings.max_layer_mb * _MB
     env = {
         **DEFAULT_ENV,
@@ -210,7 +213,7 @@ class Build:
     layers: Layers
     #: An empty folder, which the caller removes.
     work: Path
-    onlooker: Onlooker
+    onlooker: BuildObserver
     cancel: asyncio.Event
 
 
@@ -227,9 +230,9 @@ async def build_layer(build: Build, settings: Settings) -> Layer | None:
     ends: list[AttemptEnd] = []
 
     @asynccontextmanager
-    async def take(spec: MachineSpec) -> AsyncIterator[Ready]:
-        async with AsyncExitStack() as held:
-            yield await booted(lambda: build.hypervisor.machine(spec), plan.boot_timeout_seconds, held)
+    async def take(spec: MachineSpec) -> AsyncIterator[ProvisionedMachine]:
+        async with AsyncExitStack() as stack:
+            yield await booted(lambda: build.hypervisor.machine(spec), plan.boot_timeout_seconds, stack)
 
     async def ended(end: AttemptEnd) -> None:
         ends.append(end)

@@ -16,32 +16,32 @@ from pathlib import Path
 import structlog
 
 from belljar.model.errors import DiskFull, LayerBuildError, NoNetwork
-from belljar.packages.layers import Layer, Layers
 from belljar.model.image import Image
 from belljar.model.job import Job
+from belljar.model.script import Dependencies
 from belljar.node.machines.protocol import Hypervisor
 from belljar.node.network.attachment import Attachment
-from belljar.model.script import Dependencies
-from belljar.settings import Settings
-from belljar.node.worker.attempt import AttemptPlan, Laid
-from belljar.node.worker.package_builder import Build, Onlooker, build_layer, builder_resources
+from belljar.node.worker.attempt import AttemptPlan, ScriptDiskLayout
 from belljar.node.worker.capacity import Capacity
 from belljar.node.worker.job_network import network_use, told
+from belljar.node.worker.package_builder import Build, BuildObserver, build_layer, builder_resources
+from belljar.packages.layers import Layer, Layers
+from belljar.settings import Settings
 
 log = structlog.get_logger()
 
 #: How often who waits for another's build looks whether it is done.
 _LOOK_SECONDS = 0.1
 #: Each takes a machine of its own, beside those of jobs.
-_MOST_BUILDS = 2
+_MAX_BUILDS = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Provided:
+class InstalledPackages:
     """A script's disk with what was installed for it behind it."""
 
     disk: Path
-    laid: Laid
+    laid: ScriptDiskLayout
     #: Whether its interpreter must start with the packages there.
     at_start: bool
 
@@ -57,14 +57,14 @@ class Provided:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
+class InstallRequest:
     """A job whose script may need packages, and what its machine will be."""
 
     job: Job
     image: Image
     script_disk: Path
     hypervisor: Hypervisor
-    onlooker: Onlooker
+    onlooker: BuildObserver
     #: Set when nobody wants the job any more.
     cancel: asyncio.Event
     #: What the job holds its capacity under.
@@ -88,13 +88,13 @@ class Installer:
         self._attached = attached
         self._capacity = capacity
         self._layers = Layers(settings)
-        self._building = asyncio.Semaphore(_MOST_BUILDS)
+        self._building = asyncio.Semaphore(_MAX_BUILDS)
 
     async def clear(self) -> None:
         """Remove what killed processes left of their builds."""
         await self._layers.clear()
 
-    async def provide(self, wanted: Wanted) -> Provided | None:
+    async def provide(self, wanted: InstallRequest) -> InstalledPackages | None:
         """The script's disk with all that it asks for; None when it asks for nothing, or when it was cancelled.
 
         Raises LayerBuildError when it cannot be had, MachineError, HostError.
@@ -114,19 +114,21 @@ class Installer:
             disk = await asyncio.to_thread(self._layers.lay, wanted.job.script_id, script_disk, layer)
         except OSError as error:
             raise DiskFull(f"no room left for a disk with the script's packages: {error.strerror}") from error
-        laid = Laid(script_bytes=script_disk.stat().st_size, layer_bytes=layer.disk.stat().st_size, path=installed.path)
-        return Provided(disk=disk, laid=laid, at_start=installed.at_start)
+        laid = ScriptDiskLayout(
+            script_bytes=script_disk.stat().st_size, layer_bytes=layer.disk.stat().st_size, path=installed.path
+        )
+        return InstalledPackages(disk=disk, laid=laid, at_start=installed.at_start)
 
-    def _lent(self, wanted: Wanted) -> AbstractAsyncContextManager[None]:
+    def _lent(self, wanted: InstallRequest) -> AbstractAsyncContextManager[None]:
         return nullcontext() if self._capacity is None else self._capacity.lent(wanted.holder, wanted.cancel)
 
-    def _room(self, wanted: Wanted) -> AbstractAsyncContextManager[bool]:
+    def _room(self, wanted: InstallRequest) -> AbstractAsyncContextManager[bool]:
         if self._capacity is None:
             return nullcontext(True)
         resources = builder_resources(self._settings)
         return self._capacity.held(f"{wanted.holder} builder", resources, wanted.cancel)
 
-    async def _await_or_build(self, key: str, needs: Dependencies, wanted: Wanted) -> Layer | None:
+    async def _await_or_build(self, key: str, needs: Dependencies, wanted: InstallRequest) -> Layer | None:
         why = ""
         while not wanted.cancel.is_set():
             before, why = why, "waiting for other jobs whose packages are being installed"
@@ -146,7 +148,7 @@ class Installer:
                     await wanted.cancel.wait()
         return None
 
-    async def _build(self, needs: Dependencies, wanted: Wanted, work: Path) -> Layer | None:
+    async def _build(self, needs: Dependencies, wanted: InstallRequest, work: Path) -> Layer | None:
         started, onlooker = time.monotonic(), wanted.onlooker
         onlooker.build_notice(f"installing {_list(needs)} for the image {wanted.image.name}, as {needs.origin} asks")
         builder = wanted.job.model_copy(update={"egress": "packages"})

@@ -11,14 +11,14 @@ import stat
 from collections.abc import Callable, Iterator
 
 from belljar.model.errors import DiskFull, HostError
-from belljar.node.guest.wire import Stream
 from belljar.model.job import LogInfo
+from belljar.node.guest.wire import Stream
 
 _POLL_MS = 200
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 
 
-class PassedOutput:
+class PassthroughOutput:
     """Passes output on as it comes. When whoever reads a stream has gone, `closed` is told, and the rest is dropped."""
 
     def __init__(self, stdout: int, stderr: int, stop: asyncio.Event, closed: Callable[[], None]) -> None:
@@ -65,7 +65,7 @@ def write_all(file: int, data: bytes, stopped: Callable[[], bool]) -> None:
     # What a pipe that poll(2) calls writable takes without blocking.
     most = len(data) if stat.S_ISREG(os.fstat(file).st_mode) else select.PIPE_BUF
     with _unblocked(file) as own:
-        descriptor, most = (file, most) if own is None else (own, _MOST_BYTES)
+        descriptor, most = (file, most) if own is None else (own, _MAX_BYTES)
         poller = select.poll()
         poller.register(descriptor, select.POLLOUT)
         view = memoryview(data)

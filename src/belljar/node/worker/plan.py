@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from belljar.model.errors import UnknownLanguage
-from belljar.node.guest.command import Command
 from belljar.images.prefork_programs import can_become
+from belljar.model.errors import UnknownLanguage
 from belljar.model.image import Image, Language, Manifest
 from belljar.model.job import Job
+from belljar.node.guest.command import Command
 from belljar.node.machines.protocol import MachineSpec
-from belljar.node.machines.provision.shapes import fitted
-from belljar.settings import Settings
+from belljar.node.machines.provision.shapes import round_up_shape
 from belljar.node.worker.attempt import AttemptPlan
+from belljar.settings import Settings
 
 #: Where the script's files are for the job: its own disk's, with a writable layer over them.
 WORKING_FOLDER = "/work"
@@ -55,7 +55,7 @@ def plan_attempt(
     return AttemptPlan(
         machine=MachineSpec(
             image=image,
-            shape=fitted(**asked.model_dump(), network=network),
+            shape=round_up_shape(**asked.model_dump(), network=network),
             script_disk=script_disk,
         ),
         command=command,

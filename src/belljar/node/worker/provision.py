@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from belljar.node.machines.provision.pool import Pool
+from belljar.node.machines.provision.pool import WarmPool
+from belljar.node.machines.provision.provisioner import MachineProvisioner
 from belljar.node.machines.provision.snapshots import Snapshots
-from belljar.node.machines.provision.provisioner import Supply
-from belljar.settings import Settings
 from belljar.node.worker.capacity import Capacity
+from belljar.settings import Settings
 
 
-def open_supply(settings: Settings, capacity: Capacity) -> Supply:
+def open_provisioner(settings: Settings, capacity: Capacity) -> MachineProvisioner:
     """Snapshots and the pool, as far as they are on; the pool may take what the capacity has to spare."""
     if settings.snapshots == "off":
-        return Supply(None)
+        return MachineProvisioner(None)
     if settings.pool == "off":
-        return Supply(Snapshots(settings))
+        return MachineProvisioner(Snapshots(settings))
     memory_mb = capacity.memory_mb // 4 if settings.pool_memory_mb is None else settings.pool_memory_mb
-    pool = Pool(
+    pool = WarmPool(
         fixed=settings.pool_size if settings.pool == "fixed" else None,
         most=settings.pool_size,
         memory_mb=memory_mb,
         is_busy=capacity.is_busy,
     )
-    return Supply(Snapshots(settings), pool)
+    return MachineProvisioner(Snapshots(settings), pool)

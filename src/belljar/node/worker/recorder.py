@@ -16,20 +16,20 @@ from datetime import UTC, datetime
 import structlog
 
 from belljar.control.logs.log import LogStream, LogWriter
-from belljar.system.counters import count
 from belljar.model.errors import BelljarError
 from belljar.model.job import Job, JobError, LogInfo, MachineInfo, Timings
 from belljar.model.outcome import Outcome
 from belljar.node.machines.protocol import Hypervisor
 from belljar.node.machines.provision.provisioner import Source
 from belljar.node.worker.attempt import AttemptEnd
-from belljar.node.worker.outcome import error_of, signal_name, status_of, usage_of
+from belljar.node.worker.context import WorkerContext
 from belljar.node.worker.job_logs import JobLogs
-from belljar.node.worker.journal import AttemptJournal, journal_path
 from belljar.node.worker.job_network import network_use, told
+from belljar.node.worker.journal import AttemptJournal, journal_path
+from belljar.node.worker.outcome import error_of, signal_name, status_of, usage_of
 from belljar.node.worker.output import BlobArtifacts, LoggedOutput
 from belljar.node.worker.retry import retry_until_written
-from belljar.node.worker.context import WorkerRooms
+from belljar.system.counters import count
 
 log = structlog.get_logger()
 
@@ -38,11 +38,11 @@ _MOMENT_SECONDS = 0.025
 
 
 @asynccontextmanager
-async def recording(rooms: WorkerRooms, logs: JobLogs, worker_id: str, job: Job) -> AsyncIterator[Recorder]:
+async def recording(context: WorkerContext, logs: JobLogs, worker_id: str, job: Job) -> AsyncIterator[Recorder]:
     """The recorder of one attempt, closed with the block. Raises DiskFull, HostError."""
     async with logs.opened(job) as writer:
-        journal = AttemptJournal(journal_path(rooms.settings.data_dir, job), job)
-        recorder = Recorder(rooms, logs, worker_id, job, writer, journal)
+        journal = AttemptJournal(journal_path(context.settings.data_dir, job), job)
+        recorder = Recorder(context, logs, worker_id, job, writer, journal)
         try:
             yield recorder
         finally:
@@ -53,10 +53,16 @@ class Recorder:
     """The audience of one attempt."""
 
     def __init__(
-        self, rooms: WorkerRooms, logs: JobLogs, worker_id: str, job: Job, writer: LogWriter, journal: AttemptJournal
+        self,
+        context: WorkerContext,
+        logs: JobLogs,
+        worker_id: str,
+        job: Job,
+        writer: LogWriter,
+        journal: AttemptJournal,
     ) -> None:
-        settings = rooms.settings
-        self._rooms = rooms
+        settings = context.settings
+        self._context = context
         self._logs = logs
         self._worker_id = worker_id
         self._job = job
@@ -76,7 +82,7 @@ class Recorder:
         #: What runs its machine; set before the attempt begins.
         self.hypervisor: Hypervisor | None = None
         self.output = LoggedOutput(self._log, int(settings.max_output_mb * 1024 * 1024))
-        self.artifacts = BlobArtifacts(rooms.blobs, job, settings.data_dir / "run" / "artifacts", rooms.retry_times)
+        self.artifacts = BlobArtifacts(context.blobs, job, settings.data_dir / "run" / "artifacts", context.retry_times)
 
     def took(self, source: Source) -> None:
         """There is a machine."""
@@ -94,19 +100,19 @@ class Recorder:
 
     async def _write_running(self, started_at: datetime) -> None:
         """Tell the store that the job runs, unless it is over first: its end says that too."""
-        backoff = self._rooms.retry_times.backoff()
+        backoff = self._context.retry_times.backoff()
         pause_seconds = _MOMENT_SECONDS
         while not await self._over_within(pause_seconds):
             assert self.machine is not None
             try:
-                await self._rooms.claims.running(
+                await self._context.claims.running(
                     self._worker_id, self._job, started_at=started_at, machine=self.machine, timings=self._timings()
                 )
             except Exception as error:  # noqa: BLE001 (a hint for who watches; the end is what counts)
                 pause_seconds = backoff.next()
                 log.error("start_not_written", **self._ids(), error=str(error), retry_seconds=pause_seconds)
             else:
-                self._rooms.changes.notify(self._job.id)
+                self._context.changes.notify(self._job.id)
                 return
 
     async def _over_within(self, seconds: float) -> bool:
@@ -191,9 +197,9 @@ class Recorder:
         )
 
     async def _finish(self, outcome: Outcome) -> bool:
-        finish = self._rooms.claims.finish
+        finish = self._context.claims.finish
         return await retry_until_written(
-            lambda: finish(self._worker_id, self._job, outcome), "finish", self._rooms.retry_times, **self._ids()
+            lambda: finish(self._worker_id, self._job, outcome), "finish", self._context.retry_times, **self._ids()
         )
 
     def _set(self, outcome: Outcome) -> None:

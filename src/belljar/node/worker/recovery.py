@@ -10,15 +10,15 @@ from pathlib import Path
 
 import structlog
 
-from belljar.system.background import note_failure
-from belljar.system.counters import count
 from belljar.node.machines.firecracker.folder import jails
 from belljar.node.machines.host.leftovers import clear_leftovers
 from belljar.node.network.leftovers import clear_network_leftovers
-from belljar.node.worker.package_installer import Installer
+from belljar.node.worker.context import WorkerContext
 from belljar.node.worker.job_logs import JobLogs
 from belljar.node.worker.journal import read_journal
-from belljar.node.worker.context import WorkerRooms
+from belljar.node.worker.package_installer import Installer
+from belljar.system.background import note_failure
+from belljar.system.counters import count
 
 log = structlog.get_logger()
 
@@ -28,14 +28,14 @@ _SCRATCH_MAX_AGE_SECONDS = 120
 class Recovery:
     """Puts right what the last run of this worker left unfinished."""
 
-    def __init__(self, rooms: WorkerRooms, worker_id: str, logs: JobLogs) -> None:
-        self._rooms = rooms
+    def __init__(self, context: WorkerContext, worker_id: str, logs: JobLogs) -> None:
+        self._context = context
         self._worker_id = worker_id
         self._logs = logs
 
     async def clear_host(self, installer: Installer) -> None:
         """Remove leftovers of this host. What cannot be removed is told in the log and stays."""
-        settings = self._rooms.settings
+        settings = self._context.settings
         removed = await _attempted("clear_leftovers", lambda: clear_leftovers(jails=jails(settings)))
         removed += await _attempted("clear_network_leftovers", lambda: asyncio.to_thread(clear_network_leftovers))
         if removed:
@@ -51,22 +51,22 @@ class Recovery:
 
         Their logs stay here until they are swept: a blob store that hangs keeps no worker from its first claim.
         """
-        rooms = self._rooms
-        held = {(job.id, job.attempt): job for job in await rooms.claims.held(self._worker_id)}
-        for path, entry in await asyncio.to_thread(lambda: list(read_journal(rooms.settings.data_dir))):
+        context = self._context
+        held = {(job.id, job.attempt): job for job in await context.claims.held(self._worker_id)}
+        for path, entry in await asyncio.to_thread(lambda: list(read_journal(context.settings.data_dir))):
             job = held.get((entry.job_id, entry.attempt)) if entry is not None else None
             if job is not None and entry is not None:
-                if await rooms.claims.finish(self._worker_id, job, entry.outcome):
+                if await context.claims.finish(self._worker_id, job, entry.outcome):
                     count("belljar_attempts", outcome=entry.outcome.status)
                     log.warning("job_end_recovered", job=job.id, attempt=job.attempt, status=entry.outcome.status)
-                rooms.changes.notify(job.id)
+                context.changes.notify(job.id)
             path.unlink(missing_ok=True)
-        for job in await rooms.claims.recover(self._worker_id):
+        for job in await context.claims.recover(self._worker_id):
             count("belljar_attempts", outcome="lost")
             log.warning("job_recovered", job=job.id, status=job.status, attempt=job.attempt)
             self._logs.note_lost(job)
-            rooms.changes.notify(job.id)
-            rooms.changes.notify_queued()
+            context.changes.notify(job.id)
+            context.changes.notify_queued()
 
 
 def _clear_scratch(folder: Path) -> int:

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import structlog
 
+from belljar.model.errors import DamagedImage, HostError, MissingTool
 from belljar.system.background import Backoff
 from belljar.system.counters import count
-from belljar.model.errors import DamagedImage, HostError, MissingTool
 
 log = structlog.get_logger()
 

@@ -7,26 +7,26 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from belljar.model.errors import host_error
-from belljar.node.guest.command import Command
 from belljar.images.prefork_programs import waiting_command
+from belljar.model.errors import host_error
 from belljar.model.image import Image, Language
-from belljar.node.machines.provision.warm_up import Preparation
-from belljar.system.temp_folders import owned_folder
+from belljar.node.guest.command import Command
+from belljar.node.machines.provision.warm_up import WarmUp
+from belljar.node.worker.plan import command_for, default_env
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
-from belljar.node.worker.plan import command_for, default_env
+from belljar.system.temp_folders import owned_folder
 
 
-class Preparations:
+class WarmUps:
     """Makes each image's preparation once; its disk lies in the data folder's cache."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._made: dict[str, Preparation] = {}
+        self._made: dict[str, WarmUp] = {}
         self._making = asyncio.Lock()
 
-    async def of(self, image: Image) -> Preparation:
+    async def of(self, image: Image) -> WarmUp:
         """What is run in this image's templates and clones. Raises MissingTool, DiskFull, HostError."""
         digest = image.manifest.digest
         async with self._making:
@@ -34,10 +34,10 @@ class Preparations:
                 self._made[digest] = await self._prepare(image)
             return self._made[digest]
 
-    async def _prepare(self, image: Image) -> Preparation:
+    async def _prepare(self, image: Image) -> WarmUp:
         rehearsals = _rehearsals(image)
         commands = tuple(command_for(image, language, name, (), {}, self._settings) for name, language, _ in rehearsals)
-        return Preparation(
+        return WarmUp(
             disk=await self._disk({name: text for name, _, text in rehearsals}),
             warm=tuple(_fresh(command) for command in commands),
             waiting=self._waiting(image),

@@ -21,9 +21,9 @@ def work_folder(data_dir: Path) -> Iterator[Path]:
     """A folder for one run, gone with its block; removes what killed runs left. Raises DataFolderError, DiskFull."""
     root = embedded_folder(data_dir)
     private_folder(root)
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         try:
-            folder = held.enter_context(owned_folder(root))
+            folder = stack.enter_context(owned_folder(root))
         except OSError as error:
             raise DataFolderError(f"cannot write {root}: {error.strerror}; set --data-dir to another folder") from error
         yield folder

@@ -16,31 +16,31 @@ from typing import Any, TypeVar
 
 import structlog
 
-from belljar.system.background import note_failure, supervise
-from belljar.system.counters import count
+from belljar.control.jobs.blob_names import stdin_blob
 from belljar.model.errors import BelljarError, HostError, MachineError, host_error
 from belljar.model.image import Image
-from belljar.control.jobs.blob_names import stdin_blob
 from belljar.model.job import Job
 from belljar.model.outcome import Outcome
 from belljar.model.states import Status
-from belljar.node.machines.protocol import Hypervisor, MachineSpec
-from belljar.node.machines.provision.shapes import fitted
-from belljar.node.machines.provision.provisioner import Ready
 from belljar.node.machines.host.usage import resident_mb
+from belljar.node.machines.protocol import Hypervisor, MachineSpec
+from belljar.node.machines.provision.provisioner import ProvisionedMachine
+from belljar.node.machines.provision.shapes import round_up_shape
 from belljar.node.worker.attempt import AttemptEnd, Stop, run_attempt
 from belljar.node.worker.capacity import Capacity, output_mb
+from belljar.node.worker.context import WorkerContext
 from belljar.node.worker.heartbeat import Heartbeat
-from belljar.node.worker.package_installer import Installer, Wanted
 from belljar.node.worker.job_logs import JobLogs
+from belljar.node.worker.job_network import Networking
 from belljar.node.worker.lease import Lease
 from belljar.node.worker.leases import Leases, Running
-from belljar.node.worker.job_network import Networking
+from belljar.node.worker.package_installer import Installer, InstallRequest
 from belljar.node.worker.plan import plan_attempt
 from belljar.node.worker.recorder import Recorder, recording
 from belljar.node.worker.recovery import Recovery
 from belljar.node.worker.retry import retry_until_done, retry_until_written
-from belljar.node.worker.context import WorkerRooms
+from belljar.system.background import note_failure, supervise
+from belljar.system.counters import count
 
 log = structlog.get_logger()
 
@@ -60,29 +60,29 @@ _FIRST_IMAGE = "python"
 class Worker:
     """One node's worker. `run` until cancelled."""
 
-    def __init__(self, rooms: WorkerRooms, worker_id: str, capacity: Capacity) -> None:
+    def __init__(self, context: WorkerContext, worker_id: str, capacity: Capacity) -> None:
         self.id = worker_id
         self.capacity = capacity
-        self._rooms = rooms
-        self._retry_times = rooms.retry_times
+        self._context = context
+        self._retry_times = context.retry_times
         self._running: dict[str, Running] = {}
         self._room = asyncio.Event()
         self._hypervisor: Hypervisor | None = None
-        self._networking = Networking(rooms.settings)
-        self._installer = Installer(rooms.settings, self._networking.attached, capacity)
-        self._logs = JobLogs(rooms.settings.data_dir, rooms.blobs, self._retry_times, rooms.changes)
-        self._leases = Leases(rooms.claims, worker_id, rooms.settings.lease_seconds, lambda: self._running.values())
-        self._heartbeat = Heartbeat(rooms, worker_id, capacity, lambda: len(self._running), lambda: self._hypervisor)
+        self._networking = Networking(context.settings)
+        self._installer = Installer(context.settings, self._networking.attached, capacity)
+        self._logs = JobLogs(context.settings.data_dir, context.blobs, self._retry_times, context.changes)
+        self._leases = Leases(context.claims, worker_id, context.settings.lease_seconds, lambda: self._running.values())
+        self._heartbeat = Heartbeat(context, worker_id, capacity, lambda: len(self._running), lambda: self._hypervisor)
 
     async def run(self) -> None:
         """Work until cancelled. First puts right what an earlier run of this worker left unfinished."""
-        recovery = Recovery(self._rooms, self.id, self._logs)
+        recovery = Recovery(self._context, self.id, self._logs)
         await recovery.clear_host(self._installer)
         await retry_until_written(recovery.recover_jobs, "recover", self._retry_times)
         async with self._networking, asyncio.TaskGroup() as group:
             for name, work in (
                 ("choose_hypervisor", self._choose_hypervisor),
-                ("supply_machines", self._supply_machines),
+                ("provisioner", self._run_provisioner),
                 ("keep_leases", self._keep_leases),
                 ("heartbeat", self._heartbeat.run),
                 ("pass_on_cancelling", self._pass_on_cancelling),
@@ -100,19 +100,19 @@ class Worker:
 
     async def _choose_hypervisor(self) -> None:
         """Find out early what runs machines here, and have a snapshot made, so that the first job need not wait."""
-        rooms, settings = self._rooms, self._rooms.settings
-        images = {image.name: image for image in rooms.images.list()}
+        context, settings = self._context, self._context.settings
+        images = {image.name: image for image in context.images.list()}
         for image in [images[name] for name in (_FIRST_IMAGE, *sorted(images)) if name in images][:1]:
             try:
-                self._hypervisor = await rooms.hypervisor(image)
-                shape = fitted(settings.default_vcpus, settings.default_memory_mb, None)
+                self._hypervisor = await context.hypervisor(image)
+                shape = round_up_shape(settings.default_vcpus, settings.default_memory_mb, None)
                 spec = MachineSpec(image=image, shape=shape, script_disk=None)
-                rooms.supply.prefer(self._hypervisor, spec, await rooms.preparations.of(image))
+                context.provisioner.prefer(self._hypervisor, spec, await context.warm_ups.of(image))
             except BelljarError as error:
                 log.warning("no_hypervisor", error=error.message)
 
-    async def _supply_machines(self) -> None:
-        await self._rooms.supply.run(self.capacity.spare_mb)
+    async def _run_provisioner(self) -> None:
+        await self._context.provisioner.run(self.capacity.spare_mb)
 
     # --- claiming -------------------------------------------------------------------------------------------------
 
@@ -136,8 +136,8 @@ class Worker:
         disk_mb = self.capacity.free_disk_mb()
         if not (vcpus and memory_mb) or disk_mb is None:
             return None
-        seconds, asked_at = self._rooms.settings.lease_seconds, loop.time()
-        job = await self._rooms.claims.claim(
+        seconds, asked_at = self._context.settings.lease_seconds, loop.time()
+        job = await self._context.claims.claim(
             self.id,
             vcpus=vcpus,
             memory_mb=memory_mb,
@@ -145,19 +145,19 @@ class Worker:
             lease_seconds=seconds,
             expected=expected,
             largest=self.capacity.largest(),
-            images=self._rooms.images.digests(),
+            images=self._context.images.digests(),
         )
         if job is None:
             return None
         running = Running(job, Lease(asked_at, seconds))
-        self.capacity.hold(running.holder, job.resources, output_mb(job, self._rooms.settings))
+        self.capacity.hold(running.holder, job.resources, output_mb(job, self._context.settings))
         self._running[running.holder] = running
         return running
 
     async def _wait_for_work(self) -> bool:
         """Until a job was queued (True), one here ended, or a moment has passed: another process may have queued."""
         ended = asyncio.create_task(self._room.wait())
-        queued = asyncio.create_task(self._rooms.changes.wait_queued(LOOK_SECONDS))
+        queued = asyncio.create_task(self._context.changes.wait_queued(LOOK_SECONDS))
         try:
             await asyncio.wait({ended, queued}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -179,17 +179,17 @@ class Worker:
             self.capacity.release(running.holder)
             del self._running[running.holder]
             self._room.set()
-            self._rooms.changes.notify(job.id)
+            self._context.changes.notify(job.id)
 
     async def _attempt_and_record(self, running: Running) -> None:
         recorder: Recorder | None = None
-        async with AsyncExitStack() as held:
+        async with AsyncExitStack() as stack:
             try:
                 async with running.lease:
                     recorder = await self._retried(
                         "open_log",
                         running,
-                        lambda: held.enter_async_context(recording(self._rooms, self._logs, self.id, running.job)),
+                        lambda: stack.enter_async_context(recording(self._context, self._logs, self.id, running.job)),
                     )
                     await self._run(recorder, running)
             except asyncio.CancelledError:
@@ -200,15 +200,15 @@ class Worker:
 
     async def _run(self, recorder: Recorder, running: Running) -> None:
         """Raises _Cancelled when the job is cancelled before it had a machine."""
-        job, rooms = running.job, self._rooms
+        job, context = running.job, self._context
         image, disk, stdin = await self._retried("fetch_script", running, lambda: self._fetch(job))
         # Where no hypervisor works, waiting does not help.
-        hypervisor = await self._retried("choose_hypervisor", running, lambda: rooms.hypervisor(image), HostError)
+        hypervisor = await self._retried("choose_hypervisor", running, lambda: context.hypervisor(image), HostError)
         recorder.hypervisor = self._hypervisor = hypervisor
-        preparation = await self._retried("prepare", running, lambda: rooms.preparations.of(image))
+        warm_up_steps = await self._retried("prepare", running, lambda: context.warm_ups.of(image))
         provided = None
         if job.dependencies is not None and job.dependencies.requirements:
-            wanted = Wanted(
+            wanted = InstallRequest(
                 job=job,
                 image=image,
                 script_disk=disk,
@@ -219,15 +219,19 @@ class Worker:
             )
             with recorder.timed("dependencies"):
                 provided = await self._installer.provide(wanted)
-        if rooms.supply.pool is not None:
-            await rooms.supply.pool.shrink_to(self.capacity.spare_mb())
+        if context.provisioner.pool is not None:
+            await context.provisioner.pool.shrink_to(self.capacity.spare_mb())
 
-        network, seconds = self._networking.of(job), rooms.settings.boot_timeout_seconds
+        network, seconds = self._networking.of(job), context.settings.boot_timeout_seconds
 
         @asynccontextmanager
-        async def take(spec: MachineSpec) -> AsyncIterator[Ready]:
-            def start() -> AbstractAsyncContextManager[Ready]:
-                return network.taking(lambda plug: rooms.supply.machine(hypervisor, spec, preparation, seconds, plug))
+        async def take(spec: MachineSpec) -> AsyncIterator[ProvisionedMachine]:
+            def start() -> AbstractAsyncContextManager[ProvisionedMachine]:
+                return network.taking(
+                    lambda slot_factory: context.provisioner.machine(
+                        hypervisor, spec, warm_up_steps, seconds, slot_factory
+                    )
+                )
 
             async with AsyncExitStack() as machine:
                 yield await self._retried("start_machine", running, lambda: machine.enter_async_context(start()))
@@ -235,18 +239,18 @@ class Worker:
         async def ended(end: AttemptEnd) -> None:
             running.lease.release()
             await recorder.ended(end)
-            rooms.changes.notify(job.id)
+            context.changes.notify(job.id)
 
-        plan = plan_attempt(job, image, disk, stdin, rooms.settings, network=network.wanted, env=network.environment)
+        plan = plan_attempt(job, image, disk, stdin, context.settings, network=network.wanted, env=network.environment)
         plan = provided.on(plan) if provided is not None else plan
         await run_attempt(plan, take, recorder, running.cancel, ended, network.traffic)
 
     async def _fetch(self, job: Job) -> tuple[Image, Path, bytes]:
-        rooms = self._rooms
-        image = rooms.images.of_job(job.image, job.image_digest)
-        await asyncio.to_thread(rooms.images.verify, image)
-        disk = await rooms.scripts.disk(job.script_id)
-        return image, disk, await rooms.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
+        context = self._context
+        image = context.images.of_job(job.image, job.image_digest)
+        await asyncio.to_thread(context.images.verify, image)
+        disk = await context.scripts.disk(job.script_id)
+        return image, disk, await context.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
 
     async def _retried(
         self, what: str, running: Running, work: Callable[[], Awaitable[T]], *lasting: type[Exception]
@@ -306,7 +310,7 @@ class Worker:
             return
         outcome = Outcome(status=Status.CANCELLED, finished_at=datetime.now(UTC))
         await retry_until_written(
-            lambda: self._rooms.claims.finish(self.id, running.job, outcome),
+            lambda: self._context.claims.finish(self.id, running.job, outcome),
             "finish",
             self._retry_times,
             job=running.job.id,
@@ -337,7 +341,7 @@ class Worker:
 
     async def _give_back(self, job: Job, reason: str, code: str) -> None:
         """The attempt is lost: queue the job again or end it, as the store decides."""
-        after = await self._rooms.claims.requeue(self.id, job, reason=reason, code=code)
+        after = await self._context.claims.requeue(self.id, job, reason=reason, code=code)
         count("belljar_attempts", outcome="lost")
         status = after.status if after is not None else None
         log.warning("attempt_lost", job=job.id, attempt=job.attempt, code=code, error=reason, status=status)
@@ -345,8 +349,8 @@ class Worker:
             self._logs.note_lost(after)
             # Where the next attempt finds it, on whatever node that is.
             await self._logs.keep(job.id, writers=1)
-            self._rooms.changes.notify(job.id)
-            self._rooms.changes.notify_queued()
+            self._context.changes.notify(job.id)
+            self._context.changes.notify_queued()
 
     # --- the background -------------------------------------------------------------------------------------------
 
@@ -354,14 +358,14 @@ class Worker:
         """Know what machines really take, where more was promised than there is."""
         while self.capacity.overcommit > 1:
             await asyncio.sleep(_MEASURE_SECONDS)
-            self.capacity.used_mb = await asyncio.to_thread(resident_mb, self._rooms.supply.pids())
+            self.capacity.used_mb = await asyncio.to_thread(resident_mb, self._context.provisioner.pids())
 
     async def _pass_on_cancelling(self) -> None:
         while True:
-            await self._rooms.changes.wait_cancelled(LOOK_SECONDS)
+            await self._context.changes.wait_cancelled(LOOK_SECONDS)
             if not self._running:
                 continue
-            wanted = await self._rooms.claims.cancel_requested(self.id)
+            wanted = await self._context.claims.cancel_requested(self.id)
             for running in self._running.values():
                 if running.job.id in wanted:
                     running.cancel.set()
@@ -378,20 +382,20 @@ class Worker:
     async def _put_others_right(self) -> None:
         """Give jobs of dead nodes back, and end those that wait for an image that no node has any more."""
         for job in await self._leases.expire():
-            self._rooms.changes.notify(job.id)
-            self._rooms.changes.notify_queued()
-        lease_seconds = self._rooms.settings.lease_seconds
-        images = await self._rooms.nodes.images(_GONE_SECONDS, _MISSING_SECONDS)
+            self._context.changes.notify(job.id)
+            self._context.changes.notify_queued()
+        lease_seconds = self._context.settings.lease_seconds
+        images = await self._context.nodes.images(_GONE_SECONDS, _MISSING_SECONDS)
         if images is None:
             return
-        for job in await self._rooms.claims.fail_without_image(images, waited_seconds=lease_seconds):
+        for job in await self._context.claims.fail_without_image(images, waited_seconds=lease_seconds):
             log.warning("job_failed_without_image", job=job.id, image=job.image)
-            self._rooms.changes.notify(job.id)
+            self._context.changes.notify(job.id)
 
     async def _keep_logs(self) -> None:
         """Bring logs to the blob store that could not be brought there when their attempts ended."""
         while True:
-            await self._logs.sweep(self._rooms.claims)
+            await self._logs.sweep(self._context.claims)
             await asyncio.sleep(self._retry_times.sweep_seconds)
 
 

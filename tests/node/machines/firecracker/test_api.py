@@ -14,7 +14,16 @@ import pytest
 from belljar.model.errors import MachineDied, MachineError, MachineTimeout
 from belljar.node.machines.firecracker import api as api_module
 from belljar.node.machines.firecracker.api import FirecrackerApi
-from belljar.node.machines.firecracker.bodies import Drive, MachineConfig, MemoryBackend, RateLimiter, SnapshotCreate, SnapshotLoad, TokenBucket, body
+from belljar.node.machines.firecracker.bodies import (
+    Drive,
+    MachineConfig,
+    MemoryBackend,
+    RateLimiter,
+    SnapshotCreate,
+    SnapshotLoad,
+    TokenBucket,
+    body,
+)
 from support.firecracker.building import build_stand_ins, official_description
 
 Opener = Callable[..., AbstractAsyncContextManager[FirecrackerApi]]

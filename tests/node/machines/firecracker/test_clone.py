@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from belljar.model.errors import HostError, MachineDied, MachineError
-from belljar.node.guest.connection import Session
 from belljar.images.catalog import Images
+from belljar.model.errors import HostError, MachineDied, MachineError
 from belljar.model.image import Image
+from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, Clone, DeathCause
 from belljar.settings import Settings
 from support.conversation import hang_up
-from support.firecracker.building import build_stand_ins
 from support.firecracker.api_requests import opened, requests_of, run, spec_of
+from support.firecracker.building import build_stand_ins
 from support.firecracker.leftovers import left_behind
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
@@ -30,15 +30,15 @@ RESUME_SECONDS = 30
 async def freeze(hypervisor: FirecrackerHypervisor, image: Image, folder: Path, **shape: object) -> None:
     """Boot, suspend and freeze a machine into `folder`."""
     async with hypervisor.template(spec_of(image, frozen=True, **shape), folder) as template:
-        session = await opened(template)
-        await session.suspend()
+        connection = await opened(template)
+        await connection.suspend()
         await template.freeze()
 
 
-async def resumed(clone: Clone) -> Session:
-    session = Session(clone.reader, clone.writer)
-    await session.resume(RESUME_SECONDS)
-    return session
+async def resumed(clone: Clone) -> AgentConnection:
+    connection = AgentConnection(clone.reader, clone.writer)
+    await connection.resume(RESUME_SECONDS)
+    return connection
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -66,11 +66,11 @@ async def test_a_clone_goes_on_where_the_template_was_frozen_with_one_request(
     hypervisor: FirecrackerHypervisor, shell: Image, frozen: Path, settings: Settings
 ) -> None:
     async with hypervisor.clone(spec_of(shell, frozen=True), frozen) as clone:
-        session = await resumed(clone)
+        connection = await resumed(clone)
         await clone.insert(shell.root)
         assert requests_of(settings.data_dir) == ["PUT /snapshot/load"]
-        assert "bin" in (await run(session, "ls /job")).split()
-        hang_up(session)
+        assert "bin" in (await run(connection, "ls /job")).split()
+        hang_up(connection)
         assert (await asyncio.wait_for(clone.death(), 30)).cause is DeathCause.GUEST_EXIT
     assert set(clone.phases) == {"prepare", "spawn", "socket", "load", "connect"}
 
@@ -84,7 +84,7 @@ async def test_clones_of_one_template_do_not_see_each_other(
         for clone in (one, other):
             await clone.insert(shell.root)
         script = "echo $$ $(hostname) > /work/mine; cat /work/mine /proc/sys/kernel/random/uuid"
-        said = await asyncio.gather(*(run(session, script) for session in sessions))
+        said = await asyncio.gather(*(run(connection, script) for connection in sessions))
         assert said[0].split()[1] != said[1].split()[1]  # each has a name of its own
         assert said[0].split()[2] != said[1].split()[2]  # and randomness of its own
 
@@ -122,10 +122,10 @@ async def test_a_scratch_disk_is_frozen_and_each_clone_has_its_own(
     await freeze(hypervisor, shell, folder, disk_mb=200)
     scratch = hashlib.sha256((folder / "scratch.img").read_bytes()).digest()
     async with hypervisor.clone(spec_of(shell, frozen=True, disk_mb=200), folder) as clone:
-        session = await resumed(clone)
+        connection = await resumed(clone)
         await clone.insert(shell.root)
         script = "dd if=/dev/zero of=/tmp/x bs=1M count=150 2>/dev/null && stat -c %s /tmp/x"
-        assert (await run(session, script)).strip() == str(150 << 20)
+        assert (await run(connection, script)).strip() == str(150 << 20)
     assert hashlib.sha256((folder / "scratch.img").read_bytes()).digest() == scratch
 
 

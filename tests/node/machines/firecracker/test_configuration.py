@@ -13,8 +13,9 @@ from belljar.node.machines.firecracker.bodies import body
 from belljar.node.machines.firecracker.configuration import configuration
 from belljar.node.machines.firecracker.frozen import loading
 from belljar.node.machines.protocol import MachineSpec, NetworkSlot, Shape
-from support.firecracker.building import official_description
 from node.machines.firecracker.conftest import TinyImages
+from support.firecracker.building import official_description
+from support.paths import TESTS
 
 SLOT = NetworkSlot(
     namespace=Path("/run/netns/one"),
@@ -87,7 +88,7 @@ def test_the_whole_of_it_is_what_the_official_description_says(tiny: TinyImages,
     if path is None:
         pytest.skip("Firecracker's API description is not at hand; name it in BELLJAR_FIRECRACKER_DESCRIPTION")
     description = yaml.safe_load(path.read_text())
-    sys.path.insert(0, str(Path(__file__).parent / "standin"))
+    sys.path.insert(0, str(TESTS / "support/firecracker/fake"))
     try:
         from description import mismatch
     finally:

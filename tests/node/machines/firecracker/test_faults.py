@@ -17,8 +17,8 @@ from belljar.node.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.node.machines.firecracker.program import find_programs, is_new_enough
 from belljar.node.machines.protocol import DeathCause
 from belljar.settings import Settings
-from support.firecracker.building import build_stand_ins
 from support.firecracker.api_requests import spec_of
+from support.firecracker.building import build_stand_ins
 from support.firecracker.leftovers import left_behind
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from belljar.model.errors import HostError
 from belljar.model.image import Image
-from belljar.node.machines.host.cgroup import PARENT, find_hierarchies
 from belljar.node.machines.firecracker.folder import jails
 from belljar.node.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.node.machines.firecracker.machine import FirecrackerMachine
+from belljar.node.machines.host.cgroup import PARENT, find_hierarchies
 from belljar.node.machines.host.leftovers import clear_leftovers
 from belljar.node.machines.protocol import DeathCause
 from belljar.settings import Settings
@@ -30,9 +30,9 @@ async def test_a_machine_boots_runs_a_command_and_ends_when_told_to(
     hypervisor: FirecrackerHypervisor, shell: Image
 ) -> None:
     async with hypervisor.machine(spec_of(shell)) as machine:
-        session = await opened(machine)
-        assert "Linux belljar-" in await run(session, "uname -a")
-        hang_up(session)
+        connection = await opened(machine)
+        assert "Linux belljar-" in await run(connection, "uname -a")
+        hang_up(connection)
         death = await asyncio.wait_for(machine.death(), 30)
     assert death.cause is DeathCause.GUEST_EXIT
     assert set(machine.phases) == {"prepare", "spawn"}
@@ -87,9 +87,9 @@ async def test_its_memory_processor_and_processes_are_bounded_by_a_cgroup(
 
 async def test_a_scratch_disk_takes_what_the_job_writes(hypervisor: FirecrackerHypervisor, shell: Image) -> None:
     async with hypervisor.machine(spec_of(shell, disk_mb=200)) as machine:
-        session = await opened(machine)
+        connection = await opened(machine)
         script = "dd if=/dev/zero of=/tmp/x bs=1M count=150 2>/dev/null && stat -c %s /tmp/x"  # more than its memory
-        assert (await run(session, script)).strip() == str(150 << 20)
+        assert (await run(connection, script)).strip() == str(150 << 20)
 
 
 async def test_the_shared_disks_cannot_be_written_by_the_process(
@@ -123,7 +123,7 @@ async def test_disks_of_another_file_system_are_mounted_read_only(
 async def test_two_machines_at_once_share_nothing(hypervisor: FirecrackerHypervisor, shell: Image) -> None:
     async with hypervisor.machine(spec_of(shell)) as one, hypervisor.machine(spec_of(shell)) as other:
         sessions = await asyncio.gather(opened(one), opened(other))
-        names = await asyncio.gather(*(run(session, "hostname") for session in sessions))
+        names = await asyncio.gather(*(run(connection, "hostname") for connection in sessions))
         assert names[0] != names[1] and one.id != other.id
 
 
@@ -182,8 +182,8 @@ async def test_a_console_that_is_flooded_is_bounded(
 ) -> None:
     bounded = FirecrackerHypervisor(settings.model_copy(update={"max_console_kb": 1}))
     async with bounded.machine(spec_of(shell)) as machine:
-        session = await opened(machine)
-        hang_up(session)
+        connection = await opened(machine)
+        hang_up(connection)
         await asyncio.wait_for(machine.death(), 30)
     assert len(machine.console.data) <= 1024
 
@@ -205,8 +205,8 @@ async def test_a_script_disk_that_others_may_not_read_is_copied_for_the_machine(
     disk.chmod(0o600)
     spec = spec_of(shell)
     async with hypervisor.machine(type(spec)(image=spec.image, shape=spec.shape, script_disk=disk)) as machine:
-        session = await opened(machine)
-        hang_up(session)
+        connection = await opened(machine)
+        hang_up(connection)
 
 
 async def test_the_user_ids_running_out_is_an_error_that_says_so(settings: Settings, shell: Image) -> None:

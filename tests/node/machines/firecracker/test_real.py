@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from belljar.model.errors import HostError, MachineError, MachineTimeout
-from belljar.node.machines.host import jail
 from belljar.node.machines.firecracker import hypervisor as hypervisor_module
 from belljar.node.machines.firecracker.configuration import configuration
 from belljar.node.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.node.machines.firecracker.machine import FirecrackerMachine
 from belljar.node.machines.firecracker.program import find_programs
+from belljar.node.machines.host import jail
 from belljar.node.machines.host.jail import end
 from belljar.node.machines.protocol import DeathCause, NetworkSlot
 from belljar.settings import Settings

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from belljar.node.machines.host.cgroup import CONTROLLERS, PARENT, Bounds, Hierarchy, find_hierarchies, machine_group, remove_group
+from belljar.node.machines.host.cgroup import (
+    CONTROLLERS,
+    PARENT,
+    Bounds,
+    Hierarchy,
+    find_hierarchies,
+    machine_group,
+    remove_group,
+)
 
 BOUNDS = Bounds(memory_bytes=300 << 20, cpus=1.5, processes=100)
 ALL = frozenset(CONTROLLERS)

@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 
 from belljar.model.errors import MachineDied
-from belljar.node.machines.provision import pool as pool_module
-from belljar.node.machines.provision.pool import Kind, Pool, Waiting
 from belljar.node.machines.protocol import Clone
+from belljar.node.machines.provision import pool as pool_module
+from belljar.node.machines.provision.pool import PoolBucket, WarmClone, WarmPool
 
 
 class Token:
@@ -37,31 +37,31 @@ class Maker:
         self.memory_mb = memory_mb
         self.fails = False
 
-    async def __call__(self) -> Waiting:
+    async def __call__(self) -> WarmClone:
         if self.fails:
             raise MachineDied("no luck")
         token = Token()
-        held = AsyncExitStack()
+        stack = AsyncExitStack()
 
         async def end() -> None:
             token.ended += 1
 
-        held.push_async_callback(end)
+        stack.push_async_callback(end)
         self.made.append(token)
-        return Waiting(cast(Clone, token), cast(Any, None), held, self.memory_mb)
+        return WarmClone(cast(Clone, token), cast(Any, None), stack, self.memory_mb)
 
     @property
     def alive(self) -> list[Token]:
         return [token for token in self.made if not token.ended]
 
 
-def a_pool(**more: Any) -> Pool:
+def a_pool(**more: Any) -> WarmPool:
     options: dict[str, Any] = {"fixed": None, "most": 4, "memory_mb": 1000, "is_busy": lambda: False}
-    return Pool(**(options | more))
+    return WarmPool(**(options | more))
 
 
 @asynccontextmanager
-async def running(pool: Pool, room_mb: float = 10_000) -> AsyncIterator[None]:
+async def running(pool: WarmPool, room_mb: float = 10_000) -> AsyncIterator[None]:
     task = asyncio.create_task(pool.run(lambda: room_mb))
     try:
         yield
@@ -76,7 +76,7 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.005)
 
 
-async def settle(pool: Pool) -> None:
+async def settle(pool: WarmPool) -> None:
     """The pool has looked at everything at least once more."""
     for _ in range(3):
         pool._look.set()
@@ -109,7 +109,7 @@ async def test_what_is_taken_is_replaced_and_is_the_takers() -> None:
 async def test_a_burst_is_remembered_up_to_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(pool_module.time, "monotonic", lambda: now)
-    kind = Kind(Maker())
+    kind = PoolBucket(Maker())
     assert kind.wanted(4) == 0
     kind.asked.extend([990.0, 999.0, 999.1, 999.2])
     assert (kind.wanted(4), kind.wanted(2)) == (3, 2)
@@ -208,14 +208,14 @@ class SlowMaker(Maker):
         self.may_end = asyncio.Event()
         self.ending = 0
 
-    async def __call__(self) -> Waiting:
+    async def __call__(self) -> WarmClone:
         waiting = await super().__call__()
 
         async def wait() -> None:
             self.ending += 1
             await self.may_end.wait()
 
-        waiting.held.push_async_callback(wait)
+        waiting.stack.push_async_callback(wait)
         return waiting
 
 
@@ -228,7 +228,7 @@ async def test_jobs_come_while_surplus_clones_are_being_ended(meanwhile: str, mo
         for _ in range(3):
             pool.ask("a", make)
         await until(lambda: pool.counts() == {"a": 3})
-        monkeypatch.setattr(Kind, "wanted", lambda self, most: 1 if self.make is other else 0)
+        monkeypatch.setattr(PoolBucket, "wanted", lambda self, most: 1 if self.make is other else 0)
         await until(lambda: make.ending > 0)
         if meanwhile == "take one":
             taken = await pool.take("a")

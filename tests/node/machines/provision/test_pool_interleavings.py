@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from belljar.model.errors import HostError, MachineDied
-from belljar.node.machines.provision import pool as pool_module
-from belljar.node.machines.provision.pool import Pool, Waiting
 from belljar.node.machines.protocol import Clone
+from belljar.node.machines.provision import pool as pool_module
+from belljar.node.machines.provision.pool import WarmClone, WarmPool
 from support.interleaving import Clock, Gates, Steps
 
 KINDS = st.sampled_from("abc")
@@ -62,18 +62,18 @@ class PoolMachine(RuleBasedStateMachine):
 
     @initialize(fixed=st.sampled_from([None, None, 1, 3]))
     def begin(self, fixed: int | None) -> None:
-        self.pool = Pool(fixed=fixed, most=3, memory_mb=400, is_busy=lambda: self.busy)
+        self.pool = WarmPool(fixed=fixed, most=3, memory_mb=400, is_busy=lambda: self.busy)
         self.running = self.steps.start(self.pool.run(lambda: self.room_mb))
 
-    async def make(self) -> Waiting | None:
+    async def make(self) -> WarmClone | None:
         outcome = await self.gates.pass_through("make")
         if outcome is None:
             return None
         fake = Fake(len(self.made), self.gates)
-        held = AsyncExitStack()
-        held.push_async_callback(fake.end)
+        stack = AsyncExitStack()
+        stack.push_async_callback(fake.end)
         self.made.append(fake)
-        return Waiting(cast(Clone, fake), cast(Any, None), held, float(outcome), since=self.clock.now)
+        return WarmClone(cast(Clone, fake), cast(Any, None), stack, float(outcome), since=self.clock.now)
 
     @rule(name=KINDS, keep=st.booleans())
     def ask(self, name: str, keep: bool) -> None:

@@ -17,19 +17,19 @@ from pathlib import Path
 
 import pytest
 
-from belljar.model.errors import MachineError
-from belljar.node.guest.command import Command
 from belljar.images.catalog import Images
+from belljar.model.errors import MachineError
 from belljar.model.image import Image
-from belljar.node.machines.provision.warm_up import Preparation
+from belljar.node.guest.command import Command
 from belljar.node.machines.protocol import MachineSpec, Shape
-from belljar.node.machines.qemu.hypervisor import QemuHypervisor
+from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine
 from belljar.node.machines.provision.snapshots import Snapshots
-from belljar.node.machines.provision.provisioner import Ready, Supply
+from belljar.node.machines.provision.warm_up import WarmUp
+from belljar.node.machines.qemu.hypervisor import QemuHypervisor
+from belljar.node.worker.plan import DEFAULT_ENV
+from belljar.node.worker.warm_ups import WarmUps
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
-from belljar.node.worker.plan import DEFAULT_ENV
-from belljar.node.worker.warm_ups import Preparations
 from support.conversation import Collector
 from support.running import descendants, name_of
 
@@ -55,25 +55,27 @@ class Lab:
     settings: Settings
     image: Image
     hypervisor: QemuHypervisor
-    preparation: Preparation
-    supply: Supply
+    warm_up_steps: WarmUp
+    provisioner: MachineProvisioner
     folder: Path
     packing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def snapshots(self) -> Snapshots:
-        assert self.supply.snapshots is not None
-        return self.supply.snapshots
+        assert self.provisioner.snapshots is not None
+        return self.provisioner.snapshots
 
     def spec(self, script: Path | None, *, disk_mb: int | None = None) -> MachineSpec:
         shape = Shape(vcpus=1, memory_mb=128, disk_mb=disk_mb)
         return MachineSpec(image=self.image, shape=shape, script_disk=script)
 
     def key(self, *, disk_mb: int | None = None) -> str:
-        return self.snapshots.key(self.hypervisor, self.image, self.spec(None, disk_mb=disk_mb).shape, self.preparation)
+        return self.snapshots.key(
+            self.hypervisor, self.image, self.spec(None, disk_mb=disk_mb).shape, self.warm_up_steps
+        )
 
     async def make(self, *, disk_mb: int | None = None) -> Path:
-        assert await self.supply.make(self.hypervisor, self.spec(None, disk_mb=disk_mb), self.preparation)
+        assert await self.provisioner.make(self.hypervisor, self.spec(None, disk_mb=disk_mb), self.warm_up_steps)
         return self.snapshots.folder / self.key(disk_mb=disk_mb)
 
     async def script(self, text: str) -> Path:
@@ -86,18 +88,18 @@ class Lab:
                 await pack_tree(tree, disk)
         return disk
 
-    async def run(self, text: str, *, disk_mb: int | None = None) -> tuple[Ready, Collector]:
+    async def run(self, text: str, *, disk_mb: int | None = None) -> tuple[ProvisionedMachine, Collector]:
         """Run a Python script in a machine of the supply's."""
         spec = self.spec(await self.script(text), disk_mb=disk_mb)
-        async with self.supply.machine(self.hypervisor, spec, self.preparation, 60) as ready:
+        async with self.provisioner.machine(self.hypervisor, spec, self.warm_up_steps, 60) as ready:
             return ready, await converse(ready)
 
 
-async def converse(ready: Ready) -> Collector:
+async def converse(ready: ProvisionedMachine) -> Collector:
     sink = Collector()
     command = Command(argv=["python3", "/work/main.py"], env=DEFAULT_ENV, prefork="python")
     async with asyncio.timeout(60):
-        exited = await ready.session.run(command, b"", sink, lambda _: None)
+        exited = await ready.connection.run(command, b"", sink, lambda _: None)
     assert exited.exit_code == 0, sink.stderr
     return sink
 
@@ -106,9 +108,9 @@ async def converse(ready: Ready) -> Collector:
 async def lab(built_images: Path, tmp_path: Path) -> AsyncIterator[Lab]:
     settings = Settings(data_dir=tmp_path / "data")
     image = Images(built_images).get("python")
-    preparation = await Preparations(settings).of(image)
+    warm_up_steps = await WarmUps(settings).of(image)
     hypervisor = QemuHypervisor(settings, "tcg")
-    yield Lab(settings, image, hypervisor, preparation, Supply(Snapshots(settings)), tmp_path)
+    yield Lab(settings, image, hypervisor, warm_up_steps, MachineProvisioner(Snapshots(settings)), tmp_path)
     hypervisor.forget(Snapshots(settings).folder / "none")
     assert [pid for pid in descendants(os.getpid()) if "qemu" in name_of(pid)] == []
     scratch = tmp_path / "data" / "run" / "scratch"
@@ -144,7 +146,7 @@ async def test_a_clone_knows_the_time_and_is_fresh(lab: Lab) -> None:
 
 
 async def test_a_first_job_boots_and_the_next_is_cloned(lab: Lab) -> None:
-    background = asyncio.create_task(lab.supply.run(lambda: 1000.0))
+    background = asyncio.create_task(lab.provisioner.run(lambda: 1000.0))
     try:
         ready, sink = await lab.run("print('booted')")
         assert (ready.source, sink.stdout) == ("boot", b"booted\n")
@@ -208,8 +210,8 @@ async def test_a_spoilt_snapshot_is_thrown_away_and_the_job_boots(lab: Lab, name
 async def test_deleting_a_snapshot_while_it_is_in_use_harms_nobody(lab: Lab) -> None:
     folder = await lab.make()
     spec = lab.spec(await lab.script("print(sum(range(1000)))"))
-    async with AsyncExitStack() as held:
-        ready = await held.enter_async_context(lab.supply.machine(lab.hypervisor, spec, lab.preparation, 60))
+    async with AsyncExitStack() as stack:
+        ready = await stack.enter_async_context(lab.provisioner.machine(lab.hypervisor, spec, lab.warm_up_steps, 60))
         truncate(folder / "memory")
         shutil.rmtree(folder)
         assert (ready.source, (await converse(ready)).stdout) == ("snapshot", b"499500\n")
@@ -230,7 +232,7 @@ async def test_a_hypervisor_killed_while_it_restores_is_not_the_jobs_failure(lab
 async def test_a_snapshot_is_made_once_by_whoever_comes_first(lab: Lab) -> None:
     other = Snapshots(lab.settings)
     shape = lab.spec(None).shape
-    makers = [each.make(lab.hypervisor, lab.image, shape, lab.preparation) for each in (lab.snapshots, other)]
+    makers = [each.make(lab.hypervisor, lab.image, shape, lab.warm_up_steps) for each in (lab.snapshots, other)]
     folders = await asyncio.gather(*makers)
     assert sorted(folder is None for folder in folders) == [False, True]
     assert len(lab.snapshots.list()) == 1
@@ -238,7 +240,7 @@ async def test_a_snapshot_is_made_once_by_whoever_comes_first(lab: Lab) -> None:
 
 async def test_another_preparation_or_shape_is_another_snapshot(lab: Lab) -> None:
     keys = {lab.key(), lab.key(disk_mb=64)}
-    for other in (Preparation(disk=lab.preparation.disk), Preparation(disk=Path("other"), warm=lab.preparation.warm)):
+    for other in (WarmUp(disk=lab.warm_up_steps.disk), WarmUp(disk=Path("other"), warm=lab.warm_up_steps.warm)):
         keys.add(lab.snapshots.key(lab.hypervisor, lab.image, lab.spec(None).shape, other))
     assert len(keys) == 4
 
@@ -290,17 +292,17 @@ async def test_the_budget_is_kept_by_removing_what_was_used_longest_ago(lab: Lab
 
 
 async def test_a_template_that_cannot_be_prepared_leaves_nothing(lab: Lab) -> None:
-    broken = Preparation(disk=lab.preparation.disk, warm=(Command(argv=["false"], env=DEFAULT_ENV),))
+    broken = WarmUp(disk=lab.warm_up_steps.disk, warm=(Command(argv=["false"], env=DEFAULT_ENV),))
     with pytest.raises(MachineError, match="rehearsal false ended with 1"):
         await lab.snapshots.make(lab.hypervisor, lab.image, lab.spec(None).shape, broken)
     assert list(lab.snapshots.folder.glob("*/")) == []
-    assert not await lab.supply.make(lab.hypervisor, lab.spec(None), broken)
+    assert not await lab.provisioner.make(lab.hypervisor, lab.spec(None), broken)
 
 
 async def test_a_clones_hypervisor_cannot_write_to_the_snapshot(lab: Lab) -> None:
     await lab.make()
     spec = lab.spec(await lab.script("print()"))
-    async with lab.supply.machine(lab.hypervisor, spec, lab.preparation, 60) as ready:
+    async with lab.provisioner.machine(lab.hypervisor, spec, lab.warm_up_steps, 60) as ready:
         (qemu,) = [pid for pid in ready.machine.pids() if "qemu" in name_of(pid)]
         memories = [fd for fd in Path(f"/proc/{qemu}/fd").iterdir() if "memfd" in os.readlink(fd)]
         assert memories

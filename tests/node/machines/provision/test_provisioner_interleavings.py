@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from belljar.model.errors import DiskFull, HostError, MachineDied, MachineError, MachineTimeout, NetworkError
-from belljar.node.machines.provision import pool as pool_module
-from belljar.node.machines.provision import supply as supply_module
-from belljar.node.machines.provision.pool import Pool
-from belljar.node.machines.provision.warm_up import Preparation
 from belljar.node.machines.protocol import BadSnapshot, Death, DeathCause, Hypervisor, MachineSpec, Shape
-from belljar.node.machines.racing import MachineDead
+from belljar.node.machines.provision import pool as pool_module
+from belljar.node.machines.provision import provisioner as supply_module
+from belljar.node.machines.provision.pool import WarmPool
+from belljar.node.machines.provision.provisioner import MachineProvisioner
 from belljar.node.machines.provision.snapshots import Snapshots
-from belljar.node.machines.provision.provisioner import Supply
+from belljar.node.machines.provision.warm_up import WarmUp
+from belljar.node.machines.racing import MachineDead
 from support.interleaving import Clock, Gates, Steps
 
 NUMBERS = st.integers(0, 7)
@@ -55,7 +55,7 @@ class Token:
         self.started = False
         self.jobs: list[int] = []
         self.phases: dict[str, float] = {}
-        self.session = self
+        self.connection = self
 
     async def death(self) -> Death:
         await asyncio.Event().wait()
@@ -67,7 +67,7 @@ class Token:
     async def set_clock(self) -> None:
         await asyncio.sleep(0)
 
-    def come_forward(self) -> None: ...
+    def set_foreground(self) -> None: ...
 
     def pids(self) -> list[int]:
         return []
@@ -160,9 +160,9 @@ class SupplyMachine(RuleBasedStateMachine):
 
     @initialize(pooled=st.booleans())
     def begin(self, pooled: bool) -> None:
-        self.pool = Pool(fixed=None, most=2, memory_mb=1000, is_busy=lambda: False) if pooled else None
-        self.supply = Supply(cast(Snapshots, self.snapshots), self.pool)
-        self.background = self.steps.start(self.supply.run(lambda: 1000.0))
+        self.pool = WarmPool(fixed=None, most=2, memory_mb=1000, is_busy=lambda: False) if pooled else None
+        self.provisioner = MachineProvisioner(cast(Snapshots, self.snapshots), self.pool)
+        self.background = self.steps.start(self.provisioner.run(lambda: 1000.0))
 
     async def wake(self, clone: Token, *_: object, **__: object) -> Token:
         await self.gates.pass_through("wake")
@@ -182,8 +182,8 @@ class SupplyMachine(RuleBasedStateMachine):
     async def job(self, number: int) -> str:
         image = cast(Any, type("Image", (), {"name": "x"}))
         spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=64), script_disk=self.disk)
-        preparation = Preparation(disk=self.disk)
-        async with self.supply.machine(cast(Hypervisor, self.hypervisor), spec, preparation, 60) as ready:
+        warm_up_steps = WarmUp(disk=self.disk)
+        async with self.provisioner.machine(cast(Hypervisor, self.hypervisor), spec, warm_up_steps, 60) as ready:
             token = cast(Token, ready.machine)
             token.jobs.append(number)
             self.running_jobs[number] += 1
@@ -255,7 +255,7 @@ class SupplyMachine(RuleBasedStateMachine):
             for job in self.jobs:
                 if not job.cancelled() and job.exception() is not None:
                     assert isinstance(job.exception(), (MachineError, HostError, OSError)), job.exception()
-            assert self.supply.pids() == []
+            assert self.provisioner.pids() == []
         finally:
             self.patch.undo()
             self.quiet.__exit__(None, None, None)

@@ -18,9 +18,8 @@ import time
 import zipfile
 from pathlib import Path
 
-from behaviour import Refused, Vmm
-
 from api import serve
+from behaviour import Refused, Vmm
 
 VERSION = "1.16.1"
 

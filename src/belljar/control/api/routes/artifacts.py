@@ -10,17 +10,17 @@ from urllib.parse import quote
 from fastapi import APIRouter
 from starlette.convertors import PathConvertor, register_url_convertor
 
-from belljar.control.api.dependencies import Asked, Project
+from belljar.control.api.dependencies import Project, ServicesDep
 from belljar.control.api.services import Services
 from belljar.control.api.streams import Stream
-from belljar.model.errors import NotFound
 from belljar.control.jobs.blob_names import artifact_blob
+from belljar.model.errors import NotFound
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["jobs"])
 
 
 @router.get("")
-async def list_artifacts(job_id: str, services: Asked, project: Project) -> dict[str, Any]:
+async def list_artifacts(job_id: str, services: ServicesDep, project: Project) -> dict[str, Any]:
     """What the job's `artifacts` globs matched when its script had ended."""
     job = await services.jobs.get(project, job_id)
     return {"artifacts": [artifact.model_dump() for artifact in job.kept_artifacts]}
@@ -36,7 +36,7 @@ register_url_convertor("anypath", _AnyPath())
 
 
 @router.get("/{path:anypath}", response_class=Stream)
-async def get_artifact(job_id: str, path: str, services: Asked, project: Project) -> Stream:
+async def get_artifact(job_id: str, path: str, services: ServicesDep, project: Project) -> Stream:
     """One file's bytes. Always a download: what a job wrote is never shown as a page of this server's."""
     job = await services.jobs.get(project, job_id)
     for number, artifact in enumerate(job.kept_artifacts):

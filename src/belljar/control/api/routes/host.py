@@ -15,20 +15,20 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from belljar import __version__
-from belljar.control.api.dependencies import Admin, Asked, Caller
+from belljar.control.api.dependencies import Admin, Caller, ServicesDep
 from belljar.control.api.problems import problem
+from belljar.control.store.maintenance import ServiceRun, SqlMaintenance
+from belljar.images.catalog import summary
+from belljar.model.errors import DiskFull, HostError
+from belljar.model.states import Status
 from belljar.system.counters import DESCRIPTIONS, all_counts
 from belljar.system.disk_space import DiskSpace
-from belljar.model.errors import DiskFull, HostError
-from belljar.images.catalog import summary
-from belljar.model.states import Status
-from belljar.control.store.maintenance import ServiceRun, SqlMaintenance
 
 router = APIRouter(tags=["host"])
 
 
 @router.get("/v1/images")
-async def list_images(services: Asked, key: Caller) -> dict[str, Any]:
+async def list_images(services: ServicesDep, key: Caller) -> dict[str, Any]:
     """The images that are built here: languages and versions, size, the digest of every part.
 
     For admin keys, with the snapshots that nodes have of them.
@@ -39,7 +39,7 @@ async def list_images(services: Asked, key: Caller) -> dict[str, Any]:
 
 
 @router.get("/v1/nodes")
-async def list_nodes(services: Asked, _admin: Admin) -> dict[str, Any]:
+async def list_nodes(services: ServicesDep, _admin: Admin) -> dict[str, Any]:
     """The workers, what they have and what of it is free. For admin keys."""
     silence = services.node_silence_seconds
     return {"nodes": [node.public(silence) for node in await services.nodes.list()]}
@@ -52,7 +52,7 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz", response_model=dict[str, str])
-async def readyz(services: Asked) -> dict[str, str] | Response:
+async def readyz(services: ServicesDep) -> dict[str, str] | Response:
     """The database answers, a worker is there, and there is disk for new work. 503 otherwise."""
     if not await services.nodes.largest(services.node_silence_seconds):
         raise HostError("no worker has been heard of lately; is one running?")
@@ -64,7 +64,7 @@ async def readyz(services: Asked) -> dict[str, str] | Response:
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(services: Asked, _admin: Admin) -> Response:
+async def metrics(services: ServicesDep, _admin: Admin) -> Response:
     """For Prometheus, with an admin key: it counts the jobs of all projects."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)

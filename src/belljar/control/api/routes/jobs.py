@@ -8,14 +8,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from belljar.control.api.answers import json_answer
-from belljar.control.api.dependencies import Asked, Caller, Cursor, Limit
 from belljar.control.api.bodies import read_options
+from belljar.control.api.dependencies import Caller, Cursor, Limit, ServicesDep
 from belljar.control.api.openapi import body_of
 from belljar.control.api.services import Services
+from belljar.control.store.keys import Key
 from belljar.model.errors import InvalidDependencies, LayerBuildError, NotAuthenticated, without_paths
 from belljar.model.job import Job, JobOptions, JobRequest
 from belljar.model.states import Status
-from belljar.control.store.keys import Key
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -28,7 +28,7 @@ _ENDED: dict[int | str, dict[str, Any]] = {200: {"description": "The job has end
 
 
 @router.post("/jobs", status_code=202, responses=_ENDED, openapi_extra=body_of(JobRequest))
-async def submit_job(request: Request, services: Asked, key: Caller, wait: Wait = 0) -> Response:
+async def submit_job(request: Request, services: ServicesDep, key: Caller, wait: Wait = 0) -> Response:
     """Queue a job: `script_id`, or `code` and `language`, or `files`; and options."""
     submission = await read_options(request, JobRequest)
     async with services.submitting.turn(key.id):
@@ -42,7 +42,7 @@ async def submit_job(request: Request, services: Asked, key: Caller, wait: Wait 
 
 
 @router.post("/scripts/{script_id}/run", status_code=202, openapi_extra=body_of(JobOptions, required=False))
-async def run_script(request: Request, script_id: str, services: Asked, key: Caller) -> Response:
+async def run_script(request: Request, script_id: str, services: ServicesDep, key: Caller) -> Response:
     """Queue a job that runs this script."""
     options = await read_options(request, JobOptions, required=False)
     given = options.model_dump(exclude_unset=True, exclude={"stdin", "stdin_base64"})
@@ -55,7 +55,7 @@ async def run_script(request: Request, script_id: str, services: Asked, key: Cal
 
 @router.get("/jobs")
 async def list_jobs(
-    services: Asked,
+    services: ServicesDep,
     key: Caller,
     status: Status | None = None,
     script_id: Annotated[str | None, Query(max_length=200)] = None,
@@ -76,13 +76,13 @@ async def list_jobs(
 
 
 @router.get("/jobs/{job_id}")
-async def get_job(job_id: str, services: Asked, key: Caller, wait: Wait = 0) -> Response:
+async def get_job(job_id: str, services: ServicesDep, key: Caller, wait: Wait = 0) -> Response:
     """The job as it is, or, with `wait`, as soon as it has ended."""
     return json_answer(_shown(await _wait(services, key, job_id, wait), key, services))
 
 
 @router.post("/jobs/{job_id}/cancel")
-async def cancel_job(job_id: str, services: Asked, key: Caller) -> Response:
+async def cancel_job(job_id: str, services: ServicesDep, key: Caller) -> Response:
     """Stop a job. One that has begun ends a moment later; one that has ended stays as it is."""
     return json_answer(_shown(await services.jobs.cancel(key.project, job_id), key, services))
 

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from belljar.control.api.dependencies import Admin, Asked
 from belljar.control.api.bodies import read_small
+from belljar.control.api.dependencies import Admin, ServicesDep
 from belljar.control.api.openapi import body_of
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
@@ -25,7 +25,7 @@ class NewKey(BaseModel):
 
 
 @router.post("", status_code=201, openapi_extra=body_of(NewKey))
-async def create_key(request: Request, services: Asked, _admin: Admin) -> dict[str, Any]:
+async def create_key(request: Request, services: ServicesDep, _admin: Admin) -> dict[str, Any]:
     """A new key. Its `secret` is in this answer and nowhere else."""
     new = await read_small(request, NewKey)
     key, secret = await services.keys.create(new.project, new.name, admin=new.admin)
@@ -33,12 +33,12 @@ async def create_key(request: Request, services: Asked, _admin: Admin) -> dict[s
 
 
 @router.get("")
-async def list_keys(services: Asked, _admin: Admin) -> dict[str, Any]:
+async def list_keys(services: ServicesDep, _admin: Admin) -> dict[str, Any]:
     return {"keys": [key.model_dump(mode="json") for key in await services.keys.list()]}
 
 
 @router.delete("/{key_id}")
-async def revoke_key(key_id: str, services: Asked, _admin: Admin) -> dict[str, Any]:
+async def revoke_key(key_id: str, services: ServicesDep, _admin: Admin) -> dict[str, Any]:
     """Make a key worthless, at once: what it has open ends too."""
     key = await services.keys.revoke(key_id)
     services.changes.notify_revoked(key.id)

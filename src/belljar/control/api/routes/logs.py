@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 
-from belljar.control.api.dependencies import Asked, Caller
+from belljar.control.api.dependencies import Caller, ServicesDep
 from belljar.control.api.services import Services
 from belljar.control.api.streams import Stream, StreamBroken
-from belljar.control.logs.log import MAX_ATTEMPT, JobLog, LogStream, Record
-from belljar.model.errors import InvalidRequest
 from belljar.control.jobs.changes import Watch
+from belljar.control.logs.log import MAX_ATTEMPT, JobLog, LogStream, Record
 from belljar.control.store.keys import Key
+from belljar.model.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/logs", tags=["jobs"])
 
@@ -50,7 +50,7 @@ _CONTENT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {},
 @router.get("", response_class=Stream, responses=_CONTENT)
 async def read_logs(
     job_id: str,
-    services: Asked,
+    services: ServicesDep,
     key: Caller,
     stream: Annotated[Which | None, Query(description="Default: stdout and stderr, in their order.")] = None,
     follow: Annotated[bool, Query(description="Go on until the job has ended.")] = False,

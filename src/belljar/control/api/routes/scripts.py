@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import UploadFile
 
-from belljar.control.api.dependencies import Asked, Caller, Cursor, Limit, Project
+from belljar.control.api.dependencies import Caller, Cursor, Limit, Project, ServicesDep
 from belljar.control.api.forms import is_form, received_form
 from belljar.model.errors import InvalidRequest
 
@@ -40,7 +40,7 @@ _UPLOAD = {
 
 
 @router.post("", status_code=201, openapi_extra=_UPLOAD)
-async def upload_script(request: Request, services: Asked, key: Caller) -> dict[str, Any]:
+async def upload_script(request: Request, services: ServicesDep, key: Caller) -> dict[str, Any]:
     """Keep a script: a file or an archive. The same content gives the same `script_id`."""
     services.disk.require()  # before the body is received
     if not is_form(request.headers.get("content-type", "")):
@@ -71,19 +71,21 @@ async def _chunks(part: UploadFile) -> AsyncIterator[bytes]:
 
 
 @router.get("")
-async def list_scripts(services: Asked, project: Project, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
+async def list_scripts(
+    services: ServicesDep, project: Project, limit: Limit = 50, cursor: Cursor = None
+) -> dict[str, Any]:
     """The project's scripts, newest first."""
     scripts, next_cursor = await services.scripts.list(project, limit=limit, cursor=cursor)
     return {"scripts": [script.public() for script in scripts], "next_cursor": next_cursor}
 
 
 @router.get("/{script_id}")
-async def get_script(script_id: str, services: Asked, project: Project) -> dict[str, Any]:
+async def get_script(script_id: str, services: ServicesDep, project: Project) -> dict[str, Any]:
     return (await services.scripts.get(project, script_id)).public()
 
 
 @router.delete("/{script_id}", status_code=204)
-async def delete_script(script_id: str, services: Asked, project: Project) -> Response:
+async def delete_script(script_id: str, services: ServicesDep, project: Project) -> Response:
     """Forget a script. Jobs that were submitted with it still run."""
     await services.scripts.delete(project, script_id)
     return Response(status_code=204)

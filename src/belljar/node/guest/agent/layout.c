@@ -13,10 +13,10 @@
  * (mmap_base in arch/x86/mm/mmap.c), and that is drawn at random for the machine. */
 void choose_layout(void)
 {
-    enum { LEAST_MIB = 1024, MIBS = 1 << 23 };
+    enum { MIN_MIB = 1024, MIBS = 1 << 23 };
     uint32_t random;
     if (agent.is_init && agent.stack_gap == 0 && getrandom(&random, sizeof random, 0) == sizeof random)
-        agent.stack_gap = (rlim_t)(LEAST_MIB + random % MIBS) << 20;
+        agent.stack_gap = (rlim_t)(MIN_MIB + random % MIBS) << 20;
 }
 
 /* Whether programs that are executed from now on are laid out at random; only while one is prepared they are not. */

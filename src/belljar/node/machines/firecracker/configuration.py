@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import platform
 
-from belljar.node.machines.firecracker.bodies import BootSource, Configuration, Drive, MachineConfig, NetworkInterface, RateLimiter, TokenBucket, Vsock
+from belljar.node.machines.firecracker.bodies import (
+    BootSource,
+    Configuration,
+    Drive,
+    MachineConfig,
+    NetworkInterface,
+    RateLimiter,
+    TokenBucket,
+    Vsock,
+)
 from belljar.node.machines.firecracker.folder import INITRAMFS, KERNEL, ROOT, SCRATCH, SCRIPT, VSOCK
 from belljar.node.machines.protocol import MachineSpec, Shape
 

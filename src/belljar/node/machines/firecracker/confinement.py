@@ -13,12 +13,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from belljar.node.machines.host import jail
 from belljar.node.machines.firecracker.folder import Folder
 from belljar.node.machines.firecracker.program import Programs
+from belljar.node.machines.host import jail
 from belljar.node.machines.host.jail import need
 
-_MOST_FILES = 256
+_MAX_FILES = 256
 #: Where the folder is for a process that is not in the jailer's chroot.
 _INSIDE = "/machine"
 
@@ -41,7 +41,7 @@ def jailed_command(
         argv += ["--ro-bind", str(source), str(folder.path / name)]
     argv += ["--", str(programs.jailer), "--id", machine_id, "--exec-file", str(programs.firecracker)]
     argv += ["--uid", str(folder.uid), "--gid", str(folder.uid), "--chroot-base-dir", str(base)]
-    argv += ["--resource-limit", f"fsize={file_bytes}", "--resource-limit", f"no-file={_MOST_FILES}"]
+    argv += ["--resource-limit", f"fsize={file_bytes}", "--resource-limit", f"no-file={_MAX_FILES}"]
     if namespace is not None:
         argv += ["--netns", str(namespace)]
     return [*argv, "--", *arguments]

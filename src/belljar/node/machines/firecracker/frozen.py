@@ -13,17 +13,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from belljar.model.errors import HostError, MachineDied, MachineError, MachineTimeout
-from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.ends import is_the_hosts
-from belljar.node.machines.firecracker.bodies import MemoryBackend, NetworkOverride, SnapshotCreate, SnapshotLoad, VsockOverride
+from belljar.node.machines.firecracker.bodies import (
+    MemoryBackend,
+    NetworkOverride,
+    SnapshotCreate,
+    SnapshotLoad,
+    VsockOverride,
+)
 from belljar.node.machines.firecracker.configuration import FORMAT, INTERFACE
 from belljar.node.machines.firecracker.confinement import explain
 from belljar.node.machines.firecracker.folder import MEMORY, SCRATCH, STATE, VSOCK
 from belljar.node.machines.firecracker.machine import FirecrackerMachine
 from belljar.node.machines.firecracker.sparse import copy_sparse, move_sparse, overwrite
+from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.host.shielded_stack import uninterrupted
-from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, BadSnapshot, MachineSpec
 from belljar.node.machines.host.threads import in_thread
+from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, BadSnapshot, MachineSpec
 
 _RECORD = "frozen.json"
 #: A refusal that is about what this host gives the machine, not about what is in the snapshot.
@@ -41,7 +47,7 @@ class _Unscripted(FirecrackerMachine):
         """A descriptor of that file, and the group that bounds the machine's processes."""
         self._script, self._group = script, group
 
-    def come_forward(self) -> None:
+    def set_foreground(self) -> None:
         """As the protocol says."""
         self._group.set_weight(100)
 

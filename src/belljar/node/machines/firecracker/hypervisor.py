@@ -14,9 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from belljar.model.errors import HostError
-from belljar.node.machines.host.cgroup import find_hierarchies, machine_group
 from belljar.node.machines.deadlines import patience
-from belljar.node.machines.host.faults import host_errors
 from belljar.node.machines.firecracker import frozen
 from belljar.node.machines.firecracker.bodies import SnapshotLoad
 from belljar.node.machines.firecracker.configuration import FORMAT
@@ -25,13 +23,15 @@ from belljar.node.machines.firecracker.machine import FirecrackerMachine
 from belljar.node.machines.firecracker.program import Programs, find_programs
 from belljar.node.machines.firecracker.sparse import copy_sparse
 from belljar.node.machines.firecracker.start import Start, bounds
-from belljar.node.machines.host.shielded_stack import holding, uninterrupted
+from belljar.node.machines.host.cgroup import find_hierarchies, machine_group
+from belljar.node.machines.host.faults import host_errors
 from belljar.node.machines.host.jail import machine_uid
 from belljar.node.machines.host.owner import owner_name
-from belljar.node.machines.protocol import Clone, Machine, MachineSpec, Template
-from belljar.node.machines.steps import Steps
+from belljar.node.machines.host.shielded_stack import shielded_exit_stack, uninterrupted
 from belljar.node.machines.host.tap import dead_end_slot
 from belljar.node.machines.host.threads import in_thread
+from belljar.node.machines.protocol import Clone, Machine, MachineSpec, Template
+from belljar.node.machines.steps import Steps
 from belljar.settings import Settings
 
 #: A clone's agent listens already; this is for a host under load.
@@ -121,13 +121,13 @@ class FirecrackerHypervisor:
         start.steps.done("connect")
         return machine
 
-    async def _plugged(self, spec: MachineSpec, held: AsyncExitStack) -> MachineSpec:
+    async def _plugged(self, spec: MachineSpec, stack: AsyncExitStack) -> MachineSpec:
         """A template with a network has a device that leads nowhere; each of its clones is given its own slot's."""
         if not spec.shape.network or spec.slot is not None:
             return spec
         if not self._jailed:
             raise HostError(_NO_NETWORK)
-        return replace(spec, slot=await dead_end_slot(held))
+        return replace(spec, slot=await dead_end_slot(stack))
 
     def forget(self, folder: Path) -> None:
         """Nothing of a snapshot is kept but its folder."""
@@ -135,20 +135,22 @@ class FirecrackerHypervisor:
     @asynccontextmanager
     async def _started(self, spec: MachineSpec) -> AsyncIterator[Start]:
         """What every machine has, made before its process and gone after it."""
-        async with holding() as held:
+        async with shielded_exit_stack() as stack:
             with host_errors(_START):
-                start = await self._prepare(spec, held)
+                start = await self._prepare(spec, stack)
             yield start
 
-    async def _prepare(self, spec: MachineSpec, held: AsyncExitStack) -> Start:
+    async def _prepare(self, spec: MachineSpec, stack: AsyncExitStack) -> Start:
         if spec.slot is not None and not self._jailed:
             raise HostError(_NO_NETWORK)
         token, steps = secrets.token_hex(6), Steps()
-        uid = held.enter_context(machine_uid(self._settings)) if self._jailed else None
-        group = await held.enter_async_context(machine_group(self._hierarchies, f"{self._owner}.{token}", bounds(spec)))
+        uid = stack.enter_context(machine_uid(self._settings)) if self._jailed else None
+        group = await stack.enter_async_context(
+            machine_group(self._hierarchies, f"{self._owner}.{token}", bounds(spec))
+        )
         # The jailer wants letters, digits and dashes; what follows the last dash is not the owner's.
         jail_id = f"{self._owner}-{token}"
-        folder = await held.enter_async_context(
+        folder = await stack.enter_async_context(
             machine_folder(jails(self._settings), self._programs.firecracker.name, jail_id, uid)
         )
         folder.show(ROOT, spec.image.root)
@@ -156,7 +158,7 @@ class FirecrackerHypervisor:
             settings=self._settings,
             programs=self._programs,
             spec=spec,
-            held=held,
+            stack=stack,
             folder=folder,
             group=group,
             machine_id=f"{self._owner}.{token}",

@@ -13,8 +13,8 @@ from belljar.node.machines.firecracker.death import cause_of
 from belljar.node.machines.firecracker.folder import API, VSOCK, Folder
 from belljar.node.machines.firecracker.stream import AgentStream, connect_agent, listening
 from belljar.node.machines.host.jail import end
-from belljar.node.machines.protocol import Console, Death
 from belljar.node.machines.host.usage import children
+from belljar.node.machines.protocol import Console, Death
 from belljar.node.machines.stderr_tail import read_last
 
 _CHUNK = 16 * 1024
@@ -86,8 +86,8 @@ class FirecrackerMachine:
         Raises MachineDied with the reason when the process ends first, HostError when no socket appears in time.
         """
         deadline = asyncio.get_running_loop().time() + self._socket_seconds
-        with contextlib.ExitStack() as held:
-            while (path := listening(held, self._folder.descriptor, API)) is None:
+        with contextlib.ExitStack() as stack:
+            while (path := listening(stack, self._folder.descriptor, API)) is None:
                 if self._death.done():
                     raise MachineDied(self._death.result().message)
                 if asyncio.get_running_loop().time() > deadline:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from belljar.model.errors import HostError, MissingTool
-from belljar.system.executables import find_executable
 from belljar.settings import Settings
+from belljar.system.executables import find_executable
 
 #: From this release on a clone may be given a socket path of its own, the serial port and vsock survive a snapshot, and
 #: VMGenID binds in guest kernels before 6.10 (Firecracker's changelog, 1.16.0).

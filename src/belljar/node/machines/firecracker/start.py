@@ -10,14 +10,14 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
-from belljar.node.machines.host.cgroup import Bounds, Group
 from belljar.node.machines.deadlines import patience
-from belljar.node.machines.host.faults import devnull
 from belljar.node.machines.firecracker.configuration import configuration
 from belljar.node.machines.firecracker.confinement import jailed_command, wrapped_command
 from belljar.node.machines.firecracker.folder import CONFIG, INITRAMFS, KERNEL, LOG, SCRATCH, SCRIPT, Folder, jails
 from belljar.node.machines.firecracker.machine import FirecrackerMachine
 from belljar.node.machines.firecracker.program import Programs
+from belljar.node.machines.host.cgroup import Bounds, Group
+from belljar.node.machines.host.faults import devnull
 from belljar.node.machines.host.jail import entering_environment, joining, kvm_node, spawn
 from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, Console, MachineSpec
 from belljar.node.machines.qemu.scratch import make_filesystem
@@ -44,7 +44,7 @@ class Start:
     settings: Settings
     programs: Programs
     spec: MachineSpec
-    held: AsyncExitStack
+    stack: AsyncExitStack
     folder: Folder
     group: Group
     machine_id: str
@@ -58,7 +58,7 @@ class Start:
 
     def script_disk(self) -> int:
         """An empty script disk of the machine's own; returns a descriptor of it. Raises HostError, DiskFull."""
-        descriptor = self.held.enter_context(self.folder.created(SCRIPT, SCRIPT_DISK_BYTES))
+        descriptor = self.stack.enter_context(self.folder.created(SCRIPT, SCRIPT_DISK_BYTES))
         self.folder.give(SCRIPT, 0o400)
         return descriptor
 
@@ -76,7 +76,7 @@ class Start:
     async def spawn(self, kind: Callable[..., M]) -> M:
         """Start the process and make a machine of it. Raises HostError, MissingTool, OSError."""
         log = self.folder.pipe(LOG)
-        self.held.callback(os.close, log)
+        self.stack.callback(os.close, log)
         self.steps.done("prepare")
         process = await self._process(self._command())
         machine = kind(
@@ -88,7 +88,7 @@ class Start:
             phases=self.steps.phases,
             patience=patience(self.settings.boot_timeout_seconds),
         )
-        self.held.push_async_callback(machine.kill)
+        self.stack.push_async_callback(machine.kill)
         self.steps.done("spawn")
         return machine
 
@@ -105,7 +105,7 @@ class Start:
                 arguments=arguments,
             )
         else:
-            kvm = self.held.enter_context(kvm_node(self.machine_id, None))
+            kvm = self.stack.enter_context(kvm_node(self.machine_id, None))
             command = wrapped_command(self.programs, self.folder, machine_id=self.jail_id, kvm=kvm, arguments=arguments)
         return [*joining(self.group), *command]
 

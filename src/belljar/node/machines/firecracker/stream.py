@@ -52,10 +52,10 @@ def opened_socket(folder: int, name: str) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def listening(held: contextlib.ExitStack, folder: int, name: str) -> Path | None:
+def listening(stack: contextlib.ExitStack, folder: int, name: str) -> Path | None:
     """A path to the socket, good as long as `held`, if somebody listens on it now."""
     try:
-        path = held.enter_context(opened_socket(folder, name))
+        path = stack.enter_context(opened_socket(folder, name))
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
             probe.connect(str(path))

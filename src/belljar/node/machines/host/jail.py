@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from belljar.model.errors import HostError, MissingTool
-from belljar.system.executables import find_executable
 from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.host.faults import check_descriptors
 from belljar.settings import Settings
+from belljar.system.executables import find_executable
 
 _UID_LOCKS = Path("/run/belljar/uids")
 _KVM = Path("/dev/kvm")
 #: Device nodes of machines that run as a user of their own. Only below /dev may nodes be opened on every host.
 KVM_NODES = Path("/dev/belljar")
-_MOST_FILES = 256
+_MAX_FILES = 256
 #: Folders with nothing in them but what packages put there for all to read.
 _SYSTEM_LIBRARIES = re.compile(r"(/usr)?/lib(32|64|/[a-z0-9_]+-linux-gnu[a-z0-9]*)?")
 
@@ -146,7 +146,7 @@ def joining(group: Group) -> list[str]:
 def entering_environment(address_bytes: int | None) -> dict[str, str]:
     """What that shell is told; nothing of it reaches the hypervisor."""
     address = "" if address_bytes is None else str(address_bytes // 1024)
-    return {"BELLJAR_FILES": str(_MOST_FILES), "BELLJAR_ADDRESS_KB": address, "PATH": "/usr/bin:/bin"}
+    return {"BELLJAR_FILES": str(_MAX_FILES), "BELLJAR_ADDRESS_KB": address, "PATH": "/usr/bin:/bin"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

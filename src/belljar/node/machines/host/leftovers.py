@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from belljar.node.machines.host.cgroup import PARENT, Hierarchy, find_hierarchies, remove_group
 from belljar.node.machines.firecracker.folder import clear_folders
+from belljar.node.machines.host.cgroup import PARENT, Hierarchy, find_hierarchies, remove_group
 from belljar.node.machines.host.jail import KVM_NODES
 from belljar.node.machines.host.owner import is_dead
 from belljar.node.machines.host.threads import in_thread

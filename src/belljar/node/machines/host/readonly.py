@@ -107,7 +107,7 @@ def read_only_folder(folder: Path) -> int:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(_MAKER_SECONDS)
-        code = "import sys; from belljar.node.machines.host.readonly import make_mount; make_mount(int(sys.argv[1]), sys.argv[2])"
+        code = f"import sys; from {__name__} import make_mount; make_mount(int(sys.argv[1]), sys.argv[2])"
         command = [sys.executable, "-P", "-c", code, str(theirs.fileno()), str(folder)]
         try:
             run = subprocess.run(

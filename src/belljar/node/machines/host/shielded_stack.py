@@ -30,10 +30,10 @@ async def uninterrupted(work: Coroutine[Any, Any, T], unused: Callable[[T], obje
 
 
 @asynccontextmanager
-async def holding() -> AsyncIterator[AsyncExitStack]:
+async def shielded_exit_stack() -> AsyncIterator[AsyncExitStack]:
     """A stack that is closed to its end however often the worker is cancelled: nothing is left behind."""
-    held = AsyncExitStack()
+    stack = AsyncExitStack()
     try:
-        yield held
+        yield stack
     finally:
-        await uninterrupted(held.aclose())
+        await uninterrupted(stack.aclose())

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from belljar.model.errors import HostError
 from belljar.node.machines.host.faults import check_descriptors
-from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.namespace import become_own_root, in_fresh_thread, inside, leave_to_new
-from belljar.node.machines.protocol import GUEST_MAC, NetworkSlot
+from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.threads import in_thread
+from belljar.node.machines.protocol import GUEST_MAC, NetworkSlot
 
 _DEVICE = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
@@ -41,12 +41,12 @@ def open_tap(slot: NetworkSlot) -> int:
         raise HostError(f"cannot open the machine's network device: {error}") from error
 
 
-async def opened_tap(slot: NetworkSlot | None, held: AsyncExitStack) -> int | None:
+async def opened_tap(slot: NetworkSlot | None, stack: AsyncExitStack) -> int | None:
     """The same, closed with `held`; None without a slot. Raises HostError."""
-    return None if slot is None else await _opened(lambda: open_tap(slot), held)
+    return None if slot is None else await _opened(lambda: open_tap(slot), stack)
 
 
-async def dead_end(held: AsyncExitStack) -> int:
+async def dead_end(stack: AsyncExitStack) -> int:
     """A TAP device for a template, whose network leads nowhere: alone in a namespace that goes with the descriptor.
 
     Its clones are given others; to QEMU they are the same kind of thing. Raises HostError.
@@ -58,12 +58,12 @@ async def dead_end(held: AsyncExitStack) -> int:
 
     work = (lambda: in_fresh_thread(make)) if os.geteuid() == 0 else made_by_own_root
     try:
-        return await _opened(work, held)
+        return await _opened(work, stack)
     except OSError as error:
         raise HostError(f"cannot make a template's network device: {error}") from error
 
 
-async def dead_end_slot(held: AsyncExitStack) -> NetworkSlot:
+async def dead_end_slot(stack: AsyncExitStack) -> NetworkSlot:
     """The same as a slot, for a hypervisor that opens its device itself: a namespace without a name, gone with `held`.
 
     Raises HostError.
@@ -75,7 +75,7 @@ async def dead_end_slot(held: AsyncExitStack) -> NetworkSlot:
         return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     try:
-        namespace = await _opened(lambda: in_fresh_thread(make), held)
+        namespace = await _opened(lambda: in_fresh_thread(make), stack)
     except OSError as error:
         raise HostError(f"cannot make a template's network device: {error}") from error
     return NetworkSlot(
@@ -97,7 +97,7 @@ def made_by_own_root() -> int:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(_MAKER_SECONDS)
-        code = "import sys; from belljar.node.machines.host.tap import make_as_own_root; make_as_own_root(int(sys.argv[1]))"
+        code = f"import sys; from {__name__} import make_as_own_root; make_as_own_root(int(sys.argv[1]))"
         command = [sys.executable, "-P", "-c", code, str(theirs.fileno())]
         run = subprocess.run(
             command, pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=_MAKER_SECONDS, check=False
@@ -116,10 +116,10 @@ def make_as_own_root(channel: int) -> None:
         socket.send_fds(replies, [b"."], [attach_tap(_DEAD_END)])
 
 
-async def _opened(work: Callable[[], int], held: AsyncExitStack) -> int:
+async def _opened(work: Callable[[], int], stack: AsyncExitStack) -> int:
     """The descriptor that blocking `work` opens, closed with `held`."""
     descriptor = await uninterrupted(in_thread(work), os.close)
-    held.callback(os.close, descriptor)
+    stack.callback(os.close, descriptor)
     return descriptor
 
 

@@ -1,0 +1,1 @@
+"""Where machines come from: the pool, a snapshot, a boot."""

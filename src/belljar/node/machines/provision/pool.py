@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from belljar.system.background import note_failure, supervise
-from belljar.node.guest.connection import Session
+from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.protocol import Clone, NetworkSlot
+from belljar.system.background import note_failure, supervise
 
 log = structlog.get_logger()
 
@@ -41,12 +41,12 @@ _REST_SECONDS = 0.25
 
 
 @dataclass(slots=True)
-class Waiting:
+class WarmClone:
     """A clone that belongs to whoever holds `held`: closing it ends the machine."""
 
     clone: Clone
-    session: Session
-    held: AsyncExitStack
+    connection: AgentConnection
+    stack: AsyncExitStack
     #: What it takes of the host's memory, in MiB.
     memory_mb: float
     #: Where it is plugged in, closed to it; `held` holds it too. None without a network.
@@ -63,18 +63,18 @@ class Waiting:
         """End the machine and release what it holds. Idempotent."""
         if self.dead is not None:
             self.dead.cancel()
-        await self.held.aclose()
+        await self.stack.aclose()
 
 
 @dataclass(slots=True)
-class Kind:
+class PoolBucket:
     """One image and shape: what was asked for lately, what waits, and how more is made."""
 
-    make: Callable[[], Awaitable[Waiting | None]]
+    make: Callable[[], Awaitable[WarmClone | None]]
     #: Whether a fixed pool keeps it even while nobody asks.
     kept: bool = False
     asked: deque[float] = field(default_factory=lambda: deque(maxlen=256))
-    waiting: deque[Waiting] = field(default_factory=deque)
+    waiting: deque[WarmClone] = field(default_factory=deque)
     not_before: float = 0.0
 
     def wanted(self, most: int) -> int:
@@ -91,7 +91,7 @@ class Kind:
         return min(most, burst)
 
 
-class Pool:
+class WarmPool:
     """Waiting clones by kind. `run` keeps it filled until it is cancelled; then all are ended."""
 
     def __init__(self, *, fixed: int | None, most: int, memory_mb: int, is_busy: Callable[[], bool]) -> None:
@@ -100,7 +100,7 @@ class Pool:
         self._most = most
         self._memory_mb = memory_mb
         self._is_busy = is_busy
-        self._kinds: dict[str, Kind] = {}
+        self._kinds: dict[str, PoolBucket] = {}
         self._rest_until = 0.0
         self._look = asyncio.Event()
         #: Who ends clones that are in the pool no more, and the memory that each takes until it is gone.
@@ -115,18 +115,18 @@ class Pool:
         """How many wait, by kind."""
         return {name: len(kind.waiting) for name, kind in self._kinds.items()}
 
-    def ask(self, name: str, make: Callable[[], Awaitable[Waiting | None]], *, keep: bool = False) -> None:
+    def ask(self, name: str, make: Callable[[], Awaitable[WarmClone | None]], *, keep: bool = False) -> None:
         """Note that a machine of this kind is wanted; `make` is how the pool gets more of them.
 
         With `keep` a fixed pool has them waiting from now on, whether jobs ask for them or not.
         """
-        kind = self._kinds.setdefault(name, Kind(make))
+        kind = self._kinds.setdefault(name, PoolBucket(make))
         kind.make = make
         kind.kept = kind.kept or keep
         kind.asked.append(time.monotonic())
         self._look.set()
 
-    async def take(self, name: str) -> Waiting | None:
+    async def take(self, name: str) -> WarmClone | None:
         """A clone of this kind, now the caller's; None when none waits."""
         kind = self._kinds.get(name)
         while kind is not None and kind.waiting:
@@ -196,11 +196,11 @@ class Pool:
         """Forget kinds that nobody wants any more: there are as many as there are shapes that jobs can ask for."""
         self._kinds = {name: kind for name, kind in self._kinds.items() if kind.kept or kind.waiting or kind.wanted(1)}
 
-    def _end_waiting(self, kind: Kind) -> None:
+    def _end_waiting(self, kind: PoolBucket) -> None:
         while kind.waiting:
             self._start_ending(kind.waiting.popleft())
 
-    def _start_ending(self, waiting: Waiting) -> None:
+    def _start_ending(self, waiting: WarmClone) -> None:
         """End a clone that is in the pool no more. Nobody's cancellation interrupts it, and its failure is logged."""
         task = asyncio.create_task(_end(waiting))
         self._ending[task] = waiting.memory_mb
@@ -210,7 +210,7 @@ class Pool:
         while self._ending:
             await asyncio.wait(set(self._ending))
 
-    def _wanted(self, kind: Kind) -> int:
+    def _wanted(self, kind: PoolBucket) -> int:
         if self.fixed is None:
             return kind.wanted(self._most)
         return self.fixed if kind.kept or kind.wanted(1) else 0
@@ -257,7 +257,7 @@ class Pool:
         await self._all_ended()
 
 
-async def _end(waiting: Waiting) -> None:
+async def _end(waiting: WarmClone) -> None:
     try:
         await waiting.end()
     except Exception as error:  # noqa: BLE001 (a clone that does not end cleanly is one line in the log)

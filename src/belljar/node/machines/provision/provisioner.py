@@ -18,19 +18,28 @@ from typing import Literal
 
 import structlog
 
-from belljar.system.background import supervise
 from belljar.model.errors import HostError, MachineError
-from belljar.node.guest.connection import SILENCE_SECONDS, Session
-from belljar.node.machines.boot import NoClock, open_session
+from belljar.node.guest.connection import SILENCE_SECONDS, AgentConnection
+from belljar.node.machines.boot import NoClock, open_connection
 from belljar.node.machines.host.shielded_stack import uninterrupted
-from belljar.node.machines.provision.network_slot import Plug, plugged, tell_network
-from belljar.node.machines.provision.pool import Pool, Waiting
-from belljar.node.machines.provision.warm_up import Preparation, rehearse, wake
-from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, BadSnapshot, Clone, DeathCause, Hypervisor, Machine, MachineSpec, NetworkSlot
-from belljar.node.machines.racing import MachineDead
-from belljar.node.machines.provision.snapshots import Snapshots
 from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.host.usage import resident_mb
+from belljar.node.machines.protocol import (
+    SCRIPT_DISK_BYTES,
+    BadSnapshot,
+    Clone,
+    DeathCause,
+    Hypervisor,
+    Machine,
+    MachineSpec,
+    NetworkSlot,
+)
+from belljar.node.machines.provision.network_slot import SlotFactory, configure_network, with_network_slot
+from belljar.node.machines.provision.pool import WarmClone, WarmPool
+from belljar.node.machines.provision.snapshots import Snapshots
+from belljar.node.machines.provision.warm_up import WarmUp, wake, warm_up
+from belljar.node.machines.racing import MachineDead
+from belljar.system.background import supervise
 
 log = structlog.get_logger()
 
@@ -45,11 +54,11 @@ Source = Literal["pool", "snapshot", "boot"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ProvisionedMachine:
     """A machine for one job, whose agent waits for words."""
 
     machine: Machine
-    session: Session
+    connection: AgentConnection
     source: Source
     #: Milliseconds of what was done on the way, in order.
     phases: dict[str, float]
@@ -61,16 +70,16 @@ class Ready:
 class _Order:
     hypervisor: Hypervisor
     spec: MachineSpec
-    preparation: Preparation
+    warm_up_steps: WarmUp
     boot_timeout_seconds: float
     #: Gives a slot to each machine of this order, if its shape has a network.
-    plug: Plug | None = None
+    slot_factory: SlotFactory | None = None
 
 
-class Supply:
+class MachineProvisioner:
     """Machines, as quickly as this host can give them. Without a pool it only uses the snapshots that there are."""
 
-    def __init__(self, snapshots: Snapshots | None, pool: Pool | None = None) -> None:
+    def __init__(self, snapshots: Snapshots | None, pool: WarmPool | None = None) -> None:
         self.snapshots = snapshots
         self.pool = pool
         self._to_make: asyncio.Queue[tuple[str, _Order]] = asyncio.Queue(maxsize=16)
@@ -86,31 +95,33 @@ class Supply:
         self,
         hypervisor: Hypervisor,
         spec: MachineSpec,
-        preparation: Preparation,
+        warm_up_steps: WarmUp,
         boot_timeout_seconds: float,
-        plug: Plug | None = None,
-    ) -> AsyncIterator[Ready]:
+        slot_factory: SlotFactory | None = None,
+    ) -> AsyncIterator[ProvisionedMachine]:
         """A machine with the spec's script in it, whose agent waits for words, ended with the block.
 
         `plug` gives it a slot, and others of its kind that are made for the pool. Raises MachineError, HostError, and
         what `plug` does.
         """
-        async with AsyncExitStack() as held:
-            ready = await self._quick(_Order(hypervisor, spec, preparation, boot_timeout_seconds, plug), held)
+        async with AsyncExitStack() as stack:
+            ready = await self._quick(
+                _Order(hypervisor, spec, warm_up_steps, boot_timeout_seconds, slot_factory), stack
+            )
             if ready is None:
-                place = await plugged(spec, plug, held)
-                ready = await booted(lambda: hypervisor.machine(place), boot_timeout_seconds, held)
-                await tell_network(ready.session, place.slot)
+                place = await with_network_slot(spec, slot_factory, stack)
+                ready = await booted(lambda: hypervisor.machine(place), boot_timeout_seconds, stack)
+                await configure_network(ready.connection, place.slot)
                 ready = replace(ready, slot=place.slot)
             self._in_use.add(ready.machine)
-            held.callback(self._in_use.discard, ready.machine)
+            stack.callback(self._in_use.discard, ready.machine)
             yield ready
 
     def pids(self) -> list[int]:
         """The hypervisors' processes of the machines that jobs have now."""
         return [pid for machine in self._in_use for pid in machine.pids()]
 
-    async def _quick(self, order: _Order, held: AsyncExitStack) -> Ready | None:
+    async def _quick(self, order: _Order, stack: AsyncExitStack) -> ProvisionedMachine | None:
         """A machine from the pool or a snapshot; None when the job has to boot one."""
         key = self._key(order)
         if key is None:
@@ -119,12 +130,12 @@ class Supply:
         if self.pool is not None:
             self.pool.ask(key, lambda: self._exercised(order, key))
             waiting = await self.pool.take(key)
-            if waiting is not None and (ready := await self._from_pool(waiting, order.spec.script_disk, held)):
+            if waiting is not None and (ready := await self._from_pool(waiting, order.spec.script_disk, stack)):
                 return ready
         if self.snapshots.find(key) is None:
             self._want(order, key)
             return None
-        return await self._from_snapshot(order, key, held)
+        return await self._from_snapshot(order, key, stack)
 
     def _key(self, order: _Order) -> str | None:
         """The name of the order's snapshot; None when it cannot have one."""
@@ -133,16 +144,18 @@ class Supply:
         try:
             if order.spec.script_disk.stat().st_size > SCRIPT_DISK_BYTES:
                 return None
-            return self.snapshots.key(order.hypervisor, order.spec.image, order.spec.shape, order.preparation)
+            return self.snapshots.key(order.hypervisor, order.spec.image, order.spec.shape, order.warm_up_steps)
         except OSError as error:  # the boot says what is wrong, if it is of any matter there
             log.warning("snapshot_not_used", image=order.spec.image.name, error=str(error))
             return None
 
-    async def _from_pool(self, waiting: Waiting, script_disk: Path, held: AsyncExitStack) -> Ready | None:
+    async def _from_pool(
+        self, waiting: WarmClone, script_disk: Path, stack: AsyncExitStack
+    ) -> ProvisionedMachine | None:
         started = time.monotonic()
         try:
             await waiting.clone.insert(script_disk)
-            await waiting.session.set_clock()
+            await waiting.connection.set_clock()
         except (MachineError, HostError, OSError) as error:
             log.warning("waiting_clone_lost", machine=waiting.clone.id, error=str(error))
             await uninterrupted(waiting.end())
@@ -150,15 +163,15 @@ class Supply:
         except BaseException:
             await uninterrupted(waiting.end())
             raise
-        held.push_async_callback(waiting.end)
+        stack.push_async_callback(waiting.end)
         phases = {"insert": round((time.monotonic() - started) * 1000, 3)}
-        return Ready(waiting.clone, waiting.session, "pool", phases, waiting.slot)
+        return ProvisionedMachine(waiting.clone, waiting.connection, "pool", phases, waiting.slot)
 
-    async def _from_snapshot(self, order: _Order, key: str, held: AsyncExitStack) -> Ready | None:
+    async def _from_snapshot(self, order: _Order, key: str, stack: AsyncExitStack) -> ProvisionedMachine | None:
         assert order.spec.script_disk is not None
         async with AsyncExitStack() as trying:
             try:
-                clone, session, slot = await self._clone(order, key, trying, SILENCE_SECONDS)
+                clone, connection, slot = await self._clone(order, key, trying, SILENCE_SECONDS)
                 started = time.monotonic()
                 await clone.insert(order.spec.script_disk)
                 clone.phases["insert"] = round((time.monotonic() - started) * 1000, 3)
@@ -167,26 +180,28 @@ class Supply:
             except (HostError, OSError) as error:
                 log.warning("snapshot_not_used", snapshot=key, error=str(error))
                 return None
-            await held.enter_async_context(trying.pop_all())
-            return Ready(clone, session, "snapshot", clone.phases, slot)
+            await stack.enter_async_context(trying.pop_all())
+            return ProvisionedMachine(clone, connection, "snapshot", clone.phases, slot)
 
     async def _clone(
-        self, order: _Order, key: str, held: AsyncExitStack, silence_seconds: int, *, background: bool = False
-    ) -> tuple[Clone, Session, NetworkSlot | None]:
+        self, order: _Order, key: str, stack: AsyncExitStack, silence_seconds: int, *, background: bool = False
+    ) -> tuple[Clone, AgentConnection, NetworkSlot | None]:
         """A clone that runs. Raises MachineError, after which the snapshot may be gone, and HostError."""
         assert self.snapshots is not None
         self._used[key] = time.monotonic(), order.hypervisor
         made_at = self.snapshots.made_at(key)
         try:
-            spec = await plugged(replace(order.spec, script_disk=None, background=background), order.plug, held)
-            clone = await held.enter_async_context(order.hypervisor.clone(spec, self.snapshots.folder / key))
-            session = await wake(clone, order.boot_timeout_seconds, silence_seconds=silence_seconds)
-            await tell_network(session, spec.slot)
+            spec = await with_network_slot(
+                replace(order.spec, script_disk=None, background=background), order.slot_factory, stack
+            )
+            clone = await stack.enter_async_context(order.hypervisor.clone(spec, self.snapshots.folder / key))
+            connection = await wake(clone, order.boot_timeout_seconds, silence_seconds=silence_seconds)
+            await configure_network(connection, spec.slot)
         except MachineError as error:
             await self._judge(order.hypervisor, key, made_at, error)
             raise
         del self._doubts[key]
-        return clone, session, spec.slot
+        return clone, connection, spec.slot
 
     async def _judge(self, hypervisor: Hypervisor, key: str, made_at: int | None, error: MachineError) -> None:
         """A clone failed: discard the snapshot if that is why, or if it happened before and nobody knows why."""
@@ -206,7 +221,7 @@ class Supply:
         if self.pool is not None:
             await self.pool.drop(key)
 
-    async def _exercised(self, order: _Order, key: str) -> Waiting | None:
+    async def _exercised(self, order: _Order, key: str) -> WarmClone | None:
         """A clone for the pool; None while there is no snapshot."""
         assert self.snapshots is not None
         if self.snapshots.find(key) is None:
@@ -215,25 +230,25 @@ class Supply:
         made_at = self.snapshots.made_at(key)
         async with AsyncExitStack() as trying:
             # Nobody speaks to it while it waits, and it dies with this process all the same.
-            clone, session, slot = await self._clone(order, key, trying, 0, background=True)
+            clone, connection, slot = await self._clone(order, key, trying, 0, background=True)
             try:
-                if order.preparation.rehearsals:
-                    await clone.insert(order.preparation.disk)
-                for rehearsal in order.preparation.rehearsals:
-                    await rehearse(session, rehearsal)
+                if order.warm_up_steps.rehearsals:
+                    await clone.insert(order.warm_up_steps.disk)
+                for rehearsal in order.warm_up_steps.rehearsals:
+                    await warm_up(connection, rehearsal)
             except MachineError as error:
                 await self._judge(order.hypervisor, key, made_at, error)
                 raise
-            clone.come_forward()
+            clone.set_foreground()
             memory_mb = await in_thread(resident_mb, clone.pids())
-            return Waiting(clone, session, trying.pop_all(), memory_mb, slot)
+            return WarmClone(clone, connection, trying.pop_all(), memory_mb, slot)
 
-    def prefer(self, hypervisor: Hypervisor, spec: MachineSpec, preparation: Preparation) -> None:
+    def prefer(self, hypervisor: Hypervisor, spec: MachineSpec, warm_up_steps: WarmUp) -> None:
         """Jobs will want machines like this: have the snapshot ready, and in a fixed pool clones of it."""
         if self.snapshots is None:
             return
-        order = _Order(hypervisor, spec, preparation, self.snapshots.boot_timeout_seconds)
-        key = self.snapshots.key(hypervisor, spec.image, spec.shape, preparation)
+        order = _Order(hypervisor, spec, warm_up_steps, self.snapshots.boot_timeout_seconds)
+        key = self.snapshots.key(hypervisor, spec.image, spec.shape, warm_up_steps)
         if self.snapshots.find(key) is None:
             self._want(order, key)
         if self.pool is not None and self.pool.fixed:
@@ -279,17 +294,17 @@ class Supply:
         while True:
             key, order = await self._to_make.get()
             try:
-                await self.make(order.hypervisor, order.spec, order.preparation)
+                await self.make(order.hypervisor, order.spec, order.warm_up_steps)
             finally:
                 self._making.discard(key)
 
-    async def make(self, hypervisor: Hypervisor, spec: MachineSpec, preparation: Preparation) -> bool:
+    async def make(self, hypervisor: Hypervisor, spec: MachineSpec, warm_up_steps: WarmUp) -> bool:
         """Make the snapshot for machines of that spec now; False, and a word in the log, when it cannot be made."""
         assert self.snapshots is not None
         key = None
         try:
-            key = self.snapshots.key(hypervisor, spec.image, spec.shape, preparation)
-            return await self.snapshots.make(hypervisor, spec.image, spec.shape, preparation) is not None
+            key = self.snapshots.key(hypervisor, spec.image, spec.shape, warm_up_steps)
+            return await self.snapshots.make(hypervisor, spec.image, spec.shape, warm_up_steps) is not None
         except (MachineError, HostError, OSError) as error:
             log.warning("snapshot_failed", image=spec.image.name, error=str(error))
             if key is not None:
@@ -298,21 +313,21 @@ class Supply:
 
 
 async def booted(
-    start: Callable[[], AbstractAsyncContextManager[Machine]], boot_timeout_seconds: float, held: AsyncExitStack
-) -> Ready:
+    start: Callable[[], AbstractAsyncContextManager[Machine]], boot_timeout_seconds: float, stack: AsyncExitStack
+) -> ProvisionedMachine:
     """Boot a machine, which ends with `held`. One whose clock does not go is replaced, twice. Raises MachineError."""
     for tries in range(3):
         async with AsyncExitStack() as trying:
             machine = await trying.enter_async_context(start())
             started = time.monotonic()
             try:
-                session = await open_session(machine, boot_timeout_seconds)
+                connection = await open_connection(machine, boot_timeout_seconds)
             except NoClock as error:
                 if tries == 2:
                     raise
                 log.warning("machine_replaced", machine=machine.id, reason=error.message)
                 continue
             machine.phases["boot"] = round((time.monotonic() - started) * 1000, 3)
-            await held.enter_async_context(trying.pop_all())
-            return Ready(machine, session, "boot", machine.phases)
+            await stack.enter_async_context(trying.pop_all())
+            return ProvisionedMachine(machine, connection, "boot", machine.phases)
     raise AssertionError("the last try returns or raises")

@@ -9,7 +9,7 @@ _MEMORY_MB = tuple(sorted(step for power in range(6, 31) for step in (1 << power
 _DISK_MB = tuple(1 << power for power in range(6, 31))
 
 
-def fitted(
+def round_up_shape(
     vcpus: int,
     memory_mb: int,
     disk_mb: int | None,

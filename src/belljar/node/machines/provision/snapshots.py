@@ -19,16 +19,16 @@ from pathlib import Path
 
 import structlog
 
-from belljar.system.disk_space import MB, DiskSpace
 from belljar.model.errors import MachineError
 from belljar.model.image import Image
 from belljar.node.machines.boot import NoClock
-from belljar.node.machines.provision.warm_up import Preparation, prepare_template
-from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
-from belljar.node.machines.racing import MachineDead, unless_dead
 from belljar.node.machines.host.threads import in_thread
+from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
+from belljar.node.machines.provision.warm_up import WarmUp, prepare_template
+from belljar.node.machines.racing import MachineDead, unless_dead
 from belljar.settings import Settings
-from belljar.system.file_locks import only_one
+from belljar.system.disk_space import MB, DiskSpace
+from belljar.system.file_locks import try_lock
 
 log = structlog.get_logger()
 
@@ -52,7 +52,7 @@ class Snapshots:
         """How long a machine may take to boot here."""
         return self._settings.boot_timeout_seconds
 
-    def key(self, hypervisor: Hypervisor, image: Image, shape: Shape, preparation: Preparation) -> str:
+    def key(self, hypervisor: Hypervisor, image: Image, shape: Shape, warm_up_steps: WarmUp) -> str:
         """The name of the snapshot of exactly this."""
         manifest = image.manifest
         words = [
@@ -62,7 +62,7 @@ class Snapshots:
             hypervisor.identity,
             [part.sha256 for part in (manifest.kernel, manifest.initramfs, manifest.root)],
             dataclasses.astuple(shape),
-            preparation.words(),
+            warm_up_steps.words(),
             _boot_id(),
         ]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
@@ -95,14 +95,14 @@ class Snapshots:
         except OSError:
             return None
 
-    async def make(self, hypervisor: Hypervisor, image: Image, shape: Shape, preparation: Preparation) -> Path | None:
+    async def make(self, hypervisor: Hypervisor, image: Image, shape: Shape, warm_up_steps: WarmUp) -> Path | None:
         """Boot, prepare and freeze a machine; returns the folder, or None when another process makes it right now.
 
         Raises MachineError, HostError, DiskFull; then nothing of it is left.
         """
-        key = self.key(hypervisor, image, shape, preparation)
+        key = self.key(hypervisor, image, shape, warm_up_steps)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with only_one(self.folder / f"{key}.lock") as mine:
+        with try_lock(self.folder / f"{key}.lock") as mine:
             if not mine:
                 return None
             found = self.find(key)
@@ -115,10 +115,10 @@ class Snapshots:
             partial.mkdir(mode=0o700)
             try:
                 try:
-                    await self._freeze(hypervisor, image, shape, preparation, partial)
+                    await self._freeze(hypervisor, image, shape, warm_up_steps, partial)
                 except NoClock as error:
                     log.warning("machine_replaced", reason=error.message)
-                    await self._freeze(hypervisor, image, shape, preparation, partial)
+                    await self._freeze(hypervisor, image, shape, warm_up_steps, partial)
                 await in_thread(self._note, partial, image, shape, hypervisor)
                 partial.rename(self.folder / key)
             finally:
@@ -128,12 +128,12 @@ class Snapshots:
         return self.folder / key
 
     async def _freeze(
-        self, hypervisor: Hypervisor, image: Image, shape: Shape, preparation: Preparation, folder: Path
+        self, hypervisor: Hypervisor, image: Image, shape: Shape, warm_up_steps: WarmUp, folder: Path
     ) -> None:
         spec = MachineSpec(image=image, shape=shape, script_disk=None)
         seconds = self._settings.boot_timeout_seconds
         async with hypervisor.template(spec, folder) as template:
-            preparing = prepare_template(template, preparation.within(shape.memory_mb), seconds)
+            preparing = prepare_template(template, warm_up_steps.within(shape.memory_mb), seconds)
             try:
                 async with asyncio.timeout(2 * seconds):
                     await unless_dead(template, preparing)
@@ -192,7 +192,7 @@ class Snapshots:
                 total -= size
         for lock in self.folder.glob("*.lock"):
             if not lock.with_suffix("").exists():
-                with only_one(lock) as mine:
+                with try_lock(lock) as mine:
                     if mine:
                         lock.unlink(missing_ok=True)
 
@@ -205,7 +205,7 @@ class Snapshots:
     def clear_partial(self) -> None:
         """Remove what a killed process left half-made: what nobody holds the lock of."""
         for partial in self.folder.glob("*.partial"):
-            with only_one(partial.with_suffix(".lock")) as mine:
+            with try_lock(partial.with_suffix(".lock")) as mine:
                 if mine:
                     self._remove(partial)
 

@@ -7,18 +7,18 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from belljar.images.prefork_programs import has_room
 from belljar.model.errors import HostError, MachineError, MachineTimeout
 from belljar.node.guest.command import Command, CommandFailed
-from belljar.images.prefork_programs import has_room
-from belljar.node.guest.connection import Session
+from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.wire import Stream
-from belljar.node.machines.boot import open_session
+from belljar.node.machines.boot import open_connection
 from belljar.node.machines.deadlines import patience
 from belljar.node.machines.protocol import BadSnapshot, Clone, DeathCause, Template
 from belljar.node.machines.racing import MachineDead, unless_dead
 
 #: Most bytes that a rehearsal may print; it is our own, and prints a line.
-_MOST_OUTPUT = 4096
+_MAX_OUTPUT = 4096
 _REHEARSAL_SECONDS = 60.0
 #: A clone answers within a tenth of a second; one that does not within this is no use.
 _WAKE_SECONDS = 10.0
@@ -27,7 +27,7 @@ _AHEAD_SECONDS = 10 * 365 * 86400
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Preparation:
+class WarmUp:
     """What is run in a template and its clones before any job is known."""
 
     #: Filesystem image with what the rehearsals run.
@@ -39,7 +39,7 @@ class Preparation:
     #: Run in a clone before it is given to a job: afterwards the hypervisor knows the guest's code.
     rehearsals: tuple[Command, ...] = ()
 
-    def within(self, memory_mb: int) -> Preparation:
+    def within(self, memory_mb: int) -> WarmUp:
         """Less the processes that have no room to wait in a machine of so much memory."""
         return replace(self, waiting=tuple(each for each in self.waiting if has_room(each.prefork, memory_mb)))
 
@@ -59,15 +59,15 @@ class _Dropped:
         self.size += len(data)
 
     def full(self, stream: Stream) -> bool:
-        return self.size > _MOST_OUTPUT
+        return self.size > _MAX_OUTPUT
 
 
-async def rehearse(session: Session, command: Command) -> None:
+async def warm_up(connection: AgentConnection, command: Command) -> None:
     """Run a command that must succeed. Raises MachineError when it does not, or cannot be started."""
-    seconds = _REHEARSAL_SECONDS * session.patience
+    seconds = _REHEARSAL_SECONDS * connection.patience
     try:
         async with asyncio.timeout(seconds):
-            exited = await session.rehearse(command, _Dropped())
+            exited = await connection.warm_up(command, _Dropped())
     except TimeoutError:
         raise MachineTimeout(f"the rehearsal {command.argv[0]} did not end within {seconds:g} s") from None
     except CommandFailed as failed:
@@ -76,34 +76,34 @@ async def rehearse(session: Session, command: Command) -> None:
         raise MachineError(f"the rehearsal {command.argv[0]} ended with {exited.exit_code or exited.signal}")
 
 
-async def prepare_template(template: Template, preparation: Preparation, boot_timeout_seconds: float) -> None:
+async def prepare_template(template: Template, warm_up_steps: WarmUp, boot_timeout_seconds: float) -> None:
     """Everything between the boot of a template and its freezing. Raises MachineError."""
-    session = await open_session(template, boot_timeout_seconds)
-    await template.insert(preparation.disk)
-    for command in preparation.warm:
-        await rehearse(session, command)
+    connection = await open_connection(template, boot_timeout_seconds)
+    await template.insert(warm_up_steps.disk)
+    for command in warm_up_steps.warm:
+        await warm_up(connection, command)
     # OpenSSL's generators, which a waiting process may have used already, remember when they were seeded, and seed
     # themselves again where that lies in the future (prov_drbg_generate in its drbg.c). In a clone it will.
-    await session.set_clock(ahead_seconds=_AHEAD_SECONDS)
-    for command in preparation.waiting:
+    await connection.set_clock(ahead_seconds=_AHEAD_SECONDS)
+    for command in warm_up_steps.waiting:
         for _ in range(2):
             try:
-                await session.prepare(command)
+                await connection.prepare(command)
             except CommandFailed as failed:
                 raise MachineError(f"{command.prefork or 'the reaper'} does not wait: {failed}") from None
-    await session.set_clock()
-    await session.suspend()
+    await connection.set_clock()
+    await connection.suspend()
 
 
-async def wake(clone: Clone, boot_timeout_seconds: float, *, silence_seconds: int) -> Session:
+async def wake(clone: Clone, boot_timeout_seconds: float, *, silence_seconds: int) -> AgentConnection:
     """Return the session with a clone that knows who it is now.
 
     Raises BadSnapshot, HostError when this host has too little of something, MachineError when it is not clear why.
     """
     started, factor = time.monotonic(), patience(boot_timeout_seconds)
-    session = Session(clone.reader, clone.writer, patience=factor)
+    connection = AgentConnection(clone.reader, clone.writer, patience=factor)
     try:
-        await unless_dead(clone, session.resume(_WAKE_SECONDS * factor, silence_seconds=silence_seconds))
+        await unless_dead(clone, connection.resume(_WAKE_SECONDS * factor, silence_seconds=silence_seconds))
     except MachineDead as error:
         if error.death.cause is DeathCause.SNAPSHOT:
             raise BadSnapshot(error.message) from None
@@ -111,4 +111,4 @@ async def wake(clone: Clone, boot_timeout_seconds: float, *, silence_seconds: in
             raise HostError(f"a machine cannot be cloned: {error.message}; run fewer jobs at once") from None
         raise
     clone.phases["resume"] = round((time.monotonic() - started) * 1000, 3)
-    return session
+    return connection

@@ -36,7 +36,7 @@ class Frozen:
         assert memory is not None and state is not None
         return cls(memory, state, scratch)
 
-    def held(self, held: contextlib.AsyncExitStack) -> Frozen:
+    def stack(self, stack: contextlib.AsyncExitStack) -> Frozen:
         """The parts for one clone, whatever becomes of the snapshot meanwhile. Raises OSError."""
         parts = []
         for descriptor in (self.memory, self.state, self.scratch):
@@ -44,7 +44,7 @@ class Frozen:
                 os.fchmod(descriptor, 0o777)  # where belljar is not root, a clone could have closed it to others
             parts.append(None if descriptor is None else os.dup(descriptor))
             if parts[-1] is not None:
-                held.callback(os.close, parts[-1])
+                stack.callback(os.close, parts[-1])
         memory, state, scratch = parts
         assert memory is not None and state is not None
         return Frozen(memory, state, scratch)

@@ -16,9 +16,12 @@ from pathlib import Path
 from belljar.model.errors import HostError, host_error
 from belljar.node.machines.host.cgroup import find_hierarchies
 from belljar.node.machines.host.faults import HOST_ERRNOS, host_errors
-from belljar.node.machines.host.shielded_stack import holding, uninterrupted
 from belljar.node.machines.host.jail import Program, program
 from belljar.node.machines.host.owner import owner_name
+from belljar.node.machines.host.readonly import ReadOnlyFiles
+from belljar.node.machines.host.shielded_stack import shielded_exit_stack, uninterrupted
+from belljar.node.machines.host.tap import dead_end, opened_tap
+from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, BadSnapshot, Clone, Machine, MachineSpec, Template
 from belljar.node.machines.qemu import command
 from belljar.node.machines.qemu.frozen import Frozen
@@ -26,9 +29,6 @@ from belljar.node.machines.qemu.launch import Files, Launcher
 from belljar.node.machines.qemu.machine import QemuClone, QemuMachine, QemuTemplate
 from belljar.node.machines.qemu.memory import copy_sparse, new_memory, reopened
 from belljar.node.machines.qemu.scratch import scratch_disk
-from belljar.node.machines.host.readonly import ReadOnlyFiles
-from belljar.node.machines.host.tap import dead_end, opened_tap
-from belljar.node.machines.host.threads import in_thread
 from belljar.settings import Settings
 
 #: What QEMU loads by name besides its libraries: accelerators that are modules, firmware.
@@ -77,37 +77,37 @@ class QemuHypervisor:
         """Start a machine; it has begun to boot when the block begins. Raises MissingTool, HostError, DiskFull."""
         if spec.script_disk is None:
             raise ValueError("a machine that boots is given its script's disk at once")
-        async with holding() as held:
+        async with shielded_exit_stack() as stack:
             with host_errors("start a machine"):
                 files = Files(
-                    kernel=await self._opened(spec.image.kernel, held),
-                    initramfs=await self._opened(spec.image.initramfs, held),
-                    root=await self._opened(spec.image.root, held),
-                    script=await self._opened(spec.script_disk, held),
-                    scratch=await self._scratch(spec, held),
-                    tap=await opened_tap(spec.slot, held),
+                    kernel=await self._opened(spec.image.kernel, stack),
+                    initramfs=await self._opened(spec.image.initramfs, stack),
+                    root=await self._opened(spec.image.root, stack),
+                    script=await self._opened(spec.script_disk, stack),
+                    scratch=await self._scratch(spec, stack),
+                    tap=await opened_tap(spec.slot, stack),
                 )
-                machine = await self._launcher.launch(QemuMachine, spec, files, held)
+                machine = await self._launcher.launch(QemuMachine, spec, files, stack)
             yield machine
 
     @asynccontextmanager
     async def template(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Template]:
         """Boot a machine to be frozen into `folder`. Raises as `machine` does."""
-        async with holding() as held:
+        async with shielded_exit_stack() as stack:
             with host_errors("start a machine"):
                 memory = new_memory(spec.shape.memory_mb << 20)
-                held.callback(os.close, memory)
-                script = self._empty_disk(SCRIPT_DISK_BYTES, held)
+                stack.callback(os.close, memory)
+                script = self._empty_disk(SCRIPT_DISK_BYTES, stack)
                 files = Files(
-                    kernel=await self._opened(spec.image.kernel, held),
-                    initramfs=await self._opened(spec.image.initramfs, held),
-                    root=await self._opened(spec.image.root, held),
-                    script=reopened(script, held),
-                    scratch=await self._scratch(spec, held),
+                    kernel=await self._opened(spec.image.kernel, stack),
+                    initramfs=await self._opened(spec.image.initramfs, stack),
+                    root=await self._opened(spec.image.root, stack),
+                    script=reopened(script, stack),
+                    scratch=await self._scratch(spec, stack),
                     memory=memory,
-                    tap=await dead_end(held) if spec.shape.network else None,
+                    tap=await dead_end(stack) if spec.shape.network else None,
                 )
-                template = await self._launcher.launch(QemuTemplate, spec, files, held)
+                template = await self._launcher.launch(QemuTemplate, spec, files, stack)
             template.reads(script)
             template.keeps(folder, memory, files.scratch)
             yield template
@@ -115,23 +115,23 @@ class QemuHypervisor:
     @asynccontextmanager
     async def clone(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Clone]:
         """Clone what was frozen into `folder`; its memory is loaded once. Raises MachineError, HostError, DiskFull."""
-        async with holding() as held:
+        async with shielded_exit_stack() as stack:
             with host_errors("clone a machine"):
-                frozen = (await self._frozen_in(folder)).held(held)
+                frozen = (await self._frozen_in(folder)).stack(stack)
                 scratch = None
                 if frozen.scratch is not None:
-                    scratch = self._empty_disk(0, held)
+                    scratch = self._empty_disk(0, stack)
                     await uninterrupted(in_thread(copy_sparse, frozen.scratch, scratch))
-                script = self._empty_disk(SCRIPT_DISK_BYTES, held)
+                script = self._empty_disk(SCRIPT_DISK_BYTES, stack)
                 files = Files(
-                    root=await self._opened(spec.image.root, held),
-                    script=reopened(script, held),  # the guest may not write to it
+                    root=await self._opened(spec.image.root, stack),
+                    script=reopened(script, stack),  # the guest may not write to it
                     scratch=scratch,
                     memory=frozen.memory,
-                    state=reopened(frozen.state, held),
-                    tap=await opened_tap(spec.slot, held),
+                    state=reopened(frozen.state, stack),
+                    tap=await opened_tap(spec.slot, stack),
                 )
-                clone = await self._launcher.launch(QemuClone, spec, files, held)
+                clone = await self._launcher.launch(QemuClone, spec, files, stack)
             clone.reads(script)
             yield clone
 
@@ -149,7 +149,7 @@ class QemuHypervisor:
                     self._frozen[folder] = await uninterrupted(_load(folder), Frozen.close)
         return self._frozen[folder]
 
-    async def _opened(self, path: Path, held: AsyncExitStack) -> int:
+    async def _opened(self, path: Path, stack: AsyncExitStack) -> int:
         """A descriptor to read from, closed with `held`. Raises HostError."""
         try:
             descriptor = await uninterrupted(in_thread(self._read_only.open, path), os.close)
@@ -158,22 +158,22 @@ class QemuHypervisor:
                 raise
             reason = error.strerror or error
             raise HostError(f"cannot read {path}: {reason}; build the image or upload the script again") from error
-        held.callback(os.close, descriptor)
+        stack.callback(os.close, descriptor)
         return descriptor
 
     @property
     def _disks(self) -> Path:
         return self._settings.data_dir / "run" / "scratch"
 
-    async def _scratch(self, spec: MachineSpec, held: AsyncExitStack) -> int | None:
-        return await held.enter_async_context(scratch_disk(self._disks, spec.shape.disk_mb))
+    async def _scratch(self, spec: MachineSpec, stack: AsyncExitStack) -> int | None:
+        return await stack.enter_async_context(scratch_disk(self._disks, spec.shape.disk_mb))
 
-    def _empty_disk(self, size_bytes: int, held: AsyncExitStack) -> int:
+    def _empty_disk(self, size_bytes: int, stack: AsyncExitStack) -> int:
         """A sparse file without a name, gone with its last descriptor. Raises DiskFull, HostError."""
         with host_errors(f"make a machine's disk in {self._disks}"):
             self._disks.mkdir(parents=True, exist_ok=True, mode=0o700)
             file = tempfile.TemporaryFile(dir=self._disks)  # noqa: SIM115 (held)
-            held.callback(file.close)
+            stack.callback(file.close)
             file.truncate(size_bytes)
             return file.fileno()
 

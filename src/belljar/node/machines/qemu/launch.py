@@ -14,13 +14,13 @@ from typing import TypeVar
 from belljar.node.machines.host.cgroup import Bounds, Hierarchy, machine_group
 from belljar.node.machines.host.faults import devnull
 from belljar.node.machines.host.jail import Jail, Program, kvm_node, machine_uid, spawn
+from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.protocol import GUEST_MAC, Console, MachineSpec
 from belljar.node.machines.qemu.command import Descriptors, Hardware, arguments, restore_orders
 from belljar.node.machines.qemu.machine import QemuMachine
 from belljar.node.machines.qemu.monitor import Monitor
 from belljar.node.machines.qemu.tsc import tsc_khz
 from belljar.node.machines.steps import Steps
-from belljar.node.machines.host.threads import in_thread
 from belljar.settings import Settings
 
 #: QEMU's own memory beside its guest's: code, translations, buffers, and the page cache charged to it.
@@ -66,24 +66,24 @@ class Launcher:
     hierarchies: tuple[Hierarchy, ...]
     owner: str
 
-    async def launch(self, kind: type[M], spec: MachineSpec, files: Files, held: AsyncExitStack) -> M:
+    async def launch(self, kind: type[M], spec: MachineSpec, files: Files, stack: AsyncExitStack) -> M:
         """Start QEMU; it is killed, and everything around it removed, when `held` is closed.
 
         Raises HostError, OSError.
         """
         steps, shape = Steps(), spec.shape
         machine_id = f"{self.owner}.{secrets.token_hex(6)}"
-        uid = held.enter_context(machine_uid(self.settings))
-        group = await held.enter_async_context(machine_group(self.hierarchies, machine_id, _bounds(spec)))
-        kvm = held.enter_context(kvm_node(machine_id, uid)) if self.accelerator == "kvm" else None
+        uid = stack.enter_context(machine_uid(self.settings))
+        group = await stack.enter_async_context(machine_group(self.hierarchies, machine_id, _bounds(spec)))
+        kvm = stack.enter_context(kvm_node(machine_id, uid)) if self.accelerator == "kvm" else None
         address_mb = None if group.folders else shape.memory_mb + _OWN_ADDRESSES_MB
         jail = Jail(uid=uid, group=group, address_bytes=address_mb and address_mb << 20, kvm=kvm)
         steps.done("prepare")
         with contextlib.ExitStack() as passed:  # what QEMU inherits is closed here as soon as it has it
-            agent, qmp, console = (_socket_pair(held, passed) for _ in range(3))
+            agent, qmp, console = (_socket_pair(stack, passed) for _ in range(3))
             descriptors = Descriptors(
                 **{each.name: getattr(files, each.name) for each in dataclasses.fields(files)},
-                orders=_orders(files.state, held, passed),
+                orders=_orders(files.state, stack, passed),
                 agent=agent.theirs.fileno(),
                 qmp=qmp.theirs.fileno(),
                 console=console.theirs.fileno(),
@@ -92,8 +92,8 @@ class Launcher:
             hardware = Hardware(shape, self.accelerator, khz, GUEST_MAC if shape.network else None)
             command = jail.command(self.program, arguments(hardware, descriptors))
             # Our ends first: nothing may fail, or wait, between the start of a process and who ends it.
-            agent_stream = await _stream(held, agent.ours, _STREAM_BUFFER)
-            console_stream = await _stream(held, console.ours, _CONSOLE_BUFFER)
+            agent_stream = await _stream(stack, agent.ours, _STREAM_BUFFER)
+            console_stream = await _stream(stack, console.ours, _CONSOLE_BUFFER)
             process = await _spawn(command, jail.environment(), descriptors)
             machine = kind(
                 machine_id,
@@ -105,7 +105,7 @@ class Launcher:
                 console_stream=console_stream,
                 phases=steps.phases,
             )
-            held.push_async_callback(machine.kill)
+            stack.push_async_callback(machine.kill)
         steps.done("spawn")
         return machine
 
@@ -116,26 +116,26 @@ class _SocketPair:
     theirs: socket.socket
 
 
-def _socket_pair(held: AsyncExitStack, passed: contextlib.ExitStack) -> _SocketPair:
+def _socket_pair(stack: AsyncExitStack, passed: contextlib.ExitStack) -> _SocketPair:
     pair = _SocketPair(*socket.socketpair())
-    held.callback(pair.ours.close)
+    stack.callback(pair.ours.close)
     passed.callback(pair.theirs.close)
     return pair
 
 
 async def _stream(
-    held: AsyncExitStack, end: socket.socket, limit: int
+    stack: AsyncExitStack, end: socket.socket, limit: int
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection(sock=end, limit=limit)
-    held.callback(writer.close)
+    stack.callback(writer.close)
     return reader, writer
 
 
-def _orders(state: int | None, held: AsyncExitStack, passed: contextlib.ExitStack) -> int | None:
+def _orders(state: int | None, stack: AsyncExitStack, passed: contextlib.ExitStack) -> int | None:
     """Where a clone reads what it is to do; it is there already."""
     if state is None:
         return None
-    pair = _socket_pair(held, passed)
+    pair = _socket_pair(stack, passed)
     pair.ours.sendall(restore_orders(state))
     return pair.theirs.fileno()
 

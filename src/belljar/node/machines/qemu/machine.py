@@ -9,17 +9,17 @@ import re
 from pathlib import Path
 
 from belljar.model.errors import HostError
-from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.ends import is_the_hosts, killed, panicked, reason_of
+from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.host.faults import host_errors
-from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.jail import end, explain
+from belljar.node.machines.host.shielded_stack import uninterrupted
+from belljar.node.machines.host.threads import in_thread
+from belljar.node.machines.host.usage import children
 from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, Console, Death, DeathCause
 from belljar.node.machines.qemu.frozen import MEMORY, SCRATCH, STATE
 from belljar.node.machines.qemu.memory import save, seal
 from belljar.node.machines.qemu.monitor import Monitor
-from belljar.node.machines.host.threads import in_thread
-from belljar.node.machines.host.usage import children
 from belljar.node.machines.stderr_tail import read_last
 
 _STDERR_BYTES = 8192
@@ -147,7 +147,7 @@ class QemuClone(QemuMachine):
                 at += sent
         os.lseek(self._script, 0, os.SEEK_SET)
 
-    def come_forward(self) -> None:
+    def set_foreground(self) -> None:
         self._group.set_weight(100)
 
 

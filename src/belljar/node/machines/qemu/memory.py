@@ -43,10 +43,10 @@ def seal(descriptor: int) -> None:
         raise HostError(f"a snapshot's memory cannot be sealed: {error.strerror}") from error
 
 
-def reopened(descriptor: int, held: contextlib.AsyncExitStack) -> int:
+def reopened(descriptor: int, stack: contextlib.AsyncExitStack) -> int:
     """A descriptor of the same file for reading only, with a position of its own, closed with `held`."""
     again = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-    held.callback(os.close, again)
+    stack.callback(os.close, again)
     return again
 
 

@@ -1,0 +1,13 @@
+"""Languages as images name them."""
+
+from __future__ import annotations
+
+import pytest
+
+from belljar.model.image import Language
+from support.script_languages import BINARY, PYTHON, SHELL
+
+
+@pytest.fixture(scope="session")
+def languages() -> list[Language]:
+    return [PYTHON, SHELL, BINARY]
