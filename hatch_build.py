@@ -22,6 +22,7 @@ class AgentBuildHook(BuildHookInterface):
         assert spec is not None and spec.loader is not None
         compiler = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(compiler)
-        binaries = compiler.compile_all(package / "node" / "guest" / "agent", package / "images" / "bin", self.app.display_info)
+        sources = package / "node" / "guest" / "agent"
+        binaries = compiler.compile_all(sources, package / "images" / "bin", self.app.display_info)
         if version != "editable":
             build_data["force_include"].update({str(path): f"belljar/images/bin/{path.name}" for path in binaries})

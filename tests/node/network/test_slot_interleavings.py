@@ -71,7 +71,7 @@ class SlotMachine(RuleBasedStateMachine):
         self.patch.setattr(pool_module, "why_no_network", lambda: None)
         self.patch.setattr(pool_module, "lay_out", lambda *_: None)
         self.patch.setattr(pool_module, "netlink", lambda _: None)
-        for name in ("HostSide", "StandIn"):
+        for name in ("HostSide", "RootlessBackend"):
             self.patch.setattr(pool_module, name, self.new_host)
         self.patch.setattr(pool_module, "in_thread", self.suspended)
         self.patch.setattr(pool_module, "_REMOVE_PAUSES", (0.0, 0.0))

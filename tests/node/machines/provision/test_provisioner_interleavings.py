@@ -146,9 +146,9 @@ class SupplyMachine(RuleBasedStateMachine):
         self.quiet = structlog.testing.capture_logs()
         self.quiet.__enter__()
         self.patch = pytest.MonkeyPatch()
-        for name, fake in (("wake", self.wake), ("open_session", self.open), ("in_thread", self.at_once)):
+        for name, fake in (("wake", self.wake), ("open_connection", self.open), ("in_thread", self.at_once)):
             self.patch.setattr(supply_module, name, fake)
-        self.patch.setattr(supply_module, "tell_network", self.told)
+        self.patch.setattr(supply_module, "configure_network", self.told)
         self.clock = Clock()
         for module in (pool_module, supply_module):
             self.patch.setattr(module, "time", self.clock)
