@@ -82,7 +82,7 @@ class SqlRetention:
 
     async def ended(self, status: Status, after: datetime | None, before: datetime, limit: int) -> list[EndedJob]:
         """Jobs that ended so in that time, in the order of their ends. Those that ended at one moment stay together."""
-        stdin = jobs.c.asked["stdin_bytes"].as_integer()
+        stdin = jobs.c.spec["stdin_bytes"].as_integer()
         query = select(jobs.c.id, jobs.c.finished_at, stdin).where(*_ended_before(status, before))
         if after is not None:
             query = query.where(jobs.c.finished_at > after)
