@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from belljar.control.jobs.resolve import NodeLimits, Runnable, check_arguments, resolve_job
+from belljar.control.jobs.resolve import Runnable, check_arguments, resolve_job
 from belljar.model.errors import InvalidDependencies, InvalidOption
 from belljar.model.job import Job, JobOptions
+from belljar.model.node_limits import NodeLimits
 from belljar.model.script import Dependencies
 from belljar.model.states import Status
 from belljar.settings import Settings

@@ -12,6 +12,7 @@ from belljar.model.errors import InvalidOption
 from belljar.model.ids import new_id
 from belljar.model.image import Image
 from belljar.model.job import Job, JobOptions, Resources
+from belljar.model.node_limits import NodeLimits
 from belljar.model.script import Dependencies
 from belljar.model.states import Status
 from belljar.packages.requirements import check_runtime
@@ -22,16 +23,6 @@ MAX_AGENT_STRINGS = 8192
 MAX_AGENT_BYTES = 1200 * 1024
 #: The command's own words, and variables that belljar adds.
 _RESERVED_STRINGS = 64
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NodeLimits:
-    """The largest machine that there is room for on one node, when nothing else runs."""
-
-    vcpus: int
-    memory_mb: int
-    #: The largest scratch disk; None: not known.
-    disk_mb: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,12 +14,13 @@ import structlog
 from belljar.control.blobs.store import Blobs
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
-from belljar.control.jobs.resolve import NodeLimits, check_arguments, resolve_job, runnable_of
+from belljar.control.jobs.resolve import check_arguments, resolve_job, runnable_of
 from belljar.control.scripts.service import ScriptService
 from belljar.model.errors import Conflict, NotFound
 from belljar.model.ids import is_job_id
 from belljar.model.image import Image
 from belljar.model.job import Job, JobRequest
+from belljar.model.node_limits import NodeLimits
 from belljar.model.script import Script
 from belljar.model.states import Status
 from belljar.settings import Settings

@@ -17,11 +17,11 @@ import struct
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 
 from belljar.control.blobs.store import Blobs
 from belljar.model.errors import DiskFull, InvalidRequest, host_error
+from belljar.model.log_stream import LogStream
 
 HEADER = struct.Struct("<IBB2x")
 #: What the header has room for; attempts from there on share a number.
@@ -39,14 +39,6 @@ RECORDS_AT_ONCE = 128
 FOLLOW_SECONDS = 0.025
 #: A follower says this often that it is still there, when there is nothing new.
 IDLE_SECONDS = 5.0
-
-
-class LogStream(IntEnum):
-    STDOUT = 1
-    STDERR = 2
-    CONSOLE = 3
-    #: What was said while the script's packages were installed.
-    BUILD = 4
 
 
 @dataclass(frozen=True, slots=True)

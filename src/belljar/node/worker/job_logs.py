@@ -18,10 +18,11 @@ import structlog
 
 from belljar.control.blobs.store import Blobs
 from belljar.control.jobs.changes import Changes
-from belljar.control.logs.log import LogStream, LogWriter, log_blob, log_path
+from belljar.control.logs.log import LogWriter, log_blob, log_path
 from belljar.control.store.claims import SqlClaims
 from belljar.model.errors import HostError, NotFound, host_error, without_paths
 from belljar.model.job import Job
+from belljar.model.log_stream import LogStream
 from belljar.model.states import Status
 from belljar.node.worker.retry import RetryTimes
 from belljar.system.background import note_failure

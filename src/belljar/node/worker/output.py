@@ -12,9 +12,10 @@ import structlog
 
 from belljar.control.blobs.store import Blobs
 from belljar.control.jobs.blob_names import artifact_blob
-from belljar.control.logs.log import LogStream, LogWriter
+from belljar.control.logs.log import LogWriter
 from belljar.model.errors import DiskFull, HostError, host_error
 from belljar.model.job import Artifact, Job, LogInfo
+from belljar.model.log_stream import LogStream
 from belljar.node.guest.wire import Stream
 from belljar.node.worker.retry import RetryTimes
 from belljar.system.counters import count

@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 
 import structlog
 
-from belljar.control.logs.log import LogStream, LogWriter
+from belljar.control.logs.log import LogWriter
 from belljar.model.errors import BelljarError
 from belljar.model.job import Job, JobError, LogInfo, MachineInfo, Timings
+from belljar.model.log_stream import LogStream
 from belljar.model.outcome import Outcome
 from belljar.node.machines.protocol import Hypervisor
 from belljar.node.machines.provision.provisioner import Source
