@@ -19,7 +19,7 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, select, type_coerc
 
 from belljar.control.jobs.resolve import NodeLimits
 from belljar.control.store.database import Database
-from belljar.control.store.rows import result_of, job_of
+from belljar.control.store.rows import job_of, result_of
 from belljar.control.store.schema import HELD, NOW_US, QUEUED, UtcTime, jobs
 from belljar.model.errors import HostError, UnknownImage
 from belljar.model.job import Job, JobError, LostAttempt, MachineInfo, Timings
