@@ -172,7 +172,9 @@ async def test_results_of_an_older_database_have_the_new_field_names(tmp_path: P
     older = {"exit_code": 1, "error": {"code": "x", "message": 'says "never"'}, "network": network}
     with sqlite3.connect(tmp_path / "belljar.db") as connection:
         ids = [row[0] for row in connection.execute("SELECT id FROM jobs WHERE status = 'failed' ORDER BY id")]
-        for job_id, result in zip(ids, (older, {"error": older["error"]}, {"network": {"refused_count": 1}}), strict=True):
+        for job_id, result in zip(
+            ids, (older, {"error": older["error"]}, {"network": {"refused_count": 1}}), strict=True
+        ):
             connection.execute("UPDATE jobs SET found = ? WHERE id = ?", (json.dumps(result), job_id))
     database = await open_database(Settings(data_dir=tmp_path))
     jobs = [await SqlJobs(database).get("mine", job_id) for job_id in ids]
