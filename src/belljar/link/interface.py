@@ -2,8 +2,8 @@
 
 Every call about an attempt carries its lease (job, attempt, node, incarnation). The control plane writes nothing for a
 lease that is not held: such a call raises LeaseLost, and the node ends the attempt's machine. Any call may raise
-HostError; the node decides whether it tries again. Every verb may be called again after a failure whose effect is not
-known: the second call has no further effect.
+HostError; the node decides whether it tries again. Any verb may be called again after a failure whose effect is not
+known: a second call has no further effect, or raises LeaseLost because the first one gave the lease up.
 """
 
 from __future__ import annotations

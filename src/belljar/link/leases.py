@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from belljar.model.job import Job, MachineInfo, Timings
-from belljar.model.node_limits import NodeLimits
+from belljar.model.resources import NodeLimits
 
 
 @dataclass(frozen=True, slots=True)

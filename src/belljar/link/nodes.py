@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from belljar.model.job import Value
+from pydantic import BaseModel, ConfigDict
 
 
-class NodeReport(Value):
-    """A node's state at its last heartbeat."""
+class NodeReport(BaseModel):
+    """A node's state at its last heartbeat. Fields that another release added are passed over."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     hostname: str
     version: str

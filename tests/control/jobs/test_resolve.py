@@ -12,7 +12,7 @@ import pytest
 from belljar.control.jobs.resolve import Runnable, check_arguments, resolve_job
 from belljar.model.errors import InvalidDependencies, InvalidOption
 from belljar.model.job import Job, JobOptions
-from belljar.model.node_limits import NodeLimits
+from belljar.model.resources import NodeLimits
 from belljar.model.script import Dependencies
 from belljar.model.states import Status
 from belljar.settings import Settings

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from belljar.control.store.database import Database
 from belljar.control.store.nodes import Node, SqlNodes
-from belljar.model.node_limits import NodeLimits
+from belljar.model.resources import NodeLimits
 
 
 @pytest.fixture

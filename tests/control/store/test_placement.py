@@ -9,7 +9,7 @@ import pytest
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.jobs import SqlJobs
 from belljar.model.job import Job
-from belljar.model.node_limits import NodeLimits
+from belljar.model.resources import NodeLimits
 from belljar.model.states import Status
 from support.job_queue import ended, queued
 

@@ -12,7 +12,7 @@ from belljar.model.errors import InvalidOption
 from belljar.model.ids import new_id
 from belljar.model.image import Image
 from belljar.model.job import Job, JobOptions, Resources
-from belljar.model.node_limits import NodeLimits
+from belljar.model.resources import NodeLimits
 from belljar.model.script import Dependencies
 from belljar.model.states import Status
 from belljar.packages.requirements import check_runtime

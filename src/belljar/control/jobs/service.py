@@ -20,7 +20,7 @@ from belljar.model.errors import Conflict, NotFound
 from belljar.model.ids import is_job_id
 from belljar.model.image import Image
 from belljar.model.job import Job, JobRequest
-from belljar.model.node_limits import NodeLimits
+from belljar.model.resources import NodeLimits
 from belljar.model.script import Script
 from belljar.model.states import Status
 from belljar.settings import Settings

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from belljar.model.job import Job, Resources
-from belljar.model.node_limits import NodeLimits
+from belljar.model.resources import NodeLimits
 from belljar.settings import Settings
 from belljar.system.disk_space import MB, DiskSpace
 

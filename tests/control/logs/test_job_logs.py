@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from belljar.control.blobs.store import Blobs, open_blobs
+from belljar.control.logs.job_logs import JobLogs
 from belljar.control.logs.log import JobLog, LogWriter, log_blob, log_path
 from belljar.control.store.claims import SqlClaims
 from belljar.model.errors import HostError
 from belljar.model.job import Job, LostAttempt
 from belljar.model.log_stream import LogStream
 from belljar.model.states import Status
-from belljar.node.worker.job_logs import JobLogs
 from belljar.settings import Settings
 from support.job_queue import queued
 from support.worker_harness import EIO, QUICK, Faults, Faulty, WorkerHarness, opened_harness
