@@ -15,8 +15,8 @@ from pathlib import Path
 
 import structlog
 
-from belljar.cli.printing import tell
-from belljar.cli.signals import heeded
+from belljar.cli.printing import print_stderr
+from belljar.cli.signals import ending_signals
 from belljar.control.api.admin_key import ensure_admin_key
 from belljar.control.api.descriptors import raise_descriptor_limit
 from belljar.control.api.memory import return_large_blocks
@@ -77,9 +77,9 @@ async def work_until_stopped(settings: Settings) -> None:
     with node_name(settings.data_dir) as name:
         async with open_services(settings) as services:
             work = asyncio.create_task(_worker(services, name).run())
-            for number in (signal.SIGTERM, *heeded()):
+            for number in (signal.SIGTERM, *ending_signals()):
                 asyncio.get_running_loop().add_signal_handler(number, work.cancel)
-            tell(f"belljar works as {name}, data in {settings.data_dir}")
+            print_stderr(f"belljar works as {name}, data in {settings.data_dir}")
             with contextlib.suppress(asyncio.CancelledError):
                 await work
 
@@ -110,14 +110,14 @@ def _server(services: Services, url: str) -> Server:
     settings = services.settings
     key = "no key is asked for" if settings.auth == "off" else f"key in {admin_key_path(settings.data_dir)}"
     greeting = f"belljar serves on {url}, data in {settings.data_dir}, {key}"
-    return Server(services, lambda: tell(greeting))
+    return Server(services, lambda: print_stderr(greeting))
 
 
 def _stop_on_signals(server: Server) -> None:
     def stop() -> None:
         server.should_exit = True
 
-    for number in (signal.SIGTERM, *heeded()):
+    for number in (signal.SIGTERM, *ending_signals()):
         asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
