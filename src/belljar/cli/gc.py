@@ -12,7 +12,7 @@ from belljar.cli.failure import Failed
 from belljar.cli.printing import print_json, print_message, print_table
 
 if TYPE_CHECKING:
-    from belljar.control.maintenance.schedule import Outcome
+    from belljar.control.maintenance.schedule import ServiceOutcome
     from belljar.settings import Settings
 
 _WAIT_SECONDS = 60.0
@@ -41,16 +41,16 @@ def gc(
         raise Failed(1)
 
 
-async def _collect(settings: Settings, *, dry_run: bool) -> list[Outcome]:
+async def _collect(settings: Settings, *, dry_run: bool) -> list[ServiceOutcome]:
+    from belljar.cli.maintenance import maintenance_of
     from belljar.cli.printing import ProgressLines
     from belljar.control.blobs.store import open_blobs
-    from belljar.control.maintenance.schedule import Maintenance
     from belljar.control.store.opening import open_database
 
     database = await open_database(settings, migrate=False)
     try:
-        maintenance, lines, outcomes = Maintenance(settings, database, open_blobs(settings)), ProgressLines(), []
-        async with maintenance.alone(_WAIT_SECONDS):
+        maintenance, lines, outcomes = maintenance_of(settings, database, open_blobs(settings)), ProgressLines(), []
+        async with maintenance.exclusive(_WAIT_SECONDS):
             async for outcome in maintenance.run_once(dry_run=dry_run):
                 outcomes.append(outcome)
                 if outcome.result.removed.count:
@@ -60,7 +60,7 @@ async def _collect(settings: Settings, *, dry_run: bool) -> list[Outcome]:
         await database.close()
 
 
-def _report(outcomes: list[Outcome], *, dry_run: bool) -> dict[str, Any]:
+def _report(outcomes: list[ServiceOutcome], *, dry_run: bool) -> dict[str, Any]:
     kinds = [
         {
             "kind": outcome.service,
@@ -75,7 +75,7 @@ def _report(outcomes: list[Outcome], *, dry_run: bool) -> dict[str, Any]:
     return {"dry_run": dry_run, "removed": kinds, "total_bytes": total}
 
 
-def _print(outcomes: list[Outcome], *, dry_run: bool) -> None:
+def _print(outcomes: list[ServiceOutcome], *, dry_run: bool) -> None:
     removed = [(each.service, each.result.removed) for each in outcomes if each.result.removed.count]
     print_table(
         ("KIND", "COUNT", "MB"), [(kind, extent.count, f"{extent.size_bytes / 1e6:.1f}") for kind, extent in removed]

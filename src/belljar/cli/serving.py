@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from belljar.cli.maintenance import maintenance_of
 from belljar.cli.printing import print_stderr
 from belljar.cli.signals import ending_signals
 from belljar.control.api.admin_key import ensure_admin_key
@@ -22,7 +23,6 @@ from belljar.control.api.descriptors import raise_descriptor_limit
 from belljar.control.api.memory import return_large_blocks
 from belljar.control.api.server import Server
 from belljar.control.api.services import Services, open_services
-from belljar.control.maintenance.schedule import Maintenance
 from belljar.data_dir import private_file, private_folder, serving, unusable
 from belljar.model.errors import HostError, InvalidOption
 from belljar.node.machines.selector import HypervisorSelector
@@ -63,7 +63,8 @@ async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
             server = _server(services, url)
             async with asyncio.TaskGroup() as group:
                 work = group.create_task(_worker(services, name).run()) if name is not None else None
-                cleaning = group.create_task(supervise("maintenance", _maintenance(services).run))
+                maintenance = maintenance_of(settings, services.database, services.blobs)
+                cleaning = group.create_task(supervise("maintenance", maintenance.run))
                 _stop_on_signals(server)
                 await server.serve(sockets=[listener])
                 cleaning.cancel()
@@ -82,10 +83,6 @@ async def work_until_stopped(settings: Settings) -> None:
             print_stderr(f"belljar works as {name}, data in {settings.data_dir}")
             with contextlib.suppress(asyncio.CancelledError):
                 await work
-
-
-def _maintenance(services: Services) -> Maintenance:
-    return Maintenance(services.settings, services.database, services.blobs)
 
 
 def _worker(services: Services, name: str) -> Worker:

@@ -124,7 +124,7 @@ def _disk(settings: Settings) -> Iterator[Check]:
 
 def _stored(settings: Settings) -> Check:
     """Report the size of the data folder by kind."""
-    from belljar.control.maintenance.sizes import measure_sizes
+    from belljar.doctor.sizes import measure_sizes
 
     sizes = measure_sizes(settings)
     kinds = {kind: extent for kind, extent in sizes.kinds.items() if extent.count}
