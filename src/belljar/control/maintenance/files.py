@@ -55,7 +55,7 @@ class LayerCleaner:
         return Result(removed=await asyncio.to_thread(self._run, context))
 
     def _run(self, context: Context) -> Extent:
-        folder, days = context.settings.data_dir / "layers", context.settings.keep_unused_layers_days
+        folder, days = context.settings.paths.layers, context.settings.keep_unused_layers_days
         disks = _unused((*folder.glob("*.erofs"), *(folder / "laid").glob("*.erofs")), days)
         found = _extent_of_files(disks)
         if not context.dry_run:
@@ -83,14 +83,14 @@ class BuildCacheCleaner:
         return Result(removed=await asyncio.to_thread(self._run, context))
 
     def _run(self, context: Context) -> Extent:
-        cache, days = context.settings.data_dir / "cache", context.settings.keep_build_cache_days
-        if not cache.is_dir():
+        paths, days = context.settings.paths, context.settings.keep_build_cache_days
+        if not paths.cache.is_dir():
             return Extent()
         with Images(context.settings.data_dir).no_build_meanwhile() as may_delete:
             if not may_delete:
                 return Extent()
-            files = _unused((*cache.glob("apt/*/debs/*"), *cache.glob("logs/*")), days)
-            left = [path for path in cache.glob("build-*") if path.is_dir() and not path.is_symlink()]
+            files = _unused((*paths.apt_cache.glob("*/debs/*"), *paths.build_logs.glob("*")), days)
+            left = [path for path in paths.cache.glob("build-*") if path.is_dir() and not path.is_symlink()]
             found = _extent_of_files(files) + sum((_extent_of_folder(folder) for folder in left), Extent())
             if not context.dry_run:
                 for path in files:

@@ -32,12 +32,12 @@ class LeftoverCleaner:
         return Result(removed=await asyncio.to_thread(self._run, context))
 
     def _run(self, context: Context) -> Extent:
-        run = context.settings.data_dir / "run"
+        paths = context.settings.paths
         seconds = context.settings.max_timeout_seconds + _SLACK_SECONDS
-        files = older_than((path for path in run.glob("artifacts/*") if path.is_file()), seconds)
+        files = older_than((path for path in paths.artifacts.glob("*") if path.is_file()), seconds)
         if context.dry_run:
             return Extent(len(files), sum(path.lstat().st_size for path in files))
-        found = Extent(clear_stale_uploads(context.settings.data_dir) + clear_owned(run / "embedded"))
+        found = Extent(clear_stale_uploads(context.settings.data_dir) + clear_owned(paths.local_runs))
         for path in files:
             found += Extent(1, path.lstat().st_size)
             path.unlink(missing_ok=True)
@@ -51,7 +51,7 @@ class LogKeeper:
     every_seconds = 600.0
 
     async def run(self, context: Context, record: ServiceRun) -> Result:
-        folder = context.settings.data_dir / "run" / "logs"
+        folder = context.settings.paths.logs
         paths = await asyncio.to_thread(lambda: older_than(folder.glob("*.log"), _LOG_SECONDS))
         removed = Extent()
         for start in range(0, len(paths), _PAGE):

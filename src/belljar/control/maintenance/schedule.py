@@ -157,7 +157,7 @@ class Maintenance:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[bool]:
-        path = self._settings.data_dir / "run" / "maintenance.lock"
+        path = self._settings.paths.maintenance_lock
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with try_lock(path) as mine:
             yield mine
