@@ -14,7 +14,7 @@ import pytest
 from belljar.cli.flags import ServerFlags
 from belljar.cli.server import connect
 from belljar.data_dir import is_served
-from belljar.system.local_server import read_address
+from belljar.local_server import read_address
 from support.command import belljar, complaint
 from support.foreign_server import foreign_server
 from support.running import serving

@@ -24,7 +24,9 @@ import httpx
 from belljar.bench.figures import Figure, figure, machine_facts
 from belljar.bench.peers import HELLO, once, peers
 from belljar.bench.starts import measure_starts
+from belljar.data_dir import DataDir
 from belljar.images.catalog import Images
+from belljar.local_server import read_admin_key
 from belljar.model.errors import HostError, MachineError
 from belljar.model.image import Image
 from belljar.node.guest.command import Command
@@ -36,7 +38,6 @@ from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.node.machines.selector import HypervisorSelector
 from belljar.node.worker.plan import DEFAULT_ENV
 from belljar.settings import Settings
-from belljar.system.local_server import read_admin_key
 
 _SNAPSHOT_SECONDS = 120
 _OUTPUT_MB = 200
@@ -157,7 +158,7 @@ class _Bench:
 
 
 async def _has_snapshot(data_dir: Path) -> bool:
-    return any(data_dir.glob("snapshots/*/snapshot.json"))
+    return any(DataDir(data_dir).snapshots.glob("*/snapshot.json"))
 
 
 async def _until(condition: Callable[[], Awaitable[bool]], factor: float) -> None:
@@ -184,7 +185,7 @@ async def _server(settings: Settings, accelerator: str, *options: str, **environ
     """`belljar serve` in a folder of its own, with this folder's images."""
     with tempfile.TemporaryDirectory(prefix="belljar-bench-") as folder:
         data_dir = Path(folder)
-        (data_dir / "images").symlink_to(settings.data_dir / "images")
+        DataDir(data_dir).images.symlink_to(settings.paths.images)
         arguments = ["-P", "-m", "belljar", "serve", "--port", "0", "--data-dir", folder, *options]
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -30,7 +30,7 @@ async def measure_starts(settings: Settings, hypervisor: Hypervisor, image: Imag
     spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=_MEMORY_MB), script_disk=None)
     restores, own, loads = [], [], []
     resume_seconds = _RESUME_SECONDS * patience(settings.boot_timeout_seconds)
-    work = settings.data_dir / "run"
+    work = settings.paths.run
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=work) as place:
         folder = Path(place) / "snapshot"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from belljar.system.local_server import is_loopback, read_address, read_admin_key
+from belljar.local_server import is_loopback, read_address, read_admin_key
 
 if TYPE_CHECKING:
     from belljar.cli.flags import ServerFlags

@@ -16,7 +16,7 @@ from belljar.images.catalog import Images
 from belljar.node.machines.host.cgroup import CONTROLLERS, find_hierarchies
 from belljar.node.worker.capacity import host_memory_mb
 from belljar.settings import Settings
-from belljar.system.disk_space import DiskSpace
+from belljar.settings.disk_space import disk_space_of
 from belljar.system.executables import find_executable
 
 _TOOLS = {
@@ -112,7 +112,7 @@ def _space(settings: Settings) -> Iterator[Check]:
 
 
 def _disk(settings: Settings) -> Iterator[Check]:
-    for space in DiskSpace(settings).look():
+    for space in disk_space_of(settings).measure():
         free_mb = space.free_bytes >> 20
         free = f"{free_mb} MB and {space.free_inodes} files free in {space.folder}"
         if space.is_low():
