@@ -27,6 +27,7 @@ class LogArchiver:
     interval_seconds = 600.0
 
     def __init__(self, settings: Settings, retention: SqlRetention, blobs: Blobs) -> None:
+        self._root = settings.data_dir
         self._folder = settings.paths.logs
         self._retention = retention
         self._blobs = blobs
@@ -50,5 +51,5 @@ class LogArchiver:
                     path.unlink(missing_ok=True)
             elif status.terminal and not dry_run and await self._blobs.size(log_blob(path.stem)) is None:
                 # A log beside a blob may be the longer one: its worker compares them.
-                await keep_log(self._data_dir, self._blobs, path.stem)
+                await keep_log(self._root, self._blobs, path.stem)
         return removed
