@@ -14,7 +14,7 @@ from support.data_folder import Folder
 
 
 async def test_a_server_removes_by_itself_and_says_so(folder: Folder) -> None:
-    maintenance = folder.maintenance(maintenance_interval_seconds=0.05)
+    maintenance = folder.maintenance(maintenance_interval_seconds=0.05, keep_stdin_days=0)
     with capture_logs() as logs:
 
         def logged() -> list[tuple[int, int]]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from belljar.control.blobs.store import Blobs
+from belljar.data_dir import DataDir
 from belljar.model.errors import DiskFull, InvalidRequest, host_error
 from belljar.model.log_stream import LogStream
 
@@ -54,7 +55,7 @@ class Record:
 
 def log_path(data_dir: Path, job_id: str) -> Path:
     """Where the log of a job lies while it runs here."""
-    return data_dir / "run" / "logs" / f"{job_id}.log"
+    return DataDir(data_dir).logs / f"{job_id}.log"
 
 
 def log_blob(job_id: str) -> str:

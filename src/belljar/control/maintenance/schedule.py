@@ -93,9 +93,8 @@ class Maintenance:
             if due_only and known is not None and not _is_due(service, known):
                 return None
             if dry_run:
-                return ServiceOutcome(
-                    service=name, result=await service.run(known or _first_record(name), dry_run=True)
-                )
+                result = await service.run(known or _first_record(name), dry_run=True)
+                return ServiceOutcome(service=name, result=result)
             record = await self._records.begin(name)
             result = await service.run(record, dry_run=False)
             await self._records.end(
@@ -112,9 +111,7 @@ class Maintenance:
 
     async def _failed(self, name: str, error: Exception, dry_run: bool) -> ServiceOutcome:
         note_failure(f"maintenance_{name}", error)
-        known = (
-            error if isinstance(error, (BelljarError, OSError)) else HostError(f"{name}: internal error; see the log")
-        )
+        known = error if isinstance(error, (BelljarError, OSError)) else HostError(f"{name}: internal error")
         if not dry_run:
             try:
                 await self._records.end(name, removed_count=0, removed_bytes=0, error=str(known), done_until=None)
@@ -124,7 +121,7 @@ class Maintenance:
 
     @contextmanager
     def _try_lock(self) -> Iterator[bool]:
-        path = self._settings.data_dir / "run" / "maintenance.lock"
+        path = self._settings.paths.maintenance_lock
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with try_lock(path) as has_lock:
             yield has_lock
