@@ -16,7 +16,7 @@ import typer
 from belljar.cli.main import app
 from belljar.control.api.app import create_app
 from belljar.model import errors
-from belljar.model.job import JobOptions, JobRequest
+from belljar.model.job_options import JobOptions, JobRequest
 from support.paths import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -24,7 +24,7 @@ def run_here(request: RunRequest, settings: Settings, *, verbose: bool) -> RunEn
     from pydantic import ValidationError
 
     from belljar.cli.logging import start_logging
-    from belljar.model.job import JobOptions
+    from belljar.model.job_options import JobOptions
     from belljar.node.worker.artifact_folder import FolderArtifacts
     from belljar.node.worker.local_run import EmbeddedRun
 

@@ -15,7 +15,8 @@ from belljar.control.jobs.resolve import resolve_job, runnable_of
 from belljar.images.catalog import Images
 from belljar.model.errors import MachineError
 from belljar.model.image import Image
-from belljar.model.job import Artifact, Job, JobOptions, LogInfo, MachineInfo, Timings
+from belljar.model.job import Artifact, Job, LogInfo, MachineInfo, Timings
+from belljar.model.job_options import JobOptions
 from belljar.node.guest.wire import Stream
 from belljar.node.machines.firecracker.folder import jails
 from belljar.node.machines.host.leftovers import clear_leftovers
