@@ -26,7 +26,9 @@ def without_paths(text: str) -> str:
 
 
 class BelljarError(Exception):
-    """The base of belljar's errors; as a code, an internal error: report it with the server's log.
+    """An internal error; see the server's log, and report it.
+
+    The base of all errors.
 
     `message` is one sentence for a person that says what to do. `details` are facts for a program; they become
     extension members of the problem document, so they must be JSON values and hold no secret.
@@ -240,7 +242,7 @@ class NoNetwork(BelljarError):
 
 
 class NetworkError(HostError):
-    """A network for the machine could not be set up; the attempt is retried."""
+    """A network for the machine could not be set up; wait for the retry, or submit a `lost` job again."""
 
     code = "network_error"
 
@@ -249,28 +251,38 @@ class NetworkError(HostError):
 
 
 class MachineError(BelljarError):
-    """The machine failed to start or to run; the attempt is retried."""
+    """The machine failed to start or to run; wait for the retry, or submit a `lost` job again."""
 
     code = "machine_error"
     status = 503
 
 
 class MachineDied(MachineError):
-    """The hypervisor exited, the guest kernel panicked, or the emulator failed; the attempt is retried."""
+    """The hypervisor exited, the guest kernel panicked, or the emulator failed; wait for the retry, or submit a `lost` job again."""
 
     code = "machine_died"
 
 
 class MachineTimeout(MachineError):
-    """The machine did not start or respond in time; the attempt is retried."""
+    """The machine did not start or respond in time; wait for the retry, or submit a `lost` job again."""
 
     code = "machine_timeout"
 
 
 class GuestProtocolError(MachineError):
-    """The guest violated the wire protocol, and its machine was destroyed; the attempt is retried."""
+    """The guest violated the wire protocol, and its machine was destroyed; wait for the retry, or submit a `lost` job again."""
 
     code = "guest_protocol"
+
+
+def classes() -> list[type[BelljarError]]:
+    """Return every class of errors, each with a code of its own."""
+    return [each for each in globals().values() if isinstance(each, type) and issubclass(each, BelljarError)]
+
+
+def summary(error: type[BelljarError]) -> str:
+    """Return the first paragraph of a class's docstring in one line: "cause; what to do."."""
+    return " ".join((error.__doc__ or "").split("\n\n")[0].split())
 
 
 # --- further errors of jobs -------------------------------------------------------------------------------------------
@@ -283,7 +295,7 @@ JOB_ERRORS = {
     "out_of_memory": "The script used more memory than its machine has; raise `memory_mb`.",
     "artifacts_incomplete": "Some artifacts were not kept; read the message, and check limits, globs and disk space.",
     "log_incomplete": "Some of the log was not kept; check the disk space of the node and of the blob store.",
-    "worker_stopped": "The worker was stopped during the attempt; the attempt is retried.",
-    "worker_died": "The worker process crashed during the attempt; the attempt is retried.",
-    "lease_expired": "The worker sent no heartbeat until the lease expired; the attempt is retried.",
+    "worker_stopped": "The worker was stopped during the attempt; wait for the retry, or submit a `lost` job again.",
+    "worker_died": "The worker process crashed during the attempt; wait for the retry, or submit a `lost` job again.",
+    "lease_expired": "The worker sent no heartbeat until the lease expired; wait for the retry, or submit a `lost` job again.",
 }
