@@ -242,7 +242,7 @@ class NoNetwork(BelljarError):
 
 
 class NetworkError(HostError):
-    """A network for the machine could not be set up; wait for the retry, or submit a `lost` job again."""
+    """A network for the machine could not be set up; wait for the retry of the attempt."""
 
     code = "network_error"
 
@@ -251,26 +251,26 @@ class NetworkError(HostError):
 
 
 class MachineError(BelljarError):
-    """The machine failed to start or to run; wait for the retry, or submit a `lost` job again."""
+    """The machine failed to start or to run; wait for the retry of the attempt."""
 
     code = "machine_error"
     status = 503
 
 
 class MachineDied(MachineError):
-    """The hypervisor exited, the guest kernel panicked, or the emulator failed; wait for the retry, or submit a `lost` job again."""
+    """The hypervisor exited, the guest kernel panicked, or the emulator failed; wait for the retry of the attempt."""
 
     code = "machine_died"
 
 
 class MachineTimeout(MachineError):
-    """The machine did not start or respond in time; wait for the retry, or submit a `lost` job again."""
+    """The machine did not start or respond in time; wait for the retry of the attempt."""
 
     code = "machine_timeout"
 
 
 class GuestProtocolError(MachineError):
-    """The guest violated the wire protocol, and its machine was destroyed; wait for the retry, or submit a `lost` job again."""
+    """The guest violated the wire protocol, and its machine was destroyed; wait for the retry of the attempt."""
 
     code = "guest_protocol"
 
@@ -295,7 +295,7 @@ JOB_ERRORS = {
     "out_of_memory": "The script used more memory than its machine has; raise `memory_mb`.",
     "artifacts_incomplete": "Some artifacts were not kept; read the message, and check limits, globs and disk space.",
     "log_incomplete": "Some of the log was not kept; check the disk space of the node and of the blob store.",
-    "worker_stopped": "The worker was stopped during the attempt; wait for the retry, or submit a `lost` job again.",
-    "worker_died": "The worker process crashed during the attempt; wait for the retry, or submit a `lost` job again.",
-    "lease_expired": "The worker sent no heartbeat until the lease expired; wait for the retry, or submit a `lost` job again.",
+    "worker_stopped": "The worker was stopped during the attempt; wait for the retry of the attempt.",
+    "worker_died": "The worker process crashed during the attempt; wait for the retry of the attempt.",
+    "lease_expired": "The worker sent no heartbeat until the lease expired; wait for the retry of the attempt.",
 }
