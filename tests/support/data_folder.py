@@ -19,8 +19,9 @@ from belljar.control.scripts.disks import disk_blob
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
-from belljar.control.store.opening import FILE_NAME, open_database
+from belljar.control.store.opening import open_database
 from belljar.control.store.scripts import SqlScripts
+from belljar.data_dir import DataDir
 from belljar.model.job import Job
 from belljar.model.script import Script
 from belljar.model.states import Status
@@ -84,7 +85,7 @@ class Folder:
         return await self.scripts.add(script)
 
     def sql(self, statement: str, *values: object) -> list[Any]:
-        with sqlite3.connect(self.path / FILE_NAME, timeout=15) as connection:
+        with sqlite3.connect(DataDir(self.path).database, timeout=15) as connection:
             return connection.execute(statement, values).fetchall()
 
     def bytes_of(self, job_id: str) -> list[str]:

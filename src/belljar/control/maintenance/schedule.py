@@ -121,7 +121,7 @@ class Maintenance:
 
     @contextmanager
     def _try_lock(self) -> Iterator[bool]:
-        path = self._settings.data_dir / "run" / "maintenance.lock"
+        path = self._settings.paths.maintenance_lock
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with try_lock(path) as has_lock:
             yield has_lock

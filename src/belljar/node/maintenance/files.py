@@ -36,7 +36,7 @@ class _FileCleaner(ABC):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._data_dir = settings.data_dir
+        self._paths = settings.paths
 
     async def run(self, record: ServiceRecord, *, dry_run: bool) -> MaintenanceResult:
         """Remove what is past its period. Raises OSError."""
@@ -52,15 +52,14 @@ class LeftoverCleaner(_FileCleaner):
     name = "leftovers"
 
     def _remove(self, dry_run: bool) -> Extent:
-        run = self._data_dir / "run"
         seconds = self._settings.max_timeout_seconds + _ATTEMPT_SLACK_SECONDS
-        files = older_than((path for path in run.glob("artifacts/*") if path.is_file()), seconds)
+        files = older_than((path for path in self._paths.artifacts.glob("*") if path.is_file()), seconds)
         extent = extent_of_files(files)
         if dry_run:
             return extent
         for path in files:
             path.unlink(missing_ok=True)
-        return extent + Extent(clear_owned(run / "embedded"))
+        return extent + Extent(clear_owned(self._paths.local_runs))
 
 
 class SnapshotCleaner(_FileCleaner):
@@ -87,7 +86,7 @@ class LayerCleaner(_FileCleaner):
     name = "layers"
 
     def _remove(self, dry_run: bool) -> Extent:
-        folder, days = self._data_dir / "layers", self._settings.keep_unused_layers_days
+        folder, days = self._paths.layers, self._settings.keep_unused_layers_days
         disks = unused((*folder.glob("*.erofs"), *(folder / "laid").glob("*.erofs")), days)
         extent = extent_of_files(disks)
         if not dry_run:
@@ -111,14 +110,14 @@ class BuildCacheCleaner(_FileCleaner):
     name = "build_cache"
 
     def _remove(self, dry_run: bool) -> Extent:
-        cache, days = self._data_dir / "cache", self._settings.keep_build_cache_days
-        if not cache.is_dir():
+        paths, days = self._paths, self._settings.keep_build_cache_days
+        if not paths.cache.is_dir():
             return Extent()
-        with Images(self._data_dir).no_build_meanwhile() as may_delete:
+        with Images(paths.root).no_build_meanwhile() as may_delete:
             if not may_delete:
                 return Extent()
-            files = unused((*cache.glob("apt/*/debs/*"), *cache.glob("logs/*")), days)
-            folders = [path for path in cache.glob("build-*") if path.is_dir() and not path.is_symlink()]
+            files = unused((*paths.apt_cache.glob("*/debs/*"), *paths.build_logs.glob("*")), days)
+            folders = [path for path in paths.cache.glob("build-*") if path.is_dir() and not path.is_symlink()]
             extent = extent_of_files(files) + sum(map(extent_of_folder, folders), Extent())
             if not dry_run:
                 for path in files:

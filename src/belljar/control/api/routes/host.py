@@ -108,7 +108,7 @@ def _add_disk(registry: CollectorRegistry, disk: DiskSpace) -> None:
         "reserve_inodes": "Number of those below which no new work is taken.",
     }
     with contextlib.suppress(OSError):  # a file system that does not answer
-        found = disk.look()
+        found = disk.measure()
         for name, text in names.items():
             gauge = Gauge(f"belljar_disk_{name}", text, ["folder"], registry=registry)
             for space in found:
