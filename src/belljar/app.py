@@ -8,7 +8,8 @@ from pathlib import Path
 
 from belljar.control.jobs.resolve import ResolvedScript, resolve_job
 from belljar.images.catalog import Images
-from belljar.model.job import Job, JobOptions
+from belljar.model.job import Job
+from belljar.model.job_options import JobOptions
 from belljar.node.machines.firecracker.folder import jails
 from belljar.node.machines.host.leftovers import clear_leftovers
 from belljar.node.machines.provision.provisioner import MachineProvisioner

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from belljar.model.image import Language, User, Value
+from belljar.model.image import Language, User
+from belljar.model.value import Value
 
 
 class RootfsMetadata(Value):

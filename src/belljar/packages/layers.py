@@ -28,7 +28,7 @@ from belljar.images.oci.unpack import OrderedLayer, UnpackRequest, UnpackResult
 from belljar.images.rootfs import EPOCH, MKFS
 from belljar.images.tool import call
 from belljar.model.errors import ImageBuildError, LayerBuildError
-from belljar.model.image import Value
+from belljar.model.value import Value
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
 from belljar.system.file_locks import try_lock

@@ -23,7 +23,8 @@ from belljar.images.oci.layout import Blob, check_blob
 from belljar.images.oci.stream import Budget, open_layer
 from belljar.images.oci.tree import RootTree
 from belljar.model.errors import InvalidImage
-from belljar.model.image import Language, User, Value
+from belljar.model.image import Language, User
+from belljar.model.value import Value
 
 #: No layer needs more: archives are streams, and a header in one is small.
 _MEMORY_BYTES = 1024 * 1024 * 1024
