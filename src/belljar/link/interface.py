@@ -20,7 +20,7 @@ from belljar.model.states import Status
 
 
 class ControlLink(Protocol):
-    """What the control plane does for a node. Implementations pass tests/link/conformance.py."""
+    """What the control plane does for a node. Every implementation passes the tests in tests/link."""
 
     async def register(self, node: NodeIdentity) -> tuple[LeaseKey, ...]:
         """Begin to work as this process, and return the leases that earlier processes of the node left.

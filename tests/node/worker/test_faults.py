@@ -11,7 +11,8 @@ import pytest
 from belljar.model.errors import DiskFull, HostError
 from belljar.model.job import Job
 from belljar.model.states import Status
-from support.worker_harness import EIO, EMFILE, ENOSPC, WorkerHarness, idle
+from support.faults import EIO, EMFILE, ENOSPC
+from support.worker_harness import WorkerHarness, idle
 
 Error = Callable[[], Exception]
 
