@@ -35,7 +35,7 @@ def test_what_waits_is_started_with_the_scripts_own_options(name: str) -> None:
 
 def test_a_small_machine_has_no_room_for_what_is_large() -> None:
     waiting = tuple(Command(argv=[], env={}, prefork=name) for name in ("python", "node", "ruby", ""))
-    preparation = WarmUp(disk=Path("/nowhere"), waiting=waiting)
-    assert [each.prefork for each in preparation.within(64).waiting] == ["python", ""]
-    assert [each.prefork for each in preparation.within(128).waiting] == ["python", "ruby", ""]
+    preparation = WarmUp(disk=Path("/nowhere"), waiting_commands=waiting)
+    assert [each.prefork for each in preparation.within(64).waiting_commands] == ["python", ""]
+    assert [each.prefork for each in preparation.within(128).waiting_commands] == ["python", "ruby", ""]
     assert preparation.within(256) == preparation
