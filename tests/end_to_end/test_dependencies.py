@@ -176,11 +176,11 @@ def test_what_cannot_be_installed_is_the_jobs_failure_and_is_not_tried_again(
     ("code", "words"),
     [
         ("# /// script\n# dependencies = [\n# ///\n", "not TOML"),
-        ("# /// script\n# dependencies = []\nprint()\n", "does not end"),
-        (needing('"x @ http://evil.example/x.whl"', ""), "names an address"),
+        ("# /// script\n# dependencies = []\nprint()\n", "unclosed script block"),
+        (needing('"x @ http://evil.example/x.whl"', ""), "has a URL"),
         (
             '# /// script\n# requires-python = ">=3.99"\n# ///\n',
-            "asks for Python >=3.99, and the image python has 3.11",
+            "requires Python >=3.99, but the image python has 3.11",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Images made by a user who is not root: in a user namespace, with a range of ids; without one, told what is needed."""
+"""Images built by an ordinary user: in a user namespace with subordinate ids; without them, the command for root."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_an_ordinary_user_imports_an_image_with_files_of_other_owners(place: Pat
     assert not list((place / "data" / "cache").glob("build-*"))
 
 
-def test_an_ordinary_user_builds_an_image_in_a_folder_that_nobody_else_may_enter(
+def test_an_ordinary_user_builds_an_image_in_a_private_folder(
     place: Path, own_images: Path, user: tuple[str, int]
 ) -> None:
     name, uid = user
@@ -110,7 +110,7 @@ def test_an_ordinary_user_builds_an_image_in_a_folder_that_nobody_else_may_enter
     assert not list((place / "data/cache").glob("build-*"))
 
 
-def test_a_tools_own_reason_is_told(place: Path, user: tuple[str, int]) -> None:
+def test_a_tools_reason_is_reported(place: Path, user: tuple[str, int]) -> None:
     name, uid = user
     words = (f"--reuid={name}", f"--regid={name}", "--init-groups")
     if not may_run_the_code(words):
@@ -123,7 +123,7 @@ def test_a_tools_own_reason_is_told(place: Path, user: tuple[str, int]) -> None:
     assert "E: Unable to locate package no-such-package" in done.stderr
 
 
-def test_a_user_without_ids_is_told_what_is_needed(place: Path) -> None:
+def test_a_user_without_ids_gets_the_command_for_root(place: Path) -> None:
     words = ("--reuid=64001", "--regid=64001", "--clear-groups")
     if not may_run_the_code(words):
         pytest.skip(f"{CODE} cannot be read by other users")

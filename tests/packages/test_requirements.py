@@ -1,4 +1,4 @@
-"""What scripts say that they need: every way of saying it, one meaning, and nothing but names and versions."""
+"""Declarations of packages: every format, one meaning, and nothing but names and versions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_inline_metadata() -> None:
     assert inline_dependencies(INLINE.replace("\n", "\r\n"), "main.py") == found
 
 
-def test_the_same_wish_is_the_same_layer_however_it_is_written() -> None:
+def test_equal_requirements_have_the_same_key_in_any_spelling() -> None:
     one = requirements_file("Requests < 3  # for http\n\nnumpy == 2.1.0 --hash=sha256:abc \\\n  --hash=sha256:def\n")
     two = project_file('[project]\nname = "x"\ndependencies = ["numpy==2.1.0", "requests<3"]\n')
     assert one is not None and two is not None
@@ -66,7 +66,7 @@ def test_the_same_wish_is_the_same_layer_however_it_is_written() -> None:
     assert other is not None and other.key != one.key
 
 
-def test_the_scripts_own_words_come_before_files_beside_it() -> None:
+def test_inline_metadata_precedes_files() -> None:
     files = {"main.py": INLINE, "requirements.txt": "flask", "pyproject.toml": "[project]\ndependencies = ['django']"}
     found = read_dependencies(Some(files), "python", "main.py")
     assert found is not None and "numpy==2.1.0" in found.requirements
@@ -80,11 +80,11 @@ def test_the_scripts_own_words_come_before_files_beside_it() -> None:
 
 
 @pytest.mark.parametrize("language", ["c", "node", "ruby"])
-def test_other_languages_do_not_look_at_pythons_files(language: str) -> None:
+def test_other_languages_ignore_pythons_files(language: str) -> None:
     assert read_dependencies(Some({"main.x": INLINE, "requirements.txt": "flask"}), language, "main.x") is None
 
 
-def test_what_says_nothing_needs_nothing() -> None:
+def test_a_script_without_declarations_needs_nothing() -> None:
     assert inline_dependencies("print('# /// script')\n", "main.py") is None
     assert inline_dependencies("# /// other\n# x = 1\n# ///\n", "main.py") is None
     assert requirements_file("# only a comment\n\n") is None
@@ -92,7 +92,7 @@ def test_what_says_nothing_needs_nothing() -> None:
     assert package_file('{"name": "x"}') is None
 
 
-def test_packages_that_lie_in_the_archive_are_not_installed() -> None:
+def test_packages_in_the_archive_are_not_installed() -> None:
     files = {"main.js": "", "package.json": '{"dependencies": {"left-pad": "1"}}'}
     found = read_dependencies(Some(files), "node", "main.js")
     assert found is not None and found.requirements == ("left-pad@1",)
@@ -107,21 +107,21 @@ def test_package_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (INLINE + INLINE, "2 script blocks"),
-        ("# /// script\n# dependencies = []\nprint()\n", "does not end"),
+        ("# /// script\n# dependencies = []\nprint()\n", "unclosed script block"),
         ("# /// script\n# dependencies = [\n# ///\n", "not TOML"),
-        ('# /// script\n# dependencies = "requests"\n# ///\n', "no list"),
-        ("# /// script\n# dependencies = [1]\n# ///\n", "no list"),
-        ('# /// script\n# dependencies = ["not a requirement"]\n# ///\n', "no requirement"),
+        ('# /// script\n# dependencies = "requests"\n# ///\n', "not a list"),
+        ("# /// script\n# dependencies = [1]\n# ///\n", "not a list"),
+        ('# /// script\n# dependencies = ["not a requirement"]\n# ///\n', "not a valid requirement"),
         ('# /// script\n# requires-python = "three"\n# ///\n', "requires-python"),
-        ('# /// script\n# dependencies = ["x @ https://example.com/x.whl"]\n# ///\n', "address"),
-        ('# /// script\n# dependencies = ["x @ file:///etc/passwd"]\n# ///\n', "address"),
+        ('# /// script\n# dependencies = ["x @ https://example.com/x.whl"]\n# ///\n', "has a URL"),
+        ('# /// script\n# dependencies = ["x @ file:///etc/passwd"]\n# ///\n', "has a URL"),
     ],
 )
-def test_malformed_inline_metadata_is_told(text: str, words: str) -> None:
-    with pytest.raises(InvalidDependencies, match=words):
+def test_malformed_inline_metadata_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InvalidDependencies, match=message):
         inline_dependencies(text, "main.py")
 
 
@@ -173,11 +173,11 @@ def image_with(version: str) -> Image:
     return Image(manifest=manifest, kernel=Path("k"), initramfs=Path("i"), root=Path("r"))
 
 
-def test_a_python_that_is_not_there_is_told() -> None:
+def test_a_missing_python_version_is_refused() -> None:
     found = inline_dependencies(INLINE.replace(">=3.11", ">=3.13"), "main.py")
     assert found is not None
     check_runtime(found, image_with("Python 3.13.1"))
-    with pytest.raises(InvalidDependencies, match=r"asks for Python >=3.13, and the image python has 3.11.2"):
+    with pytest.raises(InvalidDependencies, match=r"requires Python >=3.13, but the image python has 3.11.2"):
         check_runtime(found, image_with("Python 3.11.2"))
     check_runtime(found, image_with(""))  # nobody knows: the installer will
 
@@ -229,16 +229,16 @@ def test_an_encoding_that_cannot_be_read_is_refused(text: bytes) -> None:
         b'#!/usr/bin/python3\r\n# /// script\r\n# \r\n# dependencies = ["six"]\r\n# ///',
     ],
 )
-def test_a_script_block_is_found_behind_a_mark_and_with_blanks_at_its_lines_ends(text: bytes) -> None:
+def test_a_script_block_may_follow_a_byte_order_mark_and_have_trailing_spaces(text: bytes) -> None:
     found = read_dependencies(raw(main_py=text), "python", "main.py")
     assert found is not None and found.requirements == ("six",)
 
 
 @pytest.mark.parametrize("value", ["[1]", "1", "{ a = 1 }", "true", "2020-01-01", '["3"]'])
 def test_a_requires_python_of_another_type_is_refused(value: str) -> None:
-    with pytest.raises(InvalidDependencies, match="requires-python is none"):
+    with pytest.raises(InvalidDependencies, match="invalid requires-python"):
         inline_dependencies(f"# /// script\n# requires-python = {value}\n# ///\n", "main.py")
-    with pytest.raises(InvalidDependencies, match="requires-python is none"):
+    with pytest.raises(InvalidDependencies, match="invalid requires-python"):
         project_file(f"[project]\nrequires-python = {value}\n")
 
 
@@ -248,7 +248,7 @@ def test_a_project_whose_dependencies_cannot_be_read_is_refused(text: str) -> No
         project_file(text)
 
 
-def test_a_shell_script_gets_the_packages_of_what_it_starts() -> None:
+def test_a_shell_script_gets_the_packages_of_its_interpreters() -> None:
     files = {"run.sh": "python3 -m pytest", "requirements.txt": "pytest>=8", "pyproject.toml": '[project]\nname="x"'}
     found = read_dependencies(Some(files), "shell", "run.sh")
     assert found is not None and (found.kind, found.requirements) == ("pypi", ("pytest>=8",))
@@ -260,7 +260,7 @@ def test_a_shell_script_gets_the_packages_of_what_it_starts() -> None:
         read_dependencies(Some(both), "shell", "run.sh")
 
 
-def test_packages_that_the_image_has_no_interpreter_for_are_refused() -> None:
+def test_packages_without_an_interpreter_in_the_image_are_refused() -> None:
     python, node = requirements_file("six"), package_file('{"dependencies": {"six": "1"}}')
     assert python is not None and node is not None
     manifest = image_with("").manifest
@@ -268,9 +268,10 @@ def test_packages_that_the_image_has_no_interpreter_for_are_refused() -> None:
         image_with("").model_copy(update={"manifest": manifest.model_copy(update={"packages": packages})})
         for packages in ({"bash": "5"}, {"python3": "3.11", "nodejs": "18"})
     )
-    for needs, words in ((python, "Python"), (node, r"Node\.js")):
+    for needs, runtime in ((python, "Python"), (node, r"Node\.js")):
         check_runtime(needs, runs_both)
-        with pytest.raises(InvalidDependencies, match=f"asks for packages of {words}, and the image python has none"):
+        message = f"requires {runtime} packages, but the image python has no {runtime}"
+        with pytest.raises(InvalidDependencies, match=message):
             check_runtime(needs, shell)
 
 
@@ -284,7 +285,7 @@ def test_packages_that_the_image_has_no_interpreter_for_are_refused() -> None:
         "# /// script\n# dependencies = [\n" + "# 'a',\n" * 250_000 + "# ]\n# ///\n",
     ],
 )
-def test_what_would_take_for_ever_to_read_is_refused_at_once(text: str) -> None:
+def test_texts_of_quadratic_parsing_time_are_refused_at_once(text: str) -> None:
     with pytest.raises(InvalidDependencies):
         inline_dependencies(text, "main.py")
 

@@ -86,7 +86,7 @@ class BuildCacheCleaner:
         cache, days = context.settings.data_dir / "cache", context.settings.keep_build_cache_days
         if not cache.is_dir():
             return Extent()
-        with Images(context.settings.data_dir).no_build_meanwhile() as may_delete:
+        with Images(context.settings.data_dir).blobs.exclude_builds() as may_delete:
             if not may_delete:
                 return Extent()
             files = _unused((*cache.glob("apt/*/debs/*"), *cache.glob("logs/*")), days)

@@ -35,7 +35,7 @@ from belljar.node.network.traffic import Traffic
 from belljar.node.worker.artifact_folder import FolderArtifacts
 from belljar.node.worker.attempt import AttemptEnd, AttemptPlan, Stop, run_attempt
 from belljar.node.worker.plan import DEFAULT_ENV, WORKING_FOLDER
-from belljar.packages.layers import Layer, Layers, Lock, read_report
+from belljar.packages.layers import LayerCache, PackageLayer, PackageLock, read_report
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
 from belljar.system.executables import find_executable
@@ -210,14 +210,14 @@ class Build:
     #: The builder's network, and sentences about what it refused.
     network: Attachment
     refusals: Callable[[Traffic | None], Iterator[str]]
-    layers: Layers
+    layers: LayerCache
     #: An empty folder, which the caller removes.
     work: Path
     onlooker: BuildObserver
     cancel: asyncio.Event
 
 
-async def build_layer(build: Build, settings: Settings) -> Layer | None:
+async def build_layer(build: Build, settings: Settings) -> PackageLayer | None:
     """Run a builder and keep what it installed; None when it was cancelled.
 
     Raises LayerBuildError, with the last words of what failed; MissingTool, DiskFull, MachineError, HostError.
@@ -254,8 +254,8 @@ async def build_layer(build: Build, settings: Settings) -> Layer | None:
         failure = "what was installed could not be fetched; it may be larger than max_layer_mb"
     if failure is not None:
         raise LayerBuildError(f"{needs.origin}: {failure}")
-    lock = Lock(kind=needs.kind, root=build.image.manifest.root.sha256, installed=read_report(report))
-    return await build.layers.keep(build.layers.key(needs.key, lock.root), lock, archive, build.work)
+    lock = PackageLock(kind=needs.kind, root=build.image.manifest.root.sha256, installed=read_report(report))
+    return await build.layers.store(build.layers.key(needs.key, lock.root), lock, archive, build.work)
 
 
 def _failure(end: AttemptEnd, plan: AttemptPlan, words: str) -> str | None:

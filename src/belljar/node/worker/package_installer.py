@@ -25,7 +25,7 @@ from belljar.node.worker.attempt import AttemptPlan, ScriptDiskLayout
 from belljar.node.worker.capacity import Capacity
 from belljar.node.worker.job_network import network_use, told
 from belljar.node.worker.package_builder import Build, BuildObserver, build_layer, builder_resources
-from belljar.packages.layers import Layer, Layers
+from belljar.packages.layers import LayerCache, PackageLayer
 from belljar.settings import Settings
 
 log = structlog.get_logger()
@@ -87,12 +87,12 @@ class Installer:
         self._settings = settings
         self._attached = attached
         self._capacity = capacity
-        self._layers = Layers(settings)
+        self._layers = LayerCache(settings)
         self._building = asyncio.Semaphore(_MAX_BUILDS)
 
     async def clear(self) -> None:
         """Remove what killed processes left of their builds."""
-        await self._layers.clear()
+        await self._layers.remove_stale()
 
     async def provide(self, wanted: InstallRequest) -> InstalledPackages | None:
         """The script's disk with all that it asks for; None when it asks for nothing, or when it was cancelled.
@@ -111,7 +111,7 @@ class Installer:
             return None
         script_disk, installed = wanted.script_disk, layer.lock.installed
         try:
-            disk = await asyncio.to_thread(self._layers.lay, wanted.job.script_id, script_disk, layer)
+            disk = await asyncio.to_thread(self._layers.concatenate, wanted.job.script_id, script_disk, layer)
         except OSError as error:
             raise DiskFull(f"no room left for a disk with the script's packages: {error.strerror}") from error
         laid = ScriptDiskLayout(
@@ -128,12 +128,12 @@ class Installer:
         resources = builder_resources(self._settings)
         return self._capacity.held(f"{wanted.holder} builder", resources, wanted.cancel)
 
-    async def _await_or_build(self, key: str, needs: Dependencies, wanted: InstallRequest) -> Layer | None:
+    async def _await_or_build(self, key: str, needs: Dependencies, wanted: InstallRequest) -> PackageLayer | None:
         why = ""
         while not wanted.cancel.is_set():
             before, why = why, "waiting for other jobs whose packages are being installed"
             if not self._building.locked():
-                async with self._building, self._layers.building(key) as work:
+                async with self._building, self._layers.build_folder(key) as work:
                     # Whoever had the turn before may have built it.
                     layer = self._layers.find(key)
                     if layer is not None:
@@ -148,7 +148,7 @@ class Installer:
                     await wanted.cancel.wait()
         return None
 
-    async def _build(self, needs: Dependencies, wanted: InstallRequest, work: Path) -> Layer | None:
+    async def _build(self, needs: Dependencies, wanted: InstallRequest, work: Path) -> PackageLayer | None:
         started, onlooker = time.monotonic(), wanted.onlooker
         onlooker.build_notice(f"installing {_list(needs)} for the image {wanted.image.name}, as {needs.origin} asks")
         builder = wanted.job.model_copy(update={"egress": "packages"})

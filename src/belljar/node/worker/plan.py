@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from belljar.images.prefork_programs import can_become
+from belljar.images.prefork_programs import supports_env
 from belljar.model.errors import UnknownLanguage
 from belljar.model.image import Image, Language, Manifest
 from belljar.model.job import Job
@@ -82,7 +82,7 @@ def command_for(
     """What the agent runs for a script of that language at that path below the working folder."""
     manifest, prefork = image.manifest, language.prefork or ""
     usual = default_env(manifest)
-    if not can_become(prefork, (name for name, value in env.items() if usual.get(name) != value)):
+    if not supports_env(prefork, (name for name, value in env.items() if usual.get(name) != value)):
         prefork = ""
     return Command(
         argv=[*_filled(language.run, entrypoint), *args],

@@ -247,7 +247,7 @@ class Worker:
 
     async def _fetch(self, job: Job) -> tuple[Image, Path, bytes]:
         context = self._context
-        image = context.images.of_job(job.image, job.image_digest)
+        image = context.images.get_for_job(job.image, job.image_digest)
         await asyncio.to_thread(context.images.verify, image)
         disk = await context.scripts.disk(job.script_id)
         return image, disk, await context.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from belljar.images.prefork_programs import has_room
+from belljar.images.prefork_programs import has_memory_for
 from belljar.model.errors import HostError, MachineError, MachineTimeout
 from belljar.node.guest.command import Command, CommandFailed
 from belljar.node.guest.connection import AgentConnection
@@ -41,7 +41,7 @@ class WarmUp:
 
     def within(self, memory_mb: int) -> WarmUp:
         """Less the processes that have no room to wait in a machine of so much memory."""
-        return replace(self, waiting=tuple(each for each in self.waiting if has_room(each.prefork, memory_mb)))
+        return replace(self, waiting=tuple(each for each in self.waiting if has_memory_for(each.prefork, memory_mb)))
 
     def words(self) -> list[object]:
         """All that decides what the template becomes, as JSON values."""
