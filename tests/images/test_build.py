@@ -39,7 +39,7 @@ async def test_a_name_without_a_recipe_creates_nothing(tmp_path: Path) -> None:
 
 async def test_a_data_folder_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
-    with pytest.raises(DataFolderError, match="cannot make the folder"):
+    with pytest.raises(DataFolderError, match="cannot write"):
         await build_image("python", Settings(data_dir=tmp_path), SilentProgress())
 
 

@@ -32,7 +32,7 @@ from belljar.images.stock_kernel import StockKernel
 from belljar.model.errors import DataFolderError, DiskFull, HostError
 from belljar.model.image import Image, Manifest, Part
 from belljar.settings import Settings
-from belljar.system.disk_space import DiskSpace
+from belljar.settings.disk_space import disk_space_of
 
 #: Disk that building a part needs at least, in bytes, checked before it begins.
 _MIN_DISK_BYTES = {"kernel": 150 << 20, "initramfs": 32 << 20, "root": 100 << 20}
@@ -163,7 +163,7 @@ class _Build:
         cached = self._cache.find(kind, inputs)
         if cached is not None and not (self._context.refresh and not await is_current(cached)):
             return cached
-        DiskSpace(self._context.settings).require_room(_MIN_DISK_BYTES[kind], f"building the {kind} of an image")
+        disk_space_of(self._context.settings).require_bytes(_MIN_DISK_BYTES[kind], f"building the {kind} of an image")
         file = self._context.work / kind
         built = await build(file)
         return await self._cache.add(kind, inputs, file, built.origin, built.metadata)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from belljar.data_dir import private_folder
+from belljar.data_dir import DataDir, private_folder
 from belljar.images.apt import DEBIAN_ARCHITECTURES, DebianArchive, open_debian_archive
 from belljar.images.build_sandbox import remove_tree
-from belljar.images.image_blobs import BUILD_LOCK
 from belljar.images.progress import Progress
 from belljar.settings import Settings
+from belljar.system.file_locks import wait_for_lock
 
 
 @contextlib.contextmanager
@@ -22,14 +21,11 @@ def build_dir(data_dir: Path, progress: Progress) -> Iterator[Path]:
 
     The folder of a build that was killed is removed too. Raises OSError.
     """
-    cache = data_dir / "cache"
-    private_folder(cache)
-    with (cache / BUILD_LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.step("waiting for another build in this data folder to end")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    paths = DataDir(data_dir)
+    cache = private_folder(paths.cache)
+    with wait_for_lock(
+        paths.build_lock, on_wait=lambda: progress.step("waiting for another build in this data folder to end")
+    ):
         for stale in cache.glob("build-*"):
             remove_tree(stale)
         work = Path(tempfile.mkdtemp(prefix="build-", dir=cache))
@@ -53,8 +49,7 @@ class BuildContext:
         self.work = work
         self.progress = progress
         self.refresh = refresh
-        self._cache = settings.data_dir / "cache"
-        self.log = self._cache / "logs" / f"image-{name}.log"
+        self.log = settings.paths.build_logs / f"image-{name}.log"
         self._archive: DebianArchive | None = None
 
     async def debian_archive(self) -> DebianArchive:
@@ -62,7 +57,7 @@ class BuildContext:
         if self._archive is None:
             settings = self.settings
             self._archive = open_debian_archive(
-                self._cache,
+                settings.paths.apt_cache,
                 settings.debian_suite,
                 DEBIAN_ARCHITECTURES[self.architecture],
                 settings.debian_mirror,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from belljar.data_dir import DataDir
 from belljar.images.image_blobs import ImageBlobs
 from belljar.images.recipe import IMAGE_NAME, default_image, recipes
 from belljar.model.errors import DataFolderError, InvalidOption, UnknownImage, UnknownLanguage
@@ -52,7 +53,7 @@ class Images:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self.folder = data_dir / "images"
+        self.folder = DataDir(data_dir).images
         self.manifests = self.folder / "manifests"
         self.blobs = ImageBlobs(data_dir)
         #: Parsed manifests with their files' inode, size and mtime, since every job reads them.

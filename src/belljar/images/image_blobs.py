@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from belljar.data_dir import private_folder
+from belljar.data_dir import DataDir, private_folder
 from belljar.model.errors import DamagedImage, DiskBudget
 from belljar.settings import Settings
+from belljar.system.file_locks import try_lock
 
 _MB = 1024 * 1024
-#: A lock file in the cache folder, held while an image is built and while images are deleted.
-BUILD_LOCK = "build.lock"
 
 
 class ImageBlobs:
     """The image files of a data folder, in `folder`; their digests are cached beside it."""
 
     def __init__(self, data_dir: Path) -> None:
-        self.folder = data_dir / "images" / "parts"
-        self._images = data_dir / "images"
-        self._cache = data_dir / "cache"
-        self._digests = self._cache / "digests"
+        self._paths = DataDir(data_dir)
+        self.folder = self._paths.images / "parts"
+        self._digests = self._paths.digest_cache
 
     @contextlib.contextmanager
     def exclude_builds(self) -> Iterator[bool]:
         """Prevent builds of this data folder in the block; yield False at once when one is running."""
-        private_folder(self._cache)
-        with (self._cache / BUILD_LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        private_folder(self._paths.cache)
+        with try_lock(self._paths.build_lock) as is_locked:
+            yield is_locked
 
     def add(self, file: Path, sha256: str) -> None:
         """Move a file with this digest into the folder and make it read-only. Raises OSError."""
@@ -75,7 +67,7 @@ class ImageBlobs:
 
     def disk_bytes(self) -> int:
         """Return the disk that images and the build cache take."""
-        folders = (self._images, self._cache)
+        folders = (self._paths.images, self._paths.cache)
         return sum(path.lstat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
     def make_room(self, size_bytes: int, settings: Settings) -> None:
@@ -83,7 +75,7 @@ class ImageBlobs:
         if settings.image_disk_mb is None:
             return
         over = self.disk_bytes() + size_bytes - settings.image_disk_mb * _MB
-        debs = sorted((self._cache / "apt").glob("*/debs/*"), key=lambda path: path.stat().st_mtime)
+        debs = sorted(self._paths.apt_cache.glob("*/debs/*"), key=lambda path: path.stat().st_mtime)
         for path in debs:
             if over <= 0:
                 break

@@ -22,7 +22,7 @@ class PartCache:
     def __init__(self, settings: Settings, blobs: ImageBlobs) -> None:
         self._settings = settings
         self._blobs = blobs
-        self._notes = settings.data_dir / "cache" / "notes"
+        self._notes = settings.paths.build_notes
 
     def find(self, kind: str, inputs: list[str]) -> Part | None:
         """Return the part that was built from these inputs, None when it is not complete on this host."""

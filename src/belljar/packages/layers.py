@@ -27,7 +27,7 @@ from belljar.images.image_blobs import file_sha256
 from belljar.model.errors import ImageBuildError, InvalidImage, LayerBuildError
 from belljar.model.image import Value
 from belljar.settings import Settings
-from belljar.system.disk_space import DiskSpace
+from belljar.settings.disk_space import disk_space_of
 from belljar.system.file_locks import try_lock
 
 #: Differs from the images' time: an interpreter that read a folder before the layer was mounted over it must see a
@@ -97,13 +97,13 @@ class LayerCache:
     """The layers of a data folder, which several processes may share."""
 
     def __init__(self, settings: Settings) -> None:
-        self.folder = settings.data_dir / "layers"
+        self.folder = settings.paths.layers
         self._entries = self.folder / "wanted"
         self._building = self.folder / "building"
         #: Disks with a script and a layer.
         self._script_disks = self.folder / "laid"
-        self._logs = settings.data_dir / "cache" / "logs"
-        self._space = DiskSpace(settings)
+        self._logs = settings.paths.build_logs
+        self._space = disk_space_of(settings)
         self._max_bytes = settings.layer_disk_mb * _MB
         self._max_layer_bytes = settings.max_layer_mb * _MB
 
@@ -151,7 +151,7 @@ class LayerCache:
         digest = lock.digest(sha256)
         disk = self.folder / f"{digest}.erofs"
         if not disk.exists():
-            self._space.require_room(2 * archive.stat().st_size, "unpacking and packing the installed packages")
+            self._space.require_bytes(2 * archive.stat().st_size, "unpacking and packing the installed packages")
             packed = await self._pack(archive, sha256, work)
             packed.chmod(0o444)
             packed.replace(disk)

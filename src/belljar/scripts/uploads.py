@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from belljar.data_dir import DataDir
 from belljar.model.errors import DataFolderError, DiskFull, TooLarge
 from belljar.scripts.limits import MB
 from belljar.system.temp_folders import clear_owned, make_owned
@@ -107,7 +108,7 @@ async def _until_done(task: asyncio.Future[T]) -> None:
 
 
 def _uploads(data_dir: Path) -> Path:
-    return data_dir / "run" / "uploads"
+    return DataDir(data_dir).uploads
 
 
 def _make_folder(data_dir: Path) -> tuple[Path, int]:

@@ -27,6 +27,7 @@ from belljar.scripts.pack import pack_tree
 from belljar.scripts.prepare import UnpackedScript, UploadHints, unpack_files, unpack_source
 from belljar.scripts.uploads import receive, upload_folder
 from belljar.settings import Settings
+from belljar.settings.disk_space import disk_space_of
 from belljar.system.disk_space import DiskSpace
 
 
@@ -74,8 +75,8 @@ class ScriptService:
         self._images = images
         self._data_dir = settings.data_dir
         self._limits = UploadLimits.from_settings(settings)
-        self._disk = disk or DiskSpace(settings)
-        self._disks = ScriptDisks(blobs, settings.data_dir / "cache" / "scripts")
+        self._disk = disk or disk_space_of(settings)
+        self._disks = ScriptDisks(blobs, settings.paths.script_cache)
         #: One at a time for each id: nobody deletes a disk between another's finding it there and naming it.
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
