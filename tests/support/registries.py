@@ -63,7 +63,7 @@ def npm() -> Registry:
 
 def _reached(url: str, ca_file: str | None, path: str) -> Registry:
     if urlsplit(url).username is not None:
-        pytest.skip("this machine's registry wants a password, which no job may be told")
+        pytest.skip("this machine's registry wants a password, which no job may have")
     if urllib.request.getproxies().get(urlsplit(url).scheme):
         pytest.skip("this machine reaches its registry through a proxy, which jobs have not got")
     registry = Registry(url.rstrip("/") + "/", Path(ca_file) if ca_file else None)
