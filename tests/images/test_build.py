@@ -136,7 +136,7 @@ def test_a_killed_build_ends_its_tools_and_the_next_one_removes_its_files(own_im
 
 @contextlib.contextmanager
 def half_built(own_images: Path, data_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[int], Path]]:
-    """A build that is well into its root filesystem, its processes, and what it says."""
+    """Start a build and wait until it builds the root filesystem; yield its process and its output."""
     shutil.copytree(own_images / "cache/apt", data_dir / "cache/apt")  # so that little is fetched again
     command = [sys.executable, "-m", "belljar", "image", "build", "shell", "--data-dir", str(data_dir)]
     progress = data_dir / "progress"

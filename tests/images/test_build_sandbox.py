@@ -78,8 +78,8 @@ async def test_the_command_is_root_in_closed_folders_of_the_user(tmp_path: Path)
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     script = f"id -u; touch {closed}/file && chown 33:34 {closed}/file && stat -c %u:%g {closed}/file"
-    said = await run_tool(sandboxed_command(["sh", "-c", script]), log=tmp_path / "log", timeout_seconds=60)
-    assert said.split() == ["0", "33:34"]
+    output = await run_tool(sandboxed_command(["sh", "-c", script]), log=tmp_path / "log", timeout_seconds=60)
+    assert output.split() == ["0", "33:34"]
     remove_tree(closed)
     assert not closed.exists()
 

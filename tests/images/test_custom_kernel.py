@@ -41,10 +41,10 @@ def test_every_line_of_the_configuration_is_an_option_and_none_occurs_twice() ->
 
 
 def test_lost_options_are_listed_and_disabled_ones_may_be_missing() -> None:
-    wanted = 'CONFIG_A=y\nCONFIG_B=n\nCONFIG_C=n\nCONFIG_D=8\nCONFIG_E=y\nCONFIG_F="x"\n# a comment\n'
+    requested = 'CONFIG_A=y\nCONFIG_B=n\nCONFIG_C=n\nCONFIG_D=8\nCONFIG_E=y\nCONFIG_F="x"\n# a comment\n'
     made = '#\n# CONFIG_C is not set\nCONFIG_A=y\nCONFIG_D=64\n# CONFIG_E is not set\nCONFIG_F="x"\nCONFIG_G=y\n'
-    assert lost_options(wanted, made) == ["CONFIG_D=8", "CONFIG_E=y"]
-    assert lost_options(wanted, made + "CONFIG_B=y\n") == ["CONFIG_B=n", "CONFIG_D=8", "CONFIG_E=y"]
+    assert lost_options(requested, made) == ["CONFIG_D=8", "CONFIG_E=y"]
+    assert lost_options(requested, made + "CONFIG_B=y\n") == ["CONFIG_B=n", "CONFIG_D=8", "CONFIG_E=y"]
 
 
 def test_a_kernel_of_another_source_or_configuration_has_another_origin() -> None:
@@ -169,7 +169,7 @@ print('all there')
 
 
 async def image_of(kernel: bytes, image_dir: Path) -> Image:
-    """The image python, built where this kernel was compiled before: as the build's own note in the cache says."""
+    """Build the image python with the cached part of a compiled kernel."""
     digest = hashlib.sha256(kernel).hexdigest()
     (image_dir / "images" / "parts" / digest).write_bytes(kernel)
     inputs = "\0".join([Settings().debian_suite, "x86_64", configuration_digest()])

@@ -58,7 +58,7 @@ async def children(pids: Path) -> list[int]:
 STUBBORN = "trap '' TERM; sleep 300 & echo $$ $! >{}; wait"
 
 
-async def gone(pids: list[int]) -> None:
+async def wait_until_ended(pids: list[int]) -> None:
     async with asyncio.timeout(10):
         while any(alive(pid) for pid in pids):
             await asyncio.sleep(0.01)
@@ -67,7 +67,7 @@ async def gone(pids: list[int]) -> None:
 async def test_a_timeout_kills_the_program_and_its_children(log: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageBuildError, match=r"sh timed out after 0\.5 s"):
         await run_tool(["sh", "-c", STUBBORN.format(tmp_path / "pids")], log=log, timeout_seconds=0.5)
-    await gone(await children(tmp_path / "pids"))
+    await wait_until_ended(await children(tmp_path / "pids"))
 
 
 async def test_cancelling_kills_the_program_and_its_children(log: Path, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ async def test_cancelling_kills_the_program_and_its_children(log: Path, tmp_path
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await gone(pids)
+    await wait_until_ended(pids)
 
 
 def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ class Kernel:
         path = self.folder / f"kernel/drivers/{name}.ko{'.xz' if compressed else ''}"
         path.write_bytes(lzma.compress(data) if compressed else data)
 
-    def order(self, *wanted: str) -> list[str]:
-        return [path.name.split(".")[0] for path in module_order(self.folder, wanted)]
+    def order(self, *names: str) -> list[str]:
+        return [path.name.split(".")[0] for path in module_order(self.folder, names)]
 
 
 @pytest.fixture
@@ -112,10 +112,10 @@ def test_the_initramfs_has_the_agent_the_modules_and_the_mount_points(kernel: Ke
     prefork = {"python": b"# waits"}
     archive = build_initramfs(tmp_path / "agent", kernel.folder, prefork)
     assert build_initramfs(tmp_path / "agent", kernel.folder, prefork) == archive
-    found = {name: (mode, data) for name, mode, data, _ in unpacked(archive)}
-    assert found["init"] == (stat.S_IFREG | 0o755, b"\x7fELF agent")
-    assert found["prefork/python"] == (stat.S_IFREG | 0o644, b"# waits")
-    assert {name for name, (mode, _) in found.items() if stat.S_ISDIR(mode)} == set(FOLDERS)
-    modules = sorted(name for name in found if name.startswith("modules/"))
+    files = {name: (mode, data) for name, mode, data, _ in unpacked(archive)}
+    assert files["init"] == (stat.S_IFREG | 0o755, b"\x7fELF agent")
+    assert files["prefork/python"] == (stat.S_IFREG | 0o644, b"# waits")
+    assert {name for name, (mode, _) in files.items() if stat.S_ISDIR(mode)} == set(FOLDERS)
+    modules = sorted(name for name in files if name.startswith("modules/"))
     assert [name.partition("-")[2] for name in modules] == [f"{name}.ko" for name in MODULES]
-    assert all(found[name][1].startswith(b"\x7fELF") for name in modules)
+    assert all(files[name][1].startswith(b"\x7fELF") for name in modules)

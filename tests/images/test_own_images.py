@@ -164,18 +164,18 @@ def test_a_recipe_in_the_data_folder_works_like_a_built_in_one(own_images: Path,
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (("--apt", "no-such-package-anywhere"), "no-such-package-anywhere"),
         (("--pip", "no-such-package-anywhere==1.2.3"), "no-such-package-anywhere"),
     ],
 )
 def test_a_package_that_does_not_exist_is_named_and_nothing_is_left(
-    own_images: Path, options: tuple[str, ...], words: str
+    own_images: Path, options: tuple[str, ...], message: str
 ) -> None:
     before = sorted((own_images / "images").rglob("*"))
     done = belljar(own_images, "image", "build", "broken", "--from", "python", *options)
-    assert done.returncode != 0 and words in done.stderr.splitlines()[-1]
+    assert done.returncode != 0 and message in done.stderr.splitlines()[-1]
     assert sorted((own_images / "images").rglob("*")) == before
     assert not list((own_images / "cache").glob("build-*/"))
 

@@ -28,9 +28,9 @@ def test_only_programs_that_are_loaded_by_name_are_in_the_rootfs() -> None:
 
 @pytest.mark.parametrize("name", ["python", "node", "ruby"])
 def test_a_waiting_program_has_the_options_of_the_run_command(name: str) -> None:
-    words = prefork_command(name, [name, "--flag", "{entrypoint}"])
-    assert words[0] == name and "--flag" in words and "{entrypoint}" not in words
-    assert len(" ".join(words)) > 2048  # room for the script's own command line
+    command = prefork_command(name, [name, "--flag", "{entrypoint}"])
+    assert command[0] == name and "--flag" in command and "{entrypoint}" not in command
+    assert len(" ".join(command)) > 2048  # space for the command line of a script
 
 
 def test_a_small_machine_lacks_memory_for_large_programs() -> None:

@@ -21,7 +21,7 @@ SIZE = struct.pack("<I", len(ELF))
 
 
 def bzimage(payload: bytes, *, setup_sectors: int = 3, offset: int = 17, length: int | None = None) -> bytes:
-    """A boot sector, a setup, some code, and the payload where the header says (the x86 boot protocol)."""
+    """Return a bzImage of the x86 boot protocol: boot sector, setup, code, and the payload at the declared offset."""
     head = bytearray((setup_sectors + 1) * 512 if setup_sectors else 5 * 512)
     head[0x1F1] = setup_sectors
     head[0x202:0x206] = b"HdrS"

@@ -51,10 +51,14 @@ class Some:
 
 
 def test_inline_metadata() -> None:
-    found = inline_dependencies(INLINE, "main.py")
-    assert found is not None
-    assert (found.kind, found.requirements, found.runtime) == ("pypi", ("numpy==2.1.0", "requests<3"), ">=3.11")
-    assert inline_dependencies(INLINE.replace("\n", "\r\n"), "main.py") == found
+    dependencies = inline_dependencies(INLINE, "main.py")
+    assert dependencies is not None
+    assert (dependencies.kind, dependencies.requirements, dependencies.runtime) == (
+        "pypi",
+        ("numpy==2.1.0", "requests<3"),
+        ">=3.11",
+    )
+    assert inline_dependencies(INLINE.replace("\n", "\r\n"), "main.py") == dependencies
 
 
 def test_equal_requirements_have_the_same_key_in_any_spelling() -> None:
@@ -68,15 +72,15 @@ def test_equal_requirements_have_the_same_key_in_any_spelling() -> None:
 
 def test_inline_metadata_precedes_files() -> None:
     files = {"main.py": INLINE, "requirements.txt": "flask", "pyproject.toml": "[project]\ndependencies = ['django']"}
-    found = read_dependencies(Some(files), "python", "main.py")
-    assert found is not None and "numpy==2.1.0" in found.requirements
+    dependencies = read_dependencies(Some(files), "python", "main.py")
+    assert dependencies is not None and "numpy==2.1.0" in dependencies.requirements
     del files["main.py"]
     files["main.py"] = "print()"
-    found = read_dependencies(Some(files), "python", "main.py")
-    assert found is not None and found.requirements == ("flask",)
+    dependencies = read_dependencies(Some(files), "python", "main.py")
+    assert dependencies is not None and dependencies.requirements == ("flask",)
     del files["requirements.txt"]
-    found = read_dependencies(Some(files), "python", "main.py")
-    assert found is not None and found.requirements == ("django",)
+    dependencies = read_dependencies(Some(files), "python", "main.py")
+    assert dependencies is not None and dependencies.requirements == ("django",)
 
 
 @pytest.mark.parametrize("language", ["c", "node", "ruby"])
@@ -94,14 +98,14 @@ def test_a_script_without_declarations_needs_nothing() -> None:
 
 def test_packages_in_the_archive_are_not_installed() -> None:
     files = {"main.js": "", "package.json": '{"dependencies": {"left-pad": "1"}}'}
-    found = read_dependencies(Some(files), "node", "main.js")
-    assert found is not None and found.requirements == ("left-pad@1",)
+    dependencies = read_dependencies(Some(files), "node", "main.js")
+    assert dependencies is not None and dependencies.requirements == ("left-pad@1",)
     assert read_dependencies(Some(files | {"node_modules/left-pad/index.js": ""}), "node", "main.js") is None
 
 
 def test_package_json() -> None:
-    found = package_file('{"dependencies": {"left-pad": "^1.3.0", "@a/b": "~2"}, "engines": {"node": ">=18"}}')
-    assert found == Dependencies(
+    dependencies = package_file('{"dependencies": {"left-pad": "^1.3.0", "@a/b": "~2"}, "engines": {"node": ">=18"}}')
+    assert dependencies == Dependencies(
         kind="npm", requirements=("@a/b@~2", "left-pad@^1.3.0"), runtime=">=18", origin="package.json"
     )
 
@@ -174,12 +178,12 @@ def image_with(version: str) -> Image:
 
 
 def test_a_missing_python_version_is_refused() -> None:
-    found = inline_dependencies(INLINE.replace(">=3.11", ">=3.13"), "main.py")
-    assert found is not None
-    check_runtime(found, image_with("Python 3.13.1"))
+    dependencies = inline_dependencies(INLINE.replace(">=3.11", ">=3.13"), "main.py")
+    assert dependencies is not None
+    check_runtime(dependencies, image_with("Python 3.13.1"))
     with pytest.raises(InvalidDependencies, match=r"requires Python >=3.13, but the image python has 3.11.2"):
-        check_runtime(found, image_with("Python 3.11.2"))
-    check_runtime(found, image_with(""))  # nobody knows: the installer will
+        check_runtime(dependencies, image_with("Python 3.11.2"))
+    check_runtime(dependencies, image_with(""))  # nobody knows: the installer will
 
 
 def test_too_many_requirements_are_refused() -> None:
@@ -205,14 +209,14 @@ def raw(**content: bytes) -> Raw:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_declarations_are_read_in_the_encodings_that_editors_write(encoding: str) -> None:
     wanted = raw(main_py=b"", requirements_txt="six # é\r\n".encode(encoding))
-    found = read_dependencies(wanted, "python", "main.py")
-    assert found is not None and found.requirements == ("six",)
+    dependencies = read_dependencies(wanted, "python", "main.py")
+    assert dependencies is not None and dependencies.requirements == ("six",)
     project = raw(main_py=b"", pyproject_toml='[project]\ndependencies = ["six"]\n'.encode(encoding))
-    found = read_dependencies(project, "python", "main.py")
-    assert found is not None and found.requirements == ("six",)
+    dependencies = read_dependencies(project, "python", "main.py")
+    assert dependencies is not None and dependencies.requirements == ("six",)
     package = raw(main_js=b"", package_json='{"dependencies": {"left-pad": "1"}}'.encode(encoding))
-    found = read_dependencies(package, "node", "main.js")
-    assert found is not None and found.requirements == ("left-pad@1",)
+    dependencies = read_dependencies(package, "node", "main.js")
+    assert dependencies is not None and dependencies.requirements == ("left-pad@1",)
 
 
 @pytest.mark.parametrize("text", ["six\n".encode("utf-16-le"), b"\xff\xfes", b"\xfe\xff\xd8\x00"])
@@ -230,8 +234,8 @@ def test_an_encoding_that_cannot_be_read_is_refused(text: bytes) -> None:
     ],
 )
 def test_a_script_block_may_follow_a_byte_order_mark_and_have_trailing_spaces(text: bytes) -> None:
-    found = read_dependencies(raw(main_py=text), "python", "main.py")
-    assert found is not None and found.requirements == ("six",)
+    dependencies = read_dependencies(raw(main_py=text), "python", "main.py")
+    assert dependencies is not None and dependencies.requirements == ("six",)
 
 
 @pytest.mark.parametrize("value", ["[1]", "1", "{ a = 1 }", "true", "2020-01-01", '["3"]'])
@@ -250,10 +254,12 @@ def test_a_project_whose_dependencies_cannot_be_read_is_refused(text: str) -> No
 
 def test_a_shell_script_gets_the_packages_of_its_interpreters() -> None:
     files = {"run.sh": "python3 -m pytest", "requirements.txt": "pytest>=8", "pyproject.toml": '[project]\nname="x"'}
-    found = read_dependencies(Some(files), "shell", "run.sh")
-    assert found is not None and (found.kind, found.requirements) == ("pypi", ("pytest>=8",))
-    found = read_dependencies(Some({"run.sh": "", "package.json": '{"dependencies": {"six": "1"}}'}), "shell", "run.sh")
-    assert found is not None and found.kind == "npm"
+    dependencies = read_dependencies(Some(files), "shell", "run.sh")
+    assert dependencies is not None and (dependencies.kind, dependencies.requirements) == ("pypi", ("pytest>=8",))
+    dependencies = read_dependencies(
+        Some({"run.sh": "", "package.json": '{"dependencies": {"six": "1"}}'}), "shell", "run.sh"
+    )
+    assert dependencies is not None and dependencies.kind == "npm"
     assert read_dependencies(Some({"run.sh": "", "package.json": '{"name": "x"}'}), "shell", "run.sh") is None
     both = {"run.sh": "", "requirements.txt": "six", "package.json": '{"dependencies": {"six": "1"}}'}
     with pytest.raises(InvalidDependencies, match=r"requirements\.txt and package\.json both"):
@@ -296,9 +302,9 @@ LINES = st.sampled_from(["# /// script", "# ///", "# /// other", "#", "# x = 1",
 
 @given(st.lists(LINES, max_size=12))
 def test_blocks_are_those_that_the_reference_implementation_finds(lines: list[str]) -> None:
-    found = [(each["type"], each["content"]) for each in re.finditer(REFERENCE, "\n".join(lines))]
+    dependencies = [(each["type"], each["content"]) for each in re.finditer(REFERENCE, "\n".join(lines))]
     ours = [(kind, "".join(f"{line}\n" for line in content)) for kind, content in _blocks(lines) if content]
-    assert ours == found
+    assert ours == dependencies
 
 
 @given(st.text(max_size=300))

@@ -1,4 +1,4 @@
-"""Images that are registered and never boot: real manifests, parts with nothing in them."""
+"""Registered images that cannot boot: real manifests, parts without content."""
 
 from __future__ import annotations
 

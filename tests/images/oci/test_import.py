@@ -35,7 +35,7 @@ def bring(image_dir: Path, reference: Path | str, name: str | None = None, **mor
 
 
 def listing(image: Image, path: str = "/") -> str:
-    """What is in the root file system, as erofs itself says."""
+    """Return the listing of the root filesystem by dump.erofs."""
     command = ["dump.erofs", f"--path={path}", "--ls", str(image.root)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
     return done.stdout
@@ -204,9 +204,9 @@ def test_a_failing_dockerfile_leaves_nothing(image_dir: Path, tmp_path: Path) ->
 
 
 def test_references(tmp_path: Path) -> None:
-    new_layout(tmp_path / "lay").add([HELLO])
-    assert parse_reference(str(tmp_path / "lay")).layout == tmp_path / "lay"
-    assert parse_reference(f"{tmp_path}/lay:v1").tag == "v1"
+    new_layout(tmp_path / "layout").add([HELLO])
+    assert parse_reference(str(tmp_path / "layout")).layout == tmp_path / "layout"
+    assert parse_reference(f"{tmp_path}/layout:v1").tag == "v1"
     assert parse_reference("localhost:5000/team/app:v1").transport == "docker://localhost:5000/team/app:v1"
     assert parse_reference("docker://alpine").transport == "docker://alpine"
     for wrong in (str(tmp_path), f"{tmp_path}/not-there", "--help", "a b", "$(id)"):

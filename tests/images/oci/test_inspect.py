@@ -25,8 +25,8 @@ def program(tree: Path, path: str) -> None:
 
 
 def runs(tree: Path, **config: Any) -> dict[str, Language]:
-    found = languages_of(RootTree(tree), read_image_config({"config": config}), KNOWN)
-    return {language.name: language for language in found}
+    languages = languages_of(RootTree(tree), read_image_config({"config": config}), KNOWN)
+    return {language.name: language for language in languages}
 
 
 def test_an_empty_image_runs_executables(tree: Path) -> None:
@@ -61,9 +61,9 @@ def test_compiled_languages_need_their_compiler(tree: Path) -> None:
 def test_imported_images_need_no_files_of_belljar(tree: Path) -> None:
     for name in ("sh", "bash", "gcc", "g++", "rustc", "go", "java", "javac", "sqlite3", "python3", "node", "ruby"):
         program(tree, f"/usr/bin/{name}")
-    found = runs(tree)
-    assert {"c", "cpp", "rust", "go", "java", "sqlite", "python", "node", "ruby"} <= set(found)
-    assert "/usr/lib/belljar" not in repr(found)
+    languages = runs(tree)
+    assert {"c", "cpp", "rust", "go", "java", "sqlite", "python", "node", "ruby"} <= set(languages)
+    assert "/usr/lib/belljar" not in repr(languages)
 
 
 def test_an_entrypoint_precedes_the_interpreter(tree: Path) -> None:
@@ -84,7 +84,7 @@ def test_the_images_own_command_is_a_language(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "user"),
+    ("declared", "user"),
     [
         ("", User()),
         ("0", User(uid=0, gid=0)),
@@ -95,17 +95,17 @@ def test_the_images_own_command_is_a_language(tree: Path) -> None:
         ("99:98", User(uid=99, gid=98)),
     ],
 )
-def test_users_by_name_and_number(tree: Path, wish: str, user: User) -> None:
+def test_users_by_name_and_number(tree: Path, declared: str, user: User) -> None:
     (tree / "etc").mkdir()
     (tree / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\napp:x:7:8::/:/bin/sh\n")
     (tree / "etc/group").write_text("staff:x:50:\n")
-    assert user_of(RootTree(tree), wish) == user
+    assert user_of(RootTree(tree), declared) == user
 
 
-@pytest.mark.parametrize("wish", ["nobody-here", "-1", "4294967296", "app:nobody", "１", "99:x"])
-def test_an_unknown_user_is_refused(tree: Path, wish: str) -> None:
+@pytest.mark.parametrize("declared", ["nobody-here", "-1", "4294967296", "app:nobody", "１", "99:x"])
+def test_an_unknown_user_is_refused(tree: Path, declared: str) -> None:
     with pytest.raises(InvalidImage, match="USER"):
-        user_of(RootTree(tree), wish)
+        user_of(RootTree(tree), declared)
 
 
 def test_packages_of_debian_distroless_alpine_and_python(tree: Path) -> None:
