@@ -6,7 +6,6 @@ registers nothing. Its files are removed at the end, those of a killed build by 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import platform
@@ -29,7 +28,7 @@ from belljar.images.recipe_extension import RecipeExtension
 from belljar.images.recipe_rootfs import RecipeRootfs
 from belljar.images.rootfs_source import RootfsMetadata, RootfsSource
 from belljar.images.stock_kernel import StockKernel
-from belljar.model.errors import DataFolderError, DiskFull, HostError
+from belljar.model.errors import DataFolderError, DiskFull, HostError, is_disk_full
 from belljar.model.image import Image, Manifest, Part
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
@@ -83,7 +82,7 @@ async def build_from_source(
             kernel_source = StockKernel(context) if kernel == "stock" else CustomKernel(context)
             return await _Build(source, kernel_source, context).run()
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise DiskFull(f"the disk of {settings.data_dir} is full; free some space and build again") from None
         raise DataFolderError(f"cannot build in {settings.data_dir}: {error}") from None
 
