@@ -21,7 +21,7 @@ import pytest
 
 from belljar.images.agent_binary import agent_binary
 from belljar.images.catalog import Images
-from belljar.images.prefork_programs import can_become, waiting_command
+from belljar.images.prefork_programs import prefork_command, supports_env
 from belljar.images.recipe import recipes
 from belljar.node.guest.command import Command
 from belljar.node.guest.connection import AgentConnection
@@ -90,7 +90,7 @@ class Jar:
     async def run(self, words: list[str], *, waits: bool, env: dict[str, str] | None = None) -> Seen:
         """What a user would see of `words` (`node /work/script.js one`), less what differs between processes."""
         async with self.connection() as connection:
-            started = waiting_command(words[0], [words[0], "{entrypoint}"])
+            started = prefork_command(words[0], [words[0], "{entrypoint}"])
             if waits:
                 prepared = Command(argv=started, env=ENV, cwd="/", isolated=False, prefork=words[0])
                 await connection.prepare(prepared)
@@ -196,5 +196,5 @@ async def test_gems_of_the_scripts_own_are_found(jar: Jar) -> None:
     ("name", "becomes"), [("NODE_OPTIONS", False), ("LC_ALL", False), ("HOME", False), ("MODE", True), ("PATH", True)]
 )
 def test_node_is_not_asked_to_become_what_it_cannot(name: str, becomes: bool) -> None:
-    assert can_become("node", [name]) is becomes
-    assert can_become("ruby", [name]) and can_become("", [name])
+    assert supports_env("node", [name]) is becomes
+    assert supports_env("ruby", [name]) and supports_env("", [name])

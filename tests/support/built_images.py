@@ -107,10 +107,10 @@ class BuiltImages:
         subprocess.run(command, check=True, timeout=_BUILD_SECONDS, env={**environment, "BELLJAR_SNAPSHOTS": "off"})
         image = Images(self._build_folder).get(name)
         target = Images(self.data_dir)
-        target.parts.mkdir(parents=True, exist_ok=True)
+        target.blobs.folder.mkdir(parents=True, exist_ok=True)
         for part in (image.kernel, image.initramfs, image.root):
             with contextlib.suppress(FileExistsError):
-                os.link(part, target.parts / part.name)
+                os.link(part, target.blobs.folder / part.name)
         target.register(image.manifest)
 
     def copy_with_build_cache(self, folder: Path) -> None:

@@ -34,7 +34,7 @@ from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
 from belljar.control.store.scripts import SqlScripts
 from belljar.images.build import manifest_digest
-from belljar.images.catalog import Images, write_manifest
+from belljar.images.catalog import Images
 from belljar.model.errors import HostError
 from belljar.model.ids import new_id
 from belljar.model.image import Image, Language, Manifest, Part
@@ -375,11 +375,11 @@ def _register(data_dir: Path) -> Image:
     images = Images(data_dir)
     if (found := images.find("bed")) is not None:
         return found
-    images.parts.mkdir(parents=True, exist_ok=True)
+    images.blobs.folder.mkdir(parents=True, exist_ok=True)
 
     def part(text: bytes) -> Part:
         digest = hashlib.sha256(text).hexdigest()
-        (images.parts / digest).write_bytes(text)
+        (images.blobs.folder / digest).write_bytes(text)
         return Part(sha256=digest, size_bytes=len(text), origin="a test")
 
     manifest = Manifest(
@@ -391,7 +391,7 @@ def _register(data_dir: Path) -> Image:
         root=part(b"root"),
         languages=(SHELL,),
     )
-    return write_manifest(images, manifest.model_copy(update={"digest": manifest_digest(manifest)}))
+    return images.register(manifest.model_copy(update={"digest": manifest_digest(manifest)}))
 
 
 def _now() -> Any:

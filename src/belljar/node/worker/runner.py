@@ -149,7 +149,7 @@ class JobRunner:
         return PreparedJob(image=image, input=job_input, hypervisor=hypervisor, warm_up_steps=warm_up_steps)
 
     async def _fetch(self, run: JobRun) -> tuple[Image, JobInput]:
-        image = self._images.of_job(run.job.image, run.job.image_digest)
+        image = self._images.get_for_job(run.job.image, run.job.image_digest)
         await asyncio.to_thread(self._images.verify, image)
         return image, await run.fetch()
 

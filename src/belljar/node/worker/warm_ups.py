@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from belljar.images.prefork_programs import waiting_command
+from belljar.images.prefork_programs import prefork_command
 from belljar.model.errors import host_error
 from belljar.model.image import Image, Language
 from belljar.node.guest.command import Command
@@ -51,7 +51,7 @@ class WarmUps:
         preforks = {language.prefork: language for language in languages if language.prefork}
         most = self._settings.max_processes
         waiting = tuple(
-            Command(argv=waiting_command(name, language.run), env=env, cwd="/", max_processes=most, prefork=name)
+            Command(argv=prefork_command(name, language.run), env=env, cwd="/", max_processes=most, prefork=name)
             for name, language in preforks.items()
         )
         if len(preforks) == len(languages):

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from belljar.images.prefork_programs import has_room
+from belljar.images.prefork_programs import has_memory_for
 from belljar.model.errors import HostError, MachineError, MachineTimeout
 from belljar.node.guest.command import Command, CommandFailed
 from belljar.node.guest.connection import AgentConnection
@@ -41,7 +41,7 @@ class WarmUp:
 
     def within(self, memory_mb: int) -> WarmUp:
         """Return the same without processes that do not fit in a machine with that memory."""
-        fitting = tuple(command for command in self.waiting_commands if has_room(command.prefork, memory_mb))
+        fitting = tuple(command for command in self.waiting_commands if has_memory_for(command.prefork, memory_mb))
         return replace(self, waiting_commands=fitting)
 
     def fingerprint(self) -> list[object]:

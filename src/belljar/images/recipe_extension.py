@@ -1,4 +1,4 @@
-"""An image that is another recipe's with more in it: Debian packages, wheels, npm packages. Said on a command line."""
+"""Extend a recipe by Debian packages, wheels and npm packages, as given on the command line."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from belljar.model.errors import InvalidOption
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Additions:
-    """What comes on top of the recipe called `base`."""
+class RecipeExtension:
+    """The packages to add to the recipe called `base`."""
 
     base: str
     apt: tuple[str, ...] = ()
@@ -21,7 +21,7 @@ class Additions:
     npm: tuple[str, ...] = ()
 
     def recipe(self, name: str, data_dir: Path) -> Recipe:
-        """The recipe of both. Raises UnknownImage, and InvalidOption for a name or a package that is none."""
+        """Return the extended recipe, called `name`. Raises UnknownImage, InvalidOption for a name or a package."""
         base = find_recipe(self.base, data_dir)
         tools = (("python3",) if self.pip else ()) + (("nodejs",) if self.npm else ())
         fields = base.model_dump() | {
@@ -39,5 +39,5 @@ class Additions:
             raise InvalidOption(str(first["msg"]).removeprefix("Value error, "), option=option) from None
 
     def _description(self, base: Recipe) -> str:
-        more = ", ".join((*self.apt, *self.pip, *self.npm))
-        return f"{base.description}; with {more}" if more else base.description
+        added = ", ".join((*self.apt, *self.pip, *self.npm))
+        return f"{base.description}; with {added}" if added else base.description

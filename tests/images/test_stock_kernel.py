@@ -1,4 +1,4 @@
-"""The ELF image out of a bzImage, whatever it is compressed with."""
+"""Extracting the ELF image from a bzImage of every compression."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from belljar.images.kernel import extract_elf
+from belljar.images.stock_kernel import extract_elf
 from belljar.model.errors import ImageBuildError
 
 ELF = b"\x7fELF" + bytes(range(256)) * 400
@@ -21,7 +21,7 @@ SIZE = struct.pack("<I", len(ELF))
 
 
 def bzimage(payload: bytes, *, setup_sectors: int = 3, offset: int = 17, length: int | None = None) -> bytes:
-    """A boot sector, a setup, some code, and the payload where the header says (the x86 boot protocol)."""
+    """Return a bzImage of the x86 boot protocol: boot sector, setup, code, and the payload at the declared offset."""
     head = bytearray((setup_sectors + 1) * 512 if setup_sectors else 5 * 512)
     head[0x1F1] = setup_sectors
     head[0x202:0x206] = b"HdrS"
@@ -65,35 +65,35 @@ async def test_every_compression_gives_the_elf(tmp_path: Path, payload: Callable
     assert await extracted(tmp_path, bzimage(payload())) == ELF
 
 
-async def test_a_kernel_that_is_an_elf_already_is_taken_as_it_is(tmp_path: Path) -> None:
+async def test_an_elf_kernel_is_copied_unchanged(tmp_path: Path) -> None:
     assert await extracted(tmp_path, ELF) == ELF
 
 
-async def test_no_setup_sectors_means_four_as_the_protocol_says(tmp_path: Path) -> None:
+async def test_zero_setup_sectors_means_four(tmp_path: Path) -> None:
     assert await extracted(tmp_path, bzimage(gzip.compress(ELF), setup_sectors=0)) == ELF
 
 
 @pytest.mark.parametrize(
-    ("image", "words"),
+    ("image", "message"),
     [
-        (b"", "is no bzImage"),
-        (b"MZ" + bytes(2000), "is no bzImage"),
-        (bzimage(gzip.compress(ELF), length=1 << 30), "payload lies outside"),
-        (bzimage(gzip.compress(ELF), length=0), "payload lies outside"),
-        (bzimage(gzip.compress(ELF)[:-500]), "cannot be decompressed"),
-        (bzimage(b"\xfd7zXZ\0" + b"junk" * 50), "cannot be decompressed"),
-        (bzimage(b"\x89LZO" + b"junk" * 50), "in a way that belljar does not know .*894c5a4f"),
-        (bzimage(gzip.compress(b"a kernel for another machine")), "no ELF image"),
+        (b"", "is not a bzImage"),
+        (b"MZ" + bytes(2000), "is not a bzImage"),
+        (bzimage(gzip.compress(ELF), length=1 << 30), "payload of .* is outside the file"),
+        (bzimage(gzip.compress(ELF), length=0), "payload of .* is outside the file"),
+        (bzimage(gzip.compress(ELF)[:-500]), "cannot decompress the kernel"),
+        (bzimage(b"\xfd7zXZ\0" + b"junk" * 50), "cannot decompress the kernel"),
+        (bzimage(b"\x89LZO" + b"junk" * 50), "unknown compression .*894c5a4f"),
+        (bzimage(gzip.compress(b"a kernel for another machine")), "not an ELF image"),
     ],
 )
-async def test_what_is_no_kernel_is_refused(tmp_path: Path, image: bytes, words: str) -> None:
-    with pytest.raises(ImageBuildError, match=words):
+async def test_an_invalid_kernel_is_refused(tmp_path: Path, image: bytes, message: str) -> None:
+    with pytest.raises(ImageBuildError, match=message):
         await extracted(tmp_path, image)
 
 
 @pytest.mark.parametrize(("tool", "magic"), [("lz4", b"\x02\x21\x4c\x18"), ("zstd", b"\x28\xb5\x2f\xfd")])
-async def test_a_damaged_payload_is_told_with_the_tools_words(tmp_path: Path, tool: str, magic: bytes) -> None:
+async def test_a_damaged_payload_is_reported_with_the_tools_error(tmp_path: Path, tool: str, magic: bytes) -> None:
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed")
-    with pytest.raises(ImageBuildError, match=f"{tool} failed|no ELF"):
+    with pytest.raises(ImageBuildError, match=f"{tool} failed|not an ELF"):
         await extracted(tmp_path, bzimage(magic + b"junk" * 50))

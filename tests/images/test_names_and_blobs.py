@@ -1,4 +1,4 @@
-"""Names, tags and digests of images; what may go and what must stay; damage that is noticed."""
+"""Names, tags and digests of images; which files are deleted; detection of damage."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from belljar.images.build import build_dir, manifest_digest
+from belljar.images.build import manifest_digest
+from belljar.images.build_context import build_dir
 from belljar.images.catalog import Images, summary
-from belljar.images.progress import Silent
 from belljar.images.sbom import bill_of_materials
 from belljar.model.errors import DamagedImage, DiskBudget, InvalidOption, UnknownImage
 from belljar.model.image import Image, Language, Manifest, Part
 from belljar.settings import Settings
+from support.silent_progress import SilentProgress
 
 PYTHON = Language(name="python", run=("python3", "{entrypoint}"), version=("python3", "--version"))
 
@@ -28,8 +29,8 @@ def images(tmp_path: Path) -> Images:
 def part(images: Images, text: str) -> Part:
     data = text.encode()
     sha256 = hashlib.sha256(data).hexdigest()
-    images.parts.mkdir(parents=True, exist_ok=True)
-    (images.parts / sha256).write_bytes(data)
+    images.blobs.folder.mkdir(parents=True, exist_ok=True)
+    (images.blobs.folder / sha256).write_bytes(data)
     return Part(sha256=sha256, size_bytes=len(data), origin=text)
 
 
@@ -50,7 +51,7 @@ def make(images: Images, name: str, root: str = "root", language: Language = PYT
 
 
 def parts(images: Images) -> int:
-    return len(list(images.parts.iterdir()))
+    return len(list(images.blobs.folder.iterdir()))
 
 
 def test_an_image_is_found_by_name_tag_and_digest(images: Images) -> None:
@@ -63,13 +64,13 @@ def test_an_image_is_found_by_name_tag_and_digest(images: Images) -> None:
 
 
 @pytest.mark.parametrize("reference", ["", "../one", "one/..", "ONE", "one:", "one@sha256:xyz", "@sha256:", "a" * 200])
-def test_what_is_no_reference_finds_nothing(images: Images, reference: str) -> None:
+def test_an_invalid_reference_finds_nothing(images: Images, reference: str) -> None:
     make(images, "one")
     with pytest.raises(UnknownImage):
         images.get(reference)
 
 
-def test_a_tag_stays_when_its_name_moves_on(images: Images) -> None:
+def test_a_tag_stays_when_the_name_refers_to_another_image(images: Images) -> None:
     old = make(images, "one")
     images.tag("one", "one:old")
     new = make(images, "one", "newer root")
@@ -78,36 +79,36 @@ def test_a_tag_stays_when_its_name_moves_on(images: Images) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "A", "one@sha256:" + "0" * 64, "x:y:z", "../x"])
-def test_a_tag_that_is_no_name_is_refused(images: Images, name: str) -> None:
+def test_an_invalid_tag_is_refused(images: Images, name: str) -> None:
     make(images, "one")
     with pytest.raises(InvalidOption):
         images.tag("one", name)
 
 
-def test_a_job_gets_the_image_that_its_name_stood_for(images: Images) -> None:
+def test_a_job_gets_the_image_of_its_submission(images: Images) -> None:
     old = make(images, "one")
     make(images, "one", "newer root")
-    assert images.of_job("one", old.manifest.digest).root == old.root
-    assert images.of_job("one", "0" * 64).manifest.digest == images.get("one").manifest.digest
+    assert images.get_for_job("one", old.manifest.digest).root == old.root
+    assert images.get_for_job("one", "0" * 64).manifest.digest == images.get("one").manifest.digest
 
 
-def test_nothing_that_a_job_needs_is_collected(images: Images) -> None:
+def test_images_of_jobs_are_not_collected(images: Images) -> None:
     old = make(images, "one")
     make(images, "one", "newer root")
     assert [manifest.digest for manifest in images.unnamed()] == [old.manifest.digest]
     assert images.collect({old.manifest.digest}) == 0
-    assert images.of_job("one", old.manifest.digest).root.read_text() == "root"
+    assert images.get_for_job("one", old.manifest.digest).root.read_text() == "root"
     assert images.collect() == len("root")
     assert parts(images) == 3 and images.unnamed() == ()
 
 
-def test_removing_a_name_keeps_what_others_and_jobs_need(images: Images) -> None:
+def test_removing_a_name_keeps_images_of_other_names_and_jobs(images: Images) -> None:
     one = make(images, "one")
     make(images, "two", "another root")
     images.remove("one", needed={one.manifest.digest})
     with pytest.raises(UnknownImage):
         images.get("one")
-    assert images.of_job("one", one.manifest.digest).root.exists()
+    assert images.get_for_job("one", one.manifest.digest).root.exists()
     images.collect()
     assert not one.root.exists() and images.get("two").kernel.exists()
 
@@ -118,19 +119,19 @@ def test_removing_by_digest_is_refused(images: Images) -> None:
         images.remove(f"one@sha256:{digest}")
 
 
-def test_a_damaged_part_is_noticed_and_an_unchanged_one_is_not_read_again(images: Images) -> None:
+def test_a_damaged_part_is_detected_and_an_unchanged_one_is_not_read_again(images: Images) -> None:
     made = make(images, "one")
     images.verify(made)
-    before = {path.name: path.stat().st_atime_ns for path in images.parts.iterdir()}
+    before = {path.name: path.stat().st_atime_ns for path in images.blobs.folder.iterdir()}
     images.verify(made)
-    assert {path.name: path.stat().st_atime_ns for path in images.parts.iterdir()} == before
+    assert {path.name: path.stat().st_atime_ns for path in images.blobs.folder.iterdir()} == before
     time.sleep(0.01)
     made.root.write_text("toor")
     with pytest.raises(DamagedImage, match="has changed since it was built"):
         images.verify(made)
 
 
-def test_who_owns_a_part_cannot_hide_a_change_behind_its_times(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parts_owner_cannot_hide_a_change_by_resetting_times(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4242)  # as root hard links change the ctime
     made = make(images, "one")
     images.verify(made)
@@ -148,13 +149,13 @@ def test_the_disk_budget_drops_cached_packages_first(images: Images) -> None:
     debs = images.data_dir / "cache" / "apt" / "bookworm-amd64" / "debs"
     debs.mkdir(parents=True)
     (debs / "a.deb").write_bytes(bytes(300 << 20))
-    images.make_room(1 << 20, Settings(image_disk_mb=256))
+    images.blobs.make_room(1 << 20, Settings(image_disk_mb=256))
     assert not (debs / "a.deb").exists()
     with pytest.raises(DiskBudget):
-        images.make_room(300 << 20, Settings(image_disk_mb=256))
+        images.blobs.make_room(300 << 20, Settings(image_disk_mb=256))
 
 
-def test_what_is_shown_says_versions_size_and_digest(images: Images) -> None:
+def test_the_summary_has_versions_size_and_digest(images: Images) -> None:
     made = make(images, "one")
     shown = summary(made)
     assert shown["digest"] == made.manifest.digest and shown["size_bytes"] == made.manifest.size_bytes
@@ -162,7 +163,7 @@ def test_what_is_shown_says_versions_size_and_digest(images: Images) -> None:
     assert shown["snapshots"] == []
 
 
-def test_a_bill_of_materials_names_every_package(images: Images) -> None:
+def test_a_bill_of_materials_has_every_package(images: Images) -> None:
     made = make(images, "one")
     bill = bill_of_materials(made.manifest)
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.5")
@@ -178,9 +179,9 @@ def test_a_bill_of_materials_names_every_package(images: Images) -> None:
     assert bill == bill_of_materials(made.manifest)
 
 
-def test_nothing_is_deleted_while_an_image_is_built(images: Images) -> None:
-    with build_dir(images.data_dir, Silent()):
+def test_nothing_is_deleted_during_a_build(images: Images) -> None:
+    with build_dir(images.data_dir, SilentProgress()):
         made = part(images, "half an image")
         assert images.collect() == 0
-        assert (images.parts / made.sha256).exists()
+        assert (images.blobs.folder / made.sha256).exists()
     assert images.collect() == len("half an image")

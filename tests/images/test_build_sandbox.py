@@ -1,4 +1,4 @@
-"""Commands that end with whoever started them, however that ends, and folders with files of many owners."""
+"""Commands in namespaces end with their parent; folders with files of several owners are removed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from belljar.images.contained import contained, remove_tree
-from belljar.images.tool import call
+from belljar.images.build_sandbox import remove_tree, sandboxed_command
+from belljar.images.host_tools import run_tool
 from belljar.model.errors import HostError, ImageBuildError
 from support.running import alive, descendants
 
@@ -20,24 +20,24 @@ from support.running import alive, descendants
 TREE = ["sh", "-c", "setsid sleep 300 & setsid sleep 300 & wait"]
 PARENT = f"""
 import asyncio, pathlib, sys
-from belljar.images.contained import contained
-from belljar.images.tool import call
-argv = contained({TREE}) if sys.argv[1] == "contained" else ["sleep", "300"]
-asyncio.run(call(argv, log=pathlib.Path(sys.argv[2]), timeout_seconds=300))
+from belljar.images.build_sandbox import sandboxed_command
+from belljar.images.host_tools import run_tool
+argv = sandboxed_command({TREE}) if sys.argv[1] == "contained" else ["sleep", "300"]
+asyncio.run(run_tool(argv, log=pathlib.Path(sys.argv[2]), timeout_seconds=300))
 """
 
 
 @pytest.fixture(autouse=True)
 def namespaces() -> None:
     try:
-        if "unshare" not in contained(["true"]):
+        if "unshare" not in sandboxed_command(["true"]):
             pytest.skip("no namespaces can be made here")
     except HostError as error:
         pytest.skip(error.message)
 
 
 @pytest.mark.parametrize(("how", "count"), [("contained", 4), ("alone", 1)])
-def test_a_command_dies_with_a_parent_that_is_killed(tmp_path: Path, how: str, count: int) -> None:
+def test_a_command_dies_with_a_killed_parent(tmp_path: Path, how: str, count: int) -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT, how, str(tmp_path / "log")])
     try:
         deadline = time.monotonic() + 60
@@ -59,31 +59,31 @@ def has_started(pids: list[int]) -> bool:
 
 async def test_output_and_exit_code_are_the_commands_own(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    assert await call(contained(["echo", "a b"]), log=log, timeout_seconds=60) == "a b\n"
+    assert await run_tool(sandboxed_command(["echo", "a b"]), log=log, timeout_seconds=60) == "a b\n"
     with pytest.raises(ImageBuildError, match=r"tool failed \(exit 3\): no$"[:-1]):
-        await call(contained(["sh", "-c", "echo no >&2; exit 3"]), name="tool", log=log, timeout_seconds=60)
+        await run_tool(sandboxed_command(["sh", "-c", "echo no >&2; exit 3"]), name="tool", log=log, timeout_seconds=60)
 
 
-async def test_its_mounts_and_processes_are_nobody_elses(tmp_path: Path) -> None:
+async def test_mounts_and_processes_are_not_visible_outside(tmp_path: Path) -> None:
     (tmp_path / "place").mkdir()
     script = (
         f"mount -t tmpfs none {tmp_path}/place && touch {tmp_path}/place/inside && echo $(ls -d /proc/[0-9]* | wc -l)"
     )
-    processes = await call(contained(["sh", "-c", script]), log=tmp_path / "log", timeout_seconds=60)
+    processes = await run_tool(sandboxed_command(["sh", "-c", script]), log=tmp_path / "log", timeout_seconds=60)
     assert int(processes) < 10
     assert list((tmp_path / "place").iterdir()) == []
 
 
-async def test_it_is_root_in_the_users_own_closed_folders(tmp_path: Path) -> None:
+async def test_the_command_is_root_in_closed_folders_of_the_user(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     script = f"id -u; touch {closed}/file && chown 33:34 {closed}/file && stat -c %u:%g {closed}/file"
-    said = await call(contained(["sh", "-c", script]), log=tmp_path / "log", timeout_seconds=60)
-    assert said.split() == ["0", "33:34"]
+    output = await run_tool(sandboxed_command(["sh", "-c", script]), log=tmp_path / "log", timeout_seconds=60)
+    assert output.split() == ["0", "33:34"]
     remove_tree(closed)
     assert not closed.exists()
 
 
-def test_removing_what_is_not_there_is_fine(tmp_path: Path) -> None:
+def test_removing_a_missing_folder_does_nothing(tmp_path: Path) -> None:
     remove_tree(tmp_path / "nothing")
     assert os.listdir(tmp_path) == []
