@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from support.paths import TESTS
-
 
 def sort(items: list[pytest.Item]) -> None:
     """Sort: tests that need no image, while images are built; then those that do, the longest files first."""
