@@ -1,4 +1,4 @@
-"""The order of tests in which two workers of a parallel run end soonest, each of which takes one file after the other."""
+"""The order in which tests run, by what was measured: a parallel run ends when its last worker does."""
 
 from __future__ import annotations
 

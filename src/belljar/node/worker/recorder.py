@@ -82,7 +82,7 @@ class Recorder:
         #: What runs its machine; set before the attempt begins.
         self.hypervisor: Hypervisor | None = None
         self.output = LoggedOutput(self._log, int(settings.max_output_mb * 1024 * 1024))
-        self.artifacts = BlobArtifacts(context.blobs, job, settings.data_dir / "run" / "artifacts", context.retry_times)
+        self.artifacts = BlobArtifacts(context.blobs, job, settings.paths.artifacts, context.retry_times)
 
     def took(self, source: Source) -> None:
         """There is a machine."""
