@@ -67,7 +67,6 @@ async def test_a_mirror_that_does_not_answer_is_told_and_what_a_killed_build_lef
     assert Images(tmp_path).list() == []
 
 
-@pytest.mark.vm
 def test_an_image_is_what_its_manifest_says(own_images: Path) -> None:
     images = Images(own_images).list()
     assert [image.name for image in images] == ["python", "shell"]
@@ -106,7 +105,6 @@ def test_what_is_built_is_not_built_again(own_images: Path) -> None:
     assert (own_images / "images/python.json").read_bytes() == manifest
 
 
-@pytest.mark.vm
 def test_an_interrupted_build_leaves_nothing_behind(own_images: Path, tmp_path: Path) -> None:
     with half_built(own_images, tmp_path) as (process, children, progress):
         process.send_signal(signal.SIGINT)
@@ -118,7 +116,6 @@ def test_an_interrupted_build_leaves_nothing_behind(own_images: Path, tmp_path: 
     assert "Traceback" not in progress.read_text()
 
 
-@pytest.mark.vm
 def test_a_killed_build_takes_its_tools_along_and_the_next_one_removes_the_rest(
     own_images: Path, tmp_path: Path
 ) -> None:

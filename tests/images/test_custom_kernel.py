@@ -178,7 +178,6 @@ async def image_of(kernel: bytes, image_dir: Path) -> Image:
     return await build.build_image("python", Settings(data_dir=image_dir), Silent(), kernel="custom")
 
 
-@pytest.mark.vm
 async def test_a_kernel_that_was_compiled_is_not_compiled_again_and_the_stock_one_comes_back(image_dir: Path) -> None:
     stock = Images(image_dir).get("python").manifest
     custom = (await image_of(b"\x7fELF compiled", image_dir)).manifest

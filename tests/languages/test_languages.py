@@ -1,8 +1,8 @@
 """Every language that belljar has a recipe for, in real machines over a real server.
 
 Each language compiles, runs and answers once in a machine. How its programs print, crash and fail to compile is tested
-without machines in test_programs.py. The server treats such an end alike in all languages: here one that is compiled and
-one that is not show it. All jobs are submitted at once, so that the worker is busy while a test waits for its own.
+without machines in test_programs.py. The server treats such an end alike in all languages: two of them show it here,
+one that is compiled and one that is not. All jobs are submitted at once: while a test waits for its own, others run.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def age(path: Path) -> None:
     os.utime(path, (long_ago, long_ago))
 
 
-@pytest.mark.vm
+@pytest.mark.process
 async def test_a_layer_is_found_by_what_was_wished_on_that_image(layers: Layers) -> None:
     key = layers.key("wish", LOCK.root)
     assert layers.find(key) is None
@@ -50,7 +50,7 @@ async def test_a_layer_is_found_by_what_was_wished_on_that_image(layers: Layers)
     assert [*(layers.folder / "building").iterdir()] == []
 
 
-@pytest.mark.vm
+@pytest.mark.process
 async def test_wishes_that_come_to_the_same_share_it_and_a_lie_about_the_lock_does_not(layers: Layers) -> None:
     one, two = await keep(layers, "one", GOOD), await keep(layers, "two", GOOD)
     assert one.disk == two.disk
@@ -59,7 +59,7 @@ async def test_wishes_that_come_to_the_same_share_it_and_a_lie_about_the_lock_do
     assert layers.find("one") == one
 
 
-@pytest.mark.vm
+@pytest.mark.process
 @pytest.mark.parametrize(
     "data",
     [
@@ -76,7 +76,7 @@ async def test_a_hostile_archive_keeps_nothing(layers: Layers, data: bytes) -> N
     assert [path for path in layers.folder.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.vm
+@pytest.mark.process
 async def test_what_was_used_longest_ago_goes_first_and_what_was_used_just_now_stays(layers: Layers) -> None:
     old = await keep(layers, "old", archive(entry("a", bytes(700_000))))
     age(old.disk)
@@ -87,7 +87,7 @@ async def test_what_was_used_longest_ago_goes_first_and_what_was_used_just_now_s
     assert layers.find("new") == new and layers.find("newer") == newer  # over the budget, and in use
 
 
-@pytest.mark.vm
+@pytest.mark.process
 async def test_a_script_and_its_layer_lie_on_one_disk(layers: Layers, tmp_path: Path) -> None:
     layer = await keep(layers, "k", GOOD)
     script = tmp_path / "script.erofs"
