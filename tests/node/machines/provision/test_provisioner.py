@@ -293,11 +293,11 @@ from belljar.node.machines.protocol import MachineSpec, Shape
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.node.machines.provision.snapshots import Snapshots
 from belljar.settings import Settings
-from belljar.node.worker.warm_ups import Preparations
+from belljar.node.worker.warm_ups import WarmUps
 settings = Settings(data_dir=Path({str(lab.settings.data_dir)!r}))
 image = Images(Path({str(lab.image.root.parents[2])!r})).get("python")
 async def main():
-    preparation = await Preparations(settings).of(image)
+    preparation = await WarmUps(settings).of(image)
     hypervisor = QemuHypervisor(settings, "tcg")
     await Snapshots(settings).make(hypervisor, image, Shape(vcpus=1, memory_mb=128), preparation)
 asyncio.run(main())
