@@ -242,7 +242,7 @@ async def _converse(
         connection, plan.machine.slot
     )  # of a machine that its planner gave a place to, not the supply
     if (laid := plan.layer) is not None:
-        await connection.layer(laid.script_bytes, laid.layer_bytes, laid.path)
+        await connection.set_layer(laid.script_bytes, laid.layer_bytes, laid.path)
     if plan.compile is None or await _compile(plan, plan.compile, connection, observer, cancel, end, clock):
         await _run(plan, connection, observer, cancel, end, clock)
     end.is_over = True

@@ -64,7 +64,7 @@ class _Dropped:
 
 async def warm_up(connection: AgentConnection, command: Command) -> None:
     """Run a command that must succeed. Raises MachineError when it does not, or cannot be started."""
-    seconds = _REHEARSAL_SECONDS * connection.patience
+    seconds = _REHEARSAL_SECONDS * connection.timeout_factor
     try:
         async with asyncio.timeout(seconds):
             exited = await connection.warm_up(command, _Dropped())
@@ -101,7 +101,7 @@ async def wake(clone: Clone, boot_timeout_seconds: float, *, silence_seconds: in
     Raises BadSnapshot, HostError when this host has too little of something, MachineError when it is not clear why.
     """
     started, factor = time.monotonic(), patience(boot_timeout_seconds)
-    connection = AgentConnection(clone.reader, clone.writer, patience=factor)
+    connection = AgentConnection(clone.reader, clone.writer, timeout_factor=factor)
     try:
         await unless_dead(clone, connection.resume(_WAKE_SECONDS * factor, silence_seconds=silence_seconds))
     except MachineDead as error:
