@@ -37,7 +37,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what is slow: the workers of a parallel run (pytest-xdist) take one file after the other."""
     for item in items:
-        if {"world", "unchanged_host"} & {fixture.argname for fixture in _fixtures(item)}:
+        if {"internet", "unchanged_host"} & {fixture.argname for fixture in _fixtures(item)}:
             _network_modules.add(item.path)
     items.sort(key=lambda item: (item.path.name != "test_languages.py", item.get_closest_marker("vm") is None))
 

@@ -1,6 +1,7 @@
-"""What slots stand on, seen from the pool: a host's side that makes them, and the slots themselves.
+"""The backends of the slot pool: what creates slots, and the slots.
 
-The host itself where belljar is root, a stand-in for it where it is not. All methods block for milliseconds.
+kernel_backend.py implements it on the host for root, rootless.py in namespaces of a user who is not root. All methods
+block for milliseconds.
 """
 
 from __future__ import annotations
@@ -13,28 +14,28 @@ from belljar.node.network.slot import DnsSockets
 from belljar.node.network.traffic import Traffic
 
 
-class AnySlot(Protocol):
-    """One slot. What its methods do: slot.Slot."""
+class Slot(Protocol):
+    """One slot; slot.KernelSlot documents its methods."""
 
     @property
     def number(self) -> int: ...
 
     @property
-    def ears(self) -> DnsSockets: ...
+    def dns_sockets(self) -> DnsSockets: ...
 
-    def open_for(self, policy: Policy, mbit: float | None = None) -> None: ...
+    def apply_policy(self, policy: Policy, mbit: float | None = None) -> None: ...
 
-    def admit(self, commands: list[str]) -> None: ...
+    def allow(self, commands: list[str]) -> None: ...
 
-    def traffic(self) -> Traffic: ...
+    def read_traffic(self) -> Traffic: ...
 
-    def described(self) -> NetworkSlot: ...
+    def network_slot(self) -> NetworkSlot: ...
 
     def remove(self) -> None: ...
 
 
-class Host(Protocol):
-    """What makes slots. What its methods do: host.HostSide."""
+class NetworkBackend(Protocol):
+    """Creates slots; kernel_backend.KernelBackend documents its methods."""
 
     @property
     def alive(self) -> bool: ...
@@ -43,4 +44,4 @@ class Host(Protocol):
 
     def close(self) -> None: ...
 
-    def make_slot(self) -> AnySlot: ...
+    def create_slot(self) -> Slot: ...

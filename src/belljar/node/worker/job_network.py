@@ -16,7 +16,7 @@ from belljar.node.machines.provision.network_slot import SlotFactory
 from belljar.node.machines.provision.provisioner import ProvisionedMachine
 from belljar.node.network.attachment import Attachment
 from belljar.node.network.policy import NameRule, NetworkRule, Policy
-from belljar.node.network.traffic import Refused, Traffic
+from belljar.node.network.traffic import RefusedDestination, Traffic
 from belljar.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Networking:
         if network.slots is None or network.policy is None:
             yield None
             return
-        async with network.slots.attached(network.policy, network.mbit) as attachment:
+        async with network.slots.with_network(network.policy, network.mbit) as attachment:
             yield attachment
 
     def _slots(self) -> SlotPool:
@@ -108,7 +108,7 @@ class JobNetwork:
         async with take(self.slots.with_network_slot) as ready:
             assert ready.slot is not None
             started = time.monotonic()
-            async with self.slots.opened(ready.slot, self.policy, self.mbit) as attachment:
+            async with self.slots.with_policy(ready.slot, self.policy, self.mbit) as attachment:
                 self._attachment = attachment
                 ready.phases["network"] = round((time.monotonic() - started) * 1000, 3)
                 yield ready
@@ -123,7 +123,7 @@ def policy_of(destinations: tuple[Destination, ...], excepted: tuple[NetworkRule
     return Policy(
         names=tuple(NameRule(each.name, each.below, each.port) for each in destinations if each.name is not None),
         networks=tuple(NetworkRule(each.network, each.port) for each in destinations if each.network is not None),
-        excepted=excepted,
+        exceptions=excepted,
     )
 
 
@@ -153,13 +153,13 @@ def network_use(traffic: Traffic | None) -> NetworkUse:
     )
 
 
-def _refusal(refused: Refused) -> Refusal:
+def _refusal(refused: RefusedDestination) -> Refusal:
     return Refusal(
         name=refused.name,
         address=str(refused.address) if refused.address is not None else None,
         port=refused.port,
         protocol=refused.protocol,
-        never=refused.never,
+        never=refused.always_blocked,
         count=refused.count,
     )
 
