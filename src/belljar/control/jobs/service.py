@@ -14,15 +14,17 @@ import structlog
 from belljar.control.blobs.store import Blobs
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
-from belljar.control.jobs.resolve import NodeLimits, check_arguments, resolve_job, runnable_of
+from belljar.control.jobs.resolve import ResolvedScript, check_arguments, resolve_job
 from belljar.control.scripts.service import ScriptService
 from belljar.model.errors import Conflict, NotFound
 from belljar.model.ids import is_job_id
 from belljar.model.image import Image
 from belljar.model.job import Job, JobRequest
+from belljar.model.resources import NodeLimits
 from belljar.model.script import Script
 from belljar.model.states import Status
 from belljar.settings import Settings
+from belljar.settings.disk_space import disk_space_of
 from belljar.system.disk_space import DiskSpace
 
 log = structlog.get_logger()
@@ -90,7 +92,7 @@ class JobService:
         self._changes = changes
         self._settings = settings
         self._largest = largest
-        self._disk = disk or DiskSpace(settings)
+        self._disk = disk or disk_space_of(settings)
 
     async def submit(self, project: str, request: JobRequest) -> Job:
         """Queue a job; with the idempotency key of an earlier one, return that if it was the same request.
@@ -111,7 +113,7 @@ class JobService:
         name = request.image or self._images.image_for(script.language)
         image = self._images.get(name)
         check_arguments(request, image)
-        runnable = runnable_of(script.id, script.language, script.entrypoint, script.dependencies, image)
+        runnable = ResolvedScript.from_image(script.id, script.language, script.entrypoint, script.dependencies, image)
         largest = await self._largest()
         job = resolve_job(request, runnable, project=project, image=name, settings=self._settings, largest=largest)
         job = job.model_copy(update={"request_sha256": fingerprint})

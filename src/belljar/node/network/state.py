@@ -6,7 +6,6 @@ It is kept in /run, which a reboot empties along with the networks themselves.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -17,6 +16,7 @@ from belljar.node.machines.host.owner import is_dead
 from belljar.node.network.layout import HOST_PREFIX
 from belljar.node.network.nft import Nft
 from belljar.node.network.rules import GUARD_TABLE, guard_rules
+from belljar.system.file_locks import wait_for_lock
 
 STATE = Path("/run/belljar/network")
 _USERS = STATE / "users"
@@ -33,8 +33,7 @@ def in_use() -> bool:
 def host_lock() -> Iterator[None]:
     """Hold the lock that serializes changes of shared state. Blocks for milliseconds."""
     STATE.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (STATE / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with wait_for_lock(STATE / "lock"):
         yield
 
 
