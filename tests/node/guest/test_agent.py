@@ -178,7 +178,7 @@ async def test_artifacts_over_the_limits_are_skipped_and_counted(connect_agent: 
     assert (collected.count, collected.skipped) == (1, 1)
 
 
-async def test_a_file_name_that_is_no_utf8_is_left_out(connect_agent: ConnectAgent) -> None:
+async def test_a_file_name_that_is_not_utf8_is_skipped(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent:
         Path(os.fsdecode(os.fsencode(agent.folder) + b"/bad\xff")).write_bytes(b"x" * 100)
         (agent.folder / "good").write_bytes(b"y")

@@ -80,7 +80,7 @@ def test_their_forms(globs: Path, glob: str, path: str, matched: bool) -> None:
     assert answers(globs, [(glob, path)])[0][0] is matched
 
 
-def test_many_stars_and_deep_paths_take_no_time_to_speak_of(globs: Path) -> None:
+def test_many_stars_and_deep_paths_take_bounded_time(globs: Path) -> None:
     """Each way to spread 40 stars over 47 folders would have been tried before: the process would not end."""
     path = "/".join(["d"] * 47)
     hard = ["**/" * 40 + "zzz", "/".join(["**", "d"] * 20) + "/zzz", "**/d/d/d/d/d/d/e/" * 6 + "x", "*" * 200 + "z"]

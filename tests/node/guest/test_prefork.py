@@ -276,7 +276,7 @@ async def test_a_warm_up_is_followed_by_the_job_and_takes_none_of_its_input(
         assert sink.stdout == b"x" * 300_000
 
 
-async def test_processes_that_wait_do_not_keep_another_jobs_streams_open(connect_agent: ConnectAgent) -> None:
+async def test_waiting_processes_do_not_keep_another_jobs_streams_open(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent:
         for _ in range(3):
             await agent.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))

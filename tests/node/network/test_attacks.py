@@ -1,4 +1,4 @@
-"""What a hostile machine may try with its network, with real packets, and what it gets. The table: docs/network.md."""
+"""Attacks of a hostile machine on its network, with real packets. docs/network.md lists them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def syn(target: str, port: int, source: str = GUEST, source_mac: str = GUEST_MAC
 
 @contextlib.contextmanager
 def serving_on_host(port: int) -> Iterator[RecordingServer]:
-    """A server of the host's own, on all of its addresses."""
+    """Run a server on all addresses of the host."""
     stop = threading.Event()
     with listen("0.0.0.0", port) as server:
         answering = RecordingServer(server, b"host")
@@ -182,7 +182,7 @@ async def test_a_neighbour_is_out_of_reach(internet: SimulatedInternet, network_
 async def test_even_without_its_own_rules_a_slot_reaches_neither_host_nor_neighbour(
     internet: SimulatedInternet, network_settings: Settings
 ) -> None:
-    """The host's table stands by itself: here a slot has lost its filters."""
+    """The host's table does not depend on the slot's: here the slot's filters are deleted."""
     async with (
         SlotPool(network_settings) as pool,
         attached(pool, OPEN) as attachment,
@@ -279,7 +279,7 @@ async def test_other_protocols_and_fragments_do_not_pass_a_list(pool: SlotPool, 
 
 
 def tracked_flows() -> list[str]:
-    """What connection tracking of the calling thread's namespace holds, a line for each."""
+    """Return the tracked flows of the calling thread's namespace, one line each."""
 
     async def read() -> list[str]:
         lines = []

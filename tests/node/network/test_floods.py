@@ -1,4 +1,4 @@
-"""A machine that sends more than it may: connections, new ones, packets; and who feels it."""
+"""Floods of connections and packets: they are bounded, and other machines keep working."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.root
 OPEN = Policy(open=True)
 
 
-async def test_a_hundred_thousand_connections_starve_nobody(
+async def test_a_hundred_thousand_connections_starve_no_other_machine(
     internet: SimulatedInternet, network_settings: Settings
 ) -> None:
     limit = 100
@@ -51,7 +51,7 @@ async def test_a_hundred_thousand_connections_starve_nobody(
             assert await run(other.get, WEB) == b"web"
     assert greedy.traffic is not None and greedy.traffic.limited_count > 10_000
     assert [line for line in in_fresh_thread(tracked_flows) if source in line] == [], (
-        "the host remembers a slot that is gone"
+        "the host still tracks flows of a removed slot"
     )
 
 

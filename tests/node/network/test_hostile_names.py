@@ -1,4 +1,4 @@
-"""What a hostile machine may try with names, with real questions to its resolver and past it."""
+"""Attacks by DNS, with real queries to the slot's resolver and past it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_a_resolver_of_its_own(pool: SlotPool, internet: SimulatedInternet
     assert internet.foreign_dns.peers == [] and internet.nameserver.queries == []
 
 
-async def test_tunnelling_through_questions_for_unlisted_names(pool: SlotPool, internet: SimulatedInternet) -> None:
+async def test_tunnelling_through_queries_for_unlisted_names(pool: SlotPool, internet: SimulatedInternet) -> None:
     secret = "gq3tcmv0"
     async with attached(pool, Policy(names=(NameRule("www.example.org"),))) as attachment:
         with connected_guest(attachment.slot) as machine:
@@ -99,7 +99,7 @@ async def test_tunnelling_through_questions_for_unlisted_names(pool: SlotPool, i
     }
 
 
-async def test_malformed_questions_are_dropped_and_the_resolver_lives(
+async def test_malformed_queries_are_dropped_and_the_resolver_keeps_working(
     pool: SlotPool, internet: SimulatedInternet
 ) -> None:
     internet.nameserver.zone["www.example.org"] = [WEB]

@@ -1,4 +1,4 @@
-"""A layout is the same in the process that stands in for the host."""
+"""The layout of slots: its checks, and its transfer to the rootless helper."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOST = HostNetworks(
 )
 
 
-def test_a_layout_comes_back_from_its_words_as_it_was() -> None:
+def test_a_layout_is_unchanged_by_its_json_form() -> None:
     settings = Settings(refused_networks=(IPv4Network("192.0.2.0/24"),), network_connections=7)
     layout = build_layout(settings, HOST)
     assert layout_from_json(json.loads(json.dumps(layout_to_json(layout)))) == layout

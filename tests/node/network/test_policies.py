@@ -1,4 +1,4 @@
-"""What each kind of policy lets through, with real packets from a guest to servers on a little internet."""
+"""The destinations that each kind of policy allows, with real packets from a guest to a simulated internet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.root
 
 @dataclass
 class Watched:
-    """A slot, and what had gone through when its block ended."""
+    """A slot, and its traffic at the end of its block."""
 
     slot: NetworkSlot
     traffic: Traffic | None = None
@@ -39,7 +39,7 @@ async def attached(pool: SlotPool, policy: Policy) -> AsyncIterator[Watched]:
 
 
 async def run(work, *arguments, **named):  # type: ignore[no-untyped-def]
-    """A guest's blocking work, beside the resolver that runs on this loop."""
+    """Run a guest's blocking work in a thread, since the resolver runs on this loop."""
     return await asyncio.to_thread(work, *arguments, **named)
 
 
@@ -83,7 +83,7 @@ async def test_a_list_of_networks_and_ports_lets_exactly_those_through(
     assert attachment.traffic is not None and attachment.traffic.refused_count == 2
 
 
-async def test_a_listed_name_opens_its_addresses_once_it_was_asked_for(
+async def test_a_listed_name_allows_its_addresses_once_it_was_queried(
     pool: SlotPool, internet: SimulatedInternet
 ) -> None:
     internet.nameserver.zone |= {"www.example.org": "cdn.example.net", "cdn.example.net": [WEB]}
@@ -111,9 +111,7 @@ async def test_wildcards_are_the_names_below_and_case_does_not_matter(
     assert set(internet.nameserver.queries) == {"a.b.example.org"}
 
 
-async def test_what_a_name_opened_closes_again_when_its_time_is_over(
-    pool: SlotPool, internet: SimulatedInternet
-) -> None:
+async def test_addresses_of_a_name_are_refused_after_their_ttl(pool: SlotPool, internet: SimulatedInternet) -> None:
     internet.nameserver.zone["www.example.org"] = [WEB]
     internet.nameserver.ttl = 1
     async with attached(pool, Policy(names=(NameRule("www.example.org"),))) as attachment:
@@ -126,7 +124,7 @@ async def test_what_a_name_opened_closes_again_when_its_time_is_over(
             assert await run(machine.get, WEB) == b"web"
 
 
-async def test_asking_again_keeps_an_address_open(pool: SlotPool, internet: SimulatedInternet) -> None:
+async def test_another_query_keeps_an_address_allowed(pool: SlotPool, internet: SimulatedInternet) -> None:
     internet.nameserver.zone["www.example.org"] = [WEB]
     internet.nameserver.ttl = 2
     async with attached(pool, Policy(names=(NameRule("www.example.org"),))) as attachment:
@@ -137,7 +135,7 @@ async def test_asking_again_keeps_an_address_open(pool: SlotPool, internet: Simu
                 await asyncio.sleep(2)
 
 
-async def test_a_private_mirror_is_reached_only_where_the_operator_opened_it(
+async def test_a_private_mirror_is_reached_only_where_the_operator_allows_it(
     internet: SimulatedInternet, network_settings: object
 ) -> None:
     rule = NetworkRule(IPv4Network(f"{PRIVATE_WEB}/32"), 80)
@@ -185,7 +183,7 @@ def tried(attachment: Watched) -> list[RefusedDestination]:
     return [each for each in attachment.traffic.refused if each.address is not None]
 
 
-async def test_a_job_that_asks_for_less_bandwidth_is_given_no_more(pool: SlotPool) -> None:
+async def test_a_job_that_requests_less_bandwidth_gets_no_more(pool: SlotPool) -> None:
     async with pool.with_network(Policy(open=True), mbit=2.5) as attachment:
         command = ["ip", "netns", "exec", attachment.slot.namespace.name, "tc", "qdisc", "show"]
         shown = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)

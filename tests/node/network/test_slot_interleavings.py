@@ -1,4 +1,4 @@
-"""The pool of slots under every interleaving that hypothesis finds: a slot is one machine's, and each is destroyed."""
+"""The slot pool under random interleavings: each slot serves one machine and is removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A machine that waits with its network up: what it reaches before any job's policy is applied, and what after."""
+"""A waiting machine with its network up: the destinations it reaches before and after a job's policy is applied."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def _refused(machine: Guest, port: int) -> bool:
         return False
 
 
-async def test_questions_from_before_the_policy_open_nothing(pool: SlotPool, internet: SimulatedInternet) -> None:
-    """They wait in the resolver's socket, and are held to the policy when it comes."""
+async def test_queries_from_before_the_policy_allow_nothing(pool: SlotPool, internet: SimulatedInternet) -> None:
+    """They wait in the resolver's socket, and the applied policy decides about them."""
     internet.nameserver.zone |= {"www.example.org": [WEB], "other.example.org": [WEB]}
     async with pool.with_network_slot() as slot:
         with connected_guest(slot) as machine:
@@ -101,7 +101,7 @@ async def test_questions_from_before_the_policy_open_nothing(pool: SlotPool, int
     assert internet.nameserver.queries == []
 
 
-async def test_a_machine_that_waits_in_vain_leaves_nothing(
+async def test_a_machine_that_is_never_used_leaves_nothing(
     pool: SlotPool, unchanged_host: dict[str, str], internet: SimulatedInternet
 ) -> None:
     async with pool.with_network_slot() as slot:
@@ -114,7 +114,7 @@ async def test_a_machine_that_waits_in_vain_leaves_nothing(
 # An event loop that could not be created warns about its missing attributes when it is collected.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("spare", range(0, 24, 3))
-async def test_a_network_that_lacked_files_is_made_once_there_are_some(
+async def test_a_network_that_lacked_descriptors_is_created_once_there_are_some(
     unchanged_host: dict[str, str], network_settings: Settings, spare: int
 ) -> None:
     """Whatever runs out half-way: the first caller gets an error with the limit to raise, the next one a network."""
