@@ -132,7 +132,7 @@ async def _receive_until_exited(
 
 
 async def _rest(frames: FrameStream, reply_seconds: float) -> None:
-    """Get the agent ready for the next command, and void what was granted for this one."""
+    """Get the agent ready for the next command; this one's credit is void."""
     await frames.send(wire.frame(FrameType.REST))
     message = await frames.receive(reply_seconds)
     if not isinstance(message, wire.Rested):

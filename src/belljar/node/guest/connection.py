@@ -111,7 +111,7 @@ class AgentConnection:
     async def collect(
         self, globs: Sequence[str], sink: ArtifactSink, *, max_bytes: int, max_count: int
     ) -> wire.Collected:
-        """Fetch what the globs match below the working folder, after the command has ended.
+        """Fetch the files below the working folder that the globs match, after the command has ended.
 
         A glob that begins with `!` excludes what the others match. Returns counts as `artifacts.collect` does. Raises
         MachineError.

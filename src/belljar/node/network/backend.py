@@ -1,4 +1,4 @@
-"""The backends of the slot pool: what creates slots, and the slots.
+"""The protocols that the slot pool uses: a backend, which creates slots, and a slot.
 
 kernel_backend.py implements it on the host for root, rootless.py in namespaces of a user who is not root. All methods
 block for milliseconds.

@@ -79,7 +79,7 @@ class KernelBackend:
             return reserve_number(self._owner, self._layout.max_slots)
 
     def create_slot(self) -> KernelSlot:
-        """Create a slot. Raises NetworkError, OSError; what cannot be cleaned up at once is retried later."""
+        """Create a slot. Raises NetworkError, OSError; clean-up that fails is retried later."""
         check_descriptors(_SLOT_DESCRIPTORS)
         self._remove_failed()
         number = self.reserve_number()

@@ -18,17 +18,17 @@ enum etc { ETC_HOSTNAME, ETC_HOSTS, ETC_MACHINE_ID, ETC_FILES };
 
 enum {
     CHUNK = 64 * 1024,                           /* maximum bytes of output in one frame */
-    CONTROL_RESERVE = 4 * 1024,                  /* bytes of the outgoing buffer for other frames than output */
+    CONTROL_RESERVE = 4 * 1024,                  /* bytes of the outgoing buffer for frames other than output */
     OUT_SIZE = 3 * (HEADER_SIZE + CHUNK) + CONTROL_RESERVE,
     IN_SIZE = 2 * (HEADER_SIZE + MAX_PAYLOAD),
     ARENA_SIZE = 1280 * 1024,                    /* all arguments, environment strings and the working folder */
     MAX_STRINGS = 8192,
     PIPE_SIZE = 256 * 1024,
-    MAX_DEPTH = 128,                             /* of folders below the working folder that are walked */
+    MAX_DEPTH = 128,                             /* folders below the working folder that are walked */
     MEMORY_RESERVE = 32 * 1024 * 1024,           /* maximum of the machine's memory that the job may not use */
     MAX_PREPARED = 8,
     MAX_NAME = 31,                               /* bytes of a prefork program's name */
-    COMMAND_FD = 3,                                /* a prefork program reads its command here */
+    COMMAND_FD = 3,                              /* a prefork program reads its command here */
     PROGRAM_FD = 4,                              /* the prefork program's source */
 };
 
@@ -86,10 +86,10 @@ struct agent {
     struct processes job, prepared[MAX_PREPARED];
     size_t prepared_count;
     unsigned cgroup_count; /* cgroups created so far: each name is used once */
-    rlim_t stack_gap;  /* see choose_layout; 0: the kernel randomizes prefork programs too */
+    rlim_t stack_gap;      /* see choose_layout; 0: the kernel randomizes prefork programs too */
     unsigned mount_count;  /* mounts of the script's disk so far: names the working folder's layer */
-    bool has_script;   /* the script's disk is mounted */
-    bool has_home;     /* the job's home folder exists */
+    bool has_script;       /* the script's disk is mounted */
+    bool has_home;         /* the job's home folder exists */
     uint64_t script_bytes, layer_bytes; /* parts of the script's disk; layer_bytes 0: one part */
     char layer_folder[MAX_LAYER_PATH + 1]; /* the layer is mounted over this folder */
     bool keep, warm_up;

@@ -21,7 +21,7 @@ uint64_t now_us(void)
     return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
 
-/* Write one line to the console; what does not fit is cut off. */
+/* Write one line to the console, truncated to 512 bytes. */
 void log_line(const char *format, ...)
 {
     static const char prefix[] = "belljar-agent: ";
