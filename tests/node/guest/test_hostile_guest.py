@@ -126,6 +126,21 @@ async def test_a_guest_that_breaks_the_protocol_is_rejected(data: bytes) -> None
         await run_against(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (HELLO + STARTED + PONG, "unexpected PONG from guest agent"),
+        (HELLO + STARTED + output(0), r"invalid OUTPUT frame \(empty, or unknown stream\)"),
+        (HELLO + STARTED + HELLO, "unexpected Hello from guest agent while a command runs"),
+        (HELLO + STARTED + struct.pack("<IBBH", 4, 0xEE, 0, 0), "unknown frame type 0xee"),
+        (HELLO + frame(FrameType.FAILED, bytes(8)), r"invalid FAILED frame \(malformed payload\)"),
+    ],
+)
+async def test_a_protocol_error_names_the_frame(data: bytes, message: str) -> None:
+    with pytest.raises(GuestProtocolError, match=message):
+        await run_against(data)
+
+
 async def collect_against(data: bytes) -> tuple[wire.Collected, Collector]:
     sink = Collector()
     async with guest_that_sends(HELLO + STARTED + EXITED + data) as connection, asyncio.timeout(5):
@@ -208,7 +223,7 @@ async def test_a_guest_that_hangs_up_is_a_dead_machine() -> None:
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_connection(sock=ours)
     theirs.close()
-    with pytest.raises(MachineDied):
+    with pytest.raises(MachineDied, match="lost the connection to the guest agent"):
         await AgentConnection(reader, writer).open(1)
     writer.close()
 
