@@ -36,6 +36,7 @@ class _RateLimit:
     updated: float = field(default_factory=time.monotonic)
 
     async def acquire(self) -> None:
+        """Take a token, waiting a moment when none is left."""
         self.tokens -= 1
         if self.tokens >= 1:
             return
@@ -47,7 +48,7 @@ class _RateLimit:
 
 
 class FrameStream:
-    """Sends and receives frames. One task receives at a time; any task may send."""
+    """A stream of frames to and from one agent. One task receives at a time; any task may send."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader

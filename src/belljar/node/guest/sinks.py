@@ -8,7 +8,7 @@ from belljar.node.guest.wire import Stream
 
 
 class OutputSink(Protocol):
-    """Receives a job's output as it comes."""
+    """A destination for a job's output."""
 
     async def write(self, stream: Stream, data: bytes) -> None:
         """Take the next bytes of a stream; the guest's writer blocks while this waits."""
@@ -20,7 +20,7 @@ class OutputSink(Protocol):
 
 
 class ArtifactSink(Protocol):
-    """Receives artifacts, one after the other."""
+    """A destination for artifacts, which come one after the other."""
 
     async def begin(self, path: str, size: int) -> None:
         """Start an artifact of `size` bytes. The path comes from the guest and is not to be trusted."""

@@ -30,7 +30,7 @@ _POOLS = itertools.count()
 
 
 class KernelBackend:
-    """Creates slots with the kernel's own interfaces. Its methods block for milliseconds: call them in threads."""
+    """The backend that uses the kernel's own interfaces. Its methods block for milliseconds: call them in threads."""
 
     def __init__(self, owner: str, layout: Layout, exceptions: Iterable[NetworkRule]) -> None:
         self._owner = owner

@@ -71,7 +71,7 @@ class _Setup:
 
 
 class SlotPool:
-    """An async context manager that belongs to one event loop."""
+    """A pool of slots: an async context manager that belongs to one event loop."""
 
     def __init__(self, settings: Settings, exceptions: Iterable[NetworkRule] = ()) -> None:
         self._settings = settings

@@ -80,7 +80,7 @@ class Refusals:
 
 
 class Resolver:
-    """Answers on a slot's sockets while the `async with` block lasts. Belongs to one event loop."""
+    """A resolver that serves a slot's sockets while its `async with` block lasts. It belongs to one event loop."""
 
     def __init__(
         self,

@@ -54,7 +54,7 @@ def rootless_unavailable_reason() -> str | None:
 
 
 class RootlessBackend:
-    """Implements backend.NetworkBackend for a user who is not root."""
+    """The backend.NetworkBackend of a user who is not root."""
 
     def __init__(self, owner: str, layout: Layout, exceptions: Iterable[NetworkRule]) -> None:
         self._owner = owner
@@ -94,7 +94,7 @@ class RootlessBackend:
 
     def create_slot(self) -> RootlessSlot:
         """Create a slot. Raises NetworkError, and leaves nothing behind then."""
-        data, descriptors = self.call("make")
+        data, descriptors = self.call("create")
         udp, tcp, tap = descriptors
         dns_sockets = DnsSockets(socket.socket(fileno=udp), socket.socket(fileno=tcp))
         path = Path(f"/proc/{self._pid}/root{data['namespace']}")
@@ -188,7 +188,7 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
 
 
 class RootlessSlot:
-    """Implements backend.Slot by calls to the helper."""
+    """A backend.Slot in the helper, to which each method is a call."""
 
     def __init__(
         self, backend: RootlessBackend, layout: Layout, number: int, path: Path, dns_sockets: DnsSockets, tap: int

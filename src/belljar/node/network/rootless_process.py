@@ -37,7 +37,10 @@ Reply = tuple[dict[str, Any], list[int]]
 
 
 class RootlessHelper:
-    """Serves requests, one method each. A method returns values and descriptors, which are closed once sent."""
+    """The helper's side of RootlessBackend: one method for each request.
+
+    A method returns JSON values, and descriptors that are closed once sent.
+    """
 
     def __init__(self, owner: str, layout: Layout) -> None:
         self._owner = owner
@@ -47,16 +50,18 @@ class RootlessHelper:
 
     def methods(self) -> dict[str, Callable[..., Reply]]:
         """Return the methods that a request may name."""
-        methods = (self.open, self.make, self.apply_policy, self.run, self.read, self.remove)
+        methods = (self.open, self.create, self.apply_policy, self.run, self.read, self.remove)
         return {method.__name__: method for method in methods}
 
     def open(self, exceptions: list[tuple[str, int | None]]) -> Reply:
+        """Open the backend with these private exceptions, as pairs of network and port."""
         rules = [NetworkRule(IPv4Network(network), port) for network, port in exceptions]
         self._backend = KernelBackend(self._owner, self._layout, rules)
         self._backend.open()
         return {}, []
 
-    def make(self) -> Reply:
+    def create(self) -> Reply:
+        """Create a slot; return its number, its namespace and the descriptors of its DNS sockets and TAP."""
         assert self._backend is not None
         slot = self._backend.create_slot()
         self._slots[slot.number] = slot
@@ -65,18 +70,22 @@ class RootlessHelper:
         return {"number": slot.number, "namespace": str(slot.path)}, [*dns_sockets, tap]
 
     def apply_policy(self, number: int, commands: str, mbit: float | None) -> Reply:
+        """Apply the commands of a policy to a slot."""
         self._slots[number].apply_commands(commands, mbit)
         return {}, []
 
     def run(self, number: int, commands: str) -> Reply:
+        """Run nftables commands in a slot."""
         self._slots[number].run(commands)
         return {}, []
 
     def read(self, number: int) -> Reply:
+        """Return the arguments of `parse_traffic` for a slot."""
         tap_bytes, counters, refused_destinations = self._slots[number].read_counters()
         return {"bytes": tap_bytes, "counters": counters, "refused_destinations": refused_destinations}, []
 
     def remove(self, number: int) -> Reply:
+        """Remove a slot."""
         self._slots[number].remove()
         del self._slots[number]
         return {}, []
