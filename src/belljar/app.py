@@ -22,7 +22,7 @@ from belljar.node.worker.runner import JobInput, JobRunner
 from belljar.node.worker.warm_ups import WarmUps
 from belljar.node.worker.work_folder import work_folder
 from belljar.scripts.limits import UploadLimits
-from belljar.scripts.prepare import Prepared, prepare
+from belljar.scripts.prepare import UnpackedScript, prepare
 from belljar.scripts.selection import Selection
 from belljar.settings import Settings
 
@@ -55,13 +55,13 @@ async def run_locally(request: LocalRequest, settings: Settings, observer: Local
     """
     images = Images(settings.data_dir)
     with work_folder(settings.data_dir) as folder:
-        script = await prepare(
+        prepared = await prepare(
             request.source,
             filename=request.filename,
             language=request.language,
             entrypoint=request.entrypoint,
             languages=images.languages(),
-            limits=UploadLimits.of(settings),
+            limits=UploadLimits.from_settings(settings),
             work=folder,
             selection=request.selection,
         )
@@ -69,8 +69,8 @@ async def run_locally(request: LocalRequest, settings: Settings, observer: Local
             observer.notify(sentence)
         await clear_leftovers(jails=jails(settings))
         await asyncio.to_thread(clear_network_leftovers)
-        job = _resolve(request, script, images, settings)
-        job_input = JobInput(script_disk=script.disk, stdin=request.options.stdin_bytes())
+        job = _resolve(request, prepared.script, images, settings)
+        job_input = JobInput(script_disk=prepared.disk, stdin=request.options.stdin_bytes())
         async with Networking(settings) as networking:
             runner = JobRunner(
                 settings,
@@ -83,7 +83,7 @@ async def run_locally(request: LocalRequest, settings: Settings, observer: Local
             return await run_local_job(runner, job, job_input, observer, cancel, request.cancellable)
 
 
-def _resolve(request: LocalRequest, script: Prepared, images: Images, settings: Settings) -> Job:
+def _resolve(request: LocalRequest, script: UnpackedScript, images: Images, settings: Settings) -> Job:
     name = request.options.image or images.image_for(script.language)
     resolved = ResolvedScript.from_image(
         script.id, script.language, script.entrypoint, script.dependencies, images.get(name)

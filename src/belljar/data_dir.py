@@ -1,34 +1,178 @@
-"""The data folder: private to the user that runs belljar, from its first moment and whatever the umask is.
+"""The data folder: where everything in it lies, which process works on it, and that it is private to its user.
 
-Jobs' environments, scripts, keys' digests and logs lie in it, so that no other user of this host may enter it. Machines
-that run as users of their own need no way in: they are given descriptors, or files in a root of their own.
+Jobs' environments, scripts, keys' digests and logs lie in it, so no other user of this host may enter it, from its
+first moment and whatever the umask is. Machines that run as users of their own need no way in: they are given
+descriptors, or files in a root of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.model.errors import BelljarError, DataFolderError, DiskFull
+from belljar.model.errors import BelljarError, DataFolderError, DiskFull, is_disk_full
+from belljar.system.file_locks import try_flock, try_lock
 
-#: What lies in the data folder and is nobody else's, should the folder itself be opened to others one day.
-_PRIVATE_FOLDERS = ("run", "blobs", "snapshots", "cache", "layers")
-_OURS = {*_PRIVATE_FOLDERS, "admin.key", "belljar.toml", "images", "layers", "recipes"}
-_PRIVATE_FILES = ("admin.key", "belljar.db*", "run/server.json", "run/worker")
-#: Locked by the worker, whose name is in it.
-WORKER_FILE = "run/worker"
-#: The folder itself is what the server locks: nothing is left of it.
-_SERVER_LOCK = "run"
-_TRIES = 5
-_PAUSE_SECONDS = 0.02
+#: Longer than another process holds a lock only to see whether it is free (`is_served`).
+_LOCK_WAIT_SECONDS = 0.1
 #: The locks that this process holds.
 _held: set[Path] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class DataDir:
+    """The places in a data folder. No other module joins a name to the folder's path."""
+
+    root: Path
+
+    @property
+    def settings_file(self) -> Path:
+        """Settings of this data folder."""
+        return self.root / "belljar.toml"
+
+    @property
+    def admin_key(self) -> Path:
+        """The first API key, for commands on this host."""
+        return self.root / "admin.key"
+
+    @property
+    def database(self) -> Path:
+        """Jobs, scripts, keys and nodes (SQLite); backups of it lie beside it."""
+        return self.root / "belljar.db"
+
+    @property
+    def blobs(self) -> Path:
+        """Packed scripts, standard input, logs and artifacts, unless `blobs_url` names another store."""
+        return self.root / "blobs"
+
+    @property
+    def images(self) -> Path:
+        """Images that machines boot: manifests by name, and their parts by digest."""
+        return self.root / "images"
+
+    @property
+    def recipes(self) -> Path:
+        """The user's own recipes of images."""
+        return self.root / "recipes"
+
+    @property
+    def layers(self) -> Path:
+        """Installed packages that scripts require."""
+        return self.root / "layers"
+
+    @property
+    def snapshots(self) -> Path:
+        """Frozen machines, from which others are cloned."""
+        return self.root / "snapshots"
+
+    @property
+    def cache(self) -> Path:
+        """What can be made or fetched again."""
+        return self.root / "cache"
+
+    @property
+    def apt_cache(self) -> Path:
+        """Debian packages that image builds downloaded."""
+        return self.cache / "apt"
+
+    @property
+    def build_logs(self) -> Path:
+        """Logs of builds of images and layers."""
+        return self.cache / "logs"
+
+    @property
+    def build_notes(self) -> Path:
+        """What earlier image builds made of the same inputs."""
+        return self.cache / "notes"
+
+    @property
+    def build_lock(self) -> Path:
+        """Locked while an image is built, and while images are deleted."""
+        return self.cache / "build.lock"
+
+    @property
+    def digest_cache(self) -> Path:
+        """The digests that files of images were last found to have."""
+        return self.cache / "digests"
+
+    @property
+    def script_cache(self) -> Path:
+        """Copies of packed scripts from an object store."""
+        return self.cache / "scripts"
+
+    @property
+    def warm_up_cache(self) -> Path:
+        """Disks with the scripts that warm a machine up before it is frozen."""
+        return self.cache / "rehearsals"
+
+    def hypervisor_choice(self, kernel_sha256: str) -> Path:
+        """Return the file with the hypervisor chosen for a kernel."""
+        return self.cache / f"hypervisor-{kernel_sha256[:16]}.json"
+
+    @property
+    def run(self) -> Path:
+        """Files of running processes; the server locks the folder itself."""
+        return self.root / "run"
+
+    @property
+    def server_address(self) -> Path:
+        """The address of the running server."""
+        return self.run / "server.json"
+
+    @property
+    def worker_name(self) -> Path:
+        """This node's name; locked by its worker."""
+        return self.run / "worker"
+
+    @property
+    def script_locks(self) -> Path:
+        """Locked, a byte for each script, while the script is stored or deleted."""
+        return self.run / "scripts.lock"
+
+    @property
+    def maintenance_lock(self) -> Path:
+        """Locked while maintenance runs."""
+        return self.run / "maintenance.lock"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of running jobs, until they become blobs."""
+        return self.run / "logs"
+
+    @property
+    def outcomes(self) -> Path:
+        """Outcomes of attempts that the database may not have yet (the journal)."""
+        return self.run / "outcomes"
+
+    @property
+    def artifacts(self) -> Path:
+        """Artifacts on their way from a machine to the blobs."""
+        return self.run / "artifacts"
+
+    @property
+    def uploads(self) -> Path:
+        """Uploads while they are received and unpacked."""
+        return self.run / "uploads"
+
+    @property
+    def local_runs(self) -> Path:
+        """Work folders of runs without a server."""
+        return self.run / "embedded"
+
+    @property
+    def scratch(self) -> Path:
+        """Scratch disks of machines under QEMU."""
+        return self.run / "scratch"
+
+    @property
+    def jails(self) -> Path:
+        """Root folders of machines under Firecracker."""
+        return self.run / "jails"
 
 
 def private_folder(path: Path) -> Path:
@@ -48,37 +192,43 @@ def private_folder(path: Path) -> Path:
                 each.chmod(0o700)
         path.mkdir(exist_ok=True)  # FileExistsError where it is a file
     except OSError as error:
-        raise unusable(path, error) from error
+        raise data_folder_error(path, error) from error
     return path
 
 
 def private_data_dir(data_dir: Path) -> Path:
-    """Make the data folder, or take an existing one and what is private in it back from other users.
+    """Make the data folder; of an existing one, take the rights of other users away. Returns its path.
 
     Raises DataFolderError, DiskFull.
     """
     private_folder(data_dir)
+    paths = DataDir(data_dir)
     try:
-        if _is_ours(data_dir):
-            _close_to_others(data_dir)
-        for name in _PRIVATE_FOLDERS:
-            _close_to_others(data_dir / name)
-        for pattern in _PRIVATE_FILES:
-            for path in data_dir.glob(pattern):
-                _close_to_others(path)
+        if _holds_only_belljars_files(paths):
+            _remove_others_rights(data_dir)
+        for path in (*_private_folders(paths), paths.admin_key, paths.server_address, paths.worker_name):
+            _remove_others_rights(path)
+        for path in data_dir.glob(f"{paths.database.name}*"):
+            _remove_others_rights(path)
     except OSError as error:
-        raise unusable(data_dir, error) from error
+        raise data_folder_error(data_dir, error) from error
     return data_dir
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether nobody else needs a folder: not /tmp, or a home, that somebody named as the data folder."""
-    names = {path.name for path in folder.iterdir()}
-    return "belljar.db" in names or names <= _OURS
+def _private_folders(paths: DataDir) -> tuple[Path, ...]:
+    """Return the folders that stay private even when the user opens the data folder to others one day."""
+    return paths.run, paths.blobs, paths.snapshots, paths.cache, paths.layers
 
 
-def _close_to_others(path: Path) -> None:
-    """Take group's and others' rights away, from what is this user's own. A link is left alone, and what it names."""
+def _holds_only_belljars_files(paths: DataDir) -> bool:
+    """Return whether no other program needs the folder: the user may have named /tmp, or a home, as the data folder."""
+    names = {path.name for path in paths.root.iterdir()}
+    known = (*_private_folders(paths), paths.admin_key, paths.settings_file, paths.images, paths.recipes)
+    return paths.database.name in names or names <= {path.name for path in known}
+
+
+def _remove_others_rights(path: Path) -> None:
+    """Take the rights of group and others away from a file of this user. Links are left alone, and their targets."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -103,71 +253,57 @@ def private_file(path: Path) -> None:
             os.close(descriptor)
 
 
-def unusable(path: Path, error: OSError) -> BelljarError:
-    """The error for a data folder that cannot be made or written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def data_folder_error(path: Path, error: OSError) -> BelljarError:
+    """Return the error for a data folder that cannot be made or written."""
+    if is_disk_full(error):
         return DiskFull(f"no room left in {path}: free some space or move the data folder")
-    return DataFolderError(f"cannot make the folder {path}: {error.strerror}; set --data-dir to another folder")
+    return DataFolderError(f"cannot write {path}: {error.strerror}; set --data-dir to another folder")
 
 
 @contextlib.contextmanager
-def locked(path: Path, taken: str) -> Iterator[None]:
-    """Hold the lock (flock(2)) of a file or a folder until the block ends; a process that dies lets go of it.
+def _locked(path: Path, taken: str) -> Iterator[None]:
+    """Hold the lock of a file or a folder until the block ends.
 
-    Raises DataFolderError with the sentence `taken` while another holds it, or when the file cannot be written.
+    Raises DataFolderError with the message `taken` while another process holds it, or when the file cannot be written.
     """
     private_folder(path.parent)
-    how = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR | os.O_CREAT
-    try:
-        descriptor = os.open(path, how | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise DataFolderError(f"cannot write {path}: {error.strerror}; set --data-dir to another folder") from error
-    try:
-        _take_lock(descriptor, taken)
+    with contextlib.ExitStack() as stack:
+        try:
+            is_locked = stack.enter_context(try_lock(path, wait_seconds=_LOCK_WAIT_SECONDS))
+        except OSError as error:
+            raise data_folder_error(path, error) from error
+        if not is_locked:
+            raise DataFolderError(taken)
         _held.add(path)
+        stack.callback(_held.discard, path)
         yield
-    finally:
-        _held.discard(path)
-        os.close(descriptor)
-
-
-def _take_lock(descriptor: int, taken: str) -> None:
-    """Take the lock, past those who only look at it for a moment (`is_served`). Raises DataFolderError."""
-    for _ in range(_TRIES):
-        with contextlib.suppress(BlockingIOError):
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(_PAUSE_SECONDS)
-    raise DataFolderError(taken)
 
 
 @contextlib.contextmanager
 def serving(data_dir: Path) -> Iterator[None]:
     """Be the one API server of a data folder. Raises DataFolderError while there is another."""
-    path = private_folder(data_dir / _SERVER_LOCK)
-    with locked(path, f"another belljar serves {data_dir} already; stop it, or set --data-dir to another folder"):
+    path = private_folder(DataDir(data_dir).run)
+    with _locked(path, f"another belljar serves {data_dir} already; stop it, or set --data-dir to another folder"):
         yield
 
 
 def is_served(data_dir: Path) -> bool:
-    """Whether a server runs on the data folder now, as its lock tells."""
+    """Return whether a server runs on the data folder now, by its lock."""
     try:
-        descriptor = os.open(data_dir / _SERVER_LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(DataDir(data_dir).run, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
+        return not try_flock(descriptor, shared=True)
     finally:
         os.close(descriptor)
-    return False
 
 
 @contextlib.contextmanager
 def working(data_dir: Path) -> Iterator[None]:
     """Be the one worker of a data folder. Raises DataFolderError while there is another."""
-    path = data_dir / WORKER_FILE
-    with locked(path, f"another belljar works on {data_dir} already; stop it, or set --data-dir to another folder"):
+    path = DataDir(data_dir).worker_name
+    with _locked(path, f"another belljar works on {data_dir} already; stop it, or set --data-dir to another folder"):
         yield
 
 
@@ -178,9 +314,10 @@ def alone(data_dir: Path, why: str) -> Iterator[None]:
     Raises DataFolderError, beginning with `why`, while one is there.
     """
     taken = f"{why}, but another belljar works on {data_dir}; stop it first"
-    private_folder(data_dir / _SERVER_LOCK)
+    paths = DataDir(data_dir)
+    private_folder(paths.run)
     with contextlib.ExitStack() as stack:
-        for name in (_SERVER_LOCK, WORKER_FILE):
-            if data_dir / name not in _held:
-                stack.enter_context(locked(data_dir / name, taken))
+        for path in (paths.run, paths.worker_name):
+            if path not in _held:
+                stack.enter_context(_locked(path, taken))
         yield

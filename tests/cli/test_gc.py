@@ -6,8 +6,8 @@ import asyncio
 import json
 from pathlib import Path
 
-from belljar.control.maintenance.sizes import measure_sizes
-from belljar.control.store.opening import FILE_NAME
+from belljar.data_dir import DataDir
+from belljar.doctor.sizes import measure_sizes
 from belljar.model.states import Status
 from belljar.settings import Settings
 from support.command import belljar
@@ -28,7 +28,7 @@ async def count(path: Path) -> int:
 
 async def hold(path: Path) -> bytes:
     """What the command says while another process does maintenance."""
-    async with opened(path) as folder, folder.maintenance().alone(0):
+    async with opened(path) as folder, folder.maintenance().exclusive(0):
         running = asyncio.create_task(asyncio.to_thread(belljar, "gc", data_dir=path))
         done, _ = await asyncio.wait([running], timeout=2)
         assert not done
@@ -63,7 +63,7 @@ def test_sizes_are_reported_by_kind(tmp_path: Path) -> None:
     asyncio.run(fill(tmp_path))
     (tmp_path / "snapshots/one").mkdir(parents=True)
     (tmp_path / "snapshots/one/memory").write_bytes(bytes(100_000))
-    (tmp_path / f"{FILE_NAME}.backup-1").write_bytes(b"x")
+    DataDir(tmp_path).database.with_name("belljar.db.backup-1").write_bytes(b"x")
     (tmp_path / "link").symlink_to("/")
     sizes = measure_sizes(Settings(data_dir=tmp_path))
     counts = {kind: extent.count for kind, extent in sizes.kinds.items() if kind not in ("database", "run")}

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from belljar.system.local_server import read_address, read_admin_key
+from belljar.local_server import read_address, read_admin_key
 from support.command import belljar, complaint, output
 from support.registered_images import register
 

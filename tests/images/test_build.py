@@ -38,7 +38,7 @@ async def test_a_name_without_a_recipe_makes_nothing(tmp_path: Path) -> None:
 
 async def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
-    with pytest.raises(DataFolderError, match="cannot make the folder"):
+    with pytest.raises(DataFolderError, match="cannot write"):
         await build_image("python", Settings(data_dir=tmp_path), Silent())
 
 

@@ -16,14 +16,16 @@ PACKAGE = ROOT / "src/belljar"
 ARROWS: dict[str, set[str]] = {
     "model": set(),
     "system": {"model"},
-    "settings": {"model", "system"},
+    # Where things lie in the data folder; `local_server` reads what a server leaves there for commands on its host.
     "data_dir": {"model", "system"},
+    "settings": {"model", "system", "data_dir"},
+    "local_server": {"data_dir"},
     "images": {"model", "system", "settings", "data_dir"},
     "packages": {"model", "system", "settings", "data_dir", "images"},
     "scripts": {"model", "system", "settings", "data_dir", "images", "packages"},
     "link": {"model"},
     "client": {"model"},
-    "control": {"model", "system", "settings", "data_dir", "images", "packages", "scripts", "link"},
+    "control": {"model", "system", "settings", "data_dir", "local_server", "images", "packages", "scripts", "link"},
     "node": {"model", "system", "settings", "data_dir", "images", "packages", "scripts", "link"},
     "app": {"model", "system", "settings", "data_dir", "images", "packages", "scripts", "link", "control", "node"},
 }

@@ -10,16 +10,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from belljar.cli.maintenance import maintenance_of
 from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.blob_names import artifact_blob, stdin_blob
 from belljar.control.logs.log import log_blob, log_path
-from belljar.control.maintenance.schedule import Maintenance, Outcome
+from belljar.control.maintenance.schedule import Maintenance, ServiceOutcome
 from belljar.control.scripts.disks import disk_blob
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
-from belljar.control.store.opening import FILE_NAME, open_database
+from belljar.control.store.opening import open_database
 from belljar.control.store.scripts import SqlScripts
+from belljar.data_dir import DataDir
 from belljar.model.job import Job
 from belljar.model.script import Script
 from belljar.model.states import Status
@@ -51,9 +53,9 @@ class Folder:
         return self.settings.data_dir
 
     def maintenance(self, **settings: Any) -> Maintenance:
-        return Maintenance(self.settings.model_copy(update=settings), self.database, self.blobs)
+        return maintenance_of(self.settings.model_copy(update=settings), self.database, self.blobs)
 
-    async def sweep(self, *, dry_run: bool = False, **settings: Any) -> dict[str, Outcome]:
+    async def sweep(self, *, dry_run: bool = False, **settings: Any) -> dict[str, ServiceOutcome]:
         """Run every service once; what each did, by its name. None may fail."""
         outcomes = {each.service: each async for each in self.maintenance(**settings).run_once(dry_run=dry_run)}
         assert not [outcome for outcome in outcomes.values() if outcome.error is not None]
@@ -83,7 +85,7 @@ class Folder:
         return await self.scripts.add(script)
 
     def sql(self, statement: str, *values: object) -> list[Any]:
-        with sqlite3.connect(self.path / FILE_NAME, timeout=15) as connection:
+        with sqlite3.connect(DataDir(self.path).database, timeout=15) as connection:
             return connection.execute(statement, values).fetchall()
 
     def bytes_of(self, job_id: str) -> list[str]:

@@ -14,11 +14,11 @@ import httpx
 from belljar.control.api.admin_key import ensure_admin_key
 from belljar.control.api.app import create_app
 from belljar.control.api.services import Services, open_services
+from belljar.local_server import read_admin_key
 from belljar.model.job import Job, MachineInfo, Timings
 from belljar.model.outcome import Outcome
 from belljar.model.states import Status
 from belljar.settings import Settings
-from belljar.system.local_server import read_admin_key
 
 URL = "http://127.0.0.1:8080"
 

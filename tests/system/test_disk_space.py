@@ -10,13 +10,14 @@ from structlog.testing import capture_logs
 
 from belljar.model.errors import DiskFull
 from belljar.settings import Settings
+from belljar.settings.disk_space import disk_space_of
 from belljar.system.disk_space import MB, DiskSpace
 
 KB = 1024
 
 
 def watch(folder: Path, **settings: object) -> DiskSpace:
-    return DiskSpace(Settings(data_dir=folder, **settings))  # type: ignore[arg-type]
+    return disk_space_of(Settings(data_dir=folder, **settings))  # type: ignore[arg-type]
 
 
 def fill(folder: Path, leave_bytes: int) -> Path:
@@ -73,15 +74,15 @@ def test_inodes_run_out_as_well(few_inodes: Path) -> None:
 
 def test_what_does_not_fit_above_the_reserve_is_refused_with_the_number(small_disk: Path) -> None:
     disk = watch(small_disk)
-    disk.require_room(100 * KB, "a thing")
+    disk.require_bytes(100 * KB, "a thing")
     with pytest.raises(DiskFull, match=r"a thing needs 1 MB of disk, and 0\.23\d MB can be used"):
-        disk.require_room(MB, "a thing")
+        disk.require_bytes(MB, "a thing")
 
 
 def test_each_file_system_is_watched_once(small_disk: Path, tmp_path: Path) -> None:
-    assert len(watch(tmp_path).look()) == 1
+    assert len(watch(tmp_path).measure()) == 1
     there = watch(tmp_path / "not-made-yet", blobs_url=f"file://{small_disk}")
-    assert len(there.look()) == 2
+    assert len(there.measure()) == 2
     fill(small_disk, 4 * KB)
     short = there.low()
     assert short is not None and short.folder == small_disk

@@ -15,15 +15,16 @@ from pathlib import Path
 
 import structlog
 
-from belljar.cli.printing import tell
-from belljar.cli.signals import heeded
+from belljar.cli.maintenance import maintenance_of
+from belljar.cli.printing import print_stderr
+from belljar.cli.signals import ending_signals
 from belljar.control.api.admin_key import ensure_admin_key
 from belljar.control.api.descriptors import raise_descriptor_limit
 from belljar.control.api.memory import return_large_blocks
 from belljar.control.api.server import Server
 from belljar.control.api.services import Services, open_services
-from belljar.control.maintenance.schedule import Maintenance
-from belljar.data_dir import private_file, private_folder, serving, unusable
+from belljar.data_dir import DataDir, data_folder_error, private_file, private_folder, serving
+from belljar.local_server import is_loopback
 from belljar.model.errors import HostError, InvalidOption
 from belljar.node.machines.selector import HypervisorSelector
 from belljar.node.worker.capacity import Capacity
@@ -35,7 +36,6 @@ from belljar.node.worker.work_folder import clear_work_folders
 from belljar.node.worker.worker import Worker
 from belljar.settings import Settings
 from belljar.system.background import supervise
-from belljar.system.local_server import address_path, admin_key_path, is_loopback
 
 log = structlog.get_logger()
 
@@ -63,7 +63,8 @@ async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
             server = _server(services, url)
             async with asyncio.TaskGroup() as group:
                 work = group.create_task(_worker(services, name).run()) if name is not None else None
-                cleaning = group.create_task(supervise("maintenance", _maintenance(services).run))
+                maintenance = maintenance_of(settings, services.database, services.blobs)
+                cleaning = group.create_task(supervise("maintenance", maintenance.run))
                 _stop_on_signals(server)
                 await server.serve(sockets=[listener])
                 cleaning.cancel()
@@ -77,15 +78,11 @@ async def work_until_stopped(settings: Settings) -> None:
     with node_name(settings.data_dir) as name:
         async with open_services(settings) as services:
             work = asyncio.create_task(_worker(services, name).run())
-            for number in (signal.SIGTERM, *heeded()):
+            for number in (signal.SIGTERM, *ending_signals()):
                 asyncio.get_running_loop().add_signal_handler(number, work.cancel)
-            tell(f"belljar works as {name}, data in {settings.data_dir}")
+            print_stderr(f"belljar works as {name}, data in {settings.data_dir}")
             with contextlib.suppress(asyncio.CancelledError):
                 await work
-
-
-def _maintenance(services: Services) -> Maintenance:
-    return Maintenance(services.settings, services.database, services.blobs)
 
 
 def _worker(services: Services, name: str) -> Worker:
@@ -108,16 +105,16 @@ def _worker(services: Services, name: str) -> Worker:
 
 def _server(services: Services, url: str) -> Server:
     settings = services.settings
-    key = "no key is asked for" if settings.auth == "off" else f"key in {admin_key_path(settings.data_dir)}"
+    key = "no key is asked for" if settings.auth == "off" else f"key in {settings.paths.admin_key}"
     greeting = f"belljar serves on {url}, data in {settings.data_dir}, {key}"
-    return Server(services, lambda: tell(greeting))
+    return Server(services, lambda: print_stderr(greeting))
 
 
 def _stop_on_signals(server: Server) -> None:
     def stop() -> None:
         server.should_exit = True
 
-    for number in (signal.SIGTERM, *heeded()):
+    for number in (signal.SIGTERM, *ending_signals()):
         asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
@@ -157,7 +154,7 @@ def _url(listener: socket.socket) -> str:
 @contextlib.contextmanager
 def _address_file(data_dir: Path, url: str) -> Iterator[None]:
     """Where commands on this machine find the server while it runs."""
-    path = address_path(data_dir)
+    path = DataDir(data_dir).server_address
     private_folder(path.parent)
     partial = path.with_suffix(".partial")
     try:
@@ -166,7 +163,7 @@ def _address_file(data_dir: Path, url: str) -> Iterator[None]:
         partial.write_text(json.dumps({"url": url, "pid": os.getpid()}))
         partial.replace(path)
     except OSError as error:
-        raise unusable(path, error) from error
+        raise data_folder_error(path, error) from error
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from belljar.cli.passthrough import PassthroughOutput
-from belljar.cli.printing import complain, printable, tell
+from belljar.cli.printing import print_message, print_stderr, printable
 from belljar.model.job import Artifact, LogInfo
 from belljar.node.worker.artifact_folder import FolderArtifacts, NotKept
 from belljar.node.worker.local_run import LocalObserver
@@ -42,7 +42,7 @@ class TerminalObserver(LocalObserver):
         self.output_closed = False
 
     def notify(self, sentence: str) -> None:
-        complain(sentence)
+        print_message(sentence)
 
     def on_build_notice(self, sentence: str) -> None:
         self.notify(sentence.removeprefix("belljar: "))
@@ -75,7 +75,7 @@ class TerminalObserver(LocalObserver):
 
 def _show(stream: str, data: bytes) -> None:
     for line in data.decode(errors="replace").splitlines():
-        tell(f"{stream}| {printable(line)}")
+        print_stderr(f"{stream}| {printable(line)}")
 
 
 class _Lines:

@@ -110,11 +110,14 @@ class Archive:
 def open_archive(
     cache: Path, suite: str, architecture: str, mirror: str | None, security_mirror: str | None, log: Path
 ) -> Archive:
-    """Prepare apt's folder below `cache`. Raises HostError without Debian's keyring, MissingTool without apt."""
+    """Prepare a folder below `cache` for apt, one for each suite and architecture.
+
+    Raises HostError without Debian's keyring, MissingTool without apt.
+    """
     need("apt-get", "apt-cache", "dpkg-deb")
     if not KEYRING.exists():
         raise HostError(f"{KEYRING} is missing; install with: apt-get install debian-archive-keyring")
-    folder = cache / "apt" / f"{suite}-{architecture}"
+    folder = cache / f"{suite}-{architecture}"
     for part in ("lists/partial", "archives/partial", "debs", "etc"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     (folder / "status").touch()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from belljar.data_dir import private_folder
+from belljar.data_dir import DataDir, private_folder
 from belljar.images.additions import Additions
 from belljar.images.agent_binary import agent_binary
 from belljar.images.apt import DEBIAN_ARCHITECTURES, Archive
@@ -36,7 +35,6 @@ from belljar.images.custom_kernel import (
     kernel_origin,
     need_compiler,
 )
-from belljar.images.image_blobs import BUILD_LOCK
 from belljar.images.initramfs import MODULES, build_initramfs
 from belljar.images.kernel import STOCK_KERNEL_MIN_MB, KernelFiles, unpack_kernel
 from belljar.images.prefork_programs import prefork_programs, programs_in_root
@@ -47,7 +45,8 @@ from belljar.images.rootfs_metadata import RootfsMetadata
 from belljar.model.errors import DataFolderError, DiskFull, HostError
 from belljar.model.image import Image, Manifest, Part
 from belljar.settings import Settings
-from belljar.system.disk_space import DiskSpace
+from belljar.settings.disk_space import disk_space_of
+from belljar.system.file_locks import wait_for_lock
 
 _KERNEL_PACKAGE = "linux-image-cloud-{}"
 #: Disk that making a part takes at least, with what it is made from; checked before it begins.
@@ -135,14 +134,11 @@ async def make_image(
 @contextlib.contextmanager
 def build_dir(data_dir: Path, progress: Progress) -> Iterator[Path]:
     """A folder for one build at a time, gone when it ends; another build of this data folder is waited for."""
-    cache = data_dir / "cache"
-    private_folder(cache)
-    with (cache / BUILD_LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.step("waiting for another build in this data folder to end")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    paths = DataDir(data_dir)
+    cache = private_folder(paths.cache)
+    with wait_for_lock(
+        paths.build_lock, on_wait=lambda: progress.step("waiting for another build in this data folder to end")
+    ):
         for stale in cache.glob("build-*"):
             remove_tree(stale)
         work = Path(tempfile.mkdtemp(prefix="build-", dir=cache))
@@ -173,8 +169,7 @@ class Build:
         self._refresh = refresh
         self._kernel_choice = kernel
         self._images = Images(settings.data_dir)
-        self._cache = settings.data_dir / "cache"
-        self.log = self._cache / "logs" / f"image-{source.name}.log"
+        self.log = settings.paths.build_logs / f"image-{source.name}.log"
         self._archive: Archive | None = None
         self._facts: RootfsMetadata | None = None
         self._unpacked: KernelFiles | None = None
@@ -224,7 +219,7 @@ class Build:
         known = self._made(kind, inputs)
         if known is not None and not self._refresh:
             return known
-        DiskSpace(self._settings).require_room(_NEEDED_BYTES[kind], f"making the {kind} of an image")
+        disk_space_of(self._settings).require_bytes(_NEEDED_BYTES[kind], f"making the {kind} of an image")
         made = self.work / kind
         origin = await make(made)
         digest = await asyncio.to_thread(_digest, made)
@@ -240,13 +235,13 @@ class Build:
         return part
 
     def _note(self, name: str) -> Path:
-        return self._cache / "notes" / f"{name}.json"
+        return self._settings.paths.build_notes / f"{name}.json"
 
     async def open_archive(self) -> Archive:
         if self._archive is None:
             settings = self._settings
             self._archive = open_apt(
-                self._cache,
+                settings.paths.apt_cache,
                 settings.debian_suite,
                 DEBIAN_ARCHITECTURES[self.architecture],
                 settings.debian_mirror,

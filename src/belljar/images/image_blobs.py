@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from belljar.data_dir import private_folder
+from belljar.data_dir import DataDir, private_folder
 from belljar.model.errors import DamagedImage, DiskBudget
 from belljar.settings import Settings
+from belljar.system.file_locks import try_lock
 
 _MB = 1024 * 1024
-#: In the cache folder: held while an image is built, and while images are deleted.
-BUILD_LOCK = "build.lock"
 
 
 class ImageBlobs:
@@ -23,22 +21,17 @@ class ImageBlobs:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self.folder = data_dir / "images"
+        self._paths = DataDir(data_dir)
+        self.folder = self._paths.images
         self.parts = self.folder / "parts"
-        self._digests = data_dir / "cache" / "digests"
+        self._digests = self._paths.digest_cache
 
     @contextlib.contextmanager
     def no_build_meanwhile(self) -> Iterator[bool]:
         """Hold builds of this data folder off, if none is under way: says which."""
-        cache = self.data_dir / "cache"
-        private_folder(cache)
-        with (cache / BUILD_LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        private_folder(self._paths.cache)
+        with try_lock(self._paths.build_lock) as is_locked:
+            yield is_locked
 
     def collect_parts(self, used: Iterable[str]) -> int:
         """Delete the parts that are not `used`; returns their bytes. A machine that runs keeps its own open."""
@@ -73,7 +66,7 @@ class ImageBlobs:
 
     def disk_bytes(self) -> int:
         """What images and the caches of building them take."""
-        folders = (self.folder, self.data_dir / "cache")
+        folders = (self.folder, self._paths.cache)
         return sum(path.lstat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
     def make_room(self, size_bytes: int, settings: Settings) -> None:
@@ -81,7 +74,7 @@ class ImageBlobs:
         if settings.image_disk_mb is None:
             return
         over = self.disk_bytes() + size_bytes - settings.image_disk_mb * _MB
-        debs = sorted((self.data_dir / "cache" / "apt").glob("*/debs/*"), key=lambda path: path.stat().st_mtime)
+        debs = sorted(self._paths.apt_cache.glob("*/debs/*"), key=lambda path: path.stat().st_mtime)
         for path in debs:
             if over <= 0:
                 break

@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from belljar.data_dir import DataDir
 from belljar.model.errors import InvalidOption, UnknownImage
 from belljar.model.image import Language, Value
 
@@ -165,7 +166,7 @@ _read: dict[Path, _UserRecipes] = {}
 
 
 def _user_recipes(data_dir: Path) -> _UserRecipes:
-    folder = data_dir / "recipes"
+    folder = DataDir(data_dir).recipes
     paths = sorted(folder.glob("*.toml"))
     stamp = tuple(_stamp(path) for path in paths)
     known = _read.get(folder)

@@ -167,12 +167,17 @@ class DiskFull(HostError):
     status = 507
 
 
+def is_disk_full(error: OSError) -> bool:
+    """Return whether the operating system refused for want of disk space, or of the user's quota."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def host_error(error: OSError, doing: str) -> HostError:
     """Return the error that says what the operating system refused: `doing` completes "cannot …".
 
     Names no path: it may become a job's error, which tenants read.
     """
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return DiskFull(f"cannot {doing}: no room left on the disk; free some space or move the data folder")
     return HostError(f"cannot {doing}: {_advice(error)}")
 

@@ -30,7 +30,7 @@ from belljar.images.tool import call
 from belljar.model.errors import ImageBuildError, LayerBuildError
 from belljar.model.image import Value
 from belljar.settings import Settings
-from belljar.system.disk_space import DiskSpace
+from belljar.settings.disk_space import disk_space_of
 from belljar.system.file_locks import try_lock
 
 #: Not the images' own time: an interpreter that looked into a folder before the layer was laid over it must see that it
@@ -102,13 +102,13 @@ class Layers:
     """The layers of a data folder; several processes may share it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.folder = settings.data_dir / "layers"
+        self.folder = settings.paths.layers
         self._wanted = self.folder / "wanted"
         self._building = self.folder / "building"
         #: Scripts' disks with a layer behind the script.
         self._laid = self.folder / "laid"
-        self._logs = settings.data_dir / "cache" / "logs"
-        self._space = DiskSpace(settings)
+        self._logs = settings.paths.build_logs
+        self._space = disk_space_of(settings)
         self._max_bytes = settings.layer_disk_mb * _MB
         self._max_layer_bytes = settings.max_layer_mb * _MB
 
@@ -156,7 +156,7 @@ class Layers:
         digest = lock.digest(sha256)
         disk = self.folder / f"{digest}.erofs"
         if not disk.exists():
-            self._space.require_room(2 * archive.stat().st_size, "unpacking and packing what was installed")
+            self._space.require_bytes(2 * archive.stat().st_size, "unpacking and packing what was installed")
             packed = await self._pack(archive, sha256, work)
             packed.chmod(0o444)
             packed.replace(disk)

@@ -1,7 +1,7 @@
-"""The folders in which uploads are received and unpacked: one each, below the data folder's `run/uploads`.
+"""Folders in which uploads are received and extracted: one for each upload, below the data folder's `run/uploads`.
 
-A folder is locked (flock(2)) by the process that uses it and removed when the upload has ended, however it ended; the
-kernel drops the lock of a process that dies, by which `clear_stale_uploads` knows its leftovers.
+The process that uses a folder locks it (flock(2)) and removes it when the upload ends, also on failure. The kernel
+drops the lock of a process that dies; `clear_stale_uploads` removes the folders without a lock.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from belljar.data_dir import DataDir
 from belljar.model.errors import DataFolderError, DiskFull, TooLarge
 from belljar.scripts.limits import MB
 from belljar.system.temp_folders import clear_owned, make_owned
@@ -25,13 +26,13 @@ from belljar.system.temp_folders import clear_owned, make_owned
 T = TypeVar("T")
 
 _BUFFER_BYTES = 1024 * 1024
-#: Of their own: what an upload makes a thread do may take seconds, and others' threads must not wait for it.
+#: Separate from the event loop's default executor, because an upload may occupy a thread for seconds.
 _threads = ThreadPoolExecutor(4, thread_name_prefix="upload")
 
 
 @asynccontextmanager
 async def upload_folder(data_dir: Path) -> AsyncIterator[Path]:
-    """An empty folder of one upload, gone with its content when the block ends. Raises DiskFull, DataFolderError."""
+    """Yield an empty folder for one upload, removed when the block ends. Raises DiskFull, DataFolderError."""
     folder, lock = await in_thread(partial(_make_folder, data_dir))
     try:
         yield folder
@@ -40,17 +41,17 @@ async def upload_folder(data_dir: Path) -> AsyncIterator[Path]:
 
 
 def clear_stale_uploads(data_dir: Path) -> int:
-    """Remove the upload folders of processes that died; returns how much that was. For the start of a process.
+    """Remove the upload folders of processes that died, and return their number; call it when a process starts.
 
-    What is no such folder is removed too; what cannot be removed is logged and left.
+    Other files there are removed too; errors are logged.
     """
     return clear_owned(_uploads(data_dir))
 
 
 async def receive(chunks: AsyncIterator[bytes], path: Path, max_bytes: int) -> int:
-    """Write what streams in to a new file, without holding up the event loop; returns its length.
+    """Write a stream to the new file `path` without blocking the event loop, and return its length in bytes.
 
-    Raises TooLarge as soon as there is more than `max_bytes`, DiskFull.
+    Raises TooLarge as soon as it is over `max_bytes`, DiskFull.
     """
     size = 0
     buffer = bytearray()
@@ -68,13 +69,14 @@ async def receive(chunks: AsyncIterator[bytes], path: Path, max_bytes: int) -> i
 
 
 def too_large(max_bytes: int) -> TooLarge:
+    """Return the error for an upload over `max_bytes`."""
     return TooLarge(f"the upload is over {max_bytes / MB:g} MB; make it smaller, or raise max_upload_mb")
 
 
 async def in_thread(work: Callable[[], T], stop: Callable[[], None] = lambda: None) -> T:
-    """Run blocking work in a thread. When the caller is cancelled, `stop` is called and the thread's end awaited.
+    """Run blocking work in a thread. On cancellation call `stop` and wait for the thread to end.
 
-    So nothing writes any more to what the caller removes next.
+    The caller may then remove the files that the thread was writing.
     """
     context = contextvars.copy_context()
     task = asyncio.get_running_loop().run_in_executor(_threads, partial(context.run, work))
@@ -88,7 +90,7 @@ async def in_thread(work: Callable[[], T], stop: Callable[[], None] = lambda: No
 
 @contextmanager
 def disk_full_in(folder: Path) -> Iterator[None]:
-    """Turns the system's "no space" and "over quota" into DiskFull."""
+    """Raise DiskFull instead of the OSErrors ENOSPC and EDQUOT."""
     try:
         yield
     except OSError as error:
@@ -99,14 +101,14 @@ def disk_full_in(folder: Path) -> Iterator[None]:
 
 async def _until_done(task: asyncio.Future[T]) -> None:
     while not task.done():
-        with suppress(asyncio.CancelledError):  # cancelled again, which changes nothing
+        with suppress(asyncio.CancelledError):  # a second cancellation must not end the wait
             await asyncio.wait([task])
     if not task.cancelled():
-        task.exception()  # seen, so that asyncio does not report it
+        task.exception()  # marked as retrieved, so asyncio does not report it
 
 
 def _uploads(data_dir: Path) -> Path:
-    return data_dir / "run" / "uploads"
+    return DataDir(data_dir).uploads
 
 
 def _make_folder(data_dir: Path) -> tuple[Path, int]:
@@ -116,8 +118,8 @@ def _make_folder(data_dir: Path) -> tuple[Path, int]:
             uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
             return make_owned(uploads)
     except OSError as error:
-        why = f"cannot write to {uploads}: {error.strerror}; make it writable or choose another with --data-dir"
-        raise DataFolderError(why) from error
+        message = f"cannot write to {uploads}: {error.strerror}; make it writable or choose another with --data-dir"
+        raise DataFolderError(message) from error
 
 
 def _remove_folder(folder: Path, lock: int) -> None:

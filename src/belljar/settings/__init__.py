@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from belljar.data_dir import DataDir
 from belljar.model.errors import InvalidOption
 from belljar.settings.file import find_settings_file, read_settings_file, user_folder
 
@@ -225,6 +226,11 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = Field("auto", description="`auto`: text on terminals.")
+
+    @property
+    def paths(self) -> DataDir:
+        """Where everything in the data folder lies."""
+        return DataDir(self.data_dir)
 
     @field_validator("qemu", "firecracker", "jailer")
     @classmethod

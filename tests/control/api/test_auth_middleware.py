@@ -12,7 +12,8 @@ from fastapi.routing import APIRoute
 
 from belljar.control.api.admin_key import ensure_admin_key
 from belljar.control.api.app import create_app
-from belljar.system.local_server import admin_key_path, read_admin_key
+from belljar.data_dir import DataDir
+from belljar.local_server import read_admin_key
 from support.served import Served, problem, served
 
 SUBMISSION = {"code": "print(1)", "language": "python"}
@@ -125,7 +126,7 @@ async def test_a_secret_is_shown_once(api: Served) -> None:
 
 async def test_the_admin_key_is_its_owners_alone_and_made_again_when_it_is_gone(api: Served) -> None:
     data_dir = api.services.settings.data_dir
-    path = admin_key_path(data_dir)
+    path = DataDir(data_dir).admin_key
     assert path.stat().st_mode & 0o777 == 0o600
     first = read_admin_key(data_dir)
     assert not await ensure_admin_key(api.services.keys, data_dir)

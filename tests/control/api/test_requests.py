@@ -11,10 +11,10 @@ from sqlalchemy import event
 
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.logs.log import LogStream, LogWriter, log_path
+from belljar.local_server import read_admin_key
 from belljar.model.errors import DamagedImage, HostError
 from belljar.model.job import Job, JobError, JobRequest
 from belljar.model.states import Status
-from belljar.system.local_server import read_admin_key
 from support.served import Served, problem, served
 
 # --- ids and the log ------------------------------------------------------------------------------------------------

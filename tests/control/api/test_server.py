@@ -21,9 +21,9 @@ import structlog
 from belljar.control.api import auth_middleware as gate
 from belljar.control.api import descriptors, server
 from belljar.control.api.server import Connection, Server
+from belljar.local_server import read_address, read_admin_key
 from belljar.model.errors import HostError
 from belljar.settings import Settings
-from belljar.system.local_server import read_address, read_admin_key
 from support.registered_images import register
 from support.served import Served
 

@@ -86,7 +86,7 @@ async def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, read_o
     folder.mkdir()
     read_only(folder)
     await refused(folder, DataFolderError, "cannot be written; check its owner and mode, or set --data-dir")
-    with pytest.raises(DataFolderError, match=r"cannot make the folder .* set --data-dir"):
+    with pytest.raises(DataFolderError, match=r"cannot write .* set --data-dir"):
         await opened(folder / "below")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from belljar.model.job import Resources
 from belljar.node.worker.capacity import Capacity, output_mb
 from belljar.settings import Settings
-from belljar.system.disk_space import DiskSpace
+from belljar.settings.disk_space import disk_space_of
 from support.job_queue import queued
 
 MB = 1024 * 1024
@@ -17,7 +17,7 @@ MB = 1024 * 1024
 def capacity(few_inodes: Path) -> Capacity:
     """A node on a disk of 8 MiB without a reserve."""
     settings = Settings(data_dir=few_inodes, min_free_disk_mb=0, min_free_inodes=0)
-    return Capacity(vcpus=4, memory_mb=4000, disk=DiskSpace(settings))
+    return Capacity(vcpus=4, memory_mb=4000, disk=disk_space_of(settings))
 
 
 def job(disk_mb: int | None) -> Resources:
@@ -58,7 +58,7 @@ def test_the_largest_disk_is_what_could_be_free_if_nothing_ran(few_inodes: Path)
 
 def test_nothing_is_claimed_while_the_reserve_is_touched(few_inodes: Path) -> None:
     settings = Settings(data_dir=few_inodes, min_free_disk_percent=50)
-    node = Capacity(vcpus=4, memory_mb=4000, disk=DiskSpace(settings))
+    node = Capacity(vcpus=4, memory_mb=4000, disk=disk_space_of(settings))
     assert node.free_disk_mb() == 4
     (few_inodes / "file").write_bytes(bytes(5 * MB))
     assert node.free_disk_mb() is None

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from belljar.control.store.keys import Key, SqlKeys, new_secret
+from belljar.data_dir import DataDir
+from belljar.local_server import read_admin_key
 from belljar.model.errors import DataFolderError
 from belljar.model.ids import new_id
-from belljar.system.local_server import admin_key_path, read_admin_key
 
 PROJECT = "default"
 
@@ -26,7 +27,7 @@ async def ensure_admin_key(keys: SqlKeys, data_dir: Path) -> bool:
     if known is not None and await keys.authenticate(known) is not None:
         return False
     secret = new_secret()
-    path = admin_key_path(data_dir)
+    path = DataDir(data_dir).admin_key
     partial = path.with_suffix(".partial")
     try:
         partial.unlink(missing_ok=True)

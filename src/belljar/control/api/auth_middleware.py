@@ -21,9 +21,9 @@ from belljar.control.api.request_limits import BodyBudget, RequestCount
 from belljar.control.api.streams import StreamBroken
 from belljar.control.jobs.changes import Changes
 from belljar.control.store.keys import Key, SqlKeys
+from belljar.local_server import is_loopback
 from belljar.model.errors import BelljarError, Forbidden, HostError, NotAuthenticated, RequestTimeout, TooLarge
 from belljar.settings import Settings
-from belljar.system.local_server import is_loopback
 
 MB = 1024 * 1024
 #: Routes for load balancers and supervisors; they say nothing about anybody's jobs.

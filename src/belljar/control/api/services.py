@@ -22,6 +22,7 @@ from belljar.control.store.scripts import SqlScripts
 from belljar.images.catalog import Images
 from belljar.scripts.uploads import clear_stale_uploads
 from belljar.settings import Settings
+from belljar.settings.disk_space import disk_space_of
 from belljar.system.disk_space import DiskSpace
 
 _SUBMITTING, _SUBMITTING_BY_KEY = 16, 8
@@ -61,7 +62,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         blobs = open_blobs(settings)
         clear_stale_uploads(settings.data_dir)
         images = Images(settings.data_dir)
-        disk = DiskSpace(settings)
+        disk = disk_space_of(settings)
         scripts = ScriptService(SqlScripts(database), blobs, images, settings, disk)
         job_store, nodes, changes = SqlJobs(database), SqlNodes(database), Changes()
         jobs = JobService(

@@ -234,7 +234,7 @@ def open_blobs(settings: Settings) -> Blobs:
     Raises DataFolderError when the folder cannot be made, HostError when the URL names no store.
     """
     if settings.blobs_url is None:
-        return _open_folder(settings.data_dir / "blobs")
+        return _open_folder(settings.paths.blobs)
     if settings.blobs_url.startswith("file://"):
         return _open_folder(Path(settings.blobs_url.removeprefix("file://")))
     try:

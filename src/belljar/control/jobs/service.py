@@ -24,6 +24,7 @@ from belljar.model.resources import NodeLimits
 from belljar.model.script import Script
 from belljar.model.states import Status
 from belljar.settings import Settings
+from belljar.settings.disk_space import disk_space_of
 from belljar.system.disk_space import DiskSpace
 
 log = structlog.get_logger()
@@ -91,7 +92,7 @@ class JobService:
         self._changes = changes
         self._settings = settings
         self._largest = largest
-        self._disk = disk or DiskSpace(settings)
+        self._disk = disk or disk_space_of(settings)
 
     async def submit(self, project: str, request: JobRequest) -> Job:
         """Queue a job; with the idempotency key of an earlier one, return that if it was the same request.

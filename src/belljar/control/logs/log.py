@@ -21,6 +21,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from belljar.control.blobs.store import Blobs
+from belljar.data_dir import DataDir
 from belljar.model.errors import DiskFull, InvalidRequest, host_error
 
 HEADER = struct.Struct("<IBB2x")
@@ -61,7 +62,7 @@ class Record:
 
 def log_path(data_dir: Path, job_id: str) -> Path:
     """Where the log of a job lies while it runs here."""
-    return data_dir / "run" / "logs" / f"{job_id}.log"
+    return DataDir(data_dir).logs / f"{job_id}.log"
 
 
 def log_blob(job_id: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from belljar.control.store.jobs import SqlJobs
-from belljar.control.store.opening import FILE_NAME, open_database
+from belljar.control.store.opening import open_database
 from belljar.settings import Settings
 
 
 async def needed_images(settings: Settings) -> set[str]:
     """Digests of the images of jobs that have not ended. Raises DataFolderError, HostError: then delete nothing."""
-    if settings.database_url is None and not (settings.data_dir / FILE_NAME).exists():
+    if settings.database_url is None and not settings.paths.database.exists():
         return set()  # no server has been here yet
     database = await open_database(settings, migrate=False)
     try:

@@ -22,14 +22,12 @@ from sqlalchemy.exc import DatabaseError
 
 from belljar.control.store.database import UNWRITABLE, Database, is_full, sqlite_engine, told
 from belljar.control.store.schema import HEAD, metadata
-from belljar.data_dir import alone, private_data_dir, private_file, private_folder, unusable
+from belljar.data_dir import alone, data_folder_error, private_data_dir, private_file, private_folder
 from belljar.model.errors import DataFolderError, DiskFull, HostError
 from belljar.settings import Settings
-from belljar.system.local_server import admin_key_path
 
 log = structlog.get_logger()
 
-FILE_NAME = "belljar.db"
 #: So many copies of before a migration are kept; the oldest are removed.
 _BACKUPS = 3
 _MIGRATIONS = Path(__file__).with_name("migrations")
@@ -50,7 +48,7 @@ def database_path(settings: Settings) -> Path:
     """Where the database lies. Raises HostError for a URL of another kind."""
     url = settings.database_url
     if url is None:
-        return settings.data_dir / FILE_NAME
+        return settings.paths.database
     if not url.startswith("sqlite:///"):
         raise HostError(
             "this version keeps its metadata in SQLite; give database_url as sqlite:///PATH or leave it out"
@@ -87,7 +85,7 @@ def _make_private(settings: Settings, path: Path) -> None:
     try:
         private_file(path)  # SQLite gives its own files beside it the same mode
     except OSError as error:
-        raise unusable(path.parent, error) from error
+        raise data_folder_error(path.parent, error) from error
 
 
 def _is_empty(path: Path) -> bool:
@@ -100,8 +98,8 @@ def _is_empty(path: Path) -> bool:
 
 def _left_of_another(settings: Settings) -> list[Path]:
     """What a database that was here before knew of."""
-    blobs = settings.data_dir / "blobs"
-    left = [admin_key_path(settings.data_dir)] if admin_key_path(settings.data_dir).exists() else []
+    blobs, admin_key = settings.paths.blobs, settings.paths.admin_key
+    left = [admin_key] if admin_key.exists() else []
     if settings.blobs_url is None and blobs.is_dir() and any(blobs.iterdir()):
         left.append(blobs)
     return left

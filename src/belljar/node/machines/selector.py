@@ -153,7 +153,7 @@ class _Memory:
 
     def __init__(self, settings: Settings, image: Image, candidates: list[Hypervisor], fault: str) -> None:
         kernel = image.manifest.kernel.sha256
-        self._path = settings.data_dir / "cache" / f"hypervisor-{kernel[:16]}.json"
+        self._path = settings.paths.hypervisor_choice(kernel)
         self._key = {
             "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
             "kernel": kernel,

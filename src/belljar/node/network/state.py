@@ -6,7 +6,6 @@ Kept in /run, which a reboot empties together with all that it speaks of.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -17,6 +16,7 @@ from belljar.node.machines.host.owner import is_dead
 from belljar.node.network.layout import HOST_PREFIX
 from belljar.node.network.nft import Nft
 from belljar.node.network.rules import GUARD_TABLE, guard_rules
+from belljar.system.file_locks import wait_for_lock
 
 STATE = Path("/run/belljar/network")
 _USERS = STATE / "users"
@@ -33,8 +33,7 @@ def in_use() -> bool:
 def host_lock() -> Iterator[None]:
     """One process at a time changes what is shared. Blocks, for milliseconds."""
     STATE.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (STATE / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with wait_for_lock(STATE / "lock"):
         yield
 
 

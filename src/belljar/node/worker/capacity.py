@@ -15,6 +15,7 @@ import structlog
 from belljar.model.job import Job, Resources
 from belljar.model.resources import NodeLimits
 from belljar.settings import Settings
+from belljar.settings.disk_space import disk_space_of
 from belljar.system.disk_space import MB, DiskSpace
 
 log = structlog.get_logger()
@@ -74,7 +75,7 @@ class Capacity:
             vcpus=settings.worker_vcpus or 2 * (os.cpu_count() or 1),
             memory_mb=settings.worker_memory_mb or host_memory_mb() * 8 // 10,
             overcommit=settings.memory_overcommit,
-            disk=DiskSpace(settings),
+            disk=disk_space_of(settings),
         )
 
     def largest(self) -> NodeLimits:

@@ -18,6 +18,7 @@ from pathlib import Path
 import structlog
 from pydantic import ValidationError
 
+from belljar.data_dir import DataDir
 from belljar.model.errors import host_error
 from belljar.model.job import Job, JobError
 from belljar.model.outcome import Outcome
@@ -103,12 +104,12 @@ def _reduced(outcome: Outcome) -> Outcome:
 
 def journal_path(data_dir: Path, job: Job) -> Path:
     """Where the end of that attempt is noted."""
-    return data_dir / "run" / "outcomes" / f"{job.id}.{job.attempt}"
+    return DataDir(data_dir).outcomes / f"{job.id}.{job.attempt}"
 
 
 def read_journal(data_dir: Path) -> Iterator[tuple[Path, Entry | None]]:
     """Yield every file that a killed worker left, with what is in it; None when the attempt had not ended."""
-    for path in sorted((data_dir / "run" / "outcomes").glob("*")):
+    for path in sorted(DataDir(data_dir).outcomes.glob("*")):
         try:
             lines = path.read_bytes().split(b"\n")
         except OSError as error:

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from belljar.data_dir import WORKER_FILE, unusable, working
+from belljar.data_dir import DataDir, data_folder_error, working
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,80}\Z")
 
@@ -20,7 +20,7 @@ def node_name(data_dir: Path) -> Iterator[str]:
 
     Raises DataFolderError while another process holds it, or when the folder cannot be written.
     """
-    path = data_dir / WORKER_FILE
+    path = DataDir(data_dir).worker_name
     with working(data_dir):
         name = path.read_text(errors="replace").strip()
         if not _NAME.match(name):
@@ -29,5 +29,5 @@ def node_name(data_dir: Path) -> Iterator[str]:
             try:
                 path.write_text(name + "\n")
             except OSError as error:
-                raise unusable(path, error) from error
+                raise data_folder_error(path, error) from error
         yield name

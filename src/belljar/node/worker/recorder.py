@@ -80,7 +80,7 @@ class Recorder(AttemptRecord):
         #: Whether the store knows how the job ended, or has nothing more to learn from this attempt.
         self.recorded = False
         self.output = LoggedOutput(self._log, int(settings.max_output_mb * 1024 * 1024))
-        self.artifacts = BlobArtifacts(context.blobs, job, settings.data_dir / "run" / "artifacts", context.retry_times)
+        self.artifacts = BlobArtifacts(context.blobs, job, settings.paths.artifacts, context.retry_times)
 
     def on_machine(self, source: Source) -> None:
         super().on_machine(source)

@@ -41,10 +41,8 @@ class Recovery:
         if removed:
             log.warning("leftovers_removed", count=removed)
         await _attempted("clear_builds", lambda: _nothing(installer.clear()))
-        await asyncio.to_thread(shutil.rmtree, settings.data_dir / "run" / "artifacts", ignore_errors=True)
-        await _attempted(
-            "clear_scratch", lambda: asyncio.to_thread(_clear_scratch, settings.data_dir / "run" / "scratch")
-        )
+        await asyncio.to_thread(shutil.rmtree, settings.paths.artifacts, ignore_errors=True)
+        await _attempted("clear_scratch", lambda: asyncio.to_thread(_clear_scratch, settings.paths.scratch))
 
     async def recover_jobs(self) -> None:
         """End the jobs whose scripts had ended, and give up the other attempts. May be repeated. Raises HostError.

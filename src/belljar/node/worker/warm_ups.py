@@ -60,7 +60,7 @@ class WarmUps:
 
     async def _disk(self, files: dict[str, str]) -> Path:
         digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]
-        path = self._settings.data_dir / "cache" / "rehearsals" / f"{digest}.erofs"
+        path = self._settings.paths.warm_up_cache / f"{digest}.erofs"
         if not path.exists():
             try:
                 with owned_folder(path.parent / "making") as folder:

@@ -6,20 +6,15 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from belljar.data_dir import private_folder
+from belljar.data_dir import DataDir, private_folder
 from belljar.model.errors import DataFolderError
 from belljar.system.temp_folders import clear_owned, owned_folder
-
-
-def embedded_folder(data_dir: Path) -> Path:
-    """Where those folders are."""
-    return data_dir / "run" / "embedded"
 
 
 @contextlib.contextmanager
 def work_folder(data_dir: Path) -> Iterator[Path]:
     """A folder for one run, gone with its block; removes what killed runs left. Raises DataFolderError, DiskFull."""
-    root = embedded_folder(data_dir)
+    root = DataDir(data_dir).local_runs
     private_folder(root)
     with contextlib.ExitStack() as stack:
         try:
@@ -31,4 +26,4 @@ def work_folder(data_dir: Path) -> Iterator[Path]:
 
 def clear_work_folders(data_dir: Path) -> None:
     """Remove the folders of runs that are no more."""
-    clear_owned(embedded_folder(data_dir))
+    clear_owned(DataDir(data_dir).local_runs)

@@ -144,7 +144,7 @@ def _told(path: Path) -> Iterator[None]:
 
 def jails(settings: Settings) -> Path:
     """The folder of all machines' folders: the jailer's --chroot-base-dir."""
-    return settings.data_dir / "run" / "jails"
+    return settings.paths.jails
 
 
 @asynccontextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import functools
 import os
 import re
@@ -26,6 +25,7 @@ from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.host.faults import check_descriptors
 from belljar.settings import Settings
 from belljar.system.executables import find_executable
+from belljar.system.file_locks import try_lock
 
 _UID_LOCKS = Path("/run/belljar/uids")
 _KVM = Path("/dev/kvm")
@@ -81,13 +81,10 @@ def machine_uid(settings: Settings) -> Iterator[int | None]:
         return
     _UID_LOCKS.mkdir(parents=True, exist_ok=True, mode=0o700)
     for uid in range(settings.jail_uid_base, settings.jail_uid_base + settings.jail_uid_count):
-        with (_UID_LOCKS / str(uid)).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            yield uid
-            return
+        with try_lock(_UID_LOCKS / str(uid)) as is_locked:
+            if is_locked:
+                yield uid
+                return
     raise HostError(
         f"all {settings.jail_uid_count} user ids for machines are taken; raise jail_uid_count or run fewer jobs at once"
     )

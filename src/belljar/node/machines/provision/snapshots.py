@@ -25,9 +25,10 @@ from belljar.node.machines.boot import NoClock
 from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.node.machines.provision.warm_up import WarmUp, prepare_template
-from belljar.node.machines.racing import MachineDead, unless_dead
+from belljar.node.machines.racing import MachineDead, run_unless_dead
 from belljar.settings import Settings
-from belljar.system.disk_space import MB, DiskSpace
+from belljar.settings.disk_space import disk_space_of
+from belljar.system.disk_space import MB
 from belljar.system.file_locks import try_lock
 
 log = structlog.get_logger()
@@ -45,7 +46,7 @@ class Snapshots:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.folder = settings.data_dir / "snapshots"
+        self.folder = settings.paths.snapshots
 
     @property
     def boot_timeout_seconds(self) -> float:
@@ -108,7 +109,7 @@ class Snapshots:
             found = self.find(key)
             if found is not None:
                 return found
-            DiskSpace(self._settings).require_room(int(shape.memory_mb * _WRITTEN_SHARE * MB), "a snapshot")
+            disk_space_of(self._settings).require_bytes(int(shape.memory_mb * _WRITTEN_SHARE * MB), "a snapshot")
             started = time.monotonic()
             partial = self.folder / f"{key}.partial"
             self._remove(partial)
@@ -136,7 +137,7 @@ class Snapshots:
             preparing = prepare_template(template, warm_up_steps.within(shape.memory_mb), seconds)
             try:
                 async with asyncio.timeout(2 * seconds):
-                    await unless_dead(template, preparing)
+                    await run_unless_dead(template, preparing)
             except MachineDead as error:
                 raise MachineError(f"the machine that was to be frozen died: {error.message}") from None
             except TimeoutError:

@@ -163,7 +163,7 @@ class QemuHypervisor:
 
     @property
     def _disks(self) -> Path:
-        return self._settings.data_dir / "run" / "scratch"
+        return self._settings.paths.scratch
 
     async def _scratch(self, spec: MachineSpec, stack: AsyncExitStack) -> int | None:
         return await stack.enter_async_context(scratch_disk(self._disks, spec.shape.disk_mb))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from belljar.data_dir import DataDir
 from belljar.settings import Settings
 from belljar.system.removal import Extent
 
@@ -27,7 +28,6 @@ KINDS = (
     "run",
     "other",
 )
-_FOLDERS = {"snapshots": "snapshots", "images": "images", "layers": "layers", "cache": "caches", "run": "run"}
 _LOOK_SECONDS = 5.0
 
 
@@ -51,10 +51,11 @@ def measure_sizes(settings: Settings, seconds: float = _LOOK_SECONDS) -> Sizes:
     deadline = time.monotonic() + seconds
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     tops = [settings.data_dir]
-    blobs = settings.data_dir / "blobs"
+    blobs = settings.paths.blobs
     if settings.blobs_url is not None and settings.blobs_url.startswith("file://"):
         blobs = Path(settings.blobs_url.removeprefix("file://"))
         tops.append(blobs)
+    folders = _folder_kinds(settings.paths)
     complete = True
     for top in tops:
         for number, entry in enumerate(_files(top)):
@@ -65,7 +66,7 @@ def measure_sizes(settings: Settings, seconds: float = _LOOK_SECONDS) -> Sizes:
                 taken = entry.stat(follow_symlinks=False).st_blocks * 512
             except OSError:
                 continue
-            count = counts[_kind(Path(entry.path), settings.data_dir, blobs)]
+            count = counts[_kind(Path(entry.path), settings.paths, blobs, folders)]
             count[0] += 1
             count[1] += taken
     return Sizes(kinds={kind: Extent(*counts[kind]) for kind in KINDS}, complete=complete)
@@ -86,13 +87,19 @@ def _files(top: Path) -> Iterator[os.DirEntry[str]]:
             continue
 
 
-def _kind(path: Path, data_dir: Path, blobs: Path) -> str:
+def _folder_kinds(paths: DataDir) -> dict[str, str]:
+    """Return the kinds of files in the data folder, by the name of the folder that they are in."""
+    kinds = {paths.snapshots: "snapshots", paths.images: "images", paths.layers: "layers", paths.cache: "caches"}
+    return {folder.name: kind for folder, kind in {**kinds, paths.run: "run"}.items()}
+
+
+def _kind(path: Path, data_dir: DataDir, blobs: Path, folders: dict[str, str]) -> str:
     if path.is_relative_to(blobs):
         return _blob_kind(path.relative_to(blobs).parts)
-    parts = path.relative_to(data_dir).parts
+    parts = path.relative_to(data_dir.root).parts
     if len(parts) == 1 and parts[0].startswith("belljar.db"):
         return "backups" if ".backup-" in parts[0] else "database"
-    return _FOLDERS.get(parts[0], "other")
+    return folders.get(parts[0], "other")
 
 
 def _blob_kind(parts: tuple[str, ...]) -> str:

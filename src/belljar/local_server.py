@@ -1,0 +1,45 @@
+"""What a server leaves in its data folder for commands on the same host: its address, and the admin key."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from pathlib import Path
+
+from belljar.data_dir import DataDir, is_served
+
+_MAX_BYTES = 4096
+
+
+def read_admin_key(data_dir: Path) -> str | None:
+    """Return the admin key's secret; None when there is none, or this user may not read it."""
+    try:
+        return DataDir(data_dir).admin_key.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def read_address(data_dir: Path) -> str | None:
+    """Return the URL of the server that runs on this data folder; None when none does.
+
+    The file alone is no proof: a server that was killed leaves it, and another program may use its port by now.
+    """
+    if not is_served(data_dir):
+        return None
+    try:
+        with DataDir(data_dir).server_address.open("rb") as file:
+            return str(json.loads(file.read(_MAX_BYTES))["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_loopback(host: str | None) -> bool:
+    """Return whether a host name or address means this host alone: `localhost`, 127.0.0.0/8, ::1."""
+    if host is None:
+        return False
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
