@@ -194,11 +194,10 @@ class Recorder(AttemptRecord):
         self._journal.note(outcome)
 
     def _outcome(self, end: AttemptEnd) -> Outcome:
-        outcome = self.outcome_of(
+        fields = self.outcome_fields(
             self._job, end, claimed_at=self._claimed_at, logs=self._log_info(), kept=self.artifacts.kept
         )
-        error = outcome.error or self._log_error()
-        return outcome.model_copy(update={"error": error}) if error is not outcome.error else outcome
+        return Outcome(**fields | {"error": fields["error"] or self._log_error()})
 
     async def flush(self) -> None:
         """Everything said so far is written. Nothing can be said after it."""
