@@ -20,7 +20,7 @@ from belljar.model.errors import BelljarError
 from belljar.model.job import JobError, Timings
 from belljar.model.log_stream import LogStream
 from belljar.model.outcome import Outcome
-from belljar.node.machines.provision.provisioner import Source
+from belljar.node.machines.provision.request import Source
 from belljar.node.worker.attempt_end import AttemptEnd
 from belljar.node.worker.attempt_record import AttemptRecord
 from belljar.node.worker.context import WorkerContext
@@ -193,11 +193,10 @@ class Recorder(AttemptRecord):
         self._journal.note(outcome)
 
     def _outcome(self, end: AttemptEnd) -> Outcome:
-        outcome = self.outcome_of(
+        fields = self.outcome_fields(
             self._job, end, claimed_at=self._claimed_at, logs=self.output.info(), kept=self.artifacts.kept
         )
-        error = outcome.error or self._log_error()
-        return outcome.model_copy(update={"error": error}) if error is not outcome.error else outcome
+        return Outcome(**fields | {"error": fields["error"] or self._log_error()})
 
     async def flush(self) -> None:
         """Wait until the start and all output are reported, as far as that can be done in time."""
