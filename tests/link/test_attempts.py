@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from belljar.images.catalog import Images
 from belljar.link.errors import LeaseLost
 from belljar.link.interface import ControlLink
 from belljar.link.leases import LeaseKey, NodeIdentity
 from belljar.link.nodes import NodeReport
 from belljar.model.errors import BelljarError, NotFound
+from belljar.model.image import Manifest, Part
 from belljar.model.states import Status
 from support.control_plane import ControlPlane
 from support.job_queue import MACHINE, ended
@@ -155,3 +158,34 @@ async def test_output_goes_on_where_an_earlier_link_was_acknowledged(
     assert await link.append_output(held, ()) == {STDOUT: 3}
     assert await link.append_output(held, [piece(1, b"bcd")]) == {STDOUT: 4}
     assert await control.output(held.job_id) == b"abcd"
+
+
+async def test_images_are_listed_and_their_parts_copied(
+    link: ControlLink, control: ControlPlane, tmp_path: Path
+) -> None:
+    images = Images(control.settings.data_dir)
+    parts = []
+    images.blobs.folder.mkdir(parents=True, exist_ok=True)
+    for text in (b"kernel", b"initramfs", b"root"):
+        digest = hashlib.sha256(text).hexdigest()
+        (images.blobs.folder / digest).write_bytes(text)
+        parts.append(Part(sha256=digest, size_bytes=len(text), origin="a test"))
+    kernel, initramfs, root = parts
+    manifest = Manifest(
+        name="small",
+        architecture="x86_64",
+        digest="d" * 64,
+        kernel=kernel,
+        initramfs=initramfs,
+        root=root,
+        languages=(),
+    )
+    images.register(manifest)
+    assert await link.images() == (manifest,)
+    await link.image_part(initramfs.sha256, tmp_path / "part")
+    assert (tmp_path / "part").read_bytes() == b"initramfs"
+    with pytest.raises(NotFound):
+        await link.image_part("e" * 64, tmp_path / "none")
+    with pytest.raises(BelljarError):
+        await link.image_part(root.sha256, tmp_path / "no folder" / "part")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["part"]

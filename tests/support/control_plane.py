@@ -89,6 +89,7 @@ def open_queue(settings: Settings, database: Database, blobs: Blobs, changes: Ch
         claims=SqlClaims(database),
         nodes=SqlNodes(database),
         scripts=ScriptService(SqlScripts(database), blobs, Images(settings.data_dir), settings),
+        images=Images(settings.data_dir),
         blobs=blobs,
         changes=changes,
     )

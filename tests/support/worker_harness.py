@@ -203,6 +203,7 @@ class WorkerHarness:
             "claims": Faulty(SqlClaims(self.database), "claims", faults),
             "nodes": Faulty(SqlNodes(self.database), "nodes", faults),
             "scripts": Faulty(scripts, "scripts", faults),
+            "images": Images(own.data_dir),
             "blobs": blobs,
             "changes": self.changes,
             "times": self.upload_times,

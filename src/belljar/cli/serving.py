@@ -98,6 +98,7 @@ def open_queue(services: Services) -> Queue:
         claims=services.claims,
         nodes=services.nodes,
         scripts=services.scripts,
+        images=services.images,
         blobs=services.blobs,
         changes=services.changes,
     )

@@ -12,6 +12,7 @@ from belljar.control.queue.rescuer import JobRescuer, MissingImageService
 from belljar.control.scripts.service import ScriptService
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.nodes import SqlNodes
+from belljar.images.catalog import Images
 from belljar.settings import Settings
 from belljar.system.background import supervise
 
@@ -31,6 +32,7 @@ class Queue:
         claims: SqlClaims,
         nodes: SqlNodes,
         scripts: ScriptService,
+        images: Images,
         blobs: Blobs,
         changes: Changes,
         times: UploadTimes | None = None,
@@ -44,6 +46,7 @@ class Queue:
             claims=claims,
             nodes=nodes,
             scripts=scripts,
+            images=images,
             blobs=blobs,
             changes=changes,
             logs=self._logs,
