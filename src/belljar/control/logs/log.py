@@ -137,7 +137,7 @@ class LogWriter:
             return
         waiting, self._waiting = self._waiting, {}
         for stream, buffer in waiting.items():
-            view = memoryview(bytes(buffer))
+            view = memoryview(buffer)
             for at in range(0, len(view), MAX_RECORD):
                 self._write(stream, view[at : at + MAX_RECORD])
         self._written()
@@ -146,12 +146,15 @@ class LogWriter:
         if self.failure is not None:
             return
         self._records += 1
-        record = HEADER.pack(len(piece), stream, self._attempt) + piece
+        header = HEADER.pack(len(piece), stream, self._attempt)
         start = None
         try:
             start = os.fstat(self._file).st_size
-            while record:
-                record = record[os.write(self._file, record) :]
+            written = os.writev(self._file, [header, piece])
+            if written < len(header) + len(piece):
+                rest = (header + piece)[written:]
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
         except OSError as error:
             self.failure = error
             if start is not None:
