@@ -202,7 +202,7 @@ def test_versions_are_recorded_by_the_build(own_images: Path) -> None:
 def test_an_image_that_a_queued_job_needs_is_not_collected(image_dir: Path) -> None:
     """Through the real database: a job is queued, its image's name goes, and the job still finds the image."""
     from belljar.control.api.services import open_services
-    from belljar.model.job import JobRequest
+    from belljar.model.job_options import JobRequest
 
     settings = load_settings(data_dir=image_dir)
 

@@ -35,7 +35,7 @@ def test_a_waiting_program_has_the_options_of_the_run_command(name: str) -> None
 
 def test_a_small_machine_lacks_memory_for_large_programs() -> None:
     waiting = tuple(Command(argv=[], env={}, prefork=name) for name in ("python", "node", "ruby", ""))
-    preparation = WarmUp(disk=Path("/nowhere"), waiting=waiting)
-    assert [each.prefork for each in preparation.within(64).waiting] == ["python", ""]
-    assert [each.prefork for each in preparation.within(128).waiting] == ["python", "ruby", ""]
+    preparation = WarmUp(disk=Path("/nowhere"), waiting_commands=waiting)
+    assert [each.prefork for each in preparation.within(64).waiting_commands] == ["python", ""]
+    assert [each.prefork for each in preparation.within(128).waiting_commands] == ["python", "ruby", ""]
     assert preparation.within(256) == preparation

@@ -13,7 +13,8 @@ import pytest
 from belljar.images.catalog import Images
 from belljar.node.guest.command import Command
 from belljar.node.machines.protocol import MachineSpec, Shape
-from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine
+from belljar.node.machines.provision.provisioner import MachineProvisioner
+from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.machines.provision.snapshots import Snapshots
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.node.worker.plan import DEFAULT_ENV
@@ -90,7 +91,7 @@ async def test_no_two_clones_draw_the_same_numbers(
     await pack_tree(tmp_path / "tree", tmp_path / "script.erofs")
     spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=256), script_disk=tmp_path / "script.erofs")
     assert provisioner.snapshots is not None
-    assert await provisioner.make(hypervisor, spec, preparation)
+    assert await provisioner.make_snapshot(hypervisor, spec, preparation)
     room = asyncio.Semaphore(2)
     drawn: list[dict[str, object]] = []
 
@@ -106,7 +107,7 @@ async def test_no_two_clones_draw_the_same_numbers(
             for number in range(CLONES):
                 group.create_task(one(number))
     finally:
-        hypervisor.forget(
+        hypervisor.release_snapshot(
             provisioner.snapshots.folder / provisioner.snapshots.key(hypervisor, image, spec.shape, preparation)
         )
     for name in drawn[0]:

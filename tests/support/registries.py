@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from belljar.model.blocked_networks import BLOCKED_NETWORKS
+from belljar.model.egress import BLOCKED_NETWORKS
 
 
 @dataclass(frozen=True)

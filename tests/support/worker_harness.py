@@ -41,8 +41,10 @@ from belljar.model.image import Image, Language, Manifest, Part
 from belljar.model.job import Job, Resources
 from belljar.model.states import Status
 from belljar.node.machines.protocol import MachineSpec
+from belljar.node.machines.provision.cold_boot import boot_machine
 from belljar.node.machines.provision.network_slot import SlotFactory
-from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine, booted
+from belljar.node.machines.provision.provisioner import MachineProvisioner
+from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.worker.capacity import Capacity
 from belljar.node.worker.context import WorkerContext
@@ -210,7 +212,7 @@ class FolderSupply(MachineProvisioner):
             assert spec.script_disk is not None
             shutil.copyfile(spec.script_disk, folder / "main.sh")
             async with AsyncExitStack() as stack:
-                ready = await booted(lambda: hypervisor.machine(spec), boot_timeout_seconds, stack)
+                ready = await boot_machine(lambda: hypervisor.machine(spec), boot_timeout_seconds, stack)
                 self._in_use.add(ready.machine)
                 stack.callback(self._in_use.discard, ready.machine)
                 yield replace(ready, connection=FolderSession(ready.connection, folder))
@@ -353,7 +355,7 @@ class _NothingToPrepare:
     data_dir: Path
 
     async def of(self, image: Image) -> WarmUp:
-        return WarmUp(disk=self.data_dir / "none", warm=(), waiting=(), rehearsals=())
+        return WarmUp(disk=self.data_dir / "none", preload_commands=(), waiting_commands=(), warm_up_commands=())
 
 
 @asynccontextmanager

@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from belljar.data_dir import DataDir
 from belljar.model.errors import InvalidOption, UnknownImage
-from belljar.model.image import Language, Value
+from belljar.model.image import Language
+from belljar.model.value import Value
 
 log = structlog.get_logger()
 

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from belljar.images.build_context import BuildContext
-from belljar.model.image import Language, User, Value
+from belljar.model.image import Language, User
+from belljar.model.value import Value
 
 
 class RootfsMetadata(Value):

@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 from belljar.images.erofs import EPOCH, mkfs_command, pack_archive
 from belljar.images.image_blobs import file_sha256
 from belljar.model.errors import ImageBuildError, InvalidImage, LayerBuildError
-from belljar.model.image import Value
+from belljar.model.value import Value
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
 from belljar.system.file_locks import try_lock

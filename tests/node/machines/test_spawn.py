@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from belljar.images.catalog import Images
-from belljar.node.machines.host.jail import end, spawn
+from belljar.node.machines.host.jail import kill_tree, spawn
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.settings import Settings
 from support.firecracker.api_requests import spec_of
@@ -27,7 +27,7 @@ async def test_a_jail_whose_start_is_cancelled_at_any_moment_is_ended() -> None:
         assert done
         if not task.cancelled():  # it was quicker
             process = task.result()
-            end(process.pid)
+            kill_tree(process.pid)
             await asyncio.wait_for(process.wait(), 30)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from belljar.model.errors import InvalidImage
-from belljar.model.image import Value
+from belljar.model.value import Value
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _MAX_BYTES = 64 * 1024

@@ -19,7 +19,7 @@ from belljar.images.oci.layout import Blob, check_blob
 from belljar.images.oci.stream import ByteBudget, open_layer
 from belljar.images.oci.tree import RootTree
 from belljar.model.errors import InvalidImage
-from belljar.model.image import Value
+from belljar.model.value import Value
 
 #: No layer needs more: archives are streams with small headers.
 _MEMORY_BYTES = 1024 * 1024 * 1024

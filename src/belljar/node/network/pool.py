@@ -19,7 +19,7 @@ from typing import TypeVar
 import structlog
 
 from belljar.model.errors import DiskFull, HostError, MissingTool, NetworkError, NoNetwork
-from belljar.node.machines.host.faults import host_errors
+from belljar.node.machines.host.host_errors import host_errors
 from belljar.node.machines.host.owner import owner_name
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.threads import in_thread

@@ -20,7 +20,8 @@ from belljar.model.image import Image
 from belljar.model.job import Job
 from belljar.model.script import Dependencies
 from belljar.node.machines.protocol import Hypervisor, MachineSpec
-from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine
+from belljar.node.machines.provision.provisioner import MachineProvisioner
+from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.worker.capacity import Capacity
 from belljar.node.worker.job_network import Networking

@@ -20,7 +20,8 @@ from belljar.model.errors import HostError
 from belljar.model.image import Image
 from belljar.model.job import Job
 from belljar.node.machines.protocol import Hypervisor, MachineSpec
-from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine
+from belljar.node.machines.provision.provisioner import MachineProvisioner
+from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.worker.attempt import attempt
 from belljar.node.worker.attempt_end import AttemptEnd

@@ -39,9 +39,9 @@ class WarmUps:
         commands = tuple(command_for(image, language, name, (), {}, self._settings) for name, language, _ in rehearsals)
         return WarmUp(
             disk=await self._disk({name: text for name, _, text in rehearsals}),
-            warm=tuple(_fresh(command) for command in commands),
-            waiting=self._waiting(image),
-            rehearsals=tuple(command for command in commands if command.prefork) or commands[:1],
+            preload_commands=tuple(_fresh(command) for command in commands),
+            waiting_commands=self._waiting(image),
+            warm_up_commands=tuple(command for command in commands if command.prefork) or commands[:1],
         )
 
     def _waiting(self, image: Image) -> tuple[Command, ...]:

@@ -57,8 +57,8 @@ class Qemu:
 
 @asynccontextmanager
 async def watched(script: Callable[[Qemu], Awaitable[None]]) -> AsyncIterator[tuple[Monitor, asyncio.Task[str | None]]]:
-    ours, theirs = socket.socketpair()
-    monitor, qemu = Monitor("test", ours), Qemu(theirs)
+    host_end, qemu_end = socket.socketpair()
+    monitor, qemu = Monitor("test", host_end), Qemu(qemu_end)
 
     async def play() -> None:
         await qemu.greet()
@@ -91,15 +91,15 @@ def flood(line: bytes) -> Callable[[Qemu], Awaitable[None]]:
 
 
 FLOODS = {
-    "stops": (json.dumps(event("STOP", filler="x" * 4096)).encode() + b"\n", "1000 things .* STOP"),
-    "small events": (b'{"event":"NICE"}\n', "1000 things .* NICE"),
-    "replies": (b'{"return":{},"id":"none"}\n', "1000 things .* an answer to no question"),
+    "stops": (json.dumps(event("STOP", filler="x" * 4096)).encode() + b"\n", "1000 unsolicited messages.* STOP"),
+    "small events": (b'{"event":"NICE"}\n', "1000 unsolicited messages.* NICE"),
+    "replies": (b'{"return":{},"id":"none"}\n', "1000 unsolicited messages.* a reply to no command"),
     "a line without an end": (b"x" * 65536, "a line of over 65536 bytes"),
-    "no json": (b"hello\n", "no QMP"),
-    "no object": (b"[1]\n", "no QMP"),
-    "depth": (b"[" * 50_000 + b"]" * 50_000 + b"\n", "a line of over|no QMP"),
-    "an id that is no text": (b'{"return":{},"id":["a"]}\n', "1000 things"),
-    "an event without a text for its name": (b'{"event":{"a":1}}\n', r"1000 things .* \?"),
+    "no json": (b"hello\n", "invalid QMP"),
+    "no object": (b"[1]\n", "invalid QMP"),
+    "depth": (b"[" * 50_000 + b"]" * 50_000 + b"\n", "a line of over|invalid QMP"),
+    "an id that is no text": (b'{"return":{},"id":["a"]}\n', "1000 unsolicited messages"),
+    "an event without a text for its name": (b'{"event":{"a":1}}\n', r"1000 unsolicited messages.* \?"),
 }
 
 
@@ -118,8 +118,8 @@ async def test_a_monitor_that_talks_too_much_is_a_reason_to_end_the_machine(name
     assert peak_bytes < 16 << 20
 
 
-async def test_memory_stays_flat_while_a_question_is_not_answered() -> None:
-    """The guest's QEMU stops, is asked why, and says everything but the answer."""
+async def test_memory_stays_flat_while_a_query_is_not_answered() -> None:
+    """QEMU stops its guest, and floods the monitor in place of the answer to the query."""
 
     async def script(qemu: Qemu) -> None:
         await qemu.say(event("STOP"))
@@ -127,7 +127,7 @@ async def test_memory_stays_flat_while_a_question_is_not_answered() -> None:
         await forever(qemu, (json.dumps(event("STOP", filler="x" * 4096)).encode() + b"\n") * 64)
 
     async with watched(script) as (_, watching):
-        assert "over 1000 things" in str(await watching)
+        assert "over 1000 unsolicited messages" in str(await watching)
 
 
 async def test_disk_errors_that_a_guest_causes_do_not_end_its_machine() -> None:
@@ -157,7 +157,7 @@ async def test_two_answers_to_one_question_are_a_fault() -> None:
         assert await watching is not None
 
 
-async def test_what_an_honest_qemu_says_is_understood() -> None:
+async def test_the_events_of_a_normal_qemu_are_understood() -> None:
     async def script(qemu: Qemu) -> None:
         await qemu.say(event("RESUME"), event("STOP"))
         assert await qemu.answer({"status": "running"}) == "query-status"
@@ -169,7 +169,7 @@ async def test_what_an_honest_qemu_says_is_understood() -> None:
         assert (monitor.shutdown_reason, monitor.panicked) == ("guest-reset", True)
 
 
-async def test_an_emulator_that_gave_up_is_told_by_its_state() -> None:
+async def test_the_run_state_of_a_broken_emulator_is_the_reason() -> None:
     async def script(qemu: Qemu) -> None:
         await qemu.say(event("STOP"))
         await qemu.answer({"status": "internal-error"})
@@ -190,7 +190,7 @@ async def test_strange_answers_break_nothing(answer: object) -> None:
         assert await watching is None
 
 
-async def test_a_freeze_that_is_answered_with_nonsense_fails_as_a_machine() -> None:
+async def test_a_freeze_with_invalid_answers_is_a_machine_error() -> None:
     async def script(qemu: Qemu) -> None:
         for _ in range(3):
             await qemu.answer({})

@@ -1,4 +1,4 @@
-"""How long each named step of something took, in milliseconds."""
+"""Times the named steps of a procedure, in milliseconds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class Steps:
-    """Names the time since the last step."""
+class StepTimings:
+    """The duration of each step, by its name, in the order of the steps."""
 
     phases: dict[str, float] = field(default_factory=dict)
     at: float = field(default_factory=time.monotonic)
 
-    def done(self, name: str) -> None:
+    def record(self, name: str) -> None:
+        """Record the time since the step before as the duration of step `name`."""
         now = time.monotonic()
         self.phases[name] = round((now - self.at) * 1000, 3)
         self.at = now

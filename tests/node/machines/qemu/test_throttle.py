@@ -1,4 +1,4 @@
-"""Limits on QEMU's disks: said in its words, and taken by it."""
+"""Rate limits of QEMU's disks: the arguments, and a QEMU that accepts them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import pytest
 from belljar.images.catalog import Images
 from belljar.node.machines.protocol import Shape
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
-from belljar.node.machines.qemu.throttle import throttle_filter, throttled
+from belljar.node.machines.qemu.throttle import throttle_filter, throttle_group
 from belljar.settings import Settings
 from support.firecracker.api_requests import opened, run, spec_of
 
 
 def test_without_a_limit_there_is_no_group() -> None:
-    assert throttled(Shape(vcpus=1, memory_mb=64), "root") == ([], "root")
+    assert throttle_group(Shape(vcpus=1, memory_mb=64), "root") == ([], "root")
 
 
 def test_rates_are_bytes_and_operations_a_second_of_each_disks_own_group() -> None:
     shape = Shape(vcpus=1, memory_mb=64, disk_mb_per_second=1.5, disk_iops=20)
-    assert throttled(shape, "scratch") == (
+    assert throttle_group(shape, "scratch") == (
         ["-object", f"throttle-group,id=limit-scratch,x-bps-total={3 << 19},x-iops-total=20"],
         "scratch-file",
     )

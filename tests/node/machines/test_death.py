@@ -1,4 +1,4 @@
-"""Why a hypervisor ended: signals have names, the host's faults are told apart from the guest's and the snapshot's."""
+"""Why a hypervisor ended: signals have names, and faults of host, guest and snapshot have different causes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from belljar.node.machines.ends import is_the_hosts, reason_of
-from belljar.node.machines.firecracker.death import cause_of
+from belljar.node.machines.death import describe_exit_code, is_host_shortage
+from belljar.node.machines.firecracker.exit_report import death_from_exit
 from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.protocol import Console, Death, DeathCause
-from belljar.node.machines.qemu.machine import QemuMachine
+from belljar.node.machines.qemu.machine import QemuMachine, QemuProcess
 from belljar.node.machines.qemu.monitor import Monitor
 
 #: What one boot writes at the level Warning, and what none writes at Error.
@@ -24,34 +24,34 @@ BAD_CALL = "2026-11-24T21:00:00.2 [x:main:ERROR] Shutting down VM after intercep
 
 @pytest.mark.parametrize("code", [128 + signal.SIGSYS, -signal.SIGSYS])
 def test_a_forbidden_call_is_named(code: int) -> None:
-    assert reason_of(code) == "it made a system call that its seccomp filter forbids (SIGSYS)"
+    assert describe_exit_code(code) == "it made a system call that its seccomp filter forbids (SIGSYS)"
 
 
 @pytest.mark.parametrize("name", ["SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGXFSZ", "SIGTRAP", "SIGHUP"])
 def test_every_signal_has_its_name(name: str) -> None:
     number = signal.Signals[name]
-    assert f"({name})" in reason_of(128 + number) and f"({name})" in reason_of(-number)
+    assert f"({name})" in describe_exit_code(128 + number) and f"({name})" in describe_exit_code(-number)
 
 
 @pytest.mark.parametrize("code", [0, 1, 127, 148, 255])
 def test_a_code_that_is_no_signal_is_a_number(code: int) -> None:
     if code != 148:  # 128 + SIGTSTP
-        assert reason_of(code) == f"it ended with code {code}"
+        assert describe_exit_code(code) == f"it ended with code {code}"
 
 
-def test_firecracker_says_which_call_was_forbidden_and_not_what_the_boot_said() -> None:
-    death = cause_of(148, b"", NOISE * 20 + BAD_CALL + NOISE)
+def test_firecracker_names_the_forbidden_call_and_not_the_messages_of_the_boot() -> None:
+    death = death_from_exit(148, b"", NOISE * 20 + BAD_CALL + NOISE)
     assert death.cause is DeathCause.HYPERVISOR
     assert "system call number 332" in death.message and "address range" not in death.message
 
 
-def test_firecrackers_host_faults_are_the_hosts() -> None:
-    death = cause_of(1, b"", "[x:main:ERROR] Cannot create VM: Cannot allocate memory (os error 12)\n")
+def test_firecrackers_host_shortage_has_the_cause_host() -> None:
+    death = death_from_exit(1, b"", "[x:main:ERROR] Cannot create VM: Cannot allocate memory (os error 12)\n")
     assert death.cause is DeathCause.HOST
 
 
 @pytest.mark.parametrize(
-    ("words", "hosts"),
+    ("text", "is_shortage"),
     [
         ("qemu: cannot set up guest memory 'memory': Cannot allocate memory", True),
         ("Open tap device failed: Device or resource busy (os error 16)", True),
@@ -60,26 +60,28 @@ def test_firecrackers_host_faults_are_the_hosts() -> None:
         ("Failed to restore from snapshot: crc mismatch", False),
     ],
 )
-def test_what_the_host_lacks_is_told_apart(words: str, hosts: bool) -> None:
-    assert is_the_hosts(words) is hosts
+def test_a_host_shortage_is_recognised(text: str, is_shortage: bool) -> None:
+    assert is_host_shortage(text) is is_shortage
 
 
-async def died(script: str, console: bytes = b"") -> Death:
-    """How a QEMU is said to have ended that a shell plays."""
+async def death_of(script: str, console: bytes = b"") -> Death:
+    """Return the death of a shell that runs `script` in place of QEMU."""
     pairs = [socket.socketpair() for _ in range(3)]
     process = await asyncio.create_subprocess_exec("sh", "-c", script, stderr=asyncio.subprocess.PIPE)
     machine = QemuMachine(
-        "test",
-        process,
-        Monitor("test", pairs[0][0]),
-        Group(folders=()),
-        agent=await asyncio.open_connection(sock=pairs[1][0]),
-        console=Console(limit_bytes=1000, data=bytearray(console)),
-        console_stream=await asyncio.open_connection(sock=pairs[2][0]),
-        phases={},
+        QemuProcess(
+            machine_id="test",
+            process=process,
+            monitor=Monitor("test", pairs[0][0]),
+            group=Group(folders=()),
+            agent=await asyncio.open_connection(sock=pairs[1][0]),
+            console=Console(limit_bytes=1000, data=bytearray(console)),
+            console_stream=await asyncio.open_connection(sock=pairs[2][0]),
+            phases={},
+        )
     )
-    for _, theirs in pairs:
-        theirs.close()
+    for _, other_end in pairs:
+        other_end.close()
     try:
         async with asyncio.timeout(30):
             return await machine.death()
@@ -88,11 +90,11 @@ async def died(script: str, console: bytes = b"") -> Death:
 
 
 @pytest.mark.parametrize(
-    ("script", "cause", "words"),
+    ("script", "cause", "message"),
     [
         ("kill -SYS $$", DeathCause.HYPERVISOR, "seccomp filter forbids (SIGSYS)"),
         ("exit 159", DeathCause.HYPERVISOR, "seccomp filter forbids (SIGSYS)"),
-        ("echo last words >&2; kill -ABRT $$", DeathCause.HYPERVISOR, "it gave up by itself (SIGABRT): last words"),
+        ("echo last words >&2; kill -ABRT $$", DeathCause.HYPERVISOR, "it aborted (SIGABRT): last words"),
         ("kill -SEGV $$", DeathCause.HYPERVISOR, "it crashed (SIGSEGV)"),
         ("kill -KILL $$", DeathCause.KILLED, "killed from outside (SIGKILL)"),
         ("exit 137", DeathCause.KILLED, "killed from outside (SIGKILL)"),
@@ -106,13 +108,15 @@ async def died(script: str, console: bytes = b"") -> Death:
         ("echo nonsense >&2; exit 3", DeathCause.HYPERVISOR, "QEMU failed: it ended with code 3: nonsense"),
     ],
 )
-async def test_qemus_end_is_told_by_its_code_and_its_words(script: str, cause: DeathCause, words: str) -> None:
-    death = await died(script)
-    assert death.cause is cause and words in death.message
+async def test_qemus_death_follows_from_its_exit_code_and_its_output(
+    script: str, cause: DeathCause, message: str
+) -> None:
+    death = await death_of(script)
+    assert death.cause is cause and message in death.message
 
 
-async def test_a_panic_is_told_before_everything_else() -> None:
-    death = await died("exit 139", b"Kernel panic - not syncing: Attempted to kill init!\r\n")
+async def test_a_panic_comes_before_every_other_cause() -> None:
+    death = await death_of("exit 139", b"Kernel panic - not syncing: Attempted to kill init!\r\n")
     assert (death.cause, death.message) == (
         DeathCause.GUEST_PANIC,
         "the guest's kernel panicked: Attempted to kill init!",
@@ -120,7 +124,7 @@ async def test_a_panic_is_told_before_everything_else() -> None:
 
 
 async def test_a_flood_on_standard_error_is_read_slowly_and_its_end_is_kept() -> None:
-    from belljar.node.machines.stderr_tail import read_last
+    from belljar.node.machines.stderr_tail import read_tail
 
     class Flood:
         """A stream without an end."""
@@ -132,7 +136,7 @@ async def test_a_flood_on_standard_error_is_read_slowly_and_its_end_is_kept() ->
             return b"x" * size
 
     flood, kept = Flood(), bytearray()
-    reading = asyncio.create_task(read_last(cast(Any, flood), kept, 8192))
+    reading = asyncio.create_task(read_tail(cast(Any, flood), kept, 8192))
     await asyncio.sleep(0.3)
     reading.cancel()
     assert len(kept) == 8192

@@ -1,4 +1,4 @@
-"""Real QEMU machines: shut in, dead for reasons that are told apart, and gone without a trace."""
+"""Real QEMU machines: confined, dead for reasons that are distinguished, and removed without a trace."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from belljar.images.catalog import Images
 from belljar.model.image import Image
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.host.cgroup import PARENT, find_hierarchies
-from belljar.node.machines.host.faults import devnull
+from belljar.node.machines.host.descriptors import devnull
 from belljar.node.machines.host.owner import owner_name
 from belljar.node.machines.protocol import Death, DeathCause, Machine, MachineSpec, Shape
-from belljar.node.machines.provision.provisioner import booted as supply_booted
+from belljar.node.machines.provision.cold_boot import boot_machine
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.settings import Settings
 from support.conversation import hang_up
@@ -48,7 +48,7 @@ def spec(image: Image, disk_mb: int | None = None) -> MachineSpec:
 @asynccontextmanager
 async def booted(hypervisor: QemuHypervisor, image: Image) -> AsyncIterator[tuple[Machine, AgentConnection]]:
     async with AsyncExitStack() as stack:
-        ready = await supply_booted(lambda: hypervisor.machine(spec(image)), BOOT_SECONDS, stack)
+        ready = await boot_machine(lambda: hypervisor.machine(spec(image)), BOOT_SECONDS, stack)
         yield ready.machine, ready.connection
 
 
@@ -81,7 +81,7 @@ async def nothing_left(tmp_path: Path) -> AsyncIterator[None]:
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-async def test_the_emulator_is_shut_in_and_its_guest_powers_off_when_told(
+async def test_the_emulator_is_confined_and_its_guest_powers_off_on_request(
     hypervisor: QemuHypervisor, image: Image
 ) -> None:
     async with booted(hypervisor, image) as (machine, connection):
@@ -112,21 +112,21 @@ def check_privileges(pid: int) -> None:
 
 
 def check_files(pid: int, image: Image) -> None:
-    """No file of the host's by name but what the program needs, and no descriptor but what it was handed."""
+    """Check that it sees only the program's files by name, and only inherited descriptors."""
     root = Path(f"/proc/{pid}/root")
     assert {path.name for path in root.iterdir()} <= {"dev", "lib", "lib64", "proc", "tmp", "usr"}
     assert not (root / "usr/bin/sh").exists() and not (root / "usr/bin/python3").exists()
     assert not (root / "dev/kvm").exists()
-    handed = {
+    inherited = {
         (about.st_dev, about.st_ino) for about in (path.stat() for path in (image.kernel, image.initramfs, image.root))
     }
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         target, about = os.readlink(entry), entry.stat()
-        is_handed = (about.st_dev, about.st_ino) in handed  # by another name, on a mount of its own
-        if target.startswith("/") and not is_handed:
+        is_inherited = (about.st_dev, about.st_ino) in inherited  # by another name, on a mount of its own
+        if target.startswith("/") and not is_inherited:
             assert target == "/dev/null" or stat.S_ISCHR(about.st_mode), target
         flags = int(re.findall(r"flags:\s*(\d+)", Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text())[0], 8)
-        assert not is_handed or flags & os.O_ACCMODE == os.O_RDONLY, target
+        assert not is_inherited or flags & os.O_ACCMODE == os.O_RDONLY, target
 
 
 def check_network(pid: int) -> None:
@@ -140,7 +140,7 @@ async def test_a_guest_whose_host_goes_silent_powers_off(hypervisor: QemuHypervi
         assert (await death_of(machine)).cause is DeathCause.GUEST_EXIT
 
 
-async def test_an_emulator_that_is_killed_is_told_as_killed(hypervisor: QemuHypervisor, image: Image) -> None:
+async def test_a_killed_emulator_has_the_cause_killed(hypervisor: QemuHypervisor, image: Image) -> None:
     async with hypervisor.machine(spec(image, disk_mb=64)) as machine:
         async with asyncio.timeout(BOOT_SECONDS):
             while not [pid for pid in descendants(os.getpid()) if "qemu" in name_of(pid)]:
@@ -151,7 +151,7 @@ async def test_an_emulator_that_is_killed_is_told_as_killed(hypervisor: QemuHype
         assert await machine.death() == death
 
 
-async def test_a_kernel_that_panics_is_told_with_its_words(
+async def test_a_panic_of_the_kernel_is_reported_with_its_message(
     hypervisor: QemuHypervisor, image: Image, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     broken = tmp_path_factory.mktemp("broken") / "initramfs"
@@ -163,7 +163,7 @@ async def test_a_kernel_that_panics_is_told_with_its_words(
         assert b"Kernel panic" in machine.console.data
 
 
-async def test_an_emulator_that_gives_up_is_told_with_its_last_words(
+async def test_a_failed_emulator_is_reported_with_its_last_error(
     hypervisor: QemuHypervisor, image: Image, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     broken = tmp_path_factory.mktemp("broken") / "kernel"

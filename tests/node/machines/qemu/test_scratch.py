@@ -1,4 +1,4 @@
-"""The scratch disk: an empty file system that has no name, of the size that was asked for."""
+"""The scratch disk: an empty file system of the requested size, without a name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from belljar.model.errors import DiskFull
-from belljar.node.machines.host.faults import devnull
+from belljar.node.machines.host.descriptors import devnull
 from belljar.node.machines.qemu.scratch import scratch_disk
 
 pytestmark = pytest.mark.skipif(shutil.which("mkfs.ext4") is None, reason="needs e2fsprogs")
@@ -47,7 +47,7 @@ async def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-async def test_a_full_disk_is_told_and_nothing_is_left(small_disk: Path) -> None:
+async def test_a_full_disk_is_an_error_and_leaves_nothing(small_disk: Path) -> None:
     with (small_disk / "filler").open("wb", buffering=0) as file:
         while file.tell() < 252 << 10:  # all but a page
             file.write(bytes(4096))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from belljar.model.errors import HostError
-from belljar.node.machines.firecracker.sparse import copy_sparse, move_sparse, overwrite
+from belljar.node.machines.disks import copy_sparse_file, move_sparse, overwrite
 
 MB = 1 << 20
 
@@ -24,7 +24,7 @@ def holey(path: Path, size: int = 64 * MB) -> bytes:
 
 def test_a_copy_is_equal_and_as_small(tmp_path: Path) -> None:
     holey(tmp_path / "source")
-    copy_sparse(tmp_path / "source", tmp_path / "copy")
+    copy_sparse_file(tmp_path / "source", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == (tmp_path / "source").read_bytes()
     assert (tmp_path / "copy").stat().st_blocks * 512 < MB
     assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o600
@@ -34,7 +34,7 @@ def test_a_copy_never_goes_over_what_is_there(tmp_path: Path) -> None:
     holey(tmp_path / "source")
     (tmp_path / "copy").write_text("there already")
     with pytest.raises(HostError):
-        copy_sparse(tmp_path / "source", tmp_path / "copy")
+        copy_sparse_file(tmp_path / "source", tmp_path / "copy")
     assert (tmp_path / "copy").read_text() == "there already"
 
 
@@ -53,16 +53,16 @@ def test_a_disk_is_written_over_and_what_was_longer_before_is_gone(tmp_path: Pat
         os.ftruncate(disk, 8 * MB)
         (tmp_path / "long").write_bytes(b"L" * (3 * MB))
         (tmp_path / "short").write_bytes(b"S" * 10)
-        before = overwrite(disk, tmp_path / "long", most=8 * MB, before=0)
+        before = overwrite(disk, tmp_path / "long", max_bytes=8 * MB, previous_bytes=0)
         assert before == 3 * MB
-        assert overwrite(disk, tmp_path / "short", most=8 * MB, before=before) == 10
+        assert overwrite(disk, tmp_path / "short", max_bytes=8 * MB, previous_bytes=before) == 10
         assert os.pread(disk, 8 * MB, 0) == b"S" * 10 + bytes(8 * MB - 10)
         with pytest.raises(HostError, match="make the script smaller"):
-            overwrite(disk, tmp_path / "long", most=MB, before=0)
+            overwrite(disk, tmp_path / "long", max_bytes=MB, previous_bytes=0)
     finally:
         os.close(disk)
 
 
 def test_a_source_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="absent"):
-        copy_sparse(tmp_path / "absent" / "file", tmp_path / "copy")
+        copy_sparse_file(tmp_path / "absent" / "file", tmp_path / "copy")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from belljar.model.errors import HostError
-from belljar.node.machines.qemu.memory import copy_sparse, load, new_memory, reopened, save, seal
+from belljar.node.machines.disks import copy_sparse
+from belljar.node.machines.qemu.memory import load, new_memory, reopen_read_only, save, seal
 
 SIZE = 64 << 20
 
@@ -31,7 +32,7 @@ def content(descriptor: int) -> bytes:
     return os.pread(descriptor, SIZE + 1, 0)
 
 
-def test_what_is_saved_comes_back_and_takes_little_room(memory: int, tmp_path: Path) -> None:
+def test_saved_memory_loads_again_and_takes_little_room(memory: int, tmp_path: Path) -> None:
     seal(memory)
     save(memory, tmp_path / "memory")
     assert (tmp_path / "memory").stat().st_size == SIZE
@@ -43,7 +44,7 @@ def test_what_is_saved_comes_back_and_takes_little_room(memory: int, tmp_path: P
         os.close(again)
 
 
-def test_nobody_changes_what_is_sealed_and_everybody_may_map_it_privately(memory: int) -> None:
+def test_sealed_memory_cannot_change_and_can_be_mapped_privately(memory: int) -> None:
     seal(memory)
     with pytest.raises(PermissionError):
         os.pwrite(memory, b"x", 0)
@@ -78,7 +79,7 @@ def test_a_copy_has_the_holes_of_its_original(memory: int, tmp_path: Path) -> No
 async def test_a_second_descriptor_reads_from_the_beginning_and_only_reads(memory: int) -> None:
     os.lseek(memory, 100, os.SEEK_SET)
     async with AsyncExitStack() as stack:
-        again = reopened(memory, stack)
+        again = reopen_read_only(memory, stack)
         assert os.read(again, 5) == b"first"
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.write(again, b"x")

@@ -79,17 +79,17 @@ def look(place: Path) -> list[object]:
 
 @pytest.mark.parametrize("as_root", [pytest.param(True, marks=pytest.mark.root), False])
 def test_a_taken_over_hypervisor_changes_no_file_of_any_other_machine(place: Path, as_root: bool) -> None:
-    words: list[str] = []
+    argv: list[str] = []
     if os.geteuid() == 0 and not as_root:
-        words = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--"]
+        argv = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--"]
         for path in (place, *place.rglob("*")):
             os.lchown(path, USER, USER)
-        may = subprocess.run([*words, sys.executable, "-c", "import belljar"], capture_output=True, timeout=60, cwd="/")
+        may = subprocess.run([*argv, sys.executable, "-c", "import belljar"], capture_output=True, timeout=60, cwd="/")
         if may.returncode != 0:
             pytest.skip("the code cannot be read by other users")
     before = look(place)
     run = subprocess.run(
-        [*words, sys.executable, "-c", STARTS, place], capture_output=True, text=True, timeout=120, cwd="/"
+        [*argv, sys.executable, "-c", STARTS, place], capture_output=True, text=True, timeout=120, cwd="/"
     )
     assert run.returncode == 0, run.stderr
     boot, clone = [line for line in run.stdout.splitlines() if line.startswith("QEMU failed")]
