@@ -14,6 +14,8 @@ from belljar import __version__
 from belljar.cli.main import app
 from support.command import belljar, belljar_each, complaint, output
 
+pytestmark = pytest.mark.process
+
 
 def every_command(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     yield words

@@ -68,7 +68,6 @@ async def test_an_unreachable_mirror_is_reported_and_files_of_a_killed_build_are
     assert Images(tmp_path).list() == []
 
 
-@pytest.mark.vm
 def test_an_image_has_the_content_of_its_manifest(own_images: Path) -> None:
     images = Images(own_images).list()
     assert [image.name for image in images] == ["python", "shell"]
@@ -91,7 +90,6 @@ def test_an_image_has_the_content_of_its_manifest(own_images: Path) -> None:
     assert "python3" in python.manifest.packages and "python3" not in shell.manifest.packages
 
 
-@pytest.mark.vm
 def test_cached_parts_are_not_built_again(own_images: Path) -> None:
     before = files_of(own_images / "images/parts")
     manifest = (own_images / "images/python.json").read_bytes()
@@ -107,7 +105,6 @@ def test_cached_parts_are_not_built_again(own_images: Path) -> None:
     assert (own_images / "images/python.json").read_bytes() == manifest
 
 
-@pytest.mark.vm
 def test_an_interrupted_build_leaves_nothing(own_images: Path, tmp_path: Path) -> None:
     with half_built(own_images, tmp_path) as (process, children, progress):
         process.send_signal(signal.SIGINT)
@@ -119,7 +116,6 @@ def test_an_interrupted_build_leaves_nothing(own_images: Path, tmp_path: Path) -
     assert "Traceback" not in progress.read_text()
 
 
-@pytest.mark.vm
 def test_a_killed_build_ends_its_tools_and_the_next_one_removes_its_files(own_images: Path, tmp_path: Path) -> None:
     with half_built(own_images, tmp_path) as (process, children, _):
         process.kill()

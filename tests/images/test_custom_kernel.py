@@ -178,7 +178,6 @@ async def image_of(kernel: bytes, image_dir: Path) -> Image:
     return await build.build_image("python", Settings(data_dir=image_dir), SilentProgress(), kernel="custom")
 
 
-@pytest.mark.vm
 async def test_a_compiled_kernel_is_cached_and_the_stock_one_can_be_restored(image_dir: Path) -> None:
     stock = Images(image_dir).get("python").manifest
     custom = (await image_of(b"\x7fELF compiled", image_dir)).manifest
@@ -188,7 +187,6 @@ async def test_a_compiled_kernel_is_cached_and_the_stock_one_can_be_restored(ima
     assert (await build.build_image("python", Settings(data_dir=image_dir), SilentProgress())).manifest == stock
 
 
-@pytest.mark.vm
 @pytest.mark.skipif(KERNEL is None, reason="BELLJAR_TEST_KERNEL names no compiled kernel (vmlinux)")
 async def test_a_compiled_kernel_boots_and_runs_scripts(image_dir: Path, tmp_path: Path) -> None:
     assert KERNEL is not None

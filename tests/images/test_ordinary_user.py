@@ -15,7 +15,7 @@ from belljar.images.catalog import Images
 from support.oci_layouts import archive, entry, folder, new_layout
 from support.paths import ROOT
 
-pytestmark = [pytest.mark.vm, pytest.mark.root]
+pytestmark = pytest.mark.root
 
 RECIPE = """
 name = "tiny"

@@ -62,6 +62,7 @@ int main(int argc, char **argv)
 def belljar(image_dir: Path, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "belljar", *arguments]
     environment = {**os.environ, "BELLJAR_DATA_DIR": str(image_dir), "BELLJAR_ACCELERATOR": "tcg"}
+    environment["BELLJAR_SNAPSHOTS"] = "off"  # each image is booted once
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, **more)
 
 

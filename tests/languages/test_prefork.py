@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 
 from belljar.images.agent_binary import agent_binary
-from belljar.images.catalog import Images
 from belljar.images.prefork_programs import prefork_command, supports_env
 from belljar.images.recipe import recipes
 from belljar.node.guest.command import Command
@@ -28,8 +27,7 @@ from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.wire import Exited
 from support.conversation import PREFORK, Collector
 from support.languages.behaviours import NODE, NODE_MODULES, RUBY
-
-pytestmark = pytest.mark.vm  # for the images
+from support.languages.unpacked import UnpackedImages
 
 ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/work", "LANG": "C.UTF-8"}
 ENV |= recipes(Path("/nonexistent"))["scripting"].env
@@ -43,14 +41,11 @@ Seen = tuple[object, ...]
 
 
 @pytest.fixture(scope="session")
-def root(language_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root file system of the image `scripting`, unpacked."""
-    folder = tmp_path_factory.mktemp("scripting") / "root"
-    image = Images(language_images).get("scripting")
-    command = ["fsck.erofs", f"--extract={folder}", "--no-preserve", str(image.root)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+def root(unpacked: UnpackedImages) -> Path:
+    """The root file system of the image `scripting`, unpacked, with room for the agent."""
+    folder = unpacked["scripting"].root
     (folder / "agent").touch()
-    (folder / "prefork").mkdir()
+    (folder / "prefork").mkdir(exist_ok=True)
     return folder
 
 

@@ -27,7 +27,7 @@ from support.running import descendants, name_of
 pytestmark = pytest.mark.vm
 
 #: Fifty of Python's are in tests/machines/test_supply.py; each of these takes seconds, and two alike are enough.
-CLONES = 12
+CLONES = 5
 #: In so many of them a fresh interpreter is asked too.
 FRESH = 2
 NODE = """
@@ -79,10 +79,10 @@ async def draw(ready: ProvisionedMachine, language: str, *, waited: bool) -> dic
 
 
 async def test_no_two_clones_draw_the_same_numbers(
-    language_images: Path, hypervisor: QemuHypervisor, tmp_path: Path
+    scripting_image: Path, hypervisor: QemuHypervisor, tmp_path: Path
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data")
-    image = Images(language_images).get("scripting")
+    image = Images(scripting_image).get("scripting")
     preparation = await WarmUps(settings).of(image)
     provisioner = MachineProvisioner(Snapshots(settings))
     (tmp_path / "tree").mkdir()

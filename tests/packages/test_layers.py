@@ -40,7 +40,7 @@ def age(path: Path) -> None:
     os.utime(path, (long_ago, long_ago))
 
 
-@pytest.mark.vm
+@pytest.mark.process
 async def test_a_layer_is_found_by_its_requirements_and_image(layers: LayerCache) -> None:
     key = layers.key("requirements", LOCK.root)
     assert layers.find(key) is None
@@ -50,7 +50,7 @@ async def test_a_layer_is_found_by_its_requirements_and_image(layers: LayerCache
     assert [*(layers.folder / "building").iterdir()] == []
 
 
-@pytest.mark.vm
+@pytest.mark.process
 async def test_equal_results_share_a_layer_and_a_false_report_does_not(layers: LayerCache) -> None:
     one, two = await store(layers, "one", GOOD), await store(layers, "two", GOOD)
     assert one.disk == two.disk
@@ -59,7 +59,7 @@ async def test_equal_results_share_a_layer_and_a_false_report_does_not(layers: L
     assert layers.find("one") == one
 
 
-@pytest.mark.vm
+@pytest.mark.process
 @pytest.mark.parametrize(
     "data",
     [
@@ -76,7 +76,7 @@ async def test_a_hostile_archive_stores_nothing(layers: LayerCache, data: bytes)
     assert [path for path in layers.folder.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.vm
+@pytest.mark.process
 async def test_least_recently_used_layers_are_evicted_and_recent_ones_stay(layers: LayerCache) -> None:
     old = await store(layers, "old", archive(entry("a", bytes(700_000))))
     age(old.disk)
@@ -87,7 +87,7 @@ async def test_least_recently_used_layers_are_evicted_and_recent_ones_stay(layer
     assert layers.find("new") == new and layers.find("newer") == newer  # over the budget, and in use
 
 
-@pytest.mark.vm
+@pytest.mark.process
 async def test_a_script_and_its_layer_are_concatenated_to_one_disk(layers: LayerCache, tmp_path: Path) -> None:
     layer = await store(layers, "k", GOOD)
     script = tmp_path / "script.erofs"

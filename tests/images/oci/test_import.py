@@ -24,8 +24,6 @@ from support.image_registry import serving_layout
 from support.oci_layouts import Layout, archive, entry, folder, hard_link, link, new_layout
 from support.silent_progress import SilentProgress
 
-pytestmark = pytest.mark.vm  # for the tools; the kernel that images share is built with built_images
-
 HELLO = archive(folder("bin"), entry("bin/hello", b"\x7fELF", mode=0o755), entry("etc/os", b"tiny"))
 
 

@@ -15,6 +15,8 @@ from belljar.model.errors import DiskFull, HostError, host_error
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.settings import Settings
 
+pytestmark = pytest.mark.process
+
 needs_tools = pytest.mark.skipif(
     any(shutil.which(tool) is None for tool in ("bwrap", "setpriv", "mkfs.ext4")),
     reason="needs bubblewrap, setpriv and e2fsprogs",

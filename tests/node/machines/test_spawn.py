@@ -16,7 +16,7 @@ from support.firecracker.api_requests import spec_of
 _BUBBLEWRAP = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "sleep", "600"]
 
 
-@pytest.mark.vm
+@pytest.mark.process
 async def test_a_jail_whose_start_is_cancelled_at_any_moment_is_ended() -> None:
     """Its inside must not outlive it: the pipe that both hold comes to its end."""
     for number in range(60):

@@ -18,6 +18,8 @@ from belljar.node.machines.host.jail import Jail, Program, find_program, kill_tr
 from belljar.settings import Settings
 from support.running import alive, descendants
 
+pytestmark = pytest.mark.process
+
 UID = 3_912_000
 NO_GROUP = Group(folders=())
 

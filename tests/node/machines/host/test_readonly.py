@@ -14,9 +14,10 @@ import pytest
 from belljar.model.image import Image, Manifest, Part
 from belljar.node.machines.host.readonly import ReadOnlyFiles, is_unchangeable
 
-pytestmark = pytest.mark.skipif(
+needs_tools = pytest.mark.skipif(
     any(shutil.which(tool) is None for tool in ("bwrap", "setpriv", "gcc")), reason="needs bubblewrap, setpriv and gcc"
 )
+pytestmark = [pytest.mark.process, needs_tools]
 
 USER = 4242
 #: What a server's process does, as that user: start a machine of each kind, and say how each ended.

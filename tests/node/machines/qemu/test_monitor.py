@@ -16,6 +16,8 @@ import pytest
 from belljar.model.errors import MachineError
 from belljar.node.machines.qemu.monitor import Monitor
 
+pytestmark = pytest.mark.process
+
 _GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
 
 
