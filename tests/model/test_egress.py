@@ -152,7 +152,7 @@ def test_covering_is_a_matter_of_names_networks_and_ports(one: Destination, othe
 
 
 @pytest.mark.parametrize(
-    ("asked", "ceiling", "allowed"),
+    ("requested", "limit", "allowed"),
     [
         ("none", "none", True),
         ("open", "none", False),
@@ -173,9 +173,9 @@ def test_covering_is_a_matter_of_names_networks_and_ports(one: Destination, othe
         ("open", "203.0.113.0/24", False),
     ],
 )
-def test_ceilings(asked: str, ceiling: str, allowed: bool) -> None:
+def test_limits_allow_what_they_cover(requested: str, limit: str, allowed: bool) -> None:
     packages = package_destinations(Settings())
-    assert (first_denied(parse_egress(asked), parse_egress(ceiling), packages) is None) is allowed
+    assert (first_denied(parse_egress(requested), parse_egress(limit), packages) is None) is allowed
 
 
 def test_a_project_has_a_ceiling_of_its_own() -> None:
@@ -201,5 +201,5 @@ def test_package_mirrors_come_from_their_urls() -> None:
         "PIP_TRUSTED_HOST": "10.1.2.3:3141",
         "npm_config_registry": "https://npm.example",
     }
-    with pytest.raises(InvalidOption, match="password"):
+    with pytest.raises(InvalidOption, match="credentials"):
         package_destinations(Settings(package_pypi_url="https://me:secret@pypi.example/simple"))

@@ -19,7 +19,7 @@ from belljar.cli.maintenance import maintenance_of
 from belljar.cli.printing import print_stderr
 from belljar.cli.signals import ending_signals
 from belljar.control.api.admin_key import ensure_admin_key
-from belljar.control.api.descriptors import raise_descriptor_limit
+from belljar.control.api.file_descriptors import raise_descriptor_limit
 from belljar.control.api.memory import return_large_blocks
 from belljar.control.api.server import Server
 from belljar.control.api.services import Services, open_services

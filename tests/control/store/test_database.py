@@ -52,14 +52,14 @@ async def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> No
     await (await opened(tmp_path)).close()
     with sqlite3.connect(tmp_path / "belljar.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    await refused(tmp_path, DataFolderError, "newer belljar .*9999.* upgrade")
+    await refused(tmp_path, DataFolderError, "newer version .*9999.* upgrade")
     with sqlite3.connect(tmp_path / "belljar.db") as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
 
 
 async def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "belljar.db").write_bytes(b"these are my notes\n" * 100)
-    await refused(tmp_path, DataFolderError, "damaged or no SQLite database.*backup")
+    await refused(tmp_path, DataFolderError, "damaged or not a SQLite database.*backup")
     assert (tmp_path / "belljar.db").read_bytes() == b"these are my notes\n" * 100
 
 

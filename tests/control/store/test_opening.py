@@ -16,9 +16,8 @@ import pytest
 from belljar.control.api.admin_key import ensure_admin_key
 from belljar.control.blobs.store import open_blobs
 from belljar.control.store.claims import SqlClaims
-from belljar.control.store.jobs import SqlJobs
+from belljar.control.store.jobs import SqlJobs, needed_images
 from belljar.control.store.keys import SqlKeys
-from belljar.control.store.needed import needed_images
 from belljar.control.store.opening import open_database
 from belljar.control.store.schema import HEAD
 from belljar.control.store.scripts import SqlScripts
@@ -136,7 +135,7 @@ async def test_a_lost_database_is_not_silently_begun_anew(tmp_path: Path, left: 
         assert path.stat().st_size
     before = path.read_bytes() if path.exists() else None
     for _ in range(2):
-        with pytest.raises(DataFolderError, match=r"empty or gone.*put a backup .* or move .* away") as caught:
+        with pytest.raises(DataFolderError, match=r"empty or missing.*restore a backup .* or move .* away") as caught:
             await open_database(settings)
         assert str(tmp_path / left) in caught.value.message and "\n" not in caught.value.message
     assert (path.read_bytes() if path.exists() else None) == before
@@ -209,7 +208,7 @@ async def test_commands_beside_a_server_migrate_nothing(tmp_path: Path) -> None:
     before = rows(tmp_path / "belljar.db")
     settings = Settings(data_dir=tmp_path)
     for attempt in (open_database(settings, migrate=False), needed_images(settings)):
-        with pytest.raises(DataFolderError, match=rf"older belljar's \(schema 0002.*{HEAD}\); stop .* belljar serve"):
+        with pytest.raises(DataFolderError, match=rf"of an older version \(schema 0002.*{HEAD}\); stop .* belljar serve"):
             await attempt
     assert rows(tmp_path / "belljar.db") == before
     assert list(tmp_path.glob("belljar.db.backup-*")) == []
@@ -235,7 +234,7 @@ async def test_nothing_is_migrated_under_another_that_works_there(tmp_path: Path
     assert other.stdout and other.stdout.readline() == b"held\n"
     mine = working if how == "serving" else serving
     with mine(tmp_path):
-        with pytest.raises(DataFolderError, match=r"brought up to date.*another belljar works on .*stop it first"):
+        with pytest.raises(DataFolderError, match=r"must be migrated.*another belljar works on .*stop it first"):
             await open_database(Settings(data_dir=tmp_path))
         assert rows(tmp_path / "belljar.db") == before
         other.communicate(timeout=30)
@@ -260,7 +259,7 @@ async def test_a_missing_table_is_told_in_one_sentence(tmp_path: Path, table: st
     await (await open_database(Settings(data_dir=tmp_path))).close()
     with sqlite3.connect(tmp_path / "belljar.db") as connection:
         connection.execute(f"DROP TABLE {table}")
-    with pytest.raises(DataFolderError, match=r"is not whole.*put a backup in its place") as caught:
+    with pytest.raises(DataFolderError, match=r"is incomplete.*restore a backup") as caught:
         await open_database(Settings(data_dir=tmp_path))
     assert "\n" not in caught.value.message and str(tmp_path) in caught.value.message
 
@@ -273,7 +272,7 @@ async def test_a_truncated_database_is_told_as_damaged(tmp_path: Path, share: fl
     await database.close()
     path = tmp_path / "belljar.db"
     os.truncate(path, int(path.stat().st_size * share))
-    with pytest.raises(DataFolderError, match=r"damaged or no SQLite database; put a backup"):
+    with pytest.raises(DataFolderError, match=r"damaged or not a SQLite database; restore a backup"):
         await open_database(Settings(data_dir=tmp_path))
 
 
@@ -307,7 +306,7 @@ async def test_a_migration_without_room_for_the_copy_changes_nothing(database_di
     os.truncate(
         database_disk / "filler", (database_disk / "filler").stat().st_size - 48 * 1024
     )  # for SQLite's own files
-    with pytest.raises(DiskFull, match=r"no room left .*free some space"):
+    with pytest.raises(DiskFull, match=r"(no room left|no space in) .*free some space"):
         await open_database(Settings(data_dir=database_disk))
     (database_disk / "filler").unlink()
     assert rows(database_disk / "belljar.db") == before
