@@ -25,6 +25,8 @@ from typing import Any
 from belljar.control.blobs.store import open_blobs
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
+from belljar.control.logs.job_logs import UploadTimes
+from belljar.control.queue.queue import Queue
 from belljar.control.scripts.disks import disk_blob
 from belljar.control.scripts.service import ScriptService
 from belljar.control.store.claims import SqlClaims
@@ -34,15 +36,17 @@ from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
 from belljar.control.store.scripts import SqlScripts
 from belljar.images.build import manifest_digest
-from belljar.images.catalog import Images, write_manifest
+from belljar.images.catalog import Images
 from belljar.model.errors import HostError
 from belljar.model.ids import new_id
 from belljar.model.image import Image, Language, Manifest, Part
 from belljar.model.job import Job, Resources
 from belljar.model.states import Status
 from belljar.node.machines.protocol import MachineSpec
+from belljar.node.machines.provision.cold_boot import boot_machine
 from belljar.node.machines.provision.network_slot import SlotFactory
-from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine, booted
+from belljar.node.machines.provision.provisioner import MachineProvisioner
+from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.worker.capacity import Capacity
 from belljar.node.worker.context import WorkerContext
@@ -57,10 +61,10 @@ QUICK = RetryTimes(
     first_pause_seconds=0.01,
     max_pause_seconds=0.05,
     prepare_seconds=20,
-    upload_seconds=2,
+    drain_seconds=2,
     stop_seconds=2,
-    sweep_seconds=0.2,
 )
+QUICK_UPLOADS = UploadTimes(upload_seconds=2, sweep_seconds=0.2)
 SHELL = Language(name="shell", run=("sh", "{entrypoint}"))
 
 
@@ -210,7 +214,7 @@ class FolderSupply(MachineProvisioner):
             assert spec.script_disk is not None
             shutil.copyfile(spec.script_disk, folder / "main.sh")
             async with AsyncExitStack() as stack:
-                ready = await booted(lambda: hypervisor.machine(spec), boot_timeout_seconds, stack)
+                ready = await boot_machine(lambda: hypervisor.machine(spec), boot_timeout_seconds, stack)
                 self._in_use.add(ready.machine)
                 stack.callback(self._in_use.discard, ready.machine)
                 yield replace(ready, connection=FolderSession(ready.connection, folder))
@@ -232,6 +236,7 @@ class WorkerHarness:
     faults: Faults
     image: Image
     retry_times: RetryTimes = QUICK
+    upload_times: UploadTimes = QUICK_UPLOADS
     changes: Changes = field(default_factory=Changes)
 
     @property
@@ -285,14 +290,34 @@ class WorkerHarness:
     async def running(self, job: Job) -> Job:
         return await self.until(job, lambda found: found.status is Status.RUNNING)
 
-    def worker(
-        self, name: str = "w1", *, vcpus: int = 4, memory_mb: int = 4096, faults: Faults | None = None
-    ) -> Worker:
-        """A worker of its own over the bed's store; its faults are the bed's unless it is given some."""
+    def queue(self, name: str = "w1", *, faults: Faults | None = None) -> Queue:
+        """Return a control plane over the harness's store, as the process of that worker has it."""
         faults, own = self.faults if faults is None else faults, self.node_settings(name)
         blobs: Any = Faulty(open_blobs(own), "blobs", faults)
-        images = Images(own.data_dir)
-        scripts = ScriptService(SqlScripts(self.database), blobs, images, own)
+        scripts = ScriptService(SqlScripts(self.database), blobs, Images(own.data_dir), own)
+        parts: dict[str, Any] = {
+            "settings": own,
+            "claims": Faulty(SqlClaims(self.database), "claims", faults),
+            "nodes": Faulty(SqlNodes(self.database), "nodes", faults),
+            "scripts": Faulty(scripts, "scripts", faults),
+            "blobs": blobs,
+            "changes": self.changes,
+            "times": self.upload_times,
+        }
+        return Queue(**parts)
+
+    def worker(
+        self,
+        name: str = "w1",
+        *,
+        vcpus: int = 4,
+        memory_mb: int = 4096,
+        faults: Faults | None = None,
+        queue: Queue | None = None,
+    ) -> Worker:
+        """Return a worker; its faults are the harness's unless it is given some."""
+        faults, own = self.faults if faults is None else faults, self.node_settings(name)
+        queue = queue or self.queue(name, faults=faults)
 
         async def hypervisor(image: Image) -> Any:
             faults.meet("hypervisor")
@@ -300,12 +325,8 @@ class WorkerHarness:
 
         context: dict[str, Any] = {
             "settings": own,
-            "claims": Faulty(SqlClaims(self.database), "claims", faults),
-            "nodes": Faulty(SqlNodes(self.database), "nodes", faults),
-            "scripts": Faulty(scripts, "scripts", faults),
-            "images": Faulty(images, "images", faults),
-            "blobs": blobs,
-            "changes": self.changes,
+            "link": Faulty(queue.link, "link", faults),
+            "images": Faulty(Images(own.data_dir), "images", faults),
             "hypervisor": hypervisor,
             "provisioner": FolderSupply(own.data_dir / "machines" / name, faults),
             "warm_ups": Faulty(_NothingToPrepare(own.data_dir), "warm_ups", faults),
@@ -325,18 +346,19 @@ class WorkerHarness:
         return self.settings.model_copy(update={"data_dir": folder, "blobs_url": f"file://{base / 'blobs'}"})
 
     @asynccontextmanager
-    async def working(self, name: str = "w1", **options: Any) -> AsyncIterator[Worker]:
-        """A worker that works for the block, and is then stopped as by SIGTERM."""
-        worker = self.worker(name, **options)
-        task = asyncio.create_task(worker.run())
+    async def working(self, name: str = "w1", *, faults: Faults | None = None, **options: Any) -> AsyncIterator[Worker]:
+        """A worker that works for the block beside its control plane, and is then stopped as by SIGTERM."""
+        queue = self.queue(name, faults=faults)
+        worker = self.worker(name, faults=faults, queue=queue, **options)
+        tasks = [asyncio.create_task(worker.run()), asyncio.create_task(queue.run())]
         try:
             yield worker
-            assert not task.done(), f"the worker ended by itself: {task}"
+            assert not any(task.done() for task in tasks), f"the worker ended by itself: {tasks}"
         finally:
-            task.cancel()
+            for task in tasks:
+                task.cancel()
             async with asyncio.timeout(20):
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     def leftovers(self) -> list[str]:
         """Files that nobody owns when no worker works, machines and scripts among them."""
@@ -348,23 +370,36 @@ class WorkerHarness:
         return [str(path.relative_to(self.settings.data_dir)) for path in files if path.name not in kept]
 
 
+async def idle(worker: Worker, seconds: float = 10) -> None:
+    """Wait until the worker holds nothing: it releases a job's capacity after the job's end is written."""
+    async with asyncio.timeout(seconds):
+        while worker.capacity.jobs:
+            await asyncio.sleep(0.01)
+
+
 @dataclass(frozen=True)
 class _NothingToPrepare:
     data_dir: Path
 
     async def of(self, image: Image) -> WarmUp:
-        return WarmUp(disk=self.data_dir / "none", warm=(), waiting=(), rehearsals=())
+        return WarmUp(disk=self.data_dir / "none", preload_commands=(), waiting_commands=(), warm_up_commands=())
 
 
 @asynccontextmanager
 async def opened_harness(
-    data_dir: Path, agent: Path, retry_times: RetryTimes = QUICK, **settings: Any
+    data_dir: Path,
+    agent: Path,
+    retry_times: RetryTimes = QUICK,
+    upload_times: UploadTimes = QUICK_UPLOADS,
+    **settings: Any,
 ) -> AsyncIterator[WorkerHarness]:
     """A bed in that folder. Several processes may open one folder."""
     chosen = Settings(data_dir=data_dir, snapshots="off", pool="off", grace_seconds=0.2, **settings)
     database = await open_database(chosen)
     try:
-        yield WorkerHarness(chosen, database, ProcessHypervisor(agent), Faults(), _register(data_dir), retry_times)
+        yield WorkerHarness(
+            chosen, database, ProcessHypervisor(agent), Faults(), _register(data_dir), retry_times, upload_times
+        )
     finally:
         await database.close()
 
@@ -373,11 +408,11 @@ def _register(data_dir: Path) -> Image:
     images = Images(data_dir)
     if (found := images.find("bed")) is not None:
         return found
-    images.parts.mkdir(parents=True, exist_ok=True)
+    images.blobs.folder.mkdir(parents=True, exist_ok=True)
 
     def part(text: bytes) -> Part:
         digest = hashlib.sha256(text).hexdigest()
-        (images.parts / digest).write_bytes(text)
+        (images.blobs.folder / digest).write_bytes(text)
         return Part(sha256=digest, size_bytes=len(text), origin="a test")
 
     manifest = Manifest(
@@ -389,7 +424,7 @@ def _register(data_dir: Path) -> Image:
         root=part(b"root"),
         languages=(SHELL,),
     )
-    return write_manifest(images, manifest.model_copy(update={"digest": manifest_digest(manifest)}))
+    return images.register(manifest.model_copy(update={"digest": manifest_digest(manifest)}))
 
 
 def _now() -> Any:

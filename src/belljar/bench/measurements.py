@@ -32,7 +32,7 @@ from belljar.model.image import Image
 from belljar.node.guest.command import Command
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.wire import Stream
-from belljar.node.machines.deadlines import patience
+from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.host.usage import children, resident_mb
 from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.node.machines.selector import HypervisorSelector
@@ -125,7 +125,7 @@ class _Bench:
         self.http = http
         self.pid = pid
         self.data_dir = data_dir
-        self.patience = factor
+        self.timeout_factor = factor
 
     async def job(self) -> tuple[float, dict[str, Any]]:
         """Run a hello job; return the milliseconds from request to answer, and the job."""
@@ -140,12 +140,12 @@ class _Bench:
 
     async def until_frozen(self) -> None:
         """Wait until there is a snapshot. Raises HostError."""
-        await _until(lambda: _has_snapshot(self.data_dir), self.patience)
+        await _until(lambda: _has_snapshot(self.data_dir), self.timeout_factor)
 
     async def until_waiting(self) -> None:
         """Wait until the pool is full, by a heartbeat that is newer than this call. Raises HostError."""
         since = datetime.now(UTC)
-        await _until(lambda: self._full(since), self.patience)
+        await _until(lambda: self._full(since), self.timeout_factor)
 
     async def _full(self, since: datetime) -> bool:
         nodes = (await self.http.get("/v1/nodes")).json()["nodes"]
@@ -201,7 +201,7 @@ async def _server(settings: Settings, accelerator: str, *options: str, **environ
             rest = asyncio.create_task(_discard(process.stderr))  # a full pipe would stop it
             headers = {"Authorization": f"Bearer {read_admin_key(data_dir)}"}
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as http:
-                yield _Bench(http, process.pid, data_dir, patience(settings.boot_timeout_seconds))
+                yield _Bench(http, process.pid, data_dir, deadline_factor(settings.boot_timeout_seconds))
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()

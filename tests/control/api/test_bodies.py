@@ -26,6 +26,8 @@ from belljar.scripts import archive, prepare
 from support.paths import TESTS
 from support.served import Served, problem
 
+pytestmark = pytest.mark.process
+
 CODE = {"code": "print(1)", "language": "python"}
 JSON = {"Content-Type": "application/json"}
 MB = 1024 * 1024

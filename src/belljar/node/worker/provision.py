@@ -1,4 +1,4 @@
-"""The supply of machines that the settings ask for."""
+"""The machine provisioner of the settings: with snapshots, with a pool, or with neither."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from belljar.settings import Settings
 
 
 def open_provisioner(settings: Settings, capacity: Capacity) -> MachineProvisioner:
-    """Snapshots and the pool, as far as they are on; the pool may take what the capacity has to spare."""
+    """Return the provisioner of the settings. The pool may use memory that the capacity has to spare."""
     if settings.snapshots == "off":
         return MachineProvisioner(None)
     if settings.pool == "off":
         return MachineProvisioner(Snapshots(settings))
     memory_mb = capacity.memory_mb // 4 if settings.pool_memory_mb is None else settings.pool_memory_mb
     pool = WarmPool(
-        fixed=settings.pool_size if settings.pool == "fixed" else None,
-        most=settings.pool_size,
+        fixed_size=settings.pool_size if settings.pool == "fixed" else None,
+        max_size=settings.pool_size,
         memory_mb=memory_mb,
         is_busy=capacity.is_busy,
     )

@@ -1,4 +1,4 @@
-"""Folders of runs without a server. Each is owned while its run lives, so that those of killed runs are told."""
+"""Temporary folders of runs without a server. A lock marks the folder of each living run, so others can be removed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from belljar.system.temp_folders import clear_owned, owned_folder
 
 @contextlib.contextmanager
 def work_folder(data_dir: Path) -> Iterator[Path]:
-    """A folder for one run, gone with its block; removes what killed runs left. Raises DataFolderError, DiskFull."""
+    """Yield a folder for one run, and remove it, and the folders of killed runs. Raises DataFolderError, DiskFull."""
     root = DataDir(data_dir).local_runs
     private_folder(root)
     with contextlib.ExitStack() as stack:
@@ -25,5 +25,5 @@ def work_folder(data_dir: Path) -> Iterator[Path]:
 
 
 def clear_work_folders(data_dir: Path) -> None:
-    """Remove the folders of runs that are no more."""
+    """Remove the folders of killed runs."""
     clear_owned(DataDir(data_dir).local_runs)

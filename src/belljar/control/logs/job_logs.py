@@ -1,0 +1,215 @@
+"""The logs of jobs while they run: continued by each attempt, uploaded to the blob store, never overwritten.
+
+An attempt that follows a lost one continues the same log. The log of a lost attempt is therefore uploaded too: the next
+attempt downloads it, whichever process of the control plane serves it. A log that could not be uploaded stays in the
+data folder, is read from there, and is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import structlog
+
+from belljar.control.blobs.store import Blobs
+from belljar.control.jobs.changes import Changes
+from belljar.control.logs.log import LogWriter, log_blob, log_path
+from belljar.control.store.claims import SqlClaims
+from belljar.model.errors import HostError, NotFound, host_error, without_paths
+from belljar.model.job import Job
+from belljar.model.log_stream import LogStream
+from belljar.model.states import Status
+from belljar.system.background import note_failure
+
+log = structlog.get_logger()
+
+#: How many logs' jobs are looked up at once.
+_BATCH = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UploadTimes:
+    """The waits for uploads of logs, in seconds."""
+
+    #: The log of an attempt that ended is given this long to reach the blob store; after that it is uploaded later.
+    upload_seconds: float = 30.0
+    #: How often logs that could not be uploaded are tried again.
+    sweep_seconds: float = 30.0
+
+
+class JobLogs:
+    """The log files in a data folder. A file is written by one attempt, or uploaded, never both."""
+
+    def __init__(self, data_dir: Path, blobs: Blobs, times: UploadTimes, changes: Changes | None = None) -> None:
+        self._data_dir = data_dir
+        self._blobs = blobs
+        self._times = times
+        self._changes = changes or Changes()
+        self._open: Counter[str] = Counter()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @contextlib.asynccontextmanager
+    async def opened(self, job: Job) -> AsyncIterator[LogWriter]:
+        """Open the log for this attempt, behind the output of earlier attempts. Raises HostError."""
+        async with self._lock(job.id):
+            if job.attempt > 1:
+                await self._fetch(job.id)
+            writer = LogWriter(
+                log_path(self._data_dir, job.id), lambda: self._changes.notify_log(job.id), attempt=job.attempt
+            )
+            self._open[job.id] += 1
+        try:
+            with writer:
+                yield writer
+        finally:
+            self._open[job.id] -= 1
+            if not self._open[job.id]:
+                del self._open[job.id]
+
+    async def keep(self, job_id: str) -> None:
+        """Upload the log; when that fails it stays in the data folder. Never raises.
+
+        A log that is open stays too: its attempt uploads it.
+        """
+        async with self._lock(job_id):
+            path = log_path(self._data_dir, job_id)
+            if job_id not in self._open and path.exists():
+                await self._upload(job_id, path, self._times.upload_seconds)
+
+    def note_lost(self, job: Job) -> None:
+        """Note in the job's log that its last attempt was lost, behind that attempt's output.
+
+        Tenants read the log, so the message names no paths; the job's record does.
+        """
+        lost = job.lost_attempts[-1]
+        text = f"\n[belljar: attempt {lost.attempt} was lost: {without_paths(lost.message)}]\n"
+        try:
+            with LogWriter(log_path(self._data_dir, job.id), attempt=lost.attempt) as writer:
+                writer.append(LogStream.CONSOLE, text.encode())
+        except HostError as error:
+            log.error("job_log_incomplete", job=job.id, error=error.message)
+
+    async def sweep(self, claims: SqlClaims) -> None:
+        """Upload the logs of jobs that no attempt runs, and remove those of deleted jobs. Raises HostError."""
+        for batch in _batches(await asyncio.to_thread(self._closed)):
+            jobs = await claims.statuses(batch)
+            for job_id in batch:
+                status, _ = jobs.get(job_id, (None, None))
+                if status is None:
+                    log_path(self._data_dir, job_id).unlink(missing_ok=True)  # deleted with its job
+                elif status.terminal or status is Status.QUEUED:
+                    await self._try_merge(job_id)
+
+    async def run(self, claims: SqlClaims) -> None:
+        """Sweep at intervals until cancelled. Raises HostError."""
+        while True:
+            await self.sweep(claims)
+            await asyncio.sleep(self._times.sweep_seconds)
+
+    def _closed(self) -> list[str]:
+        folder = log_path(self._data_dir, "x").parent
+        with contextlib.suppress(FileNotFoundError):
+            names = sorted(path.stem for path in folder.iterdir() if path.suffix == ".log")
+            return [name for name in names if name not in self._open]
+        return []
+
+    def _lock(self, job_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(job_id, asyncio.Lock())
+
+    async def _fetch(self, job_id: str) -> None:
+        """Download the log of earlier attempts, unless a file that continues it is here."""
+        path = log_path(self._data_dir, job_id)
+        if path.exists():
+            return
+        part = path.with_suffix(".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with part.open("wb") as file:
+                async for chunk in self._blobs.stream(log_blob(job_id)):
+                    file.write(chunk)
+            part.rename(path)
+        except NotFound:
+            return
+        except OSError as error:
+            raise host_error(error, "download the job's log") from error
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    @property
+    def _slow_seconds(self) -> float:
+        """The time limit of an upload in the background."""
+        return 10 * self._times.upload_seconds
+
+    async def _upload(self, job_id: str, path: Path, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._blobs.put_file(log_blob(job_id), path)
+            path.unlink(missing_ok=True)
+        except Exception as error:  # noqa: BLE001 (the job ends without its log in the blob store)
+            note_failure("upload_log", error, job=job_id)
+            return False
+        return True
+
+    async def _try_merge(self, job_id: str) -> None:
+        try:
+            await self._merge(job_id)
+        except (HostError, NotFound) as error:  # the other logs are uploaded all the same
+            note_failure("upload_log", error, job=job_id)
+
+    async def _merge(self, job_id: str) -> None:
+        """Upload the log together with what is uploaded of it already: other processes may have served attempts."""
+        async with self._lock(job_id):
+            path = log_path(self._data_dir, job_id)
+            if self._open[job_id] or not path.exists():
+                return
+            part = path.with_suffix(".part")
+            try:
+                common, size, uploaded_size = await self._compare(job_id, path)
+                if common == size and uploaded_size:
+                    path.unlink()  # all of it is uploaded
+                elif common == uploaded_size:
+                    await self._upload(job_id, path, self._slow_seconds)
+                else:
+                    await self._append_uploaded(job_id, path, part)
+                    if await self._upload(job_id, part, self._slow_seconds):
+                        path.unlink()
+            except OSError as error:
+                raise host_error(error, "upload a job's log") from error
+            finally:
+                with contextlib.suppress(OSError):
+                    part.unlink(missing_ok=True)
+
+    async def _compare(self, job_id: str, path: Path) -> tuple[int, int, int]:
+        """Return how many bytes the file and the uploaded log share from their beginnings on, and both lengths.
+
+        A chunk that differs anywhere counts as not shared. A log that is not uploaded has the length 0.
+        """
+        size, uploaded_size, common = path.stat().st_size, await self._blobs.size(log_blob(job_id)) or 0, 0
+        if not uploaded_size:
+            return 0, size, 0
+        with path.open("rb") as file:
+            async for chunk in self._blobs.stream(log_blob(job_id)):
+                here = file.read(len(chunk))
+                if here != chunk[: len(here)]:
+                    break
+                common += len(here)
+        return common, size, uploaded_size
+
+    async def _append_uploaded(self, job_id: str, path: Path, part: Path) -> None:
+        with part.open("wb") as out:
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    out.write(chunk)
+            async for chunk in self._blobs.stream(log_blob(job_id)):
+                out.write(chunk)
+
+
+def _batches(names: list[str]) -> list[list[str]]:
+    return [names[at : at + _BATCH] for at in range(0, len(names), _BATCH)]
