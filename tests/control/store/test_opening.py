@@ -208,7 +208,7 @@ async def test_commands_beside_a_server_migrate_nothing(tmp_path: Path) -> None:
     before = rows(tmp_path / "belljar.db")
     settings = Settings(data_dir=tmp_path)
     for attempt in (open_database(settings, migrate=False), needed_images(settings)):
-        with pytest.raises(DataFolderError, match=rf"of an older version \(schema 0002.*{HEAD}\); stop .* belljar serve"):
+        with pytest.raises(DataFolderError, match=rf"older version \(schema 0002.*{HEAD}\); stop .* belljar serve"):
             await attempt
     assert rows(tmp_path / "belljar.db") == before
     assert list(tmp_path.glob("belljar.db.backup-*")) == []

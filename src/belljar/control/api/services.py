@@ -74,7 +74,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             blobs,
             changes,
             settings,
-            lambda: nodes.largest_lately(settings.lease_seconds),
+            lambda: nodes.cached_limits(settings.lease_seconds),
             disk,
         )
         keys = SqlKeys(database)

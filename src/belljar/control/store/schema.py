@@ -97,7 +97,7 @@ jobs = Table(
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),
     Column("worker", String),
-    #: The process of that worker which holds the job; empty where processes are not told apart.
+    #: The process of that worker which holds the job; empty when the worker sends none.
     Column("incarnation", String, nullable=False, server_default=text("''")),
     Column("lease_until", UtcTime),
     Column("cancel_requested", Boolean(create_constraint=False), nullable=False),

@@ -23,7 +23,7 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz", response_model=dict[str, str])
 async def readyz(services: ServicesDep) -> dict[str, str] | Response:
     """Return 200 when the database responds, a worker is alive and there is disk space for new work, else 503."""
-    if not await services.nodes.largest(services.node_silence_seconds):
+    if not await services.nodes.limits(services.node_silence_seconds):
         raise HostError("no worker has sent a heartbeat lately; start one, or check its log")
     low = services.disk.low()
     if low is not None:
