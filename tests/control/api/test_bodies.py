@@ -234,7 +234,7 @@ async def test_work_of_one_key_leaves_room_for_another() -> None:
     await asyncio.gather(*tasks)
 
 
-async def test_slow_uploads_of_one_key_hold_up_nobody_else(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_uploads_of_one_key_do_not_delay_other_keys(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on, begun, unpack = threading.Event(), threading.Semaphore(0), archive.unpack
 
     def slow(*given: Any, **more: Any) -> None:

@@ -165,7 +165,7 @@ async def test_a_client_that_drips_a_head_is_closed(api: Served, monkeypatch: py
         writer.close()
 
 
-async def test_a_body_that_stops_coming_is_told_so(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_stops_is_refused(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("belljar.control.api.auth_middleware._STALL_SECONDS", 0.2)
     async with listening(api) as sockets:
         key = read_admin_key(api.services.settings.data_dir)
@@ -186,7 +186,7 @@ async def test_a_follower_whose_body_does_not_come_ends(api: Served, monkeypatch
     assert b"nosniff" in answer and not answer.endswith(b"0\r\n\r\n")
 
 
-async def test_a_reader_that_takes_nothing_is_closed(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_reads_nothing_is_closed(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "WRITE_SECONDS", 0.2)
     async with listening(api) as sockets:
         _, writer = await sockets.open()
@@ -242,7 +242,7 @@ async def test_beyond_connections_that_are_answered_others_are_refused(
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "server_busy"
 
 
-async def test_connections_whose_readers_take_nothing_make_room(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_of_stalled_clients_are_evicted(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "max_connections", lambda _settings: 2)
     monkeypatch.setattr(server, "STALL_SECONDS", 0.0)
     async with listening(api) as sockets, contextlib.AsyncExitStack() as stack:
@@ -274,7 +274,7 @@ def connections(sockets: Sockets) -> list[Connection]:
     return [each for each in found if isinstance(each, Connection)]
 
 
-async def test_errors_of_accept_are_waited_out_and_told_once(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_errors_of_accept_are_retried_and_logged_once(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = 20
 
     class Failing(socket.socket):

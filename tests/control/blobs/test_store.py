@@ -43,7 +43,7 @@ async def test_a_put_replaces(blobs: Blobs) -> None:
     assert await read(blobs, "name") == []
 
 
-async def test_what_is_not_there_is_told(blobs: Blobs) -> None:
+async def test_a_missing_blob_is_not_found(blobs: Blobs) -> None:
     assert await blobs.size("nothing") is None
     assert blobs.local_path("nothing") is None
     with pytest.raises(NotFound):
@@ -55,7 +55,7 @@ async def test_what_is_not_there_is_told(blobs: Blobs) -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1, 65_536, 699_999, 700_000, 10**9])
-async def test_a_stream_starts_where_it_is_told_and_its_chunks_are_bounded(blobs: Blobs, start: int) -> None:
+async def test_a_stream_starts_at_its_offset_and_its_chunks_are_bounded(blobs: Blobs, start: int) -> None:
     data = os.urandom(700_000)
     await blobs.put_bytes("stream", data)
     chunks = await read(blobs, "stream", start)
@@ -136,7 +136,7 @@ def test_no_name_leaves_the_folder(name: str) -> None:
 
 
 @pytest.mark.root
-async def test_a_full_disk_is_told_as_such(small_disk: Path) -> None:
+async def test_a_full_disk_is_reported_as_such(small_disk: Path) -> None:
     blobs = open_blobs(Settings(data_dir=small_disk))
     await blobs.put_bytes("kept", b"before")
     with pytest.raises(DiskFull, match="free some space"):
@@ -146,7 +146,7 @@ async def test_a_full_disk_is_told_as_such(small_disk: Path) -> None:
     assert [path.name for path in (small_disk / "blobs").iterdir()] == ["kept"]
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataFolderError, match="--data-dir"):
         open_blobs(Settings(data_dir=tmp_path / "file"))

@@ -71,7 +71,7 @@ class Store:
         return self.revoked
 
 
-async def test_changes_of_other_processes_are_found_and_nothing_is_asked_while_nobody_waits(
+async def test_changes_of_other_processes_are_found_and_nothing_is_polled_without_waiters(
     tmp_path: Path,
 ) -> None:
     changes, store = Changes(), Store()

@@ -49,9 +49,9 @@ def test_the_default_time_never_exceeds_the_longest() -> None:
     assert resolved({}, default_timeout_seconds=60, max_timeout_seconds=10).timeout_seconds == 10
 
 
-def test_what_is_asked_for_is_what_the_job_has() -> None:
-    asked = {"vcpus": 2, "memory_mb": 512, "disk_mb": 64, "timeout_seconds": 5.5, "args": ["a"], "stdin": "é"}
-    job = resolved(asked, [NodeLimits(vcpus=2, memory_mb=512)])
+def test_the_options_are_those_of_the_job() -> None:
+    options = {"vcpus": 2, "memory_mb": 512, "disk_mb": 64, "timeout_seconds": 5.5, "args": ["a"], "stdin": "é"}
+    job = resolved(options, [NodeLimits(vcpus=2, memory_mb=512)])
     assert job.public().items() >= {"vcpus": 2, "memory_mb": 512, "disk_mb": 64, "timeout_seconds": 5.5}.items()
     assert (job.args, job.stdin_bytes) == (("a",), 2)
 
@@ -77,7 +77,9 @@ def test_less_memory_than_the_image_needs_is_refused_with_the_number() -> None:
     script = dataclasses.replace(SCRIPT, min_memory_mb=96)
     assert resolved({"memory_mb": 96}, script=script).resources.memory_mb == 96
     assert resolved({}, script=script, default_memory_mb=64).resources.memory_mb == 96
-    with pytest.raises(InvalidOption, match=r"memory_mb is 95, below the minimum of 96 for python in the image python") as caught:
+    with pytest.raises(
+        InvalidOption, match=r"memory_mb is 95, below the minimum of 96 for python in the image python"
+    ) as caught:
         resolved({"memory_mb": 95}, script=script)
     assert caught.value.details == {"option": "memory_mb", "limit": 96}
 

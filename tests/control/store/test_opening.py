@@ -60,7 +60,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_new_folder_is_private_from_its_first_moment_whatever_the_umask_is(tmp_path: Path) -> None:
+def test_a_new_folder_is_private_from_the_start_under_any_umask(tmp_path: Path) -> None:
     folder = tmp_path / "new/deep/data"
     command = [sys.executable, "-c", _SERVE_AND_LOOK, str(folder), str(TESTS)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -117,7 +117,7 @@ def test_folders_above_a_private_one_are_private_when_they_are_made(tmp_path: Pa
 
 @pytest.mark.parametrize("left", ["admin.key", "blobs"])
 @pytest.mark.parametrize("how", ["emptied", "gone", "without tables"])
-async def test_a_lost_database_is_not_silently_begun_anew(tmp_path: Path, left: str, how: str) -> None:
+async def test_a_lost_database_is_not_silently_replaced_by_a_new_one(tmp_path: Path, left: str, how: str) -> None:
     settings = Settings(data_dir=tmp_path)
     database = await open_database(settings)
     if left == "blobs":
@@ -225,7 +225,7 @@ with {"serving": serving, "working": working}[sys.argv[1]](Path(sys.argv[2])):
 
 
 @pytest.mark.parametrize("how", ["serving", "working"])
-async def test_nothing_is_migrated_under_another_that_works_there(tmp_path: Path, how: str) -> None:
+async def test_nothing_is_migrated_while_another_process_works_there(tmp_path: Path, how: str) -> None:
     make_older(tmp_path)
     before = rows(tmp_path / "belljar.db")
     other = subprocess.Popen(
@@ -255,7 +255,7 @@ def test_a_folder_has_one_server_and_one_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("table", ["jobs", "keys", "job_counts", "alembic_version"])
-async def test_a_missing_table_is_told_in_one_sentence(tmp_path: Path, table: str) -> None:
+async def test_a_missing_table_is_reported_in_one_sentence(tmp_path: Path, table: str) -> None:
     await (await open_database(Settings(data_dir=tmp_path))).close()
     with sqlite3.connect(tmp_path / "belljar.db") as connection:
         connection.execute(f"DROP TABLE {table}")
@@ -265,7 +265,7 @@ async def test_a_missing_table_is_told_in_one_sentence(tmp_path: Path, table: st
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
-async def test_a_truncated_database_is_told_as_damaged(tmp_path: Path, share: float) -> None:
+async def test_a_truncated_database_is_reported_as_damaged(tmp_path: Path, share: float) -> None:
     database = await open_database(Settings(data_dir=tmp_path))
     for _ in range(50):
         await SqlJobs(database).insert(queued(env={"A": "x" * 3000}))
@@ -314,7 +314,7 @@ async def test_a_migration_without_room_for_the_copy_changes_nothing(database_di
     await (await open_database(Settings(data_dir=database_disk))).close()
 
 
-async def test_a_read_only_folder_of_the_release_before_is_told(
+async def test_a_read_only_folder_of_the_previous_release_is_refused(
     tmp_path: Path, read_only: Callable[[Path], None]
 ) -> None:
     folder = tmp_path / "data"

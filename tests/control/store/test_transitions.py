@@ -36,7 +36,7 @@ STEP = st.one_of(
 
 
 class World:
-    """Workers and callers over one store; each remembers what it was told, however long ago."""
+    """Workers and callers over one store; each remembers every result, however old."""
 
     def __init__(self, database: Database) -> None:
         self.jobs = SqlJobs(database)
