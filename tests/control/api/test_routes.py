@@ -54,7 +54,7 @@ async def test_a_scripts_disk_stays_while_a_job_of_it_waits(api: Served) -> None
     script_id = await api.upload()
     await api.http.post(f"/v1/scripts/{script_id}/run")
     await api.http.delete(f"/v1/scripts/{script_id}")
-    assert (await api.services.scripts.disk(script_id)).exists()
+    assert (await api.services.scripts.disks.path(script_id)).exists()
 
 
 async def test_a_script_is_run_with_and_without_options(api: Served) -> None:

@@ -35,7 +35,7 @@ class ScriptDisks:
         self._folder = folder
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def disk(self, script_id: str) -> Path:
+    async def path(self, script_id: str) -> Path:
         """Return the path of the image, for reading. Raises NotFound, DiskFull."""
         if len(script_id) != 64 or not set(script_id) <= set("0123456789abcdef"):
             raise NotFound(f"there is no script {script_id[:80]!r}; list them with GET /v1/scripts")

@@ -76,7 +76,8 @@ class ScriptService:
         self._data_dir = settings.data_dir
         self._limits = UploadLimits.from_settings(settings)
         self._disk = disk or disk_space_of(settings)
-        self._disks = ScriptDisks(blobs, settings.paths.script_cache)
+        #: The filesystem images as local files, for nodes.
+        self.disks = ScriptDisks(blobs, settings.paths.script_cache)
         #: One change at a time for each id, so that no disk is deleted between its check and its record.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -143,10 +144,6 @@ class ScriptService:
                 raise _missing(script_id)
             if not still_needed:
                 await self._blobs.delete(disk_blob(script_id))
-
-    async def disk(self, script_id: str) -> Path:
-        """Return the path of the packed filesystem image, for reading. Raises NotFound, DiskFull."""
-        return await self._disks.disk(script_id)
 
     async def _store_script(self, project: str, unpacked: UnpackedScript, work: Path) -> Script:
         script = Script(

@@ -68,18 +68,18 @@ class SqlClaims:
     ) -> Job | None:
         """Claim the next queued job, by priority, then by age. None when there is none, or it does not fit yet.
 
-        `vcpus` and `memory_mb` are what is free; `largest` is what this worker has when nothing runs (None: the same),
-        and `images` the digests of the images that it has (None: all). A job that could never run here is passed over.
-        The first of the others is the next, and nothing behind it is taken before it: what it waits for is kept free,
-        or a stream of smaller jobs could keep it waiting for ever.
+        `vcpus` and `memory_mb` are free; `largest` are the worker's resources when nothing runs (None: the same), and
+        `images` the digests of its images (None: all). Jobs that could never run on this worker are skipped. No job is
+        claimed before the first of the others: the resources that it waits for stay free, since a stream of smaller
+        jobs could delay it for ever.
 
-        `disk_mb` is the largest scratch disk that there is room for; None: any. `expected`: there is likely to be one,
-        and it need not be looked for first.
+        `disk_mb` is the largest scratch disk that fits; None: any. With `expected` the claim does not check for a job
+        before it takes the write lock.
         """
-        most = largest or NodeLimits(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb)
-        possible: list[Any] = [QUEUED, jobs.c.vcpus <= most.vcpus, jobs.c.memory_mb <= most.memory_mb]
-        if most.disk_mb is not None:
-            possible.append(jobs.c.disk_mb <= most.disk_mb)
+        limits = largest or NodeLimits(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb)
+        possible: list[Any] = [QUEUED, jobs.c.vcpus <= limits.vcpus, jobs.c.memory_mb <= limits.memory_mb]
+        if limits.disk_mb is not None:
+            possible.append(jobs.c.disk_mb <= limits.disk_mb)
         if images is not None:
             possible.append(jobs.c.image_digest.is_(None) | jobs.c.image_digest.in_(sorted(images)))
         # Reads the index ix_jobs_queue in its order.
