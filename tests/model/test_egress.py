@@ -1,4 +1,4 @@
-"""Egress policies as people write them: what is taken, how it is normalised, and what is refused with which words."""
+"""Egress policies: what is accepted, how it is normalised, and the messages for what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options as callers may write them, and as they may not: every value is bounded at the edge."""
+"""Valid and invalid options of jobs: every value is bounded at the edge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may come in: keys, projects, and with auth off only programs on this machine, never a page in its browser."""
+"""Authentication: keys, projects, and with auth off only requests from this machine that are not cross-origin."""
 
 from __future__ import annotations
 

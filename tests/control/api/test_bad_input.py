@@ -1,4 +1,4 @@
-"""Everything that a caller can get wrong: a problem document with a stable code, and nothing kept."""
+"""Invalid input of every kind returns a problem document with a stable code, and nothing is stored."""
 
 from __future__ import annotations
 

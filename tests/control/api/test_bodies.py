@@ -1,4 +1,4 @@
-"""Bodies of requests: hostile ones are refused at once and cost nothing, large valid ones are taken."""
+"""Request bodies: hostile ones are refused at once and cost no memory, large valid ones are accepted."""
 
 from __future__ import annotations
 

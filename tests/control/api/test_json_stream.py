@@ -1,4 +1,4 @@
-"""JSON that is read while it arrives: the same as any parser reads, within bounds that hold from the first bytes on."""
+"""JSON that is parsed while it arrives: the results of any parser, within limits that hold from the first bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every request: its id, HEAD, methods, framing, who may see what of the host, and how streams end."""
+"""Every request: its id, HEAD, methods, framing, which paths of the host it shows, and how streams end."""
 
 from __future__ import annotations
 

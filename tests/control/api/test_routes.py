@@ -1,4 +1,4 @@
-"""What every route answers when all is well."""
+"""The responses of every route to valid requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server at its sockets: limits of connections and descriptors, deadlines, bytes that are not HTTP, its end."""
+"""The server at its sockets: limits of connections and descriptors, deadlines, invalid HTTP, shutdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who waits is woken by what was written, once for any number of changes, and by what other processes wrote."""
+"""Waiters are woken by changes, once for any number of them, also by those of other processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From options to a job: defaults, and limits that say which setting holds them."""
+"""Options become a job: defaults, and limits with the name of their setting."""
 
 from __future__ import annotations
 

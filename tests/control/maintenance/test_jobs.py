@@ -1,4 +1,4 @@
-"""Jobs past their retention period go with all that belongs to them; nothing else does."""
+"""Jobs past their retention period are removed with all their data; nothing else is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep that is killed anywhere leaves nothing reachable without its bytes, and nothing behind for good."""
+"""A sweep that is killed at any step leaves no record without its bytes, and nothing for ever."""
 
 from __future__ import annotations
 

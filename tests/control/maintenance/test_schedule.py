@@ -1,4 +1,4 @@
-"""When services run: at intervals, one process at a time, and the failure of one is no other's."""
+"""When services run: at intervals, in one process at a time, and not stopped by failures of others."""
 
 from __future__ import annotations
 

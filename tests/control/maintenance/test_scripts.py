@@ -1,4 +1,4 @@
-"""Scripts that nobody uses go; those that a job needs stay, whoever deletes them."""
+"""Unused scripts are removed; those that a job needs are kept."""
 
 from __future__ import annotations
 

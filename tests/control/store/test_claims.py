@@ -1,4 +1,4 @@
-"""The queue: order, leases, attempts; only who holds a job writes about it."""
+"""The queue: order, leases, attempts; only the holder of a job writes about it."""
 
 from __future__ import annotations
 

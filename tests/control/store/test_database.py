@@ -1,4 +1,4 @@
-"""Opening the database, and what is said when it cannot be: newer, damaged, read-only, full."""
+"""Opening the database, and the errors for one that is newer, damaged, read-only or full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store when it is interrupted, locked, full or killed: nothing that was answered is lost, and it goes on."""
+"""The store when it is interrupted, locked, full or killed: no committed write is lost, and it recovers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs as callers keep, look up, list and cancel them."""
+"""Jobs as callers store, read, list and cancel them."""
 
 from __future__ import annotations
 

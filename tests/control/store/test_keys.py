@@ -1,4 +1,4 @@
-"""Keys: only a digest is kept, and a revoked one is worth nothing."""
+"""Keys: only a digest is stored, and a revoked key is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening a data folder's database: private from the start, migrated with a copy beside it, never begun anew unseen."""
+"""Opening a data folder's database: private, migrated with a backup beside it, never silently replaced."""
 
 from __future__ import annotations
 

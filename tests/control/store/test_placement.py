@@ -1,4 +1,4 @@
-"""Which job is the next: nothing passes it, and only a worker that can run it takes it."""
+"""Which job is next: no other passes it, and only a worker that can run it claims it."""
 
 from __future__ import annotations
 

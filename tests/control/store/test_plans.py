@@ -1,4 +1,4 @@
-"""The indexes that the queries rely on are used: SQLite's own plan of the very statements that belljar sends."""
+"""The queries use their indexes: SQLite's plan of the statements that belljar sends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever workers and callers do, in whatever order: every change of a job's status is in the table of transitions."""
+"""Any sequence of calls of workers and callers: every change of status is in the table of transitions."""
 
 from __future__ import annotations
 
