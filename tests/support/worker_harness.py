@@ -24,14 +24,12 @@ from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import UploadTimes
 from belljar.control.queue.queue import Queue
-from belljar.control.scripts.disks import disk_blob
-from belljar.control.scripts.service import ScriptService
+from belljar.control.scripts.disks import ScriptDisks, disk_blob
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
-from belljar.control.store.scripts import SqlScripts
 from belljar.images.build import manifest_digest
 from belljar.images.catalog import Images
 from belljar.model.ids import new_id
@@ -197,12 +195,11 @@ class WorkerHarness:
         """Return a control plane over the harness's store, as the process of that worker has it."""
         faults, own = self.faults if faults is None else faults, self.node_settings(name)
         blobs: Any = Faulty(open_blobs(own), "blobs", faults)
-        scripts = ScriptService(SqlScripts(self.database), blobs, Images(own.data_dir), own)
         parts: dict[str, Any] = {
             "settings": own,
             "claims": Faulty(SqlClaims(self.database), "claims", faults),
             "nodes": Faulty(SqlNodes(self.database), "nodes", faults),
-            "scripts": Faulty(scripts, "scripts", faults),
+            "script_disks": Faulty(ScriptDisks(blobs, own.paths.script_cache), "script_disks", faults),
             "images": Images(own.data_dir),
             "blobs": blobs,
             "changes": self.changes,

@@ -1,4 +1,4 @@
-"""Whatever workers and callers do, in whatever order: every change of a job's status is in the table of transitions."""
+"""Any sequence of calls of workers and callers: every change of status is in the table of transitions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STEP = st.one_of(
 
 
 class World:
-    """Workers and callers over one store; each remembers what it was told, however long ago."""
+    """Workers and callers over one store; each remembers every result, however old."""
 
     def __init__(self, database: Database) -> None:
         self.jobs = SqlJobs(database)

@@ -20,7 +20,7 @@ from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import JobLogs
 from belljar.control.queue.attempt_log import AttemptLog
 from belljar.control.queue.held_leases import HeldAttempt, HeldLeases
-from belljar.control.scripts.service import ScriptService
+from belljar.control.scripts.disks import ScriptDisks
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.nodes import Node, SqlNodes
 from belljar.images.catalog import Images
@@ -54,7 +54,7 @@ class LinkService:
         settings: Settings,
         claims: SqlClaims,
         nodes: SqlNodes,
-        scripts: ScriptService,
+        script_disks: ScriptDisks,
         images: Images,
         blobs: Blobs,
         changes: Changes,
@@ -65,7 +65,7 @@ class LinkService:
         self._settings = settings
         self._claims = claims
         self._nodes = nodes
-        self._scripts = scripts
+        self._script_disks = script_disks
         self._images = images
         self._blobs = blobs
         self._changes = changes
@@ -168,7 +168,7 @@ class LinkService:
 
     async def script_disk(self, lease: LeaseKey) -> Path:
         attempt = await self.leases.get(lease)
-        return await self._scripts.disk(attempt.job.script_id)
+        return await self._script_disks.path(attempt.job.script_id)
 
     async def stdin(self, lease: LeaseKey) -> bytes:
         attempt = await self.leases.get(lease)

@@ -9,7 +9,7 @@ from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import JobLogs, UploadTimes
 from belljar.control.queue.link_service import LinkService
 from belljar.control.queue.rescuer import JobRescuer, MissingImageService
-from belljar.control.scripts.service import ScriptService
+from belljar.control.scripts.disks import ScriptDisks
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.nodes import SqlNodes
 from belljar.images.catalog import Images
@@ -31,7 +31,7 @@ class Queue:
         settings: Settings,
         claims: SqlClaims,
         nodes: SqlNodes,
-        scripts: ScriptService,
+        script_disks: ScriptDisks,
         images: Images,
         blobs: Blobs,
         changes: Changes,
@@ -45,7 +45,7 @@ class Queue:
             settings=settings,
             claims=claims,
             nodes=nodes,
-            scripts=scripts,
+            script_disks=script_disks,
             images=images,
             blobs=blobs,
             changes=changes,
