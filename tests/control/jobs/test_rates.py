@@ -45,7 +45,7 @@ def test_what_is_asked_for_counts_then_the_default_then_the_most(rate: str) -> N
 
 @pytest.mark.parametrize("rate", RATES)
 def test_more_than_the_most_is_refused_and_the_setting_named(rate: str) -> None:
-    with pytest.raises(InvalidOption, match=rf"{rate} is 101, the most here is 100 \(the setting max_{rate}\)"):
+    with pytest.raises(InvalidOption, match=rf"{rate} is 101; the maximum is 100 \(setting max_{rate}\)"):
         resolved({rate: 101}, **{f"max_{rate}": 100})
 
 
