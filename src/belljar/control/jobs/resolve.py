@@ -179,11 +179,7 @@ def _check_nodes(resources: Resources, largest: Collection[NodeLimits]) -> None:
             )
     option, nodes, others = "memory_mb", with_vcpus, f"{resources.vcpus} vcpus"
     if with_memory:
-        option, nodes, others = (
-            "disk_mb",
-            with_memory,
-            f"{others} and {resources.memory_mb} MB of memory",
-        )
+        option, nodes, others = "disk_mb", with_memory, f"{others} and {resources.memory_mb} MB of memory"
     limit = max(getattr(node, option) for node in nodes)
     raise InvalidOption(
         f"{option} is {getattr(resources, option)}; the largest node with {others} has {limit}",
