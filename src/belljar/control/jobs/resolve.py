@@ -1,4 +1,4 @@
-"""From options to a job: every default filled in, every value within what this place allows."""
+"""Resolves options to a job: fills in every default, and checks every value against the limits of the settings."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from belljar.model.states import Status
 from belljar.packages.requirements import check_runtime
 from belljar.settings import Settings
 
-#: The agent's limits: strings of each kind (MAX_STRINGS), and bytes of all of them, less the length of a path.
+#: The limits of the agent: strings of each kind (MAX_STRINGS), and bytes of all strings, less those of a path.
 MAX_AGENT_STRINGS = 8192
 MAX_AGENT_BYTES = 1200 * 1024
-#: The arguments of the language's command, and the variables that belljar adds.
+#: The arguments of the command itself, and variables that belljar adds.
 _RESERVED_STRINGS = 64
 
 
@@ -63,18 +63,18 @@ class ResolvedScript:
 
 
 def check_arguments(options: JobOptions, image: Image) -> None:
-    """Raise InvalidOption when `args` and `env`, with those of the image, exceed the limits of a machine's agent."""
+    """Raise InvalidOption when `args` and `env`, with those of the image, exceed the agent's limits."""
     manifest = image.manifest
     strings = {"args": len(options.args), "env": len(manifest.env.keys() | options.env.keys())}
     for option, count in strings.items():
         limit = MAX_AGENT_STRINGS - _RESERVED_STRINGS
         if count > limit:
-            reason = f"{option} has {count} entries with those of the image; the maximum is {limit}"
+            reason = f"{option} has {count} entries with those of the image; at most {limit} are allowed"
             raise InvalidOption(reason, option=option, limit=limit)
     size = sum(len(arg.encode()) + 1 for arg in options.args)
     size += sum(len(name) + len(value.encode()) + 2 for name, value in (manifest.env | options.env).items())
     if size > MAX_AGENT_BYTES:
-        reason = f"args and env have {size} bytes with those of the image; the maximum is {MAX_AGENT_BYTES}"
+        reason = f"args and env have {size} bytes with those of the image; at most {MAX_AGENT_BYTES} are allowed"
         raise InvalidOption(reason, option="env", limit=MAX_AGENT_BYTES)
 
 
@@ -87,10 +87,9 @@ def resolve_job(
     settings: Settings,
     largest: Collection[NodeLimits] = (),
 ) -> Job:
-    """Return a new queued job, with every default filled in.
+    """Return a new queued job. Raises InvalidOption that names the option, its limit and the setting.
 
-    `largest` has the limits of each node; it is empty while no node is known. Raises InvalidOption with the option, its
-    limit and the limit's setting; InvalidDependencies when the project may not install packages.
+    `largest` has the limits of each node; it is empty while no node is known.
     """
     resources = Resources(
         vcpus=options.vcpus or settings.default_vcpus,
@@ -101,22 +100,22 @@ def resolve_job(
         network_mbit_per_second=_rate("network_mbit_per_second", options, settings),
     )
     timeout_seconds = options.timeout_seconds or min(settings.default_timeout_seconds, settings.max_timeout_seconds)
-    _check_limit("vcpus", resources.vcpus, settings.max_vcpus, "max_vcpus")
-    _check_limit("memory_mb", resources.memory_mb, settings.max_memory_mb, "max_memory_mb")
+    _check_max("vcpus", resources.vcpus, settings.max_vcpus, "max_vcpus")
+    _check_max("memory_mb", resources.memory_mb, settings.max_memory_mb, "max_memory_mb")
     if resources.memory_mb < script.min_memory_mb:
         raise InvalidOption(
-            f"memory_mb is {resources.memory_mb}; a machine for {script.language} in the image {image} needs "
-            f"{script.min_memory_mb} or more",
+            f"memory_mb is {resources.memory_mb}, below the minimum of {script.min_memory_mb} for {script.language} in "
+            f"the image {image}; set that or more",
             option="memory_mb",
             limit=script.min_memory_mb,
         )
-    _check_limit("disk_mb", resources.disk_mb or 0, settings.max_disk_mb, "max_disk_mb")
-    _check_limit("timeout_seconds", timeout_seconds, settings.max_timeout_seconds, "max_timeout_seconds")
+    _check_max("disk_mb", resources.disk_mb or 0, settings.max_disk_mb, "max_disk_mb")
+    _check_max("timeout_seconds", timeout_seconds, settings.max_timeout_seconds, "max_timeout_seconds")
     check_egress(options.egress, project, settings)
     dependencies = script.dependencies if settings.dependencies == "on" else None
     if dependencies is not None and dependencies.requirements:
         check_packages(dependencies.origin, project, settings)
-    _check_nodes(resources, largest)
+    _check_fits(resources, largest)
     return Job(
         id=new_id("job"),
         project=project,
@@ -143,46 +142,51 @@ def resolve_job(
 
 
 def _rate(name: str, options: JobOptions, settings: Settings) -> Any:
-    """Return the limit of a rate: the option, else the default, else the maximum; None without any.
+    """Return the limit of a rate: the option, else the default, else the maximum of the settings; None without any.
 
-    Raises InvalidOption when the option exceeds the maximum.
+    Raises InvalidOption for more than the maximum.
     """
-    option, maximum = getattr(options, name), getattr(settings, f"max_{name}")
-    value = option if option is not None else getattr(settings, f"default_{name}")
+    requested, maximum = getattr(options, name), getattr(settings, f"max_{name}")
+    value = requested if requested is not None else getattr(settings, f"default_{name}")
     if maximum is None:
         return value
-    if option is not None:
-        _check_limit(name, option, maximum, f"max_{name}")
+    if requested is not None:
+        _check_max(name, requested, maximum, f"max_{name}")
     return maximum if value is None else min(value, maximum)
 
 
-def _check_limit(option: str, value: float, limit: float, setting: str) -> None:
+def _check_max(option: str, value: float, limit: float, setting: str) -> None:
     if value > limit:
         raise InvalidOption(
             f"{option} is {value:g}; the maximum is {limit:g} (setting {setting})", option=option, limit=limit
         )
 
 
-def _check_nodes(resources: Resources, largest: Collection[NodeLimits]) -> None:
-    """Raise InvalidOption when there are nodes, and none has room for all of the resources."""
-    with_vcpus = [node for node in largest if resources.vcpus <= node.vcpus]
-    with_memory = [node for node in with_vcpus if resources.memory_mb <= node.memory_mb]
-    if not largest or any(node.disk_mb is None or (resources.disk_mb or 0) <= node.disk_mb for node in with_memory):
+def _check_fits(resources: Resources, largest: Collection[NodeLimits]) -> None:
+    """Raise InvalidOption unless the resources fit on one of the nodes."""
+    with_vcpus = [one for one in largest if resources.vcpus <= one.vcpus]
+    with_memory = [one for one in with_vcpus if resources.memory_mb <= one.memory_mb]
+    if not largest or any(one.disk_mb is None or (resources.disk_mb or 0) <= one.disk_mb for one in with_memory):
         return
     for option in ("vcpus", "memory_mb", "disk_mb"):
-        value, limits = getattr(resources, option) or 0, [getattr(node, option) for node in largest]
+        value, limits = getattr(resources, option) or 0, [getattr(one, option) for one in largest]
         if None not in limits and value > max(limits):
             raise InvalidOption(
-                f"{option} is {value}; the largest node has {max(limits)}",
+                f"{option} is {value}, more than any node can run: the largest has {max(limits)}",
                 option=option,
                 limit=max(limits),
             )
     option, nodes, others = "memory_mb", with_vcpus, f"{resources.vcpus} vcpus"
     if with_memory:
-        option, nodes, others = "disk_mb", with_memory, f"{others} and {resources.memory_mb} MB of memory"
-    limit = max(getattr(node, option) for node in nodes)
+        option, nodes, others = (
+            "disk_mb",
+            with_memory,
+            f"{resources.vcpus} vcpus and {resources.memory_mb} MB of memory",
+        )
+    limit = max(getattr(one, option) for one in nodes)
     raise InvalidOption(
-        f"{option} is {getattr(resources, option)}; the largest node with {others} has {limit}",
+        f"{option} is {getattr(resources, option)}, more than any node can run with {others}: the largest of those has "
+        f"{limit}",
         option=option,
         limit=limit,
     )
