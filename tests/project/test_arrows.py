@@ -121,6 +121,17 @@ def test_the_api_loads_nothing_that_starts_machines() -> None:
     assert "node" not in packages
 
 
+def test_a_run_without_a_server_loads_no_part_of_a_server() -> None:
+    """Its start is what a user waits for: a database, an object store or the networks take longer to load than it."""
+    code = "import sys; import belljar.app, belljar.cli.run_here, belljar.cli.terminal; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    loaded = set(run.stdout.split())
+    assert "belljar.node.worker.runner" in loaded
+    assert not loaded & {"sqlalchemy", "fastapi", "starlette", "uvicorn", "obstore", "pyroute2", "dns"}
+    control = {name for name in loaded if name.startswith("belljar.control.")}
+    assert control == {f"belljar.control.{name}" for name in ("jobs", "jobs.egress_limit", "jobs.resolve")}
+
+
 def test_no_module_is_named_for_nothing() -> None:
     names = {path.stem for path in PACKAGE.rglob("*.py")} | {path.name for path in PACKAGE.rglob("*") if path.is_dir()}
     assert not names & NO_HOME

@@ -168,12 +168,12 @@ def format_refusals(use: NetworkUse, job: Job) -> Iterator[str]:
     for refusal in use.refused:
         times = f" ({refusal.count} times)" if refusal.count > 1 else ""
         why = "no job may reach private or local addresses" if refusal.always_blocked else f"egress is {allowed}"
-        yield f"belljar: refused {_describe(refusal)}{times}: {why}"
+        yield f"refused {_describe(refusal)}{times}: {why}"
     more = use.refused_count - sum(refusal.count for refusal in use.refused)
     if more > 0:
-        yield f"belljar: refused {more} more connections or names"
+        yield f"refused {more} more connections or names"
     if use.limited_count:
-        yield f"belljar: dropped {use.limited_count} connections (connection or rate limit)"
+        yield f"dropped {use.limited_count} connections (connection or rate limit)"
 
 
 def _describe(refusal: Refusal) -> str:
