@@ -23,7 +23,7 @@ from belljar.control.api.memory import return_large_blocks
 from belljar.control.api.server import Server
 from belljar.control.api.services import Services, open_services
 from belljar.control.maintenance.schedule import Maintenance
-from belljar.data_dir import DataDir, data_folder_error, private_file, private_folder, serving
+from belljar.data_dir import DataDir, data_folder_error, private_folder, serving
 from belljar.local_server import is_loopback
 from belljar.model.errors import HostError, InvalidOption
 from belljar.node.machines.selector import HypervisorSelector
@@ -35,6 +35,7 @@ from belljar.node.worker.warm_ups import WarmUps
 from belljar.node.worker.work_folder import clear_work_folders
 from belljar.node.worker.worker import Worker
 from belljar.settings import Settings
+from belljar.system.atomic_write import atomic_write
 from belljar.system.background import supervise
 
 log = structlog.get_logger()
@@ -159,12 +160,8 @@ def _address_file(data_dir: Path, url: str) -> Iterator[None]:
     """Where commands on this machine find the server while it runs."""
     path = DataDir(data_dir).server_address
     private_folder(path.parent)
-    partial = path.with_suffix(".partial")
     try:
-        partial.unlink(missing_ok=True)
-        private_file(partial)
-        partial.write_text(json.dumps({"url": url, "pid": os.getpid()}))
-        partial.replace(path)
+        atomic_write(path, json.dumps({"url": url, "pid": os.getpid()}), mode=0o600)
     except OSError as error:
         raise data_folder_error(path, error) from error
     try:

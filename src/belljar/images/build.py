@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import json
-import os
 import platform
 import shutil
 import tempfile
@@ -42,10 +40,11 @@ from belljar.images.progress import Progress
 from belljar.images.recipe import Recipe, find_recipe
 from belljar.images.rootfs import FORMAT, build_root
 from belljar.images.rootfs_metadata import RootfsMetadata
-from belljar.model.errors import DataFolderError, DiskFull, HostError
+from belljar.model.errors import DataFolderError, DiskFull, HostError, is_disk_full
 from belljar.model.image import Image, Manifest, Part
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
+from belljar.system.atomic_write import atomic_write
 from belljar.system.file_locks import wait_for_lock
 
 _KERNEL_PACKAGE = "linux-image-cloud-{}"
@@ -126,7 +125,7 @@ async def make_image(
         with build_dir(settings.data_dir, progress) as work:
             return await Build(source, settings, architecture, work, progress, refresh, kernel).run()
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise DiskFull(f"the disk of {settings.data_dir} is full; free some space and build again") from None
         raise DataFolderError(f"cannot build in {settings.data_dir}: {error}") from None
 
@@ -227,11 +226,11 @@ class Build:
         self._images.make_room(part.size_bytes, self._settings)
         if kind == "root":
             assert self._facts is not None
-            _write(self._part_note("facts", inputs), self._facts.model_dump_json())
+            _write_note(self._part_note("facts", inputs), self._facts.model_dump_json())
         made.chmod(0o444)
         made.replace(self._images.parts / digest)
         self._images.remember_digest(self._images.parts / digest, digest)
-        _write(self._part_note(kind, inputs), part.model_dump_json())
+        _write_note(self._part_note(kind, inputs), part.model_dump_json())
         return part
 
     def _note(self, name: str) -> Path:
@@ -382,9 +381,6 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
+def _write_note(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
+    atomic_write(path, text)

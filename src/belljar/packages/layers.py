@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import secrets
 import shutil
 import sys
 import time
@@ -31,6 +30,7 @@ from belljar.model.errors import ImageBuildError, LayerBuildError
 from belljar.model.image import Value
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
+from belljar.system.atomic_write import atomic_path, atomic_write
 from belljar.system.file_locks import try_lock
 
 #: Not the images' own time: an interpreter that looked into a folder before the layer was laid over it must see that it
@@ -161,8 +161,8 @@ class Layers:
             packed.chmod(0o444)
             packed.replace(disk)
         self._wanted.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write(self.folder / f"{digest}.json", lock.model_dump_json())
-        _write(self._wanted / key, digest)
+        atomic_write(self.folder / f"{digest}.json", lock.model_dump_json())
+        atomic_write(self._wanted / key, digest)
         await asyncio.to_thread(self.trim)
         return Layer(digest=digest, lock=lock, disk=disk)
 
@@ -171,14 +171,9 @@ class Layers:
         self._laid.mkdir(parents=True, exist_ok=True, mode=0o700)
         disk = self._laid / f"{script_id[:32]}-{layer.digest[:32]}.erofs"
         if not disk.exists():
-            part = self._laid / f".{secrets.token_hex(8)}.part"
-            try:
-                with part.open("xb") as out:
-                    for source in (script_disk, layer.disk):
-                        _append(out.fileno(), source)
-                part.replace(disk)
-            finally:
-                part.unlink(missing_ok=True)
+            with atomic_path(disk) as part, part.open("xb") as out:
+                for source in (script_disk, layer.disk):
+                    _append(out.fileno(), source)
             self.trim()
         os.utime(disk)
         return disk
@@ -259,12 +254,6 @@ def _stats(paths: Iterable[Path]) -> Iterator[tuple[os.stat_result, Path]]:
     for path in paths:
         with contextlib.suppress(FileNotFoundError):  # another deleted it meanwhile
             yield path.stat(), path
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _append(out: int, source: Path) -> None:

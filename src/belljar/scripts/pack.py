@@ -7,10 +7,12 @@ host's page cache is quicker than one that the guest must decompress.
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
-from belljar.model.errors import DiskFull, HostError, MissingTool
-from belljar.scripts.uploads import disk_full_in
+from belljar.model.errors import HostError, MissingTool, host_error
+from belljar.system.atomic_write import atomic_path
+from belljar.system.host_errors import disk_full_errors
 
 #: Whole pages: virtio-blk wants whole sectors of 512 bytes, erofs counts in blocks of 4096.
 BLOCK_BYTES = 4096
@@ -33,14 +35,9 @@ async def pack_tree(tree: Path, out: Path) -> None:
     Both paths are absolute. Modes are kept, every file belongs to uid and gid 1000. See mkfs.erofs(1). Raises
     MissingTool, DiskFull, HostError.
     """
-    part = out.with_name(f".{out.name}.part")
-    try:
+    with disk_full_errors("pack the script"), atomic_path(out) as part:
         await _make_filesystem(tree, part)
-        with disk_full_in(out.parent):
-            _pad(part)
-            part.rename(out)
-    finally:
-        part.unlink(missing_ok=True)
+        _pad(part)
 
 
 async def _make_filesystem(tree: Path, out: Path) -> None:
@@ -66,12 +63,12 @@ async def _make_filesystem(tree: Path, out: Path) -> None:
             process.kill()
             await process.wait()
     if process.returncode != 0:
-        raise _failed(said.decode("utf-8", "replace"), out)
+        raise _failed(said.decode("utf-8", "replace"))
 
 
-def _failed(said: str, out: Path) -> HostError:
+def _failed(said: str) -> HostError:
     if "No space left" in said or "Disk quota exceeded" in said:
-        return DiskFull(f"no room left in {out.parent} to pack the script: free some space or move the data folder")
+        return host_error(OSError(errno.ENOSPC, ""), "pack the script")
     reason = next((line for line in said.splitlines() if "<E>" in line), "it gave no reason")
     return HostError(f"mkfs.erofs failed ({reason.strip()[:200]}); belljar needs erofs-utils 1.5 or newer")
 

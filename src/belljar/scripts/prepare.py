@@ -25,7 +25,8 @@ from belljar.scripts.limits import ExtractionBudget, UploadLimits
 from belljar.scripts.pack import pack_tree
 from belljar.scripts.selection import Selection
 from belljar.scripts.tree import CHUNK_BYTES, Tree
-from belljar.scripts.uploads import disk_full_in, in_thread, too_large
+from belljar.scripts.uploads import in_thread, too_large
+from belljar.system.host_errors import disk_full_errors
 
 _MAX_NAME = 255
 
@@ -149,12 +150,12 @@ async def unpack_files(
 async def _stoppable(steps: Callable[[], Unpacked], allowance: ExtractionBudget, work: Path) -> Unpacked:
     def run() -> Unpacked:
         try:
-            with disk_full_in(work):
+            with disk_full_errors("unpack the script"):
                 return steps()
         except PermissionError as error:
             raise InvalidScript(f"cannot read {error.filename}; let the user who runs belljar read it") from error
 
-    return await in_thread(run, allowance.stop.set)
+    return await in_thread(run, stop=allowance.stop.set)
 
 
 # --- the steps; all of it blocks and runs in a thread ---------------------------------------------------------------

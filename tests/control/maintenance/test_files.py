@@ -16,7 +16,7 @@ from belljar.control.store.keys import SqlKeys
 from belljar.control.store.nodes import Node, SqlNodes
 from belljar.model.ids import new_id
 from belljar.model.states import Status
-from belljar.system.temp_folders import owned_folder
+from belljar.system.temp_folders import temp_folder
 from support.data_folder import Folder
 from support.job_queue import queued
 
@@ -95,7 +95,7 @@ async def test_leftovers_go_when_their_process_is_gone(folder: Folder) -> None:
     made(run / "embedded/killed/file", 0)
     artifact, young = made(run / "artifacts/x.artifact", 3), made(run / "artifacts/y.artifact", 0)
     (run / "uploads/killed").mkdir(parents=True)
-    with owned_folder(run / "embedded") as mine:
+    with temp_folder(run / "embedded") as mine:
         made(run / "embedded/killed/file", 0)
         made(mine / "file", 400)
         age(mine, 400)

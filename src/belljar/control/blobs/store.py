@@ -7,7 +7,6 @@ nothing that a reader could see.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
@@ -23,6 +22,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from belljar.data_dir import private_folder
 from belljar.model.errors import BelljarError, DiskFull, HostError, NotFound
 from belljar.settings import Settings
+from belljar.system.atomic_write import sync_file
 from belljar.system.removal import Extent, remove_empty, remove_folders
 
 #: One part of a name. Narrow on purpose: every store takes it as it is, and `#`, by which the local store marks what is
@@ -70,7 +70,7 @@ class Blobs:
         with self._errors(name, writing=True):
             await obstore.put_async(self._store, name, path)
             if durable and self._folder is not None:
-                await asyncio.to_thread(_sync, self._folder / name)
+                await asyncio.to_thread(sync_file, self._folder / name)
 
     async def put_bytes(self, name: str, data: bytes) -> None:
         """Keep these bytes under this name, replacing what was there. Raises DiskFull."""
@@ -258,12 +258,3 @@ def _check(name: str) -> None:
 
 def _missing(name: str) -> NotFound:
     return NotFound(f"there is no blob {name}; it may have been deleted")
-
-
-def _sync(path: Path) -> None:
-    for part in (path, path.parent):
-        descriptor = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

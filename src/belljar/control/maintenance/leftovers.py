@@ -13,7 +13,7 @@ from belljar.control.store.maintenance import ServiceRun
 from belljar.model.ids import is_job_id
 from belljar.scripts.uploads import clear_stale_uploads
 from belljar.system.removal import Extent
-from belljar.system.temp_folders import clear_owned
+from belljar.system.temp_folders import remove_abandoned
 
 #: A log this old is not about to be put away by the worker whose job has just ended.
 _LOG_SECONDS = 3600.0
@@ -37,7 +37,7 @@ class LeftoverCleaner:
         files = older_than((path for path in paths.artifacts.glob("*") if path.is_file()), seconds)
         if context.dry_run:
             return Extent(len(files), sum(path.lstat().st_size for path in files))
-        found = Extent(clear_stale_uploads(context.settings.data_dir) + clear_owned(paths.local_runs))
+        found = Extent(clear_stale_uploads(context.settings.data_dir) + remove_abandoned(paths.local_runs))
         for path in files:
             found += Extent(1, path.lstat().st_size)
             path.unlink(missing_ok=True)

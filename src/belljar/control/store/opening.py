@@ -25,6 +25,7 @@ from belljar.control.store.schema import HEAD, metadata
 from belljar.data_dir import alone, data_folder_error, private_data_dir, private_file, private_folder
 from belljar.model.errors import DataFolderError, DiskFull, HostError
 from belljar.settings import Settings
+from belljar.system.atomic_write import atomic_path
 
 log = structlog.get_logger()
 
@@ -203,17 +204,14 @@ def _back_up(path: Path, version: str) -> Path:
     partial, backup = path.with_name(f"{name}.partial"), path.with_name(name)
     try:
         partial.unlink(missing_ok=True)
-        private_file(partial)
-        with _connected(path) as source, _connected(partial) as copy:
-            source.backup(copy)
-        _sync(partial)
-        partial.replace(backup)
-        _sync(path.parent)
+        with atomic_path(backup, temporary=partial, durable=True):
+            private_file(partial)
+            with _connected(path) as source, _connected(partial) as copy:
+                source.backup(copy)
         for old in sorted(path.parent.glob(f"{path.name}.backup-*[!l]"), key=_modified)[:-_BACKUPS]:
             old.unlink(missing_ok=True)
         return backup
     except (OSError, sqlite3.Error) as error:
-        partial.unlink(missing_ok=True)
         if is_full(path.parent) or "full" in str(error):
             raise DiskFull(
                 f"no room left in {path.parent} for a copy of the database before it is brought up to date: free some "
@@ -230,11 +228,3 @@ def _modified(path: Path) -> float:
 def _connected(path: Path) -> Iterator[sqlite3.Connection]:
     with contextlib.closing(sqlite3.connect(path, timeout=5)) as connection:
         yield connection
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

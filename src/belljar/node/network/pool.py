@@ -19,7 +19,6 @@ from typing import TypeVar
 import structlog
 
 from belljar.model.errors import DiskFull, HostError, MissingTool, NetworkError, NoNetwork
-from belljar.node.machines.host.faults import host_errors
 from belljar.node.machines.host.owner import owner_name
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.threads import in_thread
@@ -36,6 +35,7 @@ from belljar.node.network.rootless import RootlessBackend, why_no_stand_in
 from belljar.node.network.traffic import Traffic
 from belljar.settings import Settings
 from belljar.system.background import note_failure, supervise
+from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
 

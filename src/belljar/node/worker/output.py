@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,11 +12,12 @@ import structlog
 from belljar.control.blobs.store import Blobs
 from belljar.control.jobs.blob_names import artifact_blob
 from belljar.control.logs.log import LogStream, LogWriter
-from belljar.model.errors import DiskFull, HostError, host_error
+from belljar.model.errors import DiskFull, HostError
 from belljar.model.job import Artifact, Job, LogInfo
 from belljar.node.guest.wire import Stream
 from belljar.node.worker.retry import RetryTimes
 from belljar.system.counters import count
+from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
 
@@ -74,18 +74,18 @@ class BlobArtifacts:
 
     async def begin(self, path: str, size: int) -> None:
         self._current = Artifact(path=path, size_bytes=size)
-        with _writing(path):
+        with host_errors(_keeping(path)):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._file = self._path.open("wb")
 
     async def write(self, data: bytes) -> None:
         assert self._file is not None and self._current is not None
-        with _writing(self._current.path):
+        with host_errors(_keeping(self._current.path)):
             self._file.write(data)
 
     async def end(self) -> None:
         assert self._file is not None and self._current is not None
-        with _writing(self._current.path):
+        with host_errors(_keeping(self._current.path)):
             self._file.close()
         await self._put(artifact_blob(self._job_id, len(self.kept)))
         self.kept.append(self._current)
@@ -112,9 +112,5 @@ class BlobArtifacts:
             self._path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _writing(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise host_error(error, f"keep the artifact {path[:80]!r}") from error
+def _keeping(path: str) -> str:
+    return f"keep the artifact {path[:80]!r}"

@@ -39,6 +39,7 @@ from belljar.packages.layers import Layer, Layers, Lock, read_report
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
 from belljar.system.executables import find_executable
+from belljar.system.host_errors import host_errors
 
 _MB = 1024 * 1024
 _MAX_LOG_BYTES = 256 * 1024
@@ -119,10 +120,9 @@ async def pack_builder(needs: Dependencies, disk: Path, settings: Settings) -> N
             shutil.copyfile(certificates, tree / "certificates.pem")
 
     try:
-        await asyncio.to_thread(lay)
-        await pack_tree(tree, disk)
-    except OSError as error:
-        raise DiskFull(f"no room left to prepare what the script needs: {error.strerror}") from error
+        with host_errors("prepare the packages that the script requires"):
+            await asyncio.to_thread(lay)
+            await pack_tree(tree, disk)
     finally:
         await asyncio.to_thread(shutil.rmtree, tree, ignore_errors=True)
 
@@ -239,10 +239,8 @@ async def build_layer(build: Build, settings: Settings) -> Layer | None:
         for sentence in build.refusals(end.traffic):
             build.onlooker.build_notice(sentence)
 
-    try:
+    with host_errors("store the packages that the script requires"):
         await run_attempt(plan, take, log, build.cancel, ended, build.network.traffic)
-    except OSError as error:
-        raise DiskFull(f"no room left for what the script needs: {error.strerror}; free some space") from error
     (end,) = ends
     if end.stop is Stop.CANCELLED:
         return None

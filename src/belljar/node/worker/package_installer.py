@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from belljar.model.errors import DiskFull, LayerBuildError, NoNetwork
+from belljar.model.errors import LayerBuildError, NoNetwork
 from belljar.model.image import Image
 from belljar.model.job import Job
 from belljar.model.script import Dependencies
@@ -27,6 +27,7 @@ from belljar.node.worker.job_network import network_use, told
 from belljar.node.worker.package_builder import Build, BuildObserver, build_layer, builder_resources
 from belljar.packages.layers import Layer, Layers
 from belljar.settings import Settings
+from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
 
@@ -110,10 +111,8 @@ class Installer:
         if layer is None:
             return None
         script_disk, installed = wanted.script_disk, layer.lock.installed
-        try:
+        with host_errors("make a disk with the script's packages"):
             disk = await asyncio.to_thread(self._layers.lay, wanted.job.script_id, script_disk, layer)
-        except OSError as error:
-            raise DiskFull(f"no room left for a disk with the script's packages: {error.strerror}") from error
         laid = ScriptDiskLayout(
             script_bytes=script_disk.stat().st_size, layer_bytes=layer.disk.stat().st_size, path=installed.path
         )

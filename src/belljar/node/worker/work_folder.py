@@ -8,7 +8,7 @@ from pathlib import Path
 
 from belljar.data_dir import DataDir, private_folder
 from belljar.model.errors import DataFolderError
-from belljar.system.temp_folders import clear_owned, owned_folder
+from belljar.system.temp_folders import remove_abandoned, temp_folder
 
 
 @contextlib.contextmanager
@@ -18,7 +18,7 @@ def work_folder(data_dir: Path) -> Iterator[Path]:
     private_folder(root)
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(owned_folder(root))
+            folder = stack.enter_context(temp_folder(root))
         except OSError as error:
             raise DataFolderError(f"cannot write {root}: {error.strerror}; set --data-dir to another folder") from error
         yield folder
@@ -26,4 +26,4 @@ def work_folder(data_dir: Path) -> Iterator[Path]:
 
 def clear_work_folders(data_dir: Path) -> None:
     """Remove the folders of runs that are no more."""
-    clear_owned(DataDir(data_dir).local_runs)
+    remove_abandoned(DataDir(data_dir).local_runs)

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import structlog
 
-from belljar.model.errors import DiskFull, HostError
+from belljar.model.errors import HostError
 from belljar.node.machines.host.owner import is_dead
 from belljar.node.machines.host.threads import in_thread
 from belljar.settings import Settings
+from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
 
@@ -85,14 +86,18 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """A file of the machine's own, which its process may read. Raises HostError, DiskFull."""
-        with self.created(name) as descriptor, _told(self.path), os.fdopen(descriptor, "wb", closefd=False) as file:
+        with (
+            self.created(name) as descriptor,
+            host_errors("write a machine's files"),
+            os.fdopen(descriptor, "wb", closefd=False) as file,
+        ):
             file.write(data)
         self.give(name, 0o400)
 
     @contextlib.contextmanager
     def created(self, name: str, size: int = 0) -> Iterator[int]:
         """A new file of the machine's own and a descriptor of it; `size` zeros. Raises HostError, DiskFull."""
-        with _told(self.path):
+        with host_errors("write a machine's files"):
             descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.descriptor)
             try:
                 os.ftruncate(descriptor, size)
@@ -125,21 +130,11 @@ class Folder:
 
     def pipe(self, name: str) -> int:
         """A named pipe that the process writes to; returns our descriptor of it, for the caller to close."""
-        with _told(self.path):
+        with host_errors("write a machine's files"):
             os.mkfifo(name, 0o600, dir_fd=self.descriptor)
             self.give(name, 0o600)
             # For writing too: it then never comes to an end, and the process never finds it without a reader.
             return os.open(name, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"no room left in {path}; free some space or move the data folder") from error
-        raise HostError(f"cannot write a machine's files in {path}: {error.strerror}") from error
 
 
 def jails(settings: Settings) -> Path:
@@ -152,13 +147,13 @@ async def machine_folder(base: Path, name: str, machine_id: str, uid: int | None
     """A folder for one machine, gone with all that is in it at the end. Raises HostError, DiskFull."""
     place = base / name / machine_id
     path = place / "root"
-    with _told(base):
+    with host_errors("write a machine's files"):
         for each in (base, base / name):
             each.mkdir(parents=True, exist_ok=True, mode=0o755)
         place.mkdir(mode=0o755)
     descriptor = -1
     try:
-        with _told(base):
+        with host_errors("write a machine's files"):
             path.mkdir(mode=0o700)
             descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         yield Folder(path=path, descriptor=descriptor, uid=uid)

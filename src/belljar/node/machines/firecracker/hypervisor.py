@@ -24,7 +24,6 @@ from belljar.node.machines.firecracker.program import Programs, find_programs
 from belljar.node.machines.firecracker.sparse import copy_sparse
 from belljar.node.machines.firecracker.start import Start, bounds
 from belljar.node.machines.host.cgroup import find_hierarchies, machine_group
-from belljar.node.machines.host.faults import host_errors
 from belljar.node.machines.host.jail import machine_uid
 from belljar.node.machines.host.owner import owner_name
 from belljar.node.machines.host.shielded_stack import shielded_exit_stack, uninterrupted
@@ -33,6 +32,7 @@ from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.protocol import Clone, Machine, MachineSpec, Template
 from belljar.node.machines.steps import Steps
 from belljar.settings import Settings
+from belljar.system.host_errors import host_errors
 
 #: A clone's agent listens already; this is for a host under load.
 _CONNECT_SECONDS = 10.0

@@ -9,8 +9,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from belljar.model.errors import DiskFull, HostError
+from belljar.model.errors import HostError
 from belljar.system.executables import find_executable
+from belljar.system.host_errors import host_errors
 
 _CHUNK = 8 << 20
 _DIG_SECONDS = 60
@@ -19,7 +20,7 @@ _ZEROS = bytes(1 << 20)
 
 def copy_sparse(source: Path, target: Path) -> None:
     """Copy what is written of a file; on file systems that can, the two share it. Raises HostError, DiskFull."""
-    with _told(target), source.open("rb") as read, target.open("xb") as written:
+    with host_errors("copy a machine's disk"), source.open("rb") as read, target.open("xb") as written:
         target.chmod(0o600)
         size = os.fstat(read.fileno()).st_size
         os.ftruncate(written.fileno(), size)
@@ -29,7 +30,7 @@ def copy_sparse(source: Path, target: Path) -> None:
 
 def move_sparse(source: Path, target: Path) -> None:
     """Move a file and turn its pages of zeros into holes. Raises HostError, DiskFull."""
-    with _told(target):
+    with host_errors("copy a machine's disk"):
         try:
             source.rename(target)
         except OSError as error:
@@ -48,7 +49,7 @@ def overwrite(disk: int, source: Path, *, most: int, before: int) -> int:
 
     Raises HostError when it is over `most` bytes, DiskFull.
     """
-    with _told(source), source.open("rb") as read:
+    with host_errors("copy a machine's disk"), source.open("rb") as read:
         size = os.fstat(read.fileno()).st_size
         if size > most:
             raise HostError(f"the script's file system has {size} bytes, the most is {most}; make the script smaller")
@@ -85,13 +86,3 @@ def _copy(source: int, target: int, start: int, end: int) -> None:
         if count == 0:
             raise HostError("a file became shorter while it was copied; is something else writing to it?")
         at += count
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"no room left for {path}; free some space or move the data folder") from error
-        raise HostError(f"cannot copy {error.filename or path}: {error.strerror}") from error

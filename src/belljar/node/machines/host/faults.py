@@ -1,14 +1,10 @@
-"""What the host refuses while a machine starts, as errors that say what an operator can do about it."""
+"""What a host may lack when a machine starts."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import os
-from collections.abc import Iterator
-
-from belljar.model.errors import TOO_MANY_PROCESSES, HostError, host_error
 
 #: What says that the host has too little of something, and nothing about what was asked for.
 HOST_ERRNOS = frozenset(
@@ -33,16 +29,3 @@ def check_descriptors(count: int = _START_DESCRIPTORS) -> None:
     finally:
         for descriptor in taken:
             os.close(descriptor)
-
-
-@contextlib.contextmanager
-def host_errors(doing: str) -> Iterator[None]:
-    """Raise OSErrors of the block as HostError or DiskFull; `doing` completes "cannot …"."""
-    try:
-        yield
-    except OSError as error:
-        raise host_error(error, doing) from error
-    except RuntimeError as error:
-        if "can't start new thread" not in str(error):
-            raise
-        raise HostError(f"cannot {doing}: {TOO_MANY_PROCESSES}") from error

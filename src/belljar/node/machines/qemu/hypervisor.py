@@ -15,7 +15,7 @@ from pathlib import Path
 
 from belljar.model.errors import HostError, host_error
 from belljar.node.machines.host.cgroup import find_hierarchies
-from belljar.node.machines.host.faults import HOST_ERRNOS, host_errors
+from belljar.node.machines.host.faults import HOST_ERRNOS
 from belljar.node.machines.host.jail import Program, program
 from belljar.node.machines.host.owner import owner_name
 from belljar.node.machines.host.readonly import ReadOnlyFiles
@@ -30,6 +30,7 @@ from belljar.node.machines.qemu.machine import QemuClone, QemuMachine, QemuTempl
 from belljar.node.machines.qemu.memory import copy_sparse, new_memory, reopened
 from belljar.node.machines.qemu.scratch import scratch_disk
 from belljar.settings import Settings
+from belljar.system.host_errors import host_errors
 
 #: What QEMU loads by name besides its libraries: accelerators that are modules, firmware.
 _FOLDERS = (
@@ -170,7 +171,7 @@ class QemuHypervisor:
 
     def _empty_disk(self, size_bytes: int, stack: AsyncExitStack) -> int:
         """A sparse file without a name, gone with its last descriptor. Raises DiskFull, HostError."""
-        with host_errors(f"make a machine's disk in {self._disks}"):
+        with host_errors("make a machine's disk"):
             self._disks.mkdir(parents=True, exist_ok=True, mode=0o700)
             file = tempfile.TemporaryFile(dir=self._disks)  # noqa: SIM115 (held)
             stack.callback(file.close)

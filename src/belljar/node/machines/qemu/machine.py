@@ -11,7 +11,6 @@ from pathlib import Path
 from belljar.model.errors import HostError
 from belljar.node.machines.ends import is_the_hosts, killed, panicked, reason_of
 from belljar.node.machines.host.cgroup import Group
-from belljar.node.machines.host.faults import host_errors
 from belljar.node.machines.host.jail import end, explain
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.threads import in_thread
@@ -21,6 +20,7 @@ from belljar.node.machines.qemu.frozen import MEMORY, SCRATCH, STATE
 from belljar.node.machines.qemu.memory import save, seal
 from belljar.node.machines.qemu.monitor import Monitor
 from belljar.node.machines.stderr_tail import read_last
+from belljar.system.host_errors import host_errors
 
 _STDERR_BYTES = 8192
 #: Copying less than this takes no longer than handing it to a thread.

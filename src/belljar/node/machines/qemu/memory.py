@@ -14,8 +14,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from belljar.model.errors import DiskFull, HostError
-from belljar.node.machines.host.faults import host_errors
+from belljar.model.errors import HostError
+from belljar.system.host_errors import disk_full_errors, host_errors
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _CHUNK = 1 << 20
@@ -52,16 +52,11 @@ def reopened(descriptor: int, stack: contextlib.AsyncExitStack) -> int:
 
 def save(descriptor: int, path: Path) -> None:
     """Write what is in it to a new file, with holes where there are only zeros. Raises DiskFull."""
-    try:
-        with path.open("xb") as file:
-            file.truncate(os.fstat(descriptor).st_size)
-            for at, data in _pages(descriptor):
-                os.pwrite(file.fileno(), data, at)
-            os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull("no room left for a snapshot; free some space or lower snapshot_disk_mb") from None
-        raise
+    with disk_full_errors("save a snapshot"), path.open("xb") as file:
+        file.truncate(os.fstat(descriptor).st_size)
+        for at, data in _pages(descriptor):
+            os.pwrite(file.fileno(), data, at)
+        os.fsync(file.fileno())
 
 
 def load(path: Path) -> int:
