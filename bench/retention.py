@@ -20,14 +20,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from belljar.control.blobs.store import open_blobs
-from belljar.model.ids import new_id
-from belljar.model.job import Job
 from belljar.control.maintenance.jobs import JobCleaner
 from belljar.control.maintenance.schedule import Maintenance
-from belljar.settings import Settings
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.opening import open_database
+from belljar.control.store.retention import SqlRetention
+from belljar.model.ids import new_id
+from belljar.model.job import Job
+from belljar.settings import Settings
 from support.job_queue import queued
 
 _ALONE_SECONDS = 5.0
@@ -95,9 +96,8 @@ async def main(number: int, per_second: float) -> None:
         end = time.monotonic() + _ALONE_SECONDS
         show("alone", await work(jobs, claims, 1 / per_second, lambda: time.monotonic() > end))
 
-        maintenance = Maintenance(settings, database, open_blobs(settings))
-        cleaner = JobCleaner()
-        maintenance.services = (cleaner,)
+        cleaner = JobCleaner(settings, SqlRetention(database), open_blobs(settings))
+        maintenance = Maintenance(settings, database, [cleaner])
         started = time.monotonic()
         sweeping = asyncio.create_task(_sweep(maintenance))
         times = await work(jobs, claims, 1 / per_second, sweeping.done)

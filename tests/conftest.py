@@ -7,7 +7,6 @@ import fcntl
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -17,29 +16,53 @@ from typing import Any
 import pytest
 import structlog
 
+from support import order
+from support.built_images import IMAGES, BuiltImages, kept_folder
 from support.mounts import mounted, small_tmpfs
 from support.private_host import PrivateHost
 
 #: Modules with tests that make networks, or watch the host's: they have a network of their own for a host's.
 _network_modules: set[Path] = set()
+_IMAGES = pytest.StashKey[BuiltImages]()
 _VM_TOOLS = ("qemu-system-x86_64", "bwrap", "mmdebstrap", "mkfs.erofs", "setpriv")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("root") and os.geteuid() != 0:
         pytest.skip("needs to run as root")
-    if item.get_closest_marker("vm"):
+    if item.get_closest_marker("vm") or item.get_closest_marker("image"):
         missing = [tool for tool in _VM_TOOLS if shutil.which(tool) is None]
         if missing:
             pytest.skip(f"{', '.join(missing)} not found; script/bootstrap installs it")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses among the items
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what is slow: the workers of a parallel run (pytest-xdist) take one file after the other."""
+    """Mark what needs images, and put the tests into the order in which they finish soonest."""
     for item in items:
-        if {"world", "unchanged_host"} & {fixture.argname for fixture in _fixtures(item)}:
+        fixtures = {fixture.argname for fixture in _fixtures(item)}
+        if {"world", "unchanged_host"} & fixtures:
             _network_modules.add(item.path)
-    items.sort(key=lambda item: (item.path.name != "test_languages.py", item.get_closest_marker("vm") is None))
+        if "images_of_the_run" in fixtures:
+            item.add_marker("image")
+    order.sort(items)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build images beside the first tests, which need none."""
+    if any(item.get_closest_marker("image") for item in session.items) and not session.config.option.collectonly:
+        _images(session.config).build_in_background()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (images := session.config.stash.get(_IMAGES, None)) is not None:
+        images.close()
+
+
+def _images(config: pytest.Config) -> BuiltImages:
+    if _IMAGES not in config.stash:
+        config.stash[_IMAGES] = BuiltImages(kept_folder(), os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}"))
+    return config.stash[_IMAGES]
 
 
 def _fixtures(item: pytest.Item) -> list[Any]:
@@ -78,24 +101,27 @@ def _default_logging() -> None:
 
 
 @pytest.fixture(scope="session")
-def built_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with the images python and shell, built as a person would build them.
-
-    BELLJAR_TEST_IMAGES names a folder that outlives the run, in which only what has changed is built again.
-    """
-    kept = os.environ.get("BELLJAR_TEST_IMAGES")
-    data_dir = Path(kept) if kept else _folder_of_the_run(tmp_path_factory) / "images"
-    data_dir.mkdir(exist_ok=True)
-    data_dir.chmod(0o755)
-    _build(data_dir, "python", "shell")
-    return data_dir
+def images_of_the_run(request: pytest.FixtureRequest) -> BuiltImages:
+    """The images of this run; whose tests use them are marked `image`."""
+    return _images(request.config)
 
 
 @pytest.fixture(scope="session")
-def language_images(built_images: Path) -> Path:
-    """The same data folder with the images of all languages; they share its cache of packages."""
-    _build(built_images, "scripting", "native", "go", "java")
-    return built_images
+def built_images(images_of_the_run: BuiltImages) -> Path:
+    """A data folder with the images python and shell, built as a person would build them."""
+    return images_of_the_run.need("python", "shell")
+
+
+@pytest.fixture(scope="session")
+def scripting_image(images_of_the_run: BuiltImages) -> Path:
+    """A data folder with the image scripting."""
+    return images_of_the_run.need("scripting")
+
+
+@pytest.fixture(scope="session")
+def language_images(images_of_the_run: BuiltImages) -> Path:
+    """A data folder with the images of all languages."""
+    return images_of_the_run.need(*IMAGES)
 
 
 @pytest.fixture
@@ -110,15 +136,6 @@ def _folder_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder that all workers of a parallel run share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-
-def _build(data_dir: Path, *names: str) -> None:
-    """Build images, one worker of a parallel run at a time: the second finds them built."""
-    with (data_dir / "tests.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for name in names:
-            command = [sys.executable, "-m", "belljar", "image", "build", name, "--data-dir", str(data_dir)]
-            subprocess.run(command, check=True, timeout=900, env={**os.environ, "BELLJAR_SNAPSHOTS": "off"})
 
 
 @pytest.fixture

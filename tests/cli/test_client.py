@@ -71,10 +71,11 @@ def test_what_the_server_refuses_is_one_line(server: Server, data_dir: Path, tmp
 
 
 def test_the_key_of_this_machine_is_shown_to_no_other(server: Server, data_dir: Path) -> None:
+    from belljar.cli.flags import ServerFlags
     from belljar.cli.server import connect
 
     for server, shown in (("http://127.0.0.1:1", True), ("localhost:1", True), ("http://belljar.example", False)):
-        with connect(server, None, data_dir) as client:
+        with connect(ServerFlags(server=server, data_dir=data_dir)) as client:
             assert ("authorization" in client._http.headers) == shown
 
 

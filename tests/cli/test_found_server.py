@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from belljar.cli.flags import ServerFlags
 from belljar.cli.server import connect
 from belljar.data_dir import is_served
 from belljar.local_server import read_address
@@ -48,7 +49,7 @@ def test_the_key_of_this_machine_goes_through_no_proxy(data_dir: Path, monkeypat
     with foreign_server() as proxy, serving(data_dir, "--no-worker") as server:
         for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)
-        with connect(None, None, data_dir) as client:
+        with connect(ServerFlags(data_dir=data_dir)) as client:
             assert client.jobs() == {"jobs": [], "next_cursor": None}
             assert client.url == server.url
         assert proxy.asked == []
@@ -58,7 +59,7 @@ def test_a_file_that_names_another_server_gets_no_key_of_this_machine(data_dir: 
     data_dir.mkdir()
     (data_dir / "admin.key").write_text("bj_secret\n")
     (data_dir / "belljar.toml").write_text('server = "http://belljar.example"\n')
-    with connect(None, None, data_dir) as client:
+    with connect(ServerFlags(data_dir=data_dir)) as client:
         assert "authorization" not in client._http.headers
 
 
@@ -84,4 +85,6 @@ def test_looking_for_a_server_keeps_none_from_starting(data_dir: Path) -> None:
 
 def test_a_key_that_cannot_be_one_is_one_line(data_dir: Path) -> None:
     for key in ("schlüssel", "a\nb"):
-        assert "the key holds characters" in complaint(belljar("jobs", "ls", "--api-key", key, data_dir=data_dir), 1)
+        assert "the key contains invalid characters" in complaint(
+            belljar("jobs", "ls", "--api-key", key, data_dir=data_dir), 1
+        )

@@ -6,8 +6,8 @@ import asyncio
 import json
 from pathlib import Path
 
-from belljar.control.maintenance.sizes import measure_sizes
 from belljar.data_dir import DataDir
+from belljar.doctor.sizes import measure_sizes
 from belljar.model.states import Status
 from belljar.settings import Settings
 from support.command import belljar
@@ -28,7 +28,7 @@ async def count(path: Path) -> int:
 
 async def hold(path: Path) -> bytes:
     """What the command says while another process does maintenance."""
-    async with opened(path) as folder, folder.maintenance().alone(0):
+    async with opened(path) as folder, folder.maintenance().exclusive(0):
         running = asyncio.create_task(asyncio.to_thread(belljar, "gc", data_dir=path))
         done, _ = await asyncio.wait([running], timeout=2)
         assert not done

@@ -215,7 +215,7 @@ def test_artifacts_that_did_not_arrive_are_named_with_an_exit_code_of_our_own(ru
     (out / "top.txt").symlink_to(victim)
     result = runs.run(ARTIFACTS, "--artifacts", "out", "--json")
     lines = sorted(result.stderr.decode().splitlines())
-    assert [line.partition(" was not kept")[0] for line in lines] == [
+    assert [line.partition(" was not saved")[0] for line in lines] == [
         "belljar: the artifact latest/model.txt",
         "belljar: the artifact top.txt",
         r"belljar: the artifact weird\x07name",
@@ -248,5 +248,5 @@ def test_a_full_disk_names_the_artifacts_that_did_not_fit(runs: Runs, small_disk
     script = "open('small', 'w').write('s')\nopen('large', 'w').write('l' * 1_000_000)"
     result = runs.run(script, "--artifacts", str(small_disk / "out"))
     assert result.returncode == 125
-    assert result.stderr.decode() == "belljar: the artifact large was not kept: no room left on the disk\n"
+    assert result.stderr.decode() == "belljar: the artifact large was not saved: no room left on the disk\n"
     assert [path.name for path in (small_disk / "out").iterdir()] == ["small"]

@@ -144,7 +144,7 @@ def test_a_servers_artifacts_stay_in_their_folder(foreign: Foreign, script: Path
     result = belljar("run", "--server", foreign.url, str(script), "--artifacts", "a/b/out", "--json", cwd=tmp_path)
     named = {each["path"] for each in json.loads(result.stdout)["artifacts_not_kept"]}
     assert result.returncode == 125 and named == refused.keys() - {"late/file"}
-    assert b"Traceback" not in result.stderr and b"more artifacts were not kept" in result.stderr
+    assert b"Traceback" not in result.stderr and b"more artifacts were not saved" in result.stderr
     assert (out / "fine/file").read_bytes() == b"fine" and (out / "hard").read_bytes() == b"replaced"
     assert (out / "late/file").read_bytes() == b"x"
     assert [path.name for path in outside.iterdir()] == ["victim"]
@@ -163,8 +163,8 @@ def test_the_limits_here_hold_for_a_servers_artifacts(foreign: Foreign, script: 
     words = ["run", "--server", foreign.url, str(script), "--artifacts", "out"]
     result = belljar(*words, cwd=tmp_path, **limits)
     assert result.returncode == 125 and sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b"]
-    assert b"the artifact large was not kept: max_artifacts_mb is 1" in result.stderr
-    assert b"the artifact c was not kept: max_artifact_count is 3" in result.stderr
+    assert b"the artifact large was not saved: max_artifacts_mb is 1" in result.stderr
+    assert b"the artifact c was not saved: max_artifact_count is 3" in result.stderr
 
 
 def test_answers_that_are_none_are_one_line(foreign: Foreign, script: Path) -> None:
@@ -175,7 +175,7 @@ def test_answers_that_are_none_are_one_line(foreign: Foreign, script: Path) -> N
         before = ["prlimit", f"--as={2 << 30}"]
         result = belljar("run", "--server", foreign.url, str(script), "--artifacts", "/tmp", before=before)
         text = complaint(result, 125)
-        assert "belljar server" in text or "cannot be read" in text
+        assert "belljar server" in text or "is malformed" in text
 
 
 # --- uploads ----------------------------------------------------------------------------------------------------------

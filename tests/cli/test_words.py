@@ -60,7 +60,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["jobs", "ls", "--server", "http://127.0.0.1:x"], 1, "127.0.0.1:x"),
     (["image", "build", "windows"], 1, "there is no recipe for 'windows'; there are "),
     (["image", "rm", "windows"], 1, "there is no image 'windows' here"),
-    (["key", "create", "a b"], 1, "'a b' is no name"),
+    (["key", "create", "a b"], 1, "'a b' is not a valid name"),
     (["key", "revoke", "key_x"], 1, "there is no key 'key_x'; list them with: belljar key ls"),
 ]
 

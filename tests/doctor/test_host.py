@@ -59,7 +59,7 @@ def test_a_host_that_is_set_up_well_has_nothing_to_mend(examine: Examine) -> Non
         ("proc/swaps", "Filename\tType\n/dev/sda2 partition 1 0 -2", "swap", "warn", "/dev/sda2"),
         ("proc/sys/kernel/printk", "7\t4\t1\t7", "kernel messages", "warn", "level 7"),
         ("sys/module/kvm/parameters/min_timer_period_us", "50", "KVM timers", "warn", "50 µs"),
-        ("sys/module/kvm/parameters/nx_huge_pages", "N", "KVM huge pages", "warn", "does not need"),
+        ("sys/module/kvm/parameters/nx_huge_pages", "N", "KVM huge pages", "warn", "unnecessary"),
     ],
 )
 def test_what_is_not_well_is_said_with_why_and_what_to_do(

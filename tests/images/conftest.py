@@ -1,28 +1,18 @@
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from belljar.images.catalog import Images
+from support.built_images import BuiltImages, link_or_copy
 
 
 @pytest.fixture(scope="session")
-def own_images(built_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own_images(images_of_the_run: BuiltImages, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with the images python and shell and what they were built from, in which nobody else builds."""
     folder = tmp_path_factory.mktemp("own")
-    with (built_images / "tests.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # nothing is built there meanwhile
-        shutil.copytree(built_images / "images", folder / "images", copy_function=os.link)
-        shutil.copytree(built_images / "cache", folder / "cache", symlinks=True)
-    images = Images(folder)
-    for image in images.list():
-        if image.name not in ("python", "shell"):
-            images.remove(image.name)
-    images.collect(set())
+    images_of_the_run.copy_with_build_cache(folder)
     return folder
 
 
@@ -30,7 +20,7 @@ def own_images(built_images: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def image_dir(own_images: Path, tmp_path: Path) -> Path:
     """A data folder of its own, where the kernel and the built images are at hand: what is made there stays there."""
     folder = tmp_path / "data"
-    shutil.copytree(own_images / "images", folder / "images", copy_function=os.link)
+    shutil.copytree(own_images / "images", folder / "images", copy_function=link_or_copy)
     shutil.copytree(own_images / "cache" / "notes", folder / "cache" / "notes")
     (folder / "belljar.toml").write_text('accelerator = "tcg"\nlog_format = "text"\n')
     return folder

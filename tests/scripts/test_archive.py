@@ -1,4 +1,4 @@
-"""Archives as people make them."""
+"""Archives made with common tools."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_kind_gives_the_same_tree(tmp_path: Path, form: str) -> None:
     assert not any(path.stat().st_mode & 0o7133 for path in tree.root.rglob("*") if path.is_file())
 
 
-def test_the_bytes_tell_the_kind_and_not_the_name() -> None:
+def test_the_bytes_decide_the_format_and_not_the_name() -> None:
     assert archive_kind(zipped(("a", b"")), "a.tar.gz") is ArchiveKind.ZIP
     assert archive_kind(zipped(), "a") is ArchiveKind.ZIP
     assert archive_kind(tar(entry("a"))[:HEAD_BYTES], "a.py") is ArchiveKind.TAR
@@ -87,21 +87,21 @@ def test_names_of_zips_without_the_flag_for_utf8_are_read_the_same_everywhere(
     assert tree.files.keys() == {name}
 
 
-def test_what_the_finder_adds_is_left_out(tmp_path: Path) -> None:
+def test_files_of_the_macos_finder_are_skipped(tmp_path: Path) -> None:
     tree = unpacked(tmp_path, zipped(("p/main.py", b""), ("__MACOSX/p/._main.py", b""), ("p/.DS_Store", b"")))
     assert tree.files.keys() == {"p/main.py"}
 
 
-def test_unpacking_stops_when_told(tmp_path: Path) -> None:
+def test_extraction_can_be_cancelled(tmp_path: Path) -> None:
     source = tmp_path / "upload"
     source.write_bytes(zipped(("a", b"x")))
     (tmp_path / "tree").mkdir()
-    allowance = ExtractionBudget(SMALL)
-    stopper = threading.Thread(target=allowance.stop.set)
+    budget = ExtractionBudget(SMALL)
+    stopper = threading.Thread(target=budget.stop.set)
     stopper.start()
     stopper.join()
-    with pytest.raises(InvalidScript, match="given up"):
-        unpack(source, ArchiveKind.ZIP, Tree(tmp_path / "tree", allowance), allowance, tmp_path / "spare")
+    with pytest.raises(InvalidScript, match="upload cancelled"):
+        unpack(source, ArchiveKind.ZIP, Tree(tmp_path / "tree", budget), budget, tmp_path / "spare")
 
 
 def test_an_archive_of_the_systems_own_tar_is_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which file of several is run."""
+"""Choosing the file that is run."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def add(tree: Tree, *names: str, content: bytes = b"text") -> Tree:
 def chosen(
     tree: Tree, languages: list[Language], *, language: str | None = None, entrypoint: str | None = None
 ) -> tuple[str, str]:
-    found, path = choose_entrypoint(tree, languages, language=language, entrypoint=entrypoint)
-    return found.name, path
+    chosen, path = choose_entrypoint(tree, languages, language=language, entrypoint=entrypoint)
+    return chosen.name, path
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_entrypoint_is_found(
 
 
 @pytest.mark.parametrize(
-    ("names", "language", "entrypoint", "said"),
+    ("names", "language", "entrypoint", "message"),
     [
         (
             ["a.py", "b.py"],
@@ -71,27 +71,27 @@ def test_the_entrypoint_is_found(
             None,
             r"main.py, __main__.py, main.sh, run.sh at the top.*\(there are 2\): a\.py, b\.py;",
         ),
-        (["a.txt", "b.txt"], "python", None, "looked for main.py, __main__.py at the top"),
+        (["a.txt", "b.txt"], "python", None, "tried main.py, __main__.py at the top"),
         (["data"], None, None, "no entrypoint"),
         (["main.py", "run.sh"], None, None, r"main.py \(python\), run.sh \(shell\)"),
-        (["main.py"], None, "missing.py", "no file 'missing.py'.*holds main.py"),
-        (["main.py"], None, "../main.py", "climbs out"),
+        (["main.py"], None, "missing.py", "'missing.py' is not a file of the script; its files: main.py"),
+        (["main.py"], None, "../main.py", "contains .."),
         (["main.py"], None, "/work/main.py", "absolute"),
     ],
 )
-def test_what_was_looked_for_is_said(
-    tree: Tree, languages: list[Language], names: list[str], language: str | None, entrypoint: str | None, said: str
+def test_the_message_lists_what_was_tried(
+    tree: Tree, languages: list[Language], names: list[str], language: str | None, entrypoint: str | None, message: str
 ) -> None:
-    with pytest.raises(InvalidScript, match=said):
+    with pytest.raises(InvalidScript, match=message):
         chosen(add(tree, *names), languages, language=language, entrypoint=entrypoint)
 
 
-def test_an_entrypoint_of_no_language_asks_for_one(tree: Tree, languages: list[Language]) -> None:
+def test_an_entrypoint_without_a_language_needs_one_declared(tree: Tree, languages: list[Language]) -> None:
     with pytest.raises(UnknownLanguage, match="give `language`: python, shell, binary"):
         chosen(add(tree, "tool", "main.py"), languages, entrypoint="tool")
 
 
-def test_a_shebang_tells_the_language_of_the_only_file(tree: Tree, languages: list[Language]) -> None:
+def test_a_shebang_decides_the_language_of_the_only_file(tree: Tree, languages: list[Language]) -> None:
     assert chosen(add(tree, "tool", content=b"#!/bin/sh\n"), languages) == ("shell", "tool")
 
 
@@ -120,7 +120,7 @@ def test_a_binary_entrypoint_is_refused(tree: Tree, languages: list[Language]) -
         ("", "c", "main.c"),
     ],
 )
-def test_a_compilers_file_has_an_ending_that_it_knows(
+def test_a_compilers_file_has_an_extension_that_it_knows(
     compiled: list[Language], filename: str, language: str, name: str
 ) -> None:
     assert file_name(filename, named_language(language, compiled)) == name
@@ -138,13 +138,13 @@ def test_an_interpreters_file_keeps_its_name(languages: list[Language]) -> None:
         (["core/main.c", "core/a.c", "tests/main.c"], ("c", "core/main.c")),
     ],
 )
-def test_a_usual_name_is_found_in_any_folder(
+def test_an_entrypoint_name_is_found_in_any_folder(
     tree: Tree, compiled: list[Language], names: list[str], expected: tuple[str, str]
 ) -> None:
     assert chosen(add(tree, *names), compiled) == expected
 
 
-def test_of_several_usual_names_the_user_chooses(tree: Tree, compiled: list[Language]) -> None:
+def test_the_user_chooses_among_several_entrypoint_names(tree: Tree, compiled: list[Language]) -> None:
     add(tree, "one/main.c", "two/main.c", "two/more.c")
-    with pytest.raises(InvalidScript, match=r"there are 2\): one/main\.c, two/main\.c; name it with `entrypoint`"):
+    with pytest.raises(InvalidScript, match=r"there are 2\): one/main\.c, two/main\.c; give `entrypoint`"):
         chosen(tree, compiled)

@@ -28,11 +28,11 @@ def copied(source: Path, limits: UploadLimits | None = None) -> Tree:
     root.mkdir()
     tree = Tree(root, ExtractionBudget(limits or UploadLimits()))
     copy_folder(source, tree)
-    tree.seal()
+    tree.create_links()
     return tree
 
 
-def test_a_folder_is_copied_less_what_tools_made(source: Path) -> None:
+def test_a_folder_is_copied_without_files_of_tools(source: Path) -> None:
     for made in (".git/config", "lib/__pycache__/a.pyc", "lib/.hidden"):
         (source / made).parent.mkdir(exist_ok=True)
         (source / made).write_text("x")
@@ -81,9 +81,9 @@ def test_a_folder_that_is_too_large_is_refused(source: Path) -> None:
         copied(source, UploadLimits(max_unpacked_bytes=10))
 
 
-def test_a_folder_of_which_nothing_is_wanted_can_be_given_up_too(source: Path) -> None:
-    root, allowance = source.parent / "tree", ExtractionBudget(UploadLimits())
+def test_copying_a_folder_can_be_cancelled_when_all_is_excluded(source: Path) -> None:
+    root, budget = source.parent / "tree", ExtractionBudget(UploadLimits())
     root.mkdir()
-    allowance.stop.set()
-    with pytest.raises(InvalidScript, match="given up"):
-        copy_folder(source, Tree(root, allowance), Selection(exclude=("*",)))
+    budget.stop.set()
+    with pytest.raises(InvalidScript, match="upload cancelled"):
+        copy_folder(source, Tree(root, budget), Selection(exclude=("*",)))

@@ -20,14 +20,14 @@ LANGUAGES = [PYTHON, LUA, NATIVE]
 
 
 @pytest.mark.parametrize(
-    ("name", "found"), [("a.py", PYTHON), ("A.PY", PYTHON), ("a.x.py", LUA), ("py", None), ("", None)]
+    ("name", "expected"), [("a.py", PYTHON), ("A.PY", PYTHON), ("a.x.py", LUA), ("py", None), ("", None)]
 )
-def test_the_ending_tells_the_language_and_the_longer_one_wins(name: str, found: Language | None) -> None:
-    assert by_extension(name, LANGUAGES) is found
+def test_the_extension_decides_the_language_and_the_longer_one_wins(name: str, expected: Language | None) -> None:
+    assert by_extension(name, LANGUAGES) is expected
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("line", "expected"),
     [
         (b"#!/usr/bin/python3\n", PYTHON),
         (b"#! /usr/bin/python3.11 -u\r\n", PYTHON),
@@ -43,8 +43,8 @@ def test_the_ending_tells_the_language_and_the_longer_one_wins(name: str, found:
         (b"#!\xff\xfe", None),
     ],
 )
-def test_the_shebang_tells_the_language(line: bytes, found: Language | None) -> None:
-    assert by_shebang(line, LANGUAGES) is found
+def test_the_shebang_decides_the_language(line: bytes, expected: Language | None) -> None:
+    assert by_shebang(line, LANGUAGES) is expected
 
 
 @given(head=st.binary(max_size=400), prefix=st.sampled_from([b"", b"#!", b"#!/usr/bin/env ", b"#!/bin/python"]))
@@ -56,7 +56,7 @@ def test_any_bytes_have_a_language_or_a_clear_refusal(head: bytes, prefix: bytes
 
 
 @given(name=st.text(max_size=40), interpreter=st.sampled_from(["python3", "python", "python3.12"]))
-def test_the_ending_is_asked_before_the_shebang(name: str, interpreter: str) -> None:
+def test_the_extension_comes_before_the_shebang(name: str, interpreter: str) -> None:
     head = f"#!/usr/bin/env {interpreter}\n".encode()
     assert detect_language(name + ".lua", head, LANGUAGES) is LUA
     assert detect_language(name + "_", head, LANGUAGES) is PYTHON
@@ -64,16 +64,16 @@ def test_the_ending_is_asked_before_the_shebang(name: str, interpreter: str) -> 
 
 def test_a_given_language_must_be_known() -> None:
     assert named_language("lua", LANGUAGES) is LUA
-    with pytest.raises(UnknownLanguage, match="'cobol'; known are python, lua, native"):
+    with pytest.raises(UnknownLanguage, match="'cobol'; known languages: python, lua, native"):
         named_language("cobol", LANGUAGES)
 
 
-def test_text_of_any_encoding_is_taken_and_binaries_only_where_they_run() -> None:
+def test_text_may_have_any_encoding_and_only_executables_may_be_binary() -> None:
     latin = "# -*- coding: latin-1 -*-\nprint('é')".encode("latin-1")
     check_content("a.py", latin, PYTHON)
     check_content("program", b"\x7fELF\0", NATIVE)
     for binary in (b"\x7fELF\0", "print(1)".encode("utf-16")):
-        with pytest.raises(InvalidScript, match="binary file or UTF-16"):
+        with pytest.raises(InvalidScript, match="binary or UTF-16"):
             check_content("a.py", binary, PYTHON)
 
 
@@ -94,12 +94,12 @@ def test_text_of_any_encoding_is_taken_and_binaries_only_where_they_run() -> Non
         ("a\nb\0.py", "a_b_.py"),
     ],
 )
-def test_a_file_keeps_a_tame_base_name(given_name: str, name: str) -> None:
+def test_a_file_keeps_a_safe_base_name(given_name: str, name: str) -> None:
     assert file_name(given_name, PYTHON) == name
 
 
 @given(name=st.text())
-def test_every_name_becomes_a_tame_one(name: str) -> None:
+def test_every_name_becomes_a_safe_one(name: str) -> None:
     tame = file_name(name, PYTHON)
     assert 0 < len(tame) <= 100
     assert tame[0].isalnum() or tame[0] == "_"

@@ -1,4 +1,4 @@
-"""Packed trees, looked at with the tools of erofs-utils."""
+"""Packed trees, read with the tools of erofs-utils."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one.erofs").read_bytes() == (tmp_path / "other.erofs").read_bytes()
 
 
-async def test_what_is_packed_is_sound_and_comes_out_again(tmp_path: Path) -> None:
+async def test_a_packed_tree_is_valid_and_unpacks_to_the_same_files(tmp_path: Path) -> None:
     tree = a_tree(tmp_path, NAMES)
     disk = tmp_path / "disk.erofs"
     await pack_tree(tree, disk)
@@ -84,20 +84,22 @@ async def test_an_empty_tree_is_one_block(tmp_path: Path) -> None:
     assert (tmp_path / "disk.erofs").stat().st_size == 4096
 
 
-async def test_a_missing_tool_is_told_with_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_tool_is_reported_with_the_package_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingTool, match="apt-get install erofs-utils"):
         await pack_tree(tmp_path, tmp_path / "disk.erofs")
 
 
-async def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+async def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"mkfs\.erofs failed"):
         await pack_tree(tmp_path / "nothing", tmp_path / "disk.erofs")
     assert names_in(tmp_path) == []
 
 
 @pytest.mark.root
-async def test_a_full_disk_is_told_and_nothing_half_written_stays(tmp_path: Path, small_disk: Path) -> None:
+async def test_a_full_disk_is_reported_and_no_partial_file_stays(tmp_path: Path, small_disk: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "big").write_bytes(os.urandom(1_000_000))

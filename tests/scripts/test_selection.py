@@ -1,4 +1,4 @@
-"""Which files of a folder make the script."""
+"""Selecting the files of a folder that belong to the script."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def selected(root: Path, **more: tuple[str, ...]) -> set[str]:
     return {entry.name for entry in selection.entries(root) if entry.kind != "folder"}
 
 
-def test_what_tools_made_is_left_out_and_told(tmp_path: Path) -> None:
+def test_files_of_tools_are_excluded_and_listed(tmp_path: Path) -> None:
     made(
         tmp_path, "main.py", ".git/config", ".venv/a", "a/__pycache__/b.pyc", ".mypy_cache/x", "a/.DS_Store", "keep/.x"
     )
@@ -57,11 +57,11 @@ def test_what_tools_made_is_left_out_and_told(tmp_path: Path) -> None:
     assert Selection().sentence() is None
 
 
-def test_a_file_named_git_is_left_out_as_in_worktrees(tmp_path: Path) -> None:
+def test_a_file_named_git_is_excluded_as_in_worktrees(tmp_path: Path) -> None:
     assert selected(made(tmp_path, ".git", "main.py")) == {"main.py"}
 
 
-def test_the_last_pattern_that_fits_decides(tmp_path: Path) -> None:
+def test_the_last_matching_pattern_decides(tmp_path: Path) -> None:
     made(tmp_path, "main.py", "a.log", "keep.log", "data/big.bin", "data/small.csv", "sub/data/big.bin", ".git/config")
     (tmp_path / ".belljarignore").write_text("# large\n*.log\n!keep.log\n/data/*.bin\n")
     assert selected(tmp_path) == {"main.py", "keep.log", "data/small.csv", "sub/data/big.bin"}
@@ -70,7 +70,7 @@ def test_the_last_pattern_that_fits_decides(tmp_path: Path) -> None:
     assert selected(tmp_path, exclude=("*",), include=("main.py",)) == {"main.py"}
 
 
-def test_patterns_that_cannot_be_are_refused_at_once(tmp_path: Path) -> None:
+def test_invalid_patterns_are_refused_at_once(tmp_path: Path) -> None:
     made(tmp_path, "a" * 250)
     for pattern in ("*a" * 50 + "b", "*a*a*a*b", "**/" * 30 + "x", "!"):
         with pytest.raises(InvalidScript, match="pattern"):
@@ -89,13 +89,13 @@ def test_patterns_that_cannot_be_are_refused_at_once(tmp_path: Path) -> None:
         selected(tmp_path)
     (tmp_path / ".belljarignore").unlink()
     os.mkfifo(tmp_path / ".belljarignore")
-    with pytest.raises(InvalidScript, match="no regular file"):
+    with pytest.raises(InvalidScript, match="not a regular file"):
         selected(tmp_path)
 
 
 @pytest.mark.parametrize("moment", ["before it is read", "before its file is read"])
 def test_a_link_that_takes_a_folders_place_is_not_followed(tmp_path: Path, moment: str) -> None:
-    """As another user does whose folder it is."""
+    """Another user may own the folder and replace it meanwhile."""
     source = made(tmp_path / "source", "main.py", "data/key")
     made(tmp_path / "outside", "key", "other")
     (tmp_path / "outside/key").write_text("secret")
@@ -110,7 +110,7 @@ def test_a_link_that_takes_a_folders_place_is_not_followed(tmp_path: Path, momen
         list(entries)
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path, "main.py", "secret/x")
     real = os.open
 

@@ -1,4 +1,4 @@
-"""Folders of uploads, their locks and what dead processes leave; receiving with a bound."""
+"""Folders of uploads, their locks, folders of dead processes; receiving within a limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def stream(*chunks: bytes) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def test_a_folder_goes_with_its_block_however_that_ends(tmp_path: Path) -> None:
+async def test_a_folder_is_removed_when_its_block_ends_or_fails(tmp_path: Path) -> None:
     async with upload_folder(tmp_path) as folder:
         (folder / "file").write_text("x")
     with pytest.raises(RuntimeError):
@@ -32,7 +32,7 @@ async def test_a_folder_goes_with_its_block_however_that_ends(tmp_path: Path) ->
 
 @pytest.fixture
 def other_process(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in the middle of an upload."""
+    """A process that is receiving an upload."""
     program = f"""
 import asyncio, signal
 from pathlib import Path
@@ -64,7 +64,7 @@ async def test_only_folders_of_dead_processes_are_cleared(
         assert list((tmp_path / "run/uploads").iterdir()) == [mine]
 
 
-def test_what_is_no_upload_folder_is_removed_and_stops_nothing(tmp_path: Path) -> None:
+def test_other_files_are_removed_too(tmp_path: Path) -> None:
     uploads, elsewhere = tmp_path / "run/uploads", tmp_path / "elsewhere"
     uploads.mkdir(parents=True)
     elsewhere.mkdir()
@@ -78,24 +78,24 @@ def test_what_is_no_upload_folder_is_removed_and_stops_nothing(tmp_path: Path) -
     assert list(uploads.iterdir()) == [] and (elsewhere / "kept").exists()
 
 
-def test_clearing_where_nothing_ever_was_is_fine(tmp_path: Path) -> None:
+def test_clearing_a_missing_folder_does_nothing(tmp_path: Path) -> None:
     assert clear_stale_uploads(tmp_path) == 0
 
 
-async def test_a_data_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+async def test_a_data_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(DataFolderError, match="--data-dir"):
         async with upload_folder(tmp_path):
             pass
 
 
-async def test_what_streams_in_is_written_as_it_was(tmp_path: Path) -> None:
+async def test_a_stream_is_written_unchanged(tmp_path: Path) -> None:
     chunks = [os.urandom(300_000) for _ in range(10)]
     assert await receive(stream(*chunks), tmp_path / "file", 3_000_000) == 3_000_000
     assert (tmp_path / "file").read_bytes() == b"".join(chunks)
 
 
-async def test_too_much_is_refused_while_it_streams(tmp_path: Path) -> None:
+async def test_a_stream_over_the_limit_is_refused_at_once(tmp_path: Path) -> None:
     taken = []
 
     async def endless() -> AsyncIterator[bytes]:
@@ -109,7 +109,7 @@ async def test_too_much_is_refused_while_it_streams(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-async def test_a_full_disk_is_told(small_disk: Path) -> None:
+async def test_a_full_disk_is_reported(small_disk: Path) -> None:
     with pytest.raises(DiskFull):
         await receive(stream(bytes(2_000_000)), small_disk / "file", 10_000_000)
 

@@ -42,7 +42,7 @@ def test_nothing_in_the_working_folder_runs_on_this_host(hostile: Path, tmp_path
     for path in (os.environ["PATH"], f".:{os.environ['PATH']}", f":{os.environ['PATH']}:"):
         given = {"PATH": path, "BELLJAR_BOOT_TIMEOUT_SECONDS": "1", "BELLJAR_ACCELERATOR": "tcg"}
         result = _installed("run", "main.py", data_dir=data_dir, cwd=hostile, **given)
-        assert result.returncode == 125 and b"./belljar.toml is not read" in result.stderr
+        assert result.returncode == 125 and b"./belljar.toml is ignored" in result.stderr
         _installed("doctor", data_dir=data_dir, cwd=hostile, **given)
         assert not (tmp_path / "marker").exists(), (tmp_path / "marker").read_text()
 
@@ -57,7 +57,7 @@ def test_a_file_in_the_working_folder_is_told_not_read(tmp_path: Path) -> None:
     result = belljar("image", "ls", cwd=tmp_path, data_dir=tmp_path / "data")
     assert result.returncode == 0
     assert result.stderr.decode().splitlines() == [
-        "belljar: ./belljar.toml is not read, since anybody may have put it there; to use it: --config ./belljar.toml"
+        "belljar: ./belljar.toml is ignored: anyone could have written it; use it with --config ./belljar.toml"
     ]
     # Where it is the file that is read after all, there is nothing to be told.
     assert "memroy" in complaint(belljar("image", "ls", cwd=tmp_path, data_dir=tmp_path), 1)

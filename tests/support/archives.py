@@ -48,10 +48,10 @@ def unpacked(folder: Path, data: bytes, name: str = "upload", limits: UploadLimi
     kind = archive_kind(data[:HEAD_BYTES], name)
     assert kind is not None
     (folder / "tree").mkdir()
-    allowance = ExtractionBudget(limits, len(data))
-    tree = Tree(folder / "tree", allowance)
-    unpack(source, kind, tree, allowance, folder / "spare")
-    tree.seal()
+    budget = ExtractionBudget(limits, len(data))
+    tree = Tree(folder / "tree", budget)
+    unpack(source, kind, tree, budget, folder / "plain.tar")
+    tree.create_links()
     return tree
 
 

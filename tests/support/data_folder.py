@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from belljar.cli.maintenance import maintenance_of
 from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.blob_names import artifact_blob, stdin_blob
 from belljar.control.logs.log import log_blob, log_path
-from belljar.control.maintenance.schedule import Maintenance, Outcome
+from belljar.control.maintenance.schedule import Maintenance, ServiceOutcome
 from belljar.control.scripts.disks import disk_blob
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
@@ -52,9 +53,9 @@ class Folder:
         return self.settings.data_dir
 
     def maintenance(self, **settings: Any) -> Maintenance:
-        return Maintenance(self.settings.model_copy(update=settings), self.database, self.blobs)
+        return maintenance_of(self.settings.model_copy(update=settings), self.database, self.blobs)
 
-    async def sweep(self, *, dry_run: bool = False, **settings: Any) -> dict[str, Outcome]:
+    async def sweep(self, *, dry_run: bool = False, **settings: Any) -> dict[str, ServiceOutcome]:
         """Run every service once; what each did, by its name. None may fail."""
         outcomes = {each.service: each async for each in self.maintenance(**settings).run_once(dry_run=dry_run)}
         assert not [outcome for outcome in outcomes.values() if outcome.error is not None]

@@ -35,7 +35,7 @@ def make_older(folder: Path) -> Counter[str]:
         for number, status in enumerate([*Status] * _JOBS_OF_EACH):
             job = queued(labels={"team": "a"}, image_digest="d" * 64, env={"SECRET": "s"})
             values = values_of(job) | {"status": status.value, "priority": number % 3}
-            values |= {"created_at": number, "asked": json.dumps(values["asked"]), "found": "{}"}
+            values |= {"created_at": number, "asked": json.dumps(values["spec"]), "found": "{}"}
             marks = ", ".join(f":{name}" for name in columns)
             connection.execute(f"INSERT INTO jobs VALUES ({marks})", {name: values.get(name) for name in columns})
             connection.execute("INSERT INTO job_labels VALUES (?, 'team', 'a')", (job.id,))

@@ -1,4 +1,4 @@
-"""Figures of a benchmark: medians and tails with their units, the machine they are of, and how they are shown."""
+"""Figures of a benchmark: medians and tails with their units, and the host that they were measured on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from belljar.cli.printing import print_json, print_table
 from belljar.node.machines.protocol import Hypervisor
 from belljar.node.worker.capacity import host_memory_mb
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line: the median and the tail, in its unit."""
+    """The median and the tail of one measurement, in its unit."""
 
     name: str
     unit: str
@@ -28,7 +27,7 @@ class Figure:
 
 
 def figure(name: str, unit: str, values: Sequence[float]) -> Figure:
-    """The figure of these samples, of which there is at least one."""
+    """Summarise samples; there must be at least one."""
     ordered = sorted(values)
 
     def quantile(part: float) -> float:
@@ -38,7 +37,7 @@ def figure(name: str, unit: str, values: Sequence[float]) -> Figure:
 
 
 def machine_facts(hypervisor: Hypervisor) -> dict[str, Any]:
-    """The machine that figures were taken on."""
+    """Describe the host that figures are measured on."""
     return {
         "cpus": os.cpu_count(),
         "cpu": _cpu_name(),
@@ -56,20 +55,3 @@ def _cpu_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def print_figures(measured: dict[str, Any], *, as_json: bool) -> None:
-    """A table with the machine above it."""
-    if as_json:
-        print_json(measured)
-        return
-    machine = measured["machine"]
-    print(
-        f"{machine['cpus']} × {machine['cpu']}, {machine['memory_mb']} MB, Linux {machine['kernel']}, "
-        f"{machine['hypervisor']} with {machine['accelerator']}, load {machine['load']:.1f}"
-    )
-    rows = [
-        (each["name"], each["unit"], each["p50"], each["p90"], each["p99"], each["samples"])
-        for each in measured["figures"]
-    ]
-    print_table(("WHAT", "UNIT", "P50", "P90", "P99", "SAMPLES"), rows)

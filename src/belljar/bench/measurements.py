@@ -1,6 +1,6 @@
-"""`belljar bench`: figures of this machine, each beside what it stands on or against, taken in the same run.
+"""Measures this host: latency, throughput and memory of jobs, beside other runtimes in the same run.
 
-What is measured is real: machines boot, a server is started in a folder of its own, jobs go through HTTP.
+Nothing is simulated: machines boot, a server runs in a folder of its own, jobs go through HTTP.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _WAITING = 4
 
 
 async def measure(settings: Settings, rounds: int, sustained_seconds: float) -> dict[str, Any]:
-    """All figures and the machine they were taken on. Raises UnknownImage when no image is built, HostError."""
+    """Return all figures and the host. Raises UnknownImage when no image is built, HostError."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that the servers end too
@@ -69,7 +69,7 @@ async def measure(settings: Settings, rounds: int, sustained_seconds: float) -> 
         await server.until_waiting()
         each_mb = await server.waiting_mb() / _WAITING
         figures.append(figure("memory of a waiting clone (PSS)", "MB", [each_mb]))
-        figures += await _beside_peers(server, rounds)
+        figures += await _pool_beside_peers(server, rounds)
         figures.append(figure("API process, after these jobs", "MB", [resident_mb([server.pid])]))
     async with _server(settings, accelerator, "--no-worker") as server:
         figures.append(figure("API process, idle", "MB", [resident_mb([server.pid])]))
@@ -91,8 +91,8 @@ async def _boots(hypervisor: Hypervisor, image: Image, rounds: int, boot_seconds
     return times
 
 
-class _Counted:
-    """Takes output and keeps nothing of it."""
+class _Counter:
+    """Counts output and discards it."""
 
     size = 0
 
@@ -104,8 +104,8 @@ class _Counted:
 
 
 async def _output(hypervisor: Hypervisor, image: Image, boot_seconds: float) -> float:
-    """MB/s of a program that writes zeros as fast as it is let."""
-    sink = _Counted()
+    """Return the rate, in MB/s, of a program that writes zeros as fast as it can."""
+    sink = _Counter()
     command = Command(argv=["head", "-c", f"{_OUTPUT_MB}M", "/dev/zero"], env=DEFAULT_ENV)
     async with hypervisor.machine(_spec(image)) as machine:
         connection = AgentConnection(machine.reader, machine.writer)
@@ -119,7 +119,7 @@ async def _output(hypervisor: Hypervisor, image: Image, boot_seconds: float) -> 
 
 
 class _Bench:
-    """A server that is measured."""
+    """The server under measurement."""
 
     def __init__(self, http: httpx.AsyncClient, pid: int, data_dir: Path, factor: float) -> None:
         self.http = http
@@ -128,22 +128,22 @@ class _Bench:
         self.patience = factor
 
     async def job(self) -> tuple[float, dict[str, Any]]:
-        """Milliseconds from the request to the answer of a hello, and the job."""
+        """Run a hello job; return the milliseconds from request to answer, and the job."""
         started = time.monotonic()
         request = {"code": HELLO, "language": "python", "timeout_seconds": 60}
         response = await self.http.post("/v1/jobs", params={"wait": 100}, json=request)
         took = (time.monotonic() - started) * 1000
         job = response.json()
         if job.get("status") != "succeeded":
-            raise HostError(f"a job of the benchmark did not succeed: {job.get('error') or job.get('detail')}")
+            raise HostError(f"a benchmark job did not succeed: {job.get('error') or job.get('detail')}")
         return took, job
 
     async def until_frozen(self) -> None:
         """Wait until there is a snapshot. Raises HostError."""
-        await _until(lambda: _found(self.data_dir), self.patience)
+        await _until(lambda: _has_snapshot(self.data_dir), self.patience)
 
     async def until_waiting(self) -> None:
-        """Wait until the pool is full, by a word of the worker's that is newer than this call. Raises HostError."""
+        """Wait until the pool is full, by a heartbeat that is newer than this call. Raises HostError."""
         since = datetime.now(UTC)
         await _until(lambda: self._full(since), self.patience)
 
@@ -153,11 +153,11 @@ class _Bench:
         return sum(int(node["waiting_clones"]) for node in fresh) >= _WAITING
 
     async def waiting_mb(self) -> float:
-        """What the waiting machines really take, their share of what they have in common included."""
+        """Return the memory of the waiting machines in MiB (PSS: shared pages divided)."""
         return await asyncio.to_thread(resident_mb, children(self.pid))
 
 
-async def _found(data_dir: Path) -> bool:
+async def _has_snapshot(data_dir: Path) -> bool:
     return any(DataDir(data_dir).snapshots.glob("*/snapshot.json"))
 
 
@@ -171,7 +171,7 @@ async def _until(condition: Callable[[], Awaitable[bool]], factor: float) -> Non
 
 
 async def _address(stderr: asyncio.StreamReader) -> str:
-    """Return the address that a server says it serves on. Raises HostError with its last words when it ends first."""
+    """Return the address in a server's first lines. Raises HostError with its last line when it ends first."""
     last = ""
     async for line in stderr:
         last = line.decode(errors="replace").strip()
@@ -198,7 +198,7 @@ async def _server(settings: Settings, accelerator: str, *options: str, **environ
         try:
             async with asyncio.timeout(30):
                 url = await _address(process.stderr)
-            rest = asyncio.create_task(_drained(process.stderr))  # a full pipe would stop it
+            rest = asyncio.create_task(_discard(process.stderr))  # a full pipe would stop it
             headers = {"Authorization": f"Bearer {read_admin_key(data_dir)}"}
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as http:
                 yield _Bench(http, process.pid, data_dir, patience(settings.boot_timeout_seconds))
@@ -210,15 +210,15 @@ async def _server(settings: Settings, accelerator: str, *options: str, **environ
                 await rest
 
 
-async def _drained(stream: asyncio.StreamReader) -> None:
+async def _discard(stream: asyncio.StreamReader) -> None:
     while await stream.read(1 << 16):
         pass
 
 
 async def _latency(server: _Bench, source: str, rounds: int) -> list[Figure]:
-    """Whole jobs through HTTP, one after the other, and what of their time is belljar's own."""
+    """Measure jobs through HTTP, one after the other, and belljar's own part of their time."""
     whole, added = [], []
-    await server.job()  # its script is packed, what is loaded late is loaded
+    await server.job()  # packs its script and imports what is imported late
     for _ in range(rounds):
         took, job = await server.job()
         if job["machine"]["source"] == source:
@@ -238,7 +238,7 @@ def _added(job: dict[str, Any]) -> float:
 
 
 async def _throughput(server: _Bench, callers: int, seconds: float) -> Figure:
-    """Fresh-machine jobs a second, each caller sending its next when its last has ended."""
+    """Measure jobs per second; each caller sends its next job when its last has ended."""
     deadline = time.monotonic() + seconds
     done = 0
 
@@ -256,10 +256,10 @@ async def _throughput(server: _Bench, callers: int, seconds: float) -> Figure:
     return figure(f"jobs a second, {callers} at a time for {seconds:g} s, no pool", "1/s", [rate])
 
 
-async def _beside_peers(server: _Bench, rounds: int) -> list[Figure]:
-    """Jobs from the pool and what a person would take instead, in turns: the machine's mood is the same for all.
+async def _pool_beside_peers(server: _Bench, rounds: int) -> list[Figure]:
+    """Measure jobs from the pool and other runtimes in turns, so that the state of the host is the same for all.
 
-    Nothing is timed while the pool is filled again, which would slow down whoever comes next.
+    Nothing is timed while the pool refills, because that would slow down the next measurement.
     """
     pooled: list[float] = []
     others: dict[str, list[float]] = {name: [] for name in peers()}
@@ -280,7 +280,7 @@ async def _beside_peers(server: _Bench, rounds: int) -> list[Figure]:
 
 
 async def _submits(http: httpx.AsyncClient) -> float:
-    """Seconds until so many jobs are queued, ten callers beside each other."""
+    """Return the seconds until ten concurrent callers have queued 1,000 jobs."""
     script = await http.post("/v1/scripts", files={"script": ("hello.py", HELLO.encode())})
     request = {"script_id": script.json()["script_id"]}
 

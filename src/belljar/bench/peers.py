@@ -1,4 +1,4 @@
-"""What a person would take instead of belljar, where it is installed: the same script, timed from outside."""
+"""Other ways to run the same script, if they are installed, timed from outside."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SECONDS = 60
 
 
 def peers() -> dict[str, list[str]]:
-    """Name → the command that runs the script once, shut in by whatever it is; a bare process for comparison."""
-    # Debian's own, as in the image: what stands first on PATH may be a version manager's script.
+    """Return, by name, the command of each sandbox that runs the script once; and a bare process for comparison."""
+    # Debian's python3, as in the image: the first on PATH may be a version manager's script.
     python = [shutil.which("python3", path="/usr/bin:/bin") or "python3", "-c", HELLO]
-    found = {"bare python3, no sandbox": python}
+    commands = {"bare python3, no sandbox": python}
     if find_executable("bwrap"):
         jail = [
             "bwrap",
@@ -31,29 +31,29 @@ def peers() -> dict[str, list[str]]:
             "--dev",
             "/dev",
         ]
-        found["bubblewrap: namespaces, the host's kernel"] = [*jail, *python]
+        commands["bubblewrap: namespaces, the host's kernel"] = [*jail, *python]
     if find_executable("runsc"):
-        found["gVisor: runsc do"] = ["runsc", "--network=none", "do", *python]
+        commands["gVisor: runsc do"] = ["runsc", "--network=none", "do", *python]
     for engine in ("podman", "docker"):
         if find_executable(engine):
             image = "docker.io/library/python:3-slim"
-            found[f"{engine} run"] = [engine, "run", "--rm", "--network=none", "--pull=never", image, *python]
-    return found
+            commands[f"{engine} run"] = [engine, "run", "--rm", "--network=none", "--pull=never", image, *python]
+    return commands
 
 
 async def once(command: Sequence[str]) -> float | None:
-    """Milliseconds of one run; None when it does not print what it should."""
+    """Run the command once; return the milliseconds, or None when its output is wrong or it takes over a minute."""
     started = time.monotonic()
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )
     try:
         async with asyncio.timeout(_SECONDS):
-            words, _ = await process.communicate()
+            output, _ = await process.communicate()
     except TimeoutError:
         return None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return (time.monotonic() - started) * 1000 if words == b"hello\n" else None
+    return (time.monotonic() - started) * 1000 if output == b"hello\n" else None

@@ -1,7 +1,7 @@
-"""`belljar bench`: what a machine's start costs without a boot, and what its hypervisor takes beside the guest.
+"""Measures the start of a machine from a snapshot, and the memory of its hypervisor beside the guest's.
 
-With KVM and Firecracker the targets are 125 ms for a boot, 10 ms for a restore and 5 MB beside the guest's memory;
-software emulation is far from them by its nature.
+The targets with KVM and Firecracker are 125 ms for a boot, 10 ms for a restore and 5 MB beside the guest's memory.
+Software emulation cannot reach them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from belljar.settings import Settings
 _RESUME_SECONDS = 30
 _MEMORY_MB = 256
 
-#: A figure's name, its unit and what was measured.
+#: Name, unit and samples of a figure.
 Measured = tuple[str, str, list[float]]
 
 
 async def measure_starts(settings: Settings, hypervisor: Hypervisor, image: Image, rounds: int) -> list[Measured]:
-    """Freeze a machine, and clone it `rounds` times. Raises MachineError, HostError."""
+    """Freeze a machine and clone it `rounds` times. Raises MachineError, HostError."""
     spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=_MEMORY_MB), script_disk=None)
     restores, own, loads = [], [], []
     resume_seconds = _RESUME_SECONDS * patience(settings.boot_timeout_seconds)

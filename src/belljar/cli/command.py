@@ -1,19 +1,22 @@
-"""What every command has: the options --config and --debug, a hint, and an end that loses no output silently."""
+"""Prepares commands: groups of flags become options, every command takes --config and --debug, and no output is lost
+silently at a command's end.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from belljar.cli.failure import CANNOT_RUN, FAILED, OUTPUT_CLOSED, Failed, exit_code_of
-from belljar.cli.printing import complain, discard_stdout
+from belljar.cli.printing import discard_stdout, print_message
 from belljar.model.errors import InvalidOption
 
 Config = Annotated[
@@ -23,7 +26,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Print tracebacks of errors
 
 
 def prepare(app: typer.Typer) -> typer.Typer:
-    """Give all commands of the app, and of the groups in it, what every command has."""
+    """Prepare all commands of the app, and of the groups in it."""
     for info in app.registered_commands:
         assert info.callback is not None
         info.callback = _with_common_options(info.callback)
@@ -35,6 +38,8 @@ def prepare(app: typer.Typer) -> typer.Typer:
 
 def _with_common_options(function: Callable[..., None]) -> Callable[..., None]:
     failed = CANNOT_RUN if function.__name__ == "run" else FAILED
+    own = list(inspect.signature(function, eval_str=True).parameters.values())
+    groups = {each.name: each.annotation for each in own if dataclasses.is_dataclass(each.annotation)}
 
     @functools.wraps(function)
     def command(*, config: Path | None = None, debug: bool = False, **given: Any) -> None:
@@ -46,7 +51,7 @@ def _with_common_options(function: Callable[..., None]) -> Callable[..., None]:
                 os.environ["BELLJAR_CONFIG"] = str(config.expanduser().absolute())
             _hint(given.get("data_dir"))
             try:
-                function(**given)
+                function(**_grouped(given, groups))
             finally:
                 sys.stdout.flush()
         except BrokenPipeError:
@@ -57,18 +62,36 @@ def _with_common_options(function: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:  # noqa: BLE001 (it goes on as a code and its line)
             raise Failed(exit_code_of(error, failed)) from None
 
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for name, default, annotation in (("config", None, Config), ("debug", False, Debug))
-    ]
-    own = inspect.signature(function, eval_str=True)
-    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own.parameters.values()]
-    command.__signature__ = own.replace(parameters=[*parameters, *added])  # type: ignore[attr-defined]
+    parameters = [option for each in own for option in _options_of(each, groups)]
+    parameters += [_option("config", Config, None), _option("debug", Debug, False)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return command
 
 
+def _options_of(parameter: inspect.Parameter, groups: Mapping[str, Any]) -> list[inspect.Parameter]:
+    """Return the options of one parameter of a command: itself, or the fields of its group."""
+    if parameter.name not in groups:
+        return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+    group = groups[parameter.name]
+    annotations = get_type_hints(group, include_extras=True)
+    return [_option(field.name, annotations[field.name], field.default) for field in dataclasses.fields(group)]
+
+
+def _option(name: str, annotation: object, default: object) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _grouped(given: dict[str, Any], groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect the values of each group's fields into the group."""
+    values = dict(given)
+    return {
+        name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        for name, group in groups.items()
+    } | values
+
+
 def _hint(data_dir: Path | None) -> None:
-    """Tell whoever relied on it that a settings file in the working folder is not read."""
+    """Warn that a settings file in the working folder is not read."""
     from belljar.settings.file import NAME
 
     here = Path(NAME)
@@ -81,5 +104,5 @@ def _hint(data_dir: Path | None) -> None:
         if used is not None and used.exists() and used.samefile(here):
             return
     except (OSError, InvalidOption):
-        return  # told by the command itself
-    complain(f"./{NAME} is not read, since anybody may have put it there; to use it: --config ./{NAME}")
+        return  # the command itself reports it
+    print_message(f"./{NAME} is ignored: anyone could have written it; use it with --config ./{NAME}")

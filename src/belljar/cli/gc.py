@@ -1,4 +1,4 @@
-"""`belljar gc`: remove now what is past its retention period, as a server does by itself; beside a running one too."""
+"""`belljar gc`: remove expired data now, as a server does by itself. Safe beside a running server."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import typer
 
 from belljar.cli import options
 from belljar.cli.failure import Failed
-from belljar.cli.printing import complain, print_json, print_table
+from belljar.cli.printing import print_json, print_message, print_table
 
 if TYPE_CHECKING:
-    from belljar.control.maintenance.schedule import Outcome
+    from belljar.control.maintenance.schedule import ServiceOutcome
     from belljar.settings import Settings
 
 _WAIT_SECONDS = 60.0
 
 
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed and remove nothing.")] = False,
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ) -> None:
-    """Remove what is past its retention period: ended jobs, unused scripts, old snapshots, caches and leftovers."""
+    """Remove expired data: ended jobs, unused scripts, old snapshots, caches and leftovers."""
     from belljar.cli.logging import start_logging
     from belljar.settings import load_settings
 
@@ -36,21 +36,21 @@ def gc(
     else:
         _print(outcomes, dry_run=dry_run)
     for outcome in failed:
-        complain(f"{outcome.service}: {outcome.error}")
+        print_message(f"{outcome.service}: {outcome.error}")
     if failed:
         raise Failed(1)
 
 
-async def _collect(settings: Settings, *, dry_run: bool) -> list[Outcome]:
-    from belljar.cli.printing import Lines
+async def _collect(settings: Settings, *, dry_run: bool) -> list[ServiceOutcome]:
+    from belljar.cli.maintenance import maintenance_of
+    from belljar.cli.printing import ProgressLines
     from belljar.control.blobs.store import open_blobs
-    from belljar.control.maintenance.schedule import Maintenance
     from belljar.control.store.opening import open_database
 
     database = await open_database(settings, migrate=False)
     try:
-        maintenance, lines, outcomes = Maintenance(settings, database, open_blobs(settings)), Lines(), []
-        async with maintenance.alone(_WAIT_SECONDS):
+        maintenance, lines, outcomes = maintenance_of(settings, database, open_blobs(settings)), ProgressLines(), []
+        async with maintenance.exclusive(_WAIT_SECONDS):
             async for outcome in maintenance.run_once(dry_run=dry_run):
                 outcomes.append(outcome)
                 if outcome.result.removed.count:
@@ -60,7 +60,7 @@ async def _collect(settings: Settings, *, dry_run: bool) -> list[Outcome]:
         await database.close()
 
 
-def _report(outcomes: list[Outcome], *, dry_run: bool) -> dict[str, Any]:
+def _report(outcomes: list[ServiceOutcome], *, dry_run: bool) -> dict[str, Any]:
     kinds = [
         {
             "kind": outcome.service,
@@ -75,7 +75,7 @@ def _report(outcomes: list[Outcome], *, dry_run: bool) -> dict[str, Any]:
     return {"dry_run": dry_run, "removed": kinds, "total_bytes": total}
 
 
-def _print(outcomes: list[Outcome], *, dry_run: bool) -> None:
+def _print(outcomes: list[ServiceOutcome], *, dry_run: bool) -> None:
     removed = [(each.service, each.result.removed) for each in outcomes if each.result.removed.count]
     print_table(
         ("KIND", "COUNT", "MB"), [(kind, extent.count, f"{extent.size_bytes / 1e6:.1f}") for kind, extent in removed]
@@ -84,4 +84,4 @@ def _print(outcomes: list[Outcome], *, dry_run: bool) -> None:
     print(f"{total / 1e6:.1f} MB {'would be removed' if dry_run else 'removed'}")
     for outcome in outcomes:
         for finding in outcome.result.findings:
-            complain(f"{outcome.service}: {finding}")
+            print_message(f"{outcome.service}: {finding}")

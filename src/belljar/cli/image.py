@@ -1,4 +1,4 @@
-"""`belljar image`: build, import, list, tag, remove; what is in one; what nobody needs any more."""
+"""`belljar image`: build, import, list, tag and remove images; list their contents; delete unused ones."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from belljar.cli import options
-from belljar.cli.printing import Lines, print_json, print_table
+from belljar.cli.printing import ProgressLines, print_json, print_table
 from belljar.cli.signals import run_async
 
 if TYPE_CHECKING:
     from belljar.model.image import Image
     from belljar.settings import Settings
 
-app = typer.Typer(help="What machines boot: build, import, list, remove images.", no_args_is_help=True)
+app = typer.Typer(help="Build, import, list and remove images.", no_args_is_help=True)
 
 
 class KernelName(StrEnum):
@@ -24,27 +24,27 @@ class KernelName(StrEnum):
     CUSTOM = "custom"
 
 
-Name = Annotated[str, typer.Argument(metavar="IMAGE", help="An image's name, as `belljar image ls` shows it.")]
+Name = Annotated[str, typer.Argument(metavar="IMAGE", help="Name of an image, as in `belljar image ls`.")]
 Packages = Annotated[list[str] | None, typer.Option("--apt", metavar="PKG", help="Add a Debian package.")]
 
 
 @app.command()
 def build(
     name: Annotated[str, typer.Argument(help="Name of a recipe, or of the new image.")],
-    base: Annotated[str | None, typer.Option("--from", metavar="RECIPE", help="Build on this recipe.")] = None,
+    base: Annotated[str | None, typer.Option("--from", metavar="RECIPE", help="Recipe to extend.")] = None,
     apt: Packages = None,
     pip: Annotated[list[str] | None, typer.Option(metavar="PKG", help="Add a Python package (a wheel).")] = None,
     npm: Annotated[list[str] | None, typer.Option(metavar="PKG", help="Add a package of npm's registry.")] = None,
-    dockerfile: Annotated[Path | None, typer.Option(metavar="FILE", help="Build it with buildah.")] = None,
+    dockerfile: Annotated[Path | None, typer.Option(metavar="FILE", help="Build this Dockerfile with buildah.")] = None,
     context: Annotated[Path | None, typer.Option(metavar="DIR", help="Build context; default: FILE's folder.")] = None,
     kernel: Annotated[
-        KernelName, typer.Option(help="Debian's kernel, or one that is compiled here.")
+        KernelName, typer.Option(help="Debian's kernel, or one compiled on this host.")
     ] = KernelName.STOCK,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Ask Debian for newer packages.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Look for newer Debian packages.")] = False,
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ) -> None:
-    """Build an image from a recipe, a recipe and packages, or a Dockerfile; what is built already is kept."""
+    """Build an image from a recipe, a recipe with packages, or a Dockerfile. Finished steps are reused."""
     from belljar.cli.logging import start_logging
     from belljar.images.additions import Additions
     from belljar.images.build import build_image
@@ -52,29 +52,31 @@ def build(
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)
-    start_logging(settings, "error")  # what a person must know is said in sentences
+    start_logging(settings, "error")  # progress lines report what a person needs
     if dockerfile is not None:
         from belljar.images.oci.root import build_from_dockerfile
 
         if base or apt or pip or npm or refresh or kernel is not KernelName.STOCK:
-            raise InvalidOption("--dockerfile says what is in the image; leave the other options out", option="image")
-        image = run_async(build_from_dockerfile(name, dockerfile, context, settings, Lines()))
+            raise InvalidOption("--dockerfile defines the whole image; remove the other options", option="image")
+        image = run_async(build_from_dockerfile(name, dockerfile, context, settings, ProgressLines()))
     else:
         additions = None
         if base or apt or pip or npm:
             additions = Additions(base=base or name, apt=tuple(apt or ()), pip=tuple(pip or ()), npm=tuple(npm or ()))
         image = run_async(
-            build_image(name, settings, Lines(), refresh=refresh, additions=additions, kernel=kernel.value)
+            build_image(name, settings, ProgressLines(), refresh=refresh, additions=additions, kernel=kernel.value)
         )
     _collect(settings)
-    run_async(_freeze(image, settings))
+    run_async(_make_snapshot(image, settings))
     _print(image, as_json=as_json)
 
 
 @app.command("import")
 def import_(
     reference: Annotated[str, typer.Argument(metavar="REF|PATH", help="OCI layout, image archive, or registry image.")],
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name here; default: from the reference.")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name on this host. Default: from the reference.")
+    ] = None,
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ) -> None:
@@ -83,14 +85,14 @@ def import_(
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)
-    image = run_async(import_image(reference, name, settings, Lines()))
+    image = run_async(import_image(reference, name, settings, ProgressLines()))
     _collect(settings)
     _print(image, as_json=as_json)
 
 
-async def _freeze(image: Image, settings: Settings) -> None:
-    """Make the snapshot that first jobs are cloned from; a host that cannot, builds the image all the same."""
-    from belljar.cli.printing import complain
+async def _make_snapshot(image: Image, settings: Settings) -> None:
+    """Make the snapshot for the first jobs. A failure is printed; the image is built all the same."""
+    from belljar.cli.printing import print_message
     from belljar.model.errors import BelljarError
     from belljar.node.machines.provision.shapes import round_up_shape
     from belljar.node.machines.provision.snapshots import Snapshots
@@ -99,22 +101,22 @@ async def _freeze(image: Image, settings: Settings) -> None:
 
     if settings.snapshots == "off":
         return
-    least_mb = max((language.memory_mb or 0 for language in image.manifest.languages), default=0)
-    shape = round_up_shape(settings.default_vcpus, max(settings.default_memory_mb, least_mb), None)
+    min_mb = max((language.memory_mb or 0 for language in image.manifest.languages), default=0)
+    shape = round_up_shape(settings.default_vcpus, max(settings.default_memory_mb, min_mb), None)
     snapshots = Snapshots(settings)
     try:
         hypervisor = await HypervisorSelector(settings).hypervisor(image)
-        preparation = await WarmUps(settings).of(image)
-        if snapshots.find(snapshots.key(hypervisor, image, shape, preparation)) is None:
-            Lines().step(f"booting a machine of {image.name}, to be cloned for jobs")
-            await snapshots.make(hypervisor, image, shape, preparation)
+        warm_up_steps = await WarmUps(settings).of(image)
+        if snapshots.find(snapshots.key(hypervisor, image, shape, warm_up_steps)) is None:
+            ProgressLines().step(f"booting a machine of {image.name} for the snapshot that jobs are cloned from")
+            await snapshots.make(hypervisor, image, shape, warm_up_steps)
     except BelljarError as error:
-        complain(f"the image is built, but no snapshot could be made of it: {error.message}")
+        print_message(f"the image is built, but no snapshot could be made of it: {error.message}")
 
 
 @app.command("ls")
 def list_images(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
-    """List the images that are built here."""
+    """List the images on this host."""
     from belljar.images.catalog import Images, summary
     from belljar.node.machines.provision.snapshots import Snapshots
     from belljar.settings import load_settings
@@ -136,7 +138,7 @@ def list_images(data_dir: options.DataDir = None, as_json: options.Json = False)
 
 @app.command()
 def languages(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
-    """List the languages that images here run, with their versions, and those that could be built."""
+    """List the languages of the images on this host with their versions, and those that can be built."""
     from belljar.images.catalog import Images
     from belljar.images.recipe import recipes
     from belljar.settings import load_settings
@@ -162,10 +164,10 @@ def languages(data_dir: options.DataDir = None, as_json: options.Json = False) -
 @app.command()
 def tag(
     reference: Annotated[str, typer.Argument(metavar="IMAGE", help="Name, NAME:TAG, or NAME@sha256:DIGEST.")],
-    name: Annotated[str, typer.Argument(metavar="NAME[:TAG]", help="One more name for it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME[:TAG]", help="Additional name.")],
     data_dir: options.DataDir = None,
 ) -> None:
-    """Give an image one more name: it stays there when the first name moves on."""
+    """Add a name to an image. It keeps its image when the first name is given to a new build."""
     from belljar.images.catalog import Images
     from belljar.settings import load_settings
 
@@ -174,7 +176,7 @@ def tag(
 
 @app.command("rm")
 def remove(name: Name, data_dir: options.DataDir = None) -> None:
-    """Remove an image's name, and what no other name and no queued or running job needs."""
+    """Remove an image's name, and its files unless another name or a queued or running job needs them."""
     from belljar.control.store.needed import needed_images
     from belljar.images.catalog import Images
     from belljar.settings import load_settings
@@ -187,7 +189,7 @@ def remove(name: Name, data_dir: options.DataDir = None) -> None:
 
 @app.command()
 def gc(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
-    """Delete images without a name that no queued or running job needs."""
+    """Delete unnamed images that no queued or running job needs."""
     from belljar.control.store.needed import needed_images
     from belljar.images.catalog import Images
     from belljar.settings import load_settings
@@ -198,12 +200,12 @@ def gc(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
     if as_json:
         print_json({"freed_bytes": freed, "disk_bytes": images.disk_bytes()})
         return
-    print(f"{freed / 1e6:.0f} MB freed; images and their caches take {images.disk_bytes() / 1e6:.0f} MB")
+    print(f"{freed / 1e6:.0f} MB freed; images and their caches use {images.disk_bytes() / 1e6:.0f} MB")
 
 
 @app.command()
 def sbom(name: Name, data_dir: options.DataDir = None) -> None:
-    """Print what is in an image, as CycloneDX JSON."""
+    """Print the contents of an image as CycloneDX JSON."""
     from belljar.images.catalog import Images
     from belljar.images.sbom import bill_of_materials
     from belljar.settings import load_settings
@@ -212,19 +214,19 @@ def sbom(name: Name, data_dir: options.DataDir = None) -> None:
 
 
 def _collect(settings: Settings) -> None:
-    """Let go what the name of a new image stood for before, unless a job needs it."""
+    """Delete the image that a new one has replaced, unless a job needs it."""
     from belljar.images.catalog import Images
 
     images = Images(settings.data_dir)
     if images.unnamed():
-        from belljar.cli.printing import complain
+        from belljar.cli.printing import print_message
         from belljar.control.store.needed import needed_images
         from belljar.model.errors import HostError
 
         try:
             images.collect(run_async(needed_images(settings)))
-        except HostError as error:  # a database of another version, say; the new image is there all the same
-            complain(f"images without a name were not removed: {error.message}")
+        except HostError as error:  # for example a database of another version; the new image is built all the same
+            print_message(f"images without a name were not removed: {error.message}")
 
 
 def _print(image: Image, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`belljar submit`, `jobs` and `logs`: what a client of a server does."""
+"""`belljar submit`, `belljar jobs` and `belljar logs`: the commands of a server's client."""
 
 from __future__ import annotations
 
@@ -8,71 +8,38 @@ import typer
 
 from belljar.cli import options
 from belljar.cli.failure import Failed
-from belljar.cli.job_request import chosen_globs, job_options, source_of
+from belljar.cli.flags import JobFlags, ServerFlags, artifact_globs
 from belljar.cli.printing import print_json, print_line, print_table, write_bytes
 from belljar.cli.server import connect
+from belljar.cli.source import open_source
 from belljar.cli.upload import upload
 
-app = typer.Typer(help="Jobs of a server: list, look at, cancel, wait for.", no_args_is_help=True)
+app = typer.Typer(help="List, show, cancel and wait for jobs of a server.", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="A job's id.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of a job.")]
 
 
 def submit(
-    source: Annotated[str, typer.Argument(metavar="FILE|DIR|-", help="What to run.")],
+    source: Annotated[str, typer.Argument(metavar="FILE|DIR|-", help="A file, an archive, a folder, or - for stdin.")],
+    flags: JobFlags,
+    server: ServerFlags,
     args: Annotated[list[str] | None, typer.Argument(metavar="[-- ARGS…]", help="Arguments for the script.")] = None,
-    image: options.Image = None,
-    language: options.Language = None,
-    entrypoint: options.Entrypoint = None,
-    vcpus: options.Vcpus = None,
-    memory: options.Memory = None,
-    disk: options.Disk = None,
-    disk_mb_per_second: options.DiskRate = None,
-    disk_iops: options.DiskIops = None,
-    network_mbit_per_second: options.NetworkRate = None,
-    timeout: options.Timeout = None,
-    env: options.Env = None,
-    stdin: options.Stdin = None,
-    egress: options.Egress = "none",
-    artifact: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Files to keep; may be repeated.")] = None,
-    label: options.Label = None,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
+    artifact: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Files to keep. Repeatable.")] = None,
+    priority: Annotated[int, typer.Option(help="Jobs of a higher priority start first.")] = 0,
     idempotency_key: Annotated[
-        str | None, typer.Option(help="The same submission with this key gives the first job back.")
+        str | None, typer.Option(help="A second submission with the same key returns the first job.")
     ] = None,
-    server: options.Server = None,
-    api_key: options.ApiKey = None,
-    data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ) -> None:
     """Queue a job on a server and print its id."""
-    from belljar.scripts.selection import Selection
     from belljar.settings import load_settings
 
-    asked = job_options(
-        args=args,
-        image=image,
-        vcpus=vcpus,
-        memory=memory,
-        disk=disk,
-        disk_mb_per_second=disk_mb_per_second,
-        disk_iops=disk_iops,
-        network_mbit_per_second=network_mbit_per_second,
-        timeout=timeout,
-        env=env,
-        stdin=stdin,
-        egress=egress,
-        artifacts=chosen_globs(artifact, wanted=False),
-        label=label,
-    )
-    asked |= options.given(priority=priority or None, idempotency_key=idempotency_key)
-    selection = Selection(include=tuple(include or ()), exclude=tuple(exclude or ()))
-    max_bytes = load_settings(data_dir=data_dir).max_upload_mb << 20
-    with connect(server, api_key, data_dir) as client, source_of(source, stdin, max_bytes) as (path, filename):
-        script = upload(client, path, filename, selection, language=language, entrypoint=entrypoint)
-        job = client.submit(script_id=script["script_id"], **asked)
+    job_options = flags.job_options(args, artifact_globs(artifact, wanted=False))
+    job_options |= options.without_none(priority=priority or None, idempotency_key=idempotency_key)
+    max_bytes = load_settings(data_dir=server.data_dir).max_upload_mb << 20
+    with connect(server) as client, open_source(source, flags.stdin, max_bytes) as (path, filename):
+        script = upload(client, path, filename, flags.selection(), language=flags.language, entrypoint=flags.entrypoint)
+        job = client.submit(script_id=script["script_id"], **job_options)
     if as_json:
         print_json(job)
     else:
@@ -81,18 +48,16 @@ def submit(
 
 @app.command("ls")
 def list_jobs(
+    server: ServerFlags,
     status: Annotated[
         str | None, typer.Option(metavar="STATUS", help="Only jobs of this status: queued, running, failed…")
     ] = None,
     label: Annotated[str | None, typer.Option(metavar="K[=V]", help="Only jobs with this label.")] = None,
-    limit: Annotated[int, typer.Option(help="At most this many.")] = 20,
-    server: options.Server = None,
-    api_key: options.ApiKey = None,
-    data_dir: options.DataDir = None,
+    limit: Annotated[int, typer.Option(help="Maximum number of jobs.")] = 20,
     as_json: options.Json = False,
 ) -> None:
     """List jobs, newest first."""
-    with connect(server, api_key, data_dir) as client:
+    with connect(server) as client:
         page = client.jobs(status=status, label=label, limit=limit)
     if as_json:
         print_json(page)
@@ -110,40 +75,34 @@ def list_jobs(
 @app.command("get")
 def get_job(
     job_id: JobId,
-    server: options.Server = None,
-    api_key: options.ApiKey = None,
-    data_dir: options.DataDir = None,
+    server: ServerFlags,
     as_json: options.Json = False,
 ) -> None:
     """Show one job."""
-    with connect(server, api_key, data_dir) as client:
+    with connect(server) as client:
         _show(client.job(job_id), as_json=as_json)
 
 
 @app.command("cancel")
 def cancel_job(
     job_id: JobId,
-    server: options.Server = None,
-    api_key: options.ApiKey = None,
-    data_dir: options.DataDir = None,
+    server: ServerFlags,
     as_json: options.Json = False,
 ) -> None:
-    """Stop a job, wherever it is."""
-    with connect(server, api_key, data_dir) as client:
+    """Cancel a job, queued or running."""
+    with connect(server) as client:
         _show(client.cancel(job_id), as_json=as_json)
 
 
 @app.command("wait")
 def wait_for_job(
     job_id: JobId,
-    timeout: Annotated[float | None, typer.Option(metavar="S", help="Wait no longer than this.")] = None,
-    server: options.Server = None,
-    api_key: options.ApiKey = None,
-    data_dir: options.DataDir = None,
+    server: ServerFlags,
+    timeout: Annotated[float | None, typer.Option(metavar="S", help="Stop waiting after this many seconds.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Wait until a job has ended, and show it."""
-    with connect(server, api_key, data_dir) as client:
+    with connect(server) as client:
         job = client.wait(job_id, timeout)
         _show(job, as_json=as_json)
     if job["finished_at"] is None:
@@ -152,14 +111,12 @@ def wait_for_job(
 
 def logs(
     job_id: JobId,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
+    server: ServerFlags,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Continue until the job has ended.")] = False,
     stream: Annotated[str | None, typer.Option(metavar="stdout|stderr|console|build|all")] = None,
-    server: options.Server = None,
-    api_key: options.ApiKey = None,
-    data_dir: options.DataDir = None,
 ) -> None:
-    """Print what a job wrote: stdout and stderr in their order, or one stream."""
-    with connect(server, api_key, data_dir) as client:
+    """Print a job's output: stdout and stderr in order, or one stream."""
+    with connect(server) as client:
         for chunk in client.logs(job_id, stream=stream, follow=follow):
             write_bytes(chunk)
 
@@ -184,7 +141,7 @@ def _show(job: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _show_phases(timings: dict[str, Any]) -> None:
-    """Where the time went, as a small waterfall."""
+    """Print the time of each phase as a waterfall."""
     phases = list(timings["phases"].items())
     if timings["queue_ms"] is not None:
         phases.insert(0, ("queue", timings["queue_ms"]))

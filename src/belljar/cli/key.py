@@ -41,16 +41,16 @@ def _with_keys(data_dir: Path | None, work: Callable[[SqlKeys], Awaitable[T]]) -
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="What the key is for.")],
-    project: Annotated[str, typer.Option(help="Project whose scripts and jobs it sees.")] = "default",
-    admin: Annotated[bool, typer.Option("--admin", help="It may make and revoke keys.")] = False,
+    name: Annotated[str, typer.Argument(help="Name of the key: what it is for.")],
+    project: Annotated[str, typer.Option(help="Project whose scripts and jobs the key can access.")] = "default",
+    admin: Annotated[bool, typer.Option("--admin", help="Allow the key to create and revoke keys.")] = False,
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ) -> None:
-    """Make a key and print it: the only time that it can be seen."""
+    """Create a key and print its secret. It is shown only this once."""
     for word in (name, project):
         if not _NAME.match(word):
-            raise InvalidOption(f"{word[:64]!r} is no name; use up to 64 letters, digits and . _ -")
+            raise InvalidOption(f"{word[:64]!r} is not a valid name; use up to 64 letters, digits and . _ -")
     key, secret = _with_keys(data_dir, lambda keys: keys.create(project, name, admin=admin))
     if as_json:
         print_json({**key.model_dump(mode="json"), "secret": secret})
@@ -77,9 +77,9 @@ def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `belljar key ls` shows it.")],
     data_dir: options.DataDir = None,
 ) -> None:
-    """Make a key worthless, at once."""
+    """Revoke a key at once."""
     from belljar.control.store.keys import KNOWN_SECONDS
 
     _with_keys(data_dir, lambda keys: keys.revoke(key_id))
-    # A server that has just asked for the key does not ask again for so long: at once means when this ends.
+    # A running server caches keys for this long. When this command ends, no server accepts the key.
     time.sleep(KNOWN_SECONDS)

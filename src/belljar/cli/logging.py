@@ -1,4 +1,4 @@
-"""Where belljar's own log goes: stderr, as text for people or JSON for collectors."""
+"""Configures belljar's own log: on stderr, as text for people or JSON for collectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from belljar.settings import Settings
 
 
 class _Log:
-    """stderr, where a log that cannot be written (a closed pipe, a full disk) ends nothing."""
+    """Writes to stderr. A log that cannot be written (closed pipe, full disk) is dropped."""
 
     def write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -28,7 +28,7 @@ class _Log:
 
 
 class _Formatter(logging.Formatter):
-    """Lines in which nothing steers a terminal: what an error says may be a guest's or a tenant's word."""
+    """Escapes control characters: an error message may quote a guest or a tenant."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(record))
@@ -44,12 +44,12 @@ def _write_traceback(out: TextIO, error: ExcInfo) -> None:
     out.write(printable_lines(text.getvalue()))
 
 
-def start_logging(settings: Settings, least: str | None = None) -> None:
+def start_logging(settings: Settings, level_name: str | None = None) -> None:
     """Configure structlog, and the loggers of the libraries that use the standard one."""
-    level = getattr(logging, (least or settings.log_level).upper())
+    level = getattr(logging, (level_name or settings.log_level).upper())
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
     renderer = (
-        # Not rich's tracebacks: they print every local variable, keys among them, and take seconds to be drawn.
+        # Not rich's tracebacks: they print every local variable, keys included, and take seconds.
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback)
         if as_text
         else structlog.processors.JSONRenderer()
@@ -69,5 +69,5 @@ def start_logging(settings: Settings, least: str | None = None) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    # QMP connections end when their machines do; that is no news.
+    # QMP connections end with their machines; that is normal.
     logging.getLogger("qemu").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""The `belljar` command. Commands load what they need when they run, so that `--help` is quick."""
+"""The `belljar` command. Each command imports what it needs when it runs, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import typer
 
 from belljar import __version__
-from belljar.cli import gc, host, image, jobs, key, run
+from belljar.cli import bench, doctor, gc, image, jobs, key, run, serve
 from belljar.cli.command import prepare
 from belljar.cli.failure import OUTPUT_CLOSED, exit_code_of
 from belljar.cli.printing import discard_stdout, open_missing_streams
@@ -24,16 +24,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
-app.command("serve")(host.serve)
-app.command("worker")(host.worker)
+app.command("serve")(serve.serve)
+app.command("worker")(serve.worker)
 app.command("submit")(jobs.submit)
 app.add_typer(jobs.app, name="jobs")
 app.command("logs")(jobs.logs)
 app.add_typer(image.app, name="image")
 app.add_typer(key.app, name="key")
 app.command("gc")(gc.gc)
-app.command("doctor")(host.doctor)
-app.command("bench")(host.bench)
+app.command("doctor")(doctor.doctor)
+app.command("bench")(bench.bench)
 
 
 @app.command()
@@ -46,7 +46,7 @@ prepare(app)
 
 
 def main() -> None:
-    """Run the command; every failure is one line on stderr."""
+    """Run the command. Every failure is one line on stderr."""
     open_missing_streams()
     sys.exit(_code())
 
@@ -56,14 +56,14 @@ def _code() -> int:
     try:
         raise_on_signals()
         code = typer.main.get_command(app).main(prog_name="belljar", standalone_mode=False)
-        sys.stdout.flush()  # of a help page
+        sys.stdout.flush()  # a help page
     except Stopped as stopped:
         return stopped.exit_code
     except BrokenPipeError:
         discard_stdout()
         return OUTPUT_CLOSED
-    except SystemExit:  # typer's answer to a help page that nobody reads
+    except SystemExit:  # typer, when the reader of a help page has gone
         return OUTPUT_CLOSED
-    except Exception as error:  # noqa: BLE001 (the last place)
+    except Exception as error:  # noqa: BLE001 (the last resort)
         return exit_code_of(error)
     return code if isinstance(code, int) else 0

@@ -17,23 +17,23 @@ from rich.table import Table
 from belljar.images.progress import Progress
 from belljar.model.errors import HostError
 
-#: Candidates only: most of what is not ASCII can be printed.
-_PERHAPS_CONTROL = re.compile(r"[^\x20-\x7e\n]")
+#: Candidates only: most characters beyond ASCII are printable.
+_MAYBE_CONTROL = re.compile(r"[^\x20-\x7e\n]")
 
 
 def print_json(data: Any) -> None:
-    """Print JSON in which what could steer a terminal is escaped: it has the same meaning to programs."""
+    """Print JSON with control characters escaped: programs read the same values, and no terminal is controlled."""
     text = json.dumps(data, indent=2, ensure_ascii=False)
-    print(_PERHAPS_CONTROL.sub(lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text))
+    print(_MAYBE_CONTROL.sub(lambda match: match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1], text))
 
 
 def print_line(text: str) -> None:
-    """Print one line, in which nothing can steer a terminal."""
+    """Print one line with control characters escaped."""
     print(printable(text))
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A plain table, as wide as its content needs; guest's and users' text is escaped."""
+    """Print a plain table, as wide as its content; control characters are escaped."""
     table = Table(*headings, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*(printable("" if cell is None else str(cell)) for cell in row))
@@ -44,37 +44,37 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> No
 
 
 def printable(text: str) -> str:
-    """Text that cannot steer a terminal: control characters are shown, not sent."""
+    """Escape control characters, so that the text cannot control a terminal."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def printable_lines(text: str) -> str:
-    """The same for text of several lines."""
+    """Escape control characters in text of several lines."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def write_bytes(data: bytes) -> None:
-    """Write bytes to stdout as they are, at once. Raises HostError, BrokenPipeError."""
-    with _told():
+    """Write bytes to stdout unchanged and flush. Raises HostError, BrokenPipeError."""
+    with _translate_write_errors():
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
 
 
-def complain(message: str) -> None:
-    """One line on stderr, if there is anybody to read it."""
-    tell(f"belljar: {printable(message)}")
+def print_message(message: str) -> None:
+    """Print one message line on stderr. A closed stderr is ignored."""
+    print_stderr(f"belljar: {printable(message)}")
 
 
-def tell(line: str) -> None:
-    """A line on stderr as it is, if there is anybody to read it: that nobody is there ends nothing."""
+def print_stderr(line: str) -> None:
+    """Print a line on stderr unchanged. A closed stderr is ignored."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
 
 
 def open_missing_streams() -> None:
-    """Open what belljar was started without (`>&-`): another file would get its number, and be written to.
+    """Open the standard streams that belljar was started without (`>&-`): another file would get their numbers.
 
-    Writing to a missing stdout fails, as it should; a missing stderr takes everything.
+    Writing to a missing stdout fails, as it should; a missing stderr discards everything.
     """
     for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
@@ -90,19 +90,19 @@ def open_missing_streams() -> None:
 
 
 class _Output(io.TextIOWrapper):
-    """stdout, which tells its own failures from those of other files. Raises HostError, BrokenPipeError."""
+    """stdout whose errors are distinct from those of other files. Raises HostError, BrokenPipeError."""
 
     def write(self, text: str) -> int:
-        with _told():
+        with _translate_write_errors():
             return super().write(text)
 
     def flush(self) -> None:
-        with _told():
+        with _translate_write_errors():
             super().flush()
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _translate_write_errors() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
@@ -113,12 +113,12 @@ def _told() -> Iterator[None]:
 
 
 def discard_stdout() -> None:
-    """Send what is still to be written nowhere: its reader has gone, or its disk is full, and that was told."""
+    """Discard the rest of the output: its reader has gone or its disk is full, and that was reported."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-class Lines(Progress):
-    """Progress as lines on stderr."""
+class ProgressLines(Progress):
+    """Prints progress as lines on stderr."""
 
     def step(self, text: str) -> None:
-        tell(f"==> {printable(text)}")
+        print_stderr(f"==> {printable(text)}")

@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from belljar.cli.printing import complain, printable, tell
+from belljar.cli.printing import print_message, print_stderr, printable
 from belljar.cli.run_end import RunEnd
 from belljar.cli.signals import run_until_signal
 from belljar.model.errors import InvalidOption
@@ -30,7 +30,7 @@ def run_here(request: RunRequest, settings: Settings, *, verbose: bool) -> RunEn
 
     start_logging(settings, None if verbose else "error")
     try:
-        job_asked = JobOptions(**request.options)
+        job_options = JobOptions(**request.options)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "options"
@@ -47,7 +47,7 @@ def run_here(request: RunRequest, settings: Settings, *, verbose: bool) -> RunEn
     embedded = EmbeddedRun(
         source=request.path,
         filename=request.filename,
-        options=job_asked,
+        options=job_options,
         language=request.language,
         entrypoint=request.entrypoint,
         selection=request.selection,
@@ -55,13 +55,13 @@ def run_here(request: RunRequest, settings: Settings, *, verbose: bool) -> RunEn
         stderr=2,
         artifacts=artifacts,
         console=partial(_show, "console") if verbose else lambda _: None,
-        build=_Lines("build").show if verbose else lambda _: None,
-        notice=complain,
+        build=_LinePrinter("build").show if verbose else lambda _: None,
+        notice=print_message,
         closed=output_closed,
     )
     job, stopped = _run_until_ended(embedded, settings, cancel)
     if artifacts is not None:
-        artifacts.abandon("it broke off")
+        artifacts.abandon("the transfer was interrupted")
     return RunEnd(
         job=job.public(),
         not_kept=artifacts.failed if artifacts is not None else None,
@@ -74,19 +74,19 @@ def _run_until_ended(embedded: EmbeddedRun, settings: Settings, cancel: asyncio.
     """The job, and the signal that ended it. Raises Stopped where there was no job yet."""
     from belljar.node.worker.local_run import run_embedded
 
-    def ask() -> bool:
+    def request_stop() -> bool:
         cancel.set()
         return embedded.cancellable.is_set()
 
-    return run_until_signal(run_embedded(embedded, settings, cancel), ask)
+    return run_until_signal(run_embedded(embedded, settings, cancel), request_stop)
 
 
 def _show(stream: str, data: bytes) -> None:
     for line in data.decode(errors="replace").splitlines():
-        tell(f"{stream}| {printable(line)}")
+        print_stderr(f"{stream}| {printable(line)}")
 
 
-class _Lines:
+class _LinePrinter:
     """Shows a stream that comes in pieces as it grows, line by line."""
 
     def __init__(self, stream: str) -> None:

@@ -1,4 +1,4 @@
-"""`belljar run --server`: the same as here, with the job on a server."""
+"""`belljar run --server`: the same as without a server, with the job on one."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from belljar.cli.failure import OUTPUT_CLOSED, Failed
-from belljar.cli.printing import complain
+from belljar.cli.printing import print_message
 from belljar.cli.run_end import RunEnd
 from belljar.cli.server import connect
-from belljar.cli.signals import Stopped, deferred
+from belljar.cli.signals import Stopped, signals_deferred
 from belljar.cli.upload import upload
 from belljar.client import Client, ServerError, Unreachable
 from belljar.node.worker.artifact_folder import FolderArtifacts, NotKept
 from belljar.node.worker.passthrough import write_all, write_error
 
 if TYPE_CHECKING:
+    from belljar.cli.flags import ServerFlags
     from belljar.cli.run_request import RunRequest
     from belljar.settings import Settings
 
-#: How long a job that was cancelled is waited for: its grace period, and the way there and back.
-_GOODBYE_SECONDS = 20.0
+#: How long to wait for a cancelled job to end: its grace period and two requests.
+_CANCEL_SECONDS = 20.0
 
 
-def run_remote(request: RunRequest, settings: Settings, *, server: str, api_key: str | None) -> RunEnd:
-    """Upload, submit, pass on both streams, fetch artifacts; whatever ends this command cancels the job.
+def run_remote(request: RunRequest, settings: Settings, server: ServerFlags) -> RunEnd:
+    """Upload, submit, pass on both streams, fetch artifacts. Cancel the job when this command ends early.
 
     Raises ServerError, Unreachable, BelljarError, Stopped.
     """
-    with connect(server, api_key, settings.data_dir) as client:
+    with connect(server) as client:
         script = upload(
             client,
             request.path,
@@ -44,7 +45,7 @@ def run_remote(request: RunRequest, settings: Settings, *, server: str, api_key:
         job_id = ""
         follower = _Follower(client, stdout=2 if request.as_json else 1)
         try:
-            with deferred():  # until it is known what is to be cancelled
+            with signals_deferred():  # until the id of the job to cancel is known
                 job_id = str(client.submit(script_id=script["script_id"], **request.options)["id"])
             follower.follow(job_id)
             job = client.wait(job_id)
@@ -65,7 +66,7 @@ def run_remote(request: RunRequest, settings: Settings, *, server: str, api_key:
 
 
 class _Follower:
-    """Passes on both streams of a job at once, byte for byte, each in a thread of its own."""
+    """Passes on both streams of a job unchanged, each in a thread of its own."""
 
     def __init__(self, client: Client, stdout: int) -> None:
         self._client = client
@@ -76,7 +77,7 @@ class _Follower:
         self._stop = threading.Event()
 
     def follow(self, job_id: str) -> None:
-        """Until both streams have ended. Raises BrokenPipeError, HostError, ServerError, Unreachable, Stopped."""
+        """Return when both streams have ended. Raises BrokenPipeError, HostError, ServerError, Unreachable, Stopped."""
         for stream in self._files:
             thread = threading.Thread(target=self._pass_on, args=(job_id, stream), daemon=True)
             self._threads.append(thread)
@@ -87,7 +88,7 @@ class _Follower:
                 raise failure
 
     def end(self, seconds: float) -> None:
-        """Let what still comes be passed on, for no longer than this."""
+        """Pass on the output that still arrives, for at most `seconds`."""
         self._stop.set()
         deadline = time.monotonic() + seconds
         for thread in self._threads:
@@ -102,21 +103,21 @@ class _Follower:
             failure = error
         except OSError as error:
             failure = write_error(error)
-        except Exception as error:  # noqa: BLE001 (raised again where somebody waits for it)
+        except Exception as error:  # noqa: BLE001 (`follow` raises it again)
             failure = error
         self._ends.put(failure)
 
 
 def _cancelled(client: Client, job_id: str, follower: _Follower, code: int) -> dict[str, Any]:
-    """Cancel the job, pass on its last words, and return it as it ended. Raises Failed with the code if it did not."""
+    """Cancel the job, pass on its last output and return the ended job. Raises Failed if it did not end."""
     _cancel(client, job_id)
-    follower.end(_GOODBYE_SECONDS)
+    follower.end(_CANCEL_SECONDS)
     try:
-        job = client.wait(job_id, _GOODBYE_SECONDS)
+        job = client.wait(job_id, _CANCEL_SECONDS)
     except (ServerError, Unreachable):
-        raise Failed(code) from None  # `_cancel` has said what to do
+        raise Failed(code) from None  # `_cancel` has printed what to do
     if job["finished_at"] is None:
-        raise Failed(code, f"the job {job_id} is still {job['status']}; look at it with: belljar jobs get {job_id}")
+        raise Failed(code, f"the job {job_id} is still {job['status']}; to see it: belljar jobs get {job_id}")
     return job
 
 
@@ -124,30 +125,32 @@ def _cancel(client: Client, job_id: str) -> None:
     try:
         client.cancel(job_id)
     except (ServerError, Unreachable) as error:
-        complain(f"the job {job_id} may still run ({error}); stop it with: belljar jobs cancel {job_id}")
+        print_message(f"the job {job_id} may still run ({error}); to stop it: belljar jobs cancel {job_id}")
 
 
 def _fetch(client: Client, job_id: str, folder: Path, settings: Settings) -> list[NotKept]:
-    """Lay the job's artifacts into the folder, within the limits that hold here; returns those that did not come."""
+    """Save the job's artifacts in the folder, within the limits of this machine; return those that were not saved."""
     artifacts = FolderArtifacts(folder)
-    left_bytes = int(settings.max_artifacts_mb * 1024 * 1024)
+    bytes_left = int(settings.max_artifacts_mb * 1024 * 1024)
     for number, (path, size) in enumerate(_listed(client, job_id)):
         if number >= settings.max_artifact_count:
-            artifacts.failed.append(NotKept(path, f"max_artifact_count is {settings.max_artifact_count} here"))
-        elif size > left_bytes:
-            artifacts.failed.append(NotKept(path, f"max_artifacts_mb is {settings.max_artifacts_mb:g} here"))
+            artifacts.failed.append(
+                NotKept(path, f"max_artifact_count is {settings.max_artifact_count} on this machine")
+            )
+        elif size > bytes_left:
+            artifacts.failed.append(NotKept(path, f"max_artifacts_mb is {settings.max_artifacts_mb:g} on this machine"))
         elif artifacts.open(path, size):
-            left_bytes -= size
+            bytes_left -= size
             _fetch_one(client, job_id, path, artifacts)
     return artifacts.failed
 
 
 def _listed(client: Client, job_id: str) -> list[tuple[str, int]]:
-    """Path and size of each; a server's words are not believed to be what they should be."""
+    """Return path and size in bytes of each artifact. The server's answer is not trusted to be well-formed."""
     try:
         return [(str(each["path"]), max(0, int(each["size_bytes"]))) for each in client.artifacts(job_id)]
     except (KeyError, TypeError, ValueError):
-        raise ServerError(200, "not_belljar", "the server's list of artifacts cannot be read") from None
+        raise ServerError(200, "not_belljar", "the server's list of artifacts is malformed") from None
 
 
 def _fetch_one(client: Client, job_id: str, path: str, artifacts: FolderArtifacts) -> None:
@@ -160,6 +163,6 @@ def _fetch_one(client: Client, job_id: str, path: str, artifacts: FolderArtifact
         artifacts.abandon(str(error))
         return
     except BaseException:
-        artifacts.abandon("it broke off")
+        artifacts.abandon("the transfer was interrupted")
         raise
     artifacts.finish()

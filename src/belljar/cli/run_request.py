@@ -1,4 +1,4 @@
-"""What `belljar run` was asked for: the same for a machine here and for a server."""
+"""The request of `belljar run`, the same for a machine of this host and for a server."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRequest:
-    """What to run, and what becomes of it."""
+    """What to run and what to keep of it."""
 
     path: Path
-    #: What the script is called, wherever its file lies.
+    #: The script's file name, independent of its path.
     filename: str
     #: Options of the job, by their names in the API.
     options: dict[str, Any]
@@ -23,6 +23,6 @@ class RunRequest:
     selection: Selection
     language: str | None
     entrypoint: str | None
-    #: Where artifacts are kept; None: none are.
+    #: Folder for artifacts; None: keep none.
     artifacts_dir: Path | None
     as_json: bool

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from belljar.local_server import is_loopback, read_address, read_admin_key
 
 if TYPE_CHECKING:
+    from belljar.cli.flags import ServerFlags
     from belljar.client import Client
 
 
-def connect(server: str | None, api_key: str | None, data_dir: Path | None) -> Client:
-    """A client for the server that was named, or for the one on this machine."""
+def connect(flags: ServerFlags) -> Client:
+    """Return a client for the named server, or for the one on this machine. Raises InvalidOption."""
     from belljar.client import Client
     from belljar.settings import load_settings
 
-    settings = load_settings(server=server, api_key=api_key, data_dir=data_dir)
-    found = settings.server or read_address(settings.data_dir)
-    url = found or f"http://{settings.host}:{settings.port}"
+    settings = load_settings(server=flags.server, api_key=flags.api_key, data_dir=flags.data_dir)
+    address = settings.server or read_address(settings.data_dir)
+    url = address or f"http://{settings.host}:{settings.port}"
     if "://" not in url:
         url = f"http://{url}"
     key = settings.api_key
-    # The key found here is this machine's; it is shown to no other, and to nobody who happens to listen on the port of
-    # a server that does not run.
-    if key is None and found is not None and _is_this_machine(url):
+    # The admin key is sent to this machine's server only: not to another machine, and not to a program that listens on
+    # the port of a server that does not run.
+    if key is None and address is not None and _is_this_machine(url):
         key = read_admin_key(settings.data_dir)
     return Client(url, key)
 

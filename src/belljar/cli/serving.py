@@ -15,14 +15,14 @@ from pathlib import Path
 
 import structlog
 
-from belljar.cli.printing import tell
-from belljar.cli.signals import heeded
+from belljar.cli.maintenance import maintenance_of
+from belljar.cli.printing import print_stderr
+from belljar.cli.signals import ending_signals
 from belljar.control.api.admin_key import ensure_admin_key
 from belljar.control.api.descriptors import raise_descriptor_limit
 from belljar.control.api.memory import return_large_blocks
 from belljar.control.api.server import Server
 from belljar.control.api.services import Services, open_services
-from belljar.control.maintenance.schedule import Maintenance
 from belljar.data_dir import DataDir, data_folder_error, private_folder, serving
 from belljar.local_server import is_loopback
 from belljar.model.errors import HostError, InvalidOption
@@ -64,7 +64,8 @@ async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
             server = _server(services, url)
             async with asyncio.TaskGroup() as group:
                 work = group.create_task(_worker(services, name).run()) if name is not None else None
-                cleaning = group.create_task(supervise("maintenance", _maintenance(services).run))
+                maintenance = maintenance_of(settings, services.database, services.blobs)
+                cleaning = group.create_task(supervise("maintenance", maintenance.run))
                 _stop_on_signals(server)
                 await server.serve(sockets=[listener])
                 cleaning.cancel()
@@ -78,15 +79,11 @@ async def work_until_stopped(settings: Settings) -> None:
     with node_name(settings.data_dir) as name:
         async with open_services(settings) as services:
             work = asyncio.create_task(_worker(services, name).run())
-            for number in (signal.SIGTERM, *heeded()):
+            for number in (signal.SIGTERM, *ending_signals()):
                 asyncio.get_running_loop().add_signal_handler(number, work.cancel)
-            tell(f"belljar works as {name}, data in {settings.data_dir}")
+            print_stderr(f"belljar works as {name}, data in {settings.data_dir}")
             with contextlib.suppress(asyncio.CancelledError):
                 await work
-
-
-def _maintenance(services: Services) -> Maintenance:
-    return Maintenance(services.settings, services.database, services.blobs)
 
 
 def _worker(services: Services, name: str) -> Worker:
@@ -111,14 +108,14 @@ def _server(services: Services, url: str) -> Server:
     settings = services.settings
     key = "no key is asked for" if settings.auth == "off" else f"key in {settings.paths.admin_key}"
     greeting = f"belljar serves on {url}, data in {settings.data_dir}, {key}"
-    return Server(services, lambda: tell(greeting))
+    return Server(services, lambda: print_stderr(greeting))
 
 
 def _stop_on_signals(server: Server) -> None:
     def stop() -> None:
         server.should_exit = True
 
-    for number in (signal.SIGTERM, *heeded()):
+    for number in (signal.SIGTERM, *ending_signals()):
         asyncio.get_running_loop().add_signal_handler(number, stop)
 
 

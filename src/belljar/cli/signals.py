@@ -1,4 +1,4 @@
-"""What ends a command from outside: ^C, SIGTERM, a closed terminal. Each ends it in order, with code 128 + signal."""
+"""Signals that end a command: SIGINT, SIGTERM, SIGHUP. Each ends it in order, with exit code 128 + signal."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
-    """A signal told the command to end. No Exception: nothing on the way is to take it for a failure."""
+    """A signal ended the command. Not an Exception, so that no handler takes it for a failure."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -28,14 +28,14 @@ class Stopped(BaseException):
 
 
 @functools.cache
-def heeded() -> tuple[signal.Signals, ...]:
-    """The signals that end this command: not those that it was started to ignore, as nohup does with SIGHUP."""
-    return tuple(number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN)
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that end this command, without those that it was started to ignore (nohup ignores SIGHUP)."""
+    return tuple(number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN)
 
 
 def raise_on_signals() -> None:
     """Raise Stopped in the main thread for every such signal from now on."""
-    for number in heeded():
+    for number in ending_signals():
         signal.signal(number, _raise)
 
 
@@ -44,50 +44,52 @@ def _raise(number: int, _frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
-    """Hold signals back while the block runs; raises Stopped at its end when one came."""
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda number, _frame: came.append(number)) for number in heeded()}
+def signals_deferred() -> Iterator[None]:
+    """Defer signals while the block runs. Raises Stopped at its end if one arrived."""
+    arrived: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _frame: arrived.append(number)) for number in ending_signals()
+    }
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if came:
-        raise Stopped(came[0])
+    if arrived:
+        raise Stopped(arrived[0])
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`, cancelled in order by the first such signal. Raises Stopped then."""
+    """Run `work` with `asyncio.run`; the first signal cancels it. Raises Stopped then."""
     return run_until_signal(work, lambda: False)[0]
 
 
-def run_until_signal(work: Coroutine[Any, Any, T], ask: Callable[[], bool]) -> tuple[T, int | None]:
-    """Return what the work returns, and the first such signal that came meanwhile. Raises Stopped when it has ended it.
+def run_until_signal(work: Coroutine[Any, Any, T], request_stop: Callable[[], bool]) -> tuple[T, int | None]:
+    """Return the result of `work` and the first signal that arrived meanwhile. Raises Stopped when a signal ended it.
 
-    Each signal calls `ask`, which may ask the work to end by itself and says whether that will do; otherwise the first
-    signal cancels the work.
+    Each signal calls `request_stop`, which returns whether the work will end by itself; if not, the first signal
+    cancels the work.
     """
-    came: list[int] = []
+    arrived: list[int] = []
 
     async def watched() -> T:
         task = asyncio.current_task()
         assert task is not None
 
         def stop(number: int) -> None:
-            came.append(number)
-            if not ask() and len(came) == 1:
+            arrived.append(number)
+            if not request_stop() and len(arrived) == 1:
                 task.cancel()
 
-        for number in heeded():
+        for number in ending_signals():
             asyncio.get_running_loop().add_signal_handler(number, stop, number)
         return await work
 
     try:
-        return asyncio.run(watched()), came[0] if came else None
+        return asyncio.run(watched()), arrived[0] if arrived else None
     except asyncio.CancelledError:
-        if came:
-            raise Stopped(came[0]) from None
+        if arrived:
+            raise Stopped(arrived[0]) from None
         raise
     finally:
         raise_on_signals()

@@ -1,4 +1,4 @@
-"""Uploads a path to a server: a file as it is, a folder as an archive of what is selected."""
+"""Uploads a path to a server: a file unchanged, a folder as an archive of its selected files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from belljar.cli.printing import complain
+from belljar.cli.printing import print_message
 from belljar.model.errors import InvalidScript
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def upload(
     client: Client, path: Path, filename: str, selection: Selection, *, language: str | None, entrypoint: str | None
 ) -> dict[str, Any]:
-    """Upload a file, an archive or a folder; returns the script. Raises InvalidScript."""
+    """Upload a file, an archive or a folder and return the script. Raises InvalidScript."""
     if not path.is_dir():
         if not path.is_file():
             raise InvalidScript(f"{path} is a device, pipe or socket; give a file, an archive or a folder")
@@ -32,6 +32,6 @@ def upload(
     with tempfile.TemporaryFile(prefix="belljar-") as packed:
         pack_folder(path, packed, selection)
         if (sentence := selection.sentence()) is not None:
-            complain(sentence)
+            print_message(sentence)
         packed.seek(0)
         return client.upload(packed, f"{filename}.tar.gz", language=language, entrypoint=entrypoint)

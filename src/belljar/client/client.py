@@ -1,4 +1,4 @@
-"""A belljar server as a Python object: what the HTTP API does, with its errors as exceptions.
+"""A client of the HTTP API: one method per operation, errors as exceptions.
 
 with Client("http://127.0.0.1:8080", key) as belljar:
     job = belljar.submit(code="print(6 * 7)", language="python")
@@ -16,18 +16,18 @@ from urllib.parse import quote
 
 import httpx
 
-#: A job is waited for in pieces of this many seconds, which proxies on the way allow.
+#: A wait is split into requests of this many seconds, because proxies limit the time of a request.
 _WAIT_SECONDS = 30
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 _ENDED = frozenset({"succeeded", "failed", "timed_out", "cancelled", "lost"})
-#: The largest JSON answer that is read: a page of 1000 jobs has 2 MB.
+#: The largest JSON answer that is accepted. A page of 1000 jobs has 2 MB.
 _MAX_JSON_BYTES = 64 << 20
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class ServerError(Exception):
-    """What the server answered instead: its problem document's `code`, `status` and sentence."""
+    """The server answered with an error: `status`, and `code` and `message` of its problem document."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class ServerError(Exception):
 
 
 class Unreachable(Exception):
-    """No server answers there."""
+    """No server answers at the URL."""
 
 
 class Client:
@@ -45,15 +45,15 @@ class Client:
 
     def __init__(self, url: str, key: str | None = None) -> None:
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise ServerError(401, "not_authenticated", "the key holds characters that no key has; copy it again")
-        # No compression: a few bytes from a server must not become many here.
+            raise ServerError(401, "not_authenticated", "the key contains invalid characters; copy it again")
+        # No compression: a small answer must not become a large one here.
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         timeout = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
         self.url = url.rstrip("/")
         with _reachable(self.url):
-            # What goes to this machine goes through no proxy: the key is for nobody else.
-            own = httpx.URL(self.url).host in _LOOPBACK
-            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=not own)
+            # Requests to this machine use no proxy, which would see the key.
+            is_local = httpx.URL(self.url).host in _LOOPBACK
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=not is_local)
 
     def __enter__(self) -> Client:
         return self
@@ -64,29 +64,31 @@ class Client:
     def upload(
         self, file: BinaryIO, filename: str, *, language: str | None = None, entrypoint: str | None = None
     ) -> dict[str, Any]:
-        """Upload a script, a file or an archive; returns it, with its `script_id`."""
+        """Upload a file or an archive as a script; return the script, with its `script_id`."""
         fields = {"language": language, "entrypoint": entrypoint}
         data = {name: value for name, value in fields.items() if value is not None}
-        # A part without a name is no file in a form; a server gives a better one to what is called "-".
+        # In a form, a part without a file name is not a file. The server replaces the name "-".
         return self._json("POST", "/v1/scripts", files={"script": (filename or "-", file)}, data=data)
 
     def submit(self, **request: Any) -> dict[str, Any]:
-        """Queue a job: `script_id`, or `code` and `language`, or `files`; and options. Returns the job."""
+        """Queue a job of `script_id`, of `code` and `language`, or of `files`, with options; return the job."""
         return self._json("POST", "/v1/jobs", json=request)
 
     def job(self, job_id: str) -> dict[str, Any]:
+        """Return a job."""
         return self._json("GET", f"/v1/jobs/{quote(job_id, safe='')}")
 
     def jobs(self, **filters: Any) -> dict[str, Any]:
-        """A page: `jobs`, `next_cursor`. Filters: status, script_id, label, limit, cursor."""
+        """Return a page: `jobs`, `next_cursor`. Filters: status, script_id, label, limit, cursor."""
         given = {name: value for name, value in filters.items() if value is not None}
         return self._json("GET", "/v1/jobs", params=given)
 
     def cancel(self, job_id: str) -> dict[str, Any]:
+        """Cancel a job and return it."""
         return self._json("POST", f"/v1/jobs/{quote(job_id, safe='')}/cancel")
 
     def wait(self, job_id: str, timeout_seconds: float | None = None) -> dict[str, Any]:
-        """The job when it has ended, or as it is when time is up."""
+        """Wait until a job has ended, at most `timeout_seconds`; return it in its last state."""
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while True:
             left = _WAIT_SECONDS if deadline is None else min(_WAIT_SECONDS, max(0.0, deadline - time.monotonic()))
@@ -95,7 +97,7 @@ class Client:
                 return job
 
     def logs(self, job_id: str, *, stream: str | None = None, follow: bool = False) -> Iterator[bytes]:
-        """What the job wrote, as it wrote it; with `follow` until it has ended."""
+        """Yield a job's output in order; with `follow`, until the job has ended."""
         params: dict[str, Any] = {"follow": follow} | ({"stream": stream} if stream else {})
         timeout = httpx.Timeout(None if follow else _READ_SECONDS, connect=_CONNECT_SECONDS)
         path = f"/v1/jobs/{quote(job_id, safe='')}/logs"
@@ -104,11 +106,12 @@ class Client:
             yield from response.iter_raw()
 
     def artifacts(self, job_id: str) -> list[dict[str, Any]]:
+        """Return path and size of each artifact of a job."""
         artifacts: list[dict[str, Any]] = self._json("GET", f"/v1/jobs/{quote(job_id, safe='')}/artifacts")["artifacts"]
         return artifacts
 
     def artifact(self, job_id: str, path: str) -> Generator[bytes, None, None]:
-        """One artifact's bytes."""
+        """Yield the bytes of one artifact."""
         where = f"/v1/jobs/{quote(job_id, safe='')}/artifacts/{quote(path)}"
         with _reachable(self.url), self._http.stream("GET", where) as response:
             _check(response)
@@ -134,15 +137,15 @@ def _reachable(url: str) -> Iterator[None]:
     except httpx.TimeoutException:
         raise Unreachable(f"{url} did not answer in time") from None
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise Unreachable(f"{url!r} is no URL of a server: {error}") from None
+        raise Unreachable(f"{url!r} is not a server URL: {error}") from None
     except (httpx.ProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError) as error:
-        raise Unreachable(f"the connection to {url} broke off ({error or 'no reason given'}); try again") from None
+        raise Unreachable(f"the connection to {url} was lost ({error or 'no reason given'}); try again") from None
     except httpx.TransportError as error:
-        raise Unreachable(f"no belljar answers at {url} ({error}); start one with: belljar serve") from None
+        raise Unreachable(f"no server answers at {url} ({error}); start one with: belljar serve") from None
 
 
 def _read_bounded(response: httpx.Response) -> bytes:
-    """The whole answer. Raises ServerError when it is larger than any of belljar's."""
+    """Read a whole answer. Raises ServerError when it is larger than 64 MiB."""
     data = bytearray()
     for chunk in response.iter_raw():
         data += chunk
@@ -162,5 +165,5 @@ def _check(response: httpx.Response, data: bytes | None = None) -> None:
 
 
 def _not_belljar(response: httpx.Response) -> ServerError:
-    reason = f"{response.url} answered {response.status_code} {response.reason_phrase}; is that a belljar server?"
+    reason = f"{response.url} answered {response.status_code} {response.reason_phrase}; is it a belljar server?"
     return ServerError(response.status_code, "not_belljar", reason)

@@ -1,4 +1,4 @@
-"""One finding about this host, as `belljar doctor` prints it."""
+"""The result of one check of this host."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ Level = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was found; when it is not well, why that matters and how it is mended."""
+    """The result of one check: what was found, why a problem matters and how to fix it."""
 
     name: str
     level: Level
     message: str
-    #: A command or a sentence, empty when all is well.
+    #: A command or a sentence; empty for `ok`.
     fix: str = ""
-    #: Why it matters, empty when all is well or the message says it.
+    #: Why it matters; empty for `ok`, or when the message says it.
     why: str = ""
 
 
-def either(name: str, well: bool, good: str, bad: str, *, fix: str, why: str = "", level: Level = "warn") -> Check:
-    """The one message or the other."""
-    return Check(name, "ok", good) if well else Check(name, level, bad, fix, why)
+def check_that(name: str, ok: bool, good: str, bad: str, *, fix: str, why: str = "", level: Level = "warn") -> Check:
+    """Return an `ok` check with the message `good`, or one of `level` with the message `bad`."""
+    return Check(name, "ok", good) if ok else Check(name, level, bad, fix, why)

@@ -1,20 +1,17 @@
-"""`belljar doctor`: what this host needs, a line for each thing, with why it matters and the command that mends it."""
+"""All checks of this host, each with why it matters and the command that fixes it."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
-from belljar.cli.printing import print_json, printable
 from belljar.doctor.check import Check as Check
-from belljar.doctor.check import Level, either
+from belljar.doctor.check import check_that
 from belljar.doctor.host import check_host_setup
 from belljar.doctor.machines import check_machines
+from belljar.doctor.network import check_networks
 from belljar.images.catalog import Images
 from belljar.node.machines.host.cgroup import CONTROLLERS, find_hierarchies
 from belljar.node.worker.capacity import host_memory_mb
@@ -35,15 +32,13 @@ _MIN_MEMORY_MB = 1024
 
 
 async def check_host(settings: Settings) -> list[Check]:
-    """Every check, in the order in which a new host fails them."""
+    """Run every check, in the order in which a new host fails them."""
     return [check async for check in _checks(settings)]
 
 
 async def _checks(settings: Settings) -> AsyncIterator[Check]:
-    for check in (*_tools(), _namespaces(), *_cgroups(), *_room(settings), *check_host_setup()):
+    for check in (*_tools(), _namespaces(), *_cgroups(), *_space(settings), *check_host_setup()):
         yield check
-    from belljar.doctor.network import check_networks  # which imports from here
-
     async for check in check_networks(settings):
         yield check
     yield await asyncio.to_thread(_stored, settings)
@@ -66,15 +61,15 @@ def _tools() -> Iterator[Check]:
 
 
 def _namespaces() -> Check:
-    """The jail needs user namespaces, which some distributions keep from ordinary users."""
-    most = Path("/proc/sys/user/max_user_namespaces")
-    if most.exists() and int(most.read_text()) == 0:
+    """Check user namespaces: jails need them, and some distributions deny them to ordinary users."""
+    maximum = Path("/proc/sys/user/max_user_namespaces")
+    if maximum.exists() and int(maximum.read_text()) == 0:
         return Check("namespaces", "fail", "user namespaces are off", "sysctl user.max_user_namespaces=10000")
     debian = Path("/proc/sys/kernel/unprivileged_userns_clone")
     if debian.exists() and debian.read_text().strip() == "0":
         fix = "sysctl kernel.unprivileged_userns_clone=1"
         return Check("namespaces", "fail", "unprivileged user namespaces are off", fix)
-    return Check("namespaces", "ok", "user namespaces can be made")
+    return Check("namespaces", "ok", "user namespaces are available")
 
 
 def _cgroups() -> Iterator[Check]:
@@ -83,7 +78,7 @@ def _cgroups() -> Iterator[Check]:
     missing = [name for name in CONTROLLERS if name not in bounded]
     versions = sorted({f"v{hierarchy.version}" for hierarchy in hierarchies})
     root = os.geteuid() == 0
-    yield either(
+    yield check_that(
         "cgroups",
         not missing,
         f"{', '.join(CONTROLLERS)} by {' and '.join(versions)}",
@@ -92,7 +87,7 @@ def _cgroups() -> Iterator[Check]:
         why="one machine could take processor time or processes from the others",
     )
     if hierarchies:
-        yield either(
+        yield check_that(
             "cgroup version",
             versions == ["v2"],
             "2",
@@ -102,53 +97,37 @@ def _cgroups() -> Iterator[Check]:
         )
 
 
-def _room(settings: Settings) -> Iterator[Check]:
+def _space(settings: Settings) -> Iterator[Check]:
     folder = settings.data_dir
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):
-        yield Check("data folder", "fail", f"{folder} cannot be written", "set --data-dir to a folder of yours")
+        yield Check("data folder", "fail", f"{folder} cannot be written", "set --data-dir to a writable folder")
     yield from _disk(settings)
     memory_mb = host_memory_mb()
-    yield either(
+    yield check_that(
         "memory", memory_mb >= _MIN_MEMORY_MB, f"{memory_mb} MB", f"{memory_mb} MB",
-        fix="jobs of 256 MB fit three at a time",
+        fix=f"add memory; {_MIN_MEMORY_MB} MB are the minimum",
     )  # fmt: skip
 
 
 def _disk(settings: Settings) -> Iterator[Check]:
     for space in disk_space_of(settings).measure():
         free_mb = space.free_bytes >> 20
-        found = f"{free_mb} MB and {space.free_inodes} files free in {space.folder}"
+        free = f"{free_mb} MB and {space.free_inodes} files free in {space.folder}"
         if space.is_low():
-            advice = "free some space, or delete what is past its retention period: belljar gc"
-            yield Check("disk", "fail", f"{found}: {space.sentence()}", advice, "no new jobs and uploads are taken")
+            advice = "free disk space, or remove expired data: belljar gc"
+            yield Check("disk", "fail", f"{free}: {space.sentence()}", advice, "new jobs and uploads are refused")
         else:
-            yield either("disk", free_mb >= _MIN_DISK_MB, found, found, fix="free some space")
+            yield check_that("disk", free_mb >= _MIN_DISK_MB, free, free, fix="free disk space")
 
 
 def _stored(settings: Settings) -> Check:
-    """What the data folder holds, by kind."""
-    from belljar.control.maintenance.sizes import measure_sizes
+    """Report the size of the data folder by kind."""
+    from belljar.doctor.sizes import measure_sizes
 
     sizes = measure_sizes(settings)
     kinds = {kind: extent for kind, extent in sizes.kinds.items() if extent.count}
-    words = [f"{kind} {extent.size_bytes / 1e6:.1f} MB ({extent.count} files)" for kind, extent in kinds.items()]
+    parts = [f"{kind} {extent.size_bytes / 1e6:.1f} MB ({extent.count} files)" for kind, extent in kinds.items()]
     total = f"{'' if sizes.complete else 'at least '}{sizes.total.size_bytes / 1e6:.1f} MB"
-    return Check("stored", "ok", f"{total}: {', '.join(words)}" if words else "nothing yet")
-
-
-def print_checks(checks: list[Check], *, as_json: bool) -> None:
-    """One line for each; below it why it matters, and its fix."""
-    if as_json:
-        print_json([asdict(check) for check in checks])
-        return
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    styles: dict[Level, str] = {"ok": "green", "warn": "yellow", "fail": "red"}
-    for check in checks:
-        console.print(f"{check.level:5}", style=styles[check.level], end="")
-        console.print(f" {check.name}: {printable(check.message)}")
-        if check.why:
-            console.print(f"      because: {check.why}")
-        if check.fix:
-            console.print(f"      → {check.fix}")
+    return Check("stored", "ok", f"{total}: {', '.join(parts)}" if parts else "nothing yet")

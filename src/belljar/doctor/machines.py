@@ -1,4 +1,4 @@
-"""`belljar doctor`'s look at what runs machines: QEMU, Firecracker, its jailer, KVM by a boot, and what jails need."""
+"""Checks of what runs machines: QEMU, Firecracker, its jailer, KVM (by a boot), and what jails need."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pwd
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 
-from belljar.doctor.check import Check, Level, either
+from belljar.doctor.check import Check, Level, check_that
 from belljar.model.errors import BelljarError, HostError, MissingTool
 from belljar.model.image import Image
 from belljar.node.machines.firecracker.folder import jails
@@ -24,7 +24,7 @@ _NODEV = 4  # ST_NODEV, statvfs(3)
 
 
 async def check_machines(settings: Settings, image: Image | None) -> AsyncIterator[Check]:
-    """Every finding about hypervisors; with an image, also whether its kernel really boots under KVM."""
+    """Check hypervisors and jails; with an image, also boot its kernel under KVM."""
     for check in await asyncio.to_thread(
         lambda: [*_qemu(settings), _kvm_device(), *_firecracker(settings), *_jails(settings)]
     ):
@@ -37,12 +37,12 @@ def _qemu(settings: Settings) -> Iterator[Check]:
     try:
         version = QemuHypervisor(settings, "tcg").version
     except MissingTool:
-        return  # told among the tools
+        return  # the check of the tools reports it
     except HostError as error:
         yield Check("QEMU", "fail", error.message, "apt-get install --reinstall qemu-system-x86")
         return
     help_text = _output([need(settings.qemu, "qemu-system-x86"), "-machine", "help"])
-    yield either(
+    yield check_that(
         "QEMU",
         any(line.startswith("microvm") for line in help_text.splitlines()),
         f"{version}, with the machine microvm",
@@ -63,10 +63,10 @@ def _kvm_device() -> Check:
     if not KVM.exists():
         fix = "modprobe kvm_intel or kvm_amd; in a cloud, take an instance with nested virtualisation or bare metal"
         return Check("KVM device", "warn", "this host has no /dev/kvm", fix, _TEN_TIMES)
-    return either(
+    return check_that(
         "KVM device",
         os.access(KVM, os.R_OK | os.W_OK),
-        "/dev/kvm opens; whether it runs a kernel is told by the boot below",
+        "/dev/kvm opens; the boot below shows whether it runs a kernel",
         "this user may not open /dev/kvm",
         fix="usermod -aG kvm USER, and log in again",
         why=_TEN_TIMES,
@@ -80,9 +80,9 @@ def _firecracker(settings: Settings) -> Iterator[Check]:
         programs = find_programs(settings, jailed=jailed)
     except MissingTool as error:
         if level == "warn" and not KVM.exists():
-            yield Check("Firecracker", "ok", "not installed, and without KVM it could not run")
+            yield Check("Firecracker", "ok", "not installed; without KVM it could not run")
         else:
-            yield Check("Firecracker", level, "not installed", error.message, "it is what production uses with KVM")
+            yield Check("Firecracker", level, "not installed", error.message, "recommended for production with KVM")
         return
     except HostError as error:
         yield Check("Firecracker", level, error.message, f"install {'.'.join(map(str, OLDEST))} or newer")
@@ -92,21 +92,21 @@ def _firecracker(settings: Settings) -> Iterator[Check]:
         yield Check(
             "jailer",
             "warn",
-            "not used: belljar is not root",
+            "not used, because belljar is not root",
             "run belljar as root",
-            "machines then share this user's id; bubblewrap and Firecracker's seccomp filters still hold them",
+            "machines then share this user's id; bubblewrap and Firecracker's seccomp filters still confine them",
         )
     else:
         yield Check("jailer", "ok", f"{programs.version}; each machine has a user id and a root directory of its own")
     programs_used = [path for path in (programs.firecracker, programs.jailer) if path]
-    loose = [reason for path in programs_used if (reason := why_unsafe(path.absolute()))]
-    yield either(
+    unsafe = [reason for path in programs_used if (reason := why_unsafe(path.absolute()))]
+    yield check_that(
         "executables",
-        not loose,
-        "nobody but root can change them",
-        "; ".join(dict.fromkeys(loose)),
+        not unsafe,
+        "only root can change them",
+        "; ".join(dict.fromkeys(unsafe)),
         fix="chown root: and chmod go-w them and the folders above them",
-        why="who changes them runs code as root",
+        why="a user who can change them can run code as root",
         level="fail" if jailed else "warn",
     )
 
@@ -117,34 +117,34 @@ def _jails(settings: Settings) -> Iterator[Check]:
     place = jails(settings)
     while not place.exists():
         place = place.parent
-    yield either(
+    yield check_that(
         "jails",
         not os.statvfs(place).f_flag & _NODEV,
         "device nodes can be opened in the data folder",
-        "the data folder lies on a file system that is mounted nodev",
+        "the data folder is on a file system that is mounted nodev",
         fix="move the data folder, or mount -o remount,dev its file system",
-        why="Firecracker's jailer makes /dev/kvm in each machine's root directory",
+        why="Firecracker's jailer creates /dev/kvm in each machine's root directory",
     )
     if settings.data_dir.exists():
         status = settings.data_dir.stat()
-        yield either(
+        yield check_that(
             "data folder's owner",
             status.st_uid == os.geteuid() and not status.st_mode & 0o022,
-            "nobody else can change what is in it",
+            "only its owner can write it",
             f"{settings.data_dir} can be written by others",
             fix=f"chown root: {settings.data_dir} && chmod go-w {settings.data_dir}",
-            why="machines boot from what lies there, and their root directories are made there by root",
+            why="machines boot from files there, and root creates their root directories there",
             level="fail",
         )
     first, last = settings.jail_uid_base, settings.jail_uid_base + settings.jail_uid_count - 1
     taken = [user.pw_name for user in pwd.getpwall() if first <= user.pw_uid <= last]
-    yield either(
+    yield check_that(
         "user ids",
         not taken,
-        f"{first} to {last} are nobody's but machines'",
+        f"{first} to {last} belong to machines only",
         f"{', '.join(taken)} has an id between {first} and {last}",
         fix="choose another jail_uid_base",
-        why="a machine's process would be that user",
+        why="a machine's process would run as that user",
         level="fail",
     )
 

@@ -1,6 +1,6 @@
-"""`belljar doctor`'s look at networks for jobs: what makes them, and what on this host would stand in their way.
+"""Checks of networks for jobs: what they need, and what on this host would block them.
 
-A host without them still runs every job that asks for none, so nothing here is worse than a warning.
+A host without networks still runs every job that needs none, so nothing here is worse than a warning.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from belljar.doctor.checks import Check
+from belljar.doctor.check import Check
 from belljar.model.errors import BelljarError
 from belljar.settings import Settings
 
@@ -23,7 +23,7 @@ _ALLOW = (
 
 
 async def check_networks(settings: Settings) -> AsyncIterator[Check]:
-    """One finding for each thing that networks for jobs need."""
+    """Check everything that networks for jobs need."""
     from belljar.node.network.layout import lay_out
     from belljar.node.network.links import host_facts, netlink
     from belljar.node.network.pool import nameservers, why_no_network
@@ -32,16 +32,16 @@ async def check_networks(settings: Settings) -> AsyncIterator[Check]:
         yield Check("networks", "warn", why, "jobs run without a network; run as root for jobs with one")
         return
     if os.geteuid() != 0:
-        yield await _check_stand_in(settings)
+        yield await _check_rootless(settings)
         servers = ", ".join(map(str, nameservers(settings)))
-        yield Check("name servers", "ok", f"jobs' names are asked of {servers}")
+        yield Check("name servers", "ok", f"names are resolved by {servers}")
         return
     try:
         layout = lay_out(settings, await asyncio.to_thread(netlink, host_facts))
-        tables = await asyncio.to_thread(_try_everything)
+        tables = await asyncio.to_thread(_try_slot)
     except (BelljarError, OSError) as error:
         message = error.message if isinstance(error, BelljarError) else str(error)
-        yield Check("networks", "warn", message, "jobs run without a network until this is mended")
+        yield Check("networks", "warn", message, "jobs run without a network until this is fixed")
         return
     yield Check(
         "networks",
@@ -49,26 +49,26 @@ async def check_networks(settings: Settings) -> AsyncIterator[Check]:
         f"namespaces, TAP devices and nftables work; addresses {layout.network_range}, MTU {layout.mtu}",
     )
     servers = ", ".join(map(str, nameservers(settings)))
-    yield Check("name servers", "ok", f"jobs' names are asked of {servers}")
+    yield Check("name servers", "ok", f"names are resolved by {servers}")
     forwards = _IP_FORWARD.read_text().strip() == "1"
     yield Check("forwarding", "ok", "on" if forwards else "off; belljar turns it on while jobs have networks")
     for family, table, chain in blocking_chains(tables):
         yield Check(
             "firewall",
             "warn",
-            f"the chain {family} {table} {chain} drops what is forwarded; jobs' packets may be among it",
+            f"the chain {family} {table} {chain} drops forwarded packets by default, perhaps those of jobs",
             _ALLOW.format(family=family, table=table, chain=chain),
         )
 
 
-async def _check_stand_in(settings: Settings) -> Check:
-    """Whether a user who is not root can have a network here: by making one."""
+async def _check_rootless(settings: Settings) -> Check:
+    """Check whether an ordinary user can have a network here, by creating one."""
     from belljar.node.machines.host.owner import owner_name
     from belljar.node.network.layout import lay_out
     from belljar.node.network.links import host_facts, netlink
     from belljar.node.network.rootless import RootlessBackend
 
-    def make_one() -> None:
+    def try_one() -> None:
         host = RootlessBackend(owner_name(os.getpid()), lay_out(settings, netlink(host_facts)), ())
         try:
             host.open()
@@ -77,14 +77,14 @@ async def _check_stand_in(settings: Settings) -> Check:
             host.close()
 
     try:
-        await asyncio.to_thread(make_one)
+        await asyncio.to_thread(try_one)
     except BelljarError as error:
-        return Check("networks", "warn", error.message, "jobs run without a network until this is mended")
-    return Check("networks", "ok", "made in namespaces of this user's own; slirp4netns leads out of them")
+        return Check("networks", "warn", error.message, "jobs run without a network until this is fixed")
+    return Check("networks", "ok", "in namespaces of this user; slirp4netns connects them")
 
 
-def _try_everything() -> dict[str, Any]:
-    """Make what a slot is made of, and let it go; returns the host's chains. Raises OSError, NetworkError."""
+def _try_slot() -> dict[str, Any]:
+    """Create the parts of a slot and remove them; return the host's chains. Raises OSError, NetworkError."""
     from belljar.node.machines.host.namespace import in_fresh_thread, leave_to_new
     from belljar.node.machines.host.tap import attach_tap
     from belljar.node.network.nft import Nft
@@ -107,7 +107,7 @@ def _try_everything() -> dict[str, Any]:
 
 
 def blocking_chains(printed: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Family, table and name of the chains that drop forwarded packets by default, in nftables' `list chains`."""
+    """Return family, table and name of the chains in `list chains` that drop forwarded packets by default."""
     return [
         (str(chain["family"]), str(chain["table"]), str(chain["name"]))
         for chain in (each["chain"] for each in printed.get("nftables", ()) if "chain" in each)

@@ -228,8 +228,8 @@ class Refusal(Value):
     port: int | None = None
     protocol: str | None = None
     """`tcp`, `udp`, `icmp`, or a protocol's number; `dns` for a name."""
-    never: bool = False
-    """Whether no job may reach it, whatever its egress is: a private address, the host's own, a neighbour's."""
+    always_blocked: bool = False
+    """Whether no egress policy allows it: a private address, one of the host's, another machine's."""
     count: int = 1
 
 

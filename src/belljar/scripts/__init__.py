@@ -1,1 +1,1 @@
-"""Scripts: upload, language and entrypoint, archive safety, packing into a read-only filesystem image."""
+"""Turn an upload into a script: find its language and entrypoint, extract it safely, pack it into a disk image."""

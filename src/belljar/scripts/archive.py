@@ -1,7 +1,7 @@
-"""Unpacking of .zip, .tar, .tar.gz and .tar.xz, told by their first bytes.
+"""Extract .zip, .tar, .tar.gz and .tar.xz archives, detected by their first bytes.
 
-The archive is an attacker's: names go through `Tree`, bytes are counted as they are decompressed and no size in a
-header is believed; `zipfile` and `tarfile` parse, but read through `_Guarded`, so that a header cannot ask for memory.
+The archive may be hostile: names go through `Tree`, bytes are counted as they are decompressed, and sizes in headers
+are not trusted. `zipfile` and `tarfile` read through `_BoundedReader`, so a header cannot make them allocate memory.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from belljar.model.errors import InvalidScript
 from belljar.scripts.limits import ExtractionBudget
 from belljar.scripts.tree import CHUNK_BYTES, MAX_PATH_BYTES, Tree
 
-#: How much of a file `archive_kind` needs to see.
+#: The bytes at a file's start that `archive_kind` needs.
 HEAD_BYTES = 512
-#: The largest record of a tar header (pax fields, GNU long names). `tarfile` searches them with regular expressions of
-#: quadratic time: 4 KiB of digits take 30 ms, in which no other thread runs.
+#: The largest record of a tar header (pax fields, GNU long names). `tarfile` searches records with regular expressions
+#: of quadratic time: 4 KiB of digits take 30 ms, during which no other thread runs.
 _MAX_TAR_HEADER_BYTES = 4 * 1024
 #: The largest central directory of a zip: room for 10,000 names of 300 bytes.
 _MAX_ZIP_DIRECTORY_BYTES = 4 * 1024 * 1024
 #: `xz -9` needs 65 MiB to decompress; a header may ask for 4 GiB.
 _XZ_MEMORY_BYTES = 128 * 1024 * 1024
-#: What the parsers raise at damaged input; OSError is not among them but for gzip's own.
-_DAMAGE = (
+#: What the parsers raise for damaged input; the only OSError among them is gzip's own.
+_PARSE_ERRORS = (
     zipfile.BadZipFile,
     tarfile.TarError,
     gzip.BadGzipFile,
@@ -49,6 +49,8 @@ _DAMAGE = (
 
 
 class ArchiveKind(StrEnum):
+    """The supported archive formats."""
+
     ZIP = "zip"
     TAR = "tar"
     GZIP = "tar.gz"
@@ -61,7 +63,7 @@ _MAGIC = (
     (b"\x1f\x8b\x08", ArchiveKind.GZIP),
     (b"\xfd7zXZ\x00", ArchiveKind.XZ),
 )
-_FOREIGN = (
+_UNSUPPORTED = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
     (b"Rar!\x1a\x07", "a rar archive"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
@@ -71,70 +73,74 @@ _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 
 
 def archive_kind(head: bytes, filename: str) -> ArchiveKind | None:
-    """What archive a file that begins with `head` is; None: it is none.
+    """Return the format of a file that begins with `head`, None when it is not an archive.
 
-    The bytes decide; the name only tells an old tar, which has no mark, and that something claims to be an archive.
-    Raises InvalidScript for other archives, and for a name that says archive over bytes that don't.
+    The bytes decide. The name only identifies old tar archives, which have no magic number.
+
+    Raises InvalidScript for other formats, and for a file that is named like an archive but is not one.
     """
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
     if head[257:262] == b"ustar":
         return ArchiveKind.TAR
-    foreign = next((what for magic, what in _FOREIGN if head.startswith(magic)), None)
+    unsupported = next((name for magic, name in _UNSUPPORTED if head.startswith(magic)), None)
     if head.startswith(b"BZh") and head[4:10] == b"1AY&SY":
-        foreign = "compressed with bzip2"
-    if foreign is not None:
-        raise InvalidScript(f"the upload is {foreign}, which belljar does not read; use .zip, .tar.gz or .tar.xz")
+        unsupported = "compressed with bzip2"
+    if unsupported is not None:
+        raise InvalidScript(f"the upload is {unsupported}, which is not supported; use .zip, .tar.gz or .tar.xz")
     if filename.lower().endswith(".tar"):
         return ArchiveKind.TAR
     if filename.lower().endswith(_SUFFIXES):
-        raise InvalidScript(f"{filename[-80:]!r} is named like an archive but its bytes are none; pack it anew")
+        raise InvalidScript(f"{filename[-80:]!r} is named like an archive but is not one; pack it again")
     return None
 
 
-def unpack(source: Path, kind: ArchiveKind, tree: Tree, allowance: ExtractionBudget, spare: Path) -> None:
-    """Put the archive's members into the tree. Blocks: for a thread.
+def unpack(source: Path, kind: ArchiveKind, tree: Tree, budget: ExtractionBudget, decompressed: Path) -> None:
+    """Extract the archive's members into the tree; blocks.
 
-    `spare` is where a compressed tar is decompressed to, as much as the allowance lets; the caller removes it. Raises
-    InvalidScript, naming the member, TooLarge, OSError.
+    A compressed tar is first decompressed into the file `decompressed`, within the budget; the caller removes it.
+
+    Raises InvalidScript with the member's name, TooLarge, OSError.
     """
     try:
         with source.open("rb") as packed:
             if kind is ArchiveKind.ZIP:
-                _unpack_zip(packed, tree, allowance)
+                _unpack_zip(packed, tree, budget)
             elif kind is ArchiveKind.TAR:
-                _unpack_tar(packed, tree, allowance)
+                _unpack_tar(packed, tree, budget)
             else:
-                _decompress(packed, kind, spare, allowance)
-                with spare.open("rb") as plain:
-                    _unpack_tar(plain, tree, allowance)
-    except _DAMAGE as error:
+                _decompress(packed, kind, decompressed, budget)
+                with decompressed.open("rb") as plain:
+                    _unpack_tar(plain, tree, budget)
+    except _PARSE_ERRORS as error:
         reason = str(error) or type(error).__name__
-        raise InvalidScript(f"the {kind} archive cannot be read ({reason[:120]}); pack it anew") from error
+        raise InvalidScript(f"the {kind} archive cannot be read ({reason[:120]}); pack it again") from error
 
 
-class _Guarded(io.RawIOBase):
-    """A file of which no single read may ask for more than `most` bytes."""
+class _BoundedReader(io.RawIOBase):
+    """A file that refuses single reads of more than `max_read_bytes`."""
 
-    def __init__(self, file: BinaryIO, most: int, allowance: ExtractionBudget) -> None:
+    def __init__(self, file: BinaryIO, max_read_bytes: int, budget: ExtractionBudget) -> None:
         self._file = file
-        self._most = most
-        self._allowance = allowance
+        self._max_read_bytes = max_read_bytes
+        self._budget = budget
         self._size = file.seek(0, io.SEEK_END)
         file.seek(0)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._allowance.check()
+        self._budget.check()
         left = max(0, self._size - self._file.tell())
-        wanted = left if size is None or size < 0 else size
-        if min(wanted, left) > self._most:
-            raise InvalidScript(f"the archive has headers of over {self._most} bytes; pack it anew with zip or tar")
-        return self._file.read(wanted)
+        requested = left if size is None or size < 0 else size
+        if min(requested, left) > self._max_read_bytes:
+            raise InvalidScript(
+                f"the archive has headers of over {self._max_read_bytes} bytes; pack it again with zip or tar"
+            )
+        return self._file.read(requested)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         if whence == io.SEEK_SET and offset < 0:
-            raise ValueError("it points to before its own start")
+            raise ValueError("offset before the start of the file")
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
@@ -150,12 +156,12 @@ class _Guarded(io.RawIOBase):
 # --- zip ------------------------------------------------------------------------------------------------------------
 
 
-def _unpack_zip(packed: BinaryIO, tree: Tree, allowance: ExtractionBudget) -> None:
-    guarded = _Guarded(packed, _MAX_ZIP_DIRECTORY_BYTES, allowance)
-    with zipfile.ZipFile(guarded) as archive:
+def _unpack_zip(packed: BinaryIO, tree: Tree, budget: ExtractionBudget) -> None:
+    reader = _BoundedReader(packed, _MAX_ZIP_DIRECTORY_BYTES, budget)
+    with zipfile.ZipFile(reader) as archive:
         for member in archive.infolist():
             name = _zip_name(member)
-            if not _is_finder_litter(name):
+            if not _is_finder_metadata(name):
                 _add_zip_member(archive, member, name, tree)
 
 
@@ -166,11 +172,11 @@ def _add_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str
         tree.add_folder(name)
         return
     if kind not in (0, stat.S_IFREG, stat.S_IFLNK):
-        raise InvalidScript(f"{name[:80]!r} is a device, pipe or socket; a script holds files, folders and links only")
+        raise InvalidScript(f"{name[:80]!r} is a device, pipe or socket; a script has only files, folders and links")
     if member.flag_bits & 0x2041:  # encrypted; strongly; with hidden headers (APPNOTE.TXT 4.4.4)
         raise InvalidScript("the zip archive is encrypted; pack it without a password")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise InvalidScript(f"{name[:80]!r} is compressed in an unusual way; pack the zip archive with deflate")
+        raise InvalidScript(f"{name[:80]!r} has an unsupported compression method; pack the zip archive with deflate")
     with archive.open(member) as content:
         if kind == stat.S_IFLNK:
             tree.add_link(name, content.read(MAX_PATH_BYTES + 1).decode("utf-8", "surrogateescape"))
@@ -179,7 +185,7 @@ def _add_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str
 
 
 def _zip_name(member: zipfile.ZipInfo) -> str:
-    """The member's name. Without the flag for UTF-8 it is code page 437 by the standard; macOS writes UTF-8 anyway."""
+    """Return the member's name. Without the UTF-8 flag it is code page 437 by the standard, but macOS writes UTF-8."""
     name = member.orig_filename  # `filename` ends at a NUL
     if member.flag_bits & 0x800:
         return name
@@ -189,24 +195,26 @@ def _zip_name(member: zipfile.ZipInfo) -> str:
         return name
 
 
-def _is_finder_litter(name: str) -> bool:
-    """What the macOS Finder adds to every zip."""
+def _is_finder_metadata(name: str) -> bool:
+    """Return whether the macOS Finder added this member."""
     return name.startswith("__MACOSX/") or name.rpartition("/")[2] == ".DS_Store"
 
 
 # --- tar ------------------------------------------------------------------------------------------------------------
 
 
-def _unpack_tar(plain: BinaryIO, tree: Tree, allowance: ExtractionBudget) -> None:
-    guarded = _Guarded(plain, _MAX_TAR_HEADER_BYTES, allowance)
+def _unpack_tar(plain: BinaryIO, tree: Tree, budget: ExtractionBudget) -> None:
+    reader = _BoundedReader(plain, _MAX_TAR_HEADER_BYTES, budget)
     try:
-        archive = tarfile.open(fileobj=guarded, mode="r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+        archive = tarfile.open(fileobj=reader, mode="r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
     except tarfile.ReadError:
-        raise InvalidScript("the upload holds no tar archive; make one with `tar -czf script.tar.gz FOLDER`") from None
+        raise InvalidScript(
+            "the upload is not a tar archive; create one with `tar -czf script.tar.gz FOLDER`"
+        ) from None
     with archive:
         while (member := archive.next()) is not None:
-            if member.size < 0:  # tarfile would go back and read the same header for ever
-                raise InvalidScript(f"{member.name[:80]!r} has a size below zero; pack the archive anew")
+            if member.size < 0:  # tarfile would seek back and read the same header forever
+                raise InvalidScript(f"{member.name[:80]!r} has a negative size; pack the archive again")
             _add_tar_member(plain, member, tree)
         _check_end(plain, archive.offset)
 
@@ -225,38 +233,38 @@ def _add_tar_member(plain: BinaryIO, member: tarfile.TarInfo, tree: Tree) -> Non
         executable = bool(member.mode & 0o111)
         tree.add_file(name, _read_exactly(plain, member.offset_data, member.size), executable=executable)
     else:
-        raise InvalidScript(f"{name[:80]!r} is a device, pipe or socket; a script holds files, folders and links only")
+        raise InvalidScript(f"{name[:80]!r} is a device, pipe or socket; a script has only files, folders and links")
 
 
 def _check_end(plain: BinaryIO, offset: int) -> None:
-    """`tarfile` takes a damaged header in the middle for the end; the end is a block of zeros, or the file's."""
+    """Raise EOFError unless the archive ends here: `tarfile` treats a damaged header as the end."""
     plain.seek(offset)
     if plain.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise EOFError(f"damaged at byte {offset}")
 
 
-def _decompress(packed: BinaryIO, kind: ArchiveKind, spare: Path, allowance: ExtractionBudget) -> None:
-    guarded = _Guarded(packed, _MAX_ZIP_DIRECTORY_BYTES, allowance)
-    with spare.open("xb") as out:
-        for chunk in _gzip_chunks(guarded) if kind is ArchiveKind.GZIP else _xz_chunks(guarded):
-            allowance.take_stream(len(chunk))
+def _decompress(packed: BinaryIO, kind: ArchiveKind, decompressed: Path, budget: ExtractionBudget) -> None:
+    reader = _BoundedReader(packed, _MAX_ZIP_DIRECTORY_BYTES, budget)
+    with decompressed.open("xb") as out:
+        for chunk in _gzip_chunks(reader) if kind is ArchiveKind.GZIP else _xz_chunks(reader):
+            budget.count_stream_bytes(len(chunk))
             out.write(chunk)
 
 
-def _gzip_chunks(packed: _Guarded) -> Iterator[bytes]:
+def _gzip_chunks(packed: _BoundedReader) -> Iterator[bytes]:
     with gzip.GzipFile(fileobj=packed, mode="rb") as plain:
         yield from _read_all(plain)
 
 
-def _xz_chunks(packed: _Guarded) -> Iterator[bytes]:
-    """Like lzma.LZMAFile, which has no bound for memory."""
+def _xz_chunks(packed: _BoundedReader) -> Iterator[bytes]:
+    """Decompress like lzma.LZMAFile, but with a memory limit, which that class lacks."""
     decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
     data = packed.read(CHUNK_BYTES)
     while data or not decompressor.eof:
         if decompressor.eof:
             decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
         if decompressor.needs_input and not data:
-            raise EOFError("it ends too early")
+            raise EOFError("unexpected end of file")
         yield decompressor.decompress(data, CHUNK_BYTES)
         data = b""
         if decompressor.eof:
@@ -265,8 +273,8 @@ def _xz_chunks(packed: _Guarded) -> Iterator[bytes]:
             data = packed.read(CHUNK_BYTES)
 
 
-def _next_stream(packed: _Guarded, unused: bytes) -> bytes:
-    """The first bytes of a further xz stream, past the zeros that may lie between two; empty at the file's end."""
+def _next_stream(packed: _BoundedReader, unused: bytes) -> bytes:
+    """Return the first bytes of the next xz stream, after any zero padding; empty at the end of the file."""
     data = unused.lstrip(b"\0")
     while not data:
         more = packed.read(CHUNK_BYTES)
@@ -289,6 +297,6 @@ def _read_exactly(plain: BinaryIO, offset: int, size: int) -> Iterator[bytes]:
     while size > 0:
         chunk = plain.read(min(CHUNK_BYTES, size))
         if not chunk:
-            raise EOFError("it ends too early")
+            raise EOFError("unexpected end of file")
         size -= len(chunk)
         yield chunk

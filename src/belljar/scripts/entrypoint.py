@@ -1,4 +1,4 @@
-"""Which file of a script is run, and what a single file is called in the machine."""
+"""Choose the file of a script that is run, and the name of a one-file script in the machine."""
 
 from __future__ import annotations
 
@@ -19,108 +19,110 @@ from belljar.scripts.language import (
 from belljar.scripts.tree import Tree, member_path
 
 _MAX_NAME = 100
-#: Folders whose programs are of a project's development.
-_TESTS = frozenset({"test", "tests", "examples", "vendor", "node_modules", "third_party"})
-_OTHER = re.compile(r"[^A-Za-z0-9._-]")
+#: Folders whose programs are not a project's entrypoint.
+_NON_ENTRYPOINT_FOLDERS = frozenset({"test", "tests", "examples", "vendor", "node_modules", "third_party"})
+_UNSAFE_CHARACTER = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def file_name(filename: str, language: Language) -> str:
-    """A name for a one-file script: the base name with what is not [A-Za-z0-9._-] as `_`, else the language's first
-    usual name, else `main` and the ending. A compiler's file gets an ending that it knows.
+    """Return a name for a one-file script in the machine.
 
-    The name becomes a path in the machine and may be an argument there, so it begins with a letter, digit or `_`.
+    It is the base name with characters other than [A-Za-z0-9._-] as `_`; else the language's first entrypoint name;
+    else `main` with the language's extension. A compiled file gets an extension that its compiler knows. The name
+    becomes a path and perhaps an argument in the machine, so it begins with a letter, a digit or `_`.
     """
-    name = _OTHER.sub("_", base_name(filename))
+    name = _UNSAFE_CHARACTER.sub("_", base_name(filename))
     if language.compile and language.extensions and not name.endswith(language.extensions):
-        stem, dot, ending = name.rpartition(".")
-        known = dot + ending.lower() in language.extensions
-        name = f"{stem}.{ending.lower()}" if known else name + language.extensions[0]
+        stem, dot, extension = name.rpartition(".")
+        known = dot + extension.lower() in language.extensions
+        name = f"{stem}.{extension.lower()}" if known else name + language.extensions[0]
     if len(name) <= _MAX_NAME and name[:1] not in ("", ".", "-") and re.search(r"[A-Za-z0-9]", name.split(".")[0]):
         return name
-    usual = next((name for name in language.entrypoints if name.endswith(language.extensions)), None)
-    return usual or "main" + (language.extensions[0] if language.extensions else "")
+    default = next((name for name in language.entrypoints if name.endswith(language.extensions)), None)
+    return default or "main" + (language.extensions[0] if language.extensions else "")
 
 
 def base_name(filename: str) -> str:
-    """What follows the last slash of either kind."""
+    """Return the part of a path after its last slash or backslash."""
     return re.split(r"[/\\]", filename)[-1]
 
 
 def choose_entrypoint(
     tree: Tree, languages: Sequence[Language], *, language: str | None, entrypoint: str | None
 ) -> tuple[Language, str]:
-    """The language and the entrypoint of several files; a folder that holds everything else becomes the root.
+    """Return the language and the entrypoint of a tree with several files; the only top folder becomes the root.
 
-    The entrypoint is the given one; else the first of the language's usual names at the top; else the one file with a
-    known ending; else the one file with a usual name in any folder; else the one file. Raises InvalidScript, saying
-    what was looked for, and UnknownLanguage.
+    The entrypoint is the given one; else the first of the language's entrypoint names at the top; else the only file
+    with a known extension; else the only file with an entrypoint name in any folder; else the only file.
+
+    Raises InvalidScript with the names that were tried, UnknownLanguage.
     """
-    wanted = named_language(language, languages) if language is not None else None
+    declared = named_language(language, languages) if language is not None else None
     if entrypoint is not None:
-        path = _given(tree, entrypoint)
-        found = wanted or detect_language(path, tree.head(path, HEAD_BYTES), languages)
+        path = _check_entrypoint(tree, entrypoint)
+        chosen = declared or detect_language(path, tree.head(path, HEAD_BYTES), languages)
     else:
         tree.strip_folder()
-        found, path = _find(tree, wanted, languages)
-    check_content(path, tree.head(path, HEAD_BYTES), found)
-    return found, path
+        chosen, path = _find_entrypoint(tree, declared, languages)
+    check_content(path, tree.head(path, HEAD_BYTES), chosen)
+    return chosen, path
 
 
-def _given(tree: Tree, entrypoint: str) -> str:
+def _check_entrypoint(tree: Tree, entrypoint: str) -> str:
     path = member_path(entrypoint, max_depth=1024)
     if tree.is_file(path) or (tree.strip_folder() and tree.is_file(path)):
         return path
-    there = sorted({*tree.files, *tree.links})
-    shown = ", ".join(there[:5]) + (", …" if len(there) > 5 else "")
-    raise InvalidScript(f"there is no file {path[:80]!r} to be the entrypoint; the script holds {shown}")
+    files = sorted({*tree.files, *tree.links})
+    shown = ", ".join(files[:5]) + (", …" if len(files) > 5 else "")
+    raise InvalidScript(f"the entrypoint {path[:80]!r} is not a file of the script; its files: {shown}")
 
 
-def _find(tree: Tree, wanted: Language | None, languages: Sequence[Language]) -> tuple[Language, str]:
-    candidates = languages if wanted is None else [wanted]
-    usual = _usual_names(tree, candidates)
-    if len(usual) > 1:
-        there = ", ".join(f"{path} ({language.name})" for path, language in usual.items())
-        raise InvalidScript(f"the script could begin at {there}; say which with `entrypoint` or `language`")
-    for path, language in usual.items():
+def _find_entrypoint(tree: Tree, declared: Language | None, languages: Sequence[Language]) -> tuple[Language, str]:
+    candidates = languages if declared is None else [declared]
+    named = _with_entrypoint_name(tree, candidates)
+    if len(named) > 1:
+        options = ", ".join(f"{path} ({language.name})" for path, language in named.items())
+        raise InvalidScript(f"the script has several possible entrypoints: {options}; give `entrypoint` or `language`")
+    for path, language in named.items():
         return language, path
-    shown = [path for path in tree.files if not path.rpartition("/")[2].startswith(".")]  # macOS adds `._NAME`
-    endings = {path: found for path in shown if (found := by_extension(path, candidates)) is not None}
-    if len(endings) == 1:
-        path, language = endings.popitem()
+    visible = [path for path in tree.files if not path.rpartition("/")[2].startswith(".")]  # macOS adds `._NAME`
+    known = {path: match for path in visible if (match := by_extension(path, candidates)) is not None}
+    if len(known) == 1:
+        path, language = known.popitem()
         return language, path
-    below = {path: each for path in endings if (each := _usual_below(path, endings[path])) is not None}
-    if len(below) == 1:
-        path, language = below.popitem()
+    nested = {path: language for path, language in known.items() if _has_entrypoint_name(path, language)}
+    if len(nested) == 1:
+        path, language = nested.popitem()
         return language, path
-    only = shown[0] if len(shown) == 1 else None
-    told = wanted or (by_shebang(tree.head(only, HEAD_BYTES), languages) if only is not None else None)
-    if only is None or told is None:
-        raise InvalidScript(_looked_for(candidates, sorted(below or endings)))
-    return told, only
+    only = visible[0] if len(visible) == 1 else None
+    chosen = declared or (by_shebang(tree.head(only, HEAD_BYTES), languages) if only is not None else None)
+    if only is None or chosen is None:
+        raise InvalidScript(_no_entrypoint(candidates, sorted(nested or known)))
+    return chosen, only
 
 
-def _usual_names(tree: Tree, candidates: Sequence[Language]) -> dict[str, Language]:
-    """Each language's first usual name that is there; a name of two languages counts for the first."""
-    found: dict[str, Language] = {}
+def _with_entrypoint_name(tree: Tree, candidates: Sequence[Language]) -> dict[str, Language]:
+    """Return the first existing entrypoint name of each language; a name of two languages counts for the first."""
+    named: dict[str, Language] = {}
     for language in candidates:
         path = next((name for name in language.entrypoints if tree.is_file(name)), None)
-        if path is not None and language.name not in {other.name for other in found.values()}:
-            found.setdefault(path, language)
-    return found
+        if path is not None and language.name not in {other.name for other in named.values()}:
+            named.setdefault(path, language)
+    return named
 
 
-def _usual_below(path: str, language: Language) -> Language | None:
-    """The language, if the file is named as its entrypoints are and is no test's."""
+def _has_entrypoint_name(path: str, language: Language) -> bool:
+    """Return whether the file has one of the language's entrypoint names and is not in a folder of tests or vendors."""
     *folders, name = path.split("/")
-    usual = {each.rpartition("/")[2] for each in language.entrypoints}
-    return language if name in usual and not _TESTS & set(folders) else None
+    names = {entrypoint.rpartition("/")[2] for entrypoint in language.entrypoints}
+    return name in names and not _NON_ENTRYPOINT_FOLDERS & set(folders)
 
 
-def _looked_for(candidates: Sequence[Language], there: Sequence[str]) -> str:
+def _no_entrypoint(candidates: Sequence[Language], files: Sequence[str]) -> str:
     names = list(dict.fromkeys(name for language in candidates for name in language.entrypoints))
-    looked = f"{', '.join(names)} at the top" if names else "the usual names"
-    shown = f": {', '.join(path[-80:] for path in there[:5])}{', …' if len(there) > 5 else ''}" if there else ""
+    tried = f"{', '.join(names)} at the top" if names else "the default names"
+    shown = f": {', '.join(path[-80:] for path in files[:5])}{', …' if len(files) > 5 else ''}" if files else ""
     return (
-        f"the script has no entrypoint: looked for {looked}, and for exactly one file with an ending of "
-        f"{known_names(candidates)} (there are {len(there)}){shown}; name it with `entrypoint`"
+        f"the script has no entrypoint: tried {tried}, and the only file with an extension of "
+        f"{known_names(candidates)} (there are {len(files)}){shown}; give `entrypoint`"
     )

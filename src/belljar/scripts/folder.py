@@ -1,4 +1,4 @@
-"""A folder of the user's as a script: copied with the same checks as an archive, or packed for a server."""
+"""Turn a folder of the user into a script: copy it with the same checks as an archive, or pack it for a server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from belljar.scripts.tree import CHUNK_BYTES, Tree
 
 
 def copy_folder(source: Path, tree: Tree, selection: Selection | None = None) -> None:
-    """Put what is selected of a folder into the tree. Blocks: for a thread. Raises InvalidScript, TooLarge."""
+    """Copy the selected files of a folder into the tree; blocks. Raises InvalidScript, TooLarge, OSError."""
     for entry in (selection or Selection()).entries(source, tree.check):
         if entry.kind == "folder":
             tree.add_folder(entry.name)
@@ -26,7 +26,7 @@ def copy_folder(source: Path, tree: Tree, selection: Selection | None = None) ->
 
 
 def pack_folder(source: Path, out: BinaryIO, selection: Selection) -> None:
-    """Write what is selected of a folder as a .tar.gz: the same bytes for the same files. Raises InvalidScript."""
+    """Write the selected files of a folder as a .tar.gz; the same files give the same bytes. Raises InvalidScript."""
     with (
         gzip.GzipFile(filename="", fileobj=out, mode="wb", compresslevel=1, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
@@ -54,16 +54,16 @@ def _add(archive: tarfile.TarFile, entry: Entry) -> None:
             except OSError as error:
                 if error.errno is not None:
                     raise
-                raise InvalidScript(f"{entry.name[-200:]} became shorter while it was read; try again") from None
+                raise InvalidScript(f"{entry.name[-200:]} was truncated while it was read; try again") from None
 
 
 def _check_link(entry: Entry) -> None:
-    """Refuse here what a server would refuse after the upload. Raises InvalidScript."""
-    above = posixpath.dirname(entry.name)
-    leads = posixpath.normpath(posixpath.join(above, entry.target))
-    if entry.target.startswith("/") or leads == ".." or leads.startswith("../"):
+    """Raise InvalidScript for a link that a server would refuse after the upload."""
+    parent = posixpath.dirname(entry.name)
+    resolved = posixpath.normpath(posixpath.join(parent, entry.target))
+    if entry.target.startswith("/") or resolved == ".." or resolved.startswith("../"):
         raise InvalidScript(
-            f"the script cannot hold {entry.name[:80]!r}, which is a link to {entry.target[:80]!r}; links must be "
+            f"invalid file in the script: {entry.name[:80]!r} is a link to {entry.target[:80]!r}; links must be "
             "relative and stay inside; leave it out with --exclude"
         )
 

@@ -1,7 +1,7 @@
-"""From an uploaded file, archive or folder to a disk for a machine: the whole way of a script, with no server.
+"""Turn an uploaded file, archive or folder into a script's disk image, without a server.
 
-Steps: tell what it is, unpack it into a tree, choose language and entrypoint, check the links, read what packages it
-asks for, name it by its content, pack it.
+The steps: detect what the source is, extract it into a tree, choose the language and the entrypoint, check the links,
+read the declared packages, compute the id from the content, pack the tree.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MAX_NAME = 255
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UploadHints:
-    """What the caller says about an upload; None: find out."""
+    """What the caller declares about an upload; a value of None is detected."""
 
     filename: str
     language: str | None = None
@@ -41,8 +41,8 @@ class UploadHints:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Unpacked:
-    """A script whose files lie in the folder `tree`, checked and named."""
+class UnpackedScript:
+    """A checked script with its id; its files are in the folder `tree`."""
 
     id: str
     name: str
@@ -55,16 +55,10 @@ class Unpacked:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
-    """A script whose files are packed into the filesystem image `disk`."""
+class PreparedScript:
+    """A script and the filesystem image `disk` with its files."""
 
-    id: str
-    name: str
-    language: str
-    entrypoint: str
-    size_bytes: int
-    file_count: int
-    dependencies: Dependencies | None
+    script: UnpackedScript
     disk: Path
 
 
@@ -78,61 +72,56 @@ async def prepare(
     limits: UploadLimits,
     work: Path,
     selection: Selection | None = None,
-) -> Prepared:
-    """Make a script of a file, an archive or a folder, of which `selection` says what belongs to it.
+) -> PreparedScript:
+    """Prepare a script from a file, an archive or a folder; `selection` chooses the files of a folder.
 
-    The disk lies in `work`, an empty folder (an absolute path) that the caller removes. Raises
-    InvalidScript, UnknownLanguage, TooLarge, DiskFull, MissingTool.
+    The disk is written into `work`, an empty folder (an absolute path) that the caller removes.
+
+    Raises InvalidScript, UnknownLanguage, TooLarge, DiskFull, MissingTool.
     """
-    wish = UploadHints(filename=filename, language=language, entrypoint=entrypoint)
-    unpacked = await unpack_source(source, wish, languages=languages, limits=limits, work=work, selection=selection)
+    hints = UploadHints(filename=filename, language=language, entrypoint=entrypoint)
+    script = await unpack_source(source, hints, languages=languages, limits=limits, work=work, selection=selection)
     disk = work / "script.erofs"
-    await pack_tree(unpacked.tree, disk)
-    return Prepared(
-        id=unpacked.id,
-        name=unpacked.name,
-        language=unpacked.language,
-        entrypoint=unpacked.entrypoint,
-        size_bytes=unpacked.size_bytes,
-        file_count=unpacked.file_count,
-        dependencies=unpacked.dependencies,
-        disk=disk,
-    )
+    await pack_tree(script.tree, disk)
+    return PreparedScript(script=script, disk=disk)
 
 
 async def unpack_source(
     source: Path,
-    wish: UploadHints,
+    hints: UploadHints,
     *,
     languages: Sequence[Language],
     limits: UploadLimits,
     work: Path,
     selection: Selection | None = None,
-) -> Unpacked:
-    """The steps before packing; the tree lies in `work`. Raises InvalidScript, UnknownLanguage, TooLarge, DiskFull."""
-    packed_bytes = await in_thread(partial(_packed_bytes, source))
-    allowance = ExtractionBudget(limits, packed_bytes)
+) -> UnpackedScript:
+    """Do every step but packing; the tree is in `work`.
 
-    def steps() -> Unpacked:
-        if packed_bytes is None:
-            return _unpack_folder(source, wish, languages, allowance, work, selection)
-        if packed_bytes == 0:
-            raise InvalidScript("the script is empty (0 bytes); upload a file with something in it")
-        if packed_bytes > limits.max_upload_bytes:
+    Raises InvalidScript, UnknownLanguage, TooLarge, DiskFull.
+    """
+    upload_bytes = await in_thread(partial(_upload_bytes, source))
+    budget = ExtractionBudget(limits, upload_bytes)
+
+    def steps() -> UnpackedScript:
+        if upload_bytes is None:
+            return _unpack_folder(source, hints, languages, budget, work, selection)
+        if upload_bytes == 0:
+            raise InvalidScript("the script is empty (0 bytes); upload a file with content")
+        if upload_bytes > limits.max_upload_bytes:
             raise too_large(limits.max_upload_bytes)
-        return _unpack_file(source, wish, languages, allowance, work)
+        return _unpack_file(source, hints, languages, budget, work)
 
-    return await _stoppable(steps, allowance, work)
+    return await _run_steps(steps, budget, work)
 
 
 async def unpack_files(
-    files: Mapping[str, str], wish: UploadHints, *, languages: Sequence[Language], limits: UploadLimits, work: Path
-) -> Unpacked:
-    """The same for texts by path. Raises InvalidScript, UnknownLanguage, TooLarge, DiskFull."""
-    allowance = ExtractionBudget(limits)
+    files: Mapping[str, str], hints: UploadHints, *, languages: Sequence[Language], limits: UploadLimits, work: Path
+) -> UnpackedScript:
+    """Do the same for `files`, path → text. Raises InvalidScript, UnknownLanguage, TooLarge, DiskFull."""
+    budget = ExtractionBudget(limits)
 
-    def steps() -> Unpacked:
-        tree = _new_tree(work, allowance)
+    def steps() -> UnpackedScript:
+        tree = _new_tree(work, budget)
         total = 0
         for path, text in files.items():
             data = _encoded(path, text)
@@ -141,95 +130,102 @@ async def unpack_files(
                 raise too_large(limits.max_upload_bytes)
             tree.add_file(path, _chunked(data), executable=data.startswith(b"#!"))
         if files and total == 0:
-            raise InvalidScript("the script is empty (0 bytes); put something into its files")
-        return _finish_several(tree, wish, languages)
+            raise InvalidScript("the script is empty (0 bytes); add content to its files")
+        return _finish_tree(tree, hints, languages)
 
-    return await _stoppable(steps, allowance, work)
+    return await _run_steps(steps, budget, work)
 
 
-async def _stoppable(steps: Callable[[], Unpacked], allowance: ExtractionBudget, work: Path) -> Unpacked:
-    def run() -> Unpacked:
+async def _run_steps(steps: Callable[[], UnpackedScript], budget: ExtractionBudget, work: Path) -> UnpackedScript:
+    """Run blocking steps in a thread; cancelling stops them at their next check of the budget."""
+
+    def run() -> UnpackedScript:
         try:
             with disk_full_errors("unpack the script"):
                 return steps()
         except PermissionError as error:
-            raise InvalidScript(f"cannot read {error.filename}; let the user who runs belljar read it") from error
+            raise InvalidScript(
+                f"cannot read {error.filename}; make it readable for the user that runs belljar"
+            ) from error
 
-    return await in_thread(run, stop=allowance.stop.set)
+    return await in_thread(run, stop=budget.stop.set)
 
 
-# --- the steps; all of it blocks and runs in a thread ---------------------------------------------------------------
+# --- the steps: they block, and run in a thread ---------------------------------------------------------------------
 
 
-def _packed_bytes(source: Path) -> int | None:
-    """The length of a file; None for a folder."""
+def _upload_bytes(source: Path) -> int | None:
+    """Return the length of a file, None for a folder. Raises InvalidScript for a path that cannot be read."""
     try:
-        about = source.stat()
-        if stat.S_ISREG(about.st_mode):
-            source.open("rb").close()  # told before anything is done
+        status = source.stat()
+        if stat.S_ISREG(status.st_mode):
+            source.open("rb").close()  # reports missing permission before any work is done
     except OSError as error:
         raise InvalidScript(f"cannot read {source}: {error.strerror}; give a file, an archive or a folder") from None
-    if stat.S_ISDIR(about.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         return None
-    if not stat.S_ISREG(about.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise InvalidScript(f"{source} is a device, pipe or socket; give a file, an archive or a folder")
-    return about.st_size
+    return status.st_size
 
 
 def _unpack_file(
-    source: Path, wish: UploadHints, languages: Sequence[Language], allowance: ExtractionBudget, work: Path
-) -> Unpacked:
+    source: Path, hints: UploadHints, languages: Sequence[Language], budget: ExtractionBudget, work: Path
+) -> UnpackedScript:
     with source.open("rb") as file:
         head = file.read(max(HEAD_BYTES, ARCHIVE_HEAD_BYTES))
-    kind = archive_kind(head, wish.filename)
-    tree = _new_tree(work, allowance)
+    kind = archive_kind(head, hints.filename)
+    tree = _new_tree(work, budget)
     if kind is None:
-        return _take_one_file(source, head, tree, wish, languages)
-    unpack(source, kind, tree, allowance, spare=work / "plain.tar")
-    return _finish_several(tree, wish, languages)
+        return _add_single_file(source, head, tree, hints, languages)
+    unpack(source, kind, tree, budget, decompressed=work / "plain.tar")
+    return _finish_tree(tree, hints, languages)
 
 
 def _unpack_folder(
     source: Path,
-    wish: UploadHints,
+    hints: UploadHints,
     languages: Sequence[Language],
-    allowance: ExtractionBudget,
+    budget: ExtractionBudget,
     work: Path,
     selection: Selection | None,
-) -> Unpacked:
-    tree = _new_tree(work, allowance)
+) -> UnpackedScript:
+    tree = _new_tree(work, budget)
     copy_folder(source, tree, selection)
-    return _finish_several(tree, wish, languages)
+    return _finish_tree(tree, hints, languages)
 
 
-def _take_one_file(source: Path, head: bytes, tree: Tree, wish: UploadHints, languages: Sequence[Language]) -> Unpacked:
-    if wish.language is not None:
-        language = named_language(wish.language, languages)
+def _add_single_file(
+    source: Path, head: bytes, tree: Tree, hints: UploadHints, languages: Sequence[Language]
+) -> UnpackedScript:
+    if hints.language is not None:
+        language = named_language(hints.language, languages)
     else:
-        language = detect_language(wish.filename, head, languages)
-    check_content(base_name(wish.filename), head, language)
-    name = file_name(wish.filename, language)
-    if wish.entrypoint is not None and wish.entrypoint not in (name, base_name(wish.filename)):
+        language = detect_language(hints.filename, head, languages)
+    check_content(base_name(hints.filename), head, language)
+    name = file_name(hints.filename, language)
+    if hints.entrypoint is not None and hints.entrypoint not in (name, base_name(hints.filename)):
         raise InvalidScript(
-            f"the upload is one file, {name}, and not {wish.entrypoint[:80]!r}; `entrypoint` is for archives"
+            f"the upload is a single file, {name}, not {hints.entrypoint[:80]!r}; "
+            "omit `entrypoint`, which is for archives"
         )
     with source.open("rb") as file:
         tree.add_file(name, iter(lambda: file.read(CHUNK_BYTES), b""), executable=head.startswith((b"#!", ELF)))
-    return _unpacked(tree, wish, language, name)
+    return _describe(tree, hints, language, name)
 
 
-def _finish_several(tree: Tree, wish: UploadHints, languages: Sequence[Language]) -> Unpacked:
+def _finish_tree(tree: Tree, hints: UploadHints, languages: Sequence[Language]) -> UnpackedScript:
     if not tree.files:
-        raise InvalidScript("the script holds no file; add the one that is to be run")
-    language, path = choose_entrypoint(tree, languages, language=wish.language, entrypoint=wish.entrypoint)
-    tree.seal()
-    return _unpacked(tree, wish, language, path)
+        raise InvalidScript("the script has no files; add the file to run")
+    language, path = choose_entrypoint(tree, languages, language=hints.language, entrypoint=hints.entrypoint)
+    tree.create_links()
+    return _describe(tree, hints, language, path)
 
 
-def _unpacked(tree: Tree, wish: UploadHints, language: Language, entrypoint: str) -> Unpacked:
-    return Unpacked(
+def _describe(tree: Tree, hints: UploadHints, language: Language, entrypoint: str) -> UnpackedScript:
+    return UnpackedScript(
         id=tree.digest(language.name, entrypoint),
-        name=_shown_name(wish.filename) or entrypoint,
+        name=_printable_name(hints.filename) or entrypoint,
         language=language.name,
         entrypoint=entrypoint,
         size_bytes=tree.size_bytes,
@@ -239,23 +235,23 @@ def _unpacked(tree: Tree, wish: UploadHints, language: Language, entrypoint: str
     )
 
 
-def _new_tree(work: Path, allowance: ExtractionBudget) -> Tree:
+def _new_tree(work: Path, budget: ExtractionBudget) -> Tree:
     root = work / "tree"
     root.mkdir()
-    return Tree(root, allowance)
+    return Tree(root, budget)
 
 
-def _shown_name(filename: str) -> str:
-    """The base name as a person may see it: no control characters, no lone surrogates, not endless."""
+def _printable_name(filename: str) -> str:
+    """Return the base name without control characters and lone surrogates, at most 255 characters."""
     name = base_name(filename).encode("utf-8", "replace").decode()
-    return "".join(letter for letter in name if letter.isprintable())[:_MAX_NAME].strip()
+    return "".join(character for character in name if character.isprintable())[:_MAX_NAME].strip()
 
 
 def _encoded(path: str, text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise InvalidScript(f"the text of {path[:80]!r} holds half of a surrogate pair; send it as UTF-8") from None
+        raise InvalidScript(f"the text of {path[:80]!r} contains a lone surrogate; send it as UTF-8") from None
 
 
 def _chunked(data: bytes) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
-"""Which files of a user's folder make the script: the same for a job here and for an upload to a server.
+"""Select the files of a user's folder that belong to the script, for local jobs and for uploads alike.
 
-Left out by default is what tools made and no job needs: version control (with the tokens that its configuration may
-hold), virtual environments (of this host, useless in a machine), caches. `.belljarignore` at the folder's top,
---exclude and --include say more, in the syntax of gitignore(5); the last pattern that fits decides.
+By default files of tools are excluded: version control (its configuration may contain tokens), virtual environments
+(they belong to this host), caches. `.belljarignore` at the folder's top, --exclude and --include add patterns in the
+syntax of gitignore(5); the last matching pattern decides.
 """
 
 from __future__ import annotations
@@ -23,139 +23,146 @@ from belljar.model.errors import InvalidScript
 from belljar.scripts.tree import MAX_NAME_BYTES
 
 IGNORE_FILE = ".belljarignore"
-#: Names that are left out wherever they are.
-_MADE_BY_TOOLS = frozenset(
+#: Names that are excluded in every folder.
+_TOOL_NAMES = frozenset(
     {
         *(".git", ".hg", ".svn", ".jj", ".bzr", "_darcs"),
         *("__pycache__", ".venv", ".tox", ".nox", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"),
         *(".ipynb_checkpoints", ".gradle", ".DS_Store", "Thumbs.db", IGNORE_FILE),
     }
 )
-#: A folder of this name is a build's output where one of these files lies beside it.
+#: A folder of this name is build output when one of these files is beside it.
 _BUILD_OUTPUTS = {
     "target": frozenset({"Cargo.toml", "pom.xml"}),
     "build": frozenset({"build.gradle", "build.gradle.kts"}),
 }
-#: What marks a virtual environment, by venv and virtualenv, and by conda.
-_ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
-#: How a file CACHEDIR.TAG begins, Cache Directory Tagging Specification 0.6.
+#: Names that occur in virtual environments of venv and virtualenv, and of conda.
+_ENVIRONMENT_FILES = ("pyvenv.cfg", "conda-meta")
+#: The first bytes of a file CACHEDIR.TAG, Cache Directory Tagging Specification 0.6.
 _CACHE_TAG = b"Signature: 8a477f597d28d172789f06886806bc55"
 _MAX_PATTERN_BYTES = 64 * 1024
 _MAX_PATTERNS = 1000
-#: Patterns become regular expressions, whose time grows with the power of the number of stars.
+#: Patterns become regular expressions, whose time is polynomial with the number of stars as its degree.
 _MAX_STARS = 4
 _MAX_STARS_IN_NAME = 3
-#: With more stars than this a pattern may take tens of milliseconds for one long path, and there may be only some.
+#: With more stars a pattern may take tens of milliseconds for one long path, so such patterns are limited in number.
 _CHEAP_STARS = 2
-_MAX_COSTLY = 100
+_MAX_EXPENSIVE_PATTERNS = 100
 _MAX_SHOWN = 5
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A file, folder or link of the folder, by its path below it."""
+    """A file, folder or link below the selected folder; `name` is its relative path."""
 
     name: str
     kind: Literal["file", "folder", "link"]
-    #: A descriptor of the folder, which is open while the folder is gone through.
+    #: A descriptor of the selected folder, open while it is iterated.
     root: int
     executable: bool = False
-    #: Where a link leads, as it is written.
+    #: A link's target, as stored in it.
     target: str = ""
 
 
 @dataclass(kw_only=True, slots=True)
 class Selection:
-    """What the caller says about a folder; `left_out` is filled while `entries` goes through one."""
+    """The caller's patterns for a folder; `entries` records the excluded names in `excluded`."""
 
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
-    left_out: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
 
     def entries(self, source: Path, check: Callable[[], None] = lambda: None) -> Iterator[Entry]:
-        """The selected entries, each folder before what is in it. Raises InvalidScript.
+        """Yield the selected entries, each folder before its content.
 
-        `check` is called for every entry that is looked at: it raises to end that. No link below the folder is
-        followed, whoever puts one there meanwhile: the folder may be another user's.
+        `check` is called for every entry and may raise to stop the iteration. No link below the folder is followed,
+        even when one is created meanwhile: the folder may belong to another user.
+
+        Raises InvalidScript for entries that cannot be read or selected, and for invalid patterns.
         """
-        with _opened(source) as root:
-            _scan(root, str(source))  # a folder that cannot be read is told as that
+        with _open_folder(source) as root:
+            _scan(root, str(source))  # reports an unreadable folder before an unreadable ignore file
             patterns = _Patterns([*_ignore_file(root), *self.exclude, *(f"!{pattern}" for pattern in self.include)])
-            todo = [""]
-            while todo:
-                above = todo.pop()
-                with _opened_below(root, above) as folder:
-                    for name, entry in self._wanted(above, folder, patterns, check):
+            pending = [""]
+            while pending:
+                parent = pending.pop()
+                with _open_below(root, parent) as folder:
+                    for name, entry in self._select(parent, folder, patterns, check):
                         selected = _entry(name, entry, root, folder)
                         if selected.kind == "folder":
-                            todo.append(name)
+                            pending.append(name)
                         yield selected
 
-    def _wanted(
-        self, above: str, folder: int, patterns: _Patterns, check: Callable[[], None]
+    def _select(
+        self, parent: str, folder: int, patterns: _Patterns, check: Callable[[], None]
     ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        found = _scan(folder, above)
-        names = frozenset(entry.name for entry in found)
-        for entry in found:
-            name = f"{above}/{entry.name}" if above else entry.name
+        entries = _scan(folder, parent)
+        names = frozenset(entry.name for entry in entries)
+        for entry in entries:
+            name = f"{parent}/{entry.name}" if parent else entry.name
             _check_name(name)
             check()
-            if not patterns.leave_out(name, entry, names, folder):
+            if not patterns.excludes(name, entry, names, folder):
                 yield name, entry
             elif entry.name != IGNORE_FILE:
-                self.left_out.append(name)
+                self.excluded.append(name)
 
     def sentence(self) -> str | None:
-        """What was left out, in a sentence; None when nothing was."""
-        if not self.left_out:
+        """Return a message that lists the excluded names, None when there are none."""
+        if not self.excluded:
             return None
-        names = sorted(self.left_out, key=lambda name: (name.count("/"), name))
+        names = sorted(self.excluded, key=lambda name: (name.count("/"), name))
         shown, more = names[:_MAX_SHOWN], len(names) - _MAX_SHOWN
         return f"left out: {', '.join(shown)}{f' and {more} more' if more > 0 else ''} (--include NAME sends it)"
 
 
-def _stars(line: str) -> tuple[int, int]:
-    """How many runs of stars a pattern has, and how many at most within one name."""
+def _count_stars(line: str) -> tuple[int, int]:
+    """Return a pattern's number of runs of stars, in total and at most within one name."""
     names = [len(re.findall(r"\*+", name)) for name in line.split("/")]
     return (0, 0) if line.startswith("#") else (sum(names), max(names))
 
 
 class _Patterns:
-    """The patterns of the caller, and where none fits, what is left out by default."""
+    """The caller's patterns, and the default exclusions for names that match none."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         if len(lines) > _MAX_PATTERNS:
-            raise InvalidScript(f"there are over {_MAX_PATTERNS} patterns for what to leave out; use fewer")
-        stars = [_stars(line) for line in lines]
+            raise InvalidScript(f"there are over {_MAX_PATTERNS} patterns to include and exclude; use fewer")
+        stars = [_count_stars(line) for line in lines]
         for line, (total, in_name) in zip(lines, stars, strict=True):
             if total > _MAX_STARS or in_name > _MAX_STARS_IN_NAME:
-                most = f"over {_MAX_STARS} stars, or over {_MAX_STARS_IN_NAME} in one name"
-                raise InvalidScript(f"the pattern {line[:80]!r} has {most}; use several patterns")
-        if sum(total > _CHEAP_STARS for total, _ in stars) > _MAX_COSTLY:
-            raise InvalidScript(f"there are over {_MAX_COSTLY} patterns with over {_CHEAP_STARS} stars; use fewer")
+                raise InvalidScript(
+                    f"the pattern {line[:80]!r} has over {_MAX_STARS} stars, or over {_MAX_STARS_IN_NAME} in one name; "
+                    "use several patterns"
+                )
+        if sum(total > _CHEAP_STARS for total, _ in stars) > _MAX_EXPENSIVE_PATTERNS:
+            raise InvalidScript(
+                f"there are over {_MAX_EXPENSIVE_PATTERNS} patterns with over {_CHEAP_STARS} stars; use fewer"
+            )
         try:
             self._spec = GitIgnoreSpec.from_lines(lines)
         except (ValueError, RecursionError) as error:
-            raise InvalidScript(f"a pattern cannot be read: {error}; see gitignore(5)") from None
+            raise InvalidScript(f"invalid pattern: {error}; see gitignore(5)") from None
 
-    def leave_out(self, name: str, entry: os.DirEntry[str], beside: frozenset[str], folder: int) -> bool:
+    def excludes(self, name: str, entry: os.DirEntry[str], siblings: frozenset[str], folder: int) -> bool:
         is_folder = entry.is_dir(follow_symlinks=False)
-        decided = self._spec.check_file(f"{name}/" if is_folder else name).include
-        if decided is not None:
-            return decided
-        return entry.name in _MADE_BY_TOOLS or (is_folder and _is_made_by_tools(entry.name, beside, folder))
+        matched = self._spec.check_file(f"{name}/" if is_folder else name).include
+        if matched is not None:
+            return matched
+        return entry.name in _TOOL_NAMES or (is_folder and _is_tool_folder(entry.name, siblings, folder))
 
 
-def _is_made_by_tools(name: str, beside: frozenset[str], folder: int) -> bool:
-    if _BUILD_OUTPUTS.get(name, frozenset[str]()) & beside:
+def _is_tool_folder(name: str, siblings: frozenset[str], folder: int) -> bool:
+    """Return whether a folder is build output, a virtual environment or a cache."""
+    if _BUILD_OUTPUTS.get(name, frozenset[str]()) & siblings:
         return True
     try:
         inside = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
     except OSError:
         return False
     try:
-        if any(_is_there(mark, inside) for mark in _ENVIRONMENT_MARKS):
+        if any(_exists(name, inside) for name in _ENVIRONMENT_FILES):
             return True
         with _open("CACHEDIR.TAG", inside) as tag:
             return tag.read(len(_CACHE_TAG)) == _CACHE_TAG
@@ -165,7 +172,7 @@ def _is_made_by_tools(name: str, beside: frozenset[str], folder: int) -> bool:
         os.close(inside)
 
 
-def _is_there(name: str, folder: int) -> bool:
+def _exists(name: str, folder: int) -> bool:
     try:
         os.stat(name, dir_fd=folder, follow_symlinks=False)
     except OSError:
@@ -177,14 +184,14 @@ def _ignore_file(root: int) -> list[str]:
     try:
         with _open(IGNORE_FILE, root) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise InvalidScript(f"{IGNORE_FILE} is no regular file; replace it with one")
+                raise InvalidScript(f"{IGNORE_FILE} is not a regular file; replace it with one")
             data = file.read(_MAX_PATTERN_BYTES + 1)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise InvalidScript(f"{IGNORE_FILE} cannot be read: {error.strerror}") from None
     if len(data) > _MAX_PATTERN_BYTES:
-        raise InvalidScript(f"{IGNORE_FILE} has over {_MAX_PATTERN_BYTES // 1024} KB; shorten it")
+        raise InvalidScript(f"{IGNORE_FILE} is over {_MAX_PATTERN_BYTES // 1024} KB; shorten it")
     try:
         return data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -192,7 +199,7 @@ def _ignore_file(root: int) -> list[str]:
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[int]:
+def _open_folder(folder: Path) -> Iterator[int]:
     try:
         descriptor = os.open(folder, _FOLDER)
     except OSError as error:
@@ -204,14 +211,14 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _opened_below(root: int, name: str) -> Iterator[int]:
-    """A descriptor of a folder below the root, to which no link leads. Raises InvalidScript."""
+def _open_below(root: int, name: str) -> Iterator[int]:
+    """Open a folder below the root without following links. Raises InvalidScript."""
     folder = os.dup(root)
     try:
         for part in name.split("/") if name else ():
-            above = folder
-            folder = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=above)
-            os.close(above)
+            parent = folder
+            folder = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+            os.close(parent)
     except OSError as error:
         os.close(folder)
         raise _unreadable(name, error) from None
@@ -234,16 +241,16 @@ def _check_name(name: str) -> None:
     try:
         too_long = len(last.encode()) > MAX_NAME_BYTES
     except UnicodeEncodeError:
-        raise InvalidScript(f"the script cannot hold {name[:80]!r}, which is not UTF-8; rename it") from None
+        raise InvalidScript(f"invalid file in the script: {name[:80]!r} is not UTF-8; rename it") from None
     if too_long:
-        raise InvalidScript(f"the script cannot hold {name[:80]!r}, which is too long; rename it")
+        raise InvalidScript(f"invalid file in the script: {name[:80]!r} is too long; rename it")
 
 
 def _entry(name: str, entry: os.DirEntry[str], root: int, folder: int) -> Entry:
     try:
         mode = entry.stat(follow_symlinks=False).st_mode
         target = os.readlink(entry.name, dir_fd=folder) if stat.S_ISLNK(mode) else ""
-    except OSError as error:  # it has gone meanwhile
+    except OSError as error:  # removed meanwhile
         raise _unreadable(name, error) from None
     if stat.S_ISDIR(mode):
         return Entry(name=name, kind="folder", root=root)
@@ -252,18 +259,18 @@ def _entry(name: str, entry: os.DirEntry[str], root: int, folder: int) -> Entry:
     if stat.S_ISREG(mode):
         return Entry(name=name, kind="file", root=root, executable=bool(mode & 0o111))
     raise InvalidScript(
-        f"{name[:80]!r} is a device, pipe or socket; a script holds files, folders and links only "
+        f"{name[:80]!r} is a device, pipe or socket; a script has only files, folders and links "
         f"(leave it out with --exclude)"
     )
 
 
 def open_entry(entry: Entry) -> FileIO:
-    """The content of a file, unbuffered; a link that took its place, or a folder's, is not followed.
+    """Open a file of the folder unbuffered, without following links; call it during the iteration of `entries`.
 
-    While its folder is gone through. Raises InvalidScript.
+    Raises InvalidScript.
     """
-    above, _, last = entry.name.rpartition("/")
-    with _opened_below(entry.root, above) as folder:
+    parent, _, last = entry.name.rpartition("/")
+    with _open_below(entry.root, parent) as folder:
         try:
             return _open(last, folder)
         except OSError as error:

@@ -1,7 +1,7 @@
-"""The folders in which uploads are received and unpacked: one each, below the data folder's `run/uploads`.
+"""Folders in which uploads are received and extracted: one for each upload, below the data folder's `run/uploads`.
 
-A folder is locked (flock(2)) by the process that uses it and removed when the upload has ended, however it ended; the
-kernel drops the lock of a process that dies, by which `clear_stale_uploads` knows its leftovers.
+The process that uses a folder locks it (flock(2)) and removes it when the upload ends, also on failure. The kernel
+drops the lock of a process that dies; `clear_stale_uploads` removes the folders without a lock.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from belljar.system.threads import Threads
 T = TypeVar("T")
 
 _BUFFER_BYTES = 1024 * 1024
-#: Of their own: what an upload makes a thread do may take seconds, and others' threads must not wait for it.
+#: Separate from the event loop's default executor, because an upload may occupy a thread for seconds.
 in_thread = Threads("belljar-uploads", 4).run_to_end
 
 
 @asynccontextmanager
 async def upload_folder(data_dir: Path) -> AsyncIterator[Path]:
-    """An empty folder of one upload, gone with its content when the block ends. Raises DiskFull, DataFolderError."""
+    """Yield an empty folder for one upload, removed when the block ends. Raises DiskFull, DataFolderError."""
     folder = await in_thread(partial(_make_folder, data_dir), undo=LockedFolder.remove)
     try:
         yield folder.path
@@ -38,17 +38,17 @@ async def upload_folder(data_dir: Path) -> AsyncIterator[Path]:
 
 
 def clear_stale_uploads(data_dir: Path) -> int:
-    """Remove the upload folders of processes that died; returns how much that was. For the start of a process.
+    """Remove the upload folders of processes that died, and return their number; call it when a process starts.
 
-    What is no such folder is removed too; what cannot be removed is logged and left.
+    Other files there are removed too; errors are logged.
     """
     return remove_abandoned(_uploads(data_dir))
 
 
 async def receive(chunks: AsyncIterator[bytes], path: Path, max_bytes: int) -> int:
-    """Write what streams in to a new file, without holding up the event loop; returns its length.
+    """Write a stream to the new file `path` without blocking the event loop, and return its length in bytes.
 
-    Raises TooLarge as soon as there is more than `max_bytes`, DiskFull.
+    Raises TooLarge as soon as it is over `max_bytes`, DiskFull.
     """
     size = 0
     buffer = bytearray()
@@ -66,6 +66,7 @@ async def receive(chunks: AsyncIterator[bytes], path: Path, max_bytes: int) -> i
 
 
 def too_large(max_bytes: int) -> TooLarge:
+    """Return the error for an upload over `max_bytes`."""
     return TooLarge(f"the upload is over {max_bytes / MB:g} MB; make it smaller, or raise max_upload_mb")
 
 
@@ -80,8 +81,8 @@ def _make_folder(data_dir: Path) -> LockedFolder:
             uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
             return make_temp_folder(uploads)
     except OSError as error:
-        why = f"cannot write to {uploads}: {error.strerror}; make it writable or choose another with --data-dir"
-        raise DataFolderError(why) from error
+        message = f"cannot write to {uploads}: {error.strerror}; make it writable or choose another with --data-dir"
+        raise DataFolderError(message) from error
 
 
 def _write(descriptor: int, data: bytearray, path: Path) -> None:

@@ -7,16 +7,14 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from belljar.control.maintenance.jobs import JobCleaner
-from belljar.control.maintenance.service import Context, Result
-from belljar.control.store.maintenance import ServiceRun
 from belljar.model.errors import HostError
 from belljar.model.states import Status
+from belljar.system.maintenance import MaintenanceResult, ServiceRecord
 from support.data_folder import Folder
 
 
 async def test_a_server_removes_by_itself_and_says_so(folder: Folder) -> None:
-    maintenance = folder.maintenance(maintenance_interval_seconds=0.05)
+    maintenance = folder.maintenance(maintenance_interval_seconds=0.05, keep_stdin_days=0)
     with capture_logs() as logs:
 
         def logged() -> list[tuple[int, int]]:
@@ -42,7 +40,7 @@ async def test_what_ran_a_while_ago_is_due_again_and_what_failed_at_once(folder:
         return {outcome.service async for outcome in maintenance.run_once(due_only=True)}
 
     every = {service.name for service in maintenance.services}
-    often = {service.name for service in maintenance.services if service.every_seconds == 0}
+    often = {service.name for service in maintenance.services if service.interval_seconds == 0}
     assert often == {"jobs", "stdin"}
     assert await due() == every
     assert await due() == often
@@ -56,17 +54,19 @@ async def test_what_ran_a_while_ago_is_due_again_and_what_failed_at_once(folder:
 
 async def test_a_second_process_waits_for_its_turn_and_gives_up_in_time(folder: Folder) -> None:
     first, second = folder.maintenance(), folder.maintenance()
-    async with first.alone(0):
+    async with first.exclusive(0):
         with pytest.raises(HostError, match="try again later"):
-            async with second.alone(0.1):
+            async with second.exclusive(0.1):
                 pass
-    async with second.alone(0):
+    async with second.exclusive(0):
         pass
 
 
 async def test_a_bug_in_one_service_is_recorded_and_the_others_run(folder: Folder) -> None:
-    class Broken(JobCleaner):
-        async def run(self, context: Context, record: ServiceRun) -> Result:
+    class Broken:
+        name, interval_seconds = "jobs", 0.0
+
+        async def run(self, record: ServiceRecord, *, dry_run: bool) -> MaintenanceResult:
             raise ZeroDivisionError("a bug")
 
     maintenance = folder.maintenance()

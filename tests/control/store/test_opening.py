@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import stat
@@ -162,6 +163,27 @@ async def test_a_database_of_the_release_before_keeps_all_and_a_copy_is_beside_i
     assert rows(backup) == before
     with sqlite3.connect(backup) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+async def test_results_of_an_older_database_have_the_new_field_names(tmp_path: Path) -> None:
+    make_older(tmp_path)
+    blocked = {"address": "10.0.0.1", "protocol": "tcp", "port": 80, "never": True, "count": 2}
+    network = {"refused_count": 3, "refused": [blocked, {"name": "never", "protocol": "dns"}]}
+    older = {"exit_code": 1, "error": {"code": "x", "message": 'says "never"'}, "network": network}
+    with sqlite3.connect(tmp_path / "belljar.db") as connection:
+        ids = [row[0] for row in connection.execute("SELECT id FROM jobs WHERE status = 'failed' ORDER BY id")]
+        for job_id, result in zip(
+            ids, (older, {"error": older["error"]}, {"network": {"refused_count": 1}}), strict=True
+        ):
+            connection.execute("UPDATE jobs SET found = ? WHERE id = ?", (json.dumps(result), job_id))
+    database = await open_database(Settings(data_dir=tmp_path))
+    jobs = [await SqlJobs(database).get("mine", job_id) for job_id in ids]
+    await database.close()
+    first, second, third = (job for job in jobs if job is not None)
+    assert [refusal.always_blocked for refusal in first.network.refused] == [True, False]
+    assert (first.network.refused[0].count, first.network.refused[1].name) == (2, "never")
+    assert first.exit_code == 1 and first.error == second.error and second.error is not None
+    assert second.error.message == 'says "never"' and third.network.refused_count == 1
 
 
 def rows(path: Path) -> dict[str, list[object]]:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterator
 from datetime import datetime
-from pathlib import Path
 
+from belljar.control.blobs.store import Blobs
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.logs.log import log_path
 from belljar.control.maintenance.pace import Pace
-from belljar.control.maintenance.service import Context, Result
-from belljar.control.store.maintenance import ServiceRun
-from belljar.control.store.retention import EndedJob
+from belljar.control.store.retention import EndedJob, SqlRetention
 from belljar.model.states import Status
 from belljar.settings import Settings
+from belljar.system.maintenance import MaintenanceResult, ServiceRecord, cutoff
+from belljar.system.old_files import extent_of_files
 from belljar.system.removal import Extent
 
 _PAGE = 500
 
 
 def job_periods(settings: Settings) -> dict[Status, float]:
-    """How many days jobs are kept, by how they ended."""
+    """Return how many days jobs are kept, by terminal status."""
     return {
         Status.SUCCEEDED: settings.keep_succeeded_jobs_days,
         Status.FAILED: settings.keep_failed_jobs_days,
@@ -32,97 +32,100 @@ def job_periods(settings: Settings) -> dict[Status, float]:
 
 
 class JobCleaner:
-    """Ended jobs past their period: first their rows, whose ids are kept until their blobs are gone."""
+    """Removes ended jobs past their period: first their rows; their ids are kept until their blobs are removed."""
 
     name = "jobs"
-    every_seconds = 0.0
+    interval_seconds = 0.0
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings, retention: SqlRetention, blobs: Blobs) -> None:
+        self._settings = settings
+        self._retention = retention
+        self._blobs = blobs
         self.pace = Pace()
 
-    async def run(self, context: Context, record: ServiceRun) -> Result:
-        if context.dry_run:
-            return Result(removed=await self._look(context))
+    async def run(self, record: ServiceRecord, *, dry_run: bool) -> MaintenanceResult:
+        """Remove jobs. Raises HostError, OSError."""
+        if dry_run:
+            return MaintenanceResult(removed=await self._count())
         removed = Extent()
-        # What an earlier run did not come to. Nothing new is begun before it is done: so it stays a batch or two.
-        while pending := await context.retention.removing(_PAGE):
-            removed += await self._remove_bytes(context, pending)
-        for status, before in _cutoffs(context):
+        # Finish what an earlier run left before removing more rows, so that the list of pending ids stays short.
+        while pending := await self._retention.removing(_PAGE):
+            removed += await self._remove_bytes(pending)
+        for status, before in self._cutoffs():
             while True:
-                batch = await context.retention.remove_ended(status, before, self.pace.rows)
+                batch = await self._retention.remove_ended(status, before, self.pace.rows)
                 if not batch.job_ids:
                     break
-                removed += await self._remove_bytes(context, batch.job_ids)
+                removed += await self._remove_bytes(batch.job_ids)
                 await self.pace.pause(batch.seconds)
-        return Result(removed=removed)
+        return MaintenanceResult(removed=removed)
 
-    async def _remove_bytes(self, context: Context, job_ids: Collection[str]) -> Extent:
-        """Remove the bytes of jobs whose rows are gone; then nothing is left to remember them by."""
-        found = await context.blobs.delete_prefixes([_folder(job_id) for job_id in job_ids])
-        paths = [log_path(context.settings.data_dir, job_id) for job_id in job_ids]
-        found += await asyncio.to_thread(_unlink, paths)
-        await context.retention.removed(job_ids)
-        return Extent(len(job_ids), found.size_bytes)
+    async def _remove_bytes(self, job_ids: Collection[str]) -> Extent:
+        """Remove the blobs and logs of jobs whose rows are removed, then the list's entries."""
+        extent = await self._blobs.delete_prefixes([_folder(job_id) for job_id in job_ids])
+        extent += await asyncio.to_thread(self._remove_logs, job_ids)
+        await self._retention.removed(job_ids)
+        return Extent(len(job_ids), extent.size_bytes)
 
-    async def _look(self, context: Context) -> Extent:
-        found = Extent()
-        for status, before in _cutoffs(context):
+    def _remove_logs(self, job_ids: Collection[str]) -> Extent:
+        paths = [log_path(self._settings.data_dir, job_id) for job_id in job_ids]
+        extent = extent_of_files(paths)
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return extent
+
+    async def _count(self) -> Extent:
+        extent = Extent()
+        for status, before in self._cutoffs():
             after: datetime | None = None
-            while page := await context.retention.ended(status, after, before, _PAGE):
-                blobs = await context.blobs.extent([_folder(job.id) for job in page])
-                found += Extent(len(page), blobs.size_bytes)
+            while page := await self._retention.ended(status, after, before, _PAGE):
+                blobs = await self._blobs.extent([_folder(job.id) for job in page])
+                extent += Extent(len(page), blobs.size_bytes)
                 after = page[-1].finished_at
-        return found
+        return extent
+
+    def _cutoffs(self) -> Iterator[tuple[Status, datetime]]:
+        for status, days in job_periods(self._settings).items():
+            before = cutoff(days)
+            if before is not None:
+                yield status, before
 
 
 class StdinCleaner:
-    """Standard input of jobs that have ended: no attempt reads it again."""
+    """Removes the standard input of ended jobs: no attempt reads it again."""
 
     name = "stdin"
-    every_seconds = 0.0
+    interval_seconds = 0.0
 
-    async def run(self, context: Context, record: ServiceRun) -> Result:
-        before = context.before(context.settings.keep_stdin_days)
+    def __init__(self, settings: Settings, retention: SqlRetention, blobs: Blobs) -> None:
+        self._settings = settings
+        self._retention = retention
+        self._blobs = blobs
+
+    async def run(self, record: ServiceRecord, *, dry_run: bool) -> MaintenanceResult:
+        """Remove the blobs. Raises HostError."""
+        before = cutoff(self._settings.keep_stdin_days)
         if before is None:
-            return Result()
+            return MaintenanceResult()
         removed = Extent()
-        for status in job_periods(context.settings):
+        for status in job_periods(self._settings):
             after = record.done_until
-            while page := await context.retention.ended(status, after, before, _PAGE):
-                removed += await self._remove(context, [job for job in page if job.stdin_bytes])
+            while page := await self._retention.ended(status, after, before, _PAGE):
+                removed += await self._remove([job for job in page if job.stdin_bytes], dry_run)
                 after = page[-1].finished_at
-        return Result(removed=removed, done_until=before)
+        return MaintenanceResult(removed=removed, done_until=before)
 
-    async def _remove(self, context: Context, jobs: list[EndedJob]) -> Extent:
-        found = Extent()
+    async def _remove(self, jobs: list[EndedJob], dry_run: bool) -> Extent:
+        removed = Extent()
         for job in jobs:
-            size = await context.blobs.size(stdin_blob(job.id))
+            size = await self._blobs.size(stdin_blob(job.id))
             if size is None:
                 continue
-            if not context.dry_run:
-                await context.blobs.delete(stdin_blob(job.id))
-            found += Extent(1, size)
-        return found
-
-
-def _cutoffs(context: Context) -> Iterator[tuple[Status, datetime]]:
-    for status, days in job_periods(context.settings).items():
-        before = context.before(days)
-        if before is not None:
-            yield status, before
+            if not dry_run:
+                await self._blobs.delete(stdin_blob(job.id))
+            removed += Extent(1, size)
+        return removed
 
 
 def _folder(job_id: str) -> str:
     return f"jobs/{job_id}"
-
-
-def _unlink(paths: list[Path]) -> Extent:
-    found = Extent()
-    for path in paths:
-        try:
-            size = path.lstat().st_size
-            path.unlink()
-        except FileNotFoundError:
-            continue
-        found += Extent(1, size)
-    return found

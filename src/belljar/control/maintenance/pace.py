@@ -1,4 +1,4 @@
-"""How large a batch is, and how long the pause behind it: so that maintenance leaves the database to claims."""
+"""Chooses the size of batches and the pauses between them, so that maintenance leaves the database to claims."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 #: How long one transaction should hold the write lock.
 TARGET_SECONDS = 0.010
-#: The part of the time that the write lock may be held.
+#: The share of the time that maintenance may hold the write lock.
 _SHARE = 0.2
 _FIRST_ROWS = 50
 _MAX_ROWS = 200
@@ -14,7 +14,7 @@ _MIN_ROWS = 5
 
 
 class Pace:
-    """Adapts the size of batches to how long they take."""
+    """The size of the next batch, adapted to how long the last ones took."""
 
     def __init__(self) -> None:
         self.rows = _FIRST_ROWS
@@ -22,7 +22,7 @@ class Pace:
         self.longest_seconds = 0.0
 
     async def pause(self, held_seconds: float) -> None:
-        """Leave the database to others after a transaction that took so long, and choose the next batch's size."""
+        """Wait after a transaction that held the write lock this long, and choose the size of the next batch."""
         self.longest_seconds = max(self.longest_seconds, held_seconds)
         if held_seconds > TARGET_SECONDS:
             self.rows = max(_MIN_ROWS, int(self.rows * TARGET_SECONDS / held_seconds))

@@ -1,33 +1,33 @@
-"""Removes records that only say what once was: nodes that are gone, and revoked keys."""
+"""Removes records that are history: nodes without a heartbeat, and revoked keys."""
 
 from __future__ import annotations
 
-from belljar.control.maintenance.service import Context, Result
-from belljar.control.store.maintenance import ServiceRun
+from datetime import datetime
+from typing import Protocol
+
+from belljar.system.maintenance import MaintenanceResult, ServiceRecord, cutoff
 from belljar.system.removal import Extent
 
 
-class NodeCleaner:
-    """Nodes that have not been heard of for long."""
+class OldRecords(Protocol):
+    """Counts the records from before a time; with `remove`, also removes them. Returns their number."""
 
-    name = "nodes"
-    every_seconds = 3600.0
+    async def __call__(self, before: datetime, *, remove: bool) -> int: ...
 
-    async def run(self, context: Context, record: ServiceRun) -> Result:
-        before = context.before(context.settings.keep_gone_nodes_days)
+
+class RecordCleaner:
+    """Removes the records of one kind that are older than their period."""
+
+    interval_seconds = 3600.0
+
+    def __init__(self, name: str, keep_days: float, old_records: OldRecords) -> None:
+        self.name = name
+        self._keep_days = keep_days
+        self._old_records = old_records
+
+    async def run(self, record: ServiceRecord, *, dry_run: bool) -> MaintenanceResult:
+        """Remove the records. Raises HostError."""
+        before = cutoff(self._keep_days)
         if before is None:
-            return Result()
-        return Result(removed=Extent(await context.retention.gone_nodes(before, remove=not context.dry_run)))
-
-
-class KeyCleaner:
-    """Keys that were revoked long ago."""
-
-    name = "keys"
-    every_seconds = 3600.0
-
-    async def run(self, context: Context, record: ServiceRun) -> Result:
-        before = context.before(context.settings.keep_revoked_keys_days)
-        if before is None:
-            return Result()
-        return Result(removed=Extent(await context.retention.revoked_keys(before, remove=not context.dry_run)))
+            return MaintenanceResult()
+        return MaintenanceResult(removed=Extent(await self._old_records(before, remove=not dry_run)))

@@ -24,7 +24,7 @@ from belljar.scripts.entrypoint import file_name
 from belljar.scripts.language import named_language
 from belljar.scripts.limits import UploadLimits
 from belljar.scripts.pack import pack_tree
-from belljar.scripts.prepare import Unpacked, UploadHints, unpack_files, unpack_source
+from belljar.scripts.prepare import UnpackedScript, UploadHints, unpack_files, unpack_source
 from belljar.scripts.uploads import receive, upload_folder
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
@@ -74,7 +74,7 @@ class ScriptService:
         self._blobs = blobs
         self._images = images
         self._data_dir = settings.data_dir
-        self._limits = UploadLimits.of(settings)
+        self._limits = UploadLimits.from_settings(settings)
         self._disk = disk or disk_space_of(settings)
         self._disks = ScriptDisks(blobs, settings.paths.script_cache)
         #: One at a time for each id: nobody deletes a disk between another's finding it there and naming it.
@@ -94,11 +94,11 @@ class ScriptService:
         Raises TooLarge while it streams, InvalidScript, UnknownLanguage, DiskFull, MissingTool.
         """
         self._disk.require()
-        wish = UploadHints(filename=filename, language=language, entrypoint=entrypoint)
+        hints = UploadHints(filename=filename, language=language, entrypoint=entrypoint)
         languages = self._images.languages()
         async with upload_folder(self._data_dir) as work:
             await receive(chunks, work / "upload", self._limits.max_upload_bytes)
-            unpacked = await unpack_source(work / "upload", wish, languages=languages, limits=self._limits, work=work)
+            unpacked = await unpack_source(work / "upload", hints, languages=languages, limits=self._limits, work=work)
             return await self._keep(project, unpacked, work)
 
     async def upload_files(
@@ -111,10 +111,10 @@ class ScriptService:
     ) -> Script:
         """Keep a script of texts by path. Raises as `upload`."""
         self._disk.require()
-        wish = UploadHints(filename="", language=language, entrypoint=entrypoint)
+        hints = UploadHints(filename="", language=language, entrypoint=entrypoint)
         languages = self._images.languages()
         async with upload_folder(self._data_dir) as work:
-            unpacked = await unpack_files(files, wish, languages=languages, limits=self._limits, work=work)
+            unpacked = await unpack_files(files, hints, languages=languages, limits=self._limits, work=work)
             return await self._keep(project, unpacked, work)
 
     async def upload_code(self, project: str, code: str, language: str) -> Script:
@@ -148,7 +148,7 @@ class ScriptService:
         """The packed filesystem image as a local file, to be read only. Raises NotFound, DiskFull."""
         return await self._disks.disk(script_id)
 
-    async def _keep(self, project: str, unpacked: Unpacked, work: Path) -> Script:
+    async def _keep(self, project: str, unpacked: UnpackedScript, work: Path) -> Script:
         script = Script(
             id=unpacked.id,
             project=project,
@@ -165,7 +165,7 @@ class ScriptService:
                 await self._pack(unpacked, work)
             return await self._store.add(script)
 
-    async def _pack(self, unpacked: Unpacked, work: Path) -> None:
+    async def _pack(self, unpacked: UnpackedScript, work: Path) -> None:
         disk = work / "script.erofs"
         await pack_tree(unpacked.tree, disk)
         await self._blobs.put_file(disk_blob(unpacked.id), disk, durable=True)

@@ -19,7 +19,7 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, select, type_coerc
 
 from belljar.control.jobs.resolve import NodeLimits
 from belljar.control.store.database import Database
-from belljar.control.store.rows import found_of, job_of
+from belljar.control.store.rows import job_of, result_of
 from belljar.control.store.schema import HELD, NOW_US, QUEUED, UtcTime, jobs
 from belljar.model.errors import HostError, UnknownImage
 from belljar.model.job import Job, JobError, LostAttempt, MachineInfo, Timings
@@ -173,7 +173,7 @@ class SqlClaims:
             if now is None:
                 return False
             after = now.model_copy(update={"machine": machine, "timings": timings})
-            return _write(connection, now, Status.RUNNING, found=found_of(after), started_at=started_at)
+            return _write(connection, now, Status.RUNNING, result=result_of(after), started_at=started_at)
 
         return await self._database.writing(write)
 
@@ -191,7 +191,7 @@ class SqlClaims:
                 connection,
                 now,
                 outcome.status,
-                found=found_of(after),
+                result=result_of(after),
                 finished_at=outcome.finished_at,
                 lease_until=None,
                 **started,
@@ -316,8 +316,8 @@ def _lose(connection: Connection, job: Job, code: str, reason: str) -> Job:
         message = f"{reason} ({job.attempt} of {job.max_attempts} attempts; allow more with max_attempts)"
         after = after.model_copy(update={"error": JobError(code=code, message=message)})
     values = {"worker": None, "started_at": None} if status is Status.QUEUED else {}
-    found = found_of(after)
-    _write(connection, job, status, found=found, finished_at=finished_at, lease_until=None, **values)
+    result = result_of(after)
+    _write(connection, job, status, result=result, finished_at=finished_at, lease_until=None, **values)
     query = select(jobs).where(jobs.c.id == job.id)
     return job_of(connection.execute(query).one())
 
@@ -328,5 +328,5 @@ def _fail_without_image(connection: Connection, job: Job) -> Job:
         "import it, and submit the job again"
     )
     after = job.model_copy(update={"error": JobError(code=UnknownImage.code, message=message)})
-    _write(connection, job, Status.FAILED, found=found_of(after), finished_at=datetime.now(UTC))
+    _write(connection, job, Status.FAILED, result=result_of(after), finished_at=datetime.now(UTC))
     return job_of(connection.execute(select(jobs).where(jobs.c.id == job.id)).one())

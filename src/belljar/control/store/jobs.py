@@ -91,7 +91,7 @@ class SqlJobs:
         query = query.order_by(newest.desc())
 
         def page(connection: Connection) -> tuple[list[Job], bool]:
-            sizes = query.with_only_columns(func.length(jobs.c.asked) + func.length(jobs.c.found))
+            sizes = query.with_only_columns(func.length(jobs.c.spec) + func.length(jobs.c.result))
             lengths = connection.execute(sizes).scalars().all()
             count = min(limit, _page_length(lengths))
             return [job_of(row) for row in connection.execute(query.limit(count)).all()], len(lengths) > count

@@ -1,8 +1,7 @@
-"""What each maintenance service has done: when it ran, what it removed, whether it failed, how far it has come."""
+"""The records of maintenance services: when each ran, what it removed, whether it failed, how far it got."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,58 +10,43 @@ from sqlalchemy.dialects.sqlite import insert
 
 from belljar.control.store.database import Database
 from belljar.control.store.schema import maintenance
+from belljar.system.maintenance import ServiceRecord
 
-_MAX_ERROR = 500
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServiceRun:
-    """The record of one service, over all its runs."""
-
-    service: str
-    first_run_at: datetime
-    last_run_at: datetime
-    last_success_at: datetime | None
-    removed_count: int
-    removed_bytes: int
-    failures: int
-    error: str | None
-    #: Everything that ended before this moment has been seen to.
-    done_until: datetime | None
+_MAX_ERROR_CHARACTERS = 500
 
 
 class SqlMaintenance:
-    """The records of maintenance services."""
+    """The records of maintenance services in the database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def runs(self) -> dict[str, ServiceRun]:
-        """The record of each service that ever ran, by its name."""
+    async def all(self) -> dict[str, ServiceRecord]:
+        """Return the record of each service that ever ran, by its name."""
         rows = await self._database.reading(lambda connection: connection.execute(select(maintenance)).all())
-        return {row.service: _run(row) for row in rows}
+        return {row.service: _record(row) for row in rows}
 
-    async def begin(self, service: str) -> ServiceRun:
-        """Note that the service runs now; returns its record."""
+    async def begin(self, service: str) -> ServiceRecord:
+        """Record that the service runs now, and return its record."""
         now = datetime.now(UTC)
-        new = {"service": service, "first_run_at": now, "last_run_at": now}
-        query = insert(maintenance).values(**new, removed_count=0, removed_bytes=0, failures=0)
+        values = {"service": service, "first_run_at": now, "last_run_at": now}
+        query = insert(maintenance).values(**values, removed_count=0, removed_bytes=0, failures=0)
         query = query.on_conflict_do_update(index_elements=["service"], set_={"last_run_at": now})
 
-        def begin(connection: Connection) -> ServiceRun:
+        def begin(connection: Connection) -> ServiceRecord:
             connection.execute(query)
-            return _run(connection.execute(select(maintenance).where(maintenance.c.service == service)).one())
+            return _record(connection.execute(select(maintenance).where(maintenance.c.service == service)).one())
 
         return await self._database.writing(begin)
 
     async def end(
         self, service: str, *, removed_count: int, removed_bytes: int, error: str | None, done_until: datetime | None
     ) -> None:
-        """Note what a run removed, and why it failed, if it did. Without `done_until` that stays as it was."""
+        """Record what a run removed, or why it failed. `done_until` None leaves that value unchanged."""
         values: dict[str, Any] = {
             "removed_count": maintenance.c.removed_count + removed_count,
             "removed_bytes": maintenance.c.removed_bytes + removed_bytes,
-            "error": error[:_MAX_ERROR] if error is not None else None,
+            "error": error[:_MAX_ERROR_CHARACTERS] if error is not None else None,
         }
         if error is None:
             values["last_success_at"] = datetime.now(UTC)
@@ -74,5 +58,5 @@ class SqlMaintenance:
         await self._database.writing(lambda connection: connection.execute(query))
 
 
-def _run(row: Row[Any]) -> ServiceRun:
-    return ServiceRun(**row._mapping)
+def _record(row: Row[Any]) -> ServiceRecord:
+    return ServiceRecord(**row._mapping)

@@ -82,7 +82,7 @@ class SqlRetention:
 
     async def ended(self, status: Status, after: datetime | None, before: datetime, limit: int) -> list[EndedJob]:
         """Jobs that ended so in that time, in the order of their ends. Those that ended at one moment stay together."""
-        stdin = jobs.c.asked["stdin_bytes"].as_integer()
+        stdin = jobs.c.spec["stdin_bytes"].as_integer()
         query = select(jobs.c.id, jobs.c.finished_at, stdin).where(*_ended_before(status, before))
         if after is not None:
             query = query.where(jobs.c.finished_at > after)
@@ -136,12 +136,12 @@ class SqlRetention:
 
         return await self._database.writing(remove)
 
-    async def gone_nodes(self, before: datetime, *, remove: bool) -> int:
-        """How many nodes were not heard of since then; with `remove` they are listed no longer."""
+    async def silent_nodes(self, before: datetime, *, remove: bool) -> int:
+        """Return how many nodes had their last heartbeat before then; with `remove`, also remove their records."""
         return await self._records(nodes, nodes.c.heartbeat_at < before, remove)
 
     async def revoked_keys(self, before: datetime, *, remove: bool) -> int:
-        """How many keys were revoked before then; with `remove` they are listed no longer."""
+        """Return how many keys were revoked before then; with `remove`, also remove their records."""
         return await self._records(keys, keys.c.revoked_at < before, remove)
 
     async def _records(self, table: Table, which: ColumnElement[bool], remove: bool) -> int:

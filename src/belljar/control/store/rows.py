@@ -1,4 +1,4 @@
-"""A job as a row and back: what never changes in one JSON column, what came of it in another."""
+"""Convert jobs to rows and back: the request is in one JSON column, `spec`, the results are in another, `result`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from sqlalchemy import Row
 
 from belljar.model.job import Job
 
-#: What was asked for, apart from the columns that queries look at.
-ASKED = frozenset(
+#: Fields of the request, apart from those with a column of their own.
+SPEC = frozenset(
     {
         "language",
         "entrypoint",
@@ -27,8 +27,8 @@ ASKED = frozenset(
         "request_sha256",
     }
 )
-#: What came of it, apart from those columns.
-FOUND = frozenset(
+#: Fields of the results, apart from those with a column of their own.
+RESULT = frozenset(
     {
         "exit_code",
         "signal",
@@ -42,15 +42,15 @@ FOUND = frozenset(
         "lost_attempts",
     }
 )
-#: Columns that are fields of the job under the same name: the rest.
-COLUMNS = frozenset(Job.model_fields) - ASKED - FOUND
+#: Fields that are columns of the same name: the rest.
+COLUMNS = frozenset(Job.model_fields) - SPEC - RESULT
 
 
 def values_of(job: Job) -> dict[str, Any]:
-    """The values of a new job's row."""
-    asked = job.model_dump(mode="json", include=set(ASKED))
+    """Return the values of a new job's row."""
+    spec = job.model_dump(mode="json", include=set(SPEC))
     if job.request_sha256 is None:
-        del asked["request_sha256"]  # of most jobs
+        del spec["request_sha256"]  # most jobs have none
     columns = {name: getattr(job, name) for name in COLUMNS}
     columns["status"] = job.status.value
     resources = job.resources
@@ -60,17 +60,17 @@ def values_of(job: Job) -> dict[str, Any]:
         "memory_mb": resources.memory_mb,
         "disk_mb": resources.disk_mb or 0,
         "image_digest": job.image_digest,
-        "asked": asked,
-        "found": found_of(job),
+        "spec": spec,
+        "result": result_of(job),
     }
 
 
-def found_of(job: Job) -> dict[str, Any]:
-    """The value of the column `found`."""
-    return job.model_dump(mode="json", include=set(FOUND), exclude_defaults=True)
+def result_of(job: Job) -> dict[str, Any]:
+    """Return the value of the column `result`."""
+    return job.model_dump(mode="json", include=set(RESULT), exclude_defaults=True)
 
 
 def job_of(row: Row[Any]) -> Job:
-    """The job of a row of the table `jobs`."""
+    """Return the job of a row of the table `jobs`."""
     fields = {name: row._mapping[name] for name in COLUMNS}
-    return Job(**fields, **row.asked, **row.found)
+    return Job(**fields, **row.spec, **row.result)

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 #: The newest migration; a database at this version is opened without loading Alembic.
-HEAD = "0004"
+HEAD = "0005"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -101,12 +101,12 @@ jobs = Table(
     Column("lease_until", UtcTime),
     Column("cancel_requested", Boolean(create_constraint=False), nullable=False),
     Column("idempotency_key", String),
-    #: Of `asked`, for the claim: a worker takes what it has the image of. None in rows of jobs that ended long ago.
+    #: Copied from `spec`, for the claim: a worker takes jobs whose image it has. None in jobs that ended long ago.
     Column("image_digest", String),
-    #: What was asked for; never changes.
-    Column("asked", JSON, nullable=False),
-    #: What came of it so far.
-    Column("found", JSON, nullable=False),
+    #: What was requested; does not change.
+    Column("spec", JSON, nullable=False),
+    #: The results so far.
+    Column("result", JSON, nullable=False),
     UniqueConstraint("project", "idempotency_key"),
     # A claim reads this index alone, from its beginning on, until a job fits; ended jobs are not in it.
     Index(

@@ -6,7 +6,7 @@ from belljar.model.errors import MachineDied
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.deadlines import patience
 from belljar.node.machines.protocol import Machine
-from belljar.node.machines.racing import unless_dead
+from belljar.node.machines.racing import run_unless_dead
 
 #: What the agent writes to the console before it ends a machine without a timer (check_clock in guest/agent/boot.c).
 _NO_CLOCK = b"belljar-agent: no clock"
@@ -23,7 +23,7 @@ async def open_connection(machine: Machine, timeout_seconds: float) -> AgentConn
     """
     connection = AgentConnection(machine.reader, machine.writer, patience=patience(timeout_seconds))
     try:
-        await unless_dead(machine, connection.open(timeout_seconds))
+        await run_unless_dead(machine, connection.open(timeout_seconds))
     except MachineDied:
         if _NO_CLOCK in machine.console.data:
             raise NoClock("the guest's kernel found no timer that it trusts, as happens on a busy host") from None

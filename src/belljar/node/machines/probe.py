@@ -14,7 +14,7 @@ from belljar.model.image import Image
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.deadlines import patience
 from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
-from belljar.node.machines.racing import unless_dead
+from belljar.node.machines.racing import run_unless_dead
 
 #: Under KVM an agent answers within a second; software emulation would need about half of this.
 _SECONDS = 5.0
@@ -43,7 +43,7 @@ async def probe(hypervisor: Hypervisor, image: Image, boot_timeout_seconds: floa
     fault, slow = None, False
     try:
         async with hypervisor.machine(spec) as machine:
-            await unless_dead(machine, AgentConnection(machine.reader, machine.writer).open(seconds))
+            await run_unless_dead(machine, AgentConnection(machine.reader, machine.writer).open(seconds))
     except BelljarError as error:
         fault, slow = error.message, isinstance(error, MachineTimeout)
     return Probe(fault=fault, slow=slow, milliseconds=(time.monotonic() - started) * 1000)

@@ -159,7 +159,7 @@ def _refusal(refused: Refused) -> Refusal:
         address=str(refused.address) if refused.address is not None else None,
         port=refused.port,
         protocol=refused.protocol,
-        never=refused.never,
+        always_blocked=refused.never,
         count=refused.count,
     )
 
@@ -170,7 +170,7 @@ def told(use: NetworkUse, job: Job) -> Iterator[str]:
     allowed = egress if len(egress) <= 120 else f"{egress[:117]}..."
     for refusal in use.refused:
         times = f" ({refusal.count} times)" if refusal.count > 1 else ""
-        why = "no job may reach private or local addresses" if refusal.never else f"egress is {allowed}"
+        why = "no job may reach private or local addresses" if refusal.always_blocked else f"egress is {allowed}"
         yield f"belljar: refused {_what(refusal)}{times}: {why}"
     more = use.refused_count - sum(refusal.count for refusal in use.refused)
     if more > 0:

@@ -88,17 +88,18 @@ async def run_embedded(run: EmbeddedRun, settings: Settings, cancel: asyncio.Eve
             language=run.language,
             entrypoint=run.entrypoint,
             languages=images.languages(),
-            limits=UploadLimits.of(settings),
+            limits=UploadLimits.from_settings(settings),
             work=folder,
             selection=run.selection,
         )
+        uploaded = prepared.script
         if (sentence := run.selection.sentence()) is not None:
             run.notice(sentence)
         await clear_leftovers(jails=jails(settings))
         await asyncio.to_thread(clear_network_leftovers)
-        name = run.options.image or images.image_for(prepared.language)
+        name = run.options.image or images.image_for(uploaded.language)
         image = images.get(name)
-        script = runnable_of(prepared.id, prepared.language, prepared.entrypoint, prepared.dependencies, image)
+        script = runnable_of(uploaded.id, uploaded.language, uploaded.entrypoint, uploaded.dependencies, image)
         largest = Capacity.of_host(settings).largest()
         job = resolve_job(run.options, script, project=PROJECT, image=name, settings=settings, largest=[largest])
         await asyncio.to_thread(images.verify, image)

@@ -17,12 +17,13 @@ from prometheus_client.process_collector import ProcessCollector
 from belljar import __version__
 from belljar.control.api.dependencies import Admin, Caller, ServicesDep
 from belljar.control.api.problems import problem
-from belljar.control.store.maintenance import ServiceRun, SqlMaintenance
+from belljar.control.store.maintenance import SqlMaintenance
 from belljar.images.catalog import summary
 from belljar.model.errors import DiskFull, HostError
 from belljar.model.states import Status
 from belljar.system.counters import DESCRIPTIONS, all_counts
 from belljar.system.disk_space import DiskSpace
+from belljar.system.maintenance import ServiceRecord
 
 router = APIRouter(tags=["host"])
 
@@ -81,7 +82,7 @@ async def metrics(services: ServicesDep, _admin: Admin) -> Response:
         free.labels(node.id).set(node.memory_free_mb)
         running.labels(node.id).set(node.running_jobs)
     _add_disk(registry, services.disk)
-    _add_maintenance(registry, await SqlMaintenance(services.database).runs())
+    _add_maintenance(registry, await SqlMaintenance(services.database).all())
     _add_counters(registry)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -114,16 +115,16 @@ def _add_disk(registry: CollectorRegistry, disk: DiskSpace) -> None:
                 gauge.labels(space.folder.name).set(getattr(space, name))
 
 
-def _add_maintenance(registry: CollectorRegistry, runs: Mapping[str, ServiceRun]) -> None:
+def _add_maintenance(registry: CollectorRegistry, records: Mapping[str, ServiceRecord]) -> None:
     """What was removed since this database was made, whichever process did it."""
     removed = Counter("belljar_maintenance_removed", "Things removed.", ["service"], registry=registry)
     size = Counter("belljar_maintenance_removed_bytes", "Bytes of what was removed.", ["service"], registry=registry)
     failures = Counter("belljar_maintenance_failures", "Runs that failed.", ["service"], registry=registry)
     text = "When the service last ran without a failure."
     success = Gauge("belljar_maintenance_last_success_timestamp_seconds", text, ["service"], registry=registry)
-    for name, run in runs.items():
-        removed.labels(name).inc(run.removed_count)
-        size.labels(name).inc(run.removed_bytes)
-        failures.labels(name).inc(run.failures)
-        if run.last_success_at is not None:
-            success.labels(name).set(run.last_success_at.timestamp())
+    for name, record in records.items():
+        removed.labels(name).inc(record.removed_count)
+        size.labels(name).inc(record.removed_bytes)
+        failures.labels(name).inc(record.failures)
+        if record.last_success_at is not None:
+            success.labels(name).set(record.last_success_at.timestamp())

@@ -15,6 +15,7 @@ from belljar.node.machines.firecracker.stream import AgentStream, connect_agent,
 from belljar.node.machines.host.jail import end
 from belljar.node.machines.host.usage import children
 from belljar.node.machines.protocol import Console, Death
+from belljar.node.machines.racing import run_unless_dead
 from belljar.node.machines.stderr_tail import read_last
 
 _CHUNK = 16 * 1024
@@ -66,18 +67,12 @@ class FirecrackerMachine:
         self._connecting = asyncio.create_task(self._connect())
 
     async def connect(self, timeout_seconds: float) -> None:
-        """The same, and wait for it. Raises MachineDied, MachineTimeout."""
-        connecting = asyncio.create_task(self._connect())
+        """Wait for the agent to listen, and connect. Raises MachineDead, MachineTimeout."""
         try:
-            await asyncio.wait({connecting, self._death}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-            if connecting.done():
-                return connecting.result()
-            if self._death.done():
-                raise MachineDied(self._death.result().message)
-            raise MachineTimeout(f"the machine's agent did not listen within {timeout_seconds:g} s")
-        finally:
-            connecting.cancel()
-            await asyncio.gather(connecting, return_exceptions=True)
+            async with asyncio.timeout(timeout_seconds):
+                await run_unless_dead(self, self._connect())
+        except TimeoutError:
+            raise MachineTimeout(f"the machine's agent did not listen within {timeout_seconds:g} s") from None
 
     @contextlib.asynccontextmanager
     async def api(self) -> AsyncIterator[FirecrackerApi]:

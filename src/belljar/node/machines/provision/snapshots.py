@@ -25,7 +25,7 @@ from belljar.node.machines.boot import NoClock
 from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.node.machines.provision.warm_up import WarmUp, prepare_template
-from belljar.node.machines.racing import MachineDead, unless_dead
+from belljar.node.machines.racing import MachineDead, run_unless_dead
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
 from belljar.system.disk_space import MB
@@ -137,7 +137,7 @@ class Snapshots:
             preparing = prepare_template(template, warm_up_steps.within(shape.memory_mb), seconds)
             try:
                 async with asyncio.timeout(2 * seconds):
-                    await unless_dead(template, preparing)
+                    await run_unless_dead(template, preparing)
             except MachineDead as error:
                 raise MachineError(f"the machine that was to be frozen died: {error.message}") from None
             except TimeoutError:

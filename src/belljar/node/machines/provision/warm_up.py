@@ -15,7 +15,7 @@ from belljar.node.guest.wire import Stream
 from belljar.node.machines.boot import open_connection
 from belljar.node.machines.deadlines import patience
 from belljar.node.machines.protocol import BadSnapshot, Clone, DeathCause, Template
-from belljar.node.machines.racing import MachineDead, unless_dead
+from belljar.node.machines.racing import MachineDead, run_unless_dead
 
 #: Most bytes that a rehearsal may print; it is our own, and prints a line.
 _MAX_OUTPUT = 4096
@@ -103,7 +103,7 @@ async def wake(clone: Clone, boot_timeout_seconds: float, *, silence_seconds: in
     started, factor = time.monotonic(), patience(boot_timeout_seconds)
     connection = AgentConnection(clone.reader, clone.writer, patience=factor)
     try:
-        await unless_dead(clone, connection.resume(_WAKE_SECONDS * factor, silence_seconds=silence_seconds))
+        await run_unless_dead(clone, connection.resume(_WAKE_SECONDS * factor, silence_seconds=silence_seconds))
     except MachineDead as error:
         if error.death.cause is DeathCause.SNAPSHOT:
             raise BadSnapshot(error.message) from None

@@ -1,0 +1,35 @@
+"""The maintenance services of the control plane, in the order in which they run."""
+
+from __future__ import annotations
+
+from belljar.control.blobs.store import Blobs
+from belljar.control.maintenance.backups import BackupCleaner
+from belljar.control.maintenance.images import ImageCleaner
+from belljar.control.maintenance.jobs import JobCleaner, StdinCleaner
+from belljar.control.maintenance.logs import LogArchiver
+from belljar.control.maintenance.orphans import OrphanCleaner
+from belljar.control.maintenance.records import RecordCleaner
+from belljar.control.maintenance.scripts import ScriptCleaner
+from belljar.control.maintenance.uploads import UploadCleaner
+from belljar.control.store.database import Database
+from belljar.control.store.jobs import SqlJobs
+from belljar.control.store.retention import SqlRetention
+from belljar.settings import Settings
+from belljar.system.maintenance import MaintenanceService
+
+
+def control_services(settings: Settings, database: Database, blobs: Blobs) -> list[MaintenanceService]:
+    """Return the services for the data of one control plane."""
+    retention = SqlRetention(database)
+    return [
+        JobCleaner(settings, retention, blobs),
+        StdinCleaner(settings, retention, blobs),
+        LogArchiver(settings, retention, blobs),
+        ScriptCleaner(settings, retention, blobs),
+        OrphanCleaner(settings, retention, blobs),
+        RecordCleaner("nodes", settings.keep_gone_nodes_days, retention.silent_nodes),
+        RecordCleaner("keys", settings.keep_revoked_keys_days, retention.revoked_keys),
+        UploadCleaner(settings),
+        ImageCleaner(settings, SqlJobs(database)),
+        BackupCleaner(settings),
+    ]
