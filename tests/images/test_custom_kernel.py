@@ -205,5 +205,5 @@ def test_a_dockerfile_gets_no_other_kernel(tmp_path: Path) -> None:
     from belljar.cli.image import KernelName
     from belljar.cli.image import build as command
 
-    with pytest.raises(InvalidOption, match="leave the other options out"):
+    with pytest.raises(InvalidOption, match="remove the other options"):
         command("name", dockerfile=tmp_path / "Dockerfile", kernel=KernelName.CUSTOM, data_dir=tmp_path)

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import belljar.node.worker.local_run as embedded
+import belljar.app as app
+import belljar.node.worker.runner as runner
 from belljar.cli.main import main
 from support.agent_process import ProcessHypervisor
 
@@ -29,6 +30,8 @@ class Chosen:
 
 
 class Supplied:
+    pool = None
+
     def __init__(self, snapshots: Any) -> None: ...
 
     @asynccontextmanager
@@ -43,7 +46,7 @@ class Prepared:
     async def of(self, image: Any) -> None: ...
 
 
-plan_attempt = embedded.plan_attempt
+plan_attempt = runner.plan_attempt
 
 
 def planned(job: Any, *rest: Any, **more: Any) -> Any:
@@ -59,12 +62,9 @@ def planned(job: Any, *rest: Any, **more: Any) -> Any:
     return replace(plan, command=command)
 
 
-patched: Any = embedded
-patched.HypervisorSelector, patched.MachineProvisioner, patched.WarmUps, patched.plan_attempt = (
-    Chosen,
-    Supplied,
-    Prepared,
-    planned,
-)
+patched_app: Any = app
+patched_app.HypervisorSelector, patched_app.MachineProvisioner, patched_app.WarmUps = Chosen, Supplied, Prepared
+patched_runner: Any = runner
+patched_runner.plan_attempt = planned
 sys.argv[:] = ["belljar", *sys.argv[4:]]
 main()

@@ -15,7 +15,8 @@ from pathlib import Path
 from belljar.node.guest.wire import Stream
 from belljar.node.machines.protocol import Console, Death, DeathCause, Machine, MachineSpec
 from belljar.node.machines.provision.provisioner import ProvisionedMachine, Source, booted
-from belljar.node.worker.attempt import AttemptEnd
+from belljar.node.worker.attempt_end import AttemptEnd
+from belljar.node.worker.observer import AttemptObserver
 
 
 @dataclass(eq=False)
@@ -92,8 +93,8 @@ def _jail() -> list[str]:
 
 
 @dataclass
-class Listener:
-    """An audience that keeps what it is told."""
+class Listener(AttemptObserver):
+    """An observer that keeps what it observes."""
 
     stdout: bytearray = field(default_factory=bytearray)
     stderr: bytearray = field(default_factory=bytearray)
@@ -113,16 +114,16 @@ class Listener:
     def full(self, stream: Stream) -> bool:
         return False
 
-    def took(self, source: Source) -> None:
+    def on_machine(self, source: Source) -> None:
         self.source = source
 
-    def started(self) -> None:
+    def on_started(self) -> None:
         self.started_count += 1
 
-    def script_ended(self, end: AttemptEnd) -> None:
+    def on_script_ended(self, end: AttemptEnd) -> None:
         self.over = end.is_over
 
-    def console(self, data: bytes, dropped_bytes: int) -> None:
+    def on_console(self, data: bytes, dropped_bytes: int) -> None:
         self.console_text = data
 
 

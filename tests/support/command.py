@@ -37,7 +37,7 @@ def belljar(
 
 _EACH = """
 import json, os, sys
-import belljar.cli.serving, belljar.client, belljar.images.build, belljar.node.worker.local_run
+import belljar.cli.serving, belljar.client, belljar.images.build, belljar.app, belljar.cli.terminal
 from belljar.cli.main import main
 results = []
 for words in json.load(sys.stdin):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from belljar.cli.failure import OUTPUT_CLOSED, Failed
+from belljar.cli.passthrough import write_all, write_error
 from belljar.cli.printing import print_message
 from belljar.cli.run_end import RunEnd
 from belljar.cli.server import connect
@@ -17,7 +18,6 @@ from belljar.cli.signals import Stopped, signals_deferred
 from belljar.cli.upload import upload
 from belljar.client import Client, ServerError, Unreachable
 from belljar.node.worker.artifact_folder import FolderArtifacts, NotKept
-from belljar.node.worker.passthrough import write_all, write_error
 
 if TYPE_CHECKING:
     from belljar.cli.flags import ServerFlags

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from belljar.control.jobs.resolve import Runnable, resolve_job
+from belljar.control.jobs.resolve import ResolvedScript, resolve_job
 from belljar.model.errors import InvalidOption
 from belljar.model.job import JobOptions, Resources
 from belljar.node.machines.provision.shapes import round_up_shape
@@ -20,7 +20,7 @@ RATES = ("disk_mb_per_second", "disk_iops", "network_mbit_per_second")
 def resolved(options: dict[str, Any], **settings: Any) -> Resources:
     return resolve_job(
         JobOptions(**options),
-        Runnable(script_id="a" * 64, language="python", entrypoint="main.py"),
+        ResolvedScript(script_id="a" * 64, language="python", entrypoint="main.py"),
         project="mine",
         image="python",
         settings=Settings(data_dir=Path("/nonexistent"), **settings),

@@ -9,22 +9,23 @@ from typing import Any
 
 import pytest
 
-from belljar.control.jobs.resolve import NodeLimits, Runnable, check_arguments, resolve_job
+from belljar.control.jobs.resolve import ResolvedScript, check_arguments, resolve_job
 from belljar.model.errors import InvalidDependencies, InvalidOption
 from belljar.model.job import Job, JobOptions
+from belljar.model.resources import NodeLimits
 from belljar.model.script import Dependencies
 from belljar.model.states import Status
 from belljar.settings import Settings
 from support.registered_images import register
 
-SCRIPT = Runnable(script_id="a" * 64, language="python", entrypoint="main.py")
+SCRIPT = ResolvedScript(script_id="a" * 64, language="python", entrypoint="main.py")
 
 
 NEEDS = Dependencies(kind="pypi", requirements=("six",), origin="requirements.txt")
 
 
 def resolved(
-    options: dict[str, Any], largest: Collection[NodeLimits] = (), script: Runnable = SCRIPT, **settings: Any
+    options: dict[str, Any], largest: Collection[NodeLimits] = (), script: ResolvedScript = SCRIPT, **settings: Any
 ) -> Job:
     return resolve_job(
         JobOptions(**options),

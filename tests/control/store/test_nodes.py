@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from belljar.control.jobs.resolve import NodeLimits
 from belljar.control.store.database import Database
 from belljar.control.store.nodes import Node, SqlNodes
+from belljar.model.resources import NodeLimits
 
 
 @pytest.fixture

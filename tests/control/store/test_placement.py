@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from belljar.control.jobs.resolve import NodeLimits
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.jobs import SqlJobs
 from belljar.model.job import Job
+from belljar.model.resources import NodeLimits
 from belljar.model.states import Status
 from support.job_queue import ended, queued
 

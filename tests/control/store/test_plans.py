@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from belljar.control.jobs.resolve import NodeLimits
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.cursor import encode
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.scripts import SqlScripts
+from belljar.model.resources import NodeLimits
 from belljar.model.states import Status
 from support.job_queue import begin, queued, take
 

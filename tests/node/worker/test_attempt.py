@@ -14,7 +14,9 @@ from belljar.model.errors import MachineDied
 from belljar.model.image import Image, Manifest, Part
 from belljar.node.guest.command import Command
 from belljar.node.machines.protocol import MachineSpec, Shape
-from belljar.node.worker.attempt import AttemptEnd, AttemptPlan, Stop, run_attempt
+from belljar.node.worker.attempt import attempt
+from belljar.node.worker.attempt_end import AttemptEnd, Stop
+from belljar.node.worker.plan import AttemptPlan
 from support.agent_process import Listener, ProcessHypervisor
 
 PART = Part(sha256="0" * 64, size_bytes=0, origin="nowhere")
@@ -50,20 +52,14 @@ def plan(
 
 async def run(hypervisor: ProcessHypervisor, wanted: AttemptPlan, listener: Listener | None = None) -> AttemptEnd:
     async with asyncio.timeout(30):
-        return await attempt(hypervisor, wanted, listener or Listener(), asyncio.Event())
+        return await end_of(hypervisor, wanted, listener or Listener(), asyncio.Event())
 
 
-async def attempt(
+async def end_of(
     hypervisor: ProcessHypervisor, wanted: AttemptPlan, listener: Listener, cancel: asyncio.Event
 ) -> AttemptEnd:
-    ends = []
-
-    async def ended(end: AttemptEnd) -> None:
-        ends.append(end)
-
-    await run_attempt(wanted, hypervisor.ready, listener, cancel, ended)
-    (end,) = ends
-    return end
+    async with attempt(wanted, hypervisor.ready, listener, cancel) as end:
+        return end
 
 
 async def test_a_script_runs_and_its_machine_is_gone(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
@@ -103,7 +99,7 @@ async def test_a_script_that_ignores_sigterm_is_killed(hypervisor: ProcessHyperv
 
 async def test_cancelling_ends_a_running_job(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
     cancel, listener = asyncio.Event(), Listener()
-    running = asyncio.create_task(attempt(hypervisor, plan(tmp_path, "sleep", "60"), listener, cancel))
+    running = asyncio.create_task(end_of(hypervisor, plan(tmp_path, "sleep", "60"), listener, cancel))
     while not listener.started_count:
         await asyncio.sleep(0.01)
     cancel.set()
@@ -116,14 +112,14 @@ async def test_cancelling_ends_a_running_job(hypervisor: ProcessHypervisor, tmp_
 async def test_cancelling_before_the_start_boots_nothing(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
     cancel = asyncio.Event()
     cancel.set()
-    end = await attempt(hypervisor, plan(tmp_path, "true"), Listener(), cancel)
+    end = await end_of(hypervisor, plan(tmp_path, "true"), Listener(), cancel)
     assert end.stop is Stop.CANCELLED
     assert hypervisor.made == []
 
 
 async def test_a_machine_that_dies_is_not_the_scripts_failure(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
     listener = Listener()
-    running = asyncio.create_task(attempt(hypervisor, plan(tmp_path, "sleep", "60"), listener, asyncio.Event()))
+    running = asyncio.create_task(end_of(hypervisor, plan(tmp_path, "sleep", "60"), listener, asyncio.Event()))
     while not listener.started_count:
         await asyncio.sleep(0.01)
     hypervisor.made[0].process.kill()
@@ -135,7 +131,7 @@ async def test_a_machine_that_dies_is_not_the_scripts_failure(hypervisor: Proces
 
 async def test_a_worker_that_is_stopped_takes_its_machine_along(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
     listener = Listener()
-    running = asyncio.create_task(attempt(hypervisor, plan(tmp_path, "sleep", "60"), listener, asyncio.Event()))
+    running = asyncio.create_task(end_of(hypervisor, plan(tmp_path, "sleep", "60"), listener, asyncio.Event()))
     while not listener.started_count:
         await asyncio.sleep(0.01)
     running.cancel()
@@ -203,7 +199,7 @@ async def test_a_compiler_that_is_not_there_is_told(hypervisor: ProcessHyperviso
 async def test_cancelling_ends_a_compiler(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
     cancel = asyncio.Event()
     wanted = compiled(tmp_path, "touch begun; sleep 60", "echo ran")
-    running = asyncio.create_task(attempt(hypervisor, wanted, Listener(), cancel))
+    running = asyncio.create_task(end_of(hypervisor, wanted, Listener(), cancel))
     while not (tmp_path / "begun").exists():
         await asyncio.sleep(0.01)
     cancel.set()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from belljar.node.worker.package_builder import last_words
+from belljar.node.worker.package_builder import failure_reason
 
 NOT_FOUND = """Using CPython 3.11.2 interpreter at: /usr/bin/python3
 error: No solution found when resolving dependencies
@@ -58,14 +58,14 @@ hint: Build failures usually indicate a problem with the package or the build en
         (NPM, "404 Not Found - GET http://mirror.example/nope - Not found"),
         ("error: first\nerror: the packages take 6 MB", "the packages take 6 MB"),
         ("Traceback:\nValueError: x\n\n", "ValueError: x"),
-        ("", "the installer said nothing"),
+        ("", "the installer printed nothing"),
     ],
 )
 def test_the_reason_is_the_last_error_and_its_last_cause(words: str, reason: str) -> None:
-    assert last_words(words).startswith(reason)
+    assert failure_reason(words).startswith(reason)
 
 
 @given(st.text(alphabet=st.sampled_from("error: cause:hint:×╰─▶[stderr]\n\x1b\x00 ab"), max_size=400))
 def test_whatever_a_builder_says_becomes_one_printable_line(words: str) -> None:
-    reason = last_words(words)
+    reason = failure_reason(words)
     assert reason.isprintable() and len(reason) <= 400

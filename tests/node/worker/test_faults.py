@@ -98,7 +98,7 @@ async def test_what_fails_beside_a_job_does_not_touch_it(
 async def test_blobs_that_refuse_for_good_leave_the_end_as_it_was(
     bed: WorkerHarness, tmp_path: Path, error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("belljar.node.worker.attempt.COLLECT_SECONDS", 0.5)
+    monkeypatch.setattr("belljar.node.worker.script_run.COLLECT_SECONDS", 0.5)
     bed.faults.refuse("blobs.put_file", ERRORS[error])
     found = await run_with(bed, tmp_path, timeout_seconds=30)
     assert (found.status, found.exit_code, found.attempt) == (Status.SUCCEEDED, 0, 1)

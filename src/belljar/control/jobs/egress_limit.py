@@ -1,15 +1,13 @@
-"""The most that a project's jobs may reach, and what the word `packages` stands for: both are settings."""
+"""Checks a job's egress against its project's limit, which is a setting."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
-from belljar.model.egress import Destination, Egress, first_denied, parse_destination, parse_destinations, parse_egress
+from belljar.model.egress import Egress, first_denied, parse_egress
 from belljar.model.errors import InvalidDependencies, InvalidOption
+from belljar.packages.registries import package_destinations
 from belljar.settings import Settings
-
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def check_egress(asked: str | Sequence[str], project: str, settings: Settings) -> None:
@@ -43,40 +41,3 @@ def egress_limit_of(project: str, settings: Settings) -> Egress:
         return parse_egress(settings.project_max_egress.get(project, settings.max_egress))
     except ValueError as error:
         raise InvalidOption(f"a ceiling of egress in the settings is wrong: {error}", option="max_egress") from None
-
-
-def package_destinations(settings: Settings) -> tuple[Destination, ...]:
-    """What jobs under `packages` reach: the hosts of the setting and those of the mirrors' URLs.
-
-    Raises InvalidOption when a setting is malformed.
-    """
-    try:
-        found = list(parse_destinations(settings.package_hosts)) if settings.package_hosts else []
-        for url in (settings.package_pypi_url, settings.package_npm_url):
-            if url is not None:
-                found.append(_mirror(url))
-    except ValueError as error:
-        raise InvalidOption(f"a setting about package mirrors is wrong: {error}", option="package_hosts") from None
-    return tuple(dict.fromkeys(found))
-
-
-def _mirror(url: str) -> Destination:
-    parts = urlsplit(url)
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
-        raise ValueError(f"{url[:80]!r} is no http or https URL")
-    if parts.username is not None:
-        raise ValueError("the URL of a package mirror holds a password, which every job could read")
-    return parse_destination(f"{parts.hostname}:{parts.port or _DEFAULT_PORTS[parts.scheme]}", private=True)
-
-
-def package_environment(settings: Settings) -> dict[str, str]:
-    """The variables that point pip and npm to the mirrors, where the settings name some."""
-    found = {}
-    if settings.package_pypi_url is not None:
-        found["PIP_INDEX_URL"] = settings.package_pypi_url
-        parts = urlsplit(settings.package_pypi_url)
-        if parts.scheme == "http":  # which pip refuses otherwise; the operator has chosen it
-            found["PIP_TRUSTED_HOST"] = parts.netloc
-    if settings.package_npm_url is not None:
-        found["npm_config_registry"] = settings.package_npm_url
-    return found

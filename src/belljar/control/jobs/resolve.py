@@ -12,6 +12,7 @@ from belljar.model.errors import InvalidOption
 from belljar.model.ids import new_id
 from belljar.model.image import Image
 from belljar.model.job import Job, JobOptions, Resources
+from belljar.model.resources import NodeLimits
 from belljar.model.script import Dependencies
 from belljar.model.states import Status
 from belljar.packages.requirements import check_runtime
@@ -25,49 +26,39 @@ _RESERVED_STRINGS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NodeLimits:
-    """The largest machine that there is room for on one node, when nothing else runs."""
-
-    vcpus: int
-    memory_mb: int
-    #: The largest scratch disk; None: not known.
-    disk_mb: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Runnable:
-    """What is to be run: a script that is stored, or one that is only here."""
+class ResolvedScript:
+    """A script, stored or not, with the requirements of its image and language."""
 
     script_id: str
     language: str
     entrypoint: str
-    #: What its language needs at least; more than the default for some.
+    #: The default memory of its language, where that is more than the default of the settings.
     memory_mb: int | None = None
-    #: What a machine needs at least, for its image and for its language.
+    #: The least memory of a machine with its image and language.
     min_memory_mb: int = 0
     image_digest: str | None = None
     dependencies: Dependencies | None = None
 
+    @classmethod
+    def from_image(
+        cls, script_id: str, language: str, entrypoint: str, dependencies: Dependencies | None, image: Image
+    ) -> ResolvedScript:
+        """Return the script with what the image defines for its language.
 
-def runnable_of(
-    script_id: str, language: str, entrypoint: str, dependencies: Dependencies | None, image: Image
-) -> Runnable:
-    """A script, with what the image says of its language.
-
-    Raises InvalidDependencies when it asks for another version of the language than the image has.
-    """
-    if dependencies is not None:
-        check_runtime(dependencies, image)
-    runs = image.language(language)
-    return Runnable(
-        script_id=script_id,
-        language=language,
-        entrypoint=entrypoint,
-        memory_mb=runs.memory_mb if runs else None,
-        min_memory_mb=max(image.manifest.min_memory_mb, runs.min_memory_mb if runs else 0),
-        image_digest=image.manifest.digest,
-        dependencies=dependencies,
-    )
+        Raises InvalidDependencies when the script requires another version of the language than the image has.
+        """
+        if dependencies is not None:
+            check_runtime(dependencies, image)
+        defined = image.language(language)
+        return cls(
+            script_id=script_id,
+            language=language,
+            entrypoint=entrypoint,
+            memory_mb=defined.memory_mb if defined else None,
+            min_memory_mb=max(image.manifest.min_memory_mb, defined.min_memory_mb if defined else 0),
+            image_digest=image.manifest.digest,
+            dependencies=dependencies,
+        )
 
 
 def check_arguments(options: JobOptions, image: Image) -> None:
@@ -88,7 +79,7 @@ def check_arguments(options: JobOptions, image: Image) -> None:
 
 def resolve_job(
     options: JobOptions,
-    script: Runnable,
+    script: ResolvedScript,
     *,
     project: str,
     image: str,

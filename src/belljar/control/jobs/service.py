@@ -14,12 +14,13 @@ import structlog
 from belljar.control.blobs.store import Blobs
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
-from belljar.control.jobs.resolve import NodeLimits, check_arguments, resolve_job, runnable_of
+from belljar.control.jobs.resolve import ResolvedScript, check_arguments, resolve_job
 from belljar.control.scripts.service import ScriptService
 from belljar.model.errors import Conflict, NotFound
 from belljar.model.ids import is_job_id
 from belljar.model.image import Image
 from belljar.model.job import Job, JobRequest
+from belljar.model.resources import NodeLimits
 from belljar.model.script import Script
 from belljar.model.states import Status
 from belljar.settings import Settings
@@ -112,7 +113,7 @@ class JobService:
         name = request.image or self._images.image_for(script.language)
         image = self._images.get(name)
         check_arguments(request, image)
-        runnable = runnable_of(script.id, script.language, script.entrypoint, script.dependencies, image)
+        runnable = ResolvedScript.from_image(script.id, script.language, script.entrypoint, script.dependencies, image)
         largest = await self._largest()
         job = resolve_job(request, runnable, project=project, image=name, settings=self._settings, largest=largest)
         job = job.model_copy(update={"request_sha256": fingerprint})

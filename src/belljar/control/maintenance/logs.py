@@ -27,14 +27,14 @@ class LogArchiver:
     interval_seconds = 600.0
 
     def __init__(self, settings: Settings, retention: SqlRetention, blobs: Blobs) -> None:
-        self._paths = settings.paths
+        self._root = settings.data_dir
+        self._folder = settings.paths.logs
         self._retention = retention
         self._blobs = blobs
 
     async def run(self, record: ServiceRecord, *, dry_run: bool) -> MaintenanceResult:
         """Copy and remove logs. Raises HostError, OSError."""
-        folder = self._paths.logs
-        paths = await asyncio.to_thread(lambda: older_than(folder.glob("*.log"), _MIN_AGE_SECONDS))
+        paths = await asyncio.to_thread(lambda: older_than(self._folder.glob("*.log"), _MIN_AGE_SECONDS))
         removed = Extent()
         for start in range(0, len(paths), _PAGE):
             removed += await self._archive(paths[start : start + _PAGE], dry_run)
@@ -51,5 +51,5 @@ class LogArchiver:
                     path.unlink(missing_ok=True)
             elif status.terminal and not dry_run and await self._blobs.size(log_blob(path.stem)) is None:
                 # A log beside a blob may be the longer one: its worker compares them.
-                await keep_log(self._paths.root, self._blobs, path.stem)
+                await keep_log(self._root, self._blobs, path.stem)
         return removed

@@ -17,13 +17,13 @@ from typing import Any
 import structlog
 from sqlalchemy import BigInteger, ColumnElement, Connection, select, type_coerce
 
-from belljar.control.jobs.resolve import NodeLimits
 from belljar.control.store.database import Database
 from belljar.control.store.rows import job_of, result_of
 from belljar.control.store.schema import HELD, NOW_US, QUEUED, UtcTime, jobs
 from belljar.model.errors import HostError, UnknownImage
 from belljar.model.job import Job, JobError, LostAttempt, MachineInfo, Timings
 from belljar.model.outcome import Outcome
+from belljar.model.resources import NodeLimits
 from belljar.model.states import Status, may_become
 
 log = structlog.get_logger()

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import BigInteger, ColumnElement, select, type_coerce
 from sqlalchemy.dialects.sqlite import insert
 
-from belljar.control.jobs.resolve import NodeLimits
 from belljar.control.store.database import Database
 from belljar.control.store.schema import NOW_US, UtcTime, nodes
+from belljar.model.resources import NodeLimits
 
 #: Each submitted job asks what the largest machines are; heartbeats are seconds apart.
 _LATELY_SECONDS = 1.0

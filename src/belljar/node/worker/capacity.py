@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from belljar.control.jobs.resolve import NodeLimits
 from belljar.model.job import Job, Resources
+from belljar.model.resources import NodeLimits
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
 from belljar.system.disk_space import MB, DiskSpace

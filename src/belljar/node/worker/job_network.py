@@ -1,4 +1,4 @@
-"""The networks of a worker's jobs: from what a job may reach to a slot for its machine, and back to what it used."""
+"""The networks of jobs: from the egress to an open slot for the machine, and from the traffic to the job's record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from belljar.control.jobs.egress_limit import package_destinations, package_environment
 from belljar.model.egress import Destination, Egress, parse_destination, parse_egress
 from belljar.model.errors import InvalidOption
 from belljar.model.job import Job, NetworkUse, Refusal
@@ -17,18 +16,26 @@ from belljar.node.machines.provision.provisioner import ProvisionedMachine
 from belljar.node.network.attachment import Attachment
 from belljar.node.network.policy import NameRule, NetworkRule, Policy
 from belljar.node.network.traffic import Refused, Traffic
+from belljar.packages.registries import package_destinations, package_environment
 from belljar.settings import Settings
 
 if TYPE_CHECKING:
     from belljar.node.network.pool import SlotPool
 
 
+#: Starts a machine with a slot of the factory, or without a network; removes it at the end of the block.
+MachineStart = Callable[[SlotFactory | None], AbstractAsyncContextManager[ProvisionedMachine]]
+
+
 class Networking:
-    """An async context manager; nothing of the host is changed before the first job wants a network."""
+    """The networks of one process, removed at the end of its `async with` block.
+
+    Nothing of the host is changed before the first job needs a network.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._excepted = _excepted(settings)
+        self._private_rules = _private_rules(settings)
         self._pool: SlotPool | None = None
 
     async def __aenter__(self) -> Networking:
@@ -40,86 +47,74 @@ class Networking:
         if self._pool is not None:
             await self._pool.__aexit__(kind, error, trace)
 
-    def of(self, job: Job) -> JobNetwork:
-        """The job's network, before there is a machine."""
+    def for_job(self, job: Job) -> JobNetwork:
+        """Return the network of one attempt at a job, which has no machine yet.
+
+        Raises InvalidOption when a setting is malformed.
+        """
         egress = parse_egress(job.egress)
         if egress.kind == "none":
             return JobNetwork(None, None, None, {})
         environment = package_environment(self._settings) if egress.kind == "packages" else {}
         return JobNetwork(self._slots(), self._policy(egress), job.resources.network_mbit_per_second, environment)
 
-    @asynccontextmanager
-    async def attached(self, job: Job) -> AsyncIterator[Attachment | None]:
-        """A network for a machine that its user boots: opened for the job at once. None when the job wants none.
-
-        Raises NoNetwork, NetworkError.
-        """
-        network = self.of(job)
-        if network.slots is None or network.policy is None:
-            yield None
-            return
-        async with network.slots.attached(network.policy, network.mbit) as attachment:
-            yield attachment
-
     def _slots(self) -> SlotPool:
         if self._pool is None:
             from belljar.node.network.pool import SlotPool  # netlink and DNS take 0.2 s to load
 
-            self._pool = SlotPool(self._settings, self._excepted)
+            self._pool = SlotPool(self._settings, self._private_rules)
         return self._pool
 
     def _policy(self, egress: Egress) -> Policy:
         if egress.kind == "open":
             return Policy(open=True)
         if egress.kind == "packages":
-            return policy_of(package_destinations(self._settings), self._excepted)
+            return policy_of(package_destinations(self._settings), self._private_rules)
         return policy_of(egress.destinations)
 
 
 class JobNetwork:
-    """What one job's machine is plugged into, and what it reaches there. For one attempt."""
+    """The network of one attempt: a slot for its machine, opened for the destinations that the job may reach."""
 
     def __init__(
         self, slots: SlotPool | None, policy: Policy | None, mbit: float | None, environment: dict[str, str]
     ) -> None:
-        self.slots, self.policy, self.mbit = slots, policy, mbit
+        self._slots, self._policy, self._mbit = slots, policy, mbit
         self._attachment: Attachment | None = None
-        #: Variables that lead package managers to the mirrors.
+        #: Variables that point package managers to the mirrors.
         self.environment = environment
 
     @property
-    def wanted(self) -> bool:
+    def has_device(self) -> bool:
         """Whether the job's machine has a network device."""
-        return self.slots is not None
+        return self._slots is not None
 
     @asynccontextmanager
-    async def taking(
-        self, take: Callable[[SlotFactory | None], AbstractAsyncContextManager[ProvisionedMachine]]
-    ) -> AsyncIterator[ProvisionedMachine]:
-        """The machine that `take` gives, and its slot opened for the job: no sooner, and before anything of it runs.
+    async def machine(self, start: MachineStart) -> AsyncIterator[ProvisionedMachine]:
+        """Start a machine with a slot, and open the slot for the job before anything of the job runs.
 
-        Raises NoNetwork, NetworkError, and what `take` does.
+        Raises NoNetwork, NetworkError, and the errors of `start`.
         """
-        if self.slots is None or self.policy is None:
-            async with take(None) as ready:
-                yield ready
+        if self._slots is None or self._policy is None:
+            async with start(None) as provisioned:
+                yield provisioned
             return
-        await self.slots.set_up()
-        async with take(self.slots.with_network_slot) as ready:
-            assert ready.slot is not None
+        await self._slots.set_up()
+        async with start(self._slots.with_network_slot) as provisioned:
+            assert provisioned.slot is not None
             started = time.monotonic()
-            async with self.slots.opened(ready.slot, self.policy, self.mbit) as attachment:
+            async with self._slots.opened(provisioned.slot, self._policy, self._mbit) as attachment:
                 self._attachment = attachment
-                ready.phases["network"] = round((time.monotonic() - started) * 1000, 3)
-                yield ready
+                provisioned.phases["network"] = round((time.monotonic() - started) * 1000, 3)
+                yield provisioned
 
     async def traffic(self) -> Traffic | None:
-        """What the job's machine sent and got so far; None when it has no network, or that cannot be read."""
+        """Return the machine's traffic so far; None without a network, or when it cannot be read."""
         return await self._attachment.traffic() if self._attachment is not None else None
 
 
 def policy_of(destinations: tuple[Destination, ...], excepted: tuple[NetworkRule, ...] = ()) -> Policy:
-    """Exactly these destinations, as a slot enforces them."""
+    """Return the policy that allows these destinations alone. `excepted` are private networks that they may be in."""
     return Policy(
         names=tuple(NameRule(each.name, each.below, each.port) for each in destinations if each.name is not None),
         networks=tuple(NetworkRule(each.network, each.port) for each in destinations if each.network is not None),
@@ -127,22 +122,24 @@ def policy_of(destinations: tuple[Destination, ...], excepted: tuple[NetworkRule
     )
 
 
-def _excepted(settings: Settings) -> tuple[NetworkRule, ...]:
-    """Private places that jobs under `packages` may reach. Raises InvalidOption when the setting is malformed."""
-    found = []
+def _private_rules(settings: Settings) -> tuple[NetworkRule, ...]:
+    """Return the private networks that package registries may be in. Raises InvalidOption for a malformed setting."""
+    rules = []
     for entry in settings.package_private_networks:
         try:
             destination = parse_destination(entry, private=True)
         except ValueError as error:
-            raise InvalidOption(f"the setting package_private_networks is wrong: {error}") from None
+            raise InvalidOption(f"invalid setting package_private_networks: {error}") from None
         if destination.network is None:
-            raise InvalidOption(f"the setting package_private_networks holds {entry!r}; give addresses or networks")
-        found.append(NetworkRule(destination.network, destination.port))
-    return tuple(found)
+            raise InvalidOption(
+                f"invalid setting package_private_networks: {entry!r} is a name; give addresses or networks"
+            )
+        rules.append(NetworkRule(destination.network, destination.port))
+    return tuple(rules)
 
 
 def network_use(traffic: Traffic | None) -> NetworkUse:
-    """What of a machine's traffic the job's record shows."""
+    """Return what a job's record shows of its machine's traffic."""
     if traffic is None:
         return NetworkUse()
     return NetworkUse(
@@ -164,22 +161,22 @@ def _refusal(refused: Refused) -> Refusal:
     )
 
 
-def told(use: NetworkUse, job: Job) -> Iterator[str]:
-    """Sentences for the job's log: what it could not reach, and why."""
+def format_refusals(use: NetworkUse, job: Job) -> Iterator[str]:
+    """Yield sentences for the job's log: which connections and names were refused, and why."""
     egress = str(parse_egress(job.egress))
     allowed = egress if len(egress) <= 120 else f"{egress[:117]}..."
     for refusal in use.refused:
         times = f" ({refusal.count} times)" if refusal.count > 1 else ""
         why = "no job may reach private or local addresses" if refusal.always_blocked else f"egress is {allowed}"
-        yield f"belljar: refused {_what(refusal)}{times}: {why}"
+        yield f"belljar: refused {_describe(refusal)}{times}: {why}"
     more = use.refused_count - sum(refusal.count for refusal in use.refused)
     if more > 0:
         yield f"belljar: refused {more} more connections or names"
     if use.limited_count:
-        yield f"belljar: held back {use.limited_count} connections: over the limits of number or rate"
+        yield f"belljar: dropped {use.limited_count} connections (connection or rate limit)"
 
 
-def _what(refusal: Refusal) -> str:
+def _describe(refusal: Refusal) -> str:
     if refusal.protocol == "dns":
         private = f", which leads to {refusal.address}" if refusal.address else ""
         return f"the name {refusal.name!r}{private}"

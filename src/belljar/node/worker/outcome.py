@@ -6,7 +6,7 @@ import signal as signals
 
 from belljar.model.job import Job, JobError, Usage
 from belljar.model.states import Status
-from belljar.node.worker.attempt import AttemptEnd, Stop
+from belljar.node.worker.attempt_end import AttemptEnd, Stop
 
 
 def status_of(end: AttemptEnd) -> Status:

@@ -1,14 +1,14 @@
-"""What a job's script needs, on its disk before the job has a machine: found, or built while others wait for it.
+"""The packages that a job's script needs, on its disk before the job has a machine: from the cache, or built now.
 
-A job that wants what another is building waits for that, and builds it itself when the other did not succeed: it may
-have been cancelled, or lost its network. How many build at once is bounded; what a build may take is a setting.
+A job that needs packages which another job is building waits for that build, and builds them itself if it fails: the
+other job may have been cancelled, or may have lost its network. The number of builds at once is bounded; the resources
+of a build are settings.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,40 +19,43 @@ from belljar.model.errors import LayerBuildError, NoNetwork
 from belljar.model.image import Image
 from belljar.model.job import Job
 from belljar.model.script import Dependencies
-from belljar.node.machines.protocol import Hypervisor
-from belljar.node.network.attachment import Attachment
-from belljar.node.worker.attempt import AttemptPlan, ScriptDiskLayout
+from belljar.node.machines.protocol import Hypervisor, MachineSpec
+from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine
+from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.worker.capacity import Capacity
-from belljar.node.worker.job_network import network_use, told
-from belljar.node.worker.package_builder import Build, BuildObserver, build_layer, builder_resources
+from belljar.node.worker.job_network import Networking
+from belljar.node.worker.observer import AttemptObserver
+from belljar.node.worker.package_builder import PackageBuild, build_layer, builder_resources
+from belljar.node.worker.plan import AttemptPlan, ScriptDiskLayout
 from belljar.packages.layers import Layer, Layers
 from belljar.settings import Settings
 from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
 
-#: How often who waits for another's build looks whether it is done.
-_LOOK_SECONDS = 0.1
-#: Each takes a machine of its own, beside those of jobs.
+#: How often a job that waits for another's build checks whether it is done.
+_POLL_SECONDS = 0.1
+#: Each build has a machine of its own, beside those of jobs.
 _MAX_BUILDS = 2
+_MAX_LISTED = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstalledPackages:
-    """A script's disk with what was installed for it behind it."""
+    """A script's disk that also holds its packages."""
 
     disk: Path
-    laid: ScriptDiskLayout
-    #: Whether its interpreter must start with the packages there.
+    layout: ScriptDiskLayout
+    #: Whether the interpreter must start with the packages in place.
     at_start: bool
 
-    def on(self, plan: AttemptPlan) -> AttemptPlan:
-        """The plan of the same attempt with the packages in its machine."""
+    def apply_to(self, plan: AttemptPlan) -> AttemptPlan:
+        """Return the plan of the same attempt with the packages in its machine."""
         return replace(
             plan,
             machine=replace(plan.machine, script_disk=self.disk),
-            layer=self.laid,
-            # What is read only at an interpreter's start is missed by one that waits.
+            layer=self.layout,
+            # A waiting interpreter has started already, and would miss files that are read only at the start.
             command=replace(plan.command, prefork="") if self.at_start else plan.command,
         )
 
@@ -65,110 +68,91 @@ class InstallRequest:
     image: Image
     script_disk: Path
     hypervisor: Hypervisor
-    onlooker: BuildObserver
-    #: Set when nobody wants the job any more.
+    warm_up_steps: WarmUp
+    observer: AttemptObserver
+    #: Set when the job is cancelled.
     cancel: asyncio.Event
-    #: What the job holds its capacity under.
+    #: The key that the job holds its capacity under.
     holder: str = ""
 
 
 class Installer:
-    """Gives scripts what they need. One for each process; layers are shared by all processes of a data folder."""
+    """Installs the packages of scripts. One for each process; all processes of a data folder share its layers."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        attached: Callable[[Job], AbstractAsyncContextManager[Attachment | None]],
-        capacity: Capacity | None = None,
-    ) -> None:
-        """`attached` gives a job its network while a block lasts.
-
-        With a `capacity` builders wait for room in it, and a job that waits for its packages gives up its own.
-        """
+    def __init__(self, settings: Settings, networking: Networking, capacity: Capacity | None = None) -> None:
+        """With a `capacity` builders wait for room in it, and a job that waits for its packages lends its own."""
         self._settings = settings
-        self._attached = attached
+        self._networking = networking
         self._capacity = capacity
         self._layers = Layers(settings)
         self._building = asyncio.Semaphore(_MAX_BUILDS)
+        #: Builders always boot: no snapshot has their shape.
+        self._provisioner = MachineProvisioner(None)
 
     async def clear(self) -> None:
-        """Remove what killed processes left of their builds."""
+        """Remove what builds of killed processes left."""
         await self._layers.clear()
 
-    async def provide(self, wanted: InstallRequest) -> InstalledPackages | None:
-        """The script's disk with all that it asks for; None when it asks for nothing, or when it was cancelled.
+    async def ensure_installed(self, request: InstallRequest) -> InstalledPackages | None:
+        """Return the script's disk with its packages; None when it needs none, or when the job was cancelled.
 
-        Raises LayerBuildError when it cannot be had, MachineError, HostError.
+        Raises LayerBuildError when they cannot be installed, MachineError, HostError.
         """
-        needs = wanted.job.dependencies
+        needs = request.job.dependencies
         if needs is None or not needs.requirements:
             return None
-        key = self._layers.key(needs.key, wanted.image.manifest.root.sha256)
+        key = self._layers.key(needs.key, request.image.manifest.root.sha256)
         layer = self._layers.find(key)
         if layer is None:
-            async with self._lent(wanted):
-                layer = await self._await_or_build(key, needs, wanted)
+            async with self._lent_capacity(request):
+                layer = await self._await_or_build(key, needs, request)
         if layer is None:
             return None
-        script_disk, installed = wanted.script_disk, layer.lock.installed
+        script_disk, installed = request.script_disk, layer.lock.installed
         with host_errors("make a disk with the script's packages"):
-            disk = await asyncio.to_thread(self._layers.lay, wanted.job.script_id, script_disk, layer)
-        laid = ScriptDiskLayout(
+            disk = await asyncio.to_thread(self._layers.lay, request.job.script_id, script_disk, layer)
+        layout = ScriptDiskLayout(
             script_bytes=script_disk.stat().st_size, layer_bytes=layer.disk.stat().st_size, path=installed.path
         )
-        return InstalledPackages(disk=disk, laid=laid, at_start=installed.at_start)
+        return InstalledPackages(disk=disk, layout=layout, at_start=installed.at_start)
 
-    def _lent(self, wanted: InstallRequest) -> AbstractAsyncContextManager[None]:
-        return nullcontext() if self._capacity is None else self._capacity.lent(wanted.holder, wanted.cancel)
+    def _lent_capacity(self, request: InstallRequest) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self._capacity is None else self._capacity.lent(request.holder, request.cancel)
 
-    def _room(self, wanted: InstallRequest) -> AbstractAsyncContextManager[bool]:
+    def _builder_capacity(self, request: InstallRequest) -> AbstractAsyncContextManager[bool]:
         if self._capacity is None:
             return nullcontext(True)
         resources = builder_resources(self._settings)
-        return self._capacity.held(f"{wanted.holder} builder", resources, wanted.cancel)
+        return self._capacity.held(f"{request.holder} builder", resources, request.cancel)
 
-    async def _await_or_build(self, key: str, needs: Dependencies, wanted: InstallRequest) -> Layer | None:
-        why = ""
-        while not wanted.cancel.is_set():
-            before, why = why, "waiting for other jobs whose packages are being installed"
+    async def _await_or_build(self, key: str, needs: Dependencies, request: InstallRequest) -> Layer | None:
+        reason = ""
+        while not request.cancel.is_set():
+            last_reason, reason = reason, "waiting for other jobs whose packages are being installed"
             if not self._building.locked():
-                async with self._building, self._layers.building(key) as work:
-                    # Whoever had the turn before may have built it.
+                async with self._building, self._layers.building(key) as folder:
+                    # The job that built before may have built this layer.
                     layer = self._layers.find(key)
                     if layer is not None:
                         return layer
-                    if work is not None:
-                        return await self._build(needs, wanted, work)
-                why = "waiting for another job that installs the same packages"
-            if why != before:
-                wanted.onlooker.build_notice(why)
+                    if folder is not None:
+                        return await self._build(needs, request, folder)
+                reason = "waiting for another job that installs the same packages"
+            if reason != last_reason:
+                request.observer.on_build_notice(reason)
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await wanted.cancel.wait()
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await request.cancel.wait()
         return None
 
-    async def _build(self, needs: Dependencies, wanted: InstallRequest, work: Path) -> Layer | None:
-        started, onlooker = time.monotonic(), wanted.onlooker
-        onlooker.build_notice(f"installing {_list(needs)} for the image {wanted.image.name}, as {needs.origin} asks")
-        builder = wanted.job.model_copy(update={"egress": "packages"})
+    async def _build(self, needs: Dependencies, request: InstallRequest, folder: Path) -> Layer | None:
+        started, notify = time.monotonic(), request.observer.on_build_notice
+        notify(f"installing {_list(needs)} for the image {request.image.name}, as {needs.origin} asks")
         try:
-            async with self._room(wanted) as admitted:
+            async with self._builder_capacity(request) as admitted:
                 if not admitted:
                     return None  # cancelled while it waited
-                async with self._attached(builder) as network:
-                    assert network is not None
-                    build = Build(
-                        needs=needs,
-                        image=wanted.image,
-                        hypervisor=wanted.hypervisor,
-                        network=network,
-                        refusals=lambda traffic: told(network_use(traffic), builder),
-                        layers=self._layers,
-                        work=work,
-                        onlooker=onlooker,
-                        cancel=wanted.cancel,
-                    )
-                    layer = await build_layer(build, self._settings)
+                layer = await build_layer(self._package_build(needs, request, folder), self._settings)
         except NoNetwork as error:
             raise LayerBuildError(
                 f"{needs.origin} asks for packages, and the machine that fetches them cannot have a network: "
@@ -179,12 +163,35 @@ class Installer:
         seconds = time.monotonic() - started
         count, size_mb = len(layer.lock.installed.packages), layer.disk.stat().st_size / 1e6
         packages = "1 package" if count == 1 else f"{count} packages"
-        onlooker.build_notice(f"installed {packages}, {size_mb:.0f} MB, in {seconds:.1f} s; kept for other jobs")
-        log.info("layer_built", layer=layer.digest, packages=count, seconds=round(seconds, 2), job=wanted.job.id)
+        notify(f"installed {packages}, {size_mb:.0f} MB, in {seconds:.1f} s; kept for other jobs")
+        log.info("layer_built", layer=layer.digest, packages=count, seconds=round(seconds, 2), job=request.job.id)
         return layer
+
+    def _package_build(self, needs: Dependencies, request: InstallRequest, folder: Path) -> PackageBuild:
+        job = request.job.model_copy(update={"egress": "packages"})
+        network, boot_seconds = self._networking.for_job(job), self._settings.boot_timeout_seconds
+
+        def machine(spec: MachineSpec) -> AbstractAsyncContextManager[ProvisionedMachine]:
+            return network.machine(
+                lambda slots: self._provisioner.machine(
+                    request.hypervisor, spec, request.warm_up_steps, boot_seconds, slots
+                )
+            )
+
+        return PackageBuild(
+            job=job,
+            dependencies=needs,
+            image=request.image,
+            machine_factory=machine,
+            network=network,
+            layers=self._layers,
+            folder=folder,
+            observer=request.observer,
+            cancel=request.cancel,
+        )
 
 
 def _list(needs: Dependencies) -> str:
-    shown = ", ".join(needs.requirements[:8])
-    more = len(needs.requirements) - 8
+    shown = ", ".join(needs.requirements[:_MAX_LISTED])
+    more = len(needs.requirements) - _MAX_LISTED
     return f"{shown} and {more} more" if more > 0 else shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from belljar.images.prefork_programs import can_become
@@ -14,21 +14,49 @@ from belljar.model.job import Job
 from belljar.node.guest.command import Command
 from belljar.node.machines.protocol import MachineSpec
 from belljar.node.machines.provision.shapes import round_up_shape
-from belljar.node.worker.attempt import AttemptPlan
 from belljar.settings import Settings
 
-#: Where the script's files are for the job: its own disk's, with a writable layer over them.
+#: The job's working folder: its script's disk, with a writable layer over it.
 WORKING_FOLDER = "/work"
-#: Where what was compiled goes: not into the working folder, whose files may be wanted as artifacts.
-OUTPUT = "/tmp/program"  # noqa: S108 (the machine's own, which nobody else is in)
-_PLACE = re.compile(r"\{(?:entrypoint|folder|stem|output)\}")
-#: HOME is a folder that the agent makes, not the working folder: what programs keep for themselves is no artifact.
+#: The compiler's output: not in the working folder, whose files may be kept as artifacts.
+OUTPUT = "/tmp/program"  # noqa: S108 (in the machine, which has one user)
+_PLACEHOLDER = re.compile(r"\{(?:entrypoint|folder|stem|output)\}")
+#: HOME is a folder that the agent makes, not the working folder: files that programs keep for themselves are no
+#: artifacts.
 DEFAULT_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/home/job",
     "LANG": "C.UTF-8",
 }
 _ROOT_HOME = "/root"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScriptDiskLayout:
+    """The two filesystems on a script's disk: the script, and behind it the packages that were installed for it."""
+
+    script_bytes: int
+    layer_bytes: int
+    #: The folder of the image that the packages' layer is mounted over.
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptPlan:
+    """Everything that an attempt needs, resolved: no name is looked up any more."""
+
+    machine: MachineSpec
+    command: Command
+    layer: ScriptDiskLayout | None = None
+    #: Runs first, in the same machine; the command runs only if it succeeds.
+    compile: Command | None = None
+    stdin: bytes
+    timeout_seconds: float
+    grace_seconds: float
+    boot_timeout_seconds: float
+    artifacts: tuple[str, ...] = ()
+    max_artifact_bytes: int = 0
+    max_artifact_count: int = 0
 
 
 def plan_attempt(
@@ -41,25 +69,25 @@ def plan_attempt(
     network: bool = False,
     env: dict[str, str] | None = None,
 ) -> AttemptPlan:
-    """What a machine is to do for `job`, with a `network` or without; `env` is under the job's own.
+    """Return the plan of an attempt at `job`. The job's own variables override those of `env`.
 
-    Raises UnknownLanguage when the image has not got the job's language.
+    Raises UnknownLanguage when the image lacks the job's language.
     """
     language = image.language(job.language)
     if language is None:
         known = ", ".join(each.name for each in image.manifest.languages)
         raise UnknownLanguage(f"the image {image.name} runs {known}, not {job.language}; choose another image")
-    asked, variables = job.resources, {**(env or {}), **job.env}
-    command = command_for(image, language, job.entrypoint, job.args or language.default_args, variables, settings)
-    compiler = compile_command(language, job.entrypoint, command)
+    variables = {**(env or {}), **job.env}
+    args = job.args or language.default_args
+    command = command_for(image, language, job.entrypoint, args, variables, settings)
     return AttemptPlan(
         machine=MachineSpec(
             image=image,
-            shape=round_up_shape(**asked.model_dump(), network=network),
+            shape=round_up_shape(**job.resources.model_dump(), network=network),
             script_disk=script_disk,
         ),
         command=command,
-        compile=compiler,
+        compile=compile_command(language, job.entrypoint, command),
         stdin=stdin,
         timeout_seconds=job.timeout_seconds,
         grace_seconds=settings.grace_seconds,
@@ -71,7 +99,7 @@ def plan_attempt(
 
 
 def default_env(manifest: Manifest) -> dict[str, str]:
-    """Return the environment of every command in an image, before a job's own."""
+    """Return the environment of every command in an image, without a job's own variables."""
     home = {"HOME": _ROOT_HOME} if manifest.user.uid == 0 else {}
     return DEFAULT_ENV | home | manifest.env
 
@@ -79,14 +107,14 @@ def default_env(manifest: Manifest) -> dict[str, str]:
 def command_for(
     image: Image, language: Language, entrypoint: str, args: Sequence[str], env: Mapping[str, str], settings: Settings
 ) -> Command:
-    """What the agent runs for a script of that language at that path below the working folder."""
+    """Return the command for a script of that language, whose entrypoint is a path below the working folder."""
     manifest, prefork = image.manifest, language.prefork or ""
-    usual = default_env(manifest)
-    if not can_become(prefork, (name for name, value in env.items() if usual.get(name) != value)):
+    defaults = default_env(manifest)
+    if not can_become(prefork, (name for name, value in env.items() if defaults.get(name) != value)):
         prefork = ""
     return Command(
-        argv=[*_filled(language.run, entrypoint), *args],
-        env=usual | dict(env),
+        argv=[*_fill_in(language.run, entrypoint), *args],
+        env=defaults | dict(env),
         cwd=manifest.working_folder or WORKING_FOLDER,
         uid=manifest.user.uid,
         gid=manifest.user.gid,
@@ -96,14 +124,14 @@ def command_for(
 
 
 def compile_command(language: Language, entrypoint: str, command: Command) -> Command | None:
-    """What the agent runs before that command; None for a language without a compiler."""
+    """Return the compiler's command for a script with that command; None for a language without a compiler."""
     if not language.compile:
         return None
-    argv = _filled(language.compile, entrypoint)
+    argv = _fill_in(language.compile, entrypoint)
     return replace(command, argv=argv, cwd=WORKING_FOLDER, keep=True, prefork="")
 
 
-def _filled(words: tuple[str, ...], entrypoint: str) -> list[str]:
+def _fill_in(argv: tuple[str, ...], entrypoint: str) -> list[str]:
     path = PurePosixPath(WORKING_FOLDER) / entrypoint
-    places = {"{entrypoint}": str(path), "{folder}": str(path.parent), "{stem}": path.stem, "{output}": OUTPUT}
-    return [_PLACE.sub(lambda found: places[found[0]], word) for word in words]
+    values = {"{entrypoint}": str(path), "{folder}": str(path.parent), "{stem}": path.stem, "{output}": OUTPUT}
+    return [_PLACEHOLDER.sub(lambda match: values[match[0]], arg) for arg in argv]

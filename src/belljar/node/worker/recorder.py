@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import structlog
 
 from belljar.control.logs.log import LogStream, LogWriter
 from belljar.model.errors import BelljarError
-from belljar.model.job import Job, JobError, LogInfo, MachineInfo, Timings
+from belljar.model.job import Job, JobError, LogInfo, Timings
 from belljar.model.outcome import Outcome
-from belljar.node.machines.protocol import Hypervisor
 from belljar.node.machines.provision.provisioner import Source
-from belljar.node.worker.attempt import AttemptEnd
+from belljar.node.worker.attempt_end import AttemptEnd
+from belljar.node.worker.attempt_record import AttemptRecord
 from belljar.node.worker.context import WorkerContext
 from belljar.node.worker.job_logs import JobLogs
-from belljar.node.worker.job_network import network_use, told
+from belljar.node.worker.job_network import format_refusals, network_use
 from belljar.node.worker.journal import AttemptJournal, journal_path
-from belljar.node.worker.outcome import error_of, signal_name, status_of, usage_of
 from belljar.node.worker.output import BlobArtifacts, LoggedOutput
 from belljar.node.worker.retry import retry_until_written
 from belljar.system.counters import count
@@ -49,8 +48,11 @@ async def recording(context: WorkerContext, logs: JobLogs, worker_id: str, job: 
             recorder.close()
 
 
-class Recorder:
-    """The audience of one attempt."""
+class Recorder(AttemptRecord):
+    """The observer of one attempt that a worker runs."""
+
+    output: LoggedOutput
+    artifacts: BlobArtifacts
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Recorder:
         writer: LogWriter,
         journal: AttemptJournal,
     ) -> None:
+        super().__init__()
         settings = context.settings
         self._context = context
         self._logs = logs
@@ -68,8 +71,6 @@ class Recorder:
         self._job = job
         self._claimed_at = datetime.now(UTC)
         self._claimed = time.monotonic()
-        self._started_at: datetime | None = None
-        self._before: dict[str, float] = {}
         self._log = writer
         self._journal = journal
         self._written: asyncio.Task[None] | None = None
@@ -78,25 +79,19 @@ class Recorder:
         self.outcome: Outcome | None = None
         #: Whether the store knows how the job ended, or has nothing more to learn from this attempt.
         self.recorded = False
-        self.machine: MachineInfo | None = None
-        #: What runs its machine; set before the attempt begins.
-        self.hypervisor: Hypervisor | None = None
         self.output = LoggedOutput(self._log, int(settings.max_output_mb * 1024 * 1024))
         self.artifacts = BlobArtifacts(context.blobs, job, settings.paths.artifacts, context.retry_times)
 
-    def took(self, source: Source) -> None:
-        """There is a machine."""
-        assert self.hypervisor is not None
-        self.machine = MachineInfo(
-            source=source, hypervisor=self.hypervisor.name, accelerator=self.hypervisor.accelerator
-        )
+    def on_machine(self, source: Source) -> None:
+        super().on_machine(source)
         log.info("machine_ready", **self._ids(), source=source, milliseconds=self._milliseconds())
 
-    def started(self) -> None:
-        """The entrypoint runs: written beside the run, which does not wait for it."""
-        self._started_at = datetime.now(UTC)
+    def on_started(self) -> None:
+        """Have the start written beside the run, which does not wait for it."""
+        super().on_started()
+        assert self.started_at is not None
         log.info("job_started", **self._ids(), milliseconds=self._milliseconds())
-        self._written = asyncio.create_task(self._write_running(self._started_at))
+        self._written = asyncio.create_task(self._write_running(self.started_at))
 
     async def _write_running(self, started_at: datetime) -> None:
         """Tell the store that the job runs, unless it is over first: its end says that too."""
@@ -123,29 +118,20 @@ class Recorder:
             return False
         return True
 
-    def console(self, data: bytes, dropped_bytes: int) -> None:
+    def on_console(self, data: bytes, dropped_bytes: int) -> None:
         if dropped_bytes:
             data += f"\n[belljar: {dropped_bytes} more bytes of the console were dropped]\n".encode()
         self._log.append(LogStream.CONSOLE, data)
 
-    def build_notice(self, sentence: str) -> None:
+    def on_build_notice(self, sentence: str) -> None:
         self._log.append(LogStream.BUILD, f"[belljar: {sentence.removeprefix('belljar: ')}]\n".encode())
 
-    def build_words(self, data: bytes) -> None:
+    def on_build_output(self, data: bytes) -> None:
         self._log.append(LogStream.BUILD, data)
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Keep how long the block took as a phase before those of the machine."""
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self._before[phase] = round((time.monotonic() - started) * 1000, 3)
 
     # --- the end --------------------------------------------------------------------------------------------------
 
-    def script_ended(self, end: AttemptEnd) -> None:
+    def on_script_ended(self, end: AttemptEnd) -> None:
         """The script has ended, and nothing that follows changes how: note it, without what is still to come."""
         outcome = self._outcome(end)
         if self._job.artifacts and outcome.error is None:
@@ -156,7 +142,7 @@ class Recorder:
 
     async def ended(self, end: AttemptEnd) -> None:
         """Write down how the script ended, with all that came of it."""
-        for sentence in told(network_use(end.traffic), self._job):
+        for sentence in format_refusals(network_use(end.traffic), self._job):
             self._log.append(LogStream.CONSOLE, f"\n[{sentence}]\n".encode())
         self._log.flush()
         self._set(self._outcome(end))
@@ -208,21 +194,11 @@ class Recorder:
         self._journal.note(outcome)
 
     def _outcome(self, end: AttemptEnd) -> Outcome:
-        exited = end.exited
-        return Outcome(
-            status=status_of(end),
-            exit_code=exited.exit_code if exited else None,
-            signal=signal_name(exited.signal) if exited else None,
-            error=error_of(end, self._job) or self._log_error(),
-            timings=self._timings(end),
-            usage=usage_of(end),
-            network=network_use(end.traffic),
-            started_at=self._started_at,
-            logs=self._log_info(),
-            kept_artifacts=tuple(self.artifacts.kept),
-            finished_at=datetime.now(UTC),
-            machine=self.machine,
+        outcome = self.outcome_of(
+            self._job, end, claimed_at=self._claimed_at, logs=self._log_info(), kept=self.artifacts.kept
         )
+        error = outcome.error or self._log_error()
+        return outcome.model_copy(update={"error": error}) if error is not outcome.error else outcome
 
     async def flush(self) -> None:
         """Everything said so far is written. Nothing can be said after it."""
@@ -240,17 +216,8 @@ class Recorder:
         message = f"the log is not complete: {self._log.failure.strerror}; free some space in the data folder"
         return JobError(code="log_incomplete", message=message)
 
-    def _timings(self, end: AttemptEnd | None = None) -> Timings:
-        def milliseconds(start: datetime, stop: datetime) -> float:
-            return round((stop - start).total_seconds() * 1000, 3)
-
-        started = self._started_at
-        return Timings(
-            queue_ms=milliseconds(self._job.created_at, self._claimed_at),
-            machine_ms=milliseconds(self._claimed_at, started) if started else None,
-            run_ms=end.phases.get("run") if end and started else None,
-            phases=self._before | (end.phases if end else {}),
-        )
+    def _timings(self) -> Timings:
+        return self.timings_of(self._job, self._claimed_at)
 
     def _milliseconds(self) -> float:
         return round((time.monotonic() - self._claimed) * 1000, 3)

@@ -8,11 +8,10 @@ back to the queue. Nothing that fails on the way ends the worker, or any attempt
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
@@ -24,9 +23,9 @@ from belljar.model.outcome import Outcome
 from belljar.model.states import Status
 from belljar.node.machines.host.usage import resident_mb
 from belljar.node.machines.protocol import Hypervisor, MachineSpec
-from belljar.node.machines.provision.provisioner import ProvisionedMachine
 from belljar.node.machines.provision.shapes import round_up_shape
-from belljar.node.worker.attempt import AttemptEnd, Stop, run_attempt
+from belljar.node.worker.attempt_end import AttemptEnd, Stop
+from belljar.node.worker.cancellation import JobCancelled
 from belljar.node.worker.capacity import Capacity, output_mb
 from belljar.node.worker.context import WorkerContext
 from belljar.node.worker.heartbeat import Heartbeat
@@ -34,17 +33,15 @@ from belljar.node.worker.job_logs import JobLogs
 from belljar.node.worker.job_network import Networking
 from belljar.node.worker.lease import Lease
 from belljar.node.worker.leases import Leases, Running
-from belljar.node.worker.package_installer import Installer, InstallRequest
-from belljar.node.worker.plan import plan_attempt
+from belljar.node.worker.package_installer import Installer
 from belljar.node.worker.recorder import Recorder, recording
 from belljar.node.worker.recovery import Recovery
-from belljar.node.worker.retry import retry_until_done, retry_until_written
+from belljar.node.worker.retry import retry_until_written
+from belljar.node.worker.runner import JobInput, JobRun, JobRunner, RetryUntilCancelled
 from belljar.system.background import note_failure, supervise
 from belljar.system.counters import count
 
 log = structlog.get_logger()
-
-T = TypeVar("T")
 
 #: How often a worker looks by itself for jobs, and for requests to cancel, that another process wrote.
 LOOK_SECONDS = 0.5
@@ -69,7 +66,17 @@ class Worker:
         self._room = asyncio.Event()
         self._hypervisor: Hypervisor | None = None
         self._networking = Networking(context.settings)
-        self._installer = Installer(context.settings, self._networking.attached, capacity)
+        self._installer = Installer(context.settings, self._networking, capacity)
+        self._runner = JobRunner(
+            context.settings,
+            images=context.images,
+            choose_hypervisor=self._choose_hypervisor,
+            warm_ups=context.warm_ups,
+            provisioner=context.provisioner,
+            networking=self._networking,
+            installer=self._installer,
+            spare_mb=capacity.spare_mb,
+        )
         self._logs = JobLogs(context.settings.data_dir, context.blobs, self._retry_times, context.changes)
         self._leases = Leases(context.claims, worker_id, context.settings.lease_seconds, lambda: self._running.values())
         self._heartbeat = Heartbeat(context, worker_id, capacity, lambda: len(self._running), lambda: self._hypervisor)
@@ -81,7 +88,7 @@ class Worker:
         await retry_until_written(recovery.recover_jobs, "recover", self._retry_times)
         async with self._networking, asyncio.TaskGroup() as group:
             for name, work in (
-                ("choose_hypervisor", self._choose_hypervisor),
+                ("choose_hypervisor", self._prepare_first_job),
                 ("provisioner", self._run_provisioner),
                 ("keep_leases", self._keep_leases),
                 ("heartbeat", self._heartbeat.run),
@@ -98,16 +105,16 @@ class Worker:
             name, work, first_pause_seconds=pauses.first_pause_seconds, max_pause_seconds=pauses.max_pause_seconds
         )
 
-    async def _choose_hypervisor(self) -> None:
+    async def _prepare_first_job(self) -> None:
         """Find out early what runs machines here, and have a snapshot made, so that the first job need not wait."""
         context, settings = self._context, self._context.settings
         images = {image.name: image for image in context.images.list()}
         for image in [images[name] for name in (_FIRST_IMAGE, *sorted(images)) if name in images][:1]:
             try:
-                self._hypervisor = await context.hypervisor(image)
+                hypervisor = await self._choose_hypervisor(image)
                 shape = round_up_shape(settings.default_vcpus, settings.default_memory_mb, None)
                 spec = MachineSpec(image=image, shape=shape, script_disk=None)
-                context.provisioner.prefer(self._hypervisor, spec, await context.warm_ups.of(image))
+                context.provisioner.prefer(hypervisor, spec, await context.warm_ups.of(image))
             except BelljarError as error:
                 log.warning("no_hypervisor", error=error.message)
 
@@ -186,9 +193,8 @@ class Worker:
         async with AsyncExitStack() as stack:
             try:
                 async with running.lease:
-                    recorder = await self._retried(
+                    recorder = await self._retry_of(running)(
                         "open_log",
-                        running,
                         lambda: stack.enter_async_context(recording(self._context, self._logs, self.id, running.job)),
                     )
                     await self._run(recorder, running)
@@ -199,75 +205,33 @@ class Worker:
                 await self._failed(running, recorder, error)
 
     async def _run(self, recorder: Recorder, running: Running) -> None:
-        """Raises _Cancelled when the job is cancelled before it had a machine."""
-        job, context = running.job, self._context
-        image, disk, stdin = await self._retried("fetch_script", running, lambda: self._fetch(job))
-        # Where no hypervisor works, waiting does not help.
-        hypervisor = await self._retried("choose_hypervisor", running, lambda: context.hypervisor(image), HostError)
-        recorder.hypervisor = self._hypervisor = hypervisor
-        warm_up_steps = await self._retried("prepare", running, lambda: context.warm_ups.of(image))
-        provided = None
-        if job.dependencies is not None and job.dependencies.requirements:
-            wanted = InstallRequest(
-                job=job,
-                image=image,
-                script_disk=disk,
-                hypervisor=hypervisor,
-                onlooker=recorder,
-                cancel=running.cancel,
-                holder=running.holder,
-            )
-            with recorder.timed("dependencies"):
-                provided = await self._installer.provide(wanted)
-        if context.provisioner.pool is not None:
-            await context.provisioner.pool.shrink_to(self.capacity.spare_mb())
-
-        network, seconds = self._networking.of(job), context.settings.boot_timeout_seconds
-
-        @asynccontextmanager
-        async def take(spec: MachineSpec) -> AsyncIterator[ProvisionedMachine]:
-            def start() -> AbstractAsyncContextManager[ProvisionedMachine]:
-                return network.taking(
-                    lambda slot_factory: context.provisioner.machine(
-                        hypervisor, spec, warm_up_steps, seconds, slot_factory
-                    )
-                )
-
-            async with AsyncExitStack() as machine:
-                yield await self._retried("start_machine", running, lambda: machine.enter_async_context(start()))
-
-        async def ended(end: AttemptEnd) -> None:
+        """Run the job in a machine, and record its end. Raises JobCancelled when it is cancelled before it has one."""
+        job = running.job
+        run = JobRun(
+            job=job,
+            fetch=lambda: self._fetch(job),
+            observer=recorder,
+            cancel=running.cancel,
+            holder=running.holder,
+            retry=self._retry_of(running),
+        )
+        async with self._runner.run(run) as end:
             running.lease.release()
             await recorder.ended(end)
-            context.changes.notify(job.id)
+            self._context.changes.notify(job.id)
 
-        plan = plan_attempt(job, image, disk, stdin, context.settings, network=network.wanted, env=network.environment)
-        plan = provided.on(plan) if provided is not None else plan
-        await run_attempt(plan, take, recorder, running.cancel, ended, network.traffic)
+    async def _fetch(self, job: Job) -> JobInput:
+        disk = await self._context.scripts.disk(job.script_id)
+        stdin = await self._context.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
+        return JobInput(script_disk=disk, stdin=stdin)
 
-    async def _fetch(self, job: Job) -> tuple[Image, Path, bytes]:
-        context = self._context
-        image = context.images.of_job(job.image, job.image_digest)
-        await asyncio.to_thread(context.images.verify, image)
-        disk = await context.scripts.disk(job.script_id)
-        return image, disk, await context.blobs.get_bytes(stdin_blob(job.id)) if job.stdin_bytes else b""
+    def _retry_of(self, running: Running) -> RetryUntilCancelled:
+        ids: dict[str, object] = {"job": running.job.id, "attempt": running.job.attempt}
+        return RetryUntilCancelled(retry_times=self._retry_times, cancel=running.cancel, fields=ids)
 
-    async def _retried(
-        self, what: str, running: Running, work: Callable[[], Awaitable[T]], *lasting: type[Exception]
-    ) -> T:
-        """What `work` returns once it can be had. Raises _Cancelled when the job is cancelled first."""
-        done = await retry_until_done(
-            work,
-            what,
-            self._retry_times,
-            running.cancel,
-            lasting=lasting,
-            job=running.job.id,
-            attempt=running.job.attempt,
-        )
-        if done is None:
-            raise _Cancelled
-        return done
+    async def _choose_hypervisor(self, image: Image) -> Hypervisor:
+        self._hypervisor = await self._context.hypervisor(image)
+        return self._hypervisor
 
     # --- attempts that do not end by their script -----------------------------------------------------------------
 
@@ -280,7 +244,7 @@ class Worker:
                 note_failure("attempt_end", error, job=job.id, attempt=job.attempt)
             await recorder.record()
             return
-        if isinstance(error, _Cancelled):
+        if isinstance(error, JobCancelled):
             await self._cancelled(running, recorder)
             return
         if running.lease.lost is not None:
@@ -397,7 +361,3 @@ class Worker:
         while True:
             await self._logs.sweep(self._context.claims)
             await asyncio.sleep(self._retry_times.sweep_seconds)
-
-
-class _Cancelled(Exception):
-    """The job was cancelled before it had a machine."""

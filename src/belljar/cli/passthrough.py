@@ -1,4 +1,4 @@
-"""Passes a job's output on to descriptors of the caller's: a terminal, a pipe, a file."""
+"""Passes a job's output on to descriptors: a terminal, a pipe, a file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _MAX_BYTES = 1 << 20
 
 
 class PassthroughOutput:
-    """Passes output on as it comes. When whoever reads a stream has gone, `closed` is told, and the rest is dropped."""
+    """Passes output on as it comes. Once the reader of a stream has gone, calls `on_closed` and drops the rest."""
 
-    def __init__(self, stdout: int, stderr: int, stop: asyncio.Event, closed: Callable[[], None]) -> None:
-        """`stop`: the job is being ended; what nobody takes any more is not waited for."""
+    def __init__(self, stdout: int, stderr: int, stop: asyncio.Event, on_closed: Callable[[], None]) -> None:
+        """`stop` is set when the job is being ended: output that the reader does not take is dropped then."""
         self._files = {Stream.STDOUT: stdout, Stream.STDERR: stderr}
         self._stop = stop
-        self._tell_closed = closed
+        self._on_closed = on_closed
         self._closed: set[Stream] = set()
         self.sent = dict.fromkeys(self._files, 0)
 
@@ -33,12 +33,12 @@ class PassthroughOutput:
         if stream in self._closed:
             return
         try:
-            # In a thread: the reader of a pipe may be slow, and a machine must be watched meanwhile.
+            # In a thread: the reader of a pipe may be slow, and the machine must be watched meanwhile.
             await asyncio.to_thread(write_all, self._files[stream], data, self._stop.is_set)
             self.sent[stream] += len(data)
         except BrokenPipeError:
             self._closed.add(stream)
-            self._tell_closed()
+            self._on_closed()
         except OSError as error:
             raise write_error(error) from error
 
@@ -46,26 +46,26 @@ class PassthroughOutput:
         return stream in self._closed
 
     def info(self) -> LogInfo:
-        """How much was passed on, for the job's record."""
+        """Return how much was passed on, for the job's record."""
         return LogInfo(stdout_bytes=self.sent[Stream.STDOUT], stderr_bytes=self.sent[Stream.STDERR])
 
 
 def write_error(error: OSError) -> HostError:
-    """The error of an output that cannot be written, with what to do."""
+    """Return the error for output that cannot be written, with what to do."""
     if is_disk_full(error):
         return DiskFull("no room left where the output is written to; free some space")
     return HostError(f"cannot write the output: {error.strerror}")
 
 
 def write_all(file: int, data: bytes, stopped: Callable[[], bool]) -> None:
-    """Write all of the data. Blocks, but no longer than until `stopped` where nobody takes it.
+    """Write all of the data. Blocks while the reader takes none of it, until `stopped` returns true.
 
-    Raises OSError; BrokenPipeError for a reader that has gone, or that takes nothing when it is time to stop.
+    Raises OSError; BrokenPipeError when the reader has gone, or takes nothing when the job is stopped.
     """
-    # What a pipe that poll(2) calls writable takes without blocking.
-    most = len(data) if stat.S_ISREG(os.fstat(file).st_mode) else select.PIPE_BUF
+    # A pipe that is writable for poll(2) takes so many bytes without blocking.
+    max_bytes = len(data) if stat.S_ISREG(os.fstat(file).st_mode) else select.PIPE_BUF
     with _unblocked(file) as own:
-        descriptor, most = (file, most) if own is None else (own, _MAX_BYTES)
+        descriptor, max_bytes = (file, max_bytes) if own is None else (own, _MAX_BYTES)
         poller = select.poll()
         poller.register(descriptor, select.POLLOUT)
         view = memoryview(data)
@@ -75,7 +75,7 @@ def write_all(file: int, data: bytes, stopped: Callable[[], bool]) -> None:
                 if stopped():
                     raise BrokenPipeError(errno.EPIPE, "nobody reads the output")
             try:
-                view = view[os.write(descriptor, view[:most]) :]
+                view = view[os.write(descriptor, view[:max_bytes]) :]
             except BlockingIOError:
                 ready = False
             else:
@@ -84,9 +84,9 @@ def write_all(file: int, data: bytes, stopped: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def _unblocked(file: int) -> Iterator[int | None]:
-    """A descriptor of the same pipe that does not block; None for what is no pipe of this user's.
+    """Yield a descriptor of the same pipe that does not block; None for a file that is not a pipe of this user.
 
-    The flag belongs to what was opened, which other programs share: so the pipe is opened again.
+    Other programs share the open file, and O_NONBLOCK with it: so the pipe is opened again.
     """
     if not stat.S_ISFIFO(os.fstat(file).st_mode):
         yield None

@@ -1,0 +1,177 @@
+"""Runs a script in its machine under the job's limits: the time limit, cancelling, and the deadline for its start."""
+
+from __future__ import annotations
+
+import asyncio
+import signal as signals
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from belljar.model.errors import BelljarError, MachineError, MachineTimeout, host_error
+from belljar.node.guest import wire
+from belljar.node.guest.command import Command, CommandFailed
+from belljar.node.guest.connection import AgentConnection
+from belljar.node.guest.sinks import OutputSink
+from belljar.node.guest.usage import clamp_usage
+from belljar.node.machines.steps import Steps
+from belljar.node.worker.attempt_end import AttemptEnd, Stop
+from belljar.node.worker.cancellation import unless_cancelled
+from belljar.node.worker.observer import AttemptObserver
+from belljar.node.worker.plan import AttemptPlan
+
+#: After SIGKILL the guest's kernel ends the job's processes; a machine that reports no end by then is killed itself.
+KILL_PATIENCE_SECONDS = 5.0
+COLLECT_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class CompilerOutput:
+    """Passes both streams of a compiler on as the job's stderr: its stdout belongs to the script."""
+
+    output: OutputSink
+
+    async def write(self, stream: wire.Stream, data: bytes) -> None:
+        await self.output.write(wire.Stream.STDERR, data)
+
+    def full(self, stream: wire.Stream) -> bool:
+        return self.output.full(wire.Stream.STDERR)
+
+
+class ScriptRun:
+    """One script in one machine: compiled, run, stopped at its limits, its artifacts fetched. Fills in an `end`."""
+
+    def __init__(
+        self,
+        plan: AttemptPlan,
+        connection: AgentConnection,
+        observer: AttemptObserver,
+        cancel: asyncio.Event,
+        end: AttemptEnd,
+    ) -> None:
+        self._plan = plan
+        self._connection = connection
+        self._observer = observer
+        self._cancel = cancel
+        self._end = end
+        self._clock = Steps(end.phases)
+
+    async def run(self) -> None:
+        """Run the script to its end, and fetch its artifacts. Raises MachineError, HostError."""
+        plan, end = self._plan, self._end
+        if (layout := plan.layer) is not None:
+            await self._connection.layer(layout.script_bytes, layout.layer_bytes, layout.path)
+        if plan.compile is None or await self._compile(plan.compile):
+            await self._run()
+        end.is_over = True
+        self._observer.on_script_ended(end)
+        has_ended = end.exited is not None and end.stop is not Stop.CANCELLED
+        if plan.artifacts and has_ended and end.not_started is None and not end.in_compile:
+            await self._collect()
+            self._clock.done("collect")
+
+    async def _compile(self, command: Command) -> bool:
+        """Return whether the script was compiled and can be run."""
+        end = self._end
+        end.in_compile = True
+        output = CompilerOutput(self._observer.output)
+        await self._execute(command, b"", output, lambda: self._clock.done("start_compile"))
+        self._clock.done("compile")
+        if end.stop is not None or end.exited is None or end.exited.exit_code != 0:
+            return False
+        end.in_compile, end.exited = False, None
+        return True
+
+    async def _run(self) -> None:
+        def on_started() -> None:
+            self._clock.done("start")
+            self._observer.on_started()
+
+        await self._execute(self._plan.command, self._plan.stdin, self._observer.output, on_started)
+        self._clock.done("run")
+
+    async def _execute(
+        self, command: Command, stdin: bytes, output: OutputSink, on_started: Callable[[], None]
+    ) -> None:
+        """Run one command until it ends or is stopped; note its end."""
+        has_started, shape = asyncio.Event(), self._plan.machine.shape
+
+        def started(message: wire.Started) -> None:
+            on_started()
+            has_started.set()
+
+        started_at = time.monotonic()
+        run = asyncio.create_task(self._connection.run(command, stdin, output, started))
+        try:
+            await self._supervise(run, has_started)
+            if run.done():
+                elapsed_seconds = time.monotonic() - started_at
+                self._end.exited = clamp_usage(
+                    await run, elapsed_seconds=elapsed_seconds, vcpus=shape.vcpus, memory_mb=shape.memory_mb
+                )
+        except CommandFailed as failed:
+            if failed.stage is not wire.Stage.EXEC:
+                raise MachineError(f"the machine could not prepare the job: {failed}") from None
+            self._end.not_started = failed
+        finally:
+            run.cancel()
+            await asyncio.gather(run, return_exceptions=True)
+
+    async def _supervise(self, run: asyncio.Task[wire.Exited], has_started: asyncio.Event) -> None:
+        """Wait for the command to end; stop it when its time is up or the job is cancelled, and note which."""
+        time_limit = asyncio.create_task(self._wait_time_limit(has_started))
+        cancelled = asyncio.create_task(self._cancel.wait())
+        try:
+            await asyncio.wait({run, time_limit, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+            if run.done():
+                return
+            if time_limit.done():
+                time_limit.result()
+            self._end.stop = Stop.CANCELLED if cancelled.done() else Stop.TIMED_OUT
+        finally:
+            time_limit.cancel()
+            cancelled.cancel()
+            await asyncio.gather(time_limit, cancelled, return_exceptions=True)
+        await self._stop(run)
+
+    async def _stop(self, run: asyncio.Task[wire.Exited]) -> None:
+        """Send SIGTERM, and SIGKILL after the grace period."""
+        for number, patience_seconds in (
+            (signals.SIGTERM, self._plan.grace_seconds),
+            (signals.SIGKILL, KILL_PATIENCE_SECONDS),
+        ):
+            await self._connection.signal(number)
+            await asyncio.wait({run}, timeout=patience_seconds)
+            if run.done():
+                return
+
+    async def _wait_time_limit(self, has_started: asyncio.Event) -> None:
+        """Return when the command's time is up, counted from its start. Raises MachineTimeout without a start."""
+        seconds = self._plan.boot_timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await has_started.wait()
+        except TimeoutError:
+            raise MachineTimeout(f"the machine did not start the job within {seconds:g} s") from None
+        await asyncio.sleep(self._plan.timeout_seconds)
+
+    async def _collect(self) -> None:
+        """Fetch the artifacts. The script has run: an error here is noted, and does not undo its result."""
+        plan, end = self._plan, self._end
+        collecting = self._connection.collect(
+            plan.artifacts,
+            self._observer.artifacts,
+            max_bytes=plan.max_artifact_bytes,
+            max_count=plan.max_artifact_count,
+        )
+        try:
+            async with asyncio.timeout(COLLECT_SECONDS):
+                end.collected = await unless_cancelled(self._cancel, collecting)
+            if end.collected is None:
+                end.collect_error = MachineError("the job was cancelled while its artifacts were fetched")
+        except BelljarError as error:
+            end.collect_error = error
+        except TimeoutError:
+            end.collect_error = MachineTimeout(f"the artifacts did not arrive within {COLLECT_SECONDS:g} s")
+        except OSError as error:
+            end.collect_error = host_error(error, "keep the artifacts")
