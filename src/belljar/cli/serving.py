@@ -35,6 +35,7 @@ from belljar.node.worker.warm_ups import WarmUps
 from belljar.node.worker.work_folder import clear_work_folders
 from belljar.node.worker.worker import Worker
 from belljar.settings import Settings
+from belljar.settings.server import ServerSettings
 from belljar.system.atomic_write import atomic_write
 from belljar.system.background import supervise
 
@@ -119,7 +120,7 @@ def _stop_on_signals(server: Server) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
-def _check_auth(settings: Settings) -> None:
+def _check_auth(settings: ServerSettings) -> None:
     if settings.auth == "on" or is_loopback(settings.host):
         return
     raise InvalidOption(f"--auth off is for this machine only; {settings.host} is no loopback address", option="auth")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from belljar.data_dir import DataDir, private_folder
 from belljar.model.errors import DamagedImage, DiskBudget
-from belljar.settings import Settings
+from belljar.settings.images import ImageSettings
 from belljar.system.file_locks import try_lock
 
 _MB = 1024 * 1024
@@ -69,7 +69,7 @@ class ImageBlobs:
         folders = (self.folder, self._paths.cache)
         return sum(path.lstat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
-    def make_room(self, size_bytes: int, settings: Settings) -> None:
+    def make_room(self, size_bytes: int, settings: ImageSettings) -> None:
         """Raises DiskBudget when so much more is over `image_disk_mb`, even after cached packages were let go."""
         if settings.image_disk_mb is None:
             return

@@ -7,7 +7,7 @@ import resource
 import structlog
 
 from belljar.model.errors import HostError
-from belljar.settings import Settings
+from belljar.settings.server import ServerSettings
 
 log = structlog.get_logger()
 
@@ -34,7 +34,7 @@ def raise_descriptor_limit() -> int:
     return soft
 
 
-def max_connections(settings: Settings) -> int:
+def max_connections(settings: ServerSettings) -> int:
     """How many connections the server may hold: what the settings say, within what descriptors allow."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if soft == resource.RLIM_INFINITY:

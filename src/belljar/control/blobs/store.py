@@ -21,7 +21,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from belljar.data_dir import private_folder
 from belljar.model.errors import BelljarError, DiskFull, HostError, NotFound
-from belljar.settings import Settings
+from belljar.settings.storage import StorageSettings
 from belljar.system.atomic_write import sync_file
 from belljar.system.removal import Extent, remove_empty, remove_folders
 
@@ -228,7 +228,7 @@ class Blobs:
         return HostError(f"the blob store failed: {text.splitlines()[0]}; check blobs_url and the data folder")
 
 
-def open_blobs(settings: Settings) -> Blobs:
+def open_blobs(settings: StorageSettings) -> Blobs:
     """The blob store that the settings name: `blobs_url`, else the folder `blobs` of the data folder.
 
     Raises DataFolderError when the folder cannot be made, HostError when the URL names no store.

@@ -8,6 +8,7 @@ from belljar.model.egress import Egress, first_denied, parse_egress
 from belljar.model.errors import InvalidDependencies, InvalidOption
 from belljar.packages.registries import package_destinations
 from belljar.settings import Settings
+from belljar.settings.network import NetworkSettings
 
 
 def check_egress(asked: str | Sequence[str], project: str, settings: Settings) -> None:
@@ -35,7 +36,7 @@ def check_packages(origin: str, project: str, settings: Settings) -> None:
         )
 
 
-def egress_limit_of(project: str, settings: Settings) -> Egress:
+def egress_limit_of(project: str, settings: NetworkSettings) -> Egress:
     """The project's own ceiling, else that of all. Raises InvalidOption when the setting is malformed."""
     try:
         return parse_egress(settings.project_max_egress.get(project, settings.max_egress))

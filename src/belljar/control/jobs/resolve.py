@@ -17,6 +17,7 @@ from belljar.model.script import Dependencies
 from belljar.model.states import Status
 from belljar.packages.requirements import check_runtime
 from belljar.settings import Settings
+from belljar.settings.jobs import JobSettings
 
 #: What the agent has room for: strings of each kind (MAX_STRINGS), and bytes of all of them with a path to spare.
 MAX_AGENT_STRINGS = 8192
@@ -140,7 +141,7 @@ def resolve_job(
     )
 
 
-def _rate(name: str, options: JobOptions, settings: Settings) -> Any:
+def _rate(name: str, options: JobOptions, settings: JobSettings) -> Any:
     """A limit on a rate: what was asked for, else the default, else the most that may be asked for; None without any.
 
     Raises InvalidOption for more than that.

@@ -24,7 +24,7 @@ from belljar.control.store.database import UNWRITABLE, Database, is_full, sqlite
 from belljar.control.store.schema import HEAD, metadata
 from belljar.data_dir import alone, data_folder_error, private_data_dir, private_file, private_folder
 from belljar.model.errors import DataFolderError, DiskFull, HostError
-from belljar.settings import Settings
+from belljar.settings.storage import StorageSettings
 from belljar.system.atomic_write import atomic_path
 
 log = structlog.get_logger()
@@ -35,7 +35,7 @@ _MIGRATIONS = Path(__file__).with_name("migrations")
 _one_at_a_time = threading.Lock()
 
 
-async def open_database(settings: Settings, *, migrate: bool = True) -> Database:
+async def open_database(settings: StorageSettings, *, migrate: bool = True) -> Database:
     """Open the database that the settings name; with `migrate` off, one of another version is refused.
 
     Raises DataFolderError when it cannot be written, is damaged, is a newer belljar's, or is gone while what belongs to
@@ -45,7 +45,7 @@ async def open_database(settings: Settings, *, migrate: bool = True) -> Database
     return await asyncio.to_thread(_opened, settings, path, migrate)
 
 
-def database_path(settings: Settings) -> Path:
+def database_path(settings: StorageSettings) -> Path:
     """Where the database lies. Raises HostError for a URL of another kind."""
     url = settings.database_url
     if url is None:
@@ -57,7 +57,7 @@ def database_path(settings: Settings) -> Path:
     return Path(url.removeprefix("sqlite:///")).absolute()
 
 
-def _opened(settings: Settings, path: Path, migrate: bool) -> Database:
+def _opened(settings: StorageSettings, path: Path, migrate: bool) -> Database:
     with _one_at_a_time:
         _make_private(settings, path)
         engine = sqlite_engine(path)
@@ -72,7 +72,7 @@ def _opened(settings: Settings, path: Path, migrate: bool) -> Database:
         return Database(engine, path)
 
 
-def _make_private(settings: Settings, path: Path) -> None:
+def _make_private(settings: StorageSettings, path: Path) -> None:
     if path.parent == settings.data_dir:
         private_data_dir(settings.data_dir)
     else:
@@ -97,7 +97,7 @@ def _is_empty(path: Path) -> bool:
         return True
 
 
-def _left_of_another(settings: Settings) -> list[Path]:
+def _left_of_another(settings: StorageSettings) -> list[Path]:
     """What a database that was here before knew of."""
     blobs, admin_key = settings.paths.blobs, settings.paths.admin_key
     left = [admin_key] if admin_key.exists() else []
@@ -114,7 +114,7 @@ def _lost(path: Path, left: list[Path]) -> DataFolderError:
     )
 
 
-def _bring_up_to_date(engine: Engine, settings: Settings, path: Path, migrate: bool) -> None:
+def _bring_up_to_date(engine: Engine, settings: StorageSettings, path: Path, migrate: bool) -> None:
     version = _read_version(engine, path)
     if version is None:
         left = _left_of_another(settings)

@@ -15,7 +15,7 @@ from typing import Any
 from belljar.model.blocked_networks import BLOCKED_NETWORKS
 from belljar.model.errors import NoNetwork
 from belljar.node.machines.protocol import GUEST_MAC, NetworkSlot
-from belljar.settings import Settings
+from belljar.settings.network import NetworkSettings
 
 TAP = "tap0"
 UPLINK = "up0"
@@ -84,7 +84,7 @@ class Layout:
         )
 
 
-def lay_out(settings: Settings, host: HostFacts) -> Layout:
+def lay_out(settings: NetworkSettings, host: HostFacts) -> Layout:
     """The layout for this host. Raises NoNetwork when the settings' ranges are in use here, or are none."""
     network_range, guest_network = settings.network_range, settings.guest_network
     for setting, network in (("network_range", network_range), ("guest_network", guest_network)):

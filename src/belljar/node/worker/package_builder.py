@@ -35,6 +35,7 @@ from belljar.node.worker.plan import DEFAULT_ENV, WORKING_FOLDER, AttemptPlan
 from belljar.packages.layers import Layer, Layers, Lock, read_report
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
+from belljar.settings.packages import PackageSettings
 from belljar.system.executables import find_executable
 from belljar.system.host_errors import host_errors
 
@@ -119,7 +120,7 @@ def _uv() -> Path:
     return Path(uv)
 
 
-def _certificates(settings: Settings) -> Path | None:
+def _certificates(settings: PackageSettings) -> Path | None:
     """Return the certificates that this host trusts; None if there are none: uv has the usual ones built in."""
     if settings.package_ca_file is not None:
         return settings.package_ca_file
@@ -127,7 +128,7 @@ def _certificates(settings: Settings) -> Path | None:
     return next((Path(each) for each in (own, *_CERTIFICATES) if each and Path(each).is_file()), None)
 
 
-def builder_resources(settings: Settings) -> Resources:
+def builder_resources(settings: PackageSettings) -> Resources:
     """Return the resources of a builder machine."""
     return Resources(
         vcpus=min(_VCPUS, os.cpu_count() or 1),

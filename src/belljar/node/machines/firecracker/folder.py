@@ -23,7 +23,7 @@ import structlog
 from belljar.model.errors import HostError
 from belljar.node.machines.host.owner import is_dead
 from belljar.node.machines.host.threads import in_thread
-from belljar.settings import Settings
+from belljar.settings.storage import StorageSettings
 from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
@@ -137,7 +137,7 @@ class Folder:
             return os.open(name, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
 
 
-def jails(settings: Settings) -> Path:
+def jails(settings: StorageSettings) -> Path:
     """The folder of all machines' folders: the jailer's --chroot-base-dir."""
     return settings.paths.jails
 
