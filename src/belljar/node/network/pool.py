@@ -34,7 +34,7 @@ from belljar.node.network.resolver import Resolver
 from belljar.node.network.rootless import RootlessBackend, why_no_stand_in
 from belljar.node.network.traffic import Traffic
 from belljar.settings.network import NetworkSettings
-from belljar.system.background import note_failure, supervise
+from belljar.system.background import report_failure, supervise
 from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
@@ -235,7 +235,7 @@ class SlotPool:
                 return
             except Exception as error:  # noqa: BLE001 (whatever it is, the slot is still there)
                 last = pause is None or self._closed.is_set()
-                note_failure("slot_removal", error, number=slot.number, given_up=last)
+                report_failure("slot_removal", error, number=slot.number, given_up=last)
                 if last:
                     return
             with contextlib.suppress(TimeoutError):
@@ -264,7 +264,7 @@ class SlotPool:
         try:
             await in_thread(ground.host.close)
         except Exception as error:  # noqa: BLE001 (the next start of belljar removes what is left)
-            note_failure("network_close", error)
+            report_failure("network_close", error)
 
 
 def _failed(setting_up: asyncio.Task[_Ground]) -> bool:

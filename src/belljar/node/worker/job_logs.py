@@ -24,7 +24,7 @@ from belljar.model.errors import HostError, NotFound, host_error, without_paths
 from belljar.model.job import Job
 from belljar.model.states import Status
 from belljar.node.worker.retry import RetryTimes
-from belljar.system.background import note_failure
+from belljar.system.background import report_failure
 
 log = structlog.get_logger()
 
@@ -136,7 +136,7 @@ class JobLogs:
                 await self._blobs.put_file(log_blob(job_id), path)
             path.unlink(missing_ok=True)
         except Exception as error:  # noqa: BLE001 (whatever becomes of its log, the job ends)
-            note_failure("keep_log", error, job=job_id)
+            report_failure("keep_log", error, job=job_id)
             return False
         return True
 
@@ -144,7 +144,7 @@ class JobLogs:
         try:
             await self._merge(job_id)
         except (HostError, NotFound) as error:  # the others are brought away all the same
-            note_failure("keep_log", error, job=job_id)
+            report_failure("keep_log", error, job=job_id)
 
     async def _merge(self, job_id: str) -> None:
         """Bring the log away with what is kept of it already: attempts on other nodes may have left theirs there."""

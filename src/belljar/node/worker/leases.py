@@ -16,7 +16,7 @@ import structlog
 from belljar.control.store.claims import Attempt, SqlClaims
 from belljar.model.job import Job
 from belljar.node.worker.lease import Lease
-from belljar.system.background import note_failure
+from belljar.system.background import report_failure
 
 log = structlog.get_logger()
 
@@ -64,7 +64,7 @@ class Leases:
             async with asyncio.timeout(self.interval_seconds):
                 renewed = await self._claims.renew(self._worker_id, wanted, self._seconds)
         except Exception as error:  # noqa: BLE001 (each lease has its own clock, and this is tried again before that)
-            note_failure("renew_leases", error)
+            report_failure("renew_leases", error)
             self._spare_others()
             return False
         for attempt, running in wanted.items():

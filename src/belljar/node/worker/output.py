@@ -16,7 +16,7 @@ from belljar.model.errors import DiskFull, HostError
 from belljar.model.job import Artifact, Job, LogInfo
 from belljar.node.guest.wire import Stream
 from belljar.node.worker.retry import RetryTimes
-from belljar.system.counters import count
+from belljar.system.counters import increment
 from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
@@ -99,7 +99,7 @@ class BlobArtifacts:
                 raise
             except HostError as error:
                 pause_seconds = backoff.next()
-                count("belljar_write_retries", what="artifact")
+                increment("belljar_write_retries", what="artifact")
                 log.error("artifact_refused", job=self._job_id, error=error.message, retry_seconds=pause_seconds)
                 await asyncio.sleep(pause_seconds)
 

@@ -28,7 +28,7 @@ from belljar.node.worker.job_network import format_refusals, network_use
 from belljar.node.worker.journal import AttemptJournal, journal_path
 from belljar.node.worker.output import BlobArtifacts, LoggedOutput
 from belljar.node.worker.retry import retry_until_written
-from belljar.system.counters import count
+from belljar.system.counters import increment
 
 log = structlog.get_logger()
 
@@ -177,7 +177,7 @@ class Recorder(AttemptRecord):
         if not written:
             log.warning("outcome_discarded", **ids, status=outcome.status)
             return
-        count("belljar_attempts", outcome=outcome.status)
+        increment("belljar_attempts", outcome=outcome.status)
         log.info(
             "job_ended", **ids, status=outcome.status, exit_code=outcome.exit_code, milliseconds=outcome.timings.phases
         )

@@ -17,8 +17,8 @@ from belljar.node.worker.context import WorkerContext
 from belljar.node.worker.job_logs import JobLogs
 from belljar.node.worker.journal import read_journal
 from belljar.node.worker.package_installer import Installer
-from belljar.system.background import note_failure
-from belljar.system.counters import count
+from belljar.system.background import report_failure
+from belljar.system.counters import increment
 
 log = structlog.get_logger()
 
@@ -55,12 +55,12 @@ class Recovery:
             job = held.get((entry.job_id, entry.attempt)) if entry is not None else None
             if job is not None and entry is not None:
                 if await context.claims.finish(self._worker_id, job, entry.outcome):
-                    count("belljar_attempts", outcome=entry.outcome.status)
+                    increment("belljar_attempts", outcome=entry.outcome.status)
                     log.warning("job_end_recovered", job=job.id, attempt=job.attempt, status=entry.outcome.status)
                 context.changes.notify(job.id)
             path.unlink(missing_ok=True)
         for job in await context.claims.recover(self._worker_id):
-            count("belljar_attempts", outcome="lost")
+            increment("belljar_attempts", outcome="lost")
             log.warning("job_recovered", job=job.id, status=job.status, attempt=job.attempt)
             self._logs.note_lost(job)
             context.changes.notify(job.id)
@@ -81,7 +81,7 @@ async def _attempted(name: str, work: Callable[[], Awaitable[int]]) -> int:
     try:
         return await work()
     except Exception as error:  # noqa: BLE001 (what is left over keeps nobody from working)
-        note_failure(name, error)
+        report_failure(name, error)
         return 0
 
 

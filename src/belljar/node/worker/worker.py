@@ -38,8 +38,8 @@ from belljar.node.worker.recorder import Recorder, recording
 from belljar.node.worker.recovery import Recovery
 from belljar.node.worker.retry import retry_until_written
 from belljar.node.worker.runner import JobInput, JobRun, JobRunner, RetryUntilCancelled
-from belljar.system.background import note_failure, supervise
-from belljar.system.counters import count
+from belljar.system.background import report_failure, supervise
+from belljar.system.counters import increment
 
 log = structlog.get_logger()
 
@@ -181,7 +181,7 @@ class Worker:
         try:
             await self._attempt_and_record(running)
         except Exception as error:  # noqa: BLE001 (its lease runs out, and the store gives it to another)
-            note_failure("attempt", error, job=job.id, attempt=job.attempt)
+            report_failure("attempt", error, job=job.id, attempt=job.attempt)
         finally:
             self.capacity.release(running.holder)
             del self._running[running.holder]
@@ -241,14 +241,14 @@ class Worker:
         if recorder is not None and recorder.outcome is not None:
             running.lease.release()
             if not isinstance(error, TimeoutError):
-                note_failure("attempt_end", error, job=job.id, attempt=job.attempt)
+                report_failure("attempt_end", error, job=job.id, attempt=job.attempt)
             await recorder.record()
             return
         if isinstance(error, JobCancelled):
             await self._cancelled(running, recorder)
             return
         if running.lease.lost is not None:
-            count("belljar_lost_leases")
+            increment("belljar_lost_leases")
             reason, code = running.lease.lost, "lease_lost"
         elif isinstance(error, (MachineError, HostError)):
             reason, code = error.message, error.code
@@ -259,7 +259,7 @@ class Worker:
             told = host_error(error, "run the job")
             reason, code = told.message, told.code
         else:
-            note_failure("attempt", error, job=job.id, attempt=job.attempt)
+            report_failure("attempt", error, job=job.id, attempt=job.attempt)
             reason, code = "belljar itself failed; the server's log has the details", "internal_error"
         if recorder is not None:
             await recorder.flush()
@@ -306,7 +306,7 @@ class Worker:
     async def _give_back(self, job: Job, reason: str, code: str) -> None:
         """The attempt is lost: queue the job again or end it, as the store decides."""
         after = await self._context.claims.requeue(self.id, job, reason=reason, code=code)
-        count("belljar_attempts", outcome="lost")
+        increment("belljar_attempts", outcome="lost")
         status = after.status if after is not None else None
         log.warning("attempt_lost", job=job.id, attempt=job.attempt, code=code, error=reason, status=status)
         if after is not None:

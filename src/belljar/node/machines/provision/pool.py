@@ -23,7 +23,7 @@ import structlog
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.protocol import Clone, NetworkSlot
-from belljar.system.background import note_failure, supervise
+from belljar.system.background import report_failure, supervise
 
 log = structlog.get_logger()
 
@@ -235,7 +235,7 @@ class WarmPool:
         try:
             waiting = await kind.make()
         except Exception as error:  # noqa: BLE001 (one kind that cannot be made takes nothing from the others)
-            note_failure("pool_clone", error, kind=name, retry_seconds=_TROUBLE_SECONDS)
+            report_failure("pool_clone", error, kind=name, retry_seconds=_TROUBLE_SECONDS)
             waiting = None
         if waiting is None:
             kind.not_before = time.monotonic() + _TROUBLE_SECONDS
@@ -261,4 +261,4 @@ async def _end(waiting: WarmClone) -> None:
     try:
         await waiting.end()
     except Exception as error:  # noqa: BLE001 (a clone that does not end cleanly is one line in the log)
-        note_failure("pool_clone_end", error, machine=waiting.clone.id)
+        report_failure("pool_clone_end", error, machine=waiting.clone.id)
