@@ -23,6 +23,8 @@ from support.private_host import PrivateHost
 
 #: Modules with tests that make networks, or watch the host's: they have a network of their own for a host's.
 _network_modules: set[Path] = set()
+#: Fixtures that make a network of its own, or compile and run the agent.
+_PROCESS_FIXTURES = {"world", "unchanged_host", "agent", "sanitized_agent"}
 _IMAGES = pytest.StashKey[BuiltImages]()
 _VM_TOOLS = ("qemu-system-x86_64", "bwrap", "mmdebstrap", "mkfs.erofs", "setpriv")
 
@@ -38,13 +40,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses among the items
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs images, and put the tests into the order in which they finish soonest."""
+    """Mark what needs images or processes, and put the tests into the order in which they finish soonest."""
     for item in items:
         fixtures = {fixture.argname for fixture in _fixtures(item)}
         if {"world", "unchanged_host"} & fixtures:
             _network_modules.add(item.path)
         if "images_of_the_run" in fixtures:
             item.add_marker("image")
+        if fixtures & _PROCESS_FIXTURES:
+            item.add_marker("process")
     order.sort(items)
 
 

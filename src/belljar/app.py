@@ -8,8 +8,8 @@ from pathlib import Path
 
 from belljar.control.jobs.resolve import ResolvedScript, resolve_job
 from belljar.images.catalog import Images
-from belljar.model.job import Job, JobOptions
-from belljar.node.machines.firecracker.folder import jails
+from belljar.model.job import Job
+from belljar.model.job_options import JobOptions
 from belljar.node.machines.host.leftovers import clear_leftovers
 from belljar.node.machines.provision.provisioner import MachineProvisioner
 from belljar.node.machines.provision.snapshots import Snapshots
@@ -67,7 +67,7 @@ async def run_locally(request: LocalRequest, settings: Settings, observer: Local
         )
         if (sentence := request.selection.sentence()) is not None:
             observer.notify(sentence)
-        await clear_leftovers(jails=jails(settings))
+        await clear_leftovers(jails=settings.paths.jails)
         await asyncio.to_thread(clear_network_leftovers)
         job = _resolve(request, prepared.script, images, settings)
         job_input = JobInput(script_disk=prepared.disk, stdin=request.options.stdin_bytes())

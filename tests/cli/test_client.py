@@ -13,7 +13,7 @@ from support.command import belljar, belljar_each, complaint, output, parsed
 from support.registered_images import register
 from support.running import Server, serving
 
-pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils")
+pytestmark = [pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils"), pytest.mark.process]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from support.command import ORDINARY, belljar, belljar_each, complaint, output, 
 from support.older_database import make_older
 from support.registered_images import register
 
+pytestmark = pytest.mark.process
+
 
 def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
     made, boss = belljar_each(

@@ -19,7 +19,7 @@ from support.command import belljar, complaint
 from support.foreign_server import foreign_server
 from support.running import serving
 
-pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils")
+pytestmark = [pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils"), pytest.mark.process]
 
 
 @pytest.fixture

@@ -6,12 +6,16 @@ import asyncio
 import json
 from pathlib import Path
 
+import pytest
+
 from belljar.data_dir import DataDir
 from belljar.doctor.sizes import measure_sizes
 from belljar.model.states import Status
 from belljar.settings import Settings
 from support.command import belljar
 from support.data_folder import opened
+
+pytestmark = pytest.mark.process
 
 
 async def fill(path: Path) -> None:

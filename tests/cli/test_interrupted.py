@@ -13,6 +13,8 @@ import pytest
 
 from support.command import belljar, complaint, output
 
+pytestmark = pytest.mark.process
+
 
 def _caught(pid: int, number: int) -> bool:
     """Whether the process has a handler of its own for the signal, proc(5)."""

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 EVIL = "\\x1b[2J\\x9b31m\\u202e"
 PROGRAM = """
 import logging, sys

@@ -13,7 +13,7 @@ from support.registered_images import register
 
 TOOLS = ("sh", "ldd", "bwrap", "setpriv", "mkfs.erofs", "mkfs.ext4", "qemu-system-x86_64", "apt-get", "dpkg-deb")
 
-pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils")
+pytestmark = [pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils"), pytest.mark.process]
 
 
 @pytest.fixture

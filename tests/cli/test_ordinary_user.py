@@ -18,7 +18,7 @@ from belljar.images.catalog import Images
 from support.paths import ROOT
 from support.registered_images import register
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.process]
 
 #: What Debian gives an ordinary user in /etc/profile, behind the folder that README says to put there.
 PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"

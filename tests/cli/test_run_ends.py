@@ -21,7 +21,7 @@ from support.conversation import AGENT, compile_with_agent
 from support.paths import TESTS
 from support.registered_images import register
 
-pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils")
+pytestmark = [pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils"), pytest.mark.process]
 
 #: Says that it has begun, and what becomes of it.
 WAITING = """

@@ -25,7 +25,7 @@ from support.foreign_server import Foreign, foreign_server
 from support.registered_images import register
 from support.running import Server, serving
 
-pytestmark = pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils")
+pytestmark = [pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="needs erofs-utils"), pytest.mark.process]
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from belljar.local_server import read_address, read_admin_key
 from support.command import belljar, complaint, output
 from support.registered_images import register
 
+pytestmark = pytest.mark.process
+
 
 @contextmanager
 def server(data_dir: Path, *options: str) -> Iterator[str]:

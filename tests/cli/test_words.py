@@ -14,6 +14,8 @@ from belljar import __version__
 from belljar.cli.main import app
 from support.command import belljar, belljar_each, complaint, output
 
+pytestmark = pytest.mark.process
+
 
 def every_command(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     yield words
@@ -58,7 +60,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["run", "a.py", "--server", "127.0.0.1:1"], 125, "start one with: belljar serve"),
     (["jobs", "ls", "--server", "http://127.0.0.1:1"], 1, "start one with: belljar serve"),
     (["jobs", "ls", "--server", "http://127.0.0.1:x"], 1, "127.0.0.1:x"),
-    (["image", "build", "windows"], 1, "there is no recipe for 'windows'; there are "),
+    (["image", "build", "windows"], 1, "there is no recipe for 'windows'; known recipes: "),
     (["image", "rm", "windows"], 1, "there is no image 'windows' here"),
     (["key", "create", "a b"], 1, "'a b' is not a valid name"),
     (["key", "revoke", "key_x"], 1, "there is no key 'key_x'; list them with: belljar key ls"),

@@ -87,7 +87,7 @@ def said(server: Server, job: dict[str, Any]) -> str:
 
 
 def test_packages_are_installed_once_and_found_by_every_later_job(installing: Server, index: Index) -> None:
-    index.asked.clear()
+    index.requested.clear()
     first = installing.run(needing('"greeting"', GREET))
     assert said(installing, first) == "hello\n"
     assert first["dependencies"] == {
@@ -97,19 +97,19 @@ def test_packages_are_installed_once_and_found_by_every_later_job(installing: Se
         "origin": "the script block of main.py",
     }
     assert first["timings"]["phases"]["dependencies"] > 0
-    assert {"greeting", "inner", "greeting-1.2-py3-none-any.whl", "inner-2.0-py3-none-any.whl"} <= set(index.asked)
+    assert {"greeting", "inner", "greeting-1.2-py3-none-any.whl", "inner-2.0-py3-none-any.whl"} <= set(index.requested)
     build = installing.logs(first, stream="build").decode()
     assert "installing greeting" in build and "+ inner==2.0" in build and "installed 2 packages" in build
     assert installing.logs(first) == b"hello\n"
 
-    index.asked.clear()
+    index.requested.clear()
     same = installing.run("print('other words')\n" + needing(" 'greeting' ", GREET))
     assert said(installing, same) == "other words\nhello\n"
     listed = installing.run(None, files={"main.py": GREET, "requirements.txt": "Greeting  # once more\n"})
     assert said(installing, listed) == "hello\n"
     project = '[project]\nname = "x"\nversion = "1"\ndependencies = ["greeting"]\n'
     assert said(installing, installing.run(None, files={"main.py": GREET, "pyproject.toml": project})) == "hello\n"
-    assert index.asked == []
+    assert index.requested == []
     assert installing.logs(same, stream="build") == b""
 
 
@@ -176,11 +176,11 @@ def test_what_cannot_be_installed_is_the_jobs_failure_and_is_not_tried_again(
     ("code", "words"),
     [
         ("# /// script\n# dependencies = [\n# ///\n", "not TOML"),
-        ("# /// script\n# dependencies = []\nprint()\n", "does not end"),
-        (needing('"x @ http://evil.example/x.whl"', ""), "names an address"),
+        ("# /// script\n# dependencies = []\nprint()\n", "unclosed script block"),
+        (needing('"x @ http://evil.example/x.whl"', ""), "has a URL"),
         (
             '# /// script\n# requires-python = ">=3.99"\n# ///\n',
-            "asks for Python >=3.99, and the image python has 3.11",
+            "requires Python >=3.99, but the image python has 3.11",
         ),
     ],
 )
@@ -194,7 +194,7 @@ def test_a_job_that_is_cancelled_while_packages_are_installed_leaves_nothing(ins
     index.held["slow"] = threading.Event()
     job_id = installing.submit(needing('"slow"', "import slow\nprint(slow.word)\n"))
     deadline = time.monotonic() + 60
-    while "slow" not in index.asked:
+    while "slow" not in index.requested:
         assert time.monotonic() < deadline, installing.logs(job_id, stream="all")
         time.sleep(0.05)
     installing.http.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
@@ -209,11 +209,11 @@ def test_a_server_that_is_killed_while_packages_are_installed_installs_them_when
 ) -> None:
     data_dir = data_dir_with(built_images, tmp_path)
     index.held["slow"] = threading.Event()
-    index.asked.clear()
+    index.requested.clear()
     with serving(data_dir, **ENVIRONMENT) as server:
         job_id = server.submit(needing('"slow"', "import slow\nprint(slow.word)\n"))
         deadline = time.monotonic() + 60
-        while "slow" not in index.asked:
+        while "slow" not in index.requested:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         server.process.send_signal(signal.SIGKILL)
@@ -230,9 +230,9 @@ def test_without_a_server_a_script_has_its_packages_too(index: Index, data_dir: 
     first = belljar("run", "hello.py", data_dir=data_dir, cwd=tmp_path, timeout=120, **ENVIRONMENT)
     assert (first.stdout, first.returncode) == (b"hello\n", 0), first.stderr
     assert b"belljar: installing greeting for the image python" in first.stderr
-    index.asked.clear()
+    index.requested.clear()
     second = belljar("run", "hello.py", data_dir=data_dir, cwd=tmp_path, timeout=120, **ENVIRONMENT)
-    assert (second.stdout, second.stderr, second.returncode, index.asked) == (b"hello\n", b"", 0, [])
+    assert (second.stdout, second.stderr, second.returncode, index.requested) == (b"hello\n", b"", 0, [])
     (tmp_path / "bad.py").write_text(needing('"nothing-like-this"', ""))
     bad = belljar("run", "bad.py", data_dir=data_dir, cwd=tmp_path, timeout=120, **ENVIRONMENT)
     assert bad.returncode == 125 and b"nothing-like-this was not found" in bad.stderr

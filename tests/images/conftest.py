@@ -10,7 +10,7 @@ from support.built_images import BuiltImages, link_or_copy
 
 @pytest.fixture(scope="session")
 def own_images(images_of_the_run: BuiltImages, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with the images python and shell and what they were built from, in which nobody else builds."""
+    """Return a data folder with the images python and shell and their build cache, for this session only."""
     folder = tmp_path_factory.mktemp("own")
     images_of_the_run.copy_with_build_cache(folder)
     return folder
@@ -18,7 +18,7 @@ def own_images(images_of_the_run: BuiltImages, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def image_dir(own_images: Path, tmp_path: Path) -> Path:
-    """A data folder of its own, where the kernel and the built images are at hand: what is made there stays there."""
+    """Return a data folder of this test with the built images and the cached parts."""
     folder = tmp_path / "data"
     shutil.copytree(own_images / "images", folder / "images", copy_function=link_or_copy)
     shutil.copytree(own_images / "cache" / "notes", folder / "cache" / "notes")
@@ -28,7 +28,7 @@ def image_dir(own_images: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """An empty root, with a place beside it that nothing may reach."""
+    """Return an empty root folder, in a folder that no layer may write to."""
     folder = tmp_path / "jar" / "tree"
     folder.mkdir(parents=True)
     return folder

@@ -1,4 +1,4 @@
-"""Which mirror the host's apt uses, in both of its formats."""
+"""The mirrors of the host's apt, in both formats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from belljar.images.apt import host_mirrors
+from belljar.images.apt import configured_mirrors
 
 ONE_LINE = """
 # deb http://old.example/debian bookworm main
@@ -44,29 +44,29 @@ BOTH = {
 def test_both_formats_are_read(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / "sources.list.d").mkdir()
     (tmp_path / name).write_text(text)
-    assert host_mirrors("bookworm", tmp_path) == BOTH
-    assert host_mirrors("trixie", tmp_path) == {}
+    assert configured_mirrors("bookworm", tmp_path) == BOTH
+    assert configured_mirrors("trixie", tmp_path) == {}
 
 
-def test_the_first_that_names_a_suite_is_taken(tmp_path: Path) -> None:
+def test_the_first_mirror_of_a_suite_is_used(tmp_path: Path) -> None:
     (tmp_path / "sources.list.d").mkdir()
     (tmp_path / "sources.list.d/b.sources").write_text(DEB822.replace("one", "later"))
     (tmp_path / "sources.list").write_text("deb http://one.example/debian bookworm main\n")
-    assert host_mirrors("bookworm", tmp_path) == BOTH
+    assert configured_mirrors("bookworm", tmp_path) == BOTH
 
 
-def test_a_mirror_that_is_none_of_debians_is_not_taken(tmp_path: Path) -> None:
+def test_mirrors_of_other_distributions_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "sources.list").write_text("deb http://archive.ubuntu.com/ubuntu bookworm main\n")
-    assert host_mirrors("bookworm", tmp_path) == {}
+    assert configured_mirrors("bookworm", tmp_path) == {}
 
 
 @pytest.mark.parametrize("text", ["", "deb\n", "deb http://x\n", "\xff\n", "Types: deb\n"])
-def test_what_cannot_be_read_is_nothing(tmp_path: Path, text: str) -> None:
+def test_unreadable_sources_are_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "sources.list.d").mkdir()
     (tmp_path / "sources.list").write_bytes(text.encode("latin-1"))
     (tmp_path / "sources.list.d/a.sources").write_bytes(text.encode("latin-1"))
-    assert host_mirrors("bookworm", tmp_path) == {}
+    assert configured_mirrors("bookworm", tmp_path) == {}
 
 
 def test_a_host_without_apt_has_none(tmp_path: Path) -> None:
-    assert host_mirrors("bookworm", tmp_path / "nowhere") == {}
+    assert configured_mirrors("bookworm", tmp_path / "nowhere") == {}

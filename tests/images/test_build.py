@@ -1,4 +1,4 @@
-"""Builds as a person runs them: what is built is whole and kept, and one that is interrupted leaves nothing."""
+"""Builds: complete images, cached parts, and nothing left of interrupted builds."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from belljar.images.build import build_dir, build_image, manifest_digest
+from belljar.images.build import build_image, manifest_digest
+from belljar.images.build_context import build_dir
 from belljar.images.catalog import Images
-from belljar.images.progress import Silent
 from belljar.model.errors import DataFolderError, DiskFull, ImageBuildError, UnknownImage
 from belljar.settings import Settings
 from support.running import alive, descendants
+from support.silent_progress import SilentProgress
 
 MAX_BYTES = 200_000_000
 
@@ -30,20 +31,20 @@ def files_of(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-async def test_a_name_without_a_recipe_makes_nothing(tmp_path: Path) -> None:
+async def test_a_name_without_a_recipe_creates_nothing(tmp_path: Path) -> None:
     with pytest.raises(UnknownImage):
-        await build_image("windows", Settings(data_dir=tmp_path / "data"), Silent())
+        await build_image("windows", Settings(data_dir=tmp_path / "data"), SilentProgress())
     assert not (tmp_path / "data").exists()
 
 
-async def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+async def test_a_data_folder_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(DataFolderError, match="cannot write"):
-        await build_image("python", Settings(data_dir=tmp_path), Silent())
+        await build_image("python", Settings(data_dir=tmp_path), SilentProgress())
 
 
 @pytest.mark.root
-async def test_a_full_disk_is_told_and_nothing_is_left(small_disk: Path) -> None:
+async def test_a_full_disk_is_reported_and_nothing_is_left(small_disk: Path) -> None:
     with (small_disk / "filler").open("wb", buffering=0) as file:
         try:
             while True:
@@ -51,24 +52,23 @@ async def test_a_full_disk_is_told_and_nothing_is_left(small_disk: Path) -> None
         except OSError:
             pass
     with pytest.raises(DiskFull, match="free some space"):
-        await build_image("python", Settings(data_dir=small_disk, debian_mirror="http://127.0.0.1:1"), Silent())
+        await build_image("python", Settings(data_dir=small_disk, debian_mirror="http://127.0.0.1:1"), SilentProgress())
     assert Images(small_disk).list() == []
     assert list((small_disk / "cache").glob("build-*")) == []
 
 
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt")
-async def test_a_mirror_that_does_not_answer_is_told_and_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
+async def test_an_unreachable_mirror_is_reported_and_files_of_a_killed_build_are_removed(tmp_path: Path) -> None:
     (tmp_path / "cache/build-killed/kernel.d").mkdir(parents=True)
     nowhere = "http://127.0.0.1:1/debian"
     settings = Settings(data_dir=tmp_path, debian_mirror=nowhere, debian_security_mirror=nowhere)
     with pytest.raises(ImageBuildError, match=r"apt-get failed .*: E: "):
-        await build_image("python", settings, Silent())
+        await build_image("python", settings, SilentProgress())
     assert list((tmp_path / "cache").glob("build-*")) == []
     assert Images(tmp_path).list() == []
 
 
-@pytest.mark.vm
-def test_an_image_is_what_its_manifest_says(own_images: Path) -> None:
+def test_an_image_has_the_content_of_its_manifest(own_images: Path) -> None:
     images = Images(own_images).list()
     assert [image.name for image in images] == ["python", "shell"]
     for image in images:
@@ -90,8 +90,7 @@ def test_an_image_is_what_its_manifest_says(own_images: Path) -> None:
     assert "python3" in python.manifest.packages and "python3" not in shell.manifest.packages
 
 
-@pytest.mark.vm
-def test_what_is_built_is_not_built_again(own_images: Path) -> None:
+def test_cached_parts_are_not_built_again(own_images: Path) -> None:
     before = files_of(own_images / "images/parts")
     manifest = (own_images / "images/python.json").read_bytes()
     command = [sys.executable, "-m", "belljar", "image", "build", "python", "--data-dir", str(own_images)]
@@ -106,8 +105,7 @@ def test_what_is_built_is_not_built_again(own_images: Path) -> None:
     assert (own_images / "images/python.json").read_bytes() == manifest
 
 
-@pytest.mark.vm
-def test_an_interrupted_build_leaves_nothing_behind(own_images: Path, tmp_path: Path) -> None:
+def test_an_interrupted_build_leaves_nothing(own_images: Path, tmp_path: Path) -> None:
     with half_built(own_images, tmp_path) as (process, children, progress):
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
@@ -118,10 +116,7 @@ def test_an_interrupted_build_leaves_nothing_behind(own_images: Path, tmp_path: 
     assert "Traceback" not in progress.read_text()
 
 
-@pytest.mark.vm
-def test_a_killed_build_takes_its_tools_along_and_the_next_one_removes_the_rest(
-    own_images: Path, tmp_path: Path
-) -> None:
+def test_a_killed_build_ends_its_tools_and_the_next_one_removes_its_files(own_images: Path, tmp_path: Path) -> None:
     with half_built(own_images, tmp_path) as (process, children, _):
         process.kill()
         process.wait(60)
@@ -131,13 +126,13 @@ def test_a_killed_build_takes_its_tools_along_and_the_next_one_removes_the_rest(
             time.sleep(0.05)
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
     assert len(list((tmp_path / "cache").glob("build-*"))) == 1
-    with build_dir(tmp_path, Silent()) as work:
+    with build_dir(tmp_path, SilentProgress()) as work:
         assert list((tmp_path / "cache").glob("build-*")) == [work]
 
 
 @contextlib.contextmanager
 def half_built(own_images: Path, data_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[int], Path]]:
-    """A build that is well into its root filesystem, its processes, and what it says."""
+    """Start a build and wait until it builds the root filesystem; yield its process and its output."""
     shutil.copytree(own_images / "cache/apt", data_dir / "cache/apt")  # so that little is fetched again
     command = [sys.executable, "-m", "belljar", "image", "build", "shell", "--data-dir", str(data_dir)]
     progress = data_dir / "progress"

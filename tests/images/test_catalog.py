@@ -1,4 +1,4 @@
-"""Images by name, parts by digest: what is not whole is not there; parts go with the last image that names them."""
+"""Images by name, parts by digest: incomplete images are not found; unused parts are deleted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def images(tmp_path: Path) -> Images:
     return Images(tmp_path)
 
 
-def test_a_registered_image_is_there(images: Images) -> None:
+def test_a_registered_image_is_found(images: Images) -> None:
     assert images.list() == []
     image = register(images.data_dir, "python")
     assert images.find("python") == images.get("python") == image
@@ -26,7 +26,7 @@ def test_a_registered_image_is_there(images: Images) -> None:
     assert image.manifest.digest == manifest_digest(image.manifest)
 
 
-def test_the_digest_is_of_everything_else(images: Images) -> None:
+def test_the_digest_covers_all_other_fields(images: Images) -> None:
     manifest = register(images.data_dir, "python").manifest
     assert manifest_digest(manifest.model_copy(update={"digest": "x"})) == manifest.digest
     for change in ({"env": {"A": "b"}}, {"root": manifest.kernel}, {"languages": ()}):
@@ -34,7 +34,7 @@ def test_the_digest_is_of_everything_else(images: Images) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "{", "[]", '{"format": 1}', "\ufeff"])
-def test_a_manifest_that_cannot_be_read_is_no_image(images: Images, text: str) -> None:
+def test_an_invalid_manifest_is_not_an_image(images: Images, text: str) -> None:
     image = register(images.data_dir, "shell")
     register(images.data_dir, "python")
     (images.folder / "python.json").write_text(text)
@@ -44,34 +44,34 @@ def test_a_manifest_that_cannot_be_read_is_no_image(images: Images, text: str) -
 
 
 @pytest.mark.parametrize("name", ["kernel", "initramfs", "root"])
-def test_an_image_without_one_of_its_parts_is_not_there(images: Images, name: str) -> None:
+def test_an_image_with_a_missing_part_is_not_found(images: Images, name: str) -> None:
     image = register(images.data_dir, "python")
     getattr(image, name).unlink()
     assert images.find("python") is None
 
 
 @pytest.mark.parametrize("name", ["../images/python", "/etc/passwd", "", "Python", "python\n", "python.json", "a" * 64])
-def test_what_is_no_name_is_never_looked_for(images: Images, name: str) -> None:
+def test_an_invalid_name_is_not_looked_up(images: Images, name: str) -> None:
     register(images.data_dir, "python")
     assert images.find(name) is None
-    with pytest.raises(UnknownImage, match="built are: python"):
+    with pytest.raises(UnknownImage, match="built images: python"):
         images.get(name)
 
 
-def test_parts_go_with_the_last_image_that_names_them(images: Images) -> None:
+def test_parts_are_deleted_with_the_last_image_that_uses_them(images: Images) -> None:
     python, shell = register(images.data_dir, "python"), register(images.data_dir, "shell")
     assert python.kernel == shell.kernel and python.root != shell.root
     images.remove("python")
     assert images.list() == [shell]
     assert not python.root.exists() and shell.kernel.exists()
     images.remove("shell")
-    assert list(images.parts.iterdir()) == []
+    assert list(images.blobs.folder.iterdir()) == []
     with pytest.raises(UnknownImage):
         images.remove("shell")
 
 
 @pytest.mark.parametrize("language", ["python", "shell", "node", "c", "go", "java", "binary"])
-def test_what_is_built_does_not_change_which_image_runs_a_language(images: Images, language: str) -> None:
+def test_built_images_do_not_change_a_languages_default_image(images: Images, language: str) -> None:
     default = images.image_for(language)
     for name in ("python", "shell", "scripting", "native", "go", "java", "other", "aaa"):
         register(images.data_dir, name)

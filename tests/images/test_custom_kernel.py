@@ -1,4 +1,4 @@
-"""The custom kernel up to the compiler: what it is made of, what is missing; and one that was compiled, booted."""
+"""The custom kernel: its configuration, missing tools; a compiled one that boots."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from belljar.images.custom_kernel import (
     configuration_digest,
     kernel_origin,
     lost_options,
-    need_compiler,
     options,
+    require_compiler,
 )
-from belljar.images.progress import Silent
 from belljar.model.errors import HostError, ImageBuildError, InvalidOption, MissingTool
 from belljar.model.image import Image, Part
 from belljar.settings import Settings
+from support.silent_progress import SilentProgress
 
 KERNEL = os.environ.get("BELLJAR_TEST_KERNEL")
 
 
-def test_every_line_of_the_configuration_is_an_option_and_none_is_said_twice() -> None:
+def test_every_line_of_the_configuration_is_an_option_and_none_occurs_twice() -> None:
     lines = [line for line in configuration().splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r'CONFIG_\w+=(y|n|\d+|".*")', line) for line in lines)
     names = [line.partition("=")[0] for line in lines]
@@ -40,11 +40,11 @@ def test_every_line_of_the_configuration_is_an_option_and_none_is_said_twice() -
     assert options(configuration())["CONFIG_MODULES"] == "n"
 
 
-def test_an_option_that_is_lost_is_named_and_one_that_is_off_need_not_be_there() -> None:
-    wanted = 'CONFIG_A=y\nCONFIG_B=n\nCONFIG_C=n\nCONFIG_D=8\nCONFIG_E=y\nCONFIG_F="x"\n# a comment\n'
+def test_lost_options_are_listed_and_disabled_ones_may_be_missing() -> None:
+    requested = 'CONFIG_A=y\nCONFIG_B=n\nCONFIG_C=n\nCONFIG_D=8\nCONFIG_E=y\nCONFIG_F="x"\n# a comment\n'
     made = '#\n# CONFIG_C is not set\nCONFIG_A=y\nCONFIG_D=64\n# CONFIG_E is not set\nCONFIG_F="x"\nCONFIG_G=y\n'
-    assert lost_options(wanted, made) == ["CONFIG_D=8", "CONFIG_E=y"]
-    assert lost_options(wanted, made + "CONFIG_B=y\n") == ["CONFIG_B=n", "CONFIG_D=8", "CONFIG_E=y"]
+    assert lost_options(requested, made) == ["CONFIG_D=8", "CONFIG_E=y"]
+    assert lost_options(requested, made + "CONFIG_B=y\n") == ["CONFIG_B=n", "CONFIG_D=8", "CONFIG_E=y"]
 
 
 def test_a_kernel_of_another_source_or_configuration_has_another_origin() -> None:
@@ -52,25 +52,25 @@ def test_a_kernel_of_another_source_or_configuration_has_another_origin() -> Non
     assert configuration_digest()[:12] in kernel_origin("6.1.1-1")
 
 
-def test_without_a_compiler_all_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
+def test_all_missing_tools_of_the_compiler_are_listed_at_once(tmp_path: Path) -> None:
     for program in ("bc", "bison", "gcc", "ld", "strip", "tar", "xz"):
         (tmp_path / program).write_text("")
         (tmp_path / program).chmod(0o755)
     (tmp_path / "stdio.h").write_text("")
     with pytest.raises(MissingTool, match=r"needs flex, make, gelf\.h; install with: apt-get install .*libelf-dev"):
-        need_compiler(str(tmp_path), tmp_path)
+        require_compiler(str(tmp_path), tmp_path)
     for name in ("flex", "make", "gelf.h"):
         (tmp_path / name).write_text("")
         (tmp_path / name).chmod(0o755)
-    need_compiler(str(tmp_path), tmp_path)
+    require_compiler(str(tmp_path), tmp_path)
 
 
-async def test_another_architecture_is_told_before_anything_is_made(
+async def test_another_architecture_is_refused_before_anything_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    with pytest.raises(HostError, match="no configuration of a custom kernel for aarch64"):
-        await build.build_image("shell", Settings(data_dir=tmp_path / "data"), Silent(), kernel="custom")
+    with pytest.raises(HostError, match="no custom kernel configuration for aarch64"):
+        await build.build_image("shell", Settings(data_dir=tmp_path / "data"), SilentProgress(), kernel="custom")
     assert not (tmp_path / "data").exists()
 
 
@@ -93,7 +93,7 @@ def source_package(folder: Path, makefile: str) -> Path:
 @pytest.fixture
 def compiler() -> None:
     try:
-        need_compiler()
+        require_compiler()
     except MissingTool as missing:
         pytest.skip(missing.message)
 
@@ -109,7 +109,7 @@ async def test_a_source_is_configured_compiled_and_stripped(tmp_path: Path) -> N
     work = tmp_path / "work"
     work.mkdir()
     package = source_package(tmp_path, makefile)
-    await compile_kernel(package, tmp_path / "out", work, tmp_path / "log", Silent())
+    await compile_kernel(package, tmp_path / "out", work, tmp_path / "log", SilentProgress())
     assert (work / "source/.config").read_text() == configuration()
     made = (tmp_path / "out").read_bytes()
     assert made.startswith(b"\x7fELF")
@@ -118,24 +118,24 @@ async def test_a_source_is_configured_compiled_and_stripped(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("compiler")
-async def test_a_source_that_does_not_take_the_configuration_is_not_compiled(tmp_path: Path) -> None:
+async def test_a_source_that_does_not_support_the_configuration_is_not_compiled(tmp_path: Path) -> None:
     makefile = "allnoconfig:\n\tgrep -v VIRTIO_BLK $(KCONFIG_ALLCONFIG) > .config\nvmlinux:\n\ttouch vmlinux\n"
     work = tmp_path / "work"
     work.mkdir()
     package = source_package(tmp_path, makefile)
-    with pytest.raises(ImageBuildError, match="does not take CONFIG_VIRTIO_BLK=y; build with --kernel stock"):
-        await compile_kernel(package, tmp_path / "out", work, tmp_path / "log", Silent())
+    with pytest.raises(ImageBuildError, match="does not support CONFIG_VIRTIO_BLK=y; build with --kernel stock"):
+        await compile_kernel(package, tmp_path / "out", work, tmp_path / "log", SilentProgress())
     assert not (work / "source/vmlinux").exists()
 
 
 @pytest.mark.usefixtures("compiler")
-async def test_what_the_compiler_complains_of_is_told(tmp_path: Path) -> None:
+async def test_an_error_of_the_compiler_is_reported(tmp_path: Path) -> None:
     makefile = "allnoconfig:\n\tcp $(KCONFIG_ALLCONFIG) .config\nvmlinux:\n\techo 'no such thing' > a.c; gcc -c a.c\n"
     work = tmp_path / "work"
     work.mkdir()
     package = source_package(tmp_path, makefile)
     with pytest.raises(ImageBuildError, match=r"make failed \(exit 2\): "):
-        await compile_kernel(package, tmp_path / "out", work, tmp_path / "log", Silent())
+        await compile_kernel(package, tmp_path / "out", work, tmp_path / "log", SilentProgress())
     assert "no such thing" in (tmp_path / "log").read_text()
 
 
@@ -169,28 +169,26 @@ print('all there')
 
 
 async def image_of(kernel: bytes, image_dir: Path) -> Image:
-    """The image python, built where this kernel was compiled before: as the build's own note in the cache says."""
+    """Build the image python with the cached part of a compiled kernel."""
     digest = hashlib.sha256(kernel).hexdigest()
     (image_dir / "images" / "parts" / digest).write_bytes(kernel)
     inputs = "\0".join([Settings().debian_suite, "x86_64", configuration_digest()])
     note = image_dir / "cache/notes" / f"kernel-{hashlib.sha256(inputs.encode()).hexdigest()[:32]}.json"
     note.write_text(Part(sha256=digest, size_bytes=len(kernel), origin=kernel_origin("6.1")).model_dump_json())
-    return await build.build_image("python", Settings(data_dir=image_dir), Silent(), kernel="custom")
+    return await build.build_image("python", Settings(data_dir=image_dir), SilentProgress(), kernel="custom")
 
 
-@pytest.mark.vm
-async def test_a_kernel_that_was_compiled_is_not_compiled_again_and_the_stock_one_comes_back(image_dir: Path) -> None:
+async def test_a_compiled_kernel_is_cached_and_the_stock_one_can_be_restored(image_dir: Path) -> None:
     stock = Images(image_dir).get("python").manifest
     custom = (await image_of(b"\x7fELF compiled", image_dir)).manifest
     assert custom.kernel.origin == kernel_origin("6.1")
     assert custom.initramfs.size_bytes < stock.initramfs.size_bytes
     assert (custom.root, custom.languages) == (stock.root, stock.languages)
-    assert (await build.build_image("python", Settings(data_dir=image_dir), Silent())).manifest == stock
+    assert (await build.build_image("python", Settings(data_dir=image_dir), SilentProgress())).manifest == stock
 
 
-@pytest.mark.vm
 @pytest.mark.skipif(KERNEL is None, reason="BELLJAR_TEST_KERNEL names no compiled kernel (vmlinux)")
-async def test_a_compiled_kernel_boots_and_has_what_scripts_use(image_dir: Path, tmp_path: Path) -> None:
+async def test_a_compiled_kernel_boots_and_runs_scripts(image_dir: Path, tmp_path: Path) -> None:
     assert KERNEL is not None
     await image_of(Path(KERNEL).read_bytes(), image_dir)
     (tmp_path / "look.py").write_text(LOOK)
@@ -201,7 +199,7 @@ async def test_a_compiled_kernel_boots_and_has_what_scripts_use(image_dir: Path,
         assert (done.returncode, done.stdout) == (0, "all there\n"), done.stderr
 
 
-def test_a_dockerfile_gets_no_other_kernel(tmp_path: Path) -> None:
+def test_a_dockerfile_cannot_have_a_custom_kernel(tmp_path: Path) -> None:
     from belljar.cli.image import KernelName
     from belljar.cli.image import build as command
 

@@ -1,4 +1,4 @@
-"""The initramfs: a cpio that any unpacker reads, always the same bytes, modules in the order of their needs."""
+"""The initramfs: a valid and reproducible cpio, with modules in the order of their dependencies."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def unpacked(archive: bytes) -> Iterator[tuple[str, int, bytes, list[int]]]:
 
 
 @given(st.dictionaries(NAMES, st.binary(max_size=9), max_size=6))
-def test_every_file_comes_out_as_it_went_in(files: dict[str, bytes]) -> None:
+def test_every_file_is_unpacked_unchanged(files: dict[str, bytes]) -> None:
     entries = [Entry(name, stat.S_IFREG | 0o644, data) for name, data in files.items()]
     archive = cpio(entries)
     assert {name: data for name, _, data, _ in unpacked(archive)} == files
     assert cpio(reversed(entries)) == archive
 
 
-def test_nothing_of_the_host_is_in_it() -> None:
+def test_the_archive_has_no_data_of_the_host() -> None:
     archive = cpio([Entry("b", stat.S_IFREG | 0o755, b"x"), Entry("a", stat.S_IFDIR | 0o755)])
     for number, (_, _, _, fields) in enumerate(unpacked(archive), start=1):
         inode, _mode, uid, gid, _links, mtime, _size, *devices, _name, check = fields
         assert (inode, uid, gid, mtime, devices, check) == (number, 0, 0, 0, [0, 0, 0, 0], 0)
 
 
-def test_cpio_itself_reads_it(tmp_path: Path) -> None:
+def test_cpio_reads_the_archive(tmp_path: Path) -> None:
     if shutil.which("cpio") is None:
         pytest.skip("cpio is not installed")
     archive = cpio([Entry("dir", stat.S_IFDIR | 0o755), Entry("dir/file", stat.S_IFREG | 0o644, b"abc")])
@@ -71,8 +71,8 @@ class Kernel:
         path = self.folder / f"kernel/drivers/{name}.ko{'.xz' if compressed else ''}"
         path.write_bytes(lzma.compress(data) if compressed else data)
 
-    def order(self, *wanted: str) -> list[str]:
-        return [path.name.split(".")[0] for path in module_order(self.folder, wanted)]
+    def order(self, *names: str) -> list[str]:
+        return [path.name.split(".")[0] for path in module_order(self.folder, names)]
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def kernel(tmp_path: Path) -> Kernel:
     return Kernel(tmp_path)
 
 
-def test_modules_come_after_what_they_need_and_once(kernel: Kernel) -> None:
+def test_modules_come_once_and_after_their_dependencies(kernel: Kernel) -> None:
     kernel.add("virtio-blk", "virtio", "virtio_ring")
     kernel.add("virtio_ring", "virtio", compressed=True)
     kernel.add("virtio")
@@ -88,34 +88,34 @@ def test_modules_come_after_what_they_need_and_once(kernel: Kernel) -> None:
     assert kernel.order("virtio_blk", "overlay", "virtio") == ["virtio", "virtio_ring", "virtio-blk", "overlay"]
 
 
-def test_what_is_built_in_is_left_out(kernel: Kernel) -> None:
+def test_built_in_modules_are_omitted(kernel: Kernel) -> None:
     kernel.add("overlay", "built_in")
     assert kernel.order("ext4", "overlay") == ["overlay"]
 
 
-def test_a_module_that_is_nowhere_is_named(kernel: Kernel) -> None:
+def test_a_missing_module_is_named(kernel: Kernel) -> None:
     kernel.add("overlay", "missing")
     with pytest.raises(ImageBuildError, match=r"6\.1\.0-test has no module missing"):
         kernel.order("overlay")
 
 
-def test_a_module_that_cannot_be_read_is_named(kernel: Kernel) -> None:
+def test_a_module_of_unknown_compression_is_named(kernel: Kernel) -> None:
     kernel.add("overlay", data=b"\x28\xb5\x2f\xfd")
-    with pytest.raises(ImageBuildError, match=r"overlay\.ko is compressed in a way"):
+    with pytest.raises(ImageBuildError, match=r"overlay\.ko has an unknown compression"):
         kernel.order("overlay")
 
 
-def test_the_whole_holds_the_agent_the_modules_and_the_places_for_mounts(kernel: Kernel, tmp_path: Path) -> None:
+def test_the_initramfs_has_the_agent_the_modules_and_the_mount_points(kernel: Kernel, tmp_path: Path) -> None:
     for name in MODULES:
         kernel.add(name, compressed=True)
     (tmp_path / "agent").write_bytes(b"\x7fELF agent")
     prefork = {"python": b"# waits"}
     archive = build_initramfs(tmp_path / "agent", kernel.folder, prefork)
     assert build_initramfs(tmp_path / "agent", kernel.folder, prefork) == archive
-    found = {name: (mode, data) for name, mode, data, _ in unpacked(archive)}
-    assert found["init"] == (stat.S_IFREG | 0o755, b"\x7fELF agent")
-    assert found["prefork/python"] == (stat.S_IFREG | 0o644, b"# waits")
-    assert {name for name, (mode, _) in found.items() if stat.S_ISDIR(mode)} == set(FOLDERS)
-    modules = sorted(name for name in found if name.startswith("modules/"))
+    files = {name: (mode, data) for name, mode, data, _ in unpacked(archive)}
+    assert files["init"] == (stat.S_IFREG | 0o755, b"\x7fELF agent")
+    assert files["prefork/python"] == (stat.S_IFREG | 0o644, b"# waits")
+    assert {name for name, (mode, _) in files.items() if stat.S_ISDIR(mode)} == set(FOLDERS)
+    modules = sorted(name for name in files if name.startswith("modules/"))
     assert [name.partition("-")[2] for name in modules] == [f"{name}.ko" for name in MODULES]
-    assert all(found[name][1].startswith(b"\x7fELF") for name in modules)
+    assert all(files[name][1].startswith(b"\x7fELF") for name in modules)

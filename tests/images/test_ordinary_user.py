@@ -1,4 +1,4 @@
-"""Images made by a user who is not root: in a user namespace, with a range of ids; without one, told what is needed."""
+"""Images built by an ordinary user: in a user namespace with subordinate ids; without them, the command for root."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from belljar.images.catalog import Images
 from support.oci_layouts import archive, entry, folder, new_layout
 from support.paths import ROOT
 
-pytestmark = [pytest.mark.vm, pytest.mark.root]
+pytestmark = pytest.mark.root
 
 RECIPE = """
 name = "tiny"
@@ -58,7 +58,7 @@ def may_run_the_code(user: tuple[str, ...]) -> bool:
 
 @pytest.fixture
 def user() -> Iterator[tuple[str, int]]:
-    """A user of this host with a range of ids, who is gone with the test."""
+    """Create a user of this host with subordinate ids for the duration of the test."""
     name = f"belljar-{os.getpid()}"
     if not shutil.which("useradd"):
         pytest.skip("useradd (passwd) is not installed")
@@ -74,11 +74,11 @@ def user() -> Iterator[tuple[str, int]]:
 
 def test_an_ordinary_user_imports_an_image_with_files_of_other_owners(place: Path, user: tuple[str, int]) -> None:
     name, uid = user
-    words = (f"--reuid={name}", f"--regid={name}", "--init-groups")
-    if not may_run_the_code(words):
+    setpriv_options = (f"--reuid={name}", f"--regid={name}", "--init-groups")
+    if not may_run_the_code(setpriv_options):
         pytest.skip(f"{CODE} cannot be read by other users")
     own(place, uid, uid)
-    done = belljar(place, words, "image", "import", str(place / "layout"), "--name", "tiny")
+    done = belljar(place, setpriv_options, "image", "import", str(place / "layout"), "--name", "tiny")
     assert done.returncode == 0, done.stderr
     root = max((place / "data" / "images" / "parts").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     command = ["dump.erofs", "--path=/srv/own", str(root)]
@@ -87,12 +87,12 @@ def test_an_ordinary_user_imports_an_image_with_files_of_other_owners(place: Pat
     assert not list((place / "data" / "cache").glob("build-*"))
 
 
-def test_an_ordinary_user_builds_an_image_in_a_folder_that_nobody_else_may_enter(
+def test_an_ordinary_user_builds_an_image_in_a_private_folder(
     place: Path, own_images: Path, user: tuple[str, int]
 ) -> None:
     name, uid = user
-    words = (f"--reuid={name}", f"--regid={name}", "--init-groups")
-    if not may_run_the_code(words):
+    setpriv_options = (f"--reuid={name}", f"--regid={name}", "--init-groups")
+    if not may_run_the_code(setpriv_options):
         pytest.skip(f"{CODE} cannot be read by other users")
     shutil.copytree(own_images / "cache/apt", place / "data/cache/apt")  # so that little is fetched again
     (place / "data/recipes").mkdir()
@@ -100,7 +100,7 @@ def test_an_ordinary_user_builds_an_image_in_a_folder_that_nobody_else_may_enter
     own(place, uid, uid)
     for closed in (place / "data", place / "data/cache"):
         closed.chmod(0o700)
-    done = belljar(place, words, "image", "build", "tiny")
+    done = belljar(place, setpriv_options, "image", "build", "tiny")
     assert done.returncode == 0, done.stderr
     image = Images(place / "data").get("tiny")
     command = ["dump.erofs", "--path=/usr/bin/su", str(image.root)]
@@ -110,25 +110,25 @@ def test_an_ordinary_user_builds_an_image_in_a_folder_that_nobody_else_may_enter
     assert not list((place / "data/cache").glob("build-*"))
 
 
-def test_a_tools_own_reason_is_told(place: Path, user: tuple[str, int]) -> None:
+def test_a_tools_reason_is_reported(place: Path, user: tuple[str, int]) -> None:
     name, uid = user
-    words = (f"--reuid={name}", f"--regid={name}", "--init-groups")
-    if not may_run_the_code(words):
+    setpriv_options = (f"--reuid={name}", f"--regid={name}", "--init-groups")
+    if not may_run_the_code(setpriv_options):
         pytest.skip(f"{CODE} cannot be read by other users")
     (place / "data/recipes").mkdir()
     (place / "data/recipes/tiny.toml").write_text(RECIPE.replace('"procps"', '"procps", "no-such-package"'))
     own(place, uid, uid)
-    done = belljar(place, words, "image", "build", "tiny")
+    done = belljar(place, setpriv_options, "image", "build", "tiny")
     assert done.returncode != 0
     assert "E: Unable to locate package no-such-package" in done.stderr
 
 
-def test_a_user_without_ids_is_told_what_is_needed(place: Path) -> None:
-    words = ("--reuid=64001", "--regid=64001", "--clear-groups")
-    if not may_run_the_code(words):
+def test_a_user_without_ids_gets_the_command_for_root(place: Path) -> None:
+    setpriv_options = ("--reuid=64001", "--regid=64001", "--clear-groups")
+    if not may_run_the_code(setpriv_options):
         pytest.skip(f"{CODE} cannot be read by other users")
     own(place, 64001, 64001)
-    done = belljar(place, words, "image", "import", str(place / "layout"), "--name", "tiny")
+    done = belljar(place, setpriv_options, "image", "import", str(place / "layout"), "--name", "tiny")
     assert done.returncode != 0
     (last,) = done.stderr.splitlines()[-1:]
     assert last.startswith("belljar: ") and "usermod --add-subuids" in last and "Traceback" not in done.stderr

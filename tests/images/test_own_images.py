@@ -1,4 +1,4 @@
-"""Images of one's own in real machines: what USER, WORKDIR, ENV and ENTRYPOINT come to, with no shell and no passwd."""
+"""Imported images in real machines: USER, WORKDIR, ENV and ENTRYPOINT, without a shell and /etc/passwd."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from belljar.images.additions import Additions
 from belljar.images.build import build_image
 from belljar.images.catalog import Images
-from belljar.images.progress import Silent
+from belljar.images.recipe_extension import RecipeExtension
 from belljar.settings import load_settings
 from support.oci_layouts import archive, entry, folder, link, new_layout
+from support.silent_progress import SilentProgress
 
 pytestmark = pytest.mark.vm
 
@@ -62,6 +62,7 @@ int main(int argc, char **argv)
 def belljar(image_dir: Path, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "belljar", *arguments]
     environment = {**os.environ, "BELLJAR_DATA_DIR": str(image_dir), "BELLJAR_ACCELERATOR": "tcg"}
+    environment["BELLJAR_SNAPSHOTS"] = "off"  # each image is booted once
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, **more)
 
 
@@ -119,12 +120,12 @@ def test_an_image_with_a_busybox_runs_shell_scripts(image_dir: Path, tmp_path: P
     assert (tmp_path / "out" / "note.txt").read_text() == "note\n"
 
 
-def test_a_recipe_with_packages_on_top(own_images: Path, tmp_path: Path) -> None:
+def test_an_extended_recipe(own_images: Path, tmp_path: Path) -> None:
     """Debian's, and a wheel of the index that pip is set to use; what is in it is listed."""
     settings = load_settings(data_dir=own_images)
-    additions = Additions(base="python", apt=("jq",), pip=("six",))
+    extension = RecipeExtension(base="python", apt=("jq",), pip=("six",))
     try:
-        image = asyncio.run(build_image("science", settings, Silent(), additions=additions))
+        image = asyncio.run(build_image("science", settings, SilentProgress(), extension=extension))
         assert image.manifest.packages["jq"]
         assert image.manifest.other_packages["pypi"]["six"]
         (tmp_path / "use.py").write_text(
@@ -142,7 +143,7 @@ def test_a_recipe_with_packages_on_top(own_images: Path, tmp_path: Path) -> None
             Images(own_images).remove("science")
 
 
-def test_a_recipe_in_a_folder_works_like_a_built_in_one(own_images: Path, tmp_path: Path) -> None:
+def test_a_recipe_in_the_data_folder_works_like_a_built_in_one(own_images: Path, tmp_path: Path) -> None:
     """Built by its name, listed, chosen by a file's ending, and removed."""
     recipes = own_images / "recipes"
     recipes.mkdir(exist_ok=True)
@@ -164,18 +165,18 @@ def test_a_recipe_in_a_folder_works_like_a_built_in_one(own_images: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (("--apt", "no-such-package-anywhere"), "no-such-package-anywhere"),
         (("--pip", "no-such-package-anywhere==1.2.3"), "no-such-package-anywhere"),
     ],
 )
 def test_a_package_that_does_not_exist_is_named_and_nothing_is_left(
-    own_images: Path, options: tuple[str, ...], words: str
+    own_images: Path, options: tuple[str, ...], message: str
 ) -> None:
     before = sorted((own_images / "images").rglob("*"))
     done = belljar(own_images, "image", "build", "broken", "--from", "python", *options)
-    assert done.returncode != 0 and words in done.stderr.splitlines()[-1]
+    assert done.returncode != 0 and message in done.stderr.splitlines()[-1]
     assert sorted((own_images / "images").rglob("*")) == before
     assert not list((own_images / "cache").glob("build-*/"))
 
@@ -188,7 +189,7 @@ def test_a_second_build_changes_nothing(own_images: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (own_images / "images" / "parts").iterdir()} == before
 
 
-def test_versions_were_asked_when_the_image_was_built(own_images: Path) -> None:
+def test_versions_are_recorded_by_the_build(own_images: Path) -> None:
     listed = json.loads(belljar(own_images, "image", "ls", "--json").stdout)
     versions = {
         language["name"]: language["version"]
@@ -202,7 +203,7 @@ def test_versions_were_asked_when_the_image_was_built(own_images: Path) -> None:
 def test_an_image_that_a_queued_job_needs_is_not_collected(image_dir: Path) -> None:
     """Through the real database: a job is queued, its image's name goes, and the job still finds the image."""
     from belljar.control.api.services import open_services
-    from belljar.model.job import JobRequest
+    from belljar.model.job_options import JobRequest
 
     settings = load_settings(data_dir=image_dir)
 
@@ -220,7 +221,7 @@ def test_an_image_that_a_queued_job_needs_is_not_collected(image_dir: Path) -> N
     assert belljar(image_dir, "image", "rm", "shell").returncode == 0
     images = Images(image_dir)
     assert images.find("shell") is None
-    assert images.of_job("shell", digest).root.is_file()
+    assert images.get_for_job("shell", digest).root.is_file()
     asyncio.run(cancel(job_id))
     done = belljar(image_dir, "image", "gc", "--json")
     assert json.loads(done.stdout)["freed_bytes"] > 0

@@ -1,4 +1,4 @@
-"""Recipes as data: what they say is checked, and errors name the file and the field."""
+"""Recipes are validated; errors name the file and the field."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ run = ["lua5.4", "{entrypoint}"]
 """
 
 
-def test_a_whole_recipe_is_read() -> None:
+def test_a_complete_recipe_is_read() -> None:
     read = read_recipe(WHOLE, "lua.toml")
     assert (read.name, read.packages, read.languages[0].run) == (
         "lua",
@@ -36,13 +36,13 @@ def test_a_whole_recipe_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "words"),
+    ("old", "new", "message"),
     [
         ('name = "lua"\ndesc', "name = lua\ndesc", "is not TOML"),
         ('name = "lua"\ndesc', 'name = "Lua"\ndesc', "name: .*lower-case"),
         ('name = "lua"\ndesc', 'name = "../lua"\ndesc', "name: "),
         ('name = "lua"\ndesc', "desc", "name: Field required"),
-        ('"lua5.4", "g++-12"', '"lua5.4; rm -rf /"', "packages: .* is no name of a Debian package"),
+        ('"lua5.4", "g++-12"', '"lua5.4; rm -rf /"', "packages: .* is not a valid name of a Debian package"),
         ('"lua5.4", "g++-12"', '"-o=Dir=/"', "packages: "),
         ('"lua5.4", "g++-12"', '"a,b"', "packages: "),
         ('packages = ["lua5.4", "g++-12"]', 'packages = "lua5.4"', "packages: "),
@@ -51,13 +51,13 @@ def test_a_whole_recipe_is_read() -> None:
         ("[[languages]]", "[other]", "languages"),
     ],
 )
-def test_a_mistake_names_the_file_and_the_field(old: str, new: str, words: str) -> None:
+def test_a_mistake_names_the_file_and_the_field(old: str, new: str, message: str) -> None:
     assert old in WHOLE
-    with pytest.raises(InvalidOption, match=f"lua.toml.*{words}"):
+    with pytest.raises(InvalidOption, match=f"lua.toml.*{message}"):
         read_recipe(WHOLE.replace(old, new), "lua.toml")
 
 
-def test_a_users_recipe_hides_a_built_in_one(tmp_path: Path) -> None:
+def test_a_users_recipe_replaces_a_built_in_one(tmp_path: Path) -> None:
     assert {"python", "shell"} <= set(recipes(tmp_path))
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes/mine.toml").write_text(WHOLE.replace('name = "lua"\ndesc', 'name = "python"\ndesc'))
@@ -65,7 +65,7 @@ def test_a_users_recipe_hides_a_built_in_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"x", b"\xff\xfe", b'name = "broken"\n'])
-def test_a_broken_recipe_leaves_the_others_usable(
+def test_an_invalid_recipe_leaves_the_others_usable(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged = CapturingLogger()
@@ -75,15 +75,13 @@ def test_a_broken_recipe_leaves_the_others_usable(
     (tmp_path / "recipes/broken.toml").write_bytes(content)
     assert {"python", find_recipe("lua", tmp_path).name} <= set(recipes(tmp_path))
     assert [(each.method_name, each.args, each.kwargs["path"]) for each in logged.calls] == [
-        ("warning", ("recipe_left_out",), str(tmp_path / "recipes/broken.toml"))
+        ("warning", ("recipe_skipped",), str(tmp_path / "recipes/broken.toml"))
     ]
     with pytest.raises(InvalidOption, match=r"recipes/broken\.toml"):
         find_recipe("broken", tmp_path)
 
 
-def test_a_recipe_is_read_again_when_it_has_changed_and_not_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_is_read_again_only_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipes").mkdir()
     path = tmp_path / "recipes/mine.toml"
     path.write_text(WHOLE)
@@ -108,11 +106,11 @@ def test_each_language_of_a_recipe_has_one_image_that_runs_it_by_default(tmp_pat
     assert default_image("lua", tmp_path) == "lua" and default_image("ruby", tmp_path) == "scripting"
 
 
-def test_a_recipe_is_no_default_for_a_language_that_it_has_not() -> None:
-    with pytest.raises(InvalidOption, match="default_for names cobol"):
+def test_default_for_must_be_among_the_languages() -> None:
+    with pytest.raises(InvalidOption, match="default_for has cobol"):
         read_recipe('default_for = ["cobol"]' + WHOLE, "mine.toml")
 
 
-def test_a_recipe_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(UnknownImage, match=r"no recipe for 'windows'; there are .*python, .*shell"):
+def test_an_unknown_recipe_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UnknownImage, match=r"no recipe for 'windows'; known recipes: .*python, .*shell"):
         find_recipe("windows", tmp_path)

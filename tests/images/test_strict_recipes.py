@@ -1,4 +1,4 @@
-"""Recipes: data that is read strictly, a user's like a built-in one."""
+"""Recipes are validated strictly, a user's like the built-in ones."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from belljar.images.additions import Additions
 from belljar.images.recipe import find_recipe, read_recipe, recipes
+from belljar.images.recipe_extension import RecipeExtension
 from belljar.model.errors import InvalidOption, UnknownImage
 
 NOWHERE = Path("/nonexistent")
@@ -21,7 +21,7 @@ run = ["python3", "-X", "dev", "{entrypoint}"]
 """
 
 
-def test_every_language_says_what_a_person_needs() -> None:
+def test_every_language_has_all_fields_for_users() -> None:
     for recipe in BUILTIN.values():
         for language in recipe.languages:
             assert language.run
@@ -36,7 +36,7 @@ def test_a_language_is_the_same_in_every_recipe_that_has_it() -> None:
             assert known.setdefault(language.name, language) == language
 
 
-def test_no_two_languages_claim_an_ending_an_interpreter_or_a_name() -> None:
+def test_no_two_languages_share_an_extension_an_interpreter_or_a_name() -> None:
     languages = {language.name: language for recipe in BUILTIN.values() for language in recipe.languages}.values()
     for field in ("extensions", "interpreters", "aliases"):
         claimed = [claim for language in languages for claim in getattr(language, field)]
@@ -61,13 +61,13 @@ def test_no_two_languages_claim_an_ending_an_interpreter_or_a_name() -> None:
         ("name = ", "TOML"),
     ],
 )
-def test_a_recipe_that_is_wrong_says_where(change: str, named: str) -> None:
+def test_an_invalid_recipe_is_reported_with_the_place(change: str, named: str) -> None:
     with pytest.raises(InvalidOption, match=named) as caught:
         read_recipe(change, "mine.toml")
     assert "mine.toml" in caught.value.message
 
 
-def test_a_users_recipe_is_found_and_hides_a_builtin_one(tmp_path: Path) -> None:
+def test_a_users_recipe_is_found_and_replaces_a_builtin_one(tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "own.toml").write_text(OWN)
     assert find_recipe("own", tmp_path).languages[0].run[1] == "-X"
@@ -75,8 +75,8 @@ def test_a_users_recipe_is_found_and_hides_a_builtin_one(tmp_path: Path) -> None
     assert find_recipe("python", tmp_path).languages[0].run[1] == "-X"
 
 
-def test_additions_come_on_top_of_a_recipe() -> None:
-    recipe = Additions(base="python", apt=("jq", "procps"), pip=("numpy==2.1.*", "requests[socks]>=2,<3")).recipe(
+def test_an_extension_adds_packages_to_a_recipe() -> None:
+    recipe = RecipeExtension(base="python", apt=("jq", "procps"), pip=("numpy==2.1.*", "requests[socks]>=2,<3")).recipe(
         "science", NOWHERE
     )
     assert recipe.name == "science" and recipe.languages == BUILTIN["python"].languages
@@ -85,15 +85,15 @@ def test_additions_come_on_top_of_a_recipe() -> None:
     assert "numpy" in recipe.description
 
 
-def test_additions_bring_the_tools_that_they_need() -> None:
-    assert "nodejs" in Additions(base="shell", npm=("left-pad",)).recipe("x", NOWHERE).packages
-    assert "python3" in Additions(base="shell", pip=("six",)).recipe("x", NOWHERE).packages
+def test_an_extension_adds_the_tools_that_its_packages_need() -> None:
+    assert "nodejs" in RecipeExtension(base="shell", npm=("left-pad",)).recipe("x", NOWHERE).packages
+    assert "python3" in RecipeExtension(base="shell", pip=("six",)).recipe("x", NOWHERE).packages
 
 
-def test_additions_that_are_none_are_refused() -> None:
-    with pytest.raises(InvalidOption, match="no name of a Debian package"):
-        Additions(base="python", apt=("-o", "x")).recipe("x", NOWHERE)
-    with pytest.raises(InvalidOption, match="no requirement"):
-        Additions(base="python", pip=("-r/etc/passwd",)).recipe("x", NOWHERE)
+def test_invalid_packages_of_an_extension_are_refused() -> None:
+    with pytest.raises(InvalidOption, match="not a valid name of a Debian package"):
+        RecipeExtension(base="python", apt=("-o", "x")).recipe("x", NOWHERE)
+    with pytest.raises(InvalidOption, match="not a valid requirement"):
+        RecipeExtension(base="python", pip=("-r/etc/passwd",)).recipe("x", NOWHERE)
     with pytest.raises(UnknownImage):
-        Additions(base="nothing").recipe("x", NOWHERE)
+        RecipeExtension(base="nothing").recipe("x", NOWHERE)

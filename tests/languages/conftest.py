@@ -1,17 +1,13 @@
-"""Images' root file systems, unpacked once."""
+"""Root file systems of images, unpacked once in a run."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from support.languages.unpacked import Unpacked
+from support.built_images import BuiltImages
+from support.languages.unpacked import UnpackedImages
 
 
 @pytest.fixture(scope="session")
-def unpacked(language_images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Unpacked]:
-    folder = tmp_path_factory.mktemp("unpacked")
-    return {
-        name: Unpacked.of(language_images, name, folder) for name in ("python", "scripting", "native", "go", "java")
-    }
+def unpacked(images_of_the_run: BuiltImages) -> UnpackedImages:
+    return UnpackedImages(images_of_the_run)

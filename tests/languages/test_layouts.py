@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from belljar.images.recipe import default_image
-from support.languages.unpacked import Unpacked
-
-pytestmark = pytest.mark.vm  # for the images
+from support.languages.unpacked import UnpackedImages
 
 
 def printing(value: str) -> str:
@@ -237,7 +235,7 @@ PROJECTS = dict(
 
 
 @pytest.mark.parametrize("name", PROJECTS)
-def test_a_project_runs(unpacked: dict[str, Unpacked], tmp_path: Path, name: str) -> None:
+def test_a_project_runs(unpacked: UnpackedImages, tmp_path: Path, name: str) -> None:
     done = run(unpacked, PROJECTS[name], tmp_path)
     assert (done[0], done[1]) == (0, PROJECTS[name].stdout), done[2]
 
@@ -269,13 +267,13 @@ def test_a_project_runs(unpacked: dict[str, Unpacked], tmp_path: Path, name: str
     ids=["no main", "no Java", "a crate that is not there", "a broken part"],
 )
 def test_a_project_that_cannot_run_is_told_why(
-    unpacked: dict[str, Unpacked], tmp_path: Path, project: Project, words: str
+    unpacked: UnpackedImages, tmp_path: Path, project: Project, words: str
 ) -> None:
     code, stdout, stderr = run(unpacked, project, tmp_path)
     assert code != 0 and stdout == "" and words in stderr
 
 
-def run(unpacked: dict[str, Unpacked], project: Project, tmp_path: Path) -> tuple[int, str, str]:
+def run(unpacked: UnpackedImages, project: Project, tmp_path: Path) -> tuple[int, str, str]:
     image = default_image(project.language, tmp_path)
     assert image is not None
     work = tmp_path / "work"

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from belljar.images.recipe import default_image
-from support.languages.unpacked import Unpacked
-
-pytestmark = pytest.mark.vm  # for the images
+from support.languages.unpacked import UnpackedImages
 
 SIGKILL = 128 + 9
 PARTIAL = ["python", "ruby", "perl", "php", "lua", "node", "go", "java", "shell"]
@@ -48,7 +46,7 @@ KILLED = {
 
 @pytest.mark.parametrize("language", KILLED)
 def test_what_was_printed_before_a_program_was_killed_is_there(
-    unpacked: dict[str, Unpacked], tmp_path: Path, language: str
+    unpacked: UnpackedImages, tmp_path: Path, language: str
 ) -> None:
     image = default_image(language, tmp_path)
     assert image is not None

@@ -20,16 +20,14 @@ from pathlib import Path
 import pytest
 
 from belljar.images.agent_binary import agent_binary
-from belljar.images.catalog import Images
-from belljar.images.prefork_programs import can_become, waiting_command
+from belljar.images.prefork_programs import prefork_command, supports_env
 from belljar.images.recipe import recipes
 from belljar.node.guest.command import Command
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.wire import Exited
 from support.conversation import PREFORK, Collector
 from support.languages.behaviours import NODE, NODE_MODULES, RUBY
-
-pytestmark = pytest.mark.vm  # for the images
+from support.languages.unpacked import UnpackedImages
 
 ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/work", "LANG": "C.UTF-8"}
 ENV |= recipes(Path("/nonexistent"))["scripting"].env
@@ -43,14 +41,11 @@ Seen = tuple[object, ...]
 
 
 @pytest.fixture(scope="session")
-def root(language_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root file system of the image `scripting`, unpacked."""
-    folder = tmp_path_factory.mktemp("scripting") / "root"
-    image = Images(language_images).get("scripting")
-    command = ["fsck.erofs", f"--extract={folder}", "--no-preserve", str(image.root)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+def root(unpacked: UnpackedImages) -> Path:
+    """The root file system of the image `scripting`, unpacked, with room for the agent."""
+    folder = unpacked["scripting"].root
     (folder / "agent").touch()
-    (folder / "prefork").mkdir()
+    (folder / "prefork").mkdir(exist_ok=True)
     return folder
 
 
@@ -90,7 +85,7 @@ class Jar:
     async def run(self, words: list[str], *, waits: bool, env: dict[str, str] | None = None) -> Seen:
         """What a user would see of `words` (`node /work/script.js one`), less what differs between processes."""
         async with self.connection() as connection:
-            started = waiting_command(words[0], [words[0], "{entrypoint}"])
+            started = prefork_command(words[0], [words[0], "{entrypoint}"])
             if waits:
                 prepared = Command(argv=started, env=ENV, cwd="/", isolated=False, prefork=words[0])
                 await connection.prepare(prepared)
@@ -196,5 +191,5 @@ async def test_gems_of_the_scripts_own_are_found(jar: Jar) -> None:
     ("name", "becomes"), [("NODE_OPTIONS", False), ("LC_ALL", False), ("HOME", False), ("MODE", True), ("PATH", True)]
 )
 def test_node_is_not_asked_to_become_what_it_cannot(name: str, becomes: bool) -> None:
-    assert can_become("node", [name]) is becomes
-    assert can_become("ruby", [name]) and can_become("", [name])
+    assert supports_env("node", [name]) is becomes
+    assert supports_env("ruby", [name]) and supports_env("", [name])

@@ -13,7 +13,8 @@ import pytest
 from belljar.images.catalog import Images
 from belljar.node.guest.command import Command
 from belljar.node.machines.protocol import MachineSpec, Shape
-from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine
+from belljar.node.machines.provision.provisioner import MachineProvisioner
+from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.machines.provision.snapshots import Snapshots
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.node.worker.plan import DEFAULT_ENV
@@ -26,7 +27,7 @@ from support.running import descendants, name_of
 pytestmark = pytest.mark.vm
 
 #: Fifty of Python's are in tests/machines/test_supply.py; each of these takes seconds, and two alike are enough.
-CLONES = 12
+CLONES = 5
 #: In so many of them a fresh interpreter is asked too.
 FRESH = 2
 NODE = """
@@ -78,10 +79,10 @@ async def draw(ready: ProvisionedMachine, language: str, *, waited: bool) -> dic
 
 
 async def test_no_two_clones_draw_the_same_numbers(
-    language_images: Path, hypervisor: QemuHypervisor, tmp_path: Path
+    scripting_image: Path, hypervisor: QemuHypervisor, tmp_path: Path
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data")
-    image = Images(language_images).get("scripting")
+    image = Images(scripting_image).get("scripting")
     preparation = await WarmUps(settings).of(image)
     provisioner = MachineProvisioner(Snapshots(settings))
     (tmp_path / "tree").mkdir()
@@ -90,7 +91,7 @@ async def test_no_two_clones_draw_the_same_numbers(
     await pack_tree(tmp_path / "tree", tmp_path / "script.erofs")
     spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=256), script_disk=tmp_path / "script.erofs")
     assert provisioner.snapshots is not None
-    assert await provisioner.make(hypervisor, spec, preparation)
+    assert await provisioner.make_snapshot(hypervisor, spec, preparation)
     room = asyncio.Semaphore(2)
     drawn: list[dict[str, object]] = []
 
@@ -106,7 +107,7 @@ async def test_no_two_clones_draw_the_same_numbers(
             for number in range(CLONES):
                 group.create_task(one(number))
     finally:
-        hypervisor.forget(
+        hypervisor.release_snapshot(
             provisioner.snapshots.folder / provisioner.snapshots.key(hypervisor, image, spec.shape, preparation)
         )
     for name in drawn[0]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from belljar.control.jobs.egress_limit import check_egress
 from belljar.model.egress import MAX_ENTRIES, Destination, first_denied, parse_destination, parse_egress
 from belljar.model.errors import InvalidOption
-from belljar.model.job import JobOptions
+from belljar.model.job_options import JobOptions
 from belljar.packages.registries import package_destinations, package_environment
 from belljar.settings import Settings
 

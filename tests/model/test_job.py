@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from belljar.model.job import MAX_ARGUMENT_BYTES, MAX_STDIN_BYTES, MAX_STRING_BYTES, JobOptions, JobRequest
+from belljar.model.job_options import MAX_ARGUMENT_BYTES, MAX_STDIN_BYTES, MAX_STRING_BYTES, JobOptions, JobRequest
 
 HUGE = 10**400
 BAD = {

@@ -1,4 +1,4 @@
-"""What scripts say that they need: every way of saying it, one meaning, and nothing but names and versions."""
+"""Declarations of packages: every format, one meaning, and nothing but names and versions."""
 
 from __future__ import annotations
 
@@ -51,13 +51,17 @@ class Some:
 
 
 def test_inline_metadata() -> None:
-    found = inline_dependencies(INLINE, "main.py")
-    assert found is not None
-    assert (found.kind, found.requirements, found.runtime) == ("pypi", ("numpy==2.1.0", "requests<3"), ">=3.11")
-    assert inline_dependencies(INLINE.replace("\n", "\r\n"), "main.py") == found
+    dependencies = inline_dependencies(INLINE, "main.py")
+    assert dependencies is not None
+    assert (dependencies.kind, dependencies.requirements, dependencies.runtime) == (
+        "pypi",
+        ("numpy==2.1.0", "requests<3"),
+        ">=3.11",
+    )
+    assert inline_dependencies(INLINE.replace("\n", "\r\n"), "main.py") == dependencies
 
 
-def test_the_same_wish_is_the_same_layer_however_it_is_written() -> None:
+def test_equal_requirements_have_the_same_key_in_any_spelling() -> None:
     one = requirements_file("Requests < 3  # for http\n\nnumpy == 2.1.0 --hash=sha256:abc \\\n  --hash=sha256:def\n")
     two = project_file('[project]\nname = "x"\ndependencies = ["numpy==2.1.0", "requests<3"]\n')
     assert one is not None and two is not None
@@ -66,25 +70,25 @@ def test_the_same_wish_is_the_same_layer_however_it_is_written() -> None:
     assert other is not None and other.key != one.key
 
 
-def test_the_scripts_own_words_come_before_files_beside_it() -> None:
+def test_inline_metadata_precedes_files() -> None:
     files = {"main.py": INLINE, "requirements.txt": "flask", "pyproject.toml": "[project]\ndependencies = ['django']"}
-    found = read_dependencies(Some(files), "python", "main.py")
-    assert found is not None and "numpy==2.1.0" in found.requirements
+    dependencies = read_dependencies(Some(files), "python", "main.py")
+    assert dependencies is not None and "numpy==2.1.0" in dependencies.requirements
     del files["main.py"]
     files["main.py"] = "print()"
-    found = read_dependencies(Some(files), "python", "main.py")
-    assert found is not None and found.requirements == ("flask",)
+    dependencies = read_dependencies(Some(files), "python", "main.py")
+    assert dependencies is not None and dependencies.requirements == ("flask",)
     del files["requirements.txt"]
-    found = read_dependencies(Some(files), "python", "main.py")
-    assert found is not None and found.requirements == ("django",)
+    dependencies = read_dependencies(Some(files), "python", "main.py")
+    assert dependencies is not None and dependencies.requirements == ("django",)
 
 
 @pytest.mark.parametrize("language", ["c", "node", "ruby"])
-def test_other_languages_do_not_look_at_pythons_files(language: str) -> None:
+def test_other_languages_ignore_pythons_files(language: str) -> None:
     assert read_dependencies(Some({"main.x": INLINE, "requirements.txt": "flask"}), language, "main.x") is None
 
 
-def test_what_says_nothing_needs_nothing() -> None:
+def test_a_script_without_declarations_needs_nothing() -> None:
     assert inline_dependencies("print('# /// script')\n", "main.py") is None
     assert inline_dependencies("# /// other\n# x = 1\n# ///\n", "main.py") is None
     assert requirements_file("# only a comment\n\n") is None
@@ -92,36 +96,36 @@ def test_what_says_nothing_needs_nothing() -> None:
     assert package_file('{"name": "x"}') is None
 
 
-def test_packages_that_lie_in_the_archive_are_not_installed() -> None:
+def test_packages_in_the_archive_are_not_installed() -> None:
     files = {"main.js": "", "package.json": '{"dependencies": {"left-pad": "1"}}'}
-    found = read_dependencies(Some(files), "node", "main.js")
-    assert found is not None and found.requirements == ("left-pad@1",)
+    dependencies = read_dependencies(Some(files), "node", "main.js")
+    assert dependencies is not None and dependencies.requirements == ("left-pad@1",)
     assert read_dependencies(Some(files | {"node_modules/left-pad/index.js": ""}), "node", "main.js") is None
 
 
 def test_package_json() -> None:
-    found = package_file('{"dependencies": {"left-pad": "^1.3.0", "@a/b": "~2"}, "engines": {"node": ">=18"}}')
-    assert found == Dependencies(
+    dependencies = package_file('{"dependencies": {"left-pad": "^1.3.0", "@a/b": "~2"}, "engines": {"node": ">=18"}}')
+    assert dependencies == Dependencies(
         kind="npm", requirements=("@a/b@~2", "left-pad@^1.3.0"), runtime=">=18", origin="package.json"
     )
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (INLINE + INLINE, "2 script blocks"),
-        ("# /// script\n# dependencies = []\nprint()\n", "does not end"),
+        ("# /// script\n# dependencies = []\nprint()\n", "unclosed script block"),
         ("# /// script\n# dependencies = [\n# ///\n", "not TOML"),
-        ('# /// script\n# dependencies = "requests"\n# ///\n', "no list"),
-        ("# /// script\n# dependencies = [1]\n# ///\n", "no list"),
-        ('# /// script\n# dependencies = ["not a requirement"]\n# ///\n', "no requirement"),
+        ('# /// script\n# dependencies = "requests"\n# ///\n', "not a list"),
+        ("# /// script\n# dependencies = [1]\n# ///\n", "not a list"),
+        ('# /// script\n# dependencies = ["not a requirement"]\n# ///\n', "not a valid requirement"),
         ('# /// script\n# requires-python = "three"\n# ///\n', "requires-python"),
-        ('# /// script\n# dependencies = ["x @ https://example.com/x.whl"]\n# ///\n', "address"),
-        ('# /// script\n# dependencies = ["x @ file:///etc/passwd"]\n# ///\n', "address"),
+        ('# /// script\n# dependencies = ["x @ https://example.com/x.whl"]\n# ///\n', "has a URL"),
+        ('# /// script\n# dependencies = ["x @ file:///etc/passwd"]\n# ///\n', "has a URL"),
     ],
 )
-def test_malformed_inline_metadata_is_told(text: str, words: str) -> None:
-    with pytest.raises(InvalidDependencies, match=words):
+def test_malformed_inline_metadata_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InvalidDependencies, match=message):
         inline_dependencies(text, "main.py")
 
 
@@ -173,13 +177,13 @@ def image_with(version: str) -> Image:
     return Image(manifest=manifest, kernel=Path("k"), initramfs=Path("i"), root=Path("r"))
 
 
-def test_a_python_that_is_not_there_is_told() -> None:
-    found = inline_dependencies(INLINE.replace(">=3.11", ">=3.13"), "main.py")
-    assert found is not None
-    check_runtime(found, image_with("Python 3.13.1"))
-    with pytest.raises(InvalidDependencies, match=r"asks for Python >=3.13, and the image python has 3.11.2"):
-        check_runtime(found, image_with("Python 3.11.2"))
-    check_runtime(found, image_with(""))  # nobody knows: the installer will
+def test_a_missing_python_version_is_refused() -> None:
+    dependencies = inline_dependencies(INLINE.replace(">=3.11", ">=3.13"), "main.py")
+    assert dependencies is not None
+    check_runtime(dependencies, image_with("Python 3.13.1"))
+    with pytest.raises(InvalidDependencies, match=r"requires Python >=3.13, but the image python has 3.11.2"):
+        check_runtime(dependencies, image_with("Python 3.11.2"))
+    check_runtime(dependencies, image_with(""))  # nobody knows: the installer will
 
 
 def test_too_many_requirements_are_refused() -> None:
@@ -205,14 +209,14 @@ def raw(**content: bytes) -> Raw:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_declarations_are_read_in_the_encodings_that_editors_write(encoding: str) -> None:
     wanted = raw(main_py=b"", requirements_txt="six # é\r\n".encode(encoding))
-    found = read_dependencies(wanted, "python", "main.py")
-    assert found is not None and found.requirements == ("six",)
+    dependencies = read_dependencies(wanted, "python", "main.py")
+    assert dependencies is not None and dependencies.requirements == ("six",)
     project = raw(main_py=b"", pyproject_toml='[project]\ndependencies = ["six"]\n'.encode(encoding))
-    found = read_dependencies(project, "python", "main.py")
-    assert found is not None and found.requirements == ("six",)
+    dependencies = read_dependencies(project, "python", "main.py")
+    assert dependencies is not None and dependencies.requirements == ("six",)
     package = raw(main_js=b"", package_json='{"dependencies": {"left-pad": "1"}}'.encode(encoding))
-    found = read_dependencies(package, "node", "main.js")
-    assert found is not None and found.requirements == ("left-pad@1",)
+    dependencies = read_dependencies(package, "node", "main.js")
+    assert dependencies is not None and dependencies.requirements == ("left-pad@1",)
 
 
 @pytest.mark.parametrize("text", ["six\n".encode("utf-16-le"), b"\xff\xfes", b"\xfe\xff\xd8\x00"])
@@ -229,16 +233,16 @@ def test_an_encoding_that_cannot_be_read_is_refused(text: bytes) -> None:
         b'#!/usr/bin/python3\r\n# /// script\r\n# \r\n# dependencies = ["six"]\r\n# ///',
     ],
 )
-def test_a_script_block_is_found_behind_a_mark_and_with_blanks_at_its_lines_ends(text: bytes) -> None:
-    found = read_dependencies(raw(main_py=text), "python", "main.py")
-    assert found is not None and found.requirements == ("six",)
+def test_a_script_block_may_follow_a_byte_order_mark_and_have_trailing_spaces(text: bytes) -> None:
+    dependencies = read_dependencies(raw(main_py=text), "python", "main.py")
+    assert dependencies is not None and dependencies.requirements == ("six",)
 
 
 @pytest.mark.parametrize("value", ["[1]", "1", "{ a = 1 }", "true", "2020-01-01", '["3"]'])
 def test_a_requires_python_of_another_type_is_refused(value: str) -> None:
-    with pytest.raises(InvalidDependencies, match="requires-python is none"):
+    with pytest.raises(InvalidDependencies, match="invalid requires-python"):
         inline_dependencies(f"# /// script\n# requires-python = {value}\n# ///\n", "main.py")
-    with pytest.raises(InvalidDependencies, match="requires-python is none"):
+    with pytest.raises(InvalidDependencies, match="invalid requires-python"):
         project_file(f"[project]\nrequires-python = {value}\n")
 
 
@@ -248,19 +252,21 @@ def test_a_project_whose_dependencies_cannot_be_read_is_refused(text: str) -> No
         project_file(text)
 
 
-def test_a_shell_script_gets_the_packages_of_what_it_starts() -> None:
+def test_a_shell_script_gets_the_packages_of_its_interpreters() -> None:
     files = {"run.sh": "python3 -m pytest", "requirements.txt": "pytest>=8", "pyproject.toml": '[project]\nname="x"'}
-    found = read_dependencies(Some(files), "shell", "run.sh")
-    assert found is not None and (found.kind, found.requirements) == ("pypi", ("pytest>=8",))
-    found = read_dependencies(Some({"run.sh": "", "package.json": '{"dependencies": {"six": "1"}}'}), "shell", "run.sh")
-    assert found is not None and found.kind == "npm"
+    dependencies = read_dependencies(Some(files), "shell", "run.sh")
+    assert dependencies is not None and (dependencies.kind, dependencies.requirements) == ("pypi", ("pytest>=8",))
+    dependencies = read_dependencies(
+        Some({"run.sh": "", "package.json": '{"dependencies": {"six": "1"}}'}), "shell", "run.sh"
+    )
+    assert dependencies is not None and dependencies.kind == "npm"
     assert read_dependencies(Some({"run.sh": "", "package.json": '{"name": "x"}'}), "shell", "run.sh") is None
     both = {"run.sh": "", "requirements.txt": "six", "package.json": '{"dependencies": {"six": "1"}}'}
     with pytest.raises(InvalidDependencies, match=r"requirements\.txt and package\.json both"):
         read_dependencies(Some(both), "shell", "run.sh")
 
 
-def test_packages_that_the_image_has_no_interpreter_for_are_refused() -> None:
+def test_packages_without_an_interpreter_in_the_image_are_refused() -> None:
     python, node = requirements_file("six"), package_file('{"dependencies": {"six": "1"}}')
     assert python is not None and node is not None
     manifest = image_with("").manifest
@@ -268,9 +274,10 @@ def test_packages_that_the_image_has_no_interpreter_for_are_refused() -> None:
         image_with("").model_copy(update={"manifest": manifest.model_copy(update={"packages": packages})})
         for packages in ({"bash": "5"}, {"python3": "3.11", "nodejs": "18"})
     )
-    for needs, words in ((python, "Python"), (node, r"Node\.js")):
+    for needs, runtime in ((python, "Python"), (node, r"Node\.js")):
         check_runtime(needs, runs_both)
-        with pytest.raises(InvalidDependencies, match=f"asks for packages of {words}, and the image python has none"):
+        message = f"requires {runtime} packages, but the image python has no {runtime}"
+        with pytest.raises(InvalidDependencies, match=message):
             check_runtime(needs, shell)
 
 
@@ -284,7 +291,7 @@ def test_packages_that_the_image_has_no_interpreter_for_are_refused() -> None:
         "# /// script\n# dependencies = [\n" + "# 'a',\n" * 250_000 + "# ]\n# ///\n",
     ],
 )
-def test_what_would_take_for_ever_to_read_is_refused_at_once(text: str) -> None:
+def test_texts_of_quadratic_parsing_time_are_refused_at_once(text: str) -> None:
     with pytest.raises(InvalidDependencies):
         inline_dependencies(text, "main.py")
 
@@ -295,9 +302,9 @@ LINES = st.sampled_from(["# /// script", "# ///", "# /// other", "#", "# x = 1",
 
 @given(st.lists(LINES, max_size=12))
 def test_blocks_are_those_that_the_reference_implementation_finds(lines: list[str]) -> None:
-    found = [(each["type"], each["content"]) for each in re.finditer(REFERENCE, "\n".join(lines))]
+    dependencies = [(each["type"], each["content"]) for each in re.finditer(REFERENCE, "\n".join(lines))]
     ours = [(kind, "".join(f"{line}\n" for line in content)) for kind, content in _blocks(lines) if content]
-    assert ours == found
+    assert ours == dependencies
 
 
 @given(st.text(max_size=300))

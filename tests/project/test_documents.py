@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -16,11 +17,12 @@ import typer
 from belljar.cli.main import app
 from belljar.control.api.app import create_app
 from belljar.model import errors
-from belljar.model.job import JobOptions, JobRequest
+from belljar.model.job_options import JobOptions, JobRequest
 from support.paths import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-WRITTEN = [path for path in DOCUMENTS if path.name not in ("cli.md", "api.md", "settings.md")]
+GENERATED = {"cli.md", "api.md", "settings.md", "errors.md"}
+WRITTEN = [path for path in DOCUMENTS if path.name not in GENERATED]
 
 
 def command_lines(text: str) -> Iterator[list[str]]:
@@ -98,12 +100,45 @@ def test_generated_pages_are_current() -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_every_error_code_is_documented() -> None:
-    classes = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception)]
-    page = (ROOT / "docs/api.md").read_text()
-    assert [each.code for each in classes if f"`{each.code}`" not in page] == []
+def error_rows() -> dict[str, list[str]]:
+    """Return the rows of the tables in docs/errors.md by their code."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "docs/errors.md").read_text(), re.M)
+    assert len(rows) == len(dict(rows)), "a code is documented twice"
+    return {code: cells.split(" | ") for code, cells in rows}
+
+
+def job_error_codes() -> set[str]:
+    """Return the codes that the code gives to jobs as literals: of JobError, and of lost attempts."""
+    codes = set()
+    for path in (ROOT / "src/belljar").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            arguments = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "code")]
+            if name == "JobError" or re.search("requeue|lose|give_back", name):
+                texts = [each.value for each in arguments if isinstance(each, ast.Constant)]
+                codes |= {text for text in texts if isinstance(text, str) and re.fullmatch(r"[a-z_]+", text)}
+    return codes
+
+
+def test_every_error_code_is_documented_with_cause_and_action_and_no_other() -> None:
+    rows = error_rows()
+    assert set(rows) == {each.code for each in errors.classes()} | set(errors.JOB_ERRORS)
+    for code, cells in rows.items():
+        assert all(re.fullmatch(r"[A-Z`].{8,}\.", cell) for cell in cells[-2:]), code
+    for each in errors.classes():
+        assert rows[each.code][0] == str(each.status)
+
+
+def test_jobs_have_only_codes_that_are_documented() -> None:
+    codes = job_error_codes()
+    assert codes and codes - set(errors.JOB_ERRORS) <= {each.code for each in errors.classes()}
+    sources = [path for path in (ROOT / "src/belljar").rglob("*.py") if path.name != "errors.py"]
+    text = "".join(path.read_text() for path in sources)
+    assert [code for code in errors.JOB_ERRORS if f'"{code}"' not in text] == []
 
 
 def test_every_error_class_has_a_code_of_its_own() -> None:
-    codes = [each.code for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception)]
+    codes = [each.code for each in errors.classes()]
     assert len(codes) == len(set(codes))

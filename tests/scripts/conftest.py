@@ -1,4 +1,4 @@
-"""Languages as images name them."""
+"""Languages for tests of scripts."""
 
 from __future__ import annotations
 

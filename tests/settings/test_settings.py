@@ -12,6 +12,8 @@ from belljar.settings import Settings, load_settings
 from support.command import ORDINARY, belljar, belljar_each, complaint, output
 from support.registered_images import register
 
+pytestmark = pytest.mark.process
+
 MARKER_TOOL = """#!/bin/sh
 echo ran >>"{marker}"
 echo "Firecracker v1.15.0"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from belljar.node.guest.wire import Stream
 from belljar.node.machines.protocol import Console, Death, DeathCause, Machine, MachineSpec
-from belljar.node.machines.provision.provisioner import ProvisionedMachine, Source, booted
+from belljar.node.machines.provision.cold_boot import boot_machine
+from belljar.node.machines.provision.request import ProvisionedMachine, Source
 from belljar.node.worker.attempt_end import AttemptEnd
 from belljar.node.worker.observer import AttemptObserver
 
@@ -58,7 +59,7 @@ class ProcessHypervisor:
     async def ready(self, spec: MachineSpec) -> AsyncIterator[ProvisionedMachine]:
         """As a supply without snapshots gives it."""
         async with AsyncExitStack() as stack:
-            yield await booted(lambda: self.machine(spec), 10, stack)
+            yield await boot_machine(lambda: self.machine(spec), 10, stack)
 
     @asynccontextmanager
     async def machine(self, spec: MachineSpec) -> AsyncIterator[Machine]:

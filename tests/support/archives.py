@@ -1,4 +1,4 @@
-"""Makes archives of any kind, and unpacks one as an upload would be."""
+"""Create archives of every format, and extract one like an upload."""
 
 from __future__ import annotations
 

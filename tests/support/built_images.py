@@ -107,11 +107,25 @@ class BuiltImages:
         subprocess.run(command, check=True, timeout=_BUILD_SECONDS, env={**environment, "BELLJAR_SNAPSHOTS": "off"})
         image = Images(self._build_folder).get(name)
         target = Images(self.data_dir)
-        target.parts.mkdir(parents=True, exist_ok=True)
+        target.blobs.folder.mkdir(parents=True, exist_ok=True)
         for part in (image.kernel, image.initramfs, image.root):
             with contextlib.suppress(FileExistsError):
-                os.link(part, target.parts / part.name)
+                os.link(part, target.blobs.folder / part.name)
         target.register(image.manifest)
+
+    def unpack(self, name: str) -> Path:
+        """Return a folder with an image's root file system, unpacked once for the run."""
+        image = Images(self.need(name)).get(name)
+        folder = self._run_folder / "unpacked" / name
+        folder.parent.mkdir(exist_ok=True)
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                partial = folder.with_suffix(".partial")
+                command = ["fsck.erofs", f"--extract={partial}", "--no-preserve", str(image.root)]
+                subprocess.run(command, check=True, capture_output=True, timeout=240)
+                partial.rename(folder)
+        return folder
 
     def copy_with_build_cache(self, folder: Path) -> None:
         """Copy the images python and shell, and what builds fetched, into an empty data folder."""

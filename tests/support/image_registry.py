@@ -1,4 +1,4 @@
-"""A registry on the loopback that serves one layout: as much of the OCI distribution specification as a pull takes."""
+"""A registry on the loopback that serves one layout, with the part of the OCI distribution API that pulls use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextmanager
 def serving_layout(folder: Path, repository: str) -> Iterator[str]:
-    """HOST:PORT of a registry whose `repository` has the layout's images, each by its tag and its digest."""
+    """Serve the layout's images by tag and digest in `repository`; yield HOST:PORT of the registry."""
     index = json.loads((folder / "index.json").read_text())
     tags = {each["annotations"]["org.opencontainers.image.ref.name"]: each for each in index["manifests"]}
 
@@ -26,10 +26,10 @@ def serving_layout(folder: Path, repository: str) -> Iterator[str]:
         def _answer(self, *, body: bool) -> None:
             if self.path == "/v2/":
                 return self._send(200, b"{}", "application/json", body)
-            found = self._find()
-            if found is None:
+            blob = self._find()
+            if blob is None:
                 return self._send(404, b'{"errors": [{"code": "MANIFEST_UNKNOWN"}]}', "application/json", body)
-            return self._send(200, *found, body)
+            return self._send(200, *blob, body)
 
         def _find(self) -> tuple[bytes, str] | None:
             prefix = f"/v2/{repository}/"

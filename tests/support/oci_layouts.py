@@ -1,4 +1,4 @@
-"""Container images made by hand, so that they may be as wrong as a test wants them."""
+"""Container images made by hand, which may be malformed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def entry(name: str, data: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
-    """A member of an archive; `fields` are TarInfo's."""
+    """Return a member of an archive; `fields` are attributes of TarInfo."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     member.mode = 0o755 if fields.get("type") == tarfile.DIRTYPE else 0o644
@@ -68,9 +68,9 @@ class Layout:
         diff_ids: list[str] | None = None,
         architecture: str | None = None,
     ) -> Layout:
-        """An image of layers (tar archives) and what its config says."""
+        """Add an image with these layers (tar archives) and this config."""
         layers = list(layers)
-        found = [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]
+        digests = [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]
         kind = "application/vnd.oci.image.layer.v1.tar" + ("+gzip" if compress else "")
         blobs = [
             {"mediaType": kind} | self.blob(gzip.compress(layer, 1, mtime=0) if compress else layer) for layer in layers
@@ -79,7 +79,7 @@ class Layout:
             "architecture": architecture or self.architecture,
             "os": "linux",
             "config": config or {},
-            "rootfs": {"type": "layers", "diff_ids": diff_ids if diff_ids is not None else found},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids if diff_ids is not None else digests},
         }
         config_blob = self.blob(json.dumps(document).encode())
         manifest = {

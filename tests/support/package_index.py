@@ -1,4 +1,4 @@
-"""Packages made by hand, and an index that serves them in the internet of the tests, on a private address."""
+"""Packages made by hand, and an index that serves them on a private address of the test internet."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
 
 
 def wheel(name: str, version: str, files: Mapping[str, str], *, requires: str = "", programs: str = "") -> bytes:
-    """A wheel (PEP 427) of those files. `programs` are lines of console_scripts."""
+    """Return a wheel (PEP 427) with these files; `programs` are lines of console_scripts."""
     info = f"{name}-{version}.dist-info"
     needs = f"Requires-Dist: {requires}\n" if requires else ""
     members = {
@@ -55,7 +55,7 @@ def wheel(name: str, version: str, files: Mapping[str, str], *, requires: str = 
 
 
 def source(name: str, version: str) -> bytes:
-    """A source distribution whose module says on what machine it was built."""
+    """Return a source distribution whose module contains the name of the machine that built it."""
     project = f'[project]\nname = "{name}"\nversion = "{version}"\n'
     system = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     files = {
@@ -77,11 +77,11 @@ def _digest(text: str) -> str:
 
 
 class Index:
-    """A package index (PEP 503). What it was asked for is kept; a project in `held` is answered when it is let go."""
+    """A package index (PEP 503) that records requests; a request for a project in `held` waits for its event."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.held: dict[str, threading.Event] = {}
 
     def add(self, filename: str, data: bytes) -> None:
@@ -94,7 +94,7 @@ class Index:
         return found
 
     def page(self, project: str) -> bytes | None:
-        self.asked.append(project)
+        self.requested.append(project)
         if project in self.held:
             self.held[project].wait(60)
         names = self.projects().get(project)
@@ -108,7 +108,7 @@ class Index:
         kind, _, name = path.strip("/").partition("/")
         if kind == "simple":
             return self.page(name)
-        self.asked.append(name)
+        self.requested.append(name)
         return self.files.get(name)
 
     def __enter__(self) -> Index:

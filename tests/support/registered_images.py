@@ -1,4 +1,4 @@
-"""Images that are registered and never boot: real manifests, parts with nothing in them."""
+"""Registered images that cannot boot: real manifests, parts without content."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 from belljar.images.build import manifest_digest
-from belljar.images.catalog import Images, write_manifest
+from belljar.images.catalog import Images
 from belljar.images.recipe import recipes
 from belljar.model.image import Image, Language, Manifest, Part
 
@@ -15,7 +15,7 @@ from belljar.model.image import Image, Language, Manifest, Part
 def register(data_dir: Path, name: str = "python", *, kernel: bytes = b"kernel", root: bytes = b"") -> Image:
     """Register an image of that name, with the languages of the recipe of its name (or Python's)."""
     images, known = Images(data_dir), recipes(data_dir)
-    images.parts.mkdir(parents=True, exist_ok=True)
+    images.blobs.folder.mkdir(parents=True, exist_ok=True)
     languages: tuple[Language, ...] = known.get(name, known["python"]).languages
     manifest = Manifest(
         name=name,
@@ -26,10 +26,10 @@ def register(data_dir: Path, name: str = "python", *, kernel: bytes = b"kernel",
         root=part(images, root or name.encode()),
         languages=languages,
     )
-    return write_manifest(images, manifest.model_copy(update={"digest": manifest_digest(manifest)}))
+    return images.register(manifest.model_copy(update={"digest": manifest_digest(manifest)}))
 
 
 def part(images: Images, data: bytes) -> Part:
     digest = hashlib.sha256(data).hexdigest()
-    (images.parts / digest).write_bytes(data)
+    (images.blobs.folder / digest).write_bytes(data)
     return Part(sha256=digest, size_bytes=len(data), origin="a test")

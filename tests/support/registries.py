@@ -1,4 +1,4 @@
-"""The package registries that this machine reaches, by its own settings of pip and npm; nothing is assumed of it."""
+"""The package registries in this machine's settings of pip and npm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from belljar.model.blocked_networks import BLOCKED_NETWORKS
+from belljar.model.egress import BLOCKED_NETWORKS
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Registry:
 
     @property
     def certificates(self) -> str:
-        """What a job has to trust, as PEM."""
+        """The certificates that a job must trust, as PEM."""
         return Path(
             self.ca_file or ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"
         ).read_text()
 
     def private(self) -> list[str]:
-        """Addresses of it that an operator must open to jobs, as the setting package_private_networks has them."""
+        """Return its private addresses for the setting package_private_networks."""
         parts = urlsplit(self.url)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         found = {info[4][0] for info in socket.getaddrinfo(parts.hostname, port, socket.AF_INET)}
@@ -43,7 +43,7 @@ class Registry:
 
 
 def pypi() -> Registry:
-    """Skips where this machine reaches none."""
+    """Return the index of this machine's pip; skip the test when it is unreachable."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
     settings = dict(line.split("=", 1) for line in listed.splitlines() if "=" in line)
@@ -52,9 +52,9 @@ def pypi() -> Registry:
 
 
 def npm() -> Registry:
-    """Skips where this machine has no npm, or reaches no registry."""
+    """Return the registry of this machine's npm; skip the test without npm or when it is unreachable."""
     if shutil.which("npm") is None:
-        pytest.skip("no npm on this machine, whose settings say where its registry is")
+        pytest.skip("npm is not installed on this machine")
     command = ["npm", "config", "list", "--json"]
     settings = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
     cafile = settings.get("cafile") or os.environ.get("NODE_EXTRA_CA_CERTS")
@@ -63,9 +63,9 @@ def npm() -> Registry:
 
 def _reached(url: str, ca_file: str | None, path: str) -> Registry:
     if urlsplit(url).username is not None:
-        pytest.skip("this machine's registry wants a password, which no job may be told")
+        pytest.skip("this machine's registry needs a password, which no job may have")
     if urllib.request.getproxies().get(urlsplit(url).scheme):
-        pytest.skip("this machine reaches its registry through a proxy, which jobs have not got")
+        pytest.skip("this machine reaches its registry through a proxy, which jobs lack")
     registry = Registry(url.rstrip("/") + "/", Path(ca_file) if ca_file else None)
     try:
         context = ssl.create_default_context(cafile=ca_file)

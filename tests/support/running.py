@@ -49,7 +49,12 @@ class Server:
         return response.json()["id"]
 
     def wait(self, job_id: str, seconds: int = 120) -> dict[str, Any]:
-        return self.http.get(f"/v1/jobs/{job_id}", params={"wait": seconds}).json()
+        """Wait for a job's end; returns the job as it is when the time is up. Each request takes a minute at most."""
+        while True:
+            job: dict[str, Any] = self.http.get(f"/v1/jobs/{job_id}", params={"wait": min(seconds, 60)}).json()
+            seconds -= 60
+            if seconds <= 0 or job["finished_at"]:
+                return job
 
     def until(self, job_id: str, status: str, seconds: float = 60) -> dict[str, Any]:
         """Wait for a status that is not the last."""

@@ -34,15 +34,17 @@ from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
 from belljar.control.store.scripts import SqlScripts
 from belljar.images.build import manifest_digest
-from belljar.images.catalog import Images, write_manifest
+from belljar.images.catalog import Images
 from belljar.model.errors import HostError
 from belljar.model.ids import new_id
 from belljar.model.image import Image, Language, Manifest, Part
 from belljar.model.job import Job, Resources
 from belljar.model.states import Status
 from belljar.node.machines.protocol import MachineSpec
+from belljar.node.machines.provision.cold_boot import boot_machine
 from belljar.node.machines.provision.network_slot import SlotFactory
-from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine, booted
+from belljar.node.machines.provision.provisioner import MachineProvisioner
+from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.worker.capacity import Capacity
 from belljar.node.worker.context import WorkerContext
@@ -210,7 +212,7 @@ class FolderSupply(MachineProvisioner):
             assert spec.script_disk is not None
             shutil.copyfile(spec.script_disk, folder / "main.sh")
             async with AsyncExitStack() as stack:
-                ready = await booted(lambda: hypervisor.machine(spec), boot_timeout_seconds, stack)
+                ready = await boot_machine(lambda: hypervisor.machine(spec), boot_timeout_seconds, stack)
                 self._in_use.add(ready.machine)
                 stack.callback(self._in_use.discard, ready.machine)
                 yield replace(ready, connection=FolderSession(ready.connection, folder))
@@ -353,7 +355,7 @@ class _NothingToPrepare:
     data_dir: Path
 
     async def of(self, image: Image) -> WarmUp:
-        return WarmUp(disk=self.data_dir / "none", warm=(), waiting=(), rehearsals=())
+        return WarmUp(disk=self.data_dir / "none", preload_commands=(), waiting_commands=(), warm_up_commands=())
 
 
 @asynccontextmanager
@@ -373,11 +375,11 @@ def _register(data_dir: Path) -> Image:
     images = Images(data_dir)
     if (found := images.find("bed")) is not None:
         return found
-    images.parts.mkdir(parents=True, exist_ok=True)
+    images.blobs.folder.mkdir(parents=True, exist_ok=True)
 
     def part(text: bytes) -> Part:
         digest = hashlib.sha256(text).hexdigest()
-        (images.parts / digest).write_bytes(text)
+        (images.blobs.folder / digest).write_bytes(text)
         return Part(sha256=digest, size_bytes=len(text), origin="a test")
 
     manifest = Manifest(
@@ -389,7 +391,7 @@ def _register(data_dir: Path) -> Image:
         root=part(b"root"),
         languages=(SHELL,),
     )
-    return write_manifest(images, manifest.model_copy(update={"digest": manifest_digest(manifest)}))
+    return images.register(manifest.model_copy(update={"digest": manifest_digest(manifest)}))
 
 
 def _now() -> Any:

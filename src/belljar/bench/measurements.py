@@ -32,7 +32,7 @@ from belljar.model.image import Image
 from belljar.node.guest.command import Command
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.wire import Stream
-from belljar.node.machines.deadlines import patience
+from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.host.usage import children, resident_mb
 from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.node.machines.selector import HypervisorSelector
@@ -201,7 +201,7 @@ async def _server(settings: Settings, accelerator: str, *options: str, **environ
             rest = asyncio.create_task(_discard(process.stderr))  # a full pipe would stop it
             headers = {"Authorization": f"Bearer {read_admin_key(data_dir)}"}
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as http:
-                yield _Bench(http, process.pid, data_dir, patience(settings.boot_timeout_seconds))
+                yield _Bench(http, process.pid, data_dir, deadline_factor(settings.boot_timeout_seconds))
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from belljar.model.image import Image
 from belljar.node.guest.connection import AgentConnection
-from belljar.node.machines.deadlines import patience
+from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.settings import Settings
 
@@ -29,13 +29,13 @@ async def measure_starts(settings: Settings, hypervisor: Hypervisor, image: Imag
     """Freeze a machine and clone it `rounds` times. Raises MachineError, HostError."""
     spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=_MEMORY_MB), script_disk=None)
     restores, own, loads = [], [], []
-    resume_seconds = _RESUME_SECONDS * patience(settings.boot_timeout_seconds)
+    resume_seconds = _RESUME_SECONDS * deadline_factor(settings.boot_timeout_seconds)
     work = settings.paths.run
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=work) as place:
         folder = Path(place) / "snapshot"
         folder.mkdir(mode=0o700)
-        async with hypervisor.template(spec, folder) as template:
+        async with hypervisor.snapshot_source(spec, folder) as template:
             connection = AgentConnection(template.reader, template.writer)
             await connection.open(settings.boot_timeout_seconds)
             await connection.suspend()
@@ -51,7 +51,7 @@ async def measure_starts(settings: Settings, hypervisor: Hypervisor, image: Imag
                     loads += [clone.phases["load"]] if "load" in clone.phases else []
                     own.append(own_memory_mb(clone.pids(), _MEMORY_MB))
         finally:
-            hypervisor.forget(folder)
+            hypervisor.release_snapshot(folder)
     measured: list[Measured] = [
         ("freeze: suspended → on the disk", "ms", [frozen]),
         ("restore: clone spawned → agent answers", "ms", restores),

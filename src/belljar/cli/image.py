@@ -46,25 +46,27 @@ def build(
 ) -> None:
     """Build an image from a recipe, a recipe with packages, or a Dockerfile. Finished steps are reused."""
     from belljar.cli.logging import start_logging
-    from belljar.images.additions import Additions
     from belljar.images.build import build_image
+    from belljar.images.recipe_extension import RecipeExtension
     from belljar.model.errors import InvalidOption
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)
     start_logging(settings, "error")  # progress lines report what a person needs
     if dockerfile is not None:
-        from belljar.images.oci.root import build_from_dockerfile
+        from belljar.images.oci.rootfs import build_from_dockerfile
 
         if base or apt or pip or npm or refresh or kernel is not KernelName.STOCK:
             raise InvalidOption("--dockerfile defines the whole image; remove the other options", option="image")
         image = run_async(build_from_dockerfile(name, dockerfile, context, settings, ProgressLines()))
     else:
-        additions = None
+        extension = None
         if base or apt or pip or npm:
-            additions = Additions(base=base or name, apt=tuple(apt or ()), pip=tuple(pip or ()), npm=tuple(npm or ()))
+            extension = RecipeExtension(
+                base=base or name, apt=tuple(apt or ()), pip=tuple(pip or ()), npm=tuple(npm or ())
+            )
         image = run_async(
-            build_image(name, settings, ProgressLines(), refresh=refresh, additions=additions, kernel=kernel.value)
+            build_image(name, settings, ProgressLines(), refresh=refresh, extension=extension, kernel=kernel.value)
         )
     _collect(settings)
     run_async(_make_snapshot(image, settings))
@@ -81,7 +83,7 @@ def import_(
     as_json: options.Json = False,
 ) -> None:
     """Import a container image: an OCI layout (PATH[:TAG]), a `docker save` or OCI archive, a registry's image."""
-    from belljar.images.oci.root import import_image
+    from belljar.images.oci.rootfs import import_image
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)
@@ -198,9 +200,9 @@ def gc(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
     images = Images(settings.data_dir)
     freed = images.collect(run_async(needed_images(settings)))
     if as_json:
-        print_json({"freed_bytes": freed, "disk_bytes": images.disk_bytes()})
+        print_json({"freed_bytes": freed, "disk_bytes": images.blobs.disk_bytes()})
         return
-    print(f"{freed / 1e6:.0f} MB freed; images and their caches use {images.disk_bytes() / 1e6:.0f} MB")
+    print(f"{freed / 1e6:.0f} MB freed; images and their caches use {images.blobs.disk_bytes() / 1e6:.0f} MB")
 
 
 @app.command()

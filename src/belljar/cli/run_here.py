@@ -12,7 +12,7 @@ from belljar.model.errors import InvalidOption
 
 if TYPE_CHECKING:
     from belljar.cli.run_request import RunRequest
-    from belljar.model.job import JobOptions
+    from belljar.model.job_options import JobOptions
     from belljar.settings import Settings
 
 
@@ -53,7 +53,7 @@ def _options(request: RunRequest) -> JobOptions:
     """Return the job's options. Raises InvalidOption."""
     from pydantic import ValidationError
 
-    from belljar.model.job import JobOptions
+    from belljar.model.job_options import JobOptions
 
     try:
         return JobOptions(**request.options)

@@ -11,9 +11,8 @@ from collections.abc import AsyncIterator, Iterator
 from belljar.doctor.check import Check, Level, check_that
 from belljar.model.errors import BelljarError, HostError, MissingTool
 from belljar.model.image import Image
-from belljar.node.machines.firecracker.folder import jails
 from belljar.node.machines.firecracker.program import OLDEST, find_programs
-from belljar.node.machines.host.jail import need
+from belljar.node.machines.host.jail import require_tool
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.node.machines.selector import KVM, HypervisorSelector
 from belljar.settings import Settings
@@ -41,7 +40,7 @@ def _qemu(settings: Settings) -> Iterator[Check]:
     except HostError as error:
         yield Check("QEMU", "fail", error.message, "apt-get install --reinstall qemu-system-x86")
         return
-    help_text = _output([need(settings.qemu, "qemu-system-x86"), "-machine", "help"])
+    help_text = _output([require_tool(settings.qemu, "qemu-system-x86"), "-machine", "help"])
     yield check_that(
         "QEMU",
         any(line.startswith("microvm") for line in help_text.splitlines()),
@@ -114,7 +113,7 @@ def _firecracker(settings: Settings) -> Iterator[Check]:
 def _jails(settings: Settings) -> Iterator[Check]:
     if os.geteuid() != 0:
         return
-    place = jails(settings)
+    place = settings.paths.jails
     while not place.exists():
         place = place.parent
     yield check_that(

@@ -1,1 +1,1 @@
-"""Images: recipes, the kernel, the initramfs, root filesystems and the manifest that names every part by its digest."""
+"""Build and find images: recipes, kernel, initramfs, root filesystem, and the manifest with the digest of each part."""

@@ -1,4 +1,4 @@
-"""Where the compiled agent lies."""
+"""Find the compiled guest agent."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _FOLDER = Path(__file__).parent / "bin"
 
 
 def agent_binary(architecture: str) -> Path:
-    """The static executable that is PID 1 in machines of `architecture` (x86_64 or aarch64).
+    """Return the static executable that is PID 1 in machines of `architecture` (x86_64 or aarch64).
 
-    Raises HostError when there is none, with what to do.
+    Raises HostError when it is missing.
     """
     path = _FOLDER / f"agent-{architecture}"
     if not path.is_file():
         raise HostError(
-            f"the guest agent for {architecture} is not there; run script/bootstrap (from a clone) or reinstall belljar"
+            f"the guest agent for {architecture} is missing; run script/bootstrap (from a clone) or reinstall belljar"
         )
     return path

@@ -1,7 +1,7 @@
-"""Debian's archive, read through apt in a folder of its own: its lists, its cache and its keys, never the host's state.
+"""Read Debian's archive through apt, with lists and cache in a separate folder and never the host's state.
 
-It needs no root, and does not depend on the release that the host runs. apt checks the archive's signatures against
-Debian's keyring; nothing here can turn that off.
+It needs no root and does not depend on the host's release. apt always checks the archive's signatures against Debian's
+keyring.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.images.tool import call, need
+from belljar.images.host_tools import require_tools, run_tool
 from belljar.model.errors import HostError, ImageBuildError
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -21,100 +21,100 @@ DEFAULT_MIRROR = "http://deb.debian.org/debian"
 DEFAULT_SECURITY_MIRROR = "http://deb.debian.org/debian-security"
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _TIMEOUT_SECONDS = 600
-#: Images that are built one after the other read the archive once, and see the same packages.
+#: Consecutive builds within this time read the archive once and get the same packages.
 _RECENT_SECONDS = 900
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Archive:
-    """One Debian release for one architecture, as apt sees it from `folder`."""
+class DebianArchive:
+    """One Debian release for one architecture; `folder` has apt's state."""
 
     folder: Path
     suite: str
-    #: Debian's name of it: amd64, arm64.
+    #: Debian's name of the architecture: amd64, arm64.
     architecture: str
     sources: str
     log: Path
 
     @property
     def machine(self) -> str:
-        """The kernel's name of the architecture."""
+        """The kernel's name of the architecture: x86_64, aarch64."""
         return next(name for name, debian in DEBIAN_ARCHITECTURES.items() if debian == self.architecture)
 
     @property
     def debs(self) -> Path:
-        """Where downloaded packages are kept between builds."""
+        """The folder with downloaded packages, kept between builds."""
         return self.folder / "debs"
 
     async def _apt(self, *argv: str, cwd: Path | None = None) -> str:
         config = str(self.folder / "apt.conf")
-        return await call(argv, log=self.log, timeout_seconds=_TIMEOUT_SECONDS, cwd=cwd, env={"APT_CONFIG": config})
+        return await run_tool(argv, log=self.log, timeout_seconds=_TIMEOUT_SECONDS, cwd=cwd, env={"APT_CONFIG": config})
 
     @property
     def lists(self) -> Path:
-        """The archive's indexes, as apt has fetched and checked them."""
+        """The folder with the archive's indexes, fetched and checked by apt."""
         return self.folder / "lists"
 
-    async def update(self, *, even_if_recent: bool) -> None:
-        """Fetch the archive's lists, unless that was done a moment ago.
+    async def update(self, *, force: bool) -> None:
+        """Fetch the archive's lists unless they are recent; with `force`, always.
 
         Raises ImageBuildError when a signature or the network fails.
         """
         stamp = self.folder / "updated"
         recent = stamp.exists() and time.time() - stamp.stat().st_mtime < _RECENT_SECONDS
-        if recent and stamp.read_text() == self.sources and not even_if_recent:
+        if recent and stamp.read_text() == self.sources and not force:
             return
-        # A mirror that does not answer is a warning to apt, which goes on with older lists; where there are none, what
-        # comes next would complain of something else.
+        # apt only warns about a mirror that does not answer, and uses older lists. Without any it must fail here,
+        # because the next command would report another error.
         first = not any(self.lists.glob("*InRelease"))
         await self._apt("apt-get", "update", "-q", *(["--error-on=any"] if first else []))
         stamp.write_text(self.sources)
 
     async def dependency(self, package: str, pattern: str) -> str:
-        """The package that `package` depends on whose name matches. Raises ImageBuildError when there is none."""
+        """Return the dependency of `package` whose name matches. Raises ImageBuildError when there is none."""
         for line in (await self._apt("apt-cache", "depends", package)).splitlines():
             name = line.strip().removeprefix("Depends: ")
             if line.strip().startswith("Depends: ") and re.fullmatch(pattern, name):
                 return name
-        raise ImageBuildError(f"{package} in {self.suite} depends on nothing like {pattern}")
+        raise ImageBuildError(f"{package} in {self.suite} has no dependency that matches {pattern}")
 
     async def version(self, package: str) -> str:
-        """The version of a package that would be installed. Raises ImageBuildError when there is none."""
-        found = re.search(r"^Version: (.+)$", await self._apt("apt-cache", "show", "--no-all-versions", package), re.M)
-        if not found:
+        """Return the candidate version of a package. Raises ImageBuildError when there is none."""
+        match = re.search(r"^Version: (.+)$", await self._apt("apt-cache", "show", "--no-all-versions", package), re.M)
+        if not match:
             raise ImageBuildError(f"there is no package {package} in {self.suite}")
-        return found[1].strip()
+        return match[1].strip()
 
     async def versions(self, packages: Iterable[str]) -> dict[str, str]:
-        """The versions that would be installed of those packages that the archive still has."""
-        said = await self._apt("apt-cache", "show", "--no-all-versions", *packages)
-        return dict(re.findall(r"^Package: (\S+)$.*?^Version: (\S+)$", said, re.M | re.S))
+        """Return the candidate versions of those packages that the archive has, by name. Raises ImageBuildError."""
+        output = await self._apt("apt-cache", "show", "--no-all-versions", *packages)
+        return dict(re.findall(r"^Package: (\S+)$.*?^Version: (\S+)$", output, re.M | re.S))
 
     async def check(self, packages: Iterable[str]) -> None:
-        """Raises ImageBuildError, with apt's reason, when these packages cannot be installed: before anything is."""
+        """Raise ImageBuildError with apt's reason when these packages cannot be installed."""
         await self._apt("apt-get", "install", "--simulate", "--no-install-recommends", "-qq", "--", *packages)
 
     async def download(self, package: str) -> Path:
-        """The package's file, from the cache when it is there whole. apt has checked what it is against the lists."""
+        """Return the package's file, from the cache when its digest is right. Raises ImageBuildError."""
         listing = await self._apt("apt-get", "download", "--print-uris", package)
-        found = re.search(r"^'\S+' (\S+) \d+ SHA256:([0-9a-f]{64})$", listing, re.M)
-        if not found:
-            raise ImageBuildError(f"apt names no SHA256 for {package}; see {self.log}")
-        name, sha256 = found.groups()
+        match = re.search(r"^'\S+' (\S+) \d+ SHA256:([0-9a-f]{64})$", listing, re.M)
+        if not match:
+            raise ImageBuildError(f"apt has no SHA256 for {package}; see {self.log}")
+        name, sha256 = match.groups()
         path = self.debs / Path(name).name
         if not (path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256):
             await self._apt("apt-get", "download", "-q", package, cwd=self.debs)
         return path
 
 
-def open_archive(
+def open_debian_archive(
     cache: Path, suite: str, architecture: str, mirror: str | None, security_mirror: str | None, log: Path
-) -> Archive:
+) -> DebianArchive:
     """Prepare a folder below `cache` for apt, one for each suite and architecture.
 
     Raises HostError without Debian's keyring, MissingTool without apt.
     """
-    need("apt-get", "apt-cache", "dpkg-deb")
+    require_tools("apt-get", "apt-cache", "dpkg-deb")
     if not KEYRING.exists():
         raise HostError(f"{KEYRING} is missing; install with: apt-get install debian-archive-keyring")
     folder = cache / f"{suite}-{architecture}"
@@ -124,7 +124,7 @@ def open_archive(
     sources = _sources(suite, mirror, security_mirror)
     (folder / "sources.list").write_text(sources)
     (folder / "apt.conf").write_text(_config(folder, architecture))
-    return Archive(folder=folder, suite=suite, architecture=architecture, sources=sources, log=log)
+    return DebianArchive(folder=folder, suite=suite, architecture=architecture, sources=sources, log=log)
 
 
 def _config(folder: Path, architecture: str) -> str:
@@ -149,7 +149,7 @@ def _config(folder: Path, architecture: str) -> str:
 
 def _sources(suite: str, mirror: str | None, security_mirror: str | None) -> str:
     signed = f"[signed-by={KEYRING}]"
-    host = host_mirrors(suite)
+    host = configured_mirrors(suite)
     main = mirror or host.get(suite, DEFAULT_MIRROR)
     security = security_mirror or host.get(f"{suite}-security", DEFAULT_SECURITY_MIRROR)
     return (
@@ -159,20 +159,20 @@ def _sources(suite: str, mirror: str | None, security_mirror: str | None) -> str
     )
 
 
-def host_mirrors(suite: str, etc: Path = Path("/etc/apt")) -> dict[str, str]:
-    """Which mirror this host's apt uses for a release and its security updates: suite → address."""
-    wanted, found = (suite, f"{suite}-security"), dict[str, str]()
+def configured_mirrors(suite: str, etc: Path = Path("/etc/apt")) -> dict[str, str]:
+    """Return the mirrors that this host's apt uses for a release and its security updates, suite → address."""
+    names, mirrors = (suite, f"{suite}-security"), dict[str, str]()
     for path in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))]:
         text = path.read_text(errors="replace") if path.is_file() else ""
         for kinds, addresses, suites in _entries(text, deb822=path.suffix == ".sources"):
             debian = [address for address in addresses if "debian" in address]
             if "deb" in kinds and debian:
-                found |= {each: debian[0] for each in wanted if each in suites and each not in found}
-    return found
+                mirrors |= {name: debian[0] for name in names if name in suites and name not in mirrors}
+    return mirrors
 
 
 def _entries(text: str, *, deb822: bool) -> list[tuple[list[str], list[str], list[str]]]:
-    """Types, addresses and suites of every source in a file, sources.list(5)."""
+    """Return the types, addresses and suites of every source in a file, sources.list(5)."""
     if not deb822:
         lines = (re.sub(r"\[.*?\]", "", line).split("#")[0].split() for line in text.splitlines())
         return [([line[0]], [line[1]], [line[2]]) for line in lines if len(line) >= 3]

@@ -1,8 +1,8 @@
-"""The images that are built on this host: manifests by name and by digest, parts by digest.
+"""The images on this host: manifests by name and by digest, and the files that they refer to.
 
-`images/NAME.json` in the data folder is what an image's name stands for, written last; `images/manifests/DIGEST.json`
-is the same for jobs that were submitted while the name stood for it; `images/parts/SHA256` are the files that manifests
-name, shared between images and never changed.
+In the data folder, `images/NAME.json` is the manifest that a name refers to, written last; the same manifest is
+`images/manifests/DIGEST.json`, for jobs that were submitted before the name changed; `images/parts/SHA256` are the
+files of manifests, shared between images and never changed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from belljar.data_dir import DataDir
 from belljar.images.image_blobs import ImageBlobs
 from belljar.images.recipe import IMAGE_NAME, default_image, recipes
 from belljar.model.errors import DataFolderError, InvalidOption, UnknownImage, UnknownLanguage
@@ -28,49 +29,51 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{12,64})\Z")
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """NAME or NAME:TAG, perhaps with @sha256:DIGEST behind it, or sha256:DIGEST alone; 12 digits of it are enough."""
+    """NAME or NAME:TAG, optionally with @sha256:DIGEST, or sha256:DIGEST alone; 12 digits of a digest suffice."""
 
-    #: With its tag; `latest` is no tag.
+    #: With its tag; the tag `latest` is omitted.
     name: str | None
     digest: str | None
 
     @classmethod
     def parse(cls, text: str) -> Reference | None:
-        """None for what is no reference, which then names nothing."""
-        alone = _DIGEST.match(text)
-        if alone:
-            return cls(None, alone[1])
+        """Return the reference, None when the text is not one."""
+        digest_only = _DIGEST.match(text)
+        if digest_only:
+            return cls(None, digest_only[1])
         name, at, digest = text.partition("@")
-        named, digested = _NAME.match(name), _DIGEST.match(digest)
-        if not named or (at and not digested):
+        name_match, digest_match = _NAME.match(name), _DIGEST.match(digest)
+        if not name_match or (at and not digest_match):
             return None
-        return cls(name.removesuffix(":latest"), digested[1] if digested else None)
+        return cls(name.removesuffix(":latest"), digest_match[1] if digest_match else None)
 
 
-class Images(ImageBlobs):
-    """What is built in a data folder."""
+class Images:
+    """The images of a data folder."""
 
     def __init__(self, data_dir: Path) -> None:
-        super().__init__(data_dir)
+        self.data_dir = data_dir
+        self.folder = DataDir(data_dir).images
         self.manifests = self.folder / "manifests"
-        #: Manifests that were read, with what tells whether their files are still the same: each job looks at them.
-        self._seen: dict[Path, tuple[tuple[int, int, int], Manifest]] = {}
+        self.blobs = ImageBlobs(data_dir)
+        #: Parsed manifests with their files' inode, size and mtime, since every job reads them.
+        self._parsed: dict[Path, tuple[tuple[int, int, int], Manifest]] = {}
 
     def list(self) -> list[Image]:
-        """Every whole image that has a name, by name."""
+        """Return all complete images that have a name, by name."""
         names = sorted(path.name.removesuffix(".json") for path in self.folder.glob("*.json"))
-        found = (self.find(name) for name in names)
-        return [image for image in found if image is not None]
+        images = (self.find(name) for name in names)
+        return [image for image in images if image is not None]
 
     def find(self, reference: str) -> Image | None:
-        """The image of that name, tag or digest, or None when it is not built or a part of it is missing."""
-        named = Reference.parse(reference)
-        if named is None:
+        """Return the image of that name, tag or digest, None when it is not built or incomplete."""
+        parsed = Reference.parse(reference)
+        if parsed is None:
             return None
-        return self._by_digest(named.digest) if named.digest else self._read(self.folder / f"{named.name}.json")
+        return self._by_digest(parsed.digest) if parsed.digest else self._read(self.folder / f"{parsed.name}.json")
 
-    def of_job(self, name: str, digest: str | None) -> Image:
-        """What a job's image stood for when the job was submitted; what it stands for where that was never built.
+    def get_for_job(self, name: str, digest: str | None) -> Image:
+        """Return the image with the digest of the job's submission; on hosts without it, the one of that name.
 
         Raises UnknownImage.
         """
@@ -78,10 +81,10 @@ class Images(ImageBlobs):
         return image or self.get(name)
 
     def _by_digest(self, digest: str) -> Image | None:
-        found = [*self.manifests.glob(f"{digest}*.json")]
-        if len(found) == 1:
-            return self._read(found[0])
-        # Built by a belljar that kept manifests by name alone.
+        paths = [*self.manifests.glob(f"{digest}*.json")]
+        if len(paths) == 1:
+            return self._read(paths[0])
+        # Older versions of belljar kept manifests by name only.
         named = (image for image in self.list() if image.manifest.digest.startswith(digest))
         return next(named, None)
 
@@ -91,47 +94,48 @@ class Images(ImageBlobs):
         except (FileNotFoundError, ValidationError):
             return None
         image = self.image(manifest)
-        whole = all(part.is_file() for part in (image.kernel, image.initramfs, image.root))
-        return image if whole else None
+        complete = all(path.is_file() for path in (image.kernel, image.initramfs, image.root))
+        return image if complete else None
 
     def _manifest(self, path: Path) -> Manifest:
         status = path.stat()
         stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
-        seen = self._seen.get(path)
-        if seen is None or seen[0] != stamp:
-            seen = self._seen[path] = stamp, Manifest.model_validate_json(path.read_text())
-        return seen[1]
+        parsed = self._parsed.get(path)
+        if parsed is None or parsed[0] != stamp:
+            parsed = self._parsed[path] = stamp, Manifest.model_validate_json(path.read_text())
+        return parsed[1]
 
     def image(self, manifest: Manifest) -> Image:
-        """The manifest with the places of its parts."""
+        """Return the image of a manifest, with the paths of its files."""
+        folder = self.blobs.folder
         return Image(
             manifest=manifest,
-            kernel=self.parts / manifest.kernel.sha256,
-            initramfs=self.parts / manifest.initramfs.sha256,
-            root=self.parts / manifest.root.sha256,
+            kernel=folder / manifest.kernel.sha256,
+            initramfs=folder / manifest.initramfs.sha256,
+            root=folder / manifest.root.sha256,
         )
 
     def digests(self) -> set[str]:
-        """The digests of all whole images, whether a name stands for them or not."""
+        """Return the digests of all complete images, with and without a name."""
         without_name = (self._read(path) for path in self.manifests.glob("[!.]*.json"))
         return {image.manifest.digest for image in (*self.list(), *without_name) if image is not None}
 
     def get(self, name: str) -> Image:
-        """The image of that name, tag or digest. Raises UnknownImage: how to build it, or which there are."""
+        """Return the image of that name, tag or digest. Raises UnknownImage with the command that builds it."""
         image = self.find(name)
         if image is not None:
             return image
-        built = ", ".join(each.name for each in self.list()) or "none"
+        built = ", ".join(image.name for image in self.list()) or "none"
         if name in recipes(self.data_dir):
             raise UnknownImage(
-                f"the image {name} is not built here; run: belljar image build {name} (or choose one that is built "
+                f"the image {name} is not built here; run: belljar image build {name} (or choose a built one "
                 f"with `image`: {built})",
                 option="image",
             )
-        raise UnknownImage(f"there is no image {name!r} here; built are: {built}", option="image")
+        raise UnknownImage(f"there is no image {name!r} here; built images: {built}", option="image")
 
     def register(self, manifest: Manifest) -> Image:
-        """From this moment on the image is there, and its name stands for it."""
+        """Add the image, and make its name refer to it. Raises OSError."""
         self.manifests.mkdir(parents=True, exist_ok=True)
         text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
         for path in (self.manifests / f"{manifest.digest}.json", self.folder / f"{manifest.name}.json"):
@@ -139,40 +143,42 @@ class Images(ImageBlobs):
         return self.image(manifest)
 
     def tag(self, reference: str, name: str) -> Image:
-        """Give an image one more name, NAME or NAME:TAG. Raises UnknownImage, InvalidOption."""
-        named = Reference.parse(name)
-        if named is None or named.digest or named.name is None:
-            raise InvalidOption(f"{name!r} is no name for an image; give NAME or NAME:TAG", option="name")
-        return self.register(self.get(reference).manifest.model_copy(update={"name": named.name}))
+        """Give an image another name, NAME or NAME:TAG. Raises UnknownImage, InvalidOption."""
+        parsed = Reference.parse(name)
+        if parsed is None or parsed.digest or parsed.name is None:
+            raise InvalidOption(f"{name!r} is not a valid image name; give NAME or NAME:TAG", option="name")
+        return self.register(self.get(reference).manifest.model_copy(update={"name": parsed.name}))
 
     def remove(self, name: str, needed: Collection[str] = ()) -> None:
-        """Forget a name, and delete what no other name and no job needs. Raises UnknownImage, InvalidOption.
+        """Remove a name, and delete the files that no other name and no job needs.
 
         `needed` are the digests of the images of jobs that have not ended.
+
+        Raises UnknownImage, InvalidOption, DataFolderError.
         """
         self.get(name)
-        named = Reference.parse(name)
-        assert named is not None
-        if named.digest:
-            raise InvalidOption("give the name or tag that is to be removed, not a digest", option="name")
+        parsed = Reference.parse(name)
+        assert parsed is not None
+        if parsed.digest:
+            raise InvalidOption("give the name or tag to remove, not a digest", option="name")
         try:
-            (self.folder / f"{named.name}.json").unlink()
+            (self.folder / f"{parsed.name}.json").unlink()
             self.collect(needed)
         except OSError as error:
-            reason = f"cannot remove from {self.folder}: {error.strerror}; do it as its owner, or set --data-dir"
-            raise DataFolderError(reason) from error
+            message = f"cannot remove from {self.folder}: {error.strerror}; do it as its owner, or set --data-dir"
+            raise DataFolderError(message) from error
 
     def unnamed(self) -> tuple[Manifest, ...]:
-        """Images that no name stands for any more."""
+        """Return the manifests that no name refers to."""
         named = {image.manifest.digest for image in self.list()}
         return tuple(manifest for manifest in self._manifests() if manifest.digest not in named)
 
     def collect(self, needed: Collection[str] = ()) -> int:
-        """Delete the images without a name that are not `needed`, and parts that nothing names; returns their bytes.
+        """Delete the images without a name that are not `needed`, and unused files; return the bytes of those.
 
-        While an image is built, nothing is deleted: what has been made of it has no name yet.
+        Nothing is deleted during a build, whose files no manifest refers to yet.
         """
-        with self.no_build_meanwhile() as may_delete:
+        with self.blobs.exclude_builds() as may_delete:
             return self._collect(needed) if may_delete else 0
 
     def _collect(self, needed: Collection[str]) -> int:
@@ -180,7 +186,7 @@ class Images(ImageBlobs):
             if manifest.digest not in needed:
                 (self.manifests / f"{manifest.digest}.json").unlink(missing_ok=True)
         named = [image.manifest for image in self.list()]
-        return self.collect_parts(part.sha256 for each in (*named, *self._manifests()) for part in each.parts)
+        return self.blobs.delete_unused(part.sha256 for each in (*named, *self._manifests()) for part in each.parts)
 
     def _manifests(self) -> Iterable[Manifest]:
         for path in sorted(self.manifests.glob("[!.]*.json")):
@@ -188,12 +194,12 @@ class Images(ImageBlobs):
                 yield Manifest.model_validate_json(path.read_text())
 
     def verify(self, image: Image) -> None:
-        """Raises DamagedImage when a part is not what the manifest says. Reads again only what has changed."""
+        """Raise DamagedImage when a file does not have the manifest's digest. Only changed files are read again."""
         for part, path in zip(image.manifest.parts, (image.kernel, image.initramfs, image.root), strict=True):
-            self.verify_part(path, part.sha256, image.name)
+            self.blobs.verify(path, part.sha256, image.name)
 
     def languages(self) -> tuple[Language, ...]:
-        """The languages of what is built and of what could be, each once."""
+        """Return the languages of all images and recipes, each once."""
         known: dict[str, Language] = {}
         for image in self.list():
             for language in image.manifest.languages:
@@ -204,38 +210,40 @@ class Images(ImageBlobs):
         return tuple(known.values())
 
     def image_for(self, language: str) -> str:
-        """Name of the image that scripts of a language run in unless another is asked for, built or not.
+        """Return the name of the language's default image, built or not.
 
-        What a recipe says does not change with what is built. A language of no recipe runs in the image that has it.
-        Raises UnknownImage when several have, UnknownLanguage, naming those that are known.
+        It is the one that the recipes define, whatever is built; a language of no recipe runs in the only image that
+        has it.
+
+        Raises UnknownImage when several have it, UnknownLanguage with the known ones.
         """
         default = default_image(language, self.data_dir)
         if default is not None:
             return default
-        runs = {image.manifest.digest: image.name for image in self.list() if image.language(language) is not None}
-        if len(runs) > 1:
-            names = ", ".join(sorted(runs.values()))
+        named = {image.manifest.digest: image.name for image in self.list() if image.language(language) is not None}
+        if len(named) > 1:
+            names = ", ".join(sorted(named.values()))
             raise UnknownImage(f"several images here run {language}: {names}; choose one with `image`", option="image")
-        if runs:
-            return next(iter(runs.values()))
+        if named:
+            return next(iter(named.values()))
         names = ", ".join(each.name for each in self.languages())
         raise UnknownLanguage(f"no image here runs {language!r}; known languages: {names}", option="language")
 
 
 def check_image_name(name: str) -> str:
-    """The name, if an image may have it. Raises InvalidOption."""
+    """Return the name when it is valid for an image. Raises InvalidOption."""
     if not IMAGE_NAME.match(name):
         raise InvalidOption(
-            f"{name[:80]!r} is no name for an image; use lower-case letters, digits and . _ -, at most 63",
+            f"{name[:80]!r} is not a valid image name; use lower-case letters, digits and . _ -, at most 63",
             option="name",
         )
     return name
 
 
 def summary(image: Image, snapshots: Iterable[Mapping[str, object]] = ()) -> dict[str, object]:
-    """An image as the API and `image ls --json` show it: its manifest, with what people ask for first.
+    """Return an image for the API and `image ls --json`: its manifest with languages' versions, size and snapshots.
 
-    `snapshots` are those that are known; those of other images are left out.
+    `snapshots` may include those of other images, which are omitted.
     """
     manifest = image.manifest
     shown = manifest.model_dump(mode="json")
@@ -245,8 +253,3 @@ def summary(image: Image, snapshots: Iterable[Mapping[str, object]] = ()) -> dic
         "size_bytes": manifest.size_bytes,
         "snapshots": [each for each in snapshots if each.get("digest") == manifest.digest],
     }
-
-
-def write_manifest(images: Images, manifest: Manifest) -> Image:
-    """Register an image: from this moment on it is there."""
-    return images.register(manifest)

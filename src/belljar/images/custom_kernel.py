@@ -1,7 +1,7 @@
-"""A kernel for machines and nothing else: Debian's source, belljar's configuration, this host's compiler.
+"""The custom kernel: Debian's source with belljar's configuration, compiled on this host for machines only.
 
-Everything that a machine needs is built in, so there is no module to load; what no machine has is left out, so there is
-less to boot, and less that a guest can reach.
+Everything that a machine needs is built in, so no modules are loaded. Drivers and features that no machine has are not
+compiled, so the kernel boots faster and offers a guest less attack surface.
 """
 
 from __future__ import annotations
@@ -12,23 +12,25 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
-from belljar.images.contained import contained
+from belljar.images.build_context import BuildContext
+from belljar.images.build_sandbox import sandboxed_command
+from belljar.images.host_tools import run_tool
 from belljar.images.progress import Progress
-from belljar.images.tool import call
 from belljar.model.errors import ImageBuildError, MissingTool
+from belljar.model.image import Part
 
-#: The package that depends on the source of a Debian release's kernel.
-SOURCE_PACKAGE = "linux-source"
-SOURCE_PATTERN = r"linux-source-\d[\d.]*"
-#: What the kernel's own build calls, and a header that one of its programs (objtool) is compiled with.
+#: The package that depends on the source package of a Debian release's kernel.
+_SOURCE_PACKAGE = "linux-source"
+_SOURCE_DEPENDENCY = r"linux-source-\d[\d.]*"
+#: Programs and headers that the kernel's build needs; gelf.h is for objtool.
 _PROGRAMS = ("bc", "bison", "flex", "gcc", "ld", "make", "strip", "tar", "xz")
 _HEADERS = ("gelf.h", "stdio.h")
 _PACKAGES = "bc binutils bison flex gcc libc6-dev libelf-dev make tar xz-utils"
 _UNPACK_SECONDS = 600
 _CONFIGURE_SECONDS = 300
 _COMPILE_SECONDS = 7200
-#: The same source, configuration and compiler give the same bytes, whoever compiles them and when.
-_NOBODY = {
+#: With these, the same source, configuration and compiler give the same bytes for every user at any time.
+_REPRODUCIBLE_ENV = {
     "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
     "KBUILD_BUILD_USER": "belljar",
     "KBUILD_BUILD_HOST": "belljar",
@@ -37,22 +39,22 @@ _NOBODY = {
 
 
 def configuration() -> str:
-    """The options that differ from `make allnoconfig`."""
+    """Return the options that differ from `make allnoconfig`."""
     return (files("belljar.images") / "kernel.config").read_text()
 
 
 def configuration_digest() -> str:
-    """Changes when a kernel of the same source would be another one."""
+    """Return the sha256 of the configuration."""
     return hashlib.sha256(configuration().encode()).hexdigest()
 
 
 def kernel_origin(version: str) -> str:
-    """Where such a kernel comes from, for people: the version of its source, the digest of its configuration."""
+    """Return the origin of a kernel, for people: the version of its source, the digest of its configuration."""
     return f"Debian linux-source {version}, configured by belljar ({configuration_digest()[:12]})"
 
 
-def need_compiler(path: str | None = None, include: Path = Path("/usr/include")) -> None:
-    """Raises MissingTool, with everything that a kernel is compiled with, unless all of it is installed."""
+def require_compiler(path: str | None = None, include: Path = Path("/usr/include")) -> None:
+    """Raise MissingTool with the packages to install unless everything for compiling a kernel is installed."""
     missing = [program for program in _PROGRAMS if not shutil.which(program, path=path)]
     missing += [header for header in _HEADERS if not (include / header).exists()]
     if missing:
@@ -60,62 +62,104 @@ def need_compiler(path: str | None = None, include: Path = Path("/usr/include"))
 
 
 def options(text: str) -> dict[str, str]:
-    """The options in a kernel's configuration, name → value; one that is off has the value n."""
-    found = {}
+    """Return the options in a kernel's configuration, name → value; the value of a disabled option is n."""
+    values = {}
     for line in text.splitlines():
         if line.startswith("CONFIG_"):
             name, _, value = line.partition("=")
-            found[name] = value
+            values[name] = value
         elif line.startswith("# CONFIG_") and line.endswith(" is not set"):
-            found[line.split()[1]] = "n"
-    return found
+            values[line.split()[1]] = "n"
+    return values
 
 
-def lost_options(wanted: str, made: str) -> list[str]:
-    """What a configuration wants and the one that was made of it does not have: renamed, or in need of another."""
-    have = options(made)
-    return [f"{name}={value}" for name, value in options(wanted).items() if have.get(name, "n") != value]
+def lost_options(requested: str, resulting: str) -> list[str]:
+    """Return the options of the requested configuration that differ in the resulting one, as NAME=VALUE.
+
+    The kernel's build drops options that were renamed, and those with a dependency that is missing.
+    """
+    values = options(resulting)
+    return [f"{name}={value}" for name, value in options(requested).items() if values.get(name, "n") != value]
+
+
+class CustomKernel:
+    """The compiled kernel of the newest source in the suite of the settings."""
+
+    min_memory_mb = 64
+
+    def __init__(self, context: BuildContext) -> None:
+        self._context = context
+
+    def inputs(self) -> list[str]:
+        """Return Debian's suite, the architecture and the digest of the configuration."""
+        return [self._context.settings.debian_suite, self._context.architecture, configuration_digest()]
+
+    async def is_current(self, part: Part) -> bool:
+        """Return whether Debian has no newer source. Raises HostError, ImageBuildError."""
+        return part.origin == kernel_origin(await (await self._context.debian_archive()).version(await self._package()))
+
+    async def build(self, out: Path) -> str:
+        """Fetch the source and compile it. Raises MissingTool, DiskFull, ImageBuildError."""
+        require_compiler()  # before anything is fetched
+        context = self._context
+        archive, package = await context.debian_archive(), await self._package()
+        version = await archive.version(package)
+        context.progress.step(f"fetching the kernel's source ({package} {version})")
+        deb = await archive.download(package)
+        work = context.work / "kernel-source.d"
+        work.mkdir()
+        await compile_kernel(deb, out, work, context.log, context.progress)
+        shutil.rmtree(work)
+        return kernel_origin(version)
+
+    async def modules(self) -> None:
+        """Return None: everything is built in."""
+
+    async def _package(self) -> str:
+        return await (await self._context.debian_archive()).dependency(_SOURCE_PACKAGE, _SOURCE_DEPENDENCY)
 
 
 async def compile_kernel(deb: Path, out: Path, work: Path, log: Path, progress: Progress) -> None:
-    """Compile the source in a package of linux-source into the ELF file `out`; `work` is an empty folder.
+    """Compile the source in a linux-source package into the ELF file `out`; `work` is an empty folder.
 
-    Raises MissingTool, DiskFull, and ImageBuildError for a source that the configuration does not fit.
+    Raises MissingTool, DiskFull, and ImageBuildError, also for a source that does not support the configuration.
     """
-    need_compiler()
+    require_compiler()
     progress.step("unpacking the kernel's source")
-    await call(["dpkg-deb", "-x", str(deb), str(work / "deb")], log=log, timeout_seconds=_UNPACK_SECONDS)
+    await run_tool(["dpkg-deb", "-x", str(deb), str(work / "deb")], log=log, timeout_seconds=_UNPACK_SECONDS)
     tree = await _unpack(work, log)
     await _configure(tree, work, log)
     processors = len(os.sched_getaffinity(0))
-    progress.step(f"compiling the kernel: 8 minutes of processor time or so, on up to {processors} at once")
+    progress.step(f"compiling the kernel (about 8 minutes of processor time, on {processors} processors)")
     make = ["make", f"-j{processors}", "vmlinux"]
-    command = contained(make)
-    await call(command, name="make", log=log, timeout_seconds=_COMPILE_SECONDS, cwd=tree, env=_NOBODY, own_output=log)
-    # Its symbols are for debuggers; a loader reads past them.
+    command = sandboxed_command(make)
+    await run_tool(
+        command, name="make", log=log, timeout_seconds=_COMPILE_SECONDS, cwd=tree, env=_REPRODUCIBLE_ENV, output_log=log
+    )
+    # Symbols are for debuggers only; loaders skip them.
     strip = ["strip", "--strip-all", "-o", str(out), str(tree / "vmlinux")]
-    await call(strip, log=log, timeout_seconds=_CONFIGURE_SECONDS)
+    await run_tool(strip, log=log, timeout_seconds=_CONFIGURE_SECONDS)
 
 
 async def _unpack(work: Path, log: Path) -> Path:
     archives = sorted((work / "deb/usr/src").glob("linux-source-*.tar.xz"))
     if len(archives) != 1:
-        raise ImageBuildError(
-            f"the package of the kernel's source holds {len(archives)} archives where one was expected"
-        )
+        raise ImageBuildError(f"the package of the kernel's source has {len(archives)} archives, expected 1")
     tree = work / "source"
     tree.mkdir()
     unpack = ["tar", "-xJf", str(archives[0]), "-C", str(tree), "--strip-components=1", "--no-same-owner"]
-    await call(unpack, log=log, timeout_seconds=_UNPACK_SECONDS)
+    await run_tool(unpack, log=log, timeout_seconds=_UNPACK_SECONDS)
     shutil.rmtree(work / "deb")
     return tree
 
 
 async def _configure(tree: Path, work: Path, log: Path) -> None:
-    wanted = work / "wanted.config"
-    wanted.write_text(configuration())
-    env = {**_NOBODY, "KCONFIG_ALLCONFIG": str(wanted)}
-    await call(["make", "allnoconfig"], log=log, timeout_seconds=_CONFIGURE_SECONDS, cwd=tree, env=env, own_output=log)
+    requested = work / "requested.config"
+    requested.write_text(configuration())
+    env = {**_REPRODUCIBLE_ENV, "KCONFIG_ALLCONFIG": str(requested)}
+    await run_tool(
+        ["make", "allnoconfig"], log=log, timeout_seconds=_CONFIGURE_SECONDS, cwd=tree, env=env, output_log=log
+    )
     lost = lost_options(configuration(), (tree / ".config").read_text())
     if lost:
-        raise ImageBuildError(f"this kernel's source does not take {', '.join(lost)}; build with --kernel stock")
+        raise ImageBuildError(f"the kernel's source does not support {', '.join(lost)}; build with --kernel stock")

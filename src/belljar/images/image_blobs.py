@@ -1,4 +1,4 @@
-"""The files that images are made of, by digest: what disk they take, whether they are whole, which of them may go."""
+"""The files of images, named by their digest: verify them, delete unused ones, and bound their disk."""
 
 from __future__ import annotations
 
@@ -10,67 +10,68 @@ from pathlib import Path
 
 from belljar.data_dir import DataDir, private_folder
 from belljar.model.errors import DamagedImage, DiskBudget
-from belljar.settings.images import ImageSettings
+from belljar.settings import Settings
 from belljar.system.file_locks import try_lock
 
 _MB = 1024 * 1024
 
 
 class ImageBlobs:
-    """The parts in a data folder."""
+    """The image files of a data folder, in `folder`; their digests are cached beside it."""
 
     def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
         self._paths = DataDir(data_dir)
-        self.folder = self._paths.images
-        self.parts = self.folder / "parts"
+        self.folder = self._paths.images / "parts"
         self._digests = self._paths.digest_cache
 
     @contextlib.contextmanager
-    def no_build_meanwhile(self) -> Iterator[bool]:
-        """Hold builds of this data folder off, if none is under way: says which."""
+    def exclude_builds(self) -> Iterator[bool]:
+        """Prevent builds of this data folder in the block; yield False at once when one is running."""
         private_folder(self._paths.cache)
         with try_lock(self._paths.build_lock) as is_locked:
             yield is_locked
 
-    def collect_parts(self, used: Iterable[str]) -> int:
-        """Delete the parts that are not `used`; returns their bytes. A machine that runs keeps its own open."""
-        kept, freed = set(used), 0
-        for part in self.parts.glob("*"):
-            if part.name not in kept:
-                freed += part.stat().st_size
-                part.unlink()
-                (self._digests / part.name).unlink(missing_ok=True)
-        return freed
+    def add(self, file: Path, sha256: str) -> None:
+        """Move a file with this digest into the folder and make it read-only. Raises OSError."""
+        file.chmod(0o444)
+        blob = self.folder / sha256
+        file.replace(blob)
+        self._cache_digest(blob, sha256)
 
-    def verify_part(self, path: Path, sha256: str, image: str) -> None:
-        """Raises DamagedImage unless the file has this digest; which is computed again only when the file changed."""
-        identity = _identity(path)
-        known = self._digests / sha256
-        if known.is_file() and known.read_text() == identity:
+    def delete_unused(self, used: Iterable[str]) -> int:
+        """Delete the files whose digests are not `used`, and return their bytes. Machines keep theirs open."""
+        used_digests, freed_bytes = set(used), 0
+        for blob in self.folder.glob("*"):
+            if blob.name not in used_digests:
+                freed_bytes += blob.stat().st_size
+                blob.unlink()
+                (self._digests / blob.name).unlink(missing_ok=True)
+        return freed_bytes
+
+    def verify(self, path: Path, sha256: str, image: str) -> None:
+        """Raise DamagedImage unless the file has this digest; read it only when it changed since the last time."""
+        cached = self._digests / sha256
+        if cached.is_file() and cached.read_text() == _identity(path):
             return
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
+        if file_sha256(path) != sha256:
             raise DamagedImage(
                 f"the file {path} of the image {image} has changed since it was built; remove that file and build or "
                 "import the image again"
             )
-        self.remember_digest(path, sha256)
+        self._cache_digest(path, sha256)
 
-    def remember_digest(self, path: Path, sha256: str) -> None:
-        """Note that the file was found to have this digest, as it is now."""
-        with contextlib.suppress(OSError):  # only the next look's speed depends on it
+    def _cache_digest(self, path: Path, sha256: str) -> None:
+        with contextlib.suppress(OSError):  # without it the next verification only takes longer
             self._digests.mkdir(parents=True, exist_ok=True)
             (self._digests / sha256).write_text(_identity(path))
 
     def disk_bytes(self) -> int:
-        """What images and the caches of building them take."""
-        folders = (self.folder, self._paths.cache)
+        """Return the disk that images and the build cache take."""
+        folders = (self._paths.images, self._paths.cache)
         return sum(path.lstat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
-    def make_room(self, size_bytes: int, settings: ImageSettings) -> None:
-        """Raises DiskBudget when so much more is over `image_disk_mb`, even after cached packages were let go."""
+    def make_room(self, size_bytes: int, settings: Settings) -> None:
+        """Delete cached packages until `size_bytes` more fit into `image_disk_mb`. Raises DiskBudget."""
         if settings.image_disk_mb is None:
             return
         over = self.disk_bytes() + size_bytes - settings.image_disk_mb * _MB
@@ -82,17 +83,23 @@ class ImageBlobs:
             path.unlink()
         if over > 0:
             raise DiskBudget(
-                f"this needs {-(-over // _MB)} MB more than image_disk_mb allows ({settings.image_disk_mb}); remove an "
-                "image (belljar image rm, belljar image gc) or raise the setting"
+                f"the image needs {-(-over // _MB)} MB more than image_disk_mb allows ({settings.image_disk_mb}); "
+                "remove an image (belljar image rm, belljar image gc) or raise the setting"
             )
 
 
-def _identity(path: Path) -> str:
-    """Return what changes whenever the file does. Its owner can put back size and mtime, but not the ctime (inode(7)).
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's content. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    As root the ctime says nothing: machines have user ids that own no file, and Firecracker's are given hard links to
-    this one, which change it.
+
+def _identity(path: Path) -> str:
+    """Return a value that changes whenever the file does: its owner can reset size and mtime, not the ctime (inode(7)).
+
+    As root the ctime is not used: machines have user ids that own no file, and the hard links that Firecracker's
+    machines get change it.
     """
-    about = path.stat()
-    ctime_ns = about.st_ctime_ns if os.geteuid() != 0 else 0
-    return f"{about.st_dev} {about.st_ino} {about.st_size} {about.st_mtime_ns} {ctime_ns}"
+    status = path.stat()
+    ctime_ns = status.st_ctime_ns if os.geteuid() != 0 else 0
+    return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {ctime_ns}"

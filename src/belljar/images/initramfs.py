@@ -1,7 +1,7 @@
-"""The initramfs: the agent as /init, the modules and prefork programs that it loads, the folders that it mounts on.
+"""Build the initramfs: the agent as /init, the modules and prefork programs that it loads, and its mount points.
 
-Written as a newc cpio (Documentation/driver-api/early-userspace/buffer-format.rst), uncompressed: the kernel unpacks it
-sooner than it would decompress it. The same parts give the same bytes.
+The format is newc cpio (Documentation/driver-api/early-userspace/buffer-format.rst), uncompressed because the kernel
+unpacks it faster than it decompresses. The same content gives the same bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from belljar.model.errors import ImageBuildError
 
-#: What a machine needs before its root filesystem is there, and what it is mounted with.
+#: The modules for the virtual devices and the filesystems of a machine, loaded before its root filesystem is mounted.
 MODULES = (
     "virtio_mmio",
     "virtio_blk",
@@ -38,14 +38,14 @@ class Entry:
 
 
 def build_initramfs(agent: Path, modules: Path | None, prefork: Mapping[str, bytes]) -> bytes:
-    """The archive, from the agent's executable, a kernel's modules folder and the prefork programs by name.
+    """Return the archive of the agent's executable, a kernel's modules and the prefork programs, name → text.
 
-    A kernel without a modules folder has all that is needed built in. Raises ImageBuildError.
+    `modules` is the kernel's modules folder, None for a kernel with everything built in. Raises ImageBuildError.
     """
     entries = [Entry(name, stat.S_IFDIR | 0o755) for name in FOLDERS]
     entries.append(Entry("init", stat.S_IFREG | 0o755, agent.read_bytes()))
-    needed = module_order(modules, MODULES) if modules else []
-    for number, path in enumerate(needed, start=10):
+    ordered = module_order(modules, MODULES) if modules else []
+    for number, path in enumerate(ordered, start=10):
         name = f"modules/{number}-{module_name(path)}.ko"
         entries.append(Entry(name, stat.S_IFREG | 0o644, read_module(path)))
     for program, text in prefork.items():
@@ -54,30 +54,30 @@ def build_initramfs(agent: Path, modules: Path | None, prefork: Mapping[str, byt
 
 
 def module_name(path: Path) -> str:
-    """A module's name as modinfo spells it: virtio_blk for virtio-blk.ko.xz."""
+    """Return a module's name as in modinfo: virtio_blk for virtio-blk.ko.xz."""
     return path.name.split(".ko")[0].replace("-", "_")
 
 
 def read_module(path: Path) -> bytes:
-    """A module's ELF, decompressed. Raises ImageBuildError for a compression that is not known."""
+    """Return a module's ELF, decompressed. Raises ImageBuildError for an unknown compression."""
     data = path.read_bytes()
     if path.name.endswith(".xz"):
         return lzma.decompress(data)
     if not data.startswith(b"\x7fELF"):
-        raise ImageBuildError(f"the module {path.name} is compressed in a way that belljar does not know")
+        raise ImageBuildError(f"the module {path.name} has an unknown compression (known: xz)")
     return data
 
 
 def _depends(path: Path) -> list[str]:
-    """The modules that a module names in its .modinfo section as those it needs."""
+    """Return the names of a module's dependencies, from its .modinfo section."""
     for field in read_module(path).split(b"\0"):
         if field.startswith(b"depends="):
             return [name.decode().replace("-", "_") for name in field[8:].split(b",") if name]
     return []
 
 
-def module_order(modules: Path, wanted: Iterable[str]) -> list[Path]:
-    """The files of the wanted modules and of what they need, each after what it needs; built-in ones are left out.
+def module_order(modules: Path, names: Iterable[str]) -> list[Path]:
+    """Return the files of modules and of their dependencies, in load order, without the built-in ones.
 
     Raises ImageBuildError for a module that the kernel has neither as a file nor built in.
     """
@@ -92,17 +92,17 @@ def module_order(modules: Path, wanted: Iterable[str]) -> list[Path]:
             raise ImageBuildError(f"the kernel in {modules.name} has no module {name}")
         if files[name] in order:
             return
-        for needed in _depends(files[name]):
-            visit(needed)
+        for dependency in _depends(files[name]):
+            visit(dependency)
         order.append(files[name])
 
-    for name in wanted:
+    for name in names:
         visit(name)
     return order
 
 
 def cpio(entries: Iterable[Entry]) -> bytes:
-    """A newc archive with every time, owner and device zero and inodes counted from 1."""
+    """Return a newc archive with all times, owners and devices zero, and inodes counted from 1."""
     out = io.BytesIO()
 
     def add(inode: int, entry: Entry) -> None:

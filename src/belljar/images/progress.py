@@ -1,4 +1,4 @@
-"""How a long piece of work says where it is; the command line draws it, tests ignore it."""
+"""The interface by which builds report their progress; the command line prints it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,8 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told by whoever works; must not raise."""
+    """Receives the progress of a build; must not raise."""
 
     def step(self, text: str) -> None:
-        """A new step begins."""
+        """Report that a step begins."""
         ...
-
-
-class Silent:
-    """Progress that nobody watches."""
-
-    def step(self, text: str) -> None:
-        pass

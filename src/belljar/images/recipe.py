@@ -1,4 +1,4 @@
-"""Recipes: what goes into an image, as data. Built-in ones are beside this file, a user's in the data folder."""
+"""Recipes: TOML files that define the content of images, built-in ones beside this file, others in the data folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from belljar.data_dir import DataDir
 from belljar.model.errors import InvalidOption, UnknownImage
-from belljar.model.image import Language, Value
+from belljar.model.image import Language
+from belljar.model.value import Value
 
 log = structlog.get_logger()
 
 IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
-#: A name, extras and versions: no option, no path and no address can be written so.
+#: A name, extras and versions; options, paths and addresses do not match.
 _REQUIREMENT = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9,._-]+\])?\s*([=<>!~]=?=?[A-Za-z0-9.*,<>=!~ +-]*)?\Z"
 )
@@ -28,7 +29,7 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*\Z")
 
 
 class RecipeFile(Value):
-    """A file that is laid into the root filesystem."""
+    """A file to add to the root filesystem."""
 
     path: str = Field(pattern=r"^(/[A-Za-z0-9._+-]+)+$")
     text: str
@@ -38,7 +39,7 @@ class RecipeFile(Value):
     @classmethod
     def _path(cls, value: str) -> str:
         if {".", ".."} & set(value.split("/")):
-            raise ValueError("a file's path has no . and .. in it")
+            raise ValueError("a file's path must not contain . or ..")
         return value
 
 
@@ -47,28 +48,28 @@ class Recipe(Value):
 
     name: str
     description: str = ""
-    #: Debian packages on top of the essential ones.
+    #: Debian packages in addition to the essential ones.
     packages: tuple[str, ...] = ()
-    #: Wheels from the package index that pip is set to use, and packages from npm's registry.
+    #: Wheels from the package index of pip's settings, and packages from the registry of npm's.
     pip: tuple[str, ...] = ()
     npm: tuple[str, ...] = ()
-    #: Paths that Debian packages are unpacked without; dpkg's patterns.
+    #: Paths that are not unpacked from Debian packages, as dpkg's patterns.
     exclude: tuple[str, ...] = ()
     files: tuple[RecipeFile, ...] = ()
-    #: Commands that are run in the root filesystem at the end: what makes the tools start faster.
+    #: Commands that run in the root filesystem at the end, such as those that make tools start faster.
     prepare: tuple[tuple[str, ...], ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
-    #: The least memory of a machine in which its languages' first programs run.
+    #: Memory of the smallest machine in which the languages' first programs run.
     min_memory_mb: int = Field(default=64, ge=64)
     languages: tuple[Language, ...] = Field(min_length=1)
-    #: Languages whose scripts run in this image unless another is asked for, whatever else is built.
+    #: Languages whose default image this is, whatever else is built.
     default_for: tuple[str, ...] = ()
 
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
         if not IMAGE_NAME.match(value):
-            raise ValueError("an image's name has lower-case letters, digits and . _ -, at most 63")
+            raise ValueError("an image's name must consist of lower-case letters, digits and . _ -, at most 63")
         return value
 
     @field_validator("pip")
@@ -76,7 +77,7 @@ class Recipe(Value):
     def _pip(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for requirement in value:
             if not _REQUIREMENT.match(requirement):
-                raise ValueError(f"{requirement!r} is no requirement; give NAME or NAME==VERSION")
+                raise ValueError(f"{requirement!r} is not a valid requirement; give NAME or NAME==VERSION")
         return value
 
     @field_validator("npm")
@@ -84,14 +85,14 @@ class Recipe(Value):
     def _npm(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for package in value:
             if not _NPM_PACKAGE.match(package):
-                raise ValueError(f"{package!r} is no npm package; give NAME or NAME@VERSION")
+                raise ValueError(f"{package!r} is not a valid npm package; give NAME or NAME@VERSION")
         return value
 
     @model_validator(mode="after")
-    def _runs_what_it_is_for(self) -> Recipe:
+    def _default_languages(self) -> Recipe:
         missing = set(self.default_for) - {language.name for language in self.languages}
         if missing:
-            raise ValueError(f"default_for names {', '.join(sorted(missing))}, which languages has not")
+            raise ValueError(f"default_for has {', '.join(sorted(missing))}, which is missing in languages")
         return self
 
     @field_validator("packages")
@@ -99,12 +100,12 @@ class Recipe(Value):
     def _packages(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for package in value:
             if not _PACKAGE.match(package):
-                raise ValueError(f"{package!r} is no name of a Debian package")
+                raise ValueError(f"{package!r} is not a valid name of a Debian package")
         return value
 
 
 def read_recipe(text: str, origin: str) -> Recipe:
-    """A recipe from TOML. Raises InvalidOption, naming the file and what is wrong in it."""
+    """Parse a recipe's TOML. Raises InvalidOption with `origin`, the file's name, and the error."""
     try:
         return Recipe.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
@@ -116,96 +117,99 @@ def read_recipe(text: str, origin: str) -> Recipe:
 
 
 def recipes(data_dir: Path) -> dict[str, Recipe]:
-    """Every recipe by its image's name; a user's (`recipes/*.toml` in the data folder) hides a built-in one.
+    """Return all recipes by their image's name; one in the data folder (`recipes/*.toml`) replaces a built-in one.
 
-    A file that is no recipe is left out, and logged once: the others stay usable.
+    An invalid file is skipped and logged once; the others stay usable.
     """
-    return {**_builtin_recipes(), **_user_recipes(data_dir).sound}
+    return {**_builtin_recipes(), **_user_recipes(data_dir).valid}
 
 
 def default_image(language: str, data_dir: Path) -> str | None:
-    """Name of the image that scripts of a language run in by default: a fixed one, built or not; None: no recipe's.
+    """Return the name of the language's default image, built or not; None when no recipe has the language.
 
-    A user's recipe comes before the built-in ones; of two, the one that says so, else the one of the language's name.
+    The user's recipes precede the built-in ones. Among several, one with the language in `default_for` precedes the one
+    that is named like the language.
     """
-    own = _user_recipes(data_dir).sound
-    for known in (own, {name: recipe for name, recipe in _builtin_recipes().items() if name not in own}):
-        said = [name for name, recipe in known.items() if language in recipe.default_for]
-        runs = [name for name, recipe in known.items() if language in (each.name for each in recipe.languages)]
-        if said:
-            return said[0]
-        if language in runs:
+    own = _user_recipes(data_dir).valid
+    for group in (own, {name: recipe for name, recipe in _builtin_recipes().items() if name not in own}):
+        declared = [name for name, recipe in group.items() if language in recipe.default_for]
+        if declared:
+            return declared[0]
+        if language in group and _has_language(group[language], language):
             return language
-    everything = recipes(data_dir).items()
-    return next((name for name, recipe in everything if language in (each.name for each in recipe.languages)), None)
+    return next((name for name, recipe in recipes(data_dir).items() if _has_language(recipe, language)), None)
+
+
+def _has_language(recipe: Recipe, language: str) -> bool:
+    return any(each.name == language for each in recipe.languages)
 
 
 def find_recipe(name: str, data_dir: Path) -> Recipe:
-    """The recipe of an image. Raises UnknownImage, naming those that there are; InvalidOption for a broken file."""
-    for path, error in _user_recipes(data_dir).broken.items():
+    """Return the recipe of an image. Raises UnknownImage with the known ones, InvalidOption for an invalid file."""
+    for path, error in _user_recipes(data_dir).invalid.items():
         if path.stem == name:
             raise error
     known = recipes(data_dir)
     if name not in known:
-        raise UnknownImage(f"there is no recipe for {name!r}; there are {', '.join(known)}", option="image")
+        raise UnknownImage(f"there is no recipe for {name!r}; known recipes: {', '.join(known)}", option="image")
     return known[name]
 
 
 @dataclass(frozen=True, slots=True)
 class _UserRecipes:
-    """What is in a data folder's `recipes`."""
+    """The recipes in a data folder."""
 
-    #: Which files there were, and when they changed.
+    #: Name, mtime and size of each file.
     stamp: tuple[tuple[str, int, int], ...]
-    sound: dict[str, Recipe]
-    broken: dict[Path, InvalidOption]
+    valid: dict[str, Recipe]
+    invalid: dict[Path, InvalidOption]
 
 
-#: By the folder; read again when a file in it has changed, since every submission asks which languages there are.
-_read: dict[Path, _UserRecipes] = {}
+#: By folder; read again when a file in it changed, because every submission needs the languages.
+_user_recipe_cache: dict[Path, _UserRecipes] = {}
 
 
 def _user_recipes(data_dir: Path) -> _UserRecipes:
     folder = DataDir(data_dir).recipes
     paths = sorted(folder.glob("*.toml"))
     stamp = tuple(_stamp(path) for path in paths)
-    known = _read.get(folder)
-    if known is None or known.stamp != stamp:
-        known = _read[folder] = _read_folder(paths, stamp)
-    return known
+    cached = _user_recipe_cache.get(folder)
+    if cached is None or cached.stamp != stamp:
+        cached = _user_recipe_cache[folder] = _read_folder(paths, stamp)
+    return cached
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:
     try:
-        about = path.stat()
+        status = path.stat()
     except OSError:
         return path.name, 0, 0
-    return path.name, about.st_mtime_ns, about.st_size
+    return path.name, status.st_mtime_ns, status.st_size
 
 
 def _read_folder(paths: list[Path], stamp: tuple[tuple[str, int, int], ...]) -> _UserRecipes:
-    sound: dict[str, Recipe] = {}
-    broken: dict[Path, InvalidOption] = {}
+    valid: dict[str, Recipe] = {}
+    invalid: dict[Path, InvalidOption] = {}
     for path in paths:
         try:
             recipe = read_recipe(path.read_text(encoding="utf-8-sig"), str(path))
         except InvalidOption as error:
-            broken[path] = error
+            invalid[path] = error
         except (OSError, UnicodeDecodeError) as error:
-            broken[path] = InvalidOption(f"{path} cannot be read: {error}", option="recipe")
+            invalid[path] = InvalidOption(f"{path} cannot be read: {error}", option="recipe")
         else:
-            sound[recipe.name] = recipe
-    for path, wrong in broken.items():
-        log.warning("recipe_left_out", path=str(path), error=wrong.message)
-    return _UserRecipes(stamp, sound, broken)
+            valid[recipe.name] = recipe
+    for path, invalid_option in invalid.items():
+        log.warning("recipe_skipped", path=str(path), error=invalid_option.message)
+    return _UserRecipes(stamp, valid, invalid)
 
 
 @functools.cache
 def _builtin_recipes() -> dict[str, Recipe]:
-    """Read once."""
-    found: dict[str, Recipe] = {}
+    """Return the built-in recipes; the files are read once."""
+    builtin: dict[str, Recipe] = {}
     for entry in sorted((files("belljar.images") / "recipes").iterdir(), key=lambda each: each.name):
         if entry.name.endswith(".toml"):
             recipe = read_recipe(entry.read_text(), entry.name)
-            found[recipe.name] = recipe
-    return found
+            builtin[recipe.name] = recipe
+    return builtin

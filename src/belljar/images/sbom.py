@@ -1,7 +1,7 @@
-"""What is in an image, for machines: a CycloneDX 1.5 document with a package URL for every package.
+"""Make the software bill of materials of an image: a CycloneDX 1.5 document with a package URL for each package.
 
-Source: the CycloneDX 1.5 JSON schema, the package URL specification. The same image gives the same document, so that it
-has no time and a serial number that is made of the digest.
+Source: the CycloneDX 1.5 JSON schema, the package URL specification. The same image gives the same document: it has no
+time, and its serial number is derived from the digest.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from belljar.model.image import Manifest
 
 
 def bill_of_materials(manifest: Manifest) -> dict[str, Any]:
-    """The document of an image."""
-    parts = [
+    """Return the document of an image."""
+    files = [
         {
             "type": "file",
             "bom-ref": f"part:{kind}",
@@ -43,7 +43,7 @@ def bill_of_materials(manifest: Manifest) -> dict[str, Any]:
                 "properties": [{"name": "belljar:origin", "value": manifest.origin}],
             },
         },
-        "components": [*parts, *_packages(manifest)],
+        "components": [*files, *_packages(manifest)],
     }
 
 

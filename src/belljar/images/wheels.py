@@ -1,5 +1,6 @@
-"""Python packages for an image: wheels that pip resolves and unpacks, with the index and the settings that this host's
-pip has. Wheels only: no code of a package runs on the host.
+"""Fetch Python packages for an image with this host's pip and its settings.
+
+Only wheels are installed, so no code of a package runs on the host.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections.abc import Sequence
 from email.parser import HeaderParser
 from pathlib import Path
 
-from belljar.images.tool import call
+from belljar.images.host_tools import run_tool
 from belljar.model.errors import ImageBuildError
 
 _TIMEOUT_SECONDS = 900
-#: glibc of Debian 12: wheels for it and for older ones run there.
+#: glibc of Debian 12, which runs wheels for it and for older versions.
 _NEWEST_GLIBC_MINOR = 36
 _OLD_NAMES = ("manylinux2014", "manylinux2010", "manylinux1", "linux")
 
@@ -23,15 +24,16 @@ _OLD_NAMES = ("manylinux2014", "manylinux2010", "manylinux1", "linux")
 async def fetch_wheels(
     requirements: Sequence[str], *, python_version: str, architecture: str, folder: Path, log: Path
 ) -> dict[str, str]:
-    """Unpack the requirements and what they need into `folder`; returns all of it, name → version.
+    """Install the requirements and their dependencies into `folder`, and return name → version of all.
 
-    `python_version` is the image's, as 3.11. Their programs are in `folder/bin`. Raises ImageBuildError when one cannot
-    be found, or has no wheel for this Python.
+    `python_version` is the image's, such as 3.11. Programs of packages are in `folder/bin`.
+
+    Raises ImageBuildError when a package cannot be found, or has no wheel for this Python.
     """
     glibc = [f"manylinux_2_{minor}_{architecture}" for minor in range(_NEWEST_GLIBC_MINOR, 4, -1)]
     platforms = [*glibc, *(f"{name}_{architecture}" for name in _OLD_NAMES)]
     try:
-        await call(
+        await run_tool(
             [
                 sys.executable,
                 "-P",
@@ -56,23 +58,23 @@ async def fetch_wheels(
     except ImageBuildError as error:
         raise ImageBuildError(f"pip could not install {', '.join(requirements)}: {error.message}") from None
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)
-    _own_programs(folder / "bin")
+    _set_interpreter(folder / "bin")
     return installed_wheels(folder)
 
 
 def installed_wheels(folder: Path) -> dict[str, str]:
-    """The distributions in a folder of Python modules, name → version."""
-    found = {}
+    """Return the distributions in a folder of Python modules, name → version."""
+    packages = {}
     for metadata in sorted(folder.glob("*.dist-info/METADATA")):
         fields = HeaderParser().parsestr(metadata.read_text(errors="replace"), headersonly=True)
         name, version = fields.get("Name"), fields.get("Version")
         if name and version:
-            found[re.sub(r"[-_.]+", "-", name).lower()] = version
-    return found
+            packages[re.sub(r"[-_.]+", "-", name).lower()] = version
+    return packages
 
 
-def _own_programs(folder: Path) -> None:
-    """Let the packages' programs start the image's Python instead of this host's."""
+def _set_interpreter(folder: Path) -> None:
+    """Make the packages' programs start the image's Python instead of this host's."""
     for path in folder.glob("*") if folder.is_dir() else ():
         data = path.read_bytes()
         line, newline, rest = data.partition(b"\n")

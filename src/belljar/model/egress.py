@@ -1,8 +1,7 @@
-"""What a job may reach over the network, as a value: `none`, `open`, `packages`, or a list of destinations.
+"""Egress policies: what a job may reach over the network. `none`, `open`, `packages`, or a list of destinations.
 
-Parsed strictly and normalised once, at the edge: lower case, no trailing dot, IDNA for names in other scripts, networks
-in canonical form. What can never be reached (private, link-local, metadata addresses) is refused here already where it
-is asked for by address; the network itself refuses it whatever was asked.
+Policies are parsed strictly and normalised once, at the edge: lower case, no trailing dot, IDNA for non-ASCII names,
+networks in canonical form. Addresses in BLOCKED_NETWORKS are refused here; the network blocks them under every policy.
 """
 
 from __future__ import annotations
@@ -14,13 +13,30 @@ from dataclasses import dataclass
 
 import idna
 
-from belljar.model.blocked_networks import BLOCKED_NETWORKS
+#: Networks that no job may reach: IANA's registry of special-purpose addresses without those for documentation. The
+#: metadata services of clouds are in the link-local one.
+BLOCKED_NETWORKS = tuple(
+    ipaddress.IPv4Network(text)
+    for text in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+    )
+)
 
-#: Most entries of a list. A filter of this size is loaded in a millisecond.
+#: Maximum entries of a list. A filter of this size is loaded in a millisecond.
 MAX_ENTRIES = 256
-#: A name has at most 253 characters (RFC 1035), in other scripts fewer; with a port and the wildcard.
+#: A name has at most 253 characters (RFC 1035); with a port and the wildcard.
 MAX_ENTRY_CHARACTERS = 300
-WORDS = ("none", "open", "packages")
+KEYWORDS = ("none", "open", "packages")
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\Z")
 _PORT = re.compile(r"[1-9][0-9]{0,4}\Z")
@@ -29,11 +45,11 @@ _LOOKS_LIKE_ADDRESS = re.compile(r"[0-9.]+(/.*)?\Z")
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """One entry of a list: a name, every name below one, or a network; with a port or with all."""
+    """One entry of a list: a host name, all names below one, or a network; with one port or all."""
 
-    #: A host's name in ASCII, without a trailing dot; None for a network.
+    #: A host name in ASCII, without a trailing dot; None for a network.
     name: str | None = None
-    #: Whether it stands for the names below `name`, and not for itself: `*.example.org`.
+    #: Whether the entry is a wildcard for the names below `name`, without itself: `*.example.org`.
     below: bool = False
     network: ipaddress.IPv4Network | None = None
     port: int | None = None
@@ -46,7 +62,7 @@ class Destination:
         return text if self.port is None else f"{text}:{self.port}"
 
     def covers(self, other: Destination) -> bool:
-        """Whether everything that `other` allows is allowed by this one."""
+        """Return whether this destination allows everything that `other` allows."""
         if self.port is not None and self.port != other.port:
             return False
         if self.network is not None:
@@ -60,54 +76,54 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Egress:
-    """A parsed policy: one of WORDS, or `list` with its destinations."""
+    """A parsed policy: one of KEYWORDS, or `list` with its destinations."""
 
     kind: str
     destinations: tuple[Destination, ...] = ()
 
     @property
     def value(self) -> str | tuple[str, ...]:
-        """As it is written in a job: a word, or the normalised entries."""
+        """Return the policy as a job has it: a keyword, or the normalised entries."""
         return tuple(map(str, self.destinations)) if self.kind == "list" else self.kind
 
     def __str__(self) -> str:
         return self.value if isinstance(self.value, str) else ", ".join(self.value)
 
 
-def parse_egress(given: str | Sequence[str]) -> Egress:
-    """The policy in a word, in a comma-separated string, or in a list. Raises ValueError, saying what to write."""
-    if isinstance(given, str):
-        if len(given) > MAX_ENTRIES * MAX_ENTRY_CHARACTERS:
-            raise ValueError(f"egress has {len(given)} characters; at most {MAX_ENTRIES} entries are allowed")
-        given = given.split(",")
-    if len(given) > MAX_ENTRIES:
+def parse_egress(value: str | Sequence[str]) -> Egress:
+    """Parse a keyword, a comma-separated string or a list. Raises ValueError with what to write."""
+    if isinstance(value, str):
+        if len(value) > MAX_ENTRIES * MAX_ENTRY_CHARACTERS:
+            raise ValueError(f"egress has {len(value)} characters; at most {MAX_ENTRIES} entries are allowed")
+        value = value.split(",")
+    if len(value) > MAX_ENTRIES:
         raise ValueError(
-            f"egress has {len(given)} entries; at most {MAX_ENTRIES} are allowed, use wildcards or networks"
+            f"egress has {len(value)} entries; at most {MAX_ENTRIES} are allowed, use wildcards or networks"
         )
-    entries = [entry.strip() for entry in given]
-    words = {entry.lower() for entry in entries if entry.lower() in WORDS}
-    if words:
+    entries = [entry.strip() for entry in value]
+    keywords = {entry.lower() for entry in entries if entry.lower() in KEYWORDS}
+    if keywords:
         if len({entry.lower() for entry in entries}) > 1:
-            raise ValueError(f"egress is {sorted(words)[0]} or a list of destinations, not both")
-        return Egress(words.pop())
+            raise ValueError(f"egress is {sorted(keywords)[0]} or a list of destinations, not both")
+        return Egress(keywords.pop())
     return Egress("list", parse_destinations(entries))
 
 
 def parse_destinations(entries: Iterable[str]) -> tuple[Destination, ...]:
-    """The destinations without repetitions, in their order. Raises ValueError."""
-    found = tuple(dict.fromkeys(parse_destination(entry) for entry in entries))
-    if not found:
-        raise ValueError("egress is empty; write none, open, packages, or what the job may reach")
-    return found
+    """Parse the entries, without duplicates and in their order. Raises ValueError."""
+    destinations = tuple(dict.fromkeys(parse_destination(entry) for entry in entries))
+    if not destinations:
+        raise ValueError("egress is empty; write none, open, packages, or the destinations that the job may reach")
+    return destinations
 
 
 def parse_destination(entry: str, *, private: bool = False) -> Destination:
-    """HOST[:PORT], *.HOST[:PORT], ADDRESS[:PORT] or NETWORK[:PORT]. Raises ValueError.
+    """Parse HOST[:PORT], *.HOST[:PORT], ADDRESS[:PORT] or NETWORK[:PORT]. Raises ValueError.
 
-    `private`: let private addresses and names without a domain pass, which only an operator may give.
+    `private` allows private addresses and names without a domain, for entries of the operator.
     """
     if len(entry) > MAX_ENTRY_CHARACTERS:
-        raise ValueError(f"{entry[:40]!r}… is too long for a destination")
+        raise ValueError(f"{entry[:40]!r}… is too long for a destination; maximum: {MAX_ENTRY_CHARACTERS} characters")
     if entry.count(":") > 1 or entry.startswith("["):
         raise ValueError(f"{entry!r} looks like an IPv6 address; machines have IPv4 only")
     host, colon, port_text = entry.partition(":")
@@ -115,17 +131,15 @@ def parse_destination(entry: str, *, private: bool = False) -> Destination:
     if _LOOKS_LIKE_ADDRESS.match(host):
         return Destination(network=_network(host, entry, private=private), port=port)
     below = host.startswith("*.")
-    name = normal_name(host[2:] if below else host, entry)
-    if "." not in name and not private:  # a mistyped word, or all of a top-level domain
-        raise ValueError(
-            f"{entry[:80]!r} is no name on the internet; write none, open, packages, or HOST.DOMAIN[:PORT]"
-        )
+    name = normalize_host_name(host[2:] if below else host, entry)
+    if "." not in name and not private:  # a mistyped keyword, or a top-level domain
+        raise ValueError(f"{entry[:80]!r} has no domain; write none, open, packages, or HOST.DOMAIN[:PORT]")
     return Destination(name=name, below=below, port=port)
 
 
 def _port(text: str, entry: str) -> int:
     if not _PORT.match(text) or int(text) > 65535:
-        raise ValueError(f"{entry[:80]!r} has no valid port; write HOST:PORT with a port from 1 to 65535")
+        raise ValueError(f"{entry[:80]!r} has an invalid port; write HOST:PORT with a port from 1 to 65535")
     return int(text)
 
 
@@ -133,51 +147,50 @@ def _network(text: str, entry: str, *, private: bool) -> ipaddress.IPv4Network:
     try:
         network = ipaddress.IPv4Network(text)
     except ValueError as error:
-        raise ValueError(f"{entry[:80]!r} is no IPv4 network: {error}") from None
-    for never in () if private else BLOCKED_NETWORKS:
-        if network.subnet_of(never):
+        raise ValueError(f"{entry[:80]!r} is not an IPv4 network: {error}") from None
+    for blocked in () if private else BLOCKED_NETWORKS:
+        if network.subnet_of(blocked):
             raise ValueError(
-                f"{entry[:80]!r} is in {never}, which no job may reach (private, local or reserved addresses)"
+                f"{entry[:80]!r} is in {blocked}, which no job may reach (private, local or reserved addresses)"
             )
     return network
 
 
-def normal_name(text: str, entry: str) -> str:
-    """A host's name in lower-case ASCII without a trailing dot. Raises ValueError, naming `entry`."""
+def normalize_host_name(text: str, entry: str) -> str:
+    """Return a host name in lower-case ASCII without a trailing dot. Raises ValueError that names `entry`."""
     shown = repr(entry[:80])
     name = text[:-1] if text.endswith(".") else text
     if not name.isascii():
         try:
             name = idna.encode(name, uts46=True, transitional=False).decode()
         except idna.IDNAError as error:
-            raise ValueError(f"{shown} is no host name: {error}") from None
+            raise ValueError(f"{shown} is an invalid host name: {error}") from None
     name = name.lower()
     labels = name.split(".")
     if "*" in name:
         raise ValueError(
-            f"{shown}: a wildcard is the whole first part of a name, as in *.example.org; for all, write open"
+            f"{shown}: a wildcard must be the whole first label, as in *.example.org; for everything, write open"
         )
     if len(name) > 253 or not all(_LABEL.match(label) for label in labels):
-        raise ValueError(f"{shown} is no host name; write HOST, *.HOST or a network, each with :PORT if you like")
+        raise ValueError(f"{shown} is an invalid host name; expected HOST, *.HOST or a network, optionally with :PORT")
     if labels[-1].isdigit():
         raise ValueError(f"{shown} is neither an IPv4 address nor a host name")
     if labels[-1] == "localhost":
-        raise ValueError(f"{shown}: a job reaches its own localhost without a network, and never the host's")
+        raise ValueError(f"{shown}: a job reaches its own localhost under every policy, and the host's under none")
     return name
 
 
-def first_denied(asked: Egress, ceiling: Egress, packages: Sequence[Destination]) -> str | None:
-    """What of `asked` the ceiling does not allow, for a sentence; None when all of it is within.
+def first_denied(requested: Egress, limit: Egress, packages: Sequence[Destination]) -> str | None:
+    """Return the first destination of `requested` that `limit` does not allow; None when it allows all.
 
-    `packages` is what the word `packages` stands for here.
+    `packages` are the destinations of the keyword `packages`.
     """
-    if asked.kind == "none" or ceiling.kind == "open" or asked == ceiling:
+    if requested.kind == "none" or limit.kind == "open" or requested == limit:
         return None
-    if asked.kind == "open" or ceiling.kind == "none":
-        return str(asked) if asked.kind != "list" else str(asked.destinations[0])
-    allowed = packages if ceiling.kind == "packages" else ceiling.destinations
-    wanted = packages if asked.kind == "packages" else asked.destinations
-    for destination in wanted:
+    if requested.kind == "open" or limit.kind == "none":
+        return str(requested) if requested.kind != "list" else str(requested.destinations[0])
+    allowed = packages if limit.kind == "packages" else limit.destinations
+    for destination in packages if requested.kind == "packages" else requested.destinations:
         if not any(each.covers(destination) for each in allowed):
             return str(destination)
     return None

@@ -1,8 +1,8 @@
-"""The tree of errors that a person can meet.
+"""The errors that users meet.
 
-Each class has a stable `code` (what programs match on), the HTTP `status` it maps to, and a message that says what to
-do. Errors are raised where the fact is known and caught where something can be done about it: the API turns them into
-problem details (RFC 9457), the command line into one line on stderr. A bug is not a `BelljarError`.
+Each class has a stable `code` for programs, the HTTP `status` it maps to, and a message that says what to do. The API
+turns errors into problem details (RFC 9457), the command line into one line on stderr. A bug is not a `BelljarError`.
+The first sentence of each docstring, "cause; what to do", is the class's entry in docs/errors.md.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ from typing import Any, ClassVar
 
 #: What to do when no process or thread can be started.
 TOO_MANY_PROCESSES = (
-    "this user or group has as many processes as it may: raise the limit (ulimit -u, TasksMax= of the service, "
-    "pids.max of its cgroup) or run fewer jobs at once"
+    "the limit of processes of this user or group is reached: raise it (ulimit -u, TasksMax= of the service, pids.max "
+    "of its cgroup) or run fewer jobs at once"
 )
 _PATH = re.compile(r"(?<![\w/.:])/[^\s/:;,'\"()]+(?:/[^\s:;,'\"()]*)*")
 
 
 def without_paths(text: str) -> str:
-    """The text with PATH for every absolute path in it: which folders this host has is for its operator."""
+    """Return the text with PATH for every absolute path: only the operator may read the host's paths."""
     return _PATH.sub("PATH", text)
 
 
 class BelljarError(Exception):
-    """What every error of belljar's own inherits from.
+    """An internal error; see the server's log, and report it.
 
-    `message` is one sentence for a person, naming what to do. `details` are facts for a program; they are shown as
+    The base of all errors.
+
+    `message` is one sentence for a person that says what to do. `details` are facts for a program; they become
     extension members of the problem document, so they must be JSON values and hold no secret.
     """
 
@@ -45,94 +47,101 @@ class BelljarError(Exception):
 
 
 class InvalidRequest(BelljarError):
-    """The request cannot be read: not JSON, a missing part, an unknown field."""
+    """The request is malformed: not JSON, a missing part, or an unknown field; correct the request."""
 
     code = "invalid_request"
     status = 400
 
 
 class InvalidOption(BelljarError):
-    """One option has a value that no job may have; `details["option"]` names it."""
+    """An option has an invalid value, or one over a limit; correct the option that `option` names."""
 
     code = "invalid_option"
     status = 422
 
 
 class UnknownLanguage(InvalidOption):
-    """No image runs this language, or the language could not be told from the upload."""
+    """No image runs this language, or the upload does not show its language; set `language` or build an image."""
 
     code = "unknown_language"
 
 
 class UnknownImage(InvalidOption):
-    """There is no image of this name here."""
+    """No image has this name, or no node has it any more; list the images with GET /v1/images, build or import it."""
 
     code = "unknown_image"
 
 
 class InvalidScript(BelljarError):
-    """The uploaded file or archive cannot be a script: empty, no entrypoint, unsafe members."""
+    """The upload is no script: empty, without an entrypoint, or with unsafe members; correct the file or archive."""
 
     code = "invalid_script"
     status = 422
 
 
 class InvalidDependencies(InvalidScript):
-    """What the script says that it needs cannot be read, or is not to be had in this image."""
+    """The script's requirements are malformed, or not available for this image; correct them, or use another image."""
 
     code = "invalid_dependencies"
 
 
 class LayerBuildError(InvalidDependencies):
-    """What the script needs could not be installed; the job's build log says why."""
+    """The script's packages could not be installed; read the job's log with stream=build."""
 
     code = "dependencies_failed"
 
 
 class TooLarge(BelljarError):
-    """More bytes than the limit allow; nothing was kept."""
+    """The body or upload is over a limit and nothing of it was kept; send less, or raise the setting."""
 
     code = "too_large"
     status = 413
 
 
 class NotAuthenticated(BelljarError):
-    """No key, or a key that is not known here."""
+    """The request has no key, or one that is unknown or revoked; send Authorization: Bearer KEY with a valid key."""
 
     code = "not_authenticated"
     status = 401
 
 
 class Forbidden(BelljarError):
-    """The key is known and may not do this; or a web page of another origin asked."""
+    """The key may not do this, or the request is cross-origin; use an admin key, or send it from this machine."""
 
     code = "forbidden"
     status = 403
 
 
 class NotFound(BelljarError):
-    """Nothing of this name in the caller's project."""
+    """The project has nothing of this name; list what it has."""
 
     code = "not_found"
     status = 404
 
 
+class MethodNotAllowed(BelljarError):
+    """The path does not take this method; use one of those in the header Allow."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
 class Conflict(BelljarError):
-    """The request contradicts what is already there."""
+    """The idempotency key belongs to another request; use a new key."""
 
     code = "conflict"
     status = 409
 
 
 class TooManyRequests(BelljarError):
-    """The key has as many requests or bytes in flight as it may; `details["retry_after"]` are seconds to wait."""
+    """The key has too many requests or bytes in flight; try again after `retry_after` seconds."""
 
     code = "too_many_requests"
     status = 429
 
 
 class RequestTimeout(BelljarError):
-    """The request's body did not arrive in time."""
+    """The body did not arrive in time; send it faster."""
 
     code = "request_timeout"
     status = 408
@@ -142,26 +151,26 @@ class RequestTimeout(BelljarError):
 
 
 class HostError(BelljarError):
-    """This host cannot do what was asked; the message says what to install or change."""
+    """The host cannot do this now; follow the message, which says what to install or change."""
 
     code = "host_error"
     status = 503
 
 
 class ServerBusy(HostError):
-    """The server has as many requests in flight as it may; `details["retry_after"]` are seconds to wait."""
+    """The server has too many requests in flight; try again after `retry_after` seconds."""
 
     code = "server_busy"
 
 
 class MissingTool(HostError):
-    """A program that belljar calls is not installed."""
+    """A program that belljar needs is not installed; install it (belljar doctor lists what is missing)."""
 
     code = "missing_tool"
 
 
 class DiskFull(HostError):
-    """The file system that holds the data folder has no room left."""
+    """The disk of the data folder is full; free some space, or move the data folder."""
 
     code = "disk_full"
     status = 507
@@ -173,9 +182,9 @@ def is_disk_full(error: OSError) -> bool:
 
 
 def host_error(error: OSError, doing: str) -> HostError:
-    """Return the error that says what the operating system refused: `doing` completes "cannot …".
+    """Return the error for a failed system call: `doing` completes "cannot …".
 
-    Names no path: it may become a job's error, which tenants read.
+    The message has no path: it may become a job's error, which tenants read.
     """
     if is_disk_full(error):
         return DiskFull(f"cannot {doing}: no room left on the disk; free some space or move the data folder")
@@ -186,86 +195,112 @@ def _advice(error: OSError) -> str:
     if error.errno == errno.EMFILE:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return (
-            f"this process has as many open files as it may ({limit}): raise the limit (ulimit -n, LimitNOFILE= of "
-            "the service) or run fewer jobs at once"
+            f"the limit of open files of this process is reached ({limit}): raise it (ulimit -n, LimitNOFILE= of the "
+            "service) or run fewer jobs at once"
         )
     if error.errno == errno.ENFILE:
-        return "the host has as many open files as it may: raise it with sysctl fs.file-max, or run fewer jobs at once"
+        return "the limit of open files of the host is reached: raise it (sysctl fs.file-max) or run fewer jobs at once"
     if error.errno == errno.EAGAIN:
         return TOO_MANY_PROCESSES
     if error.errno == errno.ENOMEM:
-        return "the host has no memory left: run fewer jobs at once, or smaller ones"
+        return "the host is out of memory: run fewer or smaller jobs at once"
     return error.strerror or str(error) or type(error).__name__
 
 
 class DataFolderError(HostError):
-    """The data folder cannot be used: not writable, in use, or written by a newer belljar."""
+    """The data folder is not writable, in use, damaged, or of a newer version; follow the message."""
 
     code = "data_folder"
 
 
 class DiskBudget(HostError):
-    """What is to be kept does not fit into the disk that the settings allow for it."""
+    """The data does not fit into the disk space that a setting allows; raise the setting, or remove something."""
 
     code = "disk_budget"
     status = 507
 
 
 class DamagedImage(HostError):
-    """A file of an image is not what its manifest says any more."""
+    """A file of an image does not match its manifest; build or import the image again."""
 
     code = "damaged_image"
 
 
 class InvalidImage(BelljarError):
-    """A container image that cannot be imported: malformed, hostile, too large, or for another architecture."""
+    """The container image is malformed, unsafe, too large, or for another architecture; import another one."""
 
     code = "invalid_image"
     status = 422
 
 
 class ImageBuildError(HostError):
-    """An image could not be built; nothing of the attempt was left behind."""
+    """The image could not be built, and nothing of the build was kept; read the build's log."""
 
     code = "image_build"
 
 
 class NoNetwork(BelljarError):
-    """This host cannot give jobs a network at all, or not with that policy; trying again changes nothing."""
+    """The host has no network for jobs, or cannot enforce the policy; run belljar doctor, or use egress none."""
 
     code = "no_network"
     status = 503
 
 
 class NetworkError(HostError):
-    """A network could not be made just now; the attempt may be tried again."""
+    """A network for the machine could not be set up; wait for the retry of the attempt."""
 
     code = "network_error"
 
 
-# --- machines: infrastructure faults, never the script's -------------------------------------------------------------
+# --- machines: infrastructure failures, not the script's --------------------------------------------------------------
 
 
 class MachineError(BelljarError):
-    """The machine could not be started, or died; the attempt may be tried again."""
+    """The machine failed to start or to run; wait for the retry of the attempt."""
 
     code = "machine_error"
     status = 503
 
 
 class MachineDied(MachineError):
-    """The hypervisor exited, the guest's kernel panicked, or the emulator stopped with an internal error."""
+    """The hypervisor exited, the guest kernel panicked, or the emulator failed; wait for the retry of the attempt."""
 
     code = "machine_died"
 
 
 class MachineTimeout(MachineError):
-    """The machine did not come up, or did not answer, within its deadline."""
+    """The machine did not start or respond in time; wait for the retry of the attempt."""
 
     code = "machine_timeout"
 
 
 class GuestProtocolError(MachineError):
-    """The guest sent bytes that break the wire protocol; the machine is destroyed."""
+    """The guest violated the wire protocol, and its machine was destroyed; wait for the retry of the attempt."""
 
     code = "guest_protocol"
+
+
+def classes() -> list[type[BelljarError]]:
+    """Return every class of errors, each with a code of its own."""
+    return [each for each in globals().values() if isinstance(each, type) and issubclass(each, BelljarError)]
+
+
+def summary(error: type[BelljarError]) -> str:
+    """Return the first paragraph of a class's docstring in one line: "cause; what to do."."""
+    return " ".join((error.__doc__ or "").split("\n\n")[0].split())
+
+
+# --- further errors of jobs -------------------------------------------------------------------------------------------
+
+#: Code → "cause; what to do", for `error.code` and `lost_attempts[].code` of a job beside the codes of the classes.
+JOB_ERRORS = {
+    "timed_out": "The script ran for longer than `timeout_seconds` and was stopped; raise it, or do less.",
+    "cannot_execute": "The machine could not start the script's command; check the entrypoint, its mode and `#!` line.",
+    "compile_error": "The script could not be compiled; read its stderr.",
+    "out_of_memory": "The script used more memory than its machine has; raise `memory_mb`.",
+    "artifacts_incomplete": "Some artifacts were not kept; read the message, and check limits, globs and disk space.",
+    "log_incomplete": "Some of the log was not kept; check the disk space of the node and of the blob store.",
+    "worker_stopped": "The worker was stopped during the attempt; wait for the retry of the attempt.",
+    "worker_died": "The worker process crashed during the attempt; wait for the retry of the attempt.",
+    "lease_expired": "The worker sent no heartbeat until the lease expired; wait for the retry of the attempt.",
+}

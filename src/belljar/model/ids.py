@@ -1,4 +1,4 @@
-"""Identifiers that sort by the time they were made: ULIDs with a prefix that says what they name.
+"""Identifiers that sort by creation time: ULIDs with a prefix for the kind.
 
 Source: the ULID specification (48 bits of milliseconds, 80 random bits, Crockford's base 32).
 """
@@ -17,7 +17,7 @@ _last = 0
 
 
 def new_id(prefix: str) -> str:
-    """PREFIX_ULID; within one process each is greater than the one before."""
+    """Return a new id PREFIX_ULID, greater than every earlier one of this process."""
     global _last
     with _lock:
         value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
@@ -27,5 +27,5 @@ def new_id(prefix: str) -> str:
 
 
 def is_job_id(text: str) -> bool:
-    """Whether `text` could name a job; what could not is never looked up or made into a path."""
+    """Return whether `text` has the form of a job's id; other text is never looked up or used in a path."""
     return bool(_JOB_ID.match(text))

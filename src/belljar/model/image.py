@@ -1,18 +1,16 @@
-"""What an image is: a kernel, an initramfs with the agent, a root filesystem, and how its languages are run.
+"""The image as a value: kernel, initramfs with the agent, root filesystem, and the commands of its languages.
 
-The manifest is a JSON file; every part is named by its sha256 and lies in a folder of parts that images share. An
-`Image` is a manifest whose parts are there.
+The manifest is a JSON file. Parts are named by their sha256, in a folder that images share. An `Image` is a manifest
+whose parts exist.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from belljar.model.value import Value
 
 
 class Language(Value):
@@ -21,32 +19,32 @@ class Language(Value):
     name: str
     #: Other names that a caller may use.
     aliases: tuple[str, ...] = ()
-    #: File name endings that tell the language, each with its dot.
+    #: File extensions of the language, each with its dot.
     extensions: tuple[str, ...] = ()
-    #: Interpreter names in a `#!` line that tell the language (`python3`, `bash`).
+    #: Interpreter names in a `#!` line (`python3`, `bash`).
     interpreters: tuple[str, ...] = ()
-    #: Names of an archive's entrypoint, in the order they are looked for.
+    #: Names of an archive's entrypoint, in the order of preference.
     entrypoints: tuple[str, ...] = ()
-    #: The command that runs a script. In every word `{entrypoint}` stands for the entrypoint's path in the machine,
-    #: `{folder}` for its folder, `{stem}` for its name without an ending, `{output}` for what was compiled.
+    #: The command that runs a script. In each argument `{entrypoint}` stands for the entrypoint's path in the machine,
+    #: `{folder}` for its folder, `{stem}` for its name without extension, `{output}` for the compiled program.
     run: tuple[str, ...]
-    #: Arguments for a job that gives none.
+    #: Arguments for a job without any.
     default_args: tuple[str, ...] = ()
-    #: A command that runs before, in the same machine; all it says is the job's stderr, and unless it exits with 0 the
-    #: job has failed.
+    #: A command that runs before, in the same machine. Its output is the job's stderr; the job fails unless it exits
+    #: with 0.
     compile: tuple[str, ...] = ()
-    #: The two commands in images that others made, which lack what the recipe lays into its own; empty: the same.
+    #: The two commands for imported images, which lack the files that recipes add to their own; empty: the same.
     plain_run: tuple[str, ...] = ()
     plain_compile: tuple[str, ...] = ()
     #: A command that prints the language's version.
     version: tuple[str, ...] = ()
-    #: The program in the initramfs that waits in a snapshot to become a script of this language; None: none does.
+    #: The program in the initramfs that waits in a snapshot and then runs a script of this language; None: none.
     prefork: str | None = None
-    #: The least memory that its tools get along with; a job's default where that is less.
+    #: The memory that its tools need; the default of its jobs unless the setting's default is larger.
     memory_mb: int | None = Field(default=None, ge=64)
-    #: The memory of the smallest machine that its first program runs in; a job that asks for less is refused.
+    #: The memory of the smallest machine that runs its first program; a job with less is refused.
     min_memory_mb: int = Field(default=64, ge=64)
-    #: A first program: prints `Hello from NAME!`. It is also what a snapshot's clones rehearse before they get a job.
+    #: A first program: prints `Hello from NAME!`. A snapshot is warmed up with it before clones are made.
     hello: str = ""
 
 
@@ -55,7 +53,7 @@ class Part(Value):
 
     sha256: str
     size_bytes: int
-    #: Where it came from, for people: a package and its version, a recipe.
+    #: The origin for display: a package and its version, a recipe.
     origin: str
 
 
@@ -67,44 +65,46 @@ class User(Value):
 
 
 class Manifest(Value):
-    """Everything a machine needs to boot, by digest. The same inputs give the same manifest."""
+    """Everything that a machine needs to boot, by digest. The same inputs give the same manifest."""
 
     format: int = 1
     name: str
     architecture: str
-    #: sha256 over the manifest's other fields, less the name.
+    #: sha256 over the manifest's other fields, without the name.
     digest: str
     description: str = ""
     kernel: Part
     initramfs: Part
     root: Part
     languages: tuple[Language, ...]
-    #: A machine with less memory cannot start a program of the smallest of its languages.
+    #: The memory that the smallest of its languages needs.
     min_memory_mb: int = Field(default=64, ge=64)
     env: dict[str, str] = Field(default_factory=dict)
     #: Debian packages in the root filesystem, name → version.
     packages: dict[str, str] = Field(default_factory=dict)
-    #: Other packages in it, by the type that package URLs have for them (pypi, npm, apk): name → version.
+    #: Other packages, by the type of their package URL (pypi, npm, apk): name → version.
     other_packages: dict[str, dict[str, str]] = Field(default_factory=dict)
-    #: What each language's tools say that their version is, asked when the image was built.
+    #: The version of each language, as printed by its tools when the image was built.
     versions: dict[str, str] = Field(default_factory=dict)
-    #: What it was made from, for people: a recipe's digest, an OCI image's.
+    #: The source for display: the digest of a recipe or of an OCI image.
     origin: str = ""
-    #: Who runs the script, and where; a folder below which the script's files do not lie is the image's own.
+    #: The user and working folder of scripts; a folder outside of the script's files is the image's own.
     user: User = User()
     working_folder: str | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
+        """Return the parts in the order kernel, initramfs, root."""
         return self.kernel, self.initramfs, self.root
 
     @property
     def size_bytes(self) -> int:
+        """Return the size of all parts."""
         return sum(part.size_bytes for part in self.parts)
 
 
 class Image(Value):
-    """A manifest whose parts lie at these paths on this host."""
+    """A manifest and the paths of its parts on this host."""
 
     manifest: Manifest
     kernel: Path
@@ -113,7 +113,9 @@ class Image(Value):
 
     @property
     def name(self) -> str:
+        """Return the manifest's name."""
         return self.manifest.name
 
     def language(self, name: str) -> Language | None:
+        """Return the language of that name; None when the image does not have it."""
         return next((language for language in self.manifest.languages if language.name == name), None)

@@ -1,4 +1,4 @@
-"""The script as a value: uploaded code, immutable, named by what it holds."""
+"""The script as a value: uploaded code, immutable, addressed by its content."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ import json
 from datetime import datetime
 from typing import Any, Literal
 
-from belljar.model.image import Value
+from belljar.model.value import Value
 
 
 class Dependencies(Value):
-    """What a script says that it needs, in an order that does not depend on how it was written down."""
+    """The packages that a script declares, in an order that does not depend on how they were written."""
 
     kind: Literal["pypi", "npm"]
     requirements: tuple[str, ...] = ()
-    #: Versions of Python or Node.js that will do, as PEP 440 or npm spell them.
+    #: The required versions of Python (PEP 440) or Node.js (npm).
     runtime: str | None = None
-    #: Where it was said, for messages.
+    #: The file or block that declares them, for messages.
     origin: str
 
     @property
     def key(self) -> str:
-        """The same for all scripts that need the same packages."""
+        """Return a digest that is equal for all scripts with the same requirements."""
         return hashlib.sha256(json.dumps([self.kind, self.requirements]).encode()).hexdigest()
 
 
 class Script(Value):
-    """One file, or several with an entrypoint; the same content, language and entrypoint have the same id."""
+    """One file, or several with an entrypoint; equal content, language and entrypoint give the same id."""
 
     #: sha256 in hex over the language, the entrypoint and every file's path, mode and content.
     id: str
     project: str
-    #: What the uploaded file was called; for people.
+    #: Name of the uploaded file, for display.
     name: str
     language: str
-    #: Path of the file that is run, below the script's top folder.
+    #: Path of the file to run, below the script's top folder.
     entrypoint: str
-    #: All files together, unpacked.
+    #: Size of all files, unpacked.
     size_bytes: int
     file_count: int
     created_at: datetime
-    #: Packages that are installed for it; None: it needs none.
+    #: The packages to install; None: none.
     dependencies: Dependencies | None = None
 
     def public(self) -> dict[str, Any]:
-        """The script as the HTTP API and `--json` print it."""
+        """Return the script as the HTTP API and `--json` print it."""
         return {"script_id": self.id, **self.model_dump(mode="json")}

@@ -1,7 +1,7 @@
 """The states of a job and the one table of legal transitions.
 
-Every change of a job's status, wherever it is written, is one of these; the store refuses any other in the same
-statement that writes it, so that two writers cannot both end a job.
+The store checks each change of status against the table in the statement that writes it, so that two writers cannot
+both end a job.
 """
 
 from __future__ import annotations
@@ -10,34 +10,37 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    #: Waiting for a worker that has room.
+    """The status of a job."""
+
+    #: Waits for a worker with free resources.
     QUEUED = "queued"
-    #: A worker holds it and is making its machine ready; the script has not begun.
+    #: A worker has leased the job and prepares its machine; the script has not started.
     STARTING = "starting"
-    #: The script's entrypoint is running.
+    #: The script runs.
     RUNNING = "running"
-    #: The script ended with exit code 0.
+    #: The script exited with 0.
     SUCCEEDED = "succeeded"
-    #: The script ended with another exit code, by a signal, or went over a limit; or belljar could not run it at all.
+    #: The script exited with another code, by a signal or over a limit, or could not be run.
     FAILED = "failed"
-    #: The script was stopped because its time was up.
+    #: The script was stopped at its timeout.
     TIMED_OUT = "timed_out"
-    #: Someone cancelled the job before it ended.
+    #: The job was cancelled before it ended.
     CANCELLED = "cancelled"
-    #: Infrastructure failed under it more often than `max_attempts` allows.
+    #: Infrastructure failed in all of its `max_attempts` attempts.
     LOST = "lost"
 
     @property
     def terminal(self) -> bool:
+        """Return whether the job has ended."""
         return self in TERMINAL
 
 
 TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.TIMED_OUT, Status.CANCELLED, Status.LOST})
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
-    # FAILED straight from QUEUED: the image or the script was deleted meanwhile.
+    # FAILED directly from QUEUED: the image or the script was deleted.
     Status.QUEUED: frozenset({Status.STARTING, Status.CANCELLED, Status.FAILED}),
-    # Straight from STARTING: a compiler found errors, or the script was over before its beginning was written.
+    # Terminal directly from STARTING: a compile error, or the script ended before its start was written.
     Status.STARTING: TERMINAL | {Status.RUNNING, Status.QUEUED},
     # Back to QUEUED only when infrastructure lost the attempt and another one is allowed.
     Status.RUNNING: TERMINAL | {Status.QUEUED},
@@ -46,5 +49,5 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 
 
 def may_become(status: Status) -> frozenset[Status]:
-    """The states from which `status` may be entered: what a guarded UPDATE puts into its WHERE clause."""
+    """Return the states from which `status` may be entered, for the WHERE clause of a guarded UPDATE."""
     return frozenset(origin for origin, targets in TRANSITIONS.items() if status in targets)

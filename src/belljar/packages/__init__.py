@@ -1,1 +1,1 @@
-"""Packages that scripts declare as dependencies: what they ask for, and the layers that hold what was installed."""
+"""Packages that scripts declare as dependencies: parse the declarations, and cache the layers of installed packages."""

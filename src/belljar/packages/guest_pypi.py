@@ -1,7 +1,7 @@
-"""Runs in a builder machine, never on a host: resolves, locks and installs what a script needs, and packs it.
+"""Resolve, lock, install and pack a script's Python packages; runs in a builder machine, never on a host.
 
-Its folder holds uv and requirements.in; it leaves layer.tar and report.json beside them. Packages may run code of
-theirs while they are installed: that is what the machine is for. All that it prints is the user's to read.
+It reads uv and requirements.in in its folder, and writes layer.tar and report.json there. Packages may run code while
+they are installed, which is why a machine is used. The user can read all output.
 """
 
 import importlib.metadata
@@ -15,27 +15,25 @@ import tarfile
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 TREE = f"{FOLDER}/layer"
 LOCK = f"{FOLDER}/requirements.txt"
-#: Python adds what these say, or runs them, only while it starts.
-AT_START = ("sitecustomize.py", "usercustomize.py")
+#: Modules that Python runs only when it starts.
+STARTUP_MODULES = ("sitecustomize.py", "usercustomize.py")
 
 
 def main() -> int:
     prefix = os.path.dirname(sysconfig.get_path("scripts"))
-    place = os.path.relpath(sysconfig.get_path("purelib"), prefix)
-    if place.startswith(".."):
-        return complain(f"Python's packages are not below {prefix}")
+    relative = os.path.relpath(sysconfig.get_path("purelib"), prefix)
+    if relative.startswith(".."):
+        return fail(f"Python's packages are not below {prefix}")
     for step in (resolve, install):
         code = step()
         if code != 0:
             return code
-    site = f"{TREE}/{place}"
-    settle(site)
+    site = f"{TREE}/{relative}"
+    move_modules(site)
     size = tree_bytes()
-    most = int(os.environ["MAX_LAYER_BYTES"])
-    if size > most:
-        return complain(
-            f"the packages take {size >> 20} MB, and {most >> 20} MB is the most (the setting max_layer_mb)"
-        )
+    max_bytes = int(os.environ["MAX_LAYER_BYTES"])
+    if size > max_bytes:
+        return fail(f"the packages take {size >> 20} MB, over the limit of {max_bytes >> 20} MB (setting max_layer_mb)")
     print("compiling", flush=True)
     compile_all(site)
     report(prefix, site)
@@ -43,78 +41,84 @@ def main() -> int:
     return 0
 
 
-def uv(*words: str) -> int:
-    trusted = f"{FOLDER}/certificates.pem"
+def uv(*args: str) -> int:
+    """Run `uv pip` and return its exit code."""
+    certificates = f"{FOLDER}/certificates.pem"
     environment = {**os.environ, "UV_CACHE_DIR": f"{FOLDER}/cache"}
-    if os.path.exists(trusted):
-        environment["SSL_CERT_FILE"] = trusted
+    if os.path.exists(certificates):
+        environment["SSL_CERT_FILE"] = certificates
     try:
-        return subprocess.run([f"{FOLDER}/uv", "pip", *words], env=environment, check=False).returncode
+        return subprocess.run([f"{FOLDER}/uv", "pip", *args], env=environment, check=False).returncode
     except OSError as error:
-        return complain(f"this image cannot run uv, a program for Linux with glibc: {error.strerror}")
+        return fail(f"this image cannot run uv, a program for Linux with glibc: {error.strerror}")
 
 
 def resolve() -> int:
-    """Which versions, and the digests that what is downloaded must have."""
+    """Write the lock file: versions and the digests of their files. Return uv's exit code."""
     options = ("--quiet", "--generate-hashes", "--no-header", "--no-annotate", "--python", sys.executable)
     return uv("compile", *options, f"{FOLDER}/requirements.in", "--output-file", LOCK)
 
 
 def install() -> int:
+    """Install the locked packages into the tree. Return uv's exit code."""
     return uv("install", "--require-hashes", "--prefix", TREE, "--python", sys.executable, "-r", LOCK)
 
 
-def settle(site: str) -> None:
-    """Move modules to where this image's Python looks for them."""
+def move_modules(site: str) -> None:
+    """Move modules to the folder that this image's Python searches."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     os.makedirs(TREE, exist_ok=True)
     os.makedirs(os.path.dirname(site), exist_ok=True)
     for name in ("site-packages", "dist-packages"):
-        found = f"{TREE}/lib/{version}/{name}"
-        if found != site and os.path.isdir(found):
-            os.rename(found, site)
+        installed = f"{TREE}/lib/{version}/{name}"
+        if installed != site and os.path.isdir(installed):
+            os.rename(installed, site)
     os.makedirs(site, exist_ok=True)
 
 
 def tree_bytes() -> int:
-    return sum(os.lstat(f"{at}/{name}").st_size for at, _, names in os.walk(TREE) for name in names)
+    """Return the size of all files in the tree."""
+    return sum(os.lstat(f"{folder}/{name}").st_size for folder, _, names in os.walk(TREE) for name in names)
 
 
 def compile_all(site: str) -> None:
-    """Once here, not at the start of each job. By hash, since times are not kept; packages' own tests are left out."""
+    """Compile all modules but packages' tests, so that jobs need not. Checked by hash, since times are not kept."""
     command = [sys.executable, "-m", "compileall", "-q", "-j", str(os.cpu_count() or 1), "-x", "/tests?/"]
-    # A file that is no Python of this version stays as it is.
+    # Files that this Python cannot parse stay uncompiled.
     subprocess.run([*command, "--invalidation-mode", "unchecked-hash", site], check=False, stdout=subprocess.DEVNULL)
 
 
 def report(prefix: str, site: str) -> None:
-    found = importlib.metadata.distributions(path=[site])
-    packages = sorted((each.metadata["Name"], each.version) for each in found)
+    """Write report.json: see `belljar.packages.layers.InstallReport`."""
+    distributions = importlib.metadata.distributions(path=[site])
+    packages = sorted((each.metadata["Name"], each.version) for each in distributions)
     names = os.listdir(site)
     with open(LOCK) as lock, open(f"{FOLDER}/report.json", "w") as out:
-        words = {
+        fields = {
             "path": prefix,
-            "at_start": any(name.endswith(".pth") or name in AT_START for name in names),
+            "at_start": any(name.endswith(".pth") or name in STARTUP_MODULES for name in names),
             "packages": [{"name": name, "version": version} for name, version in packages],
             "text": lock.read(),
         }
-        json.dump(words, out)
+        json.dump(fields, out)
 
 
 def pack() -> None:
+    """Write layer.tar with the tree's files; the same files give the same bytes."""
     with tarfile.open(f"{FOLDER}/layer.tar", "w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted(name for name in os.listdir(TREE) if not name.startswith(".")):
-            archive.add(f"{TREE}/{name}", name, filter=plain)
+            archive.add(f"{TREE}/{name}", name, filter=without_owner_and_time)
 
 
-def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+def without_owner_and_time(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = member.mtime = 0
     member.uname = member.gname = ""
     return member
 
 
-def complain(words: str) -> int:
-    print(f"error: {words}", flush=True)
+def fail(message: str) -> int:
+    """Print an error and return the exit code 1."""
+    print(f"error: {message}", flush=True)
     return 1
 
 

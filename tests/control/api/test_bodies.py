@@ -21,10 +21,12 @@ import pytest
 from belljar.control.api.request_limits import BodyBudget, RequestCount, Turns
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.model.errors import ServerBusy, TooManyRequests
-from belljar.model.job import MAX_STDIN_BYTES
+from belljar.model.job_options import MAX_STDIN_BYTES
 from belljar.scripts import archive, prepare
 from support.paths import TESTS
 from support.served import Served, problem
+
+pytestmark = pytest.mark.process
 
 CODE = {"code": "print(1)", "language": "python"}
 JSON = {"Content-Type": "application/json"}

@@ -27,6 +27,8 @@ from belljar.settings import Settings
 from support.registered_images import register
 from support.served import Served
 
+pytestmark = pytest.mark.process
+
 # --- a real process with few descriptors ----------------------------------------------------------------------------
 
 

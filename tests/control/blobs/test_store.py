@@ -165,15 +165,15 @@ async def test_many_blobs_are_deleted_beside_everything_else(tmp_path: Path) -> 
     for job in range(5):
         folder = tmp_path / f"blobs/jobs/{job}/artifacts"
         folder.mkdir(parents=True)
-        for index in range(2000):
+        for index in range(400):
             (folder / str(index)).touch()
     deleting = asyncio.create_task(blobs.delete_prefixes([f"jobs/{job}" for job in range(5)]))
     turns = 0
     while not deleting.done():
         await asyncio.sleep(0)
         turns += 1
-    assert turns > 100
-    assert await deleting == Extent(10_000, 0)
+    assert turns > 20
+    assert await deleting == Extent(2_000, 0)
     assert list((tmp_path / "blobs").iterdir()) == []
 
 

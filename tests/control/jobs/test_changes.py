@@ -97,10 +97,10 @@ async def test_changes_of_other_processes_are_found_and_nothing_is_asked_while_n
         polling_module.POLL_SECONDS = before
 
 
-async def test_a_store_that_fails_is_asked_again(tmp_path: Path) -> None:
+async def test_a_failed_poll_is_repeated(tmp_path: Path) -> None:
     changes, store = Changes(), Store()
-    before = polling_module.POLL_SECONDS, polling_module.TROUBLE_SECONDS
-    polling_module.POLL_SECONDS = polling_module.TROUBLE_SECONDS = 0.01
+    before = polling_module.POLL_SECONDS, polling_module.RETRY_SECONDS
+    polling_module.POLL_SECONDS = polling_module.RETRY_SECONDS = 0.01
     try:
         with structlog.testing.capture_logs() as log:
             async with asyncio.timeout(30), polling(changes, store.jobs, store.keys, tmp_path):
@@ -114,4 +114,4 @@ async def test_a_store_that_fails_is_asked_again(tmp_path: Path) -> None:
                     assert await watch.wait(10)
         assert {entry["event"] for entry in log} == {"change_poll_failed"}
     finally:
-        polling_module.POLL_SECONDS, polling_module.TROUBLE_SECONDS = before
+        polling_module.POLL_SECONDS, polling_module.RETRY_SECONDS = before

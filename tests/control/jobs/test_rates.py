@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from belljar.control.jobs.resolve import ResolvedScript, resolve_job
 from belljar.model.errors import InvalidOption
-from belljar.model.job import JobOptions, Resources
+from belljar.model.job import Resources
+from belljar.model.job_options import JobOptions
 from belljar.node.machines.provision.shapes import round_up_shape
 from belljar.settings import Settings
 

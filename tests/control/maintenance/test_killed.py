@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,8 @@ from belljar.control.scripts.disks import disk_blob
 from belljar.model.states import Status
 from support.data_folder import Folder, opened
 from support.paths import TESTS
+
+pytestmark = pytest.mark.process
 
 USED, UNUSED = "b" * 64, "c" * 64
 #: More than a whole sweep of this folder has.

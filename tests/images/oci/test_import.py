@@ -1,4 +1,4 @@
-"""Container images from every place that they come from, made with the real tools; what a bad one leaves: nothing."""
+"""Importing container images of every kind with the real tools; a failed import leaves nothing."""
 
 from __future__ import annotations
 
@@ -15,27 +15,25 @@ from typing import Any
 import pytest
 
 from belljar.images.catalog import Images
-from belljar.images.oci.fetch import find_source, name_of
-from belljar.images.oci.root import build_from_dockerfile, import_image
-from belljar.images.progress import Silent
+from belljar.images.oci.fetch import default_name, parse_reference
+from belljar.images.oci.rootfs import build_from_dockerfile, import_image
 from belljar.model.errors import BelljarError, DiskBudget, ImageBuildError, InvalidImage, InvalidOption
 from belljar.model.image import Image, User
 from belljar.settings import load_settings
 from support.image_registry import serving_layout
 from support.oci_layouts import Layout, archive, entry, folder, hard_link, link, new_layout
-
-pytestmark = pytest.mark.vm  # for the tools; the kernel that images share is built with built_images
+from support.silent_progress import SilentProgress
 
 HELLO = archive(folder("bin"), entry("bin/hello", b"\x7fELF", mode=0o755), entry("etc/os", b"tiny"))
 
 
 def bring(image_dir: Path, reference: Path | str, name: str | None = None, **more: Any) -> Image:
     settings = load_settings(data_dir=image_dir, **more)
-    return asyncio.run(import_image(str(reference), name, settings, Silent()))
+    return asyncio.run(import_image(str(reference), name, settings, SilentProgress()))
 
 
 def listing(image: Image, path: str = "/") -> str:
-    """What is in the root file system, as erofs itself says."""
+    """Return the listing of the root filesystem by dump.erofs."""
     command = ["dump.erofs", f"--path={path}", "--ls", str(image.root)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
     return done.stdout
@@ -102,7 +100,7 @@ def test_a_hostile_layer_leaves_nothing(image_dir: Path, layout: Layout, kind: s
 
 def test_a_layer_of_another_digest_is_refused(image_dir: Path, layout: Layout) -> None:
     layout.add([HELLO], diff_ids=["sha256:" + "0" * 64])
-    with pytest.raises(InvalidImage, match="something else than the config says"):
+    with pytest.raises(InvalidImage, match="does not have the digest that the config declares"):
         bring(image_dir, layout.folder, "bad")
 
 
@@ -118,8 +116,8 @@ def test_an_image_over_the_limits_is_refused(image_dir: Path, layout: Layout) ->
         bring(image_dir, layout.folder, "bad", max_image_mb=64)
 
 
-def test_a_budget_of_disk_is_kept(image_dir: Path, layout: Layout) -> None:
-    used_mb = Images(image_dir).disk_bytes() // (1 << 20)
+def test_the_disk_budget_is_enforced(image_dir: Path, layout: Layout) -> None:
+    used_mb = Images(image_dir).blobs.disk_bytes() // (1 << 20)
     budget_mb = max(used_mb + 20, 256)
     layout.add([archive(entry("x", os.urandom((budget_mb - used_mb + 20) << 20)))])
     with pytest.raises(DiskBudget, match="image_disk_mb"):
@@ -127,7 +125,7 @@ def test_a_budget_of_disk_is_kept(image_dir: Path, layout: Layout) -> None:
     assert Images(image_dir).find("big") is None
 
 
-def test_memory_is_flat_whatever_the_size(image_dir: Path, layout: Layout) -> None:
+def test_memory_does_not_depend_on_the_size(image_dir: Path, layout: Layout) -> None:
     """300 MB in a few files and in many; the process that unpacks them is the largest child there is."""
     big = [entry(f"big{number}", os.urandom(1 << 20) * 100) for number in range(3)]
     layout.add([archive(*big), archive(*(entry(f"many/{number}", b"x") for number in range(20_000)))], compress=False)
@@ -167,7 +165,7 @@ def test_a_registry(image_dir: Path, layout: Layout) -> None:
             bring(image_dir, f"{registry}/team/other:v1")
 
 
-def test_a_registry_that_changed_a_layer_is_not_believed(image_dir: Path, layout: Layout) -> None:
+def test_a_layer_that_a_registry_changed_is_refused(image_dir: Path, layout: Layout) -> None:
     layout.add([HELLO], tag="v1", compress=False)
     path = layout.folder / "blobs" / "sha256" / hashlib.sha256(HELLO).hexdigest()
     path.write_bytes(HELLO.replace(b"tiny", b"TINY"))
@@ -184,18 +182,18 @@ def test_a_dockerfile(image_dir: Path, tmp_path: Path) -> None:
     dockerfile = context / "Dockerfile"
     dockerfile.write_text('FROM scratch\nCOPY hello /bin/hello\nENV A=1\nUSER 5\nENTRYPOINT ["/bin/hello"]\n')
     settings = load_settings(data_dir=image_dir)
-    image = asyncio.run(build_from_dockerfile("own", dockerfile, None, settings, Silent()))
+    image = asyncio.run(build_from_dockerfile("own", dockerfile, None, settings, SilentProgress()))
     assert (image.manifest.env["A"], image.manifest.user.uid) == ("1", 5)
     assert image.manifest.languages[-1].run == ("/bin/hello",)
 
 
-def test_a_dockerfile_that_fails_half_way_leaves_nothing(image_dir: Path, tmp_path: Path) -> None:
+def test_a_failing_dockerfile_leaves_nothing(image_dir: Path, tmp_path: Path) -> None:
     dockerfile = tmp_path / "Dockerfile"
     (tmp_path / "there").write_text("x")
     dockerfile.write_text("FROM scratch\nCOPY there /x\nCOPY not-there /y\n")
     before = left(image_dir)
     with pytest.raises(ImageBuildError, match="buildah failed"):
-        asyncio.run(build_from_dockerfile("own", dockerfile, None, load_settings(data_dir=image_dir), Silent()))
+        asyncio.run(build_from_dockerfile("own", dockerfile, None, load_settings(data_dir=image_dir), SilentProgress()))
     assert Images(image_dir).find("own") is None
     assert [path for path in left(image_dir) if path not in before and path not in ("cache", "cache/build.lock")] == []
 
@@ -204,21 +202,21 @@ def test_a_dockerfile_that_fails_half_way_leaves_nothing(image_dir: Path, tmp_pa
 
 
 def test_references(tmp_path: Path) -> None:
-    new_layout(tmp_path / "lay").add([HELLO])
-    assert find_source(str(tmp_path / "lay")).layout == tmp_path / "lay"
-    assert find_source(f"{tmp_path}/lay:v1").tag == "v1"
-    assert find_source("localhost:5000/team/app:v1").transport == "docker://localhost:5000/team/app:v1"
-    assert find_source("docker://alpine").transport == "docker://alpine"
+    new_layout(tmp_path / "layout").add([HELLO])
+    assert parse_reference(str(tmp_path / "layout")).layout == tmp_path / "layout"
+    assert parse_reference(f"{tmp_path}/layout:v1").tag == "v1"
+    assert parse_reference("localhost:5000/team/app:v1").transport == "docker://localhost:5000/team/app:v1"
+    assert parse_reference("docker://alpine").transport == "docker://alpine"
     for wrong in (str(tmp_path), f"{tmp_path}/not-there", "--help", "a b", "$(id)"):
         with pytest.raises((InvalidOption, InvalidImage)):
-            find_source(wrong)
+            parse_reference(wrong)
 
 
-def test_a_file_that_is_no_archive_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path) -> None:
     for name, data in (("a.tar", b"nothing"), ("b.tar", archive(entry("x"))), ("c.gz", gzip.compress(b"x"))):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(InvalidImage, match="archive"):
-            find_source(str(tmp_path / name))
+            parse_reference(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(
@@ -235,10 +233,10 @@ def test_a_file_that_is_no_archive_is_told(tmp_path: Path) -> None:
         ("docker://alpine", "alpine"),
     ],
 )
-def test_an_image_is_called_like_what_it_was(reference: str, name: str) -> None:
-    assert name_of(reference) == name
+def test_the_default_name_comes_from_the_reference(reference: str, name: str) -> None:
+    assert default_name(reference) == name
 
 
-def test_errors_are_the_callers_own(image_dir: Path) -> None:
-    with pytest.raises(BelljarError, match="no name for an image"):
+def test_an_invalid_name_is_refused(image_dir: Path) -> None:
+    with pytest.raises(BelljarError, match="not a valid image name"):
         bring(image_dir, "alpine", "Not A Name")

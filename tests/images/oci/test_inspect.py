@@ -1,4 +1,4 @@
-"""What an unpacked image turns out to be: its user, languages and packages, found without starting anything."""
+"""Inspecting an unpacked image: its user, languages and packages, without running its programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from belljar.images.oci.config import ImageConfig, read_wishes
+from belljar.images.oci.config import ImageConfig, read_image_config
 from belljar.images.oci.inspect import alpine_packages, debian_packages, languages_of, python_packages, user_of
 from belljar.images.oci.tree import RootTree
 from belljar.images.recipe import recipes
@@ -25,8 +25,8 @@ def program(tree: Path, path: str) -> None:
 
 
 def runs(tree: Path, **config: Any) -> dict[str, Language]:
-    found = languages_of(RootTree(tree), read_wishes({"config": config}), KNOWN)
-    return {language.name: language for language in found}
+    languages = languages_of(RootTree(tree), read_image_config({"config": config}), KNOWN)
+    return {language.name: language for language in languages}
 
 
 def test_an_empty_image_runs_executables(tree: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_busybox_shell_behind_absolute_links_is_a_shell(tree: Path) -> None:
     assert runs(tree)["shell"].run == ("sh", "{entrypoint}")
 
 
-def test_a_link_out_of_the_image_is_no_tool(tree: Path) -> None:
+def test_a_link_out_of_the_image_is_not_a_tool(tree: Path) -> None:
     (tree / "bin").mkdir()
     (tree / "bin/python3").symlink_to("/../../../../../usr/bin/env")
     assert "python" not in runs(tree)
@@ -58,21 +58,21 @@ def test_compiled_languages_need_their_compiler(tree: Path) -> None:
     assert runs(tree)["c"].compile[0] == "sh"
 
 
-def test_what_belljar_lays_into_its_own_images_is_not_asked_for_in_others(tree: Path) -> None:
+def test_imported_images_need_no_files_of_belljar(tree: Path) -> None:
     for name in ("sh", "bash", "gcc", "g++", "rustc", "go", "java", "javac", "sqlite3", "python3", "node", "ruby"):
         program(tree, f"/usr/bin/{name}")
-    found = runs(tree)
-    assert {"c", "cpp", "rust", "go", "java", "sqlite", "python", "node", "ruby"} <= set(found)
-    assert "/usr/lib/belljar" not in repr(found)
+    languages = runs(tree)
+    assert {"c", "cpp", "rust", "go", "java", "sqlite", "python", "node", "ruby"} <= set(languages)
+    assert "/usr/lib/belljar" not in repr(languages)
 
 
-def test_an_entrypoint_stands_before_the_interpreter(tree: Path) -> None:
+def test_an_entrypoint_precedes_the_interpreter(tree: Path) -> None:
     program(tree, "/usr/bin/python3")
     assert runs(tree, Entrypoint=["/tini", "--"])["python"].run == ("/tini", "--", "python3", "{entrypoint}")
 
 
 @pytest.mark.parametrize("entrypoint", ["/usr/bin/python3", "/usr/bin/python3.11", "python"])
-def test_an_entrypoint_that_is_the_interpreter_takes_its_place(tree: Path, entrypoint: str) -> None:
+def test_an_entrypoint_that_is_the_interpreter_replaces_it(tree: Path, entrypoint: str) -> None:
     program(tree, "/usr/bin/python3")
     assert runs(tree, Entrypoint=[entrypoint])["python"].run == (entrypoint, "{entrypoint}")
 
@@ -84,7 +84,7 @@ def test_the_images_own_command_is_a_language(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "user"),
+    ("declared", "user"),
     [
         ("", User()),
         ("0", User(uid=0, gid=0)),
@@ -95,17 +95,17 @@ def test_the_images_own_command_is_a_language(tree: Path) -> None:
         ("99:98", User(uid=99, gid=98)),
     ],
 )
-def test_users_by_name_and_number(tree: Path, wish: str, user: User) -> None:
+def test_users_by_name_and_number(tree: Path, declared: str, user: User) -> None:
     (tree / "etc").mkdir()
     (tree / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\napp:x:7:8::/:/bin/sh\n")
     (tree / "etc/group").write_text("staff:x:50:\n")
-    assert user_of(RootTree(tree), wish) == user
+    assert user_of(RootTree(tree), declared) == user
 
 
-@pytest.mark.parametrize("wish", ["nobody-here", "-1", "4294967296", "app:nobody", "１", "99:x"])
-def test_a_user_that_is_not_there_is_refused(tree: Path, wish: str) -> None:
+@pytest.mark.parametrize("declared", ["nobody-here", "-1", "4294967296", "app:nobody", "１", "99:x"])
+def test_an_unknown_user_is_refused(tree: Path, declared: str) -> None:
     with pytest.raises(InvalidImage, match="USER"):
-        user_of(RootTree(tree), wish)
+        user_of(RootTree(tree), declared)
 
 
 def test_packages_of_debian_distroless_alpine_and_python(tree: Path) -> None:
@@ -137,12 +137,12 @@ def test_packages_of_debian_distroless_alpine_and_python(tree: Path) -> None:
         {"Env": ["A=" + "x" * 100_000]},
     ],
 )
-def test_configs_of_other_types_and_endless_ones_are_refused(config: dict[str, Any]) -> None:
+def test_configs_of_other_types_and_large_ones_are_refused(config: dict[str, Any]) -> None:
     with pytest.raises(InvalidImage):
-        read_wishes({"config": config})
+        read_image_config({"config": config})
 
 
-def test_environment_variables_that_no_program_could_have_are_left_out() -> None:
-    assert read_wishes({"config": {"Env": ["GOOD=a=b", "BAD NAME=1", "=1", "ALONE"]}}) == ImageConfig(
+def test_invalid_names_of_environment_variables_are_dropped() -> None:
+    assert read_image_config({"config": {"Env": ["GOOD=a=b", "BAD NAME=1", "=1", "ALONE"]}}) == ImageConfig(
         env={"GOOD": "a=b", "ALONE": ""}
     )

@@ -1,4 +1,4 @@
-"""Layouts: the one image that is meant, and nothing believed that its digest does not prove."""
+"""Layouts: the selection of one image, and the verification of every digest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_one_image_of_a_layout(layout: Layout) -> None:
         check_blob(blob)
 
 
-def test_of_several_images_the_tag_chooses(layout: Layout) -> None:
+def test_the_tag_selects_one_of_several_images(layout: Layout) -> None:
     layout.add([LAYER], {"User": "a"}, tag="one").add([LAYER], {"User": "b"}, tag="two")
     assert read_layout(layout.folder, architecture="amd64", tag="two").config["config"] == {"User": "b"}
     with pytest.raises(InvalidImage, match=r"several images.*one, two"):
@@ -36,7 +36,7 @@ def test_of_several_images_the_tag_chooses(layout: Layout) -> None:
         read_layout(layout.folder, architecture="amd64", tag="three")
 
 
-def test_of_a_multi_platform_index_this_architecture(layout: Layout) -> None:
+def test_this_architecture_is_selected_from_a_multi_platform_index(layout: Layout) -> None:
     layout.add([LAYER], {"User": "arm"}, architecture="arm64").add([LAYER], {"User": "amd"})
     for descriptor, architecture in zip(layout.manifests, ("arm64", "amd64"), strict=True):
         descriptor["platform"] = {"os": "linux", "architecture": architecture}
@@ -49,7 +49,7 @@ def test_of_a_multi_platform_index_this_architecture(layout: Layout) -> None:
         read_layout(layout.folder, architecture="riscv64")
 
 
-def test_another_architecture_is_told_from_the_config_too(layout: Layout) -> None:
+def test_the_config_may_declare_another_architecture_too(layout: Layout) -> None:
     layout.add([LAYER], architecture="arm64")
     with pytest.raises(InvalidImage, match="is for linux/arm64; this host runs linux/amd64"):
         read_layout(layout.folder, architecture="amd64")
@@ -64,12 +64,12 @@ def test_a_changed_blob_is_refused(layout: Layout, which: str) -> None:
     data = bytearray(path.read_bytes())
     data[10] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InvalidImage, match="not what its name says"):
+    with pytest.raises(InvalidImage, match="another size or digest"):
         for blob in read_layout(layout.folder, architecture="amd64").layers:
             check_blob(blob)
 
 
-def test_a_missing_blob_is_told(layout: Layout) -> None:
+def test_a_missing_blob_is_reported(layout: Layout) -> None:
     layout.add([LAYER], compress=False)
     image = read_layout(layout.folder, architecture="amd64")
     image.layers[0].path.unlink()
@@ -109,7 +109,7 @@ def test_malformed_indexes_are_refused(layout: Layout, index: str) -> None:
         read_layout(layout.folder, architecture="amd64")
 
 
-def test_layers_and_their_digests_must_be_as_many(layout: Layout) -> None:
+def test_the_numbers_of_layers_and_diff_ids_must_be_equal(layout: Layout) -> None:
     layout.add([LAYER], diff_ids=[])
-    with pytest.raises(InvalidImage, match="1 layers and a config of 0"):
+    with pytest.raises(InvalidImage, match="1 layers and 0 in its config"):
         read_layout(layout.folder, architecture="amd64")

@@ -69,12 +69,13 @@ static void drain(int fd)
         ;
 }
 
-/* Let the agent work until it waits for its host, or for a while. */
+/* Let the agent work until it waits for its host, or for a while: one input waits for its processes a second in all. */
 static void settle(int host, int rounds)
 {
+    static int waits = 1000;
     for (int i = 0; i < rounds; i++) {
         enum phase before = agent.phase;
-        bool busy = before == PREPARING || before == RUNNING || before == COLLECTING;
+        bool busy = (before == PREPARING || before == RUNNING || before == COLLECTING) && waits-- > 0;
         serve_once(busy ? 1 : 0);
         drain(host);
         if (!busy)

@@ -13,6 +13,8 @@ from belljar.node.guest.command import Command, CommandFailed
 from node.guest.test_listening_agent import Listening, listening
 from support.conversation import Collector, Converse, compile_with_agent
 
+pytestmark = pytest.mark.process
+
 __all__ = ["listening"]
 
 WAITING = Command(argv=[], env={}, cwd="/", isolated=False)

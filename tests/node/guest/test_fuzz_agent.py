@@ -10,6 +10,8 @@ import pytest
 
 from support.conversation import compile_with_agent
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:

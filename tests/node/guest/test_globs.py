@@ -12,6 +12,8 @@ import pytest
 
 from support.conversation import compile_with_agent
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def globs(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -16,6 +16,8 @@ from belljar.node.guest.command import Command
 from belljar.node.guest.connection import AgentConnection
 from support.conversation import Collector
 
+pytestmark = pytest.mark.process
+
 
 @dataclass
 class Listening:

@@ -11,6 +11,8 @@ import pytest
 
 from support.conversation import compile_with_agent
 
+pytestmark = pytest.mark.process
+
 _GET_LOCAL_CID = 0x7B9
 _ANY = 0xFFFFFFFF
 

@@ -14,7 +14,7 @@ from belljar.images.catalog import Images
 from belljar.node.guest.command import Command
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.protocol import MachineSpec, Shape
-from belljar.node.machines.provision.provisioner import booted
+from belljar.node.machines.provision.cold_boot import boot_machine
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.settings import Settings
 from support.conversation import Collector
@@ -63,10 +63,10 @@ async def connection(built_images: Path, tmp_path: Path) -> AsyncIterator[AgentC
     spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=128), script_disk=image.root)
     hypervisor = QemuHypervisor(Settings(data_dir=tmp_path), "tcg")
     async with AsyncExitStack() as stack:
-        yield (await booted(lambda: hypervisor.machine(spec), BOOT_SECONDS, stack)).connection
+        yield (await boot_machine(lambda: hypervisor.machine(spec), BOOT_SECONDS, stack)).connection
 
 
-async def said(connection: AgentConnection, command: Command) -> list[str]:
+async def output_of(connection: AgentConnection, command: Command) -> list[str]:
     sink = Collector()
     async with asyncio.timeout(BOOT_SECONDS):
         await connection.run(command, b"", sink, lambda _: None)
@@ -74,7 +74,7 @@ async def said(connection: AgentConnection, command: Command) -> list[str]:
 
 
 async def test_root_has_what_packages_need_and_nothing_of_the_machine(connection: AgentConnection) -> None:
-    lines = await said(connection, replace(COMMAND, argv=["sh", "-c", AS_ROOT], uid=0, gid=0))
+    lines = await output_of(connection, replace(COMMAND, argv=["sh", "-c", AS_ROOT], uid=0, gid=0))
     status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     for name in ("CapPrm", "CapEff", "CapBnd"):
         assert int(status[name], 16) == KEPT, name
@@ -86,7 +86,7 @@ async def test_root_has_what_packages_need_and_nothing_of_the_machine(connection
 
 async def test_an_ordinary_user_has_no_capability_and_a_home(connection: AgentConnection) -> None:
     command = replace(COMMAND, argv=["sh", "-c", AS_USER], env=COMMAND.env | {"HOME": "/home/job"})
-    lines = await said(connection, command)
+    lines = await output_of(connection, command)
     status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     assert {int(value, 16) for name, value in status.items() if name.startswith("Cap")} == {0}
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")

@@ -1,4 +1,4 @@
-"""Deadlines stretch with `boot_timeout_seconds`, wherever somebody waits for a machine."""
+"""Every deadline of a wait for a machine grows with `boot_timeout_seconds`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import pytest
 from belljar.model.errors import MachineTimeout
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines import probe as probe_module
-from belljar.node.machines.deadlines import patience
+from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.probe import probe
 from belljar.node.machines.protocol import Death
 from belljar.node.machines.provision import warm_up as warm_up_module
-from belljar.node.machines.provision.warm_up import wake
+from belljar.node.machines.provision.warm_up import resume
 
 
 def test_no_deadline_gets_shorter() -> None:
-    assert [patience(seconds) for seconds in (1, 60, 90, 600)] == [1, 1, 1.5, 10]
+    assert [deadline_factor(seconds) for seconds in (1, 60, 90, 600)] == [1, 1, 1.5, 10]
 
 
 class Silent:
-    """A machine that lives and says nothing."""
+    """A machine that lives and sends nothing."""
 
     id, phases, console = "silent", {}, None  # type: ignore[var-annotated]
 
@@ -54,11 +54,11 @@ async def silent(*_: object) -> AsyncIterator[Silent]:
 
 
 async def test_a_clone_is_given_as_much_longer_as_a_boot_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm_up_module, "_WAKE_SECONDS", 0.05)
+    monkeypatch.setattr(warm_up_module, "_RESUME_SECONDS", 0.05)
     async with silent() as machine:
         for boot_seconds, shown in ((60, "0.05 s"), (240, "0.2 s")):
             with pytest.raises(MachineTimeout, match=shown):
-                await wake(cast(Any, machine), boot_seconds, silence_seconds=0)
+                await resume(cast(Any, machine), boot_seconds, silence_seconds=0)
 
 
 async def test_the_probe_is_given_longer_too(monkeypatch: pytest.MonkeyPatch) -> None:

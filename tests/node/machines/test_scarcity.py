@@ -15,6 +15,8 @@ from belljar.model.errors import DiskFull, HostError, host_error
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.settings import Settings
 
+pytestmark = pytest.mark.process
+
 needs_tools = pytest.mark.skipif(
     any(shutil.which(tool) is None for tool in ("bwrap", "setpriv", "mkfs.ext4")),
     reason="needs bubblewrap, setpriv and e2fsprogs",
@@ -66,27 +68,27 @@ async def start(hypervisor, how):
 async def main():
     hypervisor = QemuHypervisor(settings, "tcg")
     for how in ("boot", "clone"):
-        print(json.dumps({"how": how, "said": await start(hypervisor, how)}), flush=True)  # what is made once is made
+        print(json.dumps({"how": how, "result": await start(hypervisor, how)}), flush=True)  # what is made once is made
     for how in ("boot", "clone"):
-        hypervisor.forget(place / "snapshot")
+        hypervisor.release_snapshot(place / "snapshot")
         before = descriptors()
         _, hard = resource.getrlimit(limit)
         for value in values:
             count = value + before if limit == resource.RLIMIT_NOFILE else value
             resource.setrlimit(limit, (count, hard))
             try:
-                said = await start(hypervisor, how)
+                result = await start(hypervisor, how)
             except HostError as error:
-                said = f"{type(error).__name__}: {error.message}"
+                result = f"{type(error).__name__}: {error.message}"
             except Exception as error:
-                said = f"broken: {type(error).__name__}: {error}"
+                result = f"broken: {type(error).__name__}: {error}"
             finally:
                 resource.setrlimit(limit, (hard, hard))
-            hypervisor.forget(place / "snapshot")
+            hypervisor.release_snapshot(place / "snapshot")
             await asyncio.sleep(0.01)
             left = {"descriptors": descriptors() - before, "groups": groups(), "children": children()}
             left["files"] = [str(path) for path in (place / "data" / "run").rglob("*") if path.is_file()]
-            print(json.dumps({"how": how, "value": value, "said": said, "left": left}), flush=True)
+            print(json.dumps({"how": how, "value": value, "result": result, "left": left}), flush=True)
 asyncio.run(main())
 """
 
@@ -96,15 +98,15 @@ def outcomes(place: Path, limit: str, values: list[int], *, user: int | None) ->
     (place / "snapshot").mkdir()
     for name in ("memory", "state", "scratch"):
         (place / "snapshot" / name).write_bytes(b"x" * 4096)
-    words: list[str] = []
+    argv: list[str] = []
     if user is not None:
         for path in (place, *place.rglob("*")):
             os.lchown(path, user, user)
-        words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"]
-        may = subprocess.run([*words, sys.executable, "-c", "import belljar"], capture_output=True, timeout=60, cwd="/")
+        argv = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"]
+        may = subprocess.run([*argv, sys.executable, "-c", "import belljar"], capture_output=True, timeout=60, cwd="/")
         if may.returncode != 0:
             pytest.skip("the code cannot be read by other users")
-    command = [*words, sys.executable, "-c", SCRIPT, str(place), limit, json.dumps(values)]
+    command = [*argv, sys.executable, "-c", SCRIPT, str(place), limit, json.dumps(values)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd="/")
     assert run.returncode == 0, run.stderr[-3000:]
     return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
@@ -119,11 +121,11 @@ def clean(outcome: dict[str, object]) -> bool:
 def test_a_start_without_enough_descriptors_says_so_and_leaves_nothing(everybodys: Path, user: int | None) -> None:
     found = outcomes(everybodys, "RLIMIT_NOFILE", [*range(1, 44, 2), 80], user=user)
     assert [each for each in found if not clean(each)] == []
-    assert [each["said"] for each in found if str(each["said"]).startswith("broken")] == []
-    refused = [str(each["said"]) for each in found if each["said"] != "started"]
+    assert [each["result"] for each in found if str(each["result"]).startswith("broken")] == []
+    refused = [str(each["result"]) for each in found if each["result"] != "started"]
     assert len(refused) >= 10
     assert [each for each in refused if "open files as it may" not in each or "ulimit -n" not in each] == []
-    assert found[-1]["said"] == "started"
+    assert found[-1]["result"] == "started"
 
 
 @needs_tools
@@ -131,12 +133,12 @@ def test_a_start_without_enough_descriptors_says_so_and_leaves_nothing(everybody
 def test_a_start_without_enough_processes_says_so_and_leaves_nothing(everybodys: Path) -> None:
     found = outcomes(everybodys, "RLIMIT_NPROC", [1, 2], user=4244)
     assert [each for each in found if not clean(each)] == []
-    refused = [str(each["said"]) for each in found if "value" in each]
+    refused = [str(each["result"]) for each in found if "value" in each]
     assert all("as many processes as it may" in each and "ulimit -u" in each for each in refused), refused
 
 
 @pytest.mark.parametrize(
-    ("number", "kind", "words"),
+    ("number", "kind", "advice"),
     [
         (24, HostError, "LimitNOFILE"),
         (23, HostError, "fs.file-max"),
@@ -147,14 +149,14 @@ def test_a_start_without_enough_processes_says_so_and_leaves_nothing(everybodys:
         (5, HostError, "Input/output error"),
     ],
 )
-def test_every_shortage_comes_with_advice(number: int, kind: type[HostError], words: str) -> None:
+def test_every_shortage_comes_with_advice(number: int, kind: type[HostError], advice: str) -> None:
     error = host_error(OSError(number, os.strerror(number)), "start a machine")
     assert type(error) is kind
-    assert error.message.startswith("cannot start a machine: ") and words in error.message
+    assert error.message.startswith("cannot start a machine: ") and advice in error.message
 
 
 @pytest.mark.root
-async def test_a_disk_without_room_is_told_as_that(tmp_path: Path) -> None:
+async def test_a_disk_without_room_is_that_error(tmp_path: Path) -> None:
     small = tmp_path / "data" / "run" / "scratch"
     small.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=2", "tmpfs", small], check=True, timeout=30)

@@ -1,4 +1,4 @@
-"""Which hypervisor is chosen, and why: over real probes where they can run, over what is remembered elsewhere."""
+"""Which hypervisor is chosen, and why: over real probes where they can run, over cached choices elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from belljar.images.catalog import Images
 from belljar.model.errors import HostError, MissingTool
 from belljar.model.image import Image
-from belljar.node.machines import selector as choose
+from belljar.node.machines import selector
 from belljar.node.machines.selector import HypervisorSelector
 from belljar.settings import Settings
 from support.firecracker.building import build_stand_ins
@@ -33,24 +33,24 @@ def with_kvm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A device that opens, whatever this host has."""
     device = tmp_path / "kvm"
     device.touch()
-    monkeypatch.setattr(choose, "KVM", device)
+    monkeypatch.setattr(selector, "KVM", device)
     return device
 
 
 async def test_without_kvm_it_is_software_emulation(
     data_dir: Path, shell: Image, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(choose, "KVM", tmp_path / "absent")
+    monkeypatch.setattr(selector, "KVM", tmp_path / "absent")
     choice = await HypervisorSelector(Settings(data_dir=data_dir)).choose(shell)
     assert (choice.hypervisor, choice.accelerator) == ("qemu", "tcg")
     assert choice.reason == "this host has no /dev/kvm"
 
 
 @pytest.mark.root
-async def test_a_kvm_that_may_not_be_opened_is_said_to_be_that(
+async def test_a_kvm_that_may_not_be_opened_is_the_reason(
     data_dir: Path, shell: Image, with_kvm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choose.os, "access", lambda path, mode: path != with_kvm)
+    monkeypatch.setattr(selector.os, "access", lambda path, mode: path != with_kvm)
     choice = await HypervisorSelector(Settings(data_dir=data_dir)).choose(shell)
     assert choice.reason == "this user may not open /dev/kvm"
 
@@ -67,9 +67,9 @@ async def test_firecracker_is_chosen_when_it_boots_the_real_kernel(
     assert "booted the image's kernel in" in choice.reason
 
     async def never(*_: object) -> None:
-        raise AssertionError("a remembered answer is not found out again")
+        raise AssertionError("a cached choice needs no probe")
 
-    monkeypatch.setattr(choose, "probe", never)
+    monkeypatch.setattr(selector, "probe", never)
     again = HypervisorSelector(settings)
     assert await again.choose(shell) == choice
     assert (await again.hypervisor(shell)).name == "firecracker"
@@ -89,24 +89,24 @@ async def test_a_firecracker_that_cannot_be_used_is_named_in_the_reason_and_qemu
 
 
 @pytest.mark.root
-async def test_another_firecracker_is_asked_anew(
+async def test_another_firecracker_is_probed_again(
     data_dir: Path, shell: Image, with_kvm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("belljar.node.machines.probe._SECONDS", 0.01)
     firecracker, jailer = build_stand_ins(tmp_path / "programs")
     settings = Settings(data_dir=data_dir, firecracker=str(firecracker), jailer=str(jailer))
     first = await HypervisorSelector(settings).choose(shell)
-    assert (first.accelerator, first.doubtful) == ("tcg", True)  # it was only too slow: asked again another day
+    assert (first.accelerator, first.provisional) == ("tcg", True)  # it was only too slow: probed again another day
     build_stand_ins(tmp_path / "programs", version="1.3.0")
     assert "1.3.0 is too old" in (await HypervisorSelector(settings).choose(shell)).reason
 
 
-async def test_what_the_settings_say_is_not_found_out(data_dir: Path, shell: Image) -> None:
+async def test_the_settings_decide_without_a_probe(data_dir: Path, shell: Image) -> None:
     for hypervisor, accelerator in (("qemu", "tcg"), ("qemu", "kvm"), ("auto", "tcg")):
         settings = Settings(data_dir=data_dir, hypervisor=hypervisor, accelerator=accelerator)
         choice = await HypervisorSelector(settings).choose(shell)
         assert (choice.hypervisor, choice.accelerator) == ("qemu", accelerator)
-        assert choice.reason == "the settings say so"
+        assert choice.reason == "set in the settings"
 
 
 async def test_firecracker_without_kvm_is_refused(data_dir: Path, shell: Image) -> None:
@@ -115,7 +115,7 @@ async def test_firecracker_without_kvm_is_refused(data_dir: Path, shell: Image) 
         await HypervisorSelector(settings).choose(shell)
 
 
-async def test_a_firecracker_that_is_asked_for_and_absent_is_an_error(data_dir: Path, shell: Image) -> None:
+async def test_a_configured_firecracker_that_is_absent_is_an_error(data_dir: Path, shell: Image) -> None:
     settings = Settings(data_dir=data_dir, hypervisor="firecracker", firecracker="no-such-firecracker")
     with pytest.raises(MissingTool, match="no-such-firecracker not found"):
         await HypervisorSelector(settings).hypervisor(shell)
@@ -128,7 +128,7 @@ async def test_an_image_for_another_architecture_is_refused(data_dir: Path, shel
         await HypervisorSelector(Settings(data_dir=data_dir)).choose(foreign)
 
 
-async def test_a_memory_that_cannot_be_read_or_written_is_no_obstacle(
+async def test_a_cache_that_cannot_be_read_or_written_is_no_obstacle(
     data_dir: Path, shell: Image, with_kvm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("belljar.node.machines.probe._SECONDS", 0.01)

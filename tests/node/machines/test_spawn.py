@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from belljar.images.catalog import Images
-from belljar.node.machines.host.jail import end, spawn
+from belljar.node.machines.host.jail import kill_tree, spawn
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.settings import Settings
 from support.firecracker.api_requests import spec_of
@@ -16,7 +16,7 @@ from support.firecracker.api_requests import spec_of
 _BUBBLEWRAP = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "sleep", "600"]
 
 
-@pytest.mark.vm
+@pytest.mark.process
 async def test_a_jail_whose_start_is_cancelled_at_any_moment_is_ended() -> None:
     """Its inside must not outlive it: the pipe that both hold comes to its end."""
     for number in range(60):
@@ -27,7 +27,7 @@ async def test_a_jail_whose_start_is_cancelled_at_any_moment_is_ended() -> None:
         assert done
         if not task.cancelled():  # it was quicker
             process = task.result()
-            end(process.pid)
+            kill_tree(process.pid)
             await asyncio.wait_for(process.wait(), 30)
 
 

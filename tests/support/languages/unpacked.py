@@ -12,6 +12,17 @@ from belljar.images.catalog import Images
 from belljar.model.image import Image
 from belljar.node.worker.plan import command_for, compile_command
 from belljar.settings import Settings
+from support.built_images import BuiltImages
+
+
+class UnpackedImages:
+    """The images of a run, each unpacked when it is first asked for."""
+
+    def __init__(self, images: BuiltImages) -> None:
+        self._images = images
+
+    def __getitem__(self, name: str) -> Unpacked:
+        return Unpacked(Images(self._images.need(name)).get(name), self._images.unpack(name))
 
 
 @dataclass(frozen=True)
@@ -21,15 +32,8 @@ class Unpacked:
     image: Image
     root: Path
 
-    @classmethod
-    def of(cls, images: Path, name: str, folder: Path) -> Unpacked:
-        image = Images(images).get(name)
-        command = ["fsck.erofs", f"--extract={folder / name}", "--no-preserve", str(image.root)]
-        subprocess.run(command, check=True, capture_output=True, timeout=240)
-        return cls(image, folder / name)
-
     def run(
-        self, files: Mapping[str, str], language: str, entrypoint: str, work: Path, *args: str
+        self, files: Mapping[str, str], language: str, entrypoint: str, work: Path, *args: str, stdin: bytes = b""
     ) -> subprocess.CompletedProcess[bytes]:
         """Compile and run a script as a job would be; of a script that does not compile, the compiler's end."""
         for path, text in files.items():
@@ -45,13 +49,13 @@ class Unpacked:
         tmp = work.with_name(f"{work.name}.tmp")
         tmp.mkdir()
         for step in steps:
-            done = self._run(step, command.env, work, tmp)
+            done = self._run(step, command.env, work, tmp, stdin)
             if done.returncode != 0:
                 break
         return done
 
     def _run(
-        self, argv: Sequence[str], env: Mapping[str, str], work: Path, tmp: Path
+        self, argv: Sequence[str], env: Mapping[str, str], work: Path, tmp: Path, stdin: bytes
     ) -> subprocess.CompletedProcess[bytes]:
         place = ["--bind", str(self.root), "/", "--bind", str(work), "/work", "--bind", str(tmp), "/tmp"]
         place += ["--dev", "/dev", "--proc", "/proc", "--unshare-pid", "--die-with-parent", "--chdir", "/work"]
@@ -62,6 +66,6 @@ class Unpacked:
             ["bwrap", *place, "--clearenv", *words, *shell, *argv],
             capture_output=True,
             timeout=240,
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             env={"PATH": os.environ["PATH"]},
         )

@@ -13,7 +13,7 @@ from belljar.control.api.problems import answer_errors
 from belljar.control.api.request_context import RequestContext
 from belljar.control.api.routes import artifacts, host, jobs, keys, logs, scripts
 from belljar.control.api.services import Services
-from belljar.model.job import JobOptions, JobRequest
+from belljar.model.job_options import JobOptions, JobRequest
 
 _ROUTERS = (scripts.router, jobs.router, logs.router, artifacts.router, host.router, keys.router)
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from belljar.control.api.json_stream import Base64Sink, BytesSink, JsonLimits, JsonStream, Sink
 from belljar.model.errors import InvalidOption, InvalidRequest
-from belljar.model.job import MAX_STDIN_BYTES, JobOptions
+from belljar.model.job_options import MAX_STDIN_BYTES, JobOptions
 from belljar.model.submission_limits import check_shape
 
 M = TypeVar("M", bound=BaseModel)
@@ -78,7 +78,7 @@ def _options(stream: JsonStream, model: type[Options]) -> Options:
         raise InvalidOption("give stdin or stdin_base64, not both", option="stdin")
     options = _validated(model, given)
     if decoded:
-        options.take_stdin(decoded[0])
+        options.set_stdin(decoded[0])
     return options
 
 

@@ -14,12 +14,21 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from belljar.control.api.methods import allowed_methods
-from belljar.model.errors import BelljarError, InvalidOption, InvalidRequest, NotAuthenticated, NotFound, without_paths
+from belljar.model.errors import (
+    BelljarError,
+    InvalidOption,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotAuthenticated,
+    NotFound,
+    TooLarge,
+    without_paths,
+)
 
 log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
-_CODES = {404: NotFound.code, 405: "method_not_allowed", 400: InvalidRequest.code, 413: "too_large"}
+_CODES = {each.status: each.code for each in (InvalidRequest, NotFound, MethodNotAllowed, TooLarge)}
 #: What callers who do not run this server are told of its own troubles, which only its operator can mend.
 _FOR_TENANTS = {
     "disk_full": "the server has no room left on its disk; tell its operator",

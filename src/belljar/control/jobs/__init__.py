@@ -1,1 +1,1 @@
-"""The job: its model, states and transitions, and the service that submits, cancels and waits. No I/O of its own."""
+"""Submitting, listing, cancelling and waiting for jobs. No I/O of its own."""

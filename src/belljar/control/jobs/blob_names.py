@@ -1,13 +1,13 @@
-"""Names of what a job keeps in the blob store. Its log's is in `belljar.control.logs.log`."""
+"""Names of a job's blobs, apart from its log's (`belljar.control.logs.log`)."""
 
 from __future__ import annotations
 
 
 def stdin_blob(job_id: str) -> str:
-    """Standard input."""
+    """Return the name of the blob with standard input."""
     return f"jobs/{job_id}/stdin"
 
 
 def artifact_blob(job_id: str, index: int) -> str:
-    """An artifact: by its number, since the guest's path is never used as a name."""
+    """Return the name of an artifact's blob. It has the number only, since the guest chose the path."""
     return f"jobs/{job_id}/artifacts/{index}"

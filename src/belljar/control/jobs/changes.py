@@ -1,7 +1,7 @@
-"""Wakes those who wait for a job, or for something to do, inside one process.
+"""Notifies waiters of changes inside one process: of a job, of its log, of the queue.
 
-Only a hint: who is woken looks at the store. What another process writes is found by one task for all waiters
-(`belljar.control.jobs.polling`), which looks twice a second, and only while somebody waits.
+A notification is only a hint: the waiter reads the store. Changes of other processes are found by one task for all
+waiters (`belljar.control.jobs.polling`), which polls twice a second while there are any.
 """
 
 from __future__ import annotations
@@ -12,31 +12,32 @@ from contextlib import contextmanager
 
 
 class Watch:
-    """One who waits for a job. `wait` returns once for any number of changes before it."""
+    """One waiter for changes of a job. `wait` returns once for any number of earlier changes."""
 
     def __init__(self, *, of_log: bool = True) -> None:
         self._event = asyncio.Event()
-        #: Whether it is woken for the job's log too.
+        #: Whether changes of the job's log wake it too.
         self.of_log = of_log
-        #: Whether the job's row may have changed, not only its log, since the last `take_job_changed`.
+        #: Whether the job's row, not only its log, may have changed since the last `take_job_changed`.
         self._job_changed = True
 
     def wake(self, *, job_changed: bool) -> None:
+        """Wake the waiter; `job_changed` tells it to read the job's row again."""
         self._job_changed |= job_changed
         self._event.set()
 
     def take_job_changed(self) -> bool:
-        """Whether to look at the job's row again. True at first."""
+        """Return whether to read the job's row again, once for each change. True at first."""
         changed, self._job_changed = self._job_changed, False
         return changed
 
     async def wait(self, timeout_seconds: float) -> bool:
-        """True when something changed since the last call, False when time is up."""
+        """Return True after a change since the last call, False after the timeout."""
         return await _wait(self._event, timeout_seconds)
 
 
 class Changes:
-    """Waiters by job, and those who wait for any queued job. Belongs to one event loop."""
+    """The waiters of one event loop: by job, for queued jobs, and for requests to cancel."""
 
     def __init__(self) -> None:
         self._watches: dict[str, set[Watch]] = {}
@@ -44,25 +45,25 @@ class Changes:
         self._queued = asyncio.Event()
         self._cancelled = asyncio.Event()
         self._revoked: set[str] = set()
-        #: Set when the server stops: nobody waits any longer.
+        #: Whether the server stops, which ends all waiting.
         self.stopping = False
 
     def notify(self, job_id: str) -> None:
-        """Something about this job was written."""
+        """Wake the waiters of this job: its row changed."""
         for watch in self._watches.get(job_id, ()):
             watch.wake(job_changed=True)
 
     def notify_log(self, job_id: str) -> None:
-        """There is more in this job's log."""
+        """Wake the waiters of this job's log: it grew."""
         for watch in self._watches.get(job_id, ()):
             if watch.of_log:
                 watch.wake(job_changed=False)
 
     @contextmanager
     def watching(self, job_id: str, *, of_log: bool = True) -> Iterator[Watch]:
-        """A watch of the job: look at it first, then wait, then look again; no change in between is missed.
+        """Register a watch of the job. Read the job, wait, read it again: no change in between is missed.
 
-        `of_log` wakes it for what the job says too, which may be a hundred times a second.
+        With `of_log` it is also woken for the job's output, up to a hundred times a second.
         """
         watch = Watch(of_log=of_log)
         self._watches.setdefault(job_id, set()).add(watch)
@@ -77,24 +78,24 @@ class Changes:
                 self._watched.clear()
 
     def watched(self) -> list[str]:
-        """The jobs that somebody waits for."""
+        """Return the ids of the jobs that have waiters."""
         return list(self._watches)
 
     async def wait_watched(self) -> None:
-        """Return as soon as somebody waits for any job."""
+        """Return as soon as any job has a waiter."""
         await self._watched.wait()
 
     def notify_revoked(self, key_id: str) -> None:
-        """A key was revoked: what it has open ends."""
+        """End the open streams and waits of a revoked key."""
         self._revoked.add(key_id)
         self._wake_all()
 
     def is_revoked(self, key_id: str) -> bool:
-        """Whether a key that was valid when its request began has been revoked since."""
+        """Return whether a key was revoked since this process started."""
         return key_id in self._revoked
 
     def stop(self) -> None:
-        """End all waiting: the server stops."""
+        """End all waiting, because the server stops."""
         self.stopping = True
         self._wake_all()
 
@@ -104,19 +105,19 @@ class Changes:
                 watch.wake(job_changed=True)
 
     def notify_queued(self) -> None:
-        """A job became `queued`."""
+        """Wake the worker: a job became `queued`."""
         self._queued.set()
 
     async def wait_queued(self, timeout_seconds: float) -> bool:
-        """True when a job was queued since the last call, False when time is up. For one waiter: the worker."""
+        """Return True after a job was queued since the last call, False after the timeout. For one waiter."""
         return await _wait(self._queued, timeout_seconds)
 
     def notify_cancelled(self) -> None:
-        """Somebody wants a job cancelled that a worker holds."""
+        """Wake the worker: a job that it holds is to be cancelled."""
         self._cancelled.set()
 
     async def wait_cancelled(self, timeout_seconds: float) -> None:
-        """The same for requests to cancel."""
+        """Return after a request to cancel since the last call, or after the timeout."""
         await _wait(self._cancelled, timeout_seconds)
 
 

@@ -1,6 +1,6 @@
-"""Finds what other processes wrote: one look for all who wait in this one, and none while nobody waits.
+"""Finds changes that other processes wrote: one poll for all waiters of this process, none while there are no waiters.
 
-What this process writes wakes its waiters at once, through `Changes`.
+Changes of this process wake its waiters at once, through `Changes`.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from belljar.model.errors import HostError
 log = structlog.get_logger()
 
 POLL_SECONDS = 0.5
-#: A store that refuses is asked again after this long, and not reported each time.
-TROUBLE_SECONDS = 5.0
+#: The pause after a failed poll.
+RETRY_SECONDS = 5.0
 
-#: The state of these jobs, as anything that differs when they do.
-LookAtJobs = Callable[[Sequence[str]], Awaitable[Mapping[str, object]]]
-#: The keys that were revoked since then.
-LookAtKeys = Callable[[datetime], Awaitable[Sequence[str]]]
+#: Returns the states of jobs, as values that differ when the jobs do.
+ReadStates = Callable[[Sequence[str]], Awaitable[Mapping[str, object]]]
+#: Returns the ids of the keys revoked since a time.
+ReadRevokedKeys = Callable[[datetime], Awaitable[Sequence[str]]]
 
 
 @contextlib.asynccontextmanager
 async def polling(
-    changes: Changes, look_at_jobs: LookAtJobs, look_at_keys: LookAtKeys, data_dir: Path
+    changes: Changes, read_states: ReadStates, read_revoked_keys: ReadRevokedKeys, data_dir: Path
 ) -> AsyncIterator[None]:
-    """Look while the block runs."""
-    poller = _Poller(changes, look_at_jobs, look_at_keys, data_dir)
-    task = asyncio.create_task(poller.run(), name="changes of other processes")
+    """Poll while the block runs."""
+    poller = _Poller(changes, read_states, read_revoked_keys, data_dir)
+    task = asyncio.create_task(poller.run(), name="change polling")
     try:
         yield
     finally:
@@ -45,10 +45,12 @@ async def polling(
 
 
 class _Poller:
-    def __init__(self, changes: Changes, look_at_jobs: LookAtJobs, look_at_keys: LookAtKeys, data_dir: Path) -> None:
+    def __init__(
+        self, changes: Changes, read_states: ReadStates, read_revoked_keys: ReadRevokedKeys, data_dir: Path
+    ) -> None:
         self._changes = changes
-        self._look_at_jobs = look_at_jobs
-        self._look_at_keys = look_at_keys
+        self._read_states = read_states
+        self._read_revoked_keys = read_revoked_keys
         self._started_at = datetime.now(UTC)
         self._data_dir = data_dir
         self._known: dict[str, tuple[object, Any]] = {}
@@ -58,19 +60,19 @@ class _Poller:
             await self._changes.wait_watched()
             seconds = POLL_SECONDS
             try:
-                await self._round()
+                await self._poll()
             except HostError as error:
                 log.warning("change_poll_failed", error=error.message)
-                seconds = TROUBLE_SECONDS
+                seconds = RETRY_SECONDS
             except Exception:
                 log.exception("change_poll_failed")
-                seconds = TROUBLE_SECONDS
+                seconds = RETRY_SECONDS
             await asyncio.sleep(seconds)
 
-    async def _round(self) -> None:
+    async def _poll(self) -> None:
         watched = self._changes.watched()
-        states = await self._look_at_jobs(watched)
-        for key_id in await self._look_at_keys(self._started_at):
+        states = await self._read_states(watched)
+        for key_id in await self._read_revoked_keys(self._started_at):
             if not self._changes.is_revoked(key_id):
                 self._changes.notify_revoked(key_id)
         known, self._known = self._known, {}
@@ -78,7 +80,7 @@ class _Poller:
             state, size = states.get(job_id), self._log_size(job_id)
             self._known[job_id] = state, size
             before = known.get(job_id)
-            # The first look too: something may have been written before it, after the waiter's own look.
+            # Also after the first poll: the change may have come before it and after the waiter's read.
             if before is None or before[0] != state:
                 self._changes.notify(job_id)
             elif before[1] != size:

@@ -11,7 +11,8 @@ from belljar.control.jobs.egress_limit import check_egress, check_packages
 from belljar.model.errors import InvalidOption
 from belljar.model.ids import new_id
 from belljar.model.image import Image
-from belljar.model.job import Job, JobOptions, Resources
+from belljar.model.job import Job, Resources
+from belljar.model.job_options import JobOptions
 from belljar.model.resources import NodeLimits
 from belljar.model.script import Dependencies
 from belljar.model.states import Status

@@ -19,7 +19,8 @@ from belljar.control.scripts.service import ScriptService
 from belljar.model.errors import Conflict, NotFound
 from belljar.model.ids import is_job_id
 from belljar.model.image import Image
-from belljar.model.job import Job, JobRequest
+from belljar.model.job import Job
+from belljar.model.job_options import JobRequest
 from belljar.model.resources import NodeLimits
 from belljar.model.script import Script
 from belljar.model.states import Status

@@ -1,1 +1,1 @@
-"""Container images: fetched, checked, unpacked layer by layer into a root filesystem. Nothing in one is believed."""
+"""Import container images: fetch, verify and unpack them into a root filesystem. Their content is never trusted."""

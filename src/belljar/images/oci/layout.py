@@ -1,7 +1,7 @@
-"""An OCI image layout on disk: from its index to one manifest, its config and its layers, each checked by its digest.
+"""Read an OCI image layout on disk: its index, one manifest, its config and layers, each verified by its digest.
 
-Source: the OCI image specification (image-layout.md, image-index.md, manifest.md, config.md); Docker's media types name
-the same things.
+Source: the OCI image specification (image-layout.md, image-index.md, manifest.md, config.md); Docker's media types are
+equivalent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TAG = "org.opencontainers.image.ref.name"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blob:
-    """A file of a layout, named by its content."""
+    """A file of a layout, named by its digest."""
 
     sha256: str
     size_bytes: int
@@ -33,32 +33,36 @@ class Blob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayoutImage:
-    """One image of a layout: its config, and its layers from the lowest."""
+    """One image of a layout, with its layers from the lowest."""
 
     digest: str
     config: dict[str, Any]
     config_digest: str
     layers: tuple[Blob, ...]
-    #: sha256 of each layer's archive when it is decompressed.
+    #: sha256 of each layer's decompressed archive.
     diff_ids: tuple[str, ...]
 
 
 def read_layout(folder: Path, *, architecture: str, tag: str | None = None) -> LayoutImage:
-    """The image in a layout for an architecture (as Go spells it: amd64); of several the one with the tag.
+    """Return the image in a layout for an architecture (in Go's spelling: amd64), among several the one with the tag.
 
-    Digests of the documents are checked here, those of layers by `check_blob`. Raises InvalidImage.
+    It verifies the digests of JSON documents; `check_blob` verifies those of layers. Raises InvalidImage.
     """
     manifest = _choose(folder, architecture, tag)
-    descriptor = _of(manifest.document, "config", dict)
+    descriptor = _field(manifest.document, "config", dict)
     blob = _blob(folder, descriptor)
     config = _document(blob, "config")
-    found = config.get("architecture")
-    if found != architecture or config.get("os", "linux") != "linux":
-        raise InvalidImage(f"the image is for {config.get('os', 'linux')}/{found}; this host runs linux/{architecture}")
-    layers = [_blob(folder, layer) for layer in _of(manifest.document, "layers", list)]
-    diff_ids = [_sha256(each) for each in _of(_of(config, "rootfs", dict), "diff_ids", list)]
+    declared = config.get("architecture")
+    if declared != architecture or config.get("os", "linux") != "linux":
+        raise InvalidImage(
+            f"the image is for {config.get('os', 'linux')}/{declared}; this host runs linux/{architecture}"
+        )
+    layers = [_blob(folder, layer) for layer in _field(manifest.document, "layers", list)]
+    diff_ids = [_sha256(each) for each in _field(_field(config, "rootfs", dict), "diff_ids", list)]
     if len(layers) != len(diff_ids) or len(layers) > _MAX_LAYERS:
-        raise InvalidImage(f"the image has {len(layers)} layers and a config of {len(diff_ids)}; at most {_MAX_LAYERS}")
+        raise InvalidImage(
+            f"the image has {len(layers)} layers and {len(diff_ids)} in its config; allowed: {_MAX_LAYERS}, and equal"
+        )
     return LayoutImage(
         digest=f"sha256:{manifest.blob.sha256}",
         config=config,
@@ -69,7 +73,7 @@ def read_layout(folder: Path, *, architecture: str, tag: str | None = None) -> L
 
 
 def check_blob(blob: Blob) -> None:
-    """Raises InvalidImage unless the file has the size and the digest that it is named by."""
+    """Raise InvalidImage unless the file has the size and the digest of its descriptor."""
     try:
         with blob.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -77,7 +81,7 @@ def check_blob(blob: Blob) -> None:
     except OSError as error:
         raise InvalidImage(f"the image lacks the blob sha256:{blob.sha256}: {error.strerror}") from None
     if size != blob.size_bytes or digest != blob.sha256:
-        raise InvalidImage(f"the blob sha256:{blob.sha256} is not what its name says; it is damaged or was changed")
+        raise InvalidImage(f"the blob sha256:{blob.sha256} has another size or digest; it is damaged or was changed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,44 +98,46 @@ def _choose(folder: Path, architecture: str, tag: str | None) -> _Manifest:
             raise InvalidImage("the layout's index.json is too large")
         document = _parse(index.read_bytes(), "index.json")
     except OSError as error:
-        raise InvalidImage(f"{folder} is no OCI image layout: index.json: {error.strerror}") from None
-    passed: list[str] = []
-    found = _manifests(folder, document, architecture, None, 0, passed)
+        raise InvalidImage(f"{folder} is not an OCI image layout: index.json: {error.strerror}") from None
+    other_platforms: list[str] = []
+    manifests = _manifests(folder, document, architecture, None, 0, other_platforms)
     if tag is not None:
-        found = [each for each in found if each.tag == tag]
-    if not found and passed:
-        raise InvalidImage(f"the image is for {', '.join(sorted(set(passed)))}; this host runs linux/{architecture}")
-    if not found:
+        manifests = [manifest for manifest in manifests if manifest.tag == tag]
+    if not manifests and other_platforms:
+        platforms = ", ".join(sorted(set(other_platforms)))
+        raise InvalidImage(f"the image is for {platforms}; this host runs linux/{architecture}")
+    if not manifests:
         raise InvalidImage(f"the layout has no image{f' with the tag {tag!r}' if tag else ''}")
-    if len({each.blob.sha256 for each in found}) > 1:
-        tags = ", ".join(sorted({each.tag or "(none)" for each in found}))[:300]
+    if len({manifest.blob.sha256 for manifest in manifests}) > 1:
+        tags = ", ".join(sorted({manifest.tag or "(none)" for manifest in manifests}))[:300]
         raise InvalidImage(f"the layout has several images; give one of their tags as PATH:TAG: {tags}")
-    return found[0]
+    return manifests[0]
 
 
 def _manifests(
-    folder: Path, index: dict[str, Any], architecture: str, tag: str | None, depth: int, passed: list[str]
+    folder: Path, index: dict[str, Any], architecture: str, tag: str | None, depth: int, other_platforms: list[str]
 ) -> list[_Manifest]:
+    """Return the manifests for the architecture in an index and its nested ones; add to `other_platforms`."""
     if depth > _MAX_DEPTH:
         raise InvalidImage("the layout's indexes are nested too deeply")
-    found = []
-    for descriptor in _of(index, "manifests", list)[:1000]:
+    manifests = []
+    for descriptor in _field(index, "manifests", list)[:1000]:
         if not isinstance(descriptor, dict):
-            raise InvalidImage("the layout's index has an entry that is no descriptor")
+            raise InvalidImage("the layout's index has an entry that is not a descriptor")
         platform = descriptor.get("platform") or {}
-        os_name, fits = platform.get("os", "linux"), platform.get("architecture", architecture)
-        if (os_name, fits) != ("linux", architecture):
-            passed.append(f"{os_name}/{fits}"[:60])
+        declared = platform.get("os", "linux"), platform.get("architecture", architecture)
+        if declared != ("linux", architecture):
+            other_platforms.append(f"{declared[0]}/{declared[1]}"[:60])
             continue
         annotations = descriptor.get("annotations") or {}
-        own = annotations.get(_TAG) or tag
+        own_tag = annotations.get(_TAG) or tag
         blob = _blob(folder, descriptor)
         document = _document(blob, "manifest")
         if "manifests" in document:
-            found += _manifests(folder, document, architecture, own, depth + 1, passed)
+            manifests += _manifests(folder, document, architecture, own_tag, depth + 1, other_platforms)
         else:
-            found.append(_Manifest(blob, document, own))
-    return found
+            manifests.append(_Manifest(blob, document, own_tag))
+    return manifests
 
 
 def _blob(folder: Path, descriptor: Any) -> Blob:
@@ -145,31 +151,31 @@ def _blob(folder: Path, descriptor: Any) -> Blob:
 
 
 def _sha256(digest: Any) -> str:
-    named = _DIGEST.match(digest) if isinstance(digest, str) else None
-    if not named:
-        raise InvalidImage(f"the image has a digest that is no sha256: {str(digest)[:80]!r}")
-    return named[1]
+    match = _DIGEST.match(digest) if isinstance(digest, str) else None
+    if not match:
+        raise InvalidImage(f"the image has a digest that is not a sha256: {str(digest)[:80]!r}")
+    return match[1]
 
 
-def _document(blob: Blob, what: str) -> dict[str, Any]:
+def _document(blob: Blob, name: str) -> dict[str, Any]:
     if blob.size_bytes > _MAX_DOCUMENT_BYTES:
-        raise InvalidImage(f"the image's {what} is too large")
+        raise InvalidImage(f"the image's {name} is too large")
     check_blob(blob)
-    return _parse(blob.path.read_bytes(), what)
+    return _parse(blob.path.read_bytes(), name)
 
 
-def _parse(data: bytes, what: str) -> dict[str, Any]:
+def _parse(data: bytes, name: str) -> dict[str, Any]:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
-        raise InvalidImage(f"the image's {what} is no JSON") from None
+        raise InvalidImage(f"the image's {name} is not JSON") from None
     if not isinstance(document, dict):
-        raise InvalidImage(f"the image's {what} is no JSON object")
+        raise InvalidImage(f"the image's {name} is not a JSON object")
     return document
 
 
-def _of(document: dict[str, Any], name: str, kind: type) -> Any:
+def _field(document: dict[str, Any], name: str, kind: type) -> Any:
     value = document.get(name)
     if not isinstance(value, kind):
-        raise InvalidImage(f"the image lacks {name!r} where it must have one")
+        raise InvalidImage(f"the image lacks the required field {name!r}, or it has a wrong type")
     return value

@@ -1,4 +1,4 @@
-"""A layer's bytes, decompressed as they are read: counted, hashed and bounded, so that a bomb ends early."""
+"""Decompress a layer while it is read; count, hash and limit its bytes, so that a decompression bomb ends early."""
 
 from __future__ import annotations
 
@@ -14,66 +14,69 @@ from typing import BinaryIO, Protocol
 from belljar.model.errors import InvalidImage
 
 _CHUNK = 256 * 1024
-#: A layer may unpack to this much whatever its packed size is; beyond it the ratio counts. Ordinary layers unpack to
-#: two to five times their size, a file of zeros under gzip to a thousand times.
-_FREE_BYTES = 64 * 1024 * 1024
+#: A layer may decompress to this size at any ratio; the ratio limits larger ones. Ordinary layers decompress to two to
+#: five times their size, a file of zeros in gzip to a thousand times.
+_RATIO_FLOOR_BYTES = 64 * 1024 * 1024
 _MAX_RATIO = 100
 
 
 class Readable(Protocol):
+    """A source of bytes."""
+
     def read(self, size: int, /) -> bytes: ...
 
 
-class Budget:
-    """What all layers of an image may unpack to together."""
+class ByteBudget:
+    """Limits the decompressed bytes of all layers together."""
 
     def __init__(self, max_bytes: int) -> None:
-        self.left = max_bytes
+        self.left_bytes = max_bytes
         self._max_bytes = max_bytes
 
-    def take(self, size: int) -> None:
-        """Raises InvalidImage when that is too much."""
-        self.left -= size
-        if self.left < 0:
-            megabytes = self._max_bytes // (1024 * 1024)
-            raise InvalidImage(f"the image unpacks to more than {megabytes} MB; the setting max_image_mb allows more")
+    def count(self, size_bytes: int) -> None:
+        """Count bytes. Raises InvalidImage over the limit."""
+        self.left_bytes -= size_bytes
+        if self.left_bytes < 0:
+            limit_mb = self._max_bytes // (1024 * 1024)
+            raise InvalidImage(f"the image unpacks to over {limit_mb} MB; raise the setting max_image_mb")
 
 
 class LayerStream:
-    """The tar archive in a layer. Reading raises InvalidImage for damage and for bombs."""
+    """The tar archive in a layer. Reading raises InvalidImage for damaged layers and decompression bombs."""
 
-    def __init__(self, source: Readable, packed_bytes: int, budget: Budget) -> None:
+    def __init__(self, source: Readable, packed_bytes: int, budget: ByteBudget) -> None:
         self._source = source
-        self._most = max(_FREE_BYTES, packed_bytes * _MAX_RATIO)
+        self._max_bytes = max(_RATIO_FLOOR_BYTES, packed_bytes * _MAX_RATIO)
         self._budget = budget
         self._hash = hashlib.sha256()
         self._count = 0
 
     def read(self, size: int, /) -> bytes:
+        """Return the next `size` bytes, fewer at the end only. Raises InvalidImage."""
         parts = []
         while size > 0:
             data = self._source.read(size)
             if not data:
                 break
             self._count += len(data)
-            if self._count > self._most:
-                raise InvalidImage(f"a layer unpacks to over {_MAX_RATIO} times its size; that is no ordinary layer")
-            self._budget.take(len(data))
+            if self._count > self._max_bytes:
+                raise InvalidImage(f"a layer has a compression ratio over {_MAX_RATIO} (possible decompression bomb)")
+            self._budget.count(len(data))
             self._hash.update(data)
             parts.append(data)
             size -= len(data)
         return b"".join(parts)
 
     def finish(self) -> str:
-        """Read what is left; returns the sha256 of the whole."""
+        """Read the rest, and return the sha256 of the whole archive. Raises InvalidImage."""
         while self.read(_CHUNK):
             pass
         return self._hash.hexdigest()
 
 
 @contextmanager
-def open_layer(path: Path, budget: Budget) -> Iterator[LayerStream]:
-    """The decompressed stream of a layer's blob: gzip, zstd, or no compression; told by its first bytes."""
+def open_layer(path: Path, budget: ByteBudget) -> Iterator[LayerStream]:
+    """Open a layer's blob, compressed with gzip, zstd or not at all, as its first bytes show. Raises InvalidImage."""
     packed_bytes = path.stat().st_size
     with path.open("rb") as file:
         magic = file.read(4)
@@ -96,35 +99,35 @@ def _zstd(file: BinaryIO) -> Iterator[Readable]:
         yield process.stdout
         process.stdout.close()
         if process.wait(timeout=60) != 0:
-            raise InvalidImage("a layer is damaged: zstd cannot unpack it")
+            raise InvalidImage("a layer is damaged: zstd cannot decompress it")
     finally:
         process.kill()
         process.wait()
 
 
 class _Gzip:
-    """gzip, also of several members, never holding more than was asked for."""
+    """Decompresses gzip, also with several members, and never more than requested."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._inflate = zlib.decompressobj(wbits=31)
-        self._waiting = b""
+        self._pending = b""
 
     def read(self, size: int, /) -> bytes:
         while True:
             if self._inflate.eof:
-                self._waiting = self._inflate.unused_data or self._file.read(_CHUNK)
-                if not self._waiting.strip(b"\0"):
+                self._pending = self._inflate.unused_data or self._file.read(_CHUNK)
+                if not self._pending.strip(b"\0"):
                     return b""
                 self._inflate = zlib.decompressobj(wbits=31)
-            elif not self._waiting:
-                self._waiting = self._file.read(_CHUNK)
-                if not self._waiting:
-                    raise InvalidImage("a layer is damaged: it ends in the middle")
+            elif not self._pending:
+                self._pending = self._file.read(_CHUNK)
+                if not self._pending:
+                    raise InvalidImage("a layer is damaged: unexpected end of file")
             try:
-                data = self._inflate.decompress(self._waiting, size)
+                data = self._inflate.decompress(self._pending, size)
             except zlib.error as error:
                 raise InvalidImage(f"a layer is damaged: {error}") from None
-            self._waiting = self._inflate.unconsumed_tail
+            self._pending = self._inflate.unconsumed_tail
             if data:
                 return data

@@ -1,7 +1,7 @@
-"""A root filesystem while it is unpacked: every path in it is resolved by hand and never leaves it.
+"""Resolve paths in a root filesystem while it is unpacked; no path ever leaves it.
 
-Links are followed as the image's own programs would follow them, with `/` standing for the tree's root; `..` does not
-go above it. The kernel follows no link for us: each step is an lstat, so a layer cannot point its successors outside.
+Links are followed as in the image, where `/` is the tree's root and `..` does not go above it. Each step is an lstat,
+and the kernel follows no link, so a layer's link cannot lead later layers outside.
 """
 
 from __future__ import annotations
@@ -17,57 +17,60 @@ _MAX_PATH_BYTES = 4000
 _MAX_NAME_BYTES = 255
 
 
-def path_parts(path: str, what: str = "a layer") -> list[str]:
-    """The names in a path below the root. Raises InvalidImage for an absolute path, for `..`, and for endless names."""
+def path_parts(path: str, subject: str = "a layer") -> list[str]:
+    """Return the names in a relative path. Raises InvalidImage for absolute paths, `..` and long names.
+
+    `subject` is what has the path, for the message.
+    """
     if path.startswith("/"):
-        raise InvalidImage(f"{what} has the absolute path {path[:80]!r}; paths in a layer are relative")
+        raise InvalidImage(f"{subject} has the absolute path {path[:80]!r}; paths in a layer must be relative")
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise InvalidImage(f"{what} has a path that leaves the image: {path[:80]!r}")
+        raise InvalidImage(f"{subject} has a path that leaves the image: {path[:80]!r}")
     if len(os.fsencode(path)) > _MAX_PATH_BYTES or any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in parts):
-        raise InvalidImage(f"{what} has a path that is too long: {path[:80]!r}…")
+        raise InvalidImage(f"{subject} has a path that is too long: {path[:80]!r}…")
     return parts
 
 
 class RootTree:
-    """A folder that becomes an image's root."""
+    """The folder that becomes an image's root."""
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)
         self._folders: dict[str, str] = {}
 
     def forget(self) -> None:
-        """A link or folder changed: what paths lead to is found out anew."""
+        """Discard cached folders, after a link or a folder changed."""
         self._folders.clear()
 
     def folder(self, parts: list[str]) -> str:
-        """The real path of a folder, made with what leads to it if need be. Raises InvalidImage."""
+        """Return the real path of a folder, created with its parents when missing. Raises InvalidImage, OSError."""
         key = "/".join(parts)
-        known = self._folders.get(key)
-        if known is None:
-            known = self._folders[key] = self._walk(parts, make=True)
-        return known
+        cached = self._folders.get(key)
+        if cached is None:
+            cached = self._folders[key] = self._resolve(parts, create=True)
+        return cached
 
     def find(self, path: str) -> str | None:
-        """The real path of what the image's programs would find there, links followed; None when that is nothing."""
+        """Return the real path of a file or folder, links followed as in the image; None when it does not exist."""
         parts = [part for part in path.split("/") if part]
         try:
-            return self._walk(parts, make=False)
+            return self._resolve(parts, create=False)
         except (InvalidImage, FileNotFoundError):
             return None
 
-    def read(self, path: str, most: int = 16 * 1024 * 1024) -> str:
-        """The text of a regular file, cut at `most` bytes; empty when it is not there."""
+    def read(self, path: str, max_bytes: int = 16 * 1024 * 1024) -> str:
+        """Return the text of a regular file, at most `max_bytes` of it; empty when it does not exist."""
         real = self.find(path)
         if real is None or not stat.S_ISREG(os.lstat(real).st_mode):
             return ""
-        with open(real, "rb") as file:  # noqa: PTH123 (a path of its own kind: no Path of the host)
-            return file.read(most).decode(errors="replace")
+        with open(real, "rb") as file:  # noqa: PTH123 (paths in the tree are str, those of the host Path)
+            return file.read(max_bytes).decode(errors="replace")
 
-    def _walk(self, parts: list[str], *, make: bool) -> str:
-        here, left, links = self.root, list(reversed(parts)), 0
-        while left:
-            part = left.pop()
+    def _resolve(self, parts: list[str], *, create: bool) -> str:
+        here, pending, links = self.root, list(reversed(parts)), 0
+        while pending:
+            part = pending.pop()
             if part in ("", "."):
                 continue
             if part == "..":
@@ -77,19 +80,19 @@ class RootTree:
             try:
                 mode = os.lstat(there).st_mode
             except FileNotFoundError:
-                if not make:
+                if not create:
                     raise
                 os.mkdir(there, 0o755)  # noqa: PTH102
                 mode = stat.S_IFDIR
             if stat.S_ISLNK(mode):
                 links += 1
                 if links > _MAX_LINKS:
-                    raise InvalidImage(f"links go round in circles at {'/'.join(parts)[:80]!r}")
+                    raise InvalidImage(f"{'/'.join(parts)[:80]!r} has a loop of links")
                 target = os.readlink(there)  # noqa: PTH115
                 here = self.root if target.startswith("/") else here
-                left += reversed(target.split("/"))
+                pending += reversed(target.split("/"))
                 continue
-            if (left and not stat.S_ISDIR(mode)) or (make and not stat.S_ISDIR(mode)):
-                raise InvalidImage(f"a layer puts files below {'/'.join(parts)[:80]!r}, which is no folder")
+            if (pending or create) and not stat.S_ISDIR(mode):
+                raise InvalidImage(f"a layer has files below {'/'.join(parts)[:80]!r}, which is not a folder")
             here = there
         return here

@@ -1,16 +1,12 @@
-"""The process that takes a container image apart: `python -m belljar.images.oci.unpack ORDER.json`.
+"""Unpack a container image into a root filesystem: `python -m belljar.images.oci.unpack REQUEST.json`.
 
-A process of its own, because what it reads is hostile: its memory is bounded, it can be killed at any moment, and for
-an ordinary user it runs in a user namespace, where it may give files the owners that the image says. It prints one JSON
-object: what it found, or an error that is the image's.
+A separate process, like `tree_pack`, because the image may be hostile. For an ordinary user it runs in a user
+namespace, where it can give files the owners that the image declares.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import resource
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,101 +14,67 @@ from pydantic import Field
 
 from belljar.images.oci.config import ImageConfig
 from belljar.images.oci.inspect import alpine_packages, debian_packages, languages_of, python_packages, user_of
-from belljar.images.oci.layer import Entries, LayerApplier
-from belljar.images.oci.layout import Blob, check_blob
-from belljar.images.oci.stream import Budget, open_layer
 from belljar.images.oci.tree import RootTree
-from belljar.model.errors import InvalidImage
-from belljar.model.image import Language, User, Value
-
-#: No layer needs more: archives are streams, and a header in one is small.
-_MEMORY_BYTES = 1024 * 1024 * 1024
-_PACK_SECONDS = 600
+from belljar.images.oci.tree_pack import TreePackRequest, TreePackResult, extract, pack, print_result
+from belljar.model.image import Language, User
 
 
-class OrderedLayer(Value):
-    sha256: str
-    size_bytes: int
-    path: str
-    #: sha256 of its archive, decompressed.
-    diff_id: str
+class UnpackRequest(TreePackRequest):
+    """The layers of an image, with its config."""
+
+    config: ImageConfig
+    #: The languages to look for in the image.
+    known_languages: tuple[Language, ...]
 
 
-class UnpackRequest(Value):
-    """What is to be unpacked, and the limits."""
+class UnpackResult(TreePackResult):
+    """The content of the image."""
 
-    layers: tuple[OrderedLayer, ...]
-    wishes: ImageConfig
-    known: tuple[Language, ...]
-    #: An empty folder, and the file to make.
-    tree: str
-    out: str
-    max_bytes: int
-    max_files: int
-    mkfs: tuple[str, ...]
-    #: The time of folders, which the order of their files would otherwise change.
-    epoch: int
-    #: Whether machines boot it; else it is a tree of files and nothing more.
-    is_image: bool = True
-
-
-class UnpackResult(Value):
-    """What was in it; or `error`."""
-
-    error: str | None = None
     user: User = User()
     languages: tuple[Language, ...] = ()
     packages: dict[str, str] = Field(default_factory=dict)
     other_packages: dict[str, dict[str, str]] = Field(default_factory=dict)
 
 
-def unpack(order: UnpackRequest) -> UnpackResult:
-    """Lay the layers over each other, finish the tree, look into it, and pack it. Raises InvalidImage."""
-    tree = RootTree(Path(order.tree))
-    budget, entries = Budget(order.max_bytes), Entries(order.max_files)
-    for layer in order.layers:
-        blob = Blob(sha256=layer.sha256, size_bytes=layer.size_bytes, path=Path(layer.path))
-        check_blob(blob)
-        with open_layer(blob.path, budget) as stream:
-            LayerApplier(tree, entries).apply(stream)
-            if stream.finish() != layer.diff_id:
-                raise InvalidImage(f"the layer sha256:{layer.sha256} unpacks to something else than the config says")
-    found = _finish_image(tree, order) if order.is_image else UnpackResult()
-    _settle_times(order)
-    bound_memory(resource.RLIM_INFINITY)  # mkfs.erofs holds every inode
-    subprocess.run([*order.mkfs, order.out, order.tree], check=True, timeout=_PACK_SECONDS, stdout=subprocess.DEVNULL)
-    return found
+def unpack(request: UnpackRequest) -> UnpackResult:
+    """Extract the layers, complete the tree, inspect it and pack it. Raises InvalidImage."""
+    tree = extract(request)
+    user = user_of(tree, request.config.user)
+    _add_folders(tree, request, user)
+    _add_user_name(tree, user)
+    result = _inspect(tree, request, user)
+    pack(request)
+    return result
 
 
-def _finish_image(tree: RootTree, order: UnpackRequest) -> UnpackResult:
-    user = user_of(tree, order.wishes.user)
-    _finish(tree, order, user)
+def _inspect(tree: RootTree, request: UnpackRequest, user: User) -> UnpackResult:
     others = {"apk": alpine_packages(tree), "pypi": python_packages(tree)}
     return UnpackResult(
         user=user,
-        languages=languages_of(tree, order.wishes, order.known),
+        languages=languages_of(tree, request.config, request.known_languages),
         packages=debian_packages(tree),
         other_packages={kind: packages for kind, packages in others.items() if packages},
     )
 
 
-def _finish(tree: RootTree, order: UnpackRequest, user: User) -> None:
-    """The folders that the agent mounts on, the working folder, and a name for the job's user where names are kept."""
-    os.chmod(order.tree, 0o755)  # noqa: PTH101, S103
+def _add_folders(tree: RootTree, request: UnpackRequest, user: User) -> None:
+    """Create the folders that the agent mounts on, and the image's working folder."""
+    os.chmod(request.tree, 0o755)  # noqa: PTH101, S103
     for name in ("job", "work", "proc", "sys", "dev", "tmp"):
-        path = f"{order.tree}/{name}"
+        path = f"{request.tree}/{name}"
         if os.path.lexists(path) and (os.path.islink(path) or not os.path.isdir(path)):  # noqa: PTH112, PTH114
             os.unlink(path)  # noqa: PTH108
             tree.forget()
         os.makedirs(path, mode=0o755, exist_ok=True)  # noqa: PTH103
-    if order.wishes.working_folder is not None and tree.find(order.wishes.working_folder) is None:
-        folder = tree.folder([part for part in order.wishes.working_folder.split("/") if part])
+    working_folder = request.config.working_folder
+    if working_folder is not None and tree.find(working_folder) is None:
+        folder = tree.folder([part for part in working_folder.split("/") if part])
         if os.geteuid() == 0:
             os.chown(folder, user.uid, user.gid)
-    _name_user(tree, user)
 
 
-def _name_user(tree: RootTree, user: User) -> None:
+def _add_user_name(tree: RootTree, user: User) -> None:
+    """Add the job's user to the image's /etc/passwd, if that exists and lacks the uid."""
     passwd = tree.find("/etc/passwd")
     text = tree.read("/etc/passwd")
     if passwd is None or not text or any(line.split(":")[2:3] == [str(user.uid)] for line in text.splitlines()):
@@ -122,31 +84,10 @@ def _name_user(tree: RootTree, user: User) -> None:
     os.utime(passwd, (0, 0))
 
 
-def _settle_times(order: UnpackRequest) -> None:
-    for folder, folders, files in os.walk(order.tree, topdown=False):
-        for name in (*folders, *files):
-            path = f"{folder}/{name}"
-            if os.path.islink(path):  # noqa: PTH114
-                os.utime(path, (order.epoch, order.epoch), follow_symlinks=False)
-        os.utime(folder, (order.epoch, order.epoch))
-
-
-def bound_memory(most_bytes: int) -> None:
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (most_bytes, hard))
-
-
 def main() -> None:
-    order = UnpackRequest.model_validate_json(Path(sys.argv[1]).read_text())
-    bound_memory(_MEMORY_BYTES)
-    os.umask(0o022)
-    try:
-        found = unpack(order)
-    except InvalidImage as error:
-        found = UnpackResult(error=error.message)
-    except MemoryError:
-        found = UnpackResult(error="the image has a layer that cannot be read within bounds of memory")
-    print(json.dumps(found.model_dump(mode="json")))  # noqa: T201 (its answer)
+    """Answer the request in the file that the first argument names."""
+    request = UnpackRequest.model_validate_json(Path(sys.argv[1]).read_text())
+    print_result(lambda: unpack(request))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,27 @@
-"""The first words with the agent of a machine that boots; and what to make of one that dies on the way."""
+"""Opens the connection to the agent of a machine that boots, and recognises a machine whose kernel found no clock."""
 
 from __future__ import annotations
 
 from belljar.model.errors import MachineDied
 from belljar.node.guest.connection import AgentConnection
-from belljar.node.machines.deadlines import patience
+from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.protocol import Machine
 from belljar.node.machines.racing import run_unless_dead
 
-#: What the agent writes to the console before it ends a machine without a timer (check_clock in guest/agent/boot.c).
+#: The agent prints this before it ends a machine without a timer (check_clock in guest/agent/boot.c).
 _NO_CLOCK = b"belljar-agent: no clock"
 
 
 class NoClock(MachineDied):
-    """The guest's kernel found no timer that it trusts. Another boot finds one."""
+    """The guest's kernel found no timer that it trusts. Another boot will find one."""
 
 
 async def open_connection(machine: Machine, timeout_seconds: float) -> AgentConnection:
-    """Wait for the agent, and accept it.
+    """Wait for the agent and return the connection to it.
 
     Raises NoClock, MachineDied with the reason of the death, MachineTimeout, GuestProtocolError.
     """
-    connection = AgentConnection(machine.reader, machine.writer, patience=patience(timeout_seconds))
+    connection = AgentConnection(machine.reader, machine.writer, patience=deadline_factor(timeout_seconds))
     try:
         await run_unless_dead(machine, connection.open(timeout_seconds))
     except MachineDied:

@@ -1,7 +1,7 @@
-"""Whether a hypervisor really boots an image's kernel here, found out by doing it once.
+"""Checks whether a hypervisor can boot an image's kernel on this host, by booting it once.
 
-A /dev/kvm that opens proves nothing: nested virtualisation in software may emulate too little of a processor, and says
-so late or never. So the real kernel is booted until its agent answers, within a few seconds.
+A /dev/kvm that opens proves nothing: nested virtualisation in software may emulate too little of a processor, and fail
+late or hang. So the real kernel is booted until its agent answers, within a few seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from belljar.model.errors import BelljarError, MachineTimeout
 from belljar.model.image import Image
 from belljar.node.guest.connection import AgentConnection
-from belljar.node.machines.deadlines import patience
+from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.node.machines.racing import run_unless_dead
 
@@ -23,21 +23,21 @@ _MEMORY_MB = 128
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """How a boot went. `fault` is None when the agent answered."""
+    """The result of a boot. `fault` is None when the agent answered."""
 
     fault: str | None
     milliseconds: float
-    #: Whether it was only too slow, which a busy host may be once.
+    #: Whether the boot was only too slow, as may happen on a busy host.
     slow: bool = False
 
 
 async def probe(hypervisor: Hypervisor, image: Image, boot_timeout_seconds: float) -> Probe:
-    """Boot the image's kernel until its agent answers, within a twelfth of the time that a boot may take, 5 s at least.
+    """Boot the image's kernel until its agent answers, within 1/12 of `boot_timeout_seconds`, at least 5 s.
 
-    A hypervisor that does not work raises nothing.
+    A hypervisor that does not work is a result, not an exception.
     """
-    seconds = _SECONDS * patience(boot_timeout_seconds)
-    # Any disk that can be read does for the script's.
+    seconds = _SECONDS * deadline_factor(boot_timeout_seconds)
+    # The script disk may be any readable file.
     spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=_MEMORY_MB), script_disk=image.root)
     started = time.monotonic()
     fault, slow = None, False

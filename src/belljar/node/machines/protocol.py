@@ -1,8 +1,8 @@
-"""The two protocols between the worker and whatever runs machines.
+"""The protocols of hypervisors and their machines.
 
-A `Hypervisor` makes `Machine`s; a machine is one microVM that belongs to the `async with` block that made it: when the
-block ends, however it ends, the virtual machine is dead, reaped, and all that it touched is gone. A machine boots, or
-it is cloned from a snapshot: what a template, a machine that was booted to be frozen, wrote into a folder.
+A `Hypervisor` starts `Machine`s. A machine is one microVM that belongs to the `async with` block that started it: after
+the block the microVM is dead and reaped, and everything around it is removed. A machine boots, or it is a clone of a
+snapshot: the folder into which a `SnapshotSource`, a machine booted for that purpose, was frozen.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from belljar.model.image import Image
 
 
 class BadSnapshot(MachineError):
-    """A machine cannot go on from its snapshot, and no other will: it is not whole, or the hypervisor refuses it."""
+    """No machine can be cloned from this snapshot: it is incomplete, or the hypervisor refuses it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """What a machine is cut to."""
+    """The size of a machine, its devices and their rates."""
 
     vcpus: int
     memory_mb: int
-    #: Size of a scratch disk for everything the guest writes; None: it writes to memory.
+    #: Size of a scratch disk that takes everything the guest writes; None: it writes to memory.
     disk_mb: int | None = None
     #: Whether it has a network device.
     network: bool = False
-    #: What each of its disks may do, in MiB and operations per second; None: as much as the host can.
+    #: Limits of each of its disks, in MiB and operations per second; None: no limit.
     disk_mb_per_second: float | None = None
     disk_iops: int | None = None
-    #: What its network may carry in each direction, in megabits (10^6 bits) per second.
+    #: Limit of its network in each direction, in megabits (10^6 bits) per second; None: no limit.
     network_mbit_per_second: float | None = None
 
 
-#: Of every machine's network device, since a clone has what its template had. Unicast and locally administered: the
-#: second lowest bit of the first byte is set, the lowest is not.
+#: Address of every machine's network device: a clone has its snapshot's. Unicast and locally administered: the second
+#: lowest bit of the first byte is set, the lowest is not.
 GUEST_MAC = "02:62:6a:00:00:02"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkSlot:
-    """The network place that a machine is plugged into. Whoever made it owns it, and gives it to one machine at a time.
+    """The network place of one machine at a time. Its maker owns it.
 
-    From inside every slot looks the same; outside each is a namespace of its own.
+    Inside the guest every slot looks the same; on the host each is a namespace of its own.
     """
 
-    #: A mounted network namespace, such as /run/netns/belljar-…
+    #: A mounted network namespace, such as `/run/netns/belljar-…`.
     namespace: Path
     #: Name of the TAP device in it.
     tap: str
@@ -60,41 +60,43 @@ class NetworkSlot:
     #: Address and prefix length of the guest, such as 172.30.0.2/30.
     guest_address: str
     gateway: str
-    #: What the guest's resolv.conf names.
+    #: Addresses for the guest's resolv.conf.
     nameservers: tuple[str, ...]
     mtu: int = 1500
-    #: An open descriptor of the device, the owner's to close, where none but the owner may enter the namespace.
+    #: An open descriptor of the device, the owner's to close, where only the owner may enter the namespace.
     device: int | None = None
 
 
-#: Enough for a machine that nobody waits for to get on beside jobs that use every processor.
+#: Lets a machine in the background progress beside jobs that use every processor.
 BACKGROUND_WEIGHT = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MachineSpec:
-    """What to boot or clone. The paths are the host's, readable by belljar; the guest sees disks, not paths."""
+    """A machine to boot or clone. Paths are the host's, readable by belljar; the guest sees disks, not paths."""
 
     image: Image
     shape: Shape
-    #: Read-only filesystem image that becomes `/dev/vdb`; None for templates and clones: a clone is given it later.
+    #: Read-only filesystem image for `/dev/vdb`; None for snapshot sources and clones, whose disk is attached later.
     script_disk: Path | None
-    #: Where the machine is plugged in, if its shape has a network; a template is plugged in nowhere.
+    #: The machine's network slot, if its shape has a network. A snapshot source has none.
     slot: NetworkSlot | None = None
-    #: Nobody waits for it: what it does is to take little from those for whom somebody does.
+    #: Whether no job waits for it; it then leaves the processors to machines of jobs.
     background: bool = False
 
     @property
     def weight(self) -> int:
-        """Of its processes among others that want a processor, where 100 is usual."""
+        """Return the processor share of its processes, where the usual is 100."""
         return BACKGROUND_WEIGHT if self.background else 100
 
 
-#: Size of `/dev/vdb` in templates, and so in every clone: the guest learns it once. Room for the largest script.
+#: Size of `/dev/vdb` in snapshot sources and clones: the guest reads it once. It holds the largest script.
 SCRIPT_DISK_BYTES = 512 << 20
 
 
 class DeathCause(StrEnum):
+    """What ended a machine."""
+
     #: The guest ended its machine: powered off, reset, or its agent gave up.
     GUEST_EXIT = "guest_exit"
     #: The guest's kernel panicked.
@@ -103,15 +105,15 @@ class DeathCause(StrEnum):
     HYPERVISOR = "hypervisor"
     #: A signal from outside killed the hypervisor: an operator, or the host's out-of-memory killer.
     KILLED = "killed"
-    #: The host had too little of something: memory, files, room on a disk.
+    #: The host is short of something: memory, open files, disk space.
     HOST = "host"
-    #: A clone could not go on from its snapshot.
+    #: The hypervisor could not restore the clone's snapshot.
     SNAPSHOT = "snapshot"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Death:
-    """How a machine ended before it was told to."""
+    """The end of a machine that belljar did not cause."""
 
     cause: DeathCause
     #: One sentence for the log and the job's error.
@@ -120,62 +122,63 @@ class Death:
 
 @dataclass(slots=True)
 class Console:
-    """The first bytes of the serial console, at most `limit_bytes`; what follows is counted and dropped."""
+    """The first bytes of the serial console, at most `limit_bytes`; the rest is counted and dropped."""
 
     limit_bytes: int
     data: bytearray = field(default_factory=bytearray)
     dropped_bytes: int = 0
 
     def add(self, chunk: bytes) -> None:
-        room = self.limit_bytes - len(self.data)
-        self.data += chunk[:room]
-        self.dropped_bytes += max(0, len(chunk) - room)
+        """Append output as far as the limit allows."""
+        free_bytes = self.limit_bytes - len(self.data)
+        self.data += chunk[:free_bytes]
+        self.dropped_bytes += max(0, len(chunk) - free_bytes)
 
 
 class Machine(Protocol):
     """One running microVM."""
 
     id: str
-    #: The host's end of the byte stream to the agent; a slow reader of it slows the guest.
+    #: The host's end of the byte stream to the agent; a slow reader slows the guest.
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     console: Console
-    #: Milliseconds that each named step of the start took, in order.
+    #: Milliseconds of each named step of the start, in order.
     phases: dict[str, float]
 
     def pids(self) -> list[int]:
-        """The hypervisor's processes on this host."""
+        """Return the ids of the hypervisor's processes on this host."""
         ...
 
     async def death(self) -> Death:
-        """Wait until the machine is dead; says why. May be awaited by several, and after the fact."""
+        """Wait until the machine is dead, and return why. Several tasks may wait, also after the death."""
         ...
 
     async def kill(self) -> None:
-        """End the machine now and reap it. Idempotent."""
+        """Kill the machine now and reap it. Idempotent."""
         ...
 
 
 class Clone(Machine, Protocol):
-    """A machine that was cloned: it runs, and its agent waits to be told who it is (`Session.resume`)."""
+    """A running machine from a snapshot. Its agent waits for its identity (`AgentConnection.resume`)."""
 
-    async def insert(self, script_disk: Path) -> None:
-        """Make this file the contents of `/dev/vdb`, which the guest has not mounted now. May be called again.
+    async def attach_script(self, script_disk: Path) -> None:
+        """Make this file the contents of `/dev/vdb`, which the guest must not have mounted. May be called again.
 
-        Raises HostError when it is over SCRIPT_DISK_BYTES.
+        Raises HostError when it is over SCRIPT_DISK_BYTES, DiskFull.
         """
         ...
 
     def set_foreground(self) -> None:
-        """Somebody will wait for it from now on: it is in the background no more."""
+        """Give the machine the usual processor share: a job will wait for it from now on."""
         ...
 
 
-class Template(Clone, Protocol):
-    """A machine that was booted to be frozen. Its script disk is empty at first, and of SCRIPT_DISK_BYTES."""
+class SnapshotSource(Clone, Protocol):
+    """A machine booted to be frozen. Its script disk has SCRIPT_DISK_BYTES and is empty at first."""
 
     async def freeze(self) -> None:
-        """Write its state into its folder, from which clones are made. It runs no more.
+        """Write its state into the snapshot's folder, and end it.
 
         Raises MachineError when it cannot be frozen.
         """
@@ -183,7 +186,7 @@ class Template(Clone, Protocol):
 
 
 class Hypervisor(Protocol):
-    """What makes machines on this host."""
+    """A driver that starts machines on this host."""
 
     #: `qemu` or `firecracker`.
     name: str
@@ -192,30 +195,30 @@ class Hypervisor(Protocol):
 
     @property
     def version(self) -> str:
-        """Of the hypervisor's program."""
+        """Return the version of the hypervisor's program."""
         ...
 
     @property
     def identity(self) -> str:
-        """What changes whenever snapshots of it stop being good: the program, its version, its command line."""
+        """Return a string that changes whenever older snapshots become unusable: program, version, command line."""
         ...
 
     def machine(self, spec: MachineSpec) -> AbstractAsyncContextManager[Machine]:
-        """Start a machine. Raises MachineError or HostError; leaves nothing behind if it does."""
+        """Start a machine that boots. Raises MachineError or HostError; then nothing is left behind."""
         ...
 
-    def template(self, spec: MachineSpec, folder: Path) -> AbstractAsyncContextManager[Template]:
-        """Boot a machine whose memory and disks lie in `folder`, an empty folder of the snapshot's own."""
+    def snapshot_source(self, spec: MachineSpec, folder: Path) -> AbstractAsyncContextManager[SnapshotSource]:
+        """Boot a machine that can be frozen into `folder`, which must be empty. Raises as `machine` does."""
         ...
 
     def clone(self, spec: MachineSpec, folder: Path) -> AbstractAsyncContextManager[Clone]:
-        """A machine that goes on where the template in `folder` was frozen. `folder` is not changed.
+        """Start a machine that continues from the snapshot in `folder`, which is not changed.
 
-        Raises BadSnapshot when no clone of it will ever run, HostError when this host has too little of something,
-        MachineError when it is not clear why; leaves nothing behind if it does.
+        Raises BadSnapshot when no clone of it will ever run, HostError when this host is short of something,
+        MachineError when the reason is unknown; then nothing is left behind.
         """
         ...
 
-    def forget(self, folder: Path) -> None:
-        """The snapshot in `folder` will not be cloned again: let go of what is kept of it. Clones that run go on."""
+    def release_snapshot(self, folder: Path) -> None:
+        """Release memory held for clones of the snapshot in `folder`. Running clones keep theirs."""
         ...

@@ -1,8 +1,8 @@
-"""Which hypervisor and accelerator run machines on this host. The one place that chooses.
+"""Chooses the hypervisor and accelerator that run machines on this host. No other place chooses.
 
-`auto` is Firecracker if it is installed and KVM really boots the image's kernel with it, else QEMU with KVM if that
-boots it, else QEMU's software emulation. Only a boot tells (probe.py). The answer is remembered for as long as it can
-hold: this boot of the host, this kernel, these programs, this user.
+`auto` is Firecracker if it is installed and boots the image's kernel with KVM, else QEMU with KVM if that boots it,
+else QEMU's software emulation. Only a boot shows whether KVM works (probe.py). The choice is cached for as long as it
+can be valid: this boot of the host, this kernel, these programs, this user.
 """
 
 from __future__ import annotations
@@ -33,65 +33,65 @@ from belljar.system.atomic_write import atomic_write
 log = structlog.get_logger()
 
 KVM = Path("/dev/kvm")
-#: A host that was too busy to boot in time is asked again after this long.
+#: A choice that may be due to a busy host is made again after this time.
 _RETRY_SECONDS = 86_400.0
-_SETTINGS = "the settings say so"
+_SETTINGS = "set in the settings"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """What was chosen and why, for `belljar doctor` and the log."""
+    """A hypervisor and accelerator, and the reason, for `belljar doctor` and the log."""
 
     hypervisor: str
     accelerator: str
     reason: str
-    #: Whether a later try may say otherwise: the host was only too slow.
-    doubtful: bool = False
+    #: Whether a later probe may choose otherwise: the host was only too slow.
+    provisional: bool = False
 
 
 class HypervisorSelector:
-    """Chooses once for each kernel and remembers it, in memory and below the data folder's cache."""
+    """Chooses once for each kernel and caches the choice, in memory and in the data folder's cache."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._made: dict[tuple[str, str], Hypervisor] = {}
-        self._chosen: dict[str, Choice] = {}
-        self._choosing = asyncio.Lock()
-        self._making = threading.Lock()
+        self._hypervisors: dict[tuple[str, str], Hypervisor] = {}
+        self._choices: dict[str, Choice] = {}
+        self._choice_lock = asyncio.Lock()
+        self._open_lock = threading.Lock()
 
     async def hypervisor(self, image: Image) -> Hypervisor:
-        """What runs this image's machines here. Raises MissingTool, HostError."""
+        """Return the driver for this image's machines. Raises MissingTool, HostError."""
         choice = await self.choose(image)
-        return await in_thread(self._make, choice.hypervisor, choice.accelerator)
+        return await in_thread(self._open, choice.hypervisor, choice.accelerator)
 
     async def choose(self, image: Image) -> Choice:
-        """The same as a value, with the reason. Raises MissingTool, HostError."""
+        """Return the choice for this image, with its reason. Raises MissingTool, HostError."""
         architecture = image.manifest.architecture
         if architecture != platform.machine():
             raise HostError(f"the image {image.name} is for {architecture}, this host is {platform.machine()}")
-        told = await in_thread(self._told)
-        if told is not None:
-            return told
+        configured = await in_thread(self._choice_from_settings)
+        if configured is not None:
+            return configured
         kernel = image.manifest.kernel.sha256
-        async with self._choosing:
-            if kernel not in self._chosen:
-                self._chosen[kernel] = await self._found_out(image)
-            return self._chosen[kernel]
+        async with self._choice_lock:
+            if kernel not in self._choices:
+                self._choices[kernel] = await self._choose_by_probe(image)
+            return self._choices[kernel]
 
-    def _make(self, hypervisor: str, accelerator: str) -> Hypervisor:
-        """The one object of that kind. Blocks: it runs the program to learn its version."""
+    def _open(self, hypervisor: str, accelerator: str) -> Hypervisor:
+        """Return the only driver object of that kind. Blocks: it runs the program for its version."""
         key = (hypervisor, accelerator)
-        with self._making:
-            if key not in self._made:
-                self._made[key] = (
+        with self._open_lock:
+            if key not in self._hypervisors:
+                self._hypervisors[key] = (
                     FirecrackerHypervisor(self._settings)
                     if hypervisor == "firecracker"
                     else QemuHypervisor(self._settings, accelerator)
                 )
-            return self._made[key]
+            return self._hypervisors[key]
 
-    def _told(self) -> Choice | None:
-        """What the settings leave no choice about; None when it is to be found out."""
+    def _choice_from_settings(self) -> Choice | None:
+        """Return the choice that the settings prescribe; None when a probe has to decide. Raises HostError."""
         hypervisor, accelerator = self._settings.hypervisor, self._settings.accelerator
         if hypervisor == "firecracker":
             if accelerator == "tcg":
@@ -102,38 +102,39 @@ class HypervisorSelector:
         if accelerator == "auto":
             return None
         if accelerator == "kvm" and hypervisor == "auto" and self._firecracker()[0] is not None:
-            return Choice(hypervisor="firecracker", accelerator="kvm", reason=f"{_SETTINGS}, and Firecracker is there")
+            reason = f"{_SETTINGS}, and Firecracker is installed"
+            return Choice(hypervisor="firecracker", accelerator="kvm", reason=reason)
         return Choice(hypervisor="qemu", accelerator=accelerator, reason=_SETTINGS)
 
     def _firecracker(self) -> tuple[Hypervisor | None, str]:
-        """Firecracker if it can be used here, else None and why; nothing is said of one that is not installed."""
+        """Return Firecracker if it can be used here, else None and the fault; no fault if it is not installed."""
         try:
-            return self._make("firecracker", "kvm"), ""
+            return self._open("firecracker", "kvm"), ""
         except MissingTool:
             return None, ""
         except HostError as error:
             return None, error.message
 
-    async def _found_out(self, image: Image) -> Choice:
+    async def _choose_by_probe(self, image: Image) -> Choice:
         if not KVM.exists():
             return Choice(hypervisor="qemu", accelerator="tcg", reason="this host has no /dev/kvm")
         if not os.access(KVM, os.R_OK | os.W_OK):
             return Choice(hypervisor="qemu", accelerator="tcg", reason="this user may not open /dev/kvm")
         firecracker, fault = await in_thread(self._firecracker) if self._settings.hypervisor == "auto" else (None, "")
-        qemu = await in_thread(self._make, "qemu", "kvm")
+        qemu = await in_thread(self._open, "qemu", "kvm")
         candidates = [each for each in (firecracker, qemu) if each is not None]
-        memory = _Memory(self._settings, image, candidates, fault)
-        known = memory.recall()
-        if known is None:
-            known = await _try_in_turn(candidates, fault, image, self._settings.boot_timeout_seconds)
-            memory.keep(known)
-            log.info("hypervisor_chosen", **dataclasses.asdict(known))
-        return known
+        cache = _ChoiceCache(self._settings, image, candidates, fault)
+        choice = cache.read()
+        if choice is None:
+            choice = await _probe_in_turn(candidates, fault, image, self._settings.boot_timeout_seconds)
+            cache.write(choice)
+            log.info("hypervisor_chosen", **dataclasses.asdict(choice))
+        return choice
 
 
-async def _try_in_turn(candidates: list[Hypervisor], fault: str, image: Image, boot_timeout_seconds: float) -> Choice:
-    """The first that boots the image's kernel with KVM; what went wrong before is part of the reason."""
-    faults, doubtful = [fault] if fault else [], False
+async def _probe_in_turn(candidates: list[Hypervisor], fault: str, image: Image, boot_timeout_seconds: float) -> Choice:
+    """Return the first candidate that boots the image's kernel with KVM; the reason names the others' faults."""
+    faults, provisional = [fault] if fault else [], False
     for hypervisor in candidates:
         result = await probe(hypervisor, image, boot_timeout_seconds)
         if result.fault is None:
@@ -142,15 +143,15 @@ async def _try_in_turn(candidates: list[Hypervisor], fault: str, image: Image, b
                 hypervisor=hypervisor.name,
                 accelerator="kvm",
                 reason="; ".join([*faults, reason]),
-                doubtful=doubtful,
+                provisional=provisional,
             )
         faults.append(f"KVM does not boot the image's kernel here under {hypervisor.name}: {result.fault}")
-        doubtful = doubtful or result.slow
-    return Choice(hypervisor="qemu", accelerator="tcg", reason="; ".join(faults), doubtful=doubtful)
+        provisional = provisional or result.slow
+    return Choice(hypervisor="qemu", accelerator="tcg", reason="; ".join(faults), provisional=provisional)
 
 
-class _Memory:
-    """The answer in a file, with what it depends on."""
+class _ChoiceCache:
+    """The choice in a file, with everything that it depends on."""
 
     def __init__(self, settings: Settings, image: Image, candidates: list[Hypervisor], fault: str) -> None:
         kernel = image.manifest.kernel.sha256
@@ -159,25 +160,27 @@ class _Memory:
             "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
             "kernel": kernel,
             "initramfs": image.manifest.initramfs.sha256,
-            "programs": [each.identity for each in candidates],
+            "programs": [hypervisor.identity for hypervisor in candidates],
             "fault": fault,
             "uid": os.geteuid(),
         }
 
-    def recall(self) -> Choice | None:
+    def read(self) -> Choice | None:
+        """Return the cached choice if it is still valid, else None."""
         try:
-            kept = json.loads(self._path.read_text())
-            choice = Choice(**kept["choice"])
-            fresh = kept["expires"] is None or time.time() < kept["expires"]
+            entry = json.loads(self._path.read_text())
+            choice = Choice(**entry["choice"])
+            is_fresh = entry["expires"] is None or time.time() < entry["expires"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return choice if fresh and kept.get("key") == self._key else None
+        return choice if is_fresh and entry.get("key") == self._key else None
 
-    def keep(self, choice: Choice) -> None:
-        expires = time.time() + _RETRY_SECONDS if choice.doubtful else None
+    def write(self, choice: Choice) -> None:
+        """Cache the choice; a provisional one for a day."""
+        expires = time.time() + _RETRY_SECONDS if choice.provisional else None
         text = json.dumps({"key": self._key, "expires": expires, "choice": dataclasses.asdict(choice)})
         try:
             private_folder(self._path.parent)
             atomic_write(self._path, text)
         except (OSError, HostError) as error:
-            log.warning("accelerator_not_remembered", error=str(error))
+            log.warning("choice_cache_write_failed", error=str(error))

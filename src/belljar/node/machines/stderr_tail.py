@@ -1,22 +1,22 @@
-"""What a hypervisor's process says on its standard error: its end is kept, and a flood of it is read slowly."""
+"""Reads a hypervisor's standard error: keeps the end of it, and slows down a flood."""
 
 from __future__ import annotations
 
 import asyncio
 
 _CHUNK = 64 * 1024
-#: Read as fast as it comes: more than any start or failure says.
+#: Read at full speed: more than any start or failure prints.
 _FREE_BYTES = 1 << 20
-#: What a process that the guest may have taken over says beyond that costs belljar no more than this.
+#: The speed after that: a process that the guest has taken over must not cost belljar more.
 _BYTES_PER_SECOND = 1 << 20
 
 
-async def read_last(stream: asyncio.StreamReader, kept: bytearray, max_bytes: int) -> None:
-    """Read to the end of the stream; `kept` always holds the last of it."""
+async def read_tail(stream: asyncio.StreamReader, tail: bytearray, max_bytes: int) -> None:
+    """Read to the end of the stream; `tail` always holds its last `max_bytes`."""
     total = 0
     while chunk := await stream.read(_CHUNK):
-        kept += chunk
-        del kept[:-max_bytes]
+        tail += chunk
+        del tail[:-max_bytes]
         total += len(chunk)
         if total > _FREE_BYTES:
             await asyncio.sleep(len(chunk) / _BYTES_PER_SECOND)

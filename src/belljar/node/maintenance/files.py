@@ -113,7 +113,7 @@ class BuildCacheCleaner(_FileCleaner):
         paths, days = self._paths, self._settings.keep_build_cache_days
         if not paths.cache.is_dir():
             return Extent()
-        with Images(paths.root).no_build_meanwhile() as may_delete:
+        with Images(paths.root).blobs.exclude_builds() as may_delete:
             if not may_delete:
                 return Extent()
             files = unused((*paths.apt_cache.glob("*/debs/*"), *paths.build_logs.glob("*")), days)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import structlog
 
 from belljar.model.errors import NetworkError
-from belljar.node.machines.host.faults import check_descriptors
+from belljar.node.machines.host.descriptors import check_descriptors
 from belljar.node.network import state
 from belljar.node.network.layout import NAMESPACES, Layout, host_interface, namespace_name
 from belljar.node.network.namespaces import reserve

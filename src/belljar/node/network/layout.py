@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from pathlib import Path
 from typing import Any
 
-from belljar.model.blocked_networks import BLOCKED_NETWORKS
+from belljar.model.egress import BLOCKED_NETWORKS
 from belljar.model.errors import NoNetwork
 from belljar.node.machines.protocol import GUEST_MAC, NetworkSlot
 from belljar.settings.network import NetworkSettings

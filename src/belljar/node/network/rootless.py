@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from belljar.model.errors import NetworkError, NoNetwork
-from belljar.node.machines.host.faults import check_descriptors
+from belljar.node.machines.host.descriptors import check_descriptors
 from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.network.layout import Layout, layout_words
 from belljar.node.network.policy import NetworkRule, Policy

@@ -17,7 +17,7 @@ import structlog
 from belljar.model.errors import MachineDied, MachineError
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.protocol import Machine, MachineSpec
-from belljar.node.machines.provision.provisioner import ProvisionedMachine
+from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.network.traffic import Traffic
 from belljar.node.worker.attempt_end import AttemptEnd, Stop
 from belljar.node.worker.cancellation import unless_cancelled

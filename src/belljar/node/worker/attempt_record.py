@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from belljar.model.job import Artifact, Job, LogInfo, MachineInfo, Timings
 from belljar.model.outcome import Outcome
 from belljar.node.machines.protocol import Hypervisor
-from belljar.node.machines.provision.provisioner import Source
+from belljar.node.machines.provision.request import Source
 from belljar.node.worker.attempt_end import AttemptEnd
 from belljar.node.worker.job_network import network_use
 from belljar.node.worker.observer import AttemptObserver

@@ -12,7 +12,7 @@ from belljar.model.egress import Destination, Egress, parse_destination, parse_e
 from belljar.model.errors import InvalidOption
 from belljar.model.job import Job, NetworkUse, Refusal
 from belljar.node.machines.provision.network_slot import SlotFactory
-from belljar.node.machines.provision.provisioner import ProvisionedMachine
+from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.network.attachment import Attachment
 from belljar.node.network.policy import NameRule, NetworkRule, Policy
 from belljar.node.network.traffic import Refused, Traffic

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from belljar.node.guest.sinks import ArtifactSink, OutputSink
 from belljar.node.machines.protocol import Hypervisor
-from belljar.node.machines.provision.provisioner import Source
+from belljar.node.machines.provision.request import Source
 from belljar.node.worker.attempt_end import AttemptEnd
 
 

@@ -32,7 +32,7 @@ from belljar.node.worker.attempt_end import AttemptEnd, Stop
 from belljar.node.worker.job_network import JobNetwork, format_refusals, network_use
 from belljar.node.worker.observer import AttemptObserver
 from belljar.node.worker.plan import DEFAULT_ENV, WORKING_FOLDER, AttemptPlan
-from belljar.packages.layers import Layer, Layers, Lock, read_report
+from belljar.packages.layers import LayerCache, PackageLayer, PackageLock, read_report
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
 from belljar.settings.packages import PackageSettings
@@ -183,14 +183,14 @@ class PackageBuild:
     image: Image
     machine_factory: MachineFactory
     network: JobNetwork
-    layers: Layers
+    layers: LayerCache
     #: An empty folder, which the caller removes.
     folder: Path
     observer: AttemptObserver
     cancel: asyncio.Event
 
 
-async def build_layer(build: PackageBuild, settings: Settings) -> Layer | None:
+async def build_layer(build: PackageBuild, settings: Settings) -> PackageLayer | None:
     """Run a builder and keep the packages that it installed; return None when it was cancelled.
 
     Raises LayerBuildError with the installer's reason; MissingTool, DiskFull, MachineError, HostError.
@@ -215,8 +215,8 @@ async def build_layer(build: PackageBuild, settings: Settings) -> Layer | None:
         failure = "the installed packages could not be fetched; they may be larger than max_layer_mb"
     if failure is not None:
         raise LayerBuildError(f"{needs.origin}: {failure}")
-    lock = Lock(kind=needs.kind, root=build.image.manifest.root.sha256, installed=read_report(report))
-    return await build.layers.keep(build.layers.key(needs.key, lock.root), lock, archive, build.folder)
+    lock = PackageLock(kind=needs.kind, root=build.image.manifest.root.sha256, installed=read_report(report))
+    return await build.layers.store(build.layers.key(needs.key, lock.root), lock, archive, build.folder)
 
 
 def _failure(end: AttemptEnd, plan: AttemptPlan, text: str) -> str | None:

@@ -15,21 +15,21 @@ from pathlib import Path
 
 import structlog
 
-from belljar.model.errors import LayerBuildError, NoNetwork
+from belljar.model.errors import DiskFull, LayerBuildError, NoNetwork
 from belljar.model.image import Image
 from belljar.model.job import Job
 from belljar.model.script import Dependencies
 from belljar.node.machines.protocol import Hypervisor, MachineSpec
-from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine
+from belljar.node.machines.provision.provisioner import MachineProvisioner
+from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.worker.capacity import Capacity
 from belljar.node.worker.job_network import Networking
 from belljar.node.worker.observer import AttemptObserver
 from belljar.node.worker.package_builder import PackageBuild, build_layer, builder_resources
 from belljar.node.worker.plan import AttemptPlan, ScriptDiskLayout
-from belljar.packages.layers import Layer, Layers
+from belljar.packages.layers import LayerCache, PackageLayer
 from belljar.settings import Settings
-from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
 
@@ -84,14 +84,14 @@ class Installer:
         self._settings = settings
         self._networking = networking
         self._capacity = capacity
-        self._layers = Layers(settings)
+        self._layers = LayerCache(settings)
         self._building = asyncio.Semaphore(_MAX_BUILDS)
         #: Builders always boot: no snapshot has their shape.
         self._provisioner = MachineProvisioner(None)
 
     async def clear(self) -> None:
         """Remove what builds of killed processes left."""
-        await self._layers.clear()
+        await self._layers.remove_stale()
 
     async def ensure_installed(self, request: InstallRequest) -> InstalledPackages | None:
         """Return the script's disk with its packages; None when it needs none, or when the job was cancelled.
@@ -109,8 +109,12 @@ class Installer:
         if layer is None:
             return None
         script_disk, installed = request.script_disk, layer.lock.installed
-        with host_errors("make a disk with the script's packages"):
-            disk = await asyncio.to_thread(self._layers.lay, request.job.script_id, script_disk, layer)
+        try:
+            disk = await asyncio.to_thread(self._layers.concatenate, request.job.script_id, script_disk, layer)
+        except OSError as error:
+            raise DiskFull(
+                f"no room left for a disk with the script's packages: {error.strerror}; free some space"
+            ) from error
         layout = ScriptDiskLayout(
             script_bytes=script_disk.stat().st_size, layer_bytes=layer.disk.stat().st_size, path=installed.path
         )
@@ -125,12 +129,12 @@ class Installer:
         resources = builder_resources(self._settings)
         return self._capacity.held(f"{request.holder} builder", resources, request.cancel)
 
-    async def _await_or_build(self, key: str, needs: Dependencies, request: InstallRequest) -> Layer | None:
+    async def _await_or_build(self, key: str, needs: Dependencies, request: InstallRequest) -> PackageLayer | None:
         reason = ""
         while not request.cancel.is_set():
             last_reason, reason = reason, "waiting for other jobs whose packages are being installed"
             if not self._building.locked():
-                async with self._building, self._layers.building(key) as folder:
+                async with self._building, self._layers.build_folder(key) as folder:
                     # The job that built before may have built this layer.
                     layer = self._layers.find(key)
                     if layer is not None:
@@ -145,7 +149,7 @@ class Installer:
                     await request.cancel.wait()
         return None
 
-    async def _build(self, needs: Dependencies, request: InstallRequest, folder: Path) -> Layer | None:
+    async def _build(self, needs: Dependencies, request: InstallRequest, folder: Path) -> PackageLayer | None:
         started, notify = time.monotonic(), request.observer.on_build_notice
         notify(f"installing {_list(needs)} for the image {request.image.name}, as {needs.origin} asks")
         try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from belljar.images.prefork_programs import can_become
+from belljar.images.prefork_programs import supports_env
 from belljar.model.errors import UnknownLanguage
 from belljar.model.image import Image, Language, Manifest
 from belljar.model.job import Job
@@ -110,7 +110,7 @@ def command_for(
     """Return the command for a script of that language, whose entrypoint is a path below the working folder."""
     manifest, prefork = image.manifest, language.prefork or ""
     defaults = default_env(manifest)
-    if not can_become(prefork, (name for name, value in env.items() if defaults.get(name) != value)):
+    if not supports_env(prefork, (name for name, value in env.items() if defaults.get(name) != value)):
         prefork = ""
     return Command(
         argv=[*_fill_in(language.run, entrypoint), *args],

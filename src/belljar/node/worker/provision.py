@@ -17,8 +17,8 @@ def open_provisioner(settings: Settings, capacity: Capacity) -> MachineProvision
         return MachineProvisioner(Snapshots(settings))
     memory_mb = capacity.memory_mb // 4 if settings.pool_memory_mb is None else settings.pool_memory_mb
     pool = WarmPool(
-        fixed=settings.pool_size if settings.pool == "fixed" else None,
-        most=settings.pool_size,
+        fixed_size=settings.pool_size if settings.pool == "fixed" else None,
+        max_size=settings.pool_size,
         memory_mb=memory_mb,
         is_busy=capacity.is_busy,
     )

@@ -19,7 +19,7 @@ from belljar.control.logs.log import LogStream, LogWriter
 from belljar.model.errors import BelljarError
 from belljar.model.job import Job, JobError, LogInfo, Timings
 from belljar.model.outcome import Outcome
-from belljar.node.machines.provision.provisioner import Source
+from belljar.node.machines.provision.request import Source
 from belljar.node.worker.attempt_end import AttemptEnd
 from belljar.node.worker.attempt_record import AttemptRecord
 from belljar.node.worker.context import WorkerContext

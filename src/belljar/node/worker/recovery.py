@@ -10,7 +10,6 @@ from pathlib import Path
 
 import structlog
 
-from belljar.node.machines.firecracker.folder import jails
 from belljar.node.machines.host.leftovers import clear_leftovers
 from belljar.node.network.leftovers import clear_network_leftovers
 from belljar.node.worker.context import WorkerContext
@@ -36,7 +35,7 @@ class Recovery:
     async def clear_host(self, installer: Installer) -> None:
         """Remove leftovers of this host. What cannot be removed is told in the log and stays."""
         settings = self._context.settings
-        removed = await _attempted("clear_leftovers", lambda: clear_leftovers(jails=jails(settings)))
+        removed = await _attempted("clear_leftovers", lambda: clear_leftovers(jails=settings.paths.jails))
         removed += await _attempted("clear_network_leftovers", lambda: asyncio.to_thread(clear_network_leftovers))
         if removed:
             log.warning("leftovers_removed", count=removed)

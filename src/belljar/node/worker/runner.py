@@ -20,7 +20,8 @@ from belljar.model.errors import HostError
 from belljar.model.image import Image
 from belljar.model.job import Job
 from belljar.node.machines.protocol import Hypervisor, MachineSpec
-from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine
+from belljar.node.machines.provision.provisioner import MachineProvisioner
+from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.worker.attempt import attempt
 from belljar.node.worker.attempt_end import AttemptEnd
@@ -148,7 +149,7 @@ class JobRunner:
         return PreparedJob(image=image, input=job_input, hypervisor=hypervisor, warm_up_steps=warm_up_steps)
 
     async def _fetch(self, run: JobRun) -> tuple[Image, JobInput]:
-        image = self._images.of_job(run.job.image, run.job.image_digest)
+        image = self._images.get_for_job(run.job.image, run.job.image_digest)
         await asyncio.to_thread(self._images.verify, image)
         return image, await run.fetch()
 

@@ -14,7 +14,7 @@ from belljar.node.guest.command import Command, CommandFailed
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.sinks import OutputSink
 from belljar.node.guest.usage import clamp_usage
-from belljar.node.machines.steps import Steps
+from belljar.node.machines.timings import StepTimings
 from belljar.node.worker.attempt_end import AttemptEnd, Stop
 from belljar.node.worker.cancellation import unless_cancelled
 from belljar.node.worker.observer import AttemptObserver
@@ -54,7 +54,7 @@ class ScriptRun:
         self._observer = observer
         self._cancel = cancel
         self._end = end
-        self._clock = Steps(end.phases)
+        self._timings = StepTimings(end.phases)
 
     async def run(self) -> None:
         """Run the script to its end, and fetch its artifacts. Raises MachineError, HostError."""
@@ -68,15 +68,15 @@ class ScriptRun:
         has_ended = end.exited is not None and end.stop is not Stop.CANCELLED
         if plan.artifacts and has_ended and end.not_started is None and not end.in_compile:
             await self._collect()
-            self._clock.done("collect")
+            self._timings.record("collect")
 
     async def _compile(self, command: Command) -> bool:
         """Return whether the script was compiled and can be run."""
         end = self._end
         end.in_compile = True
         output = CompilerOutput(self._observer.output)
-        await self._execute(command, b"", output, lambda: self._clock.done("start_compile"))
-        self._clock.done("compile")
+        await self._execute(command, b"", output, lambda: self._timings.record("start_compile"))
+        self._timings.record("compile")
         if end.stop is not None or end.exited is None or end.exited.exit_code != 0:
             return False
         end.in_compile, end.exited = False, None
@@ -84,11 +84,11 @@ class ScriptRun:
 
     async def _run(self) -> None:
         def on_started() -> None:
-            self._clock.done("start")
+            self._timings.record("start")
             self._observer.on_started()
 
         await self._execute(self._plan.command, self._plan.stdin, self._observer.output, on_started)
-        self._clock.done("run")
+        self._timings.record("run")
 
     async def _execute(
         self, command: Command, stdin: bytes, output: OutputSink, on_started: Callable[[], None]

@@ -7,14 +7,14 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from belljar.images.prefork_programs import waiting_command
+from belljar.images.prefork_programs import prefork_command
+from belljar.model.errors import host_error
 from belljar.model.image import Image, Language
 from belljar.node.guest.command import Command
 from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.worker.plan import command_for, default_env
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
-from belljar.system.host_errors import host_errors
 from belljar.system.temp_folders import temp_folder
 
 
@@ -39,9 +39,9 @@ class WarmUps:
         commands = tuple(command_for(image, language, name, (), {}, self._settings) for name, language, _ in rehearsals)
         return WarmUp(
             disk=await self._disk({name: text for name, _, text in rehearsals}),
-            warm=tuple(_fresh(command) for command in commands),
-            waiting=self._waiting(image),
-            rehearsals=tuple(command for command in commands if command.prefork) or commands[:1],
+            preload_commands=tuple(_fresh(command) for command in commands),
+            waiting_commands=self._waiting(image),
+            warm_up_commands=tuple(command for command in commands if command.prefork) or commands[:1],
         )
 
     def _waiting(self, image: Image) -> tuple[Command, ...]:
@@ -51,7 +51,7 @@ class WarmUps:
         preforks = {language.prefork: language for language in languages if language.prefork}
         most = self._settings.max_processes
         waiting = tuple(
-            Command(argv=waiting_command(name, language.run), env=env, cwd="/", max_processes=most, prefork=name)
+            Command(argv=prefork_command(name, language.run), env=env, cwd="/", max_processes=most, prefork=name)
             for name, language in preforks.items()
         )
         if len(preforks) == len(languages):
@@ -62,13 +62,16 @@ class WarmUps:
         digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]
         path = self._settings.paths.warm_up_cache / f"{digest}.erofs"
         if not path.exists():
-            with host_errors("prepare the image's first programs"), temp_folder(path.parent / "making") as folder:
-                tree = folder / "tree"
-                tree.mkdir()
-                for name, text in files.items():
-                    (tree / name).write_text(text)
-                await pack_tree(tree, folder / "disk")
-                (folder / "disk").replace(path)
+            try:
+                with temp_folder(path.parent / "making") as folder:
+                    tree = folder / "tree"
+                    tree.mkdir()
+                    for name, text in files.items():
+                        (tree / name).write_text(text)
+                    await pack_tree(tree, folder / "disk")
+                    (folder / "disk").replace(path)
+            except OSError as error:
+                raise host_error(error, "prepare the image's first programs") from error
         return path
 
 

@@ -114,7 +114,7 @@ class Worker:
                 hypervisor = await self._choose_hypervisor(image)
                 shape = round_up_shape(settings.default_vcpus, settings.default_memory_mb, None)
                 spec = MachineSpec(image=image, shape=shape, script_disk=None)
-                context.provisioner.prefer(hypervisor, spec, await context.warm_ups.of(image))
+                context.provisioner.prepare_for(hypervisor, spec, await context.warm_ups.of(image))
             except BelljarError as error:
                 log.warning("no_hypervisor", error=error.message)
 

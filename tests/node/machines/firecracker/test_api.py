@@ -1,4 +1,4 @@
-"""The API client against the stand-in as an ordinary process: what is asked, in what order, and what is refused."""
+"""The API client against the stand-in as an ordinary process: requests, their order, and refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def open_api(tmp_path: Path) -> Opener:
 
 
 def _listens(path: Path) -> bool:
-    """Whether somebody does; the socket's file is there a moment before."""
+    """Return whether a process listens; the socket's file exists a moment before."""
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(str(path)) == 0
 
@@ -59,12 +59,12 @@ def _listens(path: Path) -> bool:
 async def test_a_fresh_process_says_what_it_is(open_api: Opener) -> None:
     async with open_api() as api:
         assert await api.version() == "1.16.1"
-        instance = await api.instance()
-        assert (instance.id, instance.state) == ("a-test", "Not started")
+        answer = await api.call("GET", "/")
+        assert (answer["id"], answer["state"]) == ("a-test", "Not started")
         assert api.requests == 2
 
 
-async def test_a_refusal_carries_firecrackers_own_words(open_api: Opener) -> None:
+async def test_a_refusal_carries_firecrackers_own_message(open_api: Opener) -> None:
     async with open_api() as api:
         with pytest.raises(MachineError, match=r"refused PATCH /vm \(400\): .*not supported before starting"):
             await api.pause()
@@ -91,21 +91,21 @@ async def test_requests_are_held_against_the_official_description(open_api: Open
     drive = body(Drive(drive_id="root", path_on_host="disk", is_read_only=True, rate_limiter=limiter))
     async with open_api() as api:
         await api.call("PUT", "/drives/root", drive)
-        for wrong, words in (
+        for wrong, reason in (
             (drive | {"io_engine": "Magic"}, "unknown variant"),
             (drive | {"colour": "red"}, "unknown field `colour`"),
             ({"drive_id": "root"}, "missing field `is_root_device`"),
             (drive | {"rate_limiter": {"bandwidth": {"size": -1, "refill_time": 1}}}, "out of range"),
         ):
-            with pytest.raises(MachineError, match=words):
+            with pytest.raises(MachineError, match=reason):
                 await api.call("PUT", "/drives/root", wrong)
         with pytest.raises(MachineError, match="Invalid request method and/or path"):
             await api.call("PUT", "/nowhere", {})
 
 
-async def test_a_process_that_dies_under_a_request_is_told_as_that(open_api: Opener) -> None:
+async def test_a_process_that_dies_during_a_request_has_died(open_api: Opener) -> None:
     async with open_api(die_on="/version") as api:
-        with pytest.raises(MachineDied, match="went away during GET /version"):
+        with pytest.raises(MachineDied, match="lost the connection to Firecracker during GET /version"):
             await api.version()
 
 
@@ -149,14 +149,14 @@ async def test_an_answer_without_end_is_not_read_to_it(
 
 
 @pytest.mark.parametrize("text", [b"[1, 2]", b"nonsense", b"[" * 60000, b'{"firecracker_version": {"a": 1}}'])
-async def test_what_is_no_proper_answer_is_not_believed(
+async def test_an_improper_answer_is_not_used(
     hostile: Callable[[bytes], AbstractAsyncContextManager[FirecrackerApi]], text: bytes
 ) -> None:
     async with hostile(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text)) as api:
         assert len(await api.version()) <= 64
 
 
-async def test_nobody_at_the_socket_is_told(tmp_path: Path) -> None:
+async def test_a_socket_without_a_listener_is_an_error(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "dead.sock"))
     async with FirecrackerApi(tmp_path / "dead.sock") as api:

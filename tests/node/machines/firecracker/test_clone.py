@@ -1,4 +1,4 @@
-"""Machines that are frozen and cloned by the Firecracker driver, over the stand-in."""
+"""Snapshots and clones of the Firecracker driver, over the stand-in."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ RESUME_SECONDS = 30
 
 async def freeze(hypervisor: FirecrackerHypervisor, image: Image, folder: Path, **shape: object) -> None:
     """Boot, suspend and freeze a machine into `folder`."""
-    async with hypervisor.template(spec_of(image, frozen=True, **shape), folder) as template:
-        connection = await opened(template)
+    async with hypervisor.snapshot_source(spec_of(image, frozen=True, **shape), folder) as source:
+        connection = await opened(source)
         await connection.suspend()
-        await template.freeze()
+        await source.freeze()
 
 
 async def resumed(clone: Clone) -> AgentConnection:
@@ -62,12 +62,12 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-async def test_a_clone_goes_on_where_the_template_was_frozen_with_one_request(
+async def test_a_clone_continues_from_the_snapshot_with_one_request(
     hypervisor: FirecrackerHypervisor, shell: Image, frozen: Path, settings: Settings
 ) -> None:
     async with hypervisor.clone(spec_of(shell, frozen=True), frozen) as clone:
         connection = await resumed(clone)
-        await clone.insert(shell.root)
+        await clone.attach_script(shell.root)
         assert requests_of(settings.data_dir) == ["PUT /snapshot/load"]
         assert "bin" in (await run(connection, "ls /job")).split()
         hang_up(connection)
@@ -75,18 +75,18 @@ async def test_a_clone_goes_on_where_the_template_was_frozen_with_one_request(
     assert set(clone.phases) == {"prepare", "spawn", "socket", "load", "connect"}
 
 
-async def test_clones_of_one_template_do_not_see_each_other(
+async def test_clones_of_one_snapshot_do_not_see_each_other(
     hypervisor: FirecrackerHypervisor, shell: Image, frozen: Path
 ) -> None:
     spec = spec_of(shell, frozen=True)
     async with hypervisor.clone(spec, frozen) as one, hypervisor.clone(spec, frozen) as other:
         sessions = [await resumed(one), await resumed(other)]
         for clone in (one, other):
-            await clone.insert(shell.root)
+            await clone.attach_script(shell.root)
         script = "echo $$ $(hostname) > /work/mine; cat /work/mine /proc/sys/kernel/random/uuid"
-        said = await asyncio.gather(*(run(connection, script) for connection in sessions))
-        assert said[0].split()[1] != said[1].split()[1]  # each has a name of its own
-        assert said[0].split()[2] != said[1].split()[2]  # and randomness of its own
+        printed = await asyncio.gather(*(run(connection, script) for connection in sessions))
+        assert printed[0].split()[1] != printed[1].split()[1]  # each has a name of its own
+        assert printed[0].split()[2] != printed[1].split()[2]  # and randomness of its own
 
 
 async def test_a_shorter_script_over_a_longer_one_leaves_nothing_of_it(
@@ -96,8 +96,8 @@ async def test_a_shorter_script_over_a_longer_one_leaves_nothing_of_it(
     long.write_bytes(b"L" * (3 << 20))
     short.write_bytes(b"S" * 5000)
     async with hypervisor.clone(spec_of(shell, frozen=True), frozen) as clone:
-        await clone.insert(long)
-        await clone.insert(short)
+        await clone.attach_script(long)
+        await clone.attach_script(short)
         (disk,) = settings.data_dir.glob("run/jails/*/*/root/script.img")
         with disk.open("rb") as file:
             assert file.read(3 << 20) == b"S" * 5000 + bytes((3 << 20) - 5000)
@@ -112,7 +112,7 @@ async def test_a_script_over_the_disks_size_is_refused(
         file.truncate(SCRIPT_DISK_BYTES + 1)
     async with hypervisor.clone(spec_of(shell, frozen=True), frozen) as clone:
         with pytest.raises(HostError, match="make the script smaller"):
-            await clone.insert(large)
+            await clone.attach_script(large)
 
 
 async def test_a_scratch_disk_is_frozen_and_each_clone_has_its_own(
@@ -123,7 +123,7 @@ async def test_a_scratch_disk_is_frozen_and_each_clone_has_its_own(
     scratch = hashlib.sha256((folder / "scratch.img").read_bytes()).digest()
     async with hypervisor.clone(spec_of(shell, frozen=True, disk_mb=200), folder) as clone:
         connection = await resumed(clone)
-        await clone.insert(shell.root)
+        await clone.attach_script(shell.root)
         script = "dd if=/dev/zero of=/tmp/x bs=1M count=150 2>/dev/null && stat -c %s /tmp/x"
         assert (await run(connection, script)).strip() == str(150 << 20)
     assert hashlib.sha256((folder / "scratch.img").read_bytes()).digest() == scratch

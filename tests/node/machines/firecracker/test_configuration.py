@@ -1,4 +1,4 @@
-"""What Firecracker is told of a machine, held against its official description where that is at hand."""
+"""Firecracker's configuration file, checked against its official description where that is available."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from belljar.node.machines.firecracker.bodies import body
 from belljar.node.machines.firecracker.configuration import configuration
-from belljar.node.machines.firecracker.frozen import loading
+from belljar.node.machines.firecracker.snapshot_machines import load_request
 from belljar.node.machines.protocol import MachineSpec, NetworkSlot, Shape
 from node.machines.firecracker.conftest import TinyImages
 from support.firecracker.building import official_description
@@ -51,18 +51,18 @@ def test_disks_come_in_the_order_that_the_guest_counts_them(tiny: TinyImages) ->
     assert len(configuration(_spec(tiny, Shape(vcpus=1, memory_mb=64))).file()["drives"]) == 2
 
 
-def test_rates_are_told_in_bytes_and_operations_for_each_second(tiny: TinyImages) -> None:
+def test_rates_are_bytes_and_operations_per_second(tiny: TinyImages) -> None:
     config = configuration(_spec(tiny, FULL, SLOT)).file()
     expected = {"bandwidth": {"size": 10 << 20, "refill_time": 1000}, "ops": {"size": 200, "refill_time": 1000}}
     assert [drive["rate_limiter"] for drive in config["drives"]] == [expected] * 3
     (interface,) = config["network-interfaces"]
     assert interface["rx_rate_limiter"] == {"bandwidth": {"size": 1_000_000, "refill_time": 1000}}
     assert interface["tx_rate_limiter"] == interface["rx_rate_limiter"]
-    # The agent sets the MTU: what the device says of it would be the template's for every clone.
+    # The agent sets the MTU: the device's value would be the snapshot source's in every clone.
     assert interface["host_dev_name"] == "tap0" and "mtu" not in interface
 
 
-def test_without_limits_nothing_is_said_of_them(tiny: TinyImages) -> None:
+def test_without_limits_there_is_no_rate_limiter(tiny: TinyImages) -> None:
     assert "rate_limiter" not in json.dumps(configuration(_spec(tiny, Shape(vcpus=1, memory_mb=64))).file())
 
 
@@ -78,9 +78,9 @@ def test_paths_are_names_in_the_machines_own_folder(tiny: TinyImages) -> None:
 
 
 def test_the_kernel_may_load_modules_and_resets_in_the_way_that_firecracker_sees(tiny: TinyImages) -> None:
-    words = configuration(_spec(tiny, FULL)).boot_source.boot_args.split()
-    assert "nomodule" not in words and {"reboot=k", "panic=-1"} <= set(words)
-    assert "pci=off" not in words  # Firecracker adds it
+    options = configuration(_spec(tiny, FULL)).boot_source.boot_args.split()
+    assert "nomodule" not in options and {"reboot=k", "panic=-1"} <= set(options)
+    assert "pci=off" not in options  # Firecracker adds it
 
 
 def test_the_whole_of_it_is_what_the_official_description_says(tiny: TinyImages, tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_the_whole_of_it_is_what_the_official_description_says(tiny: TinyImages,
     for name in ("state", "memory"):
         (tmp_path / name).touch()
     (tmp_path / "frozen.json").write_text(json.dumps({"format": 1, "tap": "other0"}))
-    load = body(loading(tmp_path, _spec(tiny, FULL, SLOT)))
+    load = body(load_request(tmp_path, _spec(tiny, FULL, SLOT)))
     assert mismatch(description, {"$ref": "#/definitions/SnapshotLoadParams"}, load, "load") is None
     assert load["network_overrides"] == [{"iface_id": "eth0", "host_dev_name": "tap0"}]
     (tmp_path / "frozen.json").write_text(json.dumps({"format": 1, "tap": "tap0"}))
-    assert body(loading(tmp_path, _spec(tiny, FULL, SLOT)))["network_overrides"] == []
+    assert body(load_request(tmp_path, _spec(tiny, FULL, SLOT)))["network_overrides"] == []

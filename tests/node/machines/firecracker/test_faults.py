@@ -11,8 +11,8 @@ import pytest
 from belljar.model.errors import HostError, MachineDied, MissingTool
 from belljar.model.image import Image
 from belljar.node.machines.firecracker import machine as machine_module
-from belljar.node.machines.firecracker.confinement import explain
-from belljar.node.machines.firecracker.death import cause_of, last_words
+from belljar.node.machines.firecracker.confinement import with_advice
+from belljar.node.machines.firecracker.exit_report import death_from_exit, last_error
 from belljar.node.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.node.machines.firecracker.program import find_programs, is_new_enough
 from belljar.node.machines.protocol import DeathCause
@@ -38,7 +38,7 @@ def test_a_jailer_that_is_not_there_is_named(tmp_path: Path) -> None:
         find_programs(_settings(tmp_path, firecracker, tmp_path / "absent"), jailed=True)
 
 
-def test_a_version_that_is_too_old_is_told_with_the_oldest_that_will_do(tmp_path: Path) -> None:
+def test_a_version_that_is_too_old_is_an_error_with_the_oldest_allowed(tmp_path: Path) -> None:
     programs = build_stand_ins(tmp_path, version="1.9.1")
     with pytest.raises(HostError, match=r"1\.9\.1 is too old: belljar needs 1\.16 or newer"):
         find_programs(_settings(tmp_path, *programs), jailed=True)
@@ -57,7 +57,7 @@ def test_a_jailer_of_another_release_is_refused(tmp_path: Path) -> None:
         find_programs(_settings(tmp_path, *programs), jailed=True)
 
 
-def test_an_executable_for_another_architecture_is_told_as_that(tmp_path: Path) -> None:
+def test_an_executable_for_another_architecture_is_that_error(tmp_path: Path) -> None:
     other = tmp_path / "firecracker"
     machine = 183 if os.uname().machine == "x86_64" else 62  # AArch64, x86-64
     other.write_bytes(
@@ -68,8 +68,8 @@ def test_an_executable_for_another_architecture_is_told_as_that(tmp_path: Path) 
         find_programs(_settings(tmp_path, other, other), jailed=True)
 
 
-def test_a_program_that_is_no_firecracker_is_told_as_that(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="is it Firecracker"):
+def test_a_program_that_is_no_firecracker_is_that_error(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="check that it is Firecracker"):
         find_programs(_settings(tmp_path, Path("/bin/true"), Path("/bin/true")), jailed=True)
 
 
@@ -88,7 +88,7 @@ def test_a_dynamically_linked_firecracker_is_refused_before_the_jailer_fails_on_
 
 @pytest.mark.root
 @pytest.mark.vm
-async def test_a_socket_that_never_appears_is_told_after_its_deadline(
+async def test_a_socket_that_never_appears_is_an_error_after_its_deadline(
     settings: Settings, shell: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine_module, "_SOCKET_SECONDS", 1.0)
@@ -107,7 +107,7 @@ async def test_a_socket_that_never_appears_is_told_after_its_deadline(
 
 @pytest.mark.root
 @pytest.mark.vm
-async def test_a_jailer_that_refuses_is_told_in_its_own_words(settings: Settings, shell: Image, tmp_path: Path) -> None:
+async def test_a_jailers_refusal_is_reported_in_its_own_words(settings: Settings, shell: Image, tmp_path: Path) -> None:
     programs = build_stand_ins(tmp_path / "refusing", jailer_refuses=True)
     refusing = FirecrackerHypervisor(
         settings.model_copy(update={"firecracker": str(programs[0]), "jailer": str(programs[1])})
@@ -117,13 +117,13 @@ async def test_a_jailer_that_refuses_is_told_in_its_own_words(settings: Settings
     assert death.cause is DeathCause.HYPERVISOR
     assert "Failed to create /dev/net/tun via mknod" in death.message and "CAP_MKNOD" in death.message
     with pytest.raises(MachineDied, match="via mknod"):
-        async with refusing.template(spec_of(shell, frozen=True), tmp_path / "snapshot") as template:
-            await template.freeze()
+        async with refusing.snapshot_source(spec_of(shell, frozen=True), tmp_path / "snapshot") as source:
+            await source.freeze()
     assert left_behind(settings) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "advice"),
+    ("error", "advice"),
     [
         ("Error creating KVM object: No such file or directory (os error 2)", "load the module kvm_intel or kvm_amd"),
         ("Error creating KVM object: No such device or address (os error 6)", "load the module kvm_intel or kvm_amd"),
@@ -132,23 +132,23 @@ async def test_a_jailer_that_refuses_is_told_in_its_own_words(settings: Settings
         ("Failed to exec into Firecracker: No such file or directory", "linked statically"),
     ],
 )
-def test_what_an_operator_can_mend_comes_with_advice(words: str, advice: str) -> None:
-    assert words in explain(words) and advice in explain(words)
+def test_errors_that_an_operator_can_fix_come_with_advice(error: str, advice: str) -> None:
+    assert error in with_advice(error) and advice in with_advice(error)
 
 
-def test_words_that_nothing_can_be_said_about_are_passed_on() -> None:
-    assert explain("something odd") == "something odd"
+def test_other_errors_are_passed_on() -> None:
+    assert with_advice("something odd") == "something odd"
 
 
-def test_the_last_error_is_told_rather_than_the_last_line() -> None:
+def test_the_last_error_is_reported_rather_than_the_last_line() -> None:
     log = (
         "2026-11-24T21:00:00.1 [x:main:ERROR] Could not open the drive: error 2\n[x:main] exiting: error. exit_code=1\n"
     )
-    assert last_words(log) == "Could not open the drive: error 2"
+    assert last_error(log) == "Could not open the drive: error 2"
 
 
 @pytest.mark.parametrize(
-    ("code", "words", "cause", "message"),
+    ("code", "output", "cause", "message"),
     [
         (0, "", DeathCause.GUEST_EXIT, "ended its machine"),
         (137, "", DeathCause.KILLED, "SIGKILL"),
@@ -168,11 +168,11 @@ def test_the_last_error_is_told_rather_than_the_last_line() -> None:
         ),
     ],
 )
-def test_how_a_process_ended_says_who_ended_it(code: int, words: str, cause: DeathCause, message: str) -> None:
-    death = cause_of(code, b"", words)
+def test_the_exit_code_and_output_tell_the_cause(code: int, output: str, cause: DeathCause, message: str) -> None:
+    death = death_from_exit(code, b"", output)
     assert death.cause is cause and message in death.message
 
 
 def test_a_panic_is_the_guests_whatever_the_exit_code() -> None:
-    death = cause_of(0, b"[    1.0] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00\r\n", "")
+    death = death_from_exit(0, b"[    1.0] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00\r\n", "")
     assert death.cause is DeathCause.GUEST_PANIC and "Attempted to kill init!" in death.message

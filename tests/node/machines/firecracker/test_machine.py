@@ -12,7 +12,6 @@ import pytest
 
 from belljar.model.errors import HostError
 from belljar.model.image import Image
-from belljar.node.machines.firecracker.folder import jails
 from belljar.node.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.node.machines.firecracker.machine import FirecrackerMachine
 from belljar.node.machines.host.cgroup import PARENT, find_hierarchies
@@ -26,7 +25,7 @@ from support.firecracker.leftovers import left_behind
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
 
-async def test_a_machine_boots_runs_a_command_and_ends_when_told_to(
+async def test_a_machine_boots_runs_a_command_and_ends_on_request(
     hypervisor: FirecrackerHypervisor, shell: Image
 ) -> None:
     async with hypervisor.machine(spec_of(shell)) as machine:
@@ -156,7 +155,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(
         assert left_behind(settings) == []
 
 
-async def test_a_killed_hypervisor_is_told_apart_from_a_guest_that_ended(
+async def test_a_killed_hypervisor_is_distinguished_from_a_guest_that_ended(
     hypervisor: FirecrackerHypervisor, shell: Image, settings: Settings
 ) -> None:
     async with hypervisor.machine(spec_of(shell)) as machine:
@@ -167,7 +166,7 @@ async def test_a_killed_hypervisor_is_told_apart_from_a_guest_that_ended(
     assert death.cause is DeathCause.KILLED and "SIGKILL" in death.message
 
 
-async def test_a_panic_of_the_guest_is_told_in_its_own_words(
+async def test_a_panic_of_the_guest_is_reported_with_its_message(
     hypervisor: FirecrackerHypervisor, shell: Image, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").write_bytes(bytes(4096))  # the kernel finds nothing to run
@@ -218,7 +217,7 @@ async def test_the_user_ids_running_out_is_an_error_that_says_so(settings: Setti
     assert left_behind(settings) == []
 
 
-async def test_what_a_machine_says_before_its_agent_is_there_is_an_end_for_its_reader(
+async def test_the_reader_of_a_machine_that_dies_before_its_agent_listens_ends(
     hypervisor: FirecrackerHypervisor, shell: Image
 ) -> None:
     async with hypervisor.machine(spec_of(shell)) as machine:
@@ -276,14 +275,14 @@ async def test_a_killed_belljar_takes_its_machines_with_it_and_the_next_removes_
     async with asyncio.timeout(20):
         while Path(f"/proc/{pid}").exists():
             await asyncio.sleep(0.01)
-    assert await clear_leftovers(jails=jails(settings)) >= 1
+    assert await clear_leftovers(jails=settings.paths.jails) >= 1
     assert list(settings.data_dir.glob("run/jails/*/*")) == []
 
 
 _OWNER = """
 import asyncio, sys
 from pathlib import Path
-from belljar.node.guest.connection import Session
+from belljar.node.guest.connection import AgentConnection
 from belljar.images.catalog import Images
 from belljar.node.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.node.machines.protocol import MachineSpec, Shape
@@ -295,7 +294,7 @@ async def main():
     image = Images(data_dir).get("shell")
     spec = MachineSpec(image=image, shape=Shape(vcpus=1, memory_mb=128), script_disk=image.root)
     async with hypervisor.machine(spec) as machine:
-        await Session(machine.reader, machine.writer).open(60)
+        await AgentConnection(machine.reader, machine.writer).open(60)
         print("up", flush=True)
         await asyncio.sleep(600)
 

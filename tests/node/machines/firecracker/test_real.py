@@ -22,7 +22,7 @@ from belljar.node.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.node.machines.firecracker.machine import FirecrackerMachine
 from belljar.node.machines.firecracker.program import find_programs
 from belljar.node.machines.host import jail
-from belljar.node.machines.host.jail import end
+from belljar.node.machines.host.jail import kill_tree
 from belljar.node.machines.protocol import DeathCause, NetworkSlot
 from belljar.settings import Settings
 from node.machines.firecracker.conftest import TinyImages
@@ -69,14 +69,14 @@ async def test_a_guest_that_prints_without_end_is_bounded_and_killed(
         assert len(machine.console.data) == limit
 
 
-async def test_a_killed_process_is_told_as_killed(real: FirecrackerHypervisor, tiny: TinyImages) -> None:
+async def test_a_killed_process_has_the_cause_killed(real: FirecrackerHypervisor, tiny: TinyImages) -> None:
     async with real.machine(spec_of(tiny.image(b"up\n", HANG))) as machine:
         await _until_printed(machine, b"up\n")
-        end(machine.pids()[0])
+        kill_tree(machine.pids()[0])
         assert await _death(machine) is DeathCause.KILLED
 
 
-async def test_a_kernel_that_is_none_is_told_in_firecrackers_words(
+async def test_an_invalid_kernel_is_reported_with_firecrackers_message(
     real: FirecrackerHypervisor, tiny: TinyImages, tmp_path: Path
 ) -> None:
     image = tiny.image()
@@ -87,9 +87,7 @@ async def test_a_kernel_that_is_none_is_told_in_firecrackers_words(
     assert "kernel" in death.message.lower() or "elf" in death.message.lower(), death.message
 
 
-async def test_nobody_listens_on_vsock_and_the_stream_ends_with_the_machine(
-    real: FirecrackerHypervisor, tiny: TinyImages
-) -> None:
+async def test_without_an_agent_the_stream_ends_with_the_machine(real: FirecrackerHypervisor, tiny: TinyImages) -> None:
     async with real.machine(spec_of(tiny.image(b"up\n", HANG))) as machine:
         await _until_printed(machine, b"up\n")
         await asyncio.sleep(0.3)  # the driver knocks meanwhile
@@ -100,16 +98,16 @@ async def test_nobody_listens_on_vsock_and_the_stream_ends_with_the_machine(
 async def test_the_api_says_what_runs_and_refuses_what_is_out_of_order(
     real: FirecrackerHypervisor, tiny: TinyImages, tmp_path: Path
 ) -> None:
-    async with real.template(spec_of(tiny.image(b"up\n", HANG), frozen=True), tmp_path / "snapshot") as template:
-        await _until_printed(template, b"up\n")
-        async with template.api() as api:
+    async with real.snapshot_source(spec_of(tiny.image(b"up\n", HANG), frozen=True), tmp_path / "snapshot") as source:
+        await _until_printed(source, b"up\n")
+        async with source.api() as api:
             assert await api.version() == real.version
-            assert (await api.instance()).state == "Running"
+            assert (await api.call("GET", "/"))["state"] == "Running"
             with pytest.raises(MachineError, match="not supported after starting"):
                 await api.call("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": 128})
             await api.pause()
-            assert (await api.instance()).state == "Paused"
-            await api.resume()
+            assert (await api.call("GET", "/"))["state"] == "Paused"
+            await api.call("PATCH", "/vm", {"state": "Resumed"})
 
 
 async def test_a_guest_is_frozen_and_cloned_or_the_reason_is_firecrackers_own(
@@ -118,10 +116,10 @@ async def test_a_guest_is_frozen_and_cloned_or_the_reason_is_firecrackers_own(
     """Some hosts' KVM cannot save or load its state; then the refusal is what is to be seen."""
     monkeypatch.setattr(hypervisor_module, "_CONNECT_SECONDS", 1.0)
     folder = tmp_path / "snapshot"
-    async with real.template(spec_of(tiny.image(b"up\n", HANG), frozen=True, disk_mb=16), folder) as template:
-        await _until_printed(template, b"up\n")
+    async with real.snapshot_source(spec_of(tiny.image(b"up\n", HANG), frozen=True, disk_mb=16), folder) as source:
+        await _until_printed(source, b"up\n")
         try:
-            await template.freeze()
+            await source.freeze()
         except MachineError as error:
             assert "/snapshot/create" in error.message
             pytest.skip(f"this host's KVM does not save a machine: {error.message}")
@@ -173,10 +171,10 @@ async def test_a_templates_network_leads_nowhere_and_its_clones_lead_to_their_sl
     monkeypatch.setattr(hypervisor_module, "_CONNECT_SECONDS", 1.0)
     folder = tmp_path / "snapshot"
     spec = spec_of(tiny.image(b"up\n", HANG), frozen=True, network=True)
-    async with real.template(spec, folder) as template:
-        await _until_printed(template, b"up\n")
+    async with real.snapshot_source(spec, folder) as source:
+        await _until_printed(source, b"up\n")
         try:
-            await template.freeze()
+            await source.freeze()
         except MachineError as error:
             pytest.skip(f"this host's KVM does not save a machine: {error.message}")
     with network_place("tap7") as slot, pytest.raises(MachineError) as caught:
@@ -188,9 +186,7 @@ async def test_a_templates_network_leads_nowhere_and_its_clones_lead_to_their_sl
 
 
 @pytest.mark.parametrize("real", ["jailer"], indirect=True)
-async def test_a_tap_that_is_not_there_is_told_with_what_it_means(
-    real: FirecrackerHypervisor, tiny: TinyImages
-) -> None:
+async def test_a_missing_tap_is_reported_with_advice(real: FirecrackerHypervisor, tiny: TinyImages) -> None:
     with network_place() as slot:
         absent = NetworkSlot(
             namespace=slot.namespace,
@@ -253,7 +249,7 @@ async def test_many_machines_come_and_go_and_leave_nothing(
 
 
 @pytest.mark.parametrize("real", ["bubblewrap"], indirect=True)
-async def test_a_host_without_kvm_is_told_what_to_load(
+async def test_a_host_without_kvm_gets_advice(
     real: FirecrackerHypervisor, tiny: TinyImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = Path("/dev") / f"belljar-test-{os.getpid()}"
@@ -268,7 +264,7 @@ async def test_a_host_without_kvm_is_told_what_to_load(
     assert "Error creating KVM object" in death.message and "load the module kvm_intel" in death.message
 
 
-async def test_a_data_folder_that_is_mounted_nodev_is_told_as_that(
+async def test_a_data_folder_that_is_mounted_nodev_is_that_error(
     real_settings: Settings, tiny: TinyImages, elsewhere: Path
 ) -> None:
     subprocess.run(["mount", "-o", "remount,nodev", elsewhere], check=True, timeout=30)
@@ -309,7 +305,7 @@ def _inhabitant(root: Path) -> Path:
                     return process
             except OSError:
                 continue
-    raise AssertionError("nobody lives there")
+    raise AssertionError("no process has that root directory")
 
 
 def _field(status: str, name: str) -> str:

@@ -182,7 +182,7 @@ async def test_the_kernel_takes_the_bounds_and_the_group_goes_with_its_processes
     assert not any(folder.exists() for folder in group.folders)
 
 
-async def test_what_nobody_waits_for_weighs_little_until_it_comes_forward(real: list[Hierarchy]) -> None:
+async def test_a_background_machine_weighs_little_until_it_is_in_the_foreground(real: list[Hierarchy]) -> None:
     light = replace(BOUNDS, weight=10)
     async with machine_group(real, f"test-weight-{os.getpid()}", light) as group:
 

@@ -14,9 +14,11 @@ import pytest
 
 from belljar.model.errors import HostError, MissingTool
 from belljar.node.machines.host.cgroup import Group
-from belljar.node.machines.host.jail import Jail, Program, end, explain, machine_uid, program
+from belljar.node.machines.host.jail import Jail, Program, find_program, kill_tree, machine_uid, with_advice
 from belljar.settings import Settings
 from support.running import alive, descendants
+
+pytestmark = pytest.mark.process
 
 UID = 3_912_000
 NO_GROUP = Group(folders=())
@@ -32,8 +34,8 @@ def uid() -> int | None:
 
 def shell() -> Program:
     """A shell and the few programs that it looks around with."""
-    inside = program("sh")
-    tools = [program(name) for name in ("cat", "ls", "sleep")]
+    inside = find_program("sh")
+    tools = [find_program(name) for name in ("cat", "ls", "sleep")]
     files = dict.fromkeys((*inside.files, *(file for tool in tools for file in tool.files)))
     return Program(executable=inside.executable, files=tuple(files))
 
@@ -94,13 +96,13 @@ def test_what_a_jail_writes_is_memory_of_its_own() -> None:
 
 @jailed
 @pytest.mark.parametrize("milliseconds", [0, 1, 2, 4, 8, 16, 32, 64])
-async def test_a_jail_ends_at_whatever_moment_it_is_told_to(milliseconds: int) -> None:
+async def test_a_jail_ends_at_whatever_moment_it_is_killed(milliseconds: int) -> None:
     jail = Jail(uid=uid(), group=NO_GROUP, address_bytes=None)
     command = jail.command(shell(), ["-c", "/usr/bin/sleep 300"])
     process = await asyncio.create_subprocess_exec(*command, env=jail.environment(), start_new_session=True)
     await asyncio.sleep(milliseconds / 1000)
     inside = descendants(process.pid)
-    end(process.pid)
+    kill_tree(process.pid)
     async with asyncio.timeout(10):
         await process.wait()
         while any(alive(pid) for pid in inside):
@@ -109,13 +111,13 @@ async def test_a_jail_ends_at_whatever_moment_it_is_told_to(milliseconds: int) -
 
 def test_a_program_that_is_not_there_is_named() -> None:
     with pytest.raises(MissingTool, match="no-such-emulator not found; install with: apt-get"):
-        program("no-such-emulator")
+        find_program("no-such-emulator")
 
 
-def test_what_bubblewrap_says_of_namespaces_is_told_with_what_to_do() -> None:
-    words = explain("bwrap: No permissions to create new namespace, likely because ...")
-    assert "unprivileged_userns_clone=1" in words and words.startswith("bwrap:")
-    assert explain("qemu: out of memory") == "qemu: out of memory"
+def test_bubblewraps_errors_about_namespaces_come_with_advice() -> None:
+    message = with_advice("bwrap: No permissions to create new namespace, likely because ...")
+    assert "unprivileged_userns_clone=1" in message and message.startswith("bwrap:")
+    assert with_advice("qemu: out of memory") == "qemu: out of memory"
 
 
 # --- user ids -------------------------------------------------------------------------------------------------------
@@ -123,7 +125,7 @@ def test_what_bubblewrap_says_of_namespaces_is_told_with_what_to_do() -> None:
 
 @pytest.fixture
 def ids() -> Iterator[Settings]:
-    """Two user ids for machines, which nobody else uses."""
+    """Two user ids for machines that no other process uses."""
     settings = Settings(data_dir=Path("/nonexistent"), jail_uid_base=UID, jail_uid_count=2)
     yield settings
     for number in (UID, UID + 1):
@@ -170,5 +172,5 @@ def test_another_processs_machines_have_other_user_ids_until_it_dies(ids: Settin
 
 def test_an_ordinary_users_machines_run_as_that_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with machine_uid(Settings(data_dir=Path("/nonexistent"))) as found:
-        assert found is None
+    with machine_uid(Settings(data_dir=Path("/nonexistent"))) as uid:
+        assert uid is None

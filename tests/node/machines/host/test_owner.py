@@ -1,4 +1,4 @@
-"""Whose a machine is: told apart from everybody else's, for as long as it can be known."""
+"""The owner of a machine: distinguished from every other process, as far as this process can know."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_living_process_is_not_dead_and_an_ended_one_is(dead: str) -> None:
     assert is_dead(dead)
 
 
-def test_a_number_that_was_given_to_another_process_is_told_apart() -> None:
+def test_a_reused_pid_is_another_owner() -> None:
     namespace, pid, start = owner_name(os.getpid()).split("-")
     assert is_dead(f"{namespace}-{pid}-{int(start) - 1}")
 

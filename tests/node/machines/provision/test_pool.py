@@ -1,4 +1,4 @@
-"""The pool's arithmetic: what demand wants, what memory allows, what is thrown away. Its clones here are tokens."""
+"""The pool's arithmetic: its size by demand and by memory, and the clones that it ends. The clones are tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 
 from belljar.model.errors import MachineDied
 from belljar.node.machines.protocol import Clone
-from belljar.node.machines.provision import pool as pool_module
-from belljar.node.machines.provision.pool import PoolBucket, WarmClone, WarmPool
+from belljar.node.machines.provision import warm_clone as warm_clone_module
+from belljar.node.machines.provision.pool import WarmPool
+from belljar.node.machines.provision.warm_clone import PoolBucket, WarmClone
 
 
 class Token:
@@ -56,13 +57,13 @@ class Maker:
 
 
 def a_pool(**more: Any) -> WarmPool:
-    options: dict[str, Any] = {"fixed": None, "most": 4, "memory_mb": 1000, "is_busy": lambda: False}
+    options: dict[str, Any] = {"fixed_size": None, "max_size": 4, "memory_mb": 1000, "is_busy": lambda: False}
     return WarmPool(**(options | more))
 
 
 @asynccontextmanager
-async def running(pool: WarmPool, room_mb: float = 10_000) -> AsyncIterator[None]:
-    task = asyncio.create_task(pool.run(lambda: room_mb))
+async def running(pool: WarmPool, free_memory_mb: float = 10_000) -> AsyncIterator[None]:
+    task = asyncio.create_task(pool.run(lambda: free_memory_mb))
     try:
         yield
     finally:
@@ -77,26 +78,26 @@ async def until(condition: Any) -> None:
 
 
 async def settle(pool: WarmPool) -> None:
-    """The pool has looked at everything at least once more."""
+    """Wait until the pool has checked everything at least once more."""
     for _ in range(3):
-        pool._look.set()
+        pool._changed.set()
         await asyncio.sleep(0.02)
 
 
-async def test_one_waits_after_the_first_demand_and_all_end_with_the_pool() -> None:
+async def test_one_clone_waits_after_the_first_demand_and_all_end_with_the_pool() -> None:
     pool, make = a_pool(), Maker()
     async with running(pool):
-        pool.ask("a", make)
+        pool.record_demand("a", make)
         await until(lambda: pool.counts() == {"a": 1})
         await settle(pool)
         assert len(make.made) == 1
     assert [token.ended for token in make.made] == [1]
 
 
-async def test_what_is_taken_is_replaced_and_is_the_takers() -> None:
+async def test_a_taken_clone_is_replaced_and_belongs_to_the_taker() -> None:
     pool, make = a_pool(), Maker()
     async with running(pool):
-        pool.ask("a", make)
+        pool.record_demand("a", make)
         await until(lambda: pool.counts() == {"a": 1})
         taken = await pool.take("a")
         assert taken is not None
@@ -106,21 +107,21 @@ async def test_what_is_taken_is_replaced_and_is_the_takers() -> None:
     assert await pool.take("a") is None
 
 
-async def test_a_burst_is_remembered_up_to_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bucket_holds_the_largest_burst_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(pool_module.time, "monotonic", lambda: now)
-    kind = PoolBucket(Maker())
-    assert kind.wanted(4) == 0
-    kind.asked.extend([990.0, 999.0, 999.1, 999.2])
-    assert (kind.wanted(4), kind.wanted(2)) == (3, 2)
-    now = 1000.0 + pool_module.DEMAND_SECONDS
-    assert kind.wanted(4) == 0
+    monkeypatch.setattr(warm_clone_module.time, "monotonic", lambda: now)
+    bucket = PoolBucket(Maker())
+    assert bucket.target_size(4) == 0
+    bucket.demand_times.extend([990.0, 999.0, 999.1, 999.2])
+    assert (bucket.target_size(4), bucket.target_size(2)) == (3, 2)
+    now = 1000.0 + warm_clone_module.DEMAND_SECONDS
+    assert bucket.target_size(4) == 0
 
 
 async def test_a_dead_clone_is_not_given_away_and_is_replaced() -> None:
     pool, make = a_pool(), Maker()
     async with running(pool):
-        pool.ask("a", make)
+        pool.record_demand("a", make)
         await until(lambda: pool.counts() == {"a": 1})
         make.made[0].died.set()
         await until(lambda: make.made[0].ended == 1)
@@ -133,18 +134,18 @@ async def test_a_dead_clone_is_not_given_away_and_is_replaced() -> None:
 async def test_an_old_clone_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, make = a_pool(), Maker()
     async with running(pool):
-        pool.ask("a", make)
+        pool.record_demand("a", make)
         await until(lambda: pool.counts() == {"a": 1})
-        monkeypatch.setattr(pool_module, "OLD_SECONDS", -1)
+        monkeypatch.setattr(warm_clone_module, "MAX_AGE_SECONDS", -1)
         assert await pool.take("a") is None
         await until(lambda: make.made[0].ended == 1)
 
 
-async def test_the_budget_bounds_all_kinds_together() -> None:
-    pool, make = a_pool(fixed=10, memory_mb=130), Maker(memory_mb=40)
+async def test_the_budget_bounds_all_buckets_together() -> None:
+    pool, make = a_pool(fixed_size=10, memory_mb=130), Maker(memory_mb=40)
     async with running(pool):
         for name in ("a", "b"):
-            pool.ask(name, make)
+            pool.record_demand(name, make)
         await until(lambda: sum(pool.counts().values()) == 3)
         await settle(pool)
         assert len(make.alive) == 3 and pool.memory_mb == 120
@@ -153,48 +154,48 @@ async def test_the_budget_bounds_all_kinds_together() -> None:
 async def test_a_budget_smaller_than_one_clone_keeps_none() -> None:
     pool, make = a_pool(memory_mb=30), Maker(memory_mb=40)
     async with running(pool):
-        pool.ask("a", make)
+        pool.record_demand("a", make)
         await until(lambda: make.made and make.made[0].ended)
         await settle(pool)
         assert pool.counts() == {"a": 0} and len(make.made) == 1
 
 
-async def test_jobs_take_the_memory_back() -> None:
-    pool, make = a_pool(fixed=3), Maker(memory_mb=40)
+async def test_jobs_reclaim_the_memory_of_clones() -> None:
+    pool, make = a_pool(fixed_size=3), Maker(memory_mb=40)
     async with running(pool):
-        pool.ask("a", make)
+        pool.record_demand("a", make)
         await until(lambda: pool.counts() == {"a": 3})
         await pool.shrink_to(50)
         assert [token.ended for token in make.made] == [1, 1, 0]
 
 
-async def test_nothing_is_made_while_jobs_want_the_processors() -> None:
+async def test_no_clone_is_made_while_jobs_use_every_processor() -> None:
     busy = True
     pool, make = a_pool(is_busy=lambda: busy), Maker()
     async with running(pool):
-        pool.ask("a", make)
+        pool.record_demand("a", make)
         await settle(pool)
         assert make.made == []
         busy = False
         await until(lambda: pool.counts() == {"a": 1})
 
 
-async def test_a_kind_that_cannot_be_made_is_left_alone_for_a_while() -> None:
+async def test_a_bucket_that_cannot_be_filled_pauses() -> None:
     pool, make, other = a_pool(), Maker(), Maker()
     make.fails = True
     async with running(pool):
-        pool.ask("a", make)
-        pool.ask("b", other)
+        pool.record_demand("a", make)
+        pool.record_demand("b", other)
         await until(lambda: pool.counts() == {"a": 0, "b": 1})
         make.fails = False
         await settle(pool)
         assert make.made == []
 
 
-async def test_clones_of_a_spoilt_snapshot_are_thrown_away() -> None:
-    pool, make = a_pool(fixed=2), Maker()
+async def test_clones_of_a_discarded_snapshot_are_ended() -> None:
+    pool, make = a_pool(fixed_size=2), Maker()
     async with running(pool):
-        pool.ask("a", make)
+        pool.record_demand("a", make)
         await until(lambda: pool.counts() == {"a": 2})
         await pool.drop("a")
         assert make.alive == [] and await pool.take("a") is None
@@ -219,21 +220,21 @@ class SlowMaker(Maker):
         return waiting
 
 
-@pytest.mark.parametrize("meanwhile", ["ask for another kind", "take one"])
+@pytest.mark.parametrize("meanwhile", ["demand for another bucket", "take one"])
 async def test_jobs_come_while_surplus_clones_are_being_ended(meanwhile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two minutes after a burst: its clones are ended one by one, which takes a moment for each."""
     pool, make, other = a_pool(), SlowMaker(), Maker()
     background = asyncio.create_task(pool.run(lambda: 10_000))
     try:
         for _ in range(3):
-            pool.ask("a", make)
+            pool.record_demand("a", make)
         await until(lambda: pool.counts() == {"a": 3})
-        monkeypatch.setattr(PoolBucket, "wanted", lambda self, most: 1 if self.make is other else 0)
+        monkeypatch.setattr(PoolBucket, "target_size", lambda self, max_size: 1 if self.make is other else 0)
         await until(lambda: make.ending > 0)
         if meanwhile == "take one":
             taken = await pool.take("a")
             assert taken is None or taken.clone not in [token for token in make.made if token.ended]
-        pool.ask("b", other)
+        pool.record_demand("b", other)
         make.may_end.set()
         await until(lambda: pool.counts().get("b") == 1)
         assert not background.done()
@@ -244,11 +245,11 @@ async def test_jobs_come_while_surplus_clones_are_being_ended(meanwhile: str, mo
     assert [token.ended for token in make.made] == [1, 1, 1]
 
 
-async def test_kinds_that_nobody_wants_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs may ask for as many shapes as there are numbers; the pool remembers those of late."""
+async def test_buckets_without_demand_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs may request as many shapes as there are numbers; the pool remembers recent ones."""
     pool, make = a_pool(memory_mb=0), Maker()
     async with running(pool):
         for number in range(500):
-            pool.ask(f"kind {number}", make)
-        monkeypatch.setattr(pool_module, "DEMAND_SECONDS", -1.0)
+            pool.record_demand(f"bucket {number}", make)
+        monkeypatch.setattr(warm_clone_module, "DEMAND_SECONDS", -1.0)
         await until(lambda: pool.counts() == {})

@@ -14,10 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from belljar.model.errors import HostError, MachineDied
 from belljar.node.machines.protocol import Clone
 from belljar.node.machines.provision import pool as pool_module
-from belljar.node.machines.provision.pool import WarmClone, WarmPool
+from belljar.node.machines.provision import warm_clone as warm_clone_module
+from belljar.node.machines.provision.pool import WarmPool
+from belljar.node.machines.provision.warm_clone import WarmClone
 from support.interleaving import Clock, Gates, Steps
 
-KINDS = st.sampled_from("abc")
+BUCKETS = st.sampled_from("abc")
 NUMBERS = st.integers(0, 7)
 FAULTS: dict[str, Any] = {
     "none": None,
@@ -53,17 +55,18 @@ class PoolMachine(RuleBasedStateMachine):
         self.quiet = structlog.testing.capture_logs()  # a traceback of each failure takes longer than the test
         self.quiet.__enter__()
         self.real_time = pool_module.time
-        pool_module.time = cast(Any, self.clock)
+        for module in (pool_module, warm_clone_module):
+            module.time = cast(Any, self.clock)
         self.made: list[Fake] = []
         self.takers: list[asyncio.Task[Any]] = []
         self.others: list[asyncio.Task[Any]] = []
         self.busy = False
-        self.room_mb = 1000.0
+        self.free_memory_mb = 1000.0
 
     @initialize(fixed=st.sampled_from([None, None, 1, 3]))
     def begin(self, fixed: int | None) -> None:
-        self.pool = WarmPool(fixed=fixed, most=3, memory_mb=400, is_busy=lambda: self.busy)
-        self.running = self.steps.start(self.pool.run(lambda: self.room_mb))
+        self.pool = WarmPool(fixed_size=fixed, max_size=3, memory_mb=400, is_busy=lambda: self.busy)
+        self.running = self.steps.start(self.pool.run(lambda: self.free_memory_mb))
 
     async def make(self) -> WarmClone | None:
         outcome = await self.gates.pass_through("make")
@@ -75,11 +78,11 @@ class PoolMachine(RuleBasedStateMachine):
         self.made.append(fake)
         return WarmClone(cast(Clone, fake), cast(Any, None), stack, float(outcome), since=self.clock.now)
 
-    @rule(name=KINDS, keep=st.booleans())
-    def ask(self, name: str, keep: bool) -> None:
-        self.pool.ask(name, self.make, keep=keep)
+    @rule(name=BUCKETS, keep=st.booleans())
+    def record_demand(self, name: str, keep: bool) -> None:
+        self.pool.record_demand(name, self.make, keep=keep)
 
-    @rule(name=KINDS)
+    @rule(name=BUCKETS)
     def take(self, name: str) -> None:
         self.takers.append(self.steps.start(self.pool.take(name)))
 
@@ -107,7 +110,7 @@ class PoolMachine(RuleBasedStateMachine):
     def shrink(self, memory_mb: float) -> None:
         self.others.append(self.steps.start(self.pool.shrink_to(memory_mb)))
 
-    @rule(name=KINDS)
+    @rule(name=BUCKETS)
     def drop(self, name: str) -> None:
         self.others.append(self.steps.start(self.pool.drop(name)))
 
@@ -121,13 +124,13 @@ class PoolMachine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.clock.now += seconds
 
-    @rule(busy=st.booleans(), room_mb=st.sampled_from([0.0, 100.0, 1000.0]))
-    def load(self, busy: bool, room_mb: float) -> None:
-        self.busy, self.room_mb = busy, room_mb
+    @rule(busy=st.booleans(), free_memory_mb=st.sampled_from([0.0, 100.0, 1000.0]))
+    def load(self, busy: bool, free_memory_mb: float) -> None:
+        self.busy, self.free_memory_mb = busy, free_memory_mb
 
     @rule()
     def look(self) -> None:
-        self.pool._look.set()
+        self.pool._changed.set()
 
     def given(self) -> list[Fake]:
         done = [task for task in self.takers if task.done() and not task.cancelled() and task.exception() is None]
@@ -139,7 +142,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert not self.running.done(), self.running
         given = self.given()
         assert len(set(map(id, given))) == len(given), "a clone was given away twice"
-        waiting = [cast(Fake, each.clone) for kind in self.pool._kinds.values() for each in kind.waiting]
+        waiting = [cast(Fake, each.clone) for bucket in self.pool._buckets.values() for each in bucket.clones]
         assert len(set(map(id, waiting))) == len(waiting)
         assert sum(self.pool.counts().values()) == len(waiting)
         for fake in self.made:
@@ -155,23 +158,24 @@ class PoolMachine(RuleBasedStateMachine):
             given = self.given()
             assert [fake.ends for fake in self.made] == [0 if fake in given else 1 for fake in self.made]
         finally:
-            pool_module.time = self.real_time
+            for module in (pool_module, warm_clone_module):
+                module.time = self.real_time
             self.quiet.__exit__(None, None, None)
             self.steps.close()
 
     def serves_demand(self) -> None:
-        """Whatever happened before: who asks now finds a clone soon."""
-        self.busy, self.room_mb = False, 1000.0
+        """Check that demand now leads to a clone soon, whatever happened before."""
+        self.busy, self.free_memory_mb = False, 1000.0
         for _ in range(20):
             self.clock.now += 10
-            self.pool.ask("a", self.make)
+            self.pool.record_demand("a", self.make)
             while self.gates.open("end", 0):
                 self.steps.settle()
             self.gates.open("make", 0, 40)
             self.steps.settle()
             if self.pool.counts().get("a"):
                 return
-        raise AssertionError("nobody makes a clone any more")
+        raise AssertionError("no clone is made any more")
 
     def finish(self) -> None:
         self.steps.settle()

@@ -1,4 +1,4 @@
-"""Machines from snapshots, for real: alike in what was prepared, unlike in who they are; and every way to spoil one."""
+"""Machines from snapshots, for real: alike in their state, unlike in their identity; and every way to damage one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from belljar.model.errors import MachineError
 from belljar.model.image import Image
 from belljar.node.guest.command import Command
 from belljar.node.machines.protocol import MachineSpec, Shape
-from belljar.node.machines.provision.provisioner import MachineProvisioner, ProvisionedMachine
+from belljar.node.machines.provision.provisioner import MachineProvisioner
+from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.machines.provision.snapshots import Snapshots
 from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.vm
 WHO_AM_I = """
 import json, os, random, secrets, socket, subprocess, tempfile, uuid
 read = lambda path: open(path).read().strip()
-shell = lambda words: subprocess.run(["sh", "-c", words], capture_output=True, text=True).stdout.strip()
+shell = lambda command: subprocess.run(["sh", "-c", command], capture_output=True, text=True).stdout.strip()
 print(json.dumps({
     "uuid4": str(uuid.uuid4()), "token": secrets.token_hex(16), "random": random.random(),
     "urandom": os.urandom(16).hex(), "getrandom": os.getrandom(16).hex(), "mktemp": tempfile.mkdtemp(),
@@ -47,6 +48,17 @@ print(json.dumps({
     "kernel uuid": read("/proc/sys/kernel/random/uuid"), "boot id": read("/proc/sys/kernel/random/boot_id"),
     "machine id": read("/etc/machine-id"), "host name": socket.gethostname(),
 }))
+"""
+#: What all of that comes from, without the libraries and programs that take a second to start.
+SOURCES = """
+import os, random
+read = lambda path: open(path).read().strip()
+print("random", random.random())
+print("urandom", os.urandom(16).hex())
+print("kernel-uuid", read("/proc/sys/kernel/random/uuid"))
+print("boot-id", read("/proc/sys/kernel/random/boot_id"))
+print("machine-id", read("/etc/machine-id"))
+print("host-name", os.uname().nodename)
 """
 
 
@@ -58,6 +70,8 @@ class Lab:
     warm_up_steps: WarmUp
     provisioner: MachineProvisioner
     folder: Path
+    #: Snapshots that tests of this file have made.
+    frozen: Path
     packing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -75,8 +89,19 @@ class Lab:
         )
 
     async def make(self, *, disk_mb: int | None = None) -> Path:
-        assert await self.provisioner.make(self.hypervisor, self.spec(None, disk_mb=disk_mb), self.warm_up_steps)
-        return self.snapshots.folder / self.key(disk_mb=disk_mb)
+        """Have a snapshot: the first test of a kind freezes a machine, the others copy its files."""
+        folder = self.snapshots.folder / self.key(disk_mb=disk_mb)
+        first = self.frozen / folder.name
+        if first.exists():
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            await asyncio.to_thread(copy, first, folder)
+        else:
+            assert await self.provisioner.make_snapshot(
+                self.hypervisor, self.spec(None, disk_mb=disk_mb), self.warm_up_steps
+            )
+            await asyncio.to_thread(copy, folder, first)
+        assert self.snapshots.find(folder.name) == folder
+        return folder
 
     async def script(self, text: str) -> Path:
         disk = self.folder / f"{abs(hash(text))}.erofs"
@@ -89,10 +114,15 @@ class Lab:
         return disk
 
     async def run(self, text: str, *, disk_mb: int | None = None) -> tuple[ProvisionedMachine, Collector]:
-        """Run a Python script in a machine of the supply's."""
+        """Run a Python script in a machine of the provisioner."""
         spec = self.spec(await self.script(text), disk_mb=disk_mb)
         async with self.provisioner.machine(self.hypervisor, spec, self.warm_up_steps, 60) as ready:
             return ready, await converse(ready)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a snapshot with its times, which tell whether it is whole."""
+    subprocess.run(["cp", "--archive", "--sparse=always", source, target], check=True, timeout=60)
 
 
 async def converse(ready: ProvisionedMachine) -> Collector:
@@ -104,14 +134,19 @@ async def converse(ready: ProvisionedMachine) -> Collector:
     return sink
 
 
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("frozen")
+
+
 @pytest.fixture
-async def lab(built_images: Path, tmp_path: Path) -> AsyncIterator[Lab]:
+async def lab(built_images: Path, frozen: Path, tmp_path: Path) -> AsyncIterator[Lab]:
     settings = Settings(data_dir=tmp_path / "data")
     image = Images(built_images).get("python")
     warm_up_steps = await WarmUps(settings).of(image)
     hypervisor = QemuHypervisor(settings, "tcg")
-    yield Lab(settings, image, hypervisor, warm_up_steps, MachineProvisioner(Snapshots(settings)), tmp_path)
-    hypervisor.forget(Snapshots(settings).folder / "none")
+    yield Lab(settings, image, hypervisor, warm_up_steps, MachineProvisioner(Snapshots(settings)), tmp_path, frozen)
+    hypervisor.release_snapshot(Snapshots(settings).folder / "none")
     assert [pid for pid in descendants(os.getpid()) if "qemu" in name_of(pid)] == []
     scratch = tmp_path / "data" / "run" / "scratch"
     assert not scratch.exists() or list(scratch.iterdir()) == []
@@ -121,15 +156,20 @@ async def test_fifty_clones_are_fifty_machines(lab: Lab) -> None:
     await lab.make()
     room = asyncio.Semaphore(3)
 
-    async def one() -> dict[str, object]:
+    async def draw(script: str) -> str:
         async with room:
-            ready, sink = await lab.run(WHO_AM_I)
+            ready, sink = await lab.run(script)
         assert ready.source == "snapshot"
-        return json.loads(sink.stdout)
+        return sink.stdout.decode()
 
-    found = await asyncio.gather(*(one() for _ in range(50)))
-    for name in found[0]:
-        assert len({each[name] for each in found}) == 50, name
+    thorough = [json.loads(text) for text in await asyncio.gather(*(draw(WHO_AM_I) for _ in range(10)))]
+    for name in thorough[0]:
+        assert len({each[name] for each in thorough}) == 10, name
+    found = [text.split() for text in await asyncio.gather(*(draw(SOURCES) for _ in range(40)))]
+    drawn = {name: [dict(zip(each[::2], each[1::2], strict=True))[name] for each in found] for name in found[0][::2]}
+    for name, values in drawn.items():
+        values += [each[name.replace("-", " ")] for each in thorough]
+        assert len(set(map(str, values))) == len(values) == 50, name
 
 
 async def test_a_clone_knows_the_time_and_is_fresh(lab: Lab) -> None:
@@ -190,7 +230,7 @@ def garble(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil"),
+    ("name", "damage"),
     [
         ("memory", truncate),
         ("memory", Path.unlink),
@@ -199,15 +239,15 @@ def garble(path: Path) -> None:
         ("snapshot.json", truncate),
     ],
 )
-async def test_a_spoilt_snapshot_is_thrown_away_and_the_job_boots(lab: Lab, name: str, spoil: object) -> None:
+async def test_a_damaged_snapshot_is_discarded_and_the_job_boots(lab: Lab, name: str, damage: object) -> None:
     folder = await lab.make()
-    spoil(folder / name)  # type: ignore[operator]
+    damage(folder / name)  # type: ignore[operator]
     ready, sink = await lab.run("print('all the same')")
     assert (ready.source, sink.stdout) == ("boot", b"all the same\n")
     assert not folder.exists()
 
 
-async def test_deleting_a_snapshot_while_it_is_in_use_harms_nobody(lab: Lab) -> None:
+async def test_deleting_a_snapshot_does_not_affect_its_clones(lab: Lab) -> None:
     folder = await lab.make()
     spec = lab.spec(await lab.script("print(sum(range(1000)))"))
     async with AsyncExitStack() as stack:
@@ -229,7 +269,7 @@ async def test_a_hypervisor_killed_while_it_restores_is_not_the_jobs_failure(lab
     assert (ready.source, sink.stdout) == ("boot", b"whole\n")
 
 
-async def test_a_snapshot_is_made_once_by_whoever_comes_first(lab: Lab) -> None:
+async def test_a_snapshot_that_two_workers_want_is_made_once(lab: Lab) -> None:
     other = Snapshots(lab.settings)
     shape = lab.spec(None).shape
     makers = [each.make(lab.hypervisor, lab.image, shape, lab.warm_up_steps) for each in (lab.snapshots, other)]
@@ -238,14 +278,17 @@ async def test_a_snapshot_is_made_once_by_whoever_comes_first(lab: Lab) -> None:
     assert len(lab.snapshots.list()) == 1
 
 
-async def test_another_preparation_or_shape_is_another_snapshot(lab: Lab) -> None:
+async def test_another_warm_up_or_shape_is_another_snapshot(lab: Lab) -> None:
     keys = {lab.key(), lab.key(disk_mb=64)}
-    for other in (WarmUp(disk=lab.warm_up_steps.disk), WarmUp(disk=Path("other"), warm=lab.warm_up_steps.warm)):
+    for other in (
+        WarmUp(disk=lab.warm_up_steps.disk),
+        WarmUp(disk=Path("other"), preload_commands=lab.warm_up_steps.preload_commands),
+    ):
         keys.add(lab.snapshots.key(lab.hypervisor, lab.image, lab.spec(None).shape, other))
     assert len(keys) == 4
 
 
-async def test_what_a_killed_worker_left_half_made_is_removed(lab: Lab) -> None:
+async def test_the_incomplete_snapshot_of_a_killed_worker_is_removed(lab: Lab) -> None:
     folder = lab.snapshots.folder
     code = f"""
 import asyncio, sys
@@ -256,13 +299,13 @@ from belljar.node.machines.protocol import MachineSpec, Shape
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.node.machines.provision.snapshots import Snapshots
 from belljar.settings import Settings
-from belljar.node.worker.warm_ups import Preparations
+from belljar.node.worker.warm_ups import WarmUps
 settings = Settings(data_dir=Path({str(lab.settings.data_dir)!r}))
 image = Images(Path({str(lab.image.root.parents[2])!r})).get("python")
 async def main():
-    preparation = await Preparations(settings).of(image)
+    warm_up_steps = await WarmUps(settings).of(image)
     hypervisor = QemuHypervisor(settings, "tcg")
-    await Snapshots(settings).make(hypervisor, image, Shape(vcpus=1, memory_mb=128), preparation)
+    await Snapshots(settings).make(hypervisor, image, Shape(vcpus=1, memory_mb=128), warm_up_steps)
 asyncio.run(main())
 """
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -278,7 +321,7 @@ asyncio.run(main())
     assert list(folder.glob("*/")) == []
 
 
-async def test_the_budget_is_kept_by_removing_what_was_used_longest_ago(lab: Lab) -> None:
+async def test_the_least_recently_used_snapshots_are_evicted(lab: Lab) -> None:
     folder = await lab.make()
     for number in range(3):
         copy = folder.with_name(f"{number}" * 32)
@@ -291,12 +334,12 @@ async def test_the_budget_is_kept_by_removing_what_was_used_longest_ago(lab: Lab
     assert sorted(path.name for path in lab.snapshots.folder.glob("*/")) == sorted([folder.name, "2" * 32])
 
 
-async def test_a_template_that_cannot_be_prepared_leaves_nothing(lab: Lab) -> None:
-    broken = WarmUp(disk=lab.warm_up_steps.disk, warm=(Command(argv=["false"], env=DEFAULT_ENV),))
-    with pytest.raises(MachineError, match="rehearsal false ended with 1"):
+async def test_a_snapshot_source_that_cannot_be_prepared_leaves_nothing(lab: Lab) -> None:
+    broken = WarmUp(disk=lab.warm_up_steps.disk, preload_commands=(Command(argv=["false"], env=DEFAULT_ENV),))
+    with pytest.raises(MachineError, match="warm-up command false ended with 1"):
         await lab.snapshots.make(lab.hypervisor, lab.image, lab.spec(None).shape, broken)
     assert list(lab.snapshots.folder.glob("*/")) == []
-    assert not await lab.provisioner.make(lab.hypervisor, lab.spec(None), broken)
+    assert not await lab.provisioner.make_snapshot(lab.hypervisor, lab.spec(None), broken)
 
 
 async def test_a_clones_hypervisor_cannot_write_to_the_snapshot(lab: Lab) -> None:

@@ -1,4 +1,4 @@
-"""Where machines come from, under every interleaving that hypothesis finds: each is one job's, and each is ended.
+"""The provisioner under every interleaving that hypothesis finds: each machine has one job, and each is ended.
 
 The hypervisor's machines are tokens whose starts, restores and ends are suspended until the test lets them go on.
 """
@@ -20,8 +20,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from belljar.model.errors import DiskFull, HostError, MachineDied, MachineError, MachineTimeout, NetworkError
 from belljar.node.machines.protocol import BadSnapshot, Death, DeathCause, Hypervisor, MachineSpec, Shape
-from belljar.node.machines.provision import pool as pool_module
-from belljar.node.machines.provision import provisioner as supply_module
+from belljar.node.machines.provision import (
+    clone_source,
+    cold_boot,
+    idle_snapshots,
+    pool,
+    provisioner,
+    snapshot_clones,
+    snapshot_maker,
+    warm_clone,
+)
 from belljar.node.machines.provision.pool import WarmPool
 from belljar.node.machines.provision.provisioner import MachineProvisioner
 from belljar.node.machines.provision.snapshots import Snapshots
@@ -38,11 +46,11 @@ FAULTS: dict[str, Exception] = {
     "network": NetworkError("no slot just now"),
     "killed": KILLED,
     "bad": BadSnapshot("not whole"),
-    "died": MachineDied("nobody knows why"),
-    "late": MachineTimeout("nobody knows why"),
+    "died": MachineDied("for an unknown reason"),
+    "late": MachineTimeout("for an unknown reason"),
 }
 #: Faults that say nothing about the snapshot.
-HOSTS = ("host", "disk", "files", "network", "killed")
+HOST_FAULTS = ("host", "disk", "files", "network", "killed")
 
 
 class Token:
@@ -61,8 +69,8 @@ class Token:
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def insert(self, disk: Path) -> None:
-        await self.gates.pass_through("insert")
+    async def attach_script(self, disk: Path) -> None:
+        await self.gates.pass_through("attach")
 
     async def set_clock(self) -> None:
         await asyncio.sleep(0)
@@ -94,18 +102,18 @@ class FakeHypervisor:
 
     clone = machine
 
-    def forget(self, folder: Path) -> None: ...
+    def release_snapshot(self, folder: Path) -> None: ...
 
 
 class FakeSnapshots:
-    """Snapshots that exist or not; counts what was made and what discarded."""
+    """Snapshots that exist or not; counts how many were made and discarded."""
 
     folder = Path("/nonexistent")
     boot_timeout_seconds = 60.0
 
     def __init__(self, gates: Gates) -> None:
         self.gates = gates
-        self.there: dict[str, int] = {}
+        self.present: dict[str, int] = {}
         self.made = 0
         self.discarded = 0
 
@@ -113,19 +121,19 @@ class FakeSnapshots:
         return "key"
 
     def find(self, key: str) -> Path | None:
-        return self.folder if key in self.there else None
+        return self.folder if key in self.present else None
 
     def made_at(self, key: str) -> int | None:
-        return self.there.get(key)
+        return self.present.get(key)
 
     def discard(self, key: str, reason: str) -> None:
-        del self.there[key]
+        del self.present[key]
         self.discarded += 1
 
     async def make(self, *_: object) -> Path:
         await self.gates.pass_through("make")
         self.made += 1
-        self.there["key"] = self.made
+        self.present["key"] = self.made
         return self.folder
 
     def clean_up(self) -> None: ...
@@ -133,11 +141,11 @@ class FakeSnapshots:
 
 @pytest.fixture(scope="module", autouse=True)
 def script_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
-    SupplyMachine.disk = tmp_path_factory.mktemp("scripts") / "disk"
-    SupplyMachine.disk.write_bytes(b"script")
+    ProvisionerMachine.disk = tmp_path_factory.mktemp("scripts") / "disk"
+    ProvisionerMachine.disk.write_bytes(b"script")
 
 
-class SupplyMachine(RuleBasedStateMachine):
+class ProvisionerMachine(RuleBasedStateMachine):
     disk: Path
 
     def __init__(self) -> None:
@@ -146,11 +154,14 @@ class SupplyMachine(RuleBasedStateMachine):
         self.quiet = structlog.testing.capture_logs()
         self.quiet.__enter__()
         self.patch = pytest.MonkeyPatch()
-        for name, fake in (("wake", self.wake), ("open_connection", self.open), ("in_thread", self.at_once)):
-            self.patch.setattr(supply_module, name, fake)
-        self.patch.setattr(supply_module, "configure_network", self.told)
+        self.patch.setattr(snapshot_clones, "resume", self.resume)
+        self.patch.setattr(cold_boot, "open_connection", self.open)
+        for module in (snapshot_clones, clone_source):
+            self.patch.setattr(module, "in_thread", self.call)
+        for module in (snapshot_clones, provisioner):
+            self.patch.setattr(module, "configure_network", self.configure_network)
         self.clock = Clock()
-        for module in (pool_module, supply_module):
+        for module in (pool, warm_clone, clone_source, cold_boot, idle_snapshots, snapshot_maker):
             self.patch.setattr(module, "time", self.clock)
         self.hypervisor = FakeHypervisor(self.gates)
         self.snapshots = FakeSnapshots(self.gates)
@@ -160,23 +171,23 @@ class SupplyMachine(RuleBasedStateMachine):
 
     @initialize(pooled=st.booleans())
     def begin(self, pooled: bool) -> None:
-        self.pool = WarmPool(fixed=None, most=2, memory_mb=1000, is_busy=lambda: False) if pooled else None
+        self.pool = WarmPool(fixed_size=None, max_size=2, memory_mb=1000, is_busy=lambda: False) if pooled else None
         self.provisioner = MachineProvisioner(cast(Snapshots, self.snapshots), self.pool)
         self.background = self.steps.start(self.provisioner.run(lambda: 1000.0))
 
-    async def wake(self, clone: Token, *_: object, **__: object) -> Token:
-        await self.gates.pass_through("wake")
+    async def resume(self, clone: Token, *_: object, **__: object) -> Token:
+        await self.gates.pass_through("resume")
         return clone
 
     async def open(self, machine: Token, _: float) -> Token:
         await self.gates.pass_through("open")
         return machine
 
-    async def at_once(self, work: Any, *arguments: Any) -> Any:
+    async def call(self, work: Any, *arguments: Any) -> Any:
         await asyncio.sleep(0)
         return work(*arguments)
 
-    async def told(self, *_: object) -> None:
+    async def configure_network(self, *_: object) -> None:
         await asyncio.sleep(0)
 
     async def job(self, number: int) -> str:
@@ -196,18 +207,19 @@ class SupplyMachine(RuleBasedStateMachine):
         self.jobs.append(self.steps.start(self.job(len(self.jobs))))
 
     @precondition(lambda self: self.gates.waiting)
-    @rule(name=st.sampled_from(["start", "clone", "wake", "open", "insert", "job", "make", "end"]), number=NUMBERS)
+    @rule(name=st.sampled_from(["start", "clone", "resume", "open", "attach", "job", "make", "end"]), number=NUMBERS)
     def go_on(self, name: str, number: int) -> None:
         self.gates.open(name, number)
 
     @precondition(lambda self: self.gates.waiting)
     @rule(
-        name=st.sampled_from(["start", "clone", "wake", "open", "insert", "make", "end"]),
+        name=st.sampled_from(["start", "clone", "resume", "open", "attach", "make", "end"]),
         number=NUMBERS,
         fault=st.sampled_from(sorted(FAULTS)),
     )
     def fail(self, name: str, number: int, fault: str) -> None:
-        if self.gates.open(name, number, FAULTS[fault]) and name in ("clone", "wake"):
+        # An end that fails while a start is cancelled reaches the provisioner as a fault of the clone.
+        if self.gates.open(name, number, FAULTS[fault]) and name in ("clone", "resume", "end"):
             self.faults[fault] += 1
 
     @precondition(lambda self: self.jobs)
@@ -227,7 +239,7 @@ class SupplyMachine(RuleBasedStateMachine):
     @rule()
     def look(self) -> None:
         if self.pool is not None:
-            self.pool._look.set()
+            self.pool._changed.set()
 
     @invariant()
     def holds(self) -> None:
@@ -236,8 +248,8 @@ class SupplyMachine(RuleBasedStateMachine):
         for token in self.hypervisor.made:
             assert len(token.jobs) <= 1, "a machine was given to two jobs"
             assert token.ends <= 1
-        doubtful = sum(count for fault, count in self.faults.items() if fault not in HOSTS)
-        assert self.snapshots.discarded <= doubtful, "a snapshot was discarded for the host's faults"
+        unexplained = sum(count for fault, count in self.faults.items() if fault not in HOST_FAULTS)
+        assert self.snapshots.discarded <= unexplained, "a snapshot was discarded for the host's faults"
 
     def teardown(self) -> None:
         try:
@@ -245,7 +257,7 @@ class SupplyMachine(RuleBasedStateMachine):
             for _ in range(300):
                 self.steps.settle()
                 if not any(
-                    self.gates.open(name, 0) for name in ("start", "clone", "wake", "open", "insert", "job")
+                    self.gates.open(name, 0) for name in ("start", "clone", "resume", "open", "attach", "job")
                 ) and (not self.gates.open("end", 0) and not self.gates.open("make", 0)):
                     break
             self.steps.settle()
@@ -262,5 +274,5 @@ class SupplyMachine(RuleBasedStateMachine):
             self.steps.close()
 
 
-SupplyMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
-TestSupplyInterleavings = SupplyMachine.TestCase
+ProvisionerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestProvisionerInterleavings = ProvisionerMachine.TestCase

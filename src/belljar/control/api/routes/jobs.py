@@ -14,7 +14,8 @@ from belljar.control.api.openapi import body_of
 from belljar.control.api.services import Services
 from belljar.control.store.keys import Key
 from belljar.model.errors import InvalidDependencies, LayerBuildError, NotAuthenticated, without_paths
-from belljar.model.job import Job, JobOptions, JobRequest
+from belljar.model.job import Job
+from belljar.model.job_options import JobOptions, JobRequest
 from belljar.model.states import Status
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
@@ -47,7 +48,7 @@ async def run_script(request: Request, script_id: str, services: ServicesDep, ke
     options = await read_options(request, JobOptions, required=False)
     given = options.model_dump(exclude_unset=True, exclude={"stdin", "stdin_base64"})
     wanted = JobRequest(script_id=script_id, **given)
-    wanted.take_stdin(options.stdin_bytes())
+    wanted.set_stdin(options.stdin_bytes())
     async with services.submitting.turn(key.id):
         job = await services.jobs.submit(key.project, wanted)
     return json_answer({"job_id": job.id, **_shown(job, key, services)}, 202)

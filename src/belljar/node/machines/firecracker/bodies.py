@@ -1,6 +1,6 @@
-"""What Firecracker is told, as values: the bodies of its API, which its configuration file is made of too.
+"""The request bodies of Firecracker's API as values; its configuration file consists of the same.
 
-Names are Firecracker's own, so that a field can be looked up in its OpenAPI description; what is not set is not sent.
+Names are Firecracker's own, so a field can be looked up in its OpenAPI description. Unset fields are not sent.
 """
 
 from __future__ import annotations
@@ -53,15 +53,6 @@ class Drive:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PartialDrive:
-    """What can be changed of a drive while its machine runs."""
-
-    drive_id: str
-    path_on_host: str | None = None
-    rate_limiter: RateLimiter | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkInterface:
     iface_id: str
     host_dev_name: str
@@ -78,7 +69,7 @@ class Vsock:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Configuration:
-    """A whole machine. As a file it is what the ordered list of requests would say, without the requests."""
+    """A whole machine: the file replaces an ordered list of requests."""
 
     machine_config: MachineConfig
     boot_source: BootSource
@@ -87,7 +78,7 @@ class Configuration:
     network_interfaces: tuple[NetworkInterface, ...] = ()
 
     def file(self) -> dict[str, Any]:
-        """The contents of `--config-file`: the same names with dashes."""
+        """Return the contents of `--config-file`: the same names with dashes."""
         return {name.replace("_", "-"): value for name, value in body(self).items()}
 
 
@@ -125,11 +116,11 @@ class SnapshotLoad:
 
 
 def body(value: Any) -> dict[str, Any]:
-    """A value as the JSON that is sent: without what is None, lists for tuples."""
+    """Return a value as JSON: without fields that are None, with lists for tuples."""
     return {
-        field.name: _plain(given)
+        field.name: _plain(field_value)
         for field in dataclasses.fields(value)
-        if (given := getattr(value, field.name)) is not None
+        if (field_value := getattr(value, field.name)) is not None
     }
 
 

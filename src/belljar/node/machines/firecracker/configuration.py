@@ -1,4 +1,4 @@
-"""From what a machine is cut to, to what Firecracker is told: one file with the whole configuration."""
+"""Translates a machine's spec into Firecracker's configuration file."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from belljar.node.machines.firecracker.bodies import (
 from belljar.node.machines.firecracker.folder import INITRAMFS, KERNEL, ROOT, SCRATCH, SCRIPT, VSOCK
 from belljar.node.machines.protocol import MachineSpec, Shape
 
-#: Changes whenever snapshots taken before stop being good.
+#: Changes whenever older snapshots become unusable.
 FORMAT = 1
-#: The guest's own address in AF_VSOCK; every machine is alone on its socket, so they may all be the same.
+#: The guest's address in AF_VSOCK. Each machine has a socket of its own, so all may have the same address.
 GUEST_CID = 3
 INTERFACE = "eth0"
 _REFILL_MS = 1000
 
 
 def configuration(spec: MachineSpec) -> Configuration:
-    """The machine of `spec`; its files have their names in the machine's folder."""
+    """Return the configuration of `spec`; paths are names in the machine's folder."""
     limiter = disk_limiter(spec.shape)
-    # Their order is vda, vdb, vdc. None is the "root device": that is what the initramfs mounts.
+    # Their order is vda, vdb, vdc. No drive is the "root device": the initramfs mounts the root file system.
     drives = [
         Drive(drive_id="root", path_on_host=ROOT, is_read_only=True, rate_limiter=limiter),
         Drive(drive_id="script", path_on_host=SCRIPT, is_read_only=True, rate_limiter=limiter),
@@ -45,24 +45,23 @@ def configuration(spec: MachineSpec) -> Configuration:
 
 
 def kernel_command_line() -> str:
-    """A quiet kernel that resets at a panic, and does not look for what Firecracker has not got.
+    """Return the command line of a quiet kernel that resets at a panic and does not probe devices that are absent.
 
-    Firecracker's own default has `nomodule`, which Debian's kernel cannot do without its modules; `pci=off` it adds by
-    itself.
+    Firecracker's default has `nomodule`, but Debian's kernel needs its modules. Firecracker adds `pci=off` by itself.
     """
-    words = ["console=ttyS0", "quiet", "loglevel=4", "panic=-1", "random.trust_cpu=on"]
+    options = ["console=ttyS0", "quiet", "loglevel=4", "panic=-1", "random.trust_cpu=on"]
     if platform.machine() == "x86_64":
-        words += ["reboot=k", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd", "swiotlb=noforce"]
-    return " ".join(words)
+        options += ["reboot=k", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd", "swiotlb=noforce"]
+    return " ".join(options)
 
 
 def disk_limiter(shape: Shape) -> RateLimiter | None:
-    """What each of the machine's disks may do, or None; up to one second's worth may come at once."""
+    """Return the rate limit of each of the machine's disks, or None. It allows a burst of one second's worth."""
     return _limiter(shape.disk_mb_per_second, 1 << 20, shape.disk_iops)
 
 
 def network_limiter(shape: Shape) -> RateLimiter | None:
-    """The same for each direction of the network."""
+    """Return the rate limit of each direction of the network, or None."""
     return _limiter(shape.network_mbit_per_second, 1_000_000 // 8, None)
 
 

@@ -1,10 +1,10 @@
-"""How Firecracker is shut in: the command line from the shell that joins the cgroups to Firecracker's own arguments.
+"""Builds the command lines that confine Firecracker.
 
-As root, by Firecracker's jailer: a root directory with nothing but the machine's files, a user id of the machine's own,
-the slot's network namespace, limits. bubblewrap stands around it for what the jailer leaves to its caller: a PID
-namespace that ends the machine with it (also when belljar is killed), an exit code that can be waited for (the jailer's
---new-pid-ns gives neither), and read-only mounts that nobody has to take away. As anybody else, by bubblewrap alone,
-with every namespace, as QEMU is. Firecracker's own seccomp filters hold in both.
+As root, Firecracker's jailer confines it: a root directory that holds only the machine's files, a user id of its own,
+the slot's network namespace, limits. bubblewrap runs the jailer and adds what it lacks: a PID namespace that ends the
+machine with bubblewrap (also when belljar is killed), an exit code to wait for (the jailer's --new-pid-ns provides
+neither), and read-only mounts that need no removal. As another user, bubblewrap alone confines it with every namespace,
+as it does QEMU. Firecracker's own seccomp filters apply in both cases.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from belljar.node.machines.firecracker.folder import Folder
 from belljar.node.machines.firecracker.program import Programs
 from belljar.node.machines.host import jail
-from belljar.node.machines.host.jail import need
+from belljar.node.machines.host.jail import require_tool
 
 _MAX_FILES = 256
-#: Where the folder is for a process that is not in the jailer's chroot.
+#: The folder's path for a process that is not in the jailer's chroot.
 _INSIDE = "/machine"
 
 
@@ -33,10 +33,10 @@ def jailed_command(
     file_bytes: int,
     arguments: Sequence[str],
 ) -> list[str]:
-    """By the jailer, as root. `file_bytes` bounds every file that the process writes."""
+    """Return the command line with the jailer, for root. `file_bytes` limits each file that the process writes."""
     assert programs.jailer is not None and folder.uid is not None
-    argv = [need("bwrap", "bubblewrap"), "--unshare-pid", "--die-with-parent", "--new-session", "--cap-add", "ALL"]
-    argv += ["--dev-bind", "/", "/"]
+    argv = [require_tool("bwrap", "bubblewrap"), "--unshare-pid", "--die-with-parent", "--new-session"]
+    argv += ["--cap-add", "ALL", "--dev-bind", "/", "/"]
     for name, source in folder.bound.items():
         argv += ["--ro-bind", str(source), str(folder.path / name)]
     argv += ["--", str(programs.jailer), "--id", machine_id, "--exec-file", str(programs.firecracker)]
@@ -50,21 +50,21 @@ def jailed_command(
 def wrapped_command(
     programs: Programs, folder: Folder, *, machine_id: str, kvm: Path, arguments: Sequence[str]
 ) -> list[str]:
-    """By bubblewrap alone, as anybody."""
-    argv = [need("bwrap", "bubblewrap"), "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session"]
-    argv += ["--clearenv", "--cap-drop", "ALL", "--dev", "/dev", "--dev-bind", str(kvm), "/dev/kvm"]
+    """Return the command line with bubblewrap alone, for any user."""
+    argv = [require_tool("bwrap", "bubblewrap"), "--unshare-all", "--unshare-user", "--die-with-parent"]
+    argv += ["--new-session", "--clearenv", "--cap-drop", "ALL", "--dev", "/dev", "--dev-bind", str(kvm), "/dev/kvm"]
     argv += ["--ro-bind", str(programs.firecracker), "/firecracker", "--bind", str(folder.path), _INSIDE]
     for name, source in folder.bound.items():
         argv += ["--ro-bind", str(source), f"{_INSIDE}/{name}"]
     return [*argv, "--chdir", _INSIDE, "--", "/firecracker", "--id", machine_id, *arguments]
 
 
-def explain(words: str) -> str:
-    """Firecracker's or the jailer's last words, with what to do about those that an operator can mend."""
+def with_advice(error: str) -> str:
+    """Return an error of Firecracker or its jailer, followed by what an operator can do about it, if anything."""
     for pattern, advice in _ADVICE:
-        if re.search(pattern, words, re.IGNORECASE):
-            return f"{words}; {advice}"
-    return jail.explain(words)
+        if re.search(pattern, error, re.IGNORECASE):
+            return f"{error}; {advice}"
+    return jail.with_advice(error)
 
 
 _ADVICE = (
@@ -77,7 +77,7 @@ _ADVICE = (
         "/dev/kvm may not be opened: join the group kvm; as root, the data folder must not be mounted nodev",
     ),
     (r"Failed to create .*mknod", "device nodes cannot be made in the data folder: this needs root with CAP_MKNOD"),
-    (r"network namespace: netns", "the machine's network namespace is gone"),
-    (r"tap device|TUN/TAP", "the machine's TAP device is gone or in use"),
+    (r"network namespace: netns", "the machine's network namespace does not exist"),
+    (r"tap device|TUN/TAP", "the machine's TAP device does not exist or is in use"),
     (r"Exec into Firecracker|exec into Firecracker", "the jailer needs a Firecracker that is linked statically"),
 )

@@ -1,8 +1,9 @@
-"""The folder that is one machine's whole world: what its process sees of the host's files, and nothing else.
+"""The folder of one machine: the only files of the host that its process sees.
 
-As root it is the jailer's chroot, `DATA_DIR/run/jails/NAME/ID/root`. What is shared between machines is linked into it,
-or bound read-only in a mount namespace that ends with the machine; what is its own lies in it. The process owns the
-folder and may be the guest's by now, so nothing in it is opened by name after the start: descriptors are kept.
+As root it is the jailer's chroot, `DATA_DIR/run/jails/NAME/ID/root`. Files shared between machines are hard links, or
+read-only mounts in a mount namespace that ends with the machine; the machine's own files are in the folder. The process
+owns the folder, and the guest may have taken it over, so nothing is opened by name after the start: descriptors are
+kept.
 """
 
 from __future__ import annotations
@@ -20,15 +21,13 @@ from pathlib import Path
 
 import structlog
 
-from belljar.model.errors import HostError
+from belljar.model.errors import DiskFull, HostError
 from belljar.node.machines.host.owner import is_dead
 from belljar.node.machines.host.threads import in_thread
-from belljar.settings.storage import StorageSettings
-from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
 
-# Names in the folder. The process runs in it, and they are relative, so that a snapshot holds in every folder.
+# Names in the folder. They are relative to the process's working directory, so a snapshot works in every folder.
 KERNEL = "kernel"
 INITRAMFS = "initramfs"
 ROOT = "root.img"
@@ -44,19 +43,19 @@ MEMORY = "memory"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Folder:
-    """A machine's folder, and whom its process runs as (None: as belljar itself)."""
+    """A machine's folder, and the user id of its process (None: belljar's own)."""
 
     path: Path
-    #: A descriptor of it, which stays good whatever its name is.
+    #: A descriptor of it, which stays valid when the path changes.
     descriptor: int
     uid: int | None
-    #: What is bound into it read-only: name → the host's file.
+    #: The host's files that are mounted in it read-only, by name.
     bound: dict[str, Path] = field(default_factory=dict)
 
     def show(self, name: str, source: Path) -> None:
         """Show the process a file of the host, read-only: by a hard link, else by a mount. Raises HostError.
 
-        A file that others may not read is copied.
+        A file that other users may not read is copied.
         """
         try:
             if self.uid is None:
@@ -72,32 +71,31 @@ class Folder:
             ) from error
 
     def _link(self, name: str, source: Path) -> bool:
-        """A link costs half a millisecond less than a mount; the process must not be able to change the file."""
+        """Make a hard link, if the process cannot change the file then; return whether it was made.
+
+        A link costs half a millisecond less than a mount.
+        """
         status = source.stat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             return False
         try:
             os.link(source.resolve(strict=True), name, dst_dir_fd=self.descriptor)
         except OSError as error:
-            if error.errno in (errno.EXDEV, errno.EMLINK, errno.EPERM):  # elsewhere, too many, or no links at all
+            if error.errno in (errno.EXDEV, errno.EMLINK, errno.EPERM):  # other file system, too many, none allowed
                 return False
             raise
         return True
 
     def write(self, name: str, data: bytes) -> None:
-        """A file of the machine's own, which its process may read. Raises HostError, DiskFull."""
-        with (
-            self.created(name) as descriptor,
-            host_errors("write a machine's files"),
-            os.fdopen(descriptor, "wb", closefd=False) as file,
-        ):
-            file.write(data)
+        """Write a file of the machine's own, which its process may read. Raises HostError, DiskFull."""
+        with self.created(name) as descriptor, _write_errors(self.path):
+            _write_all(descriptor, data)
         self.give(name, 0o400)
 
     @contextlib.contextmanager
     def created(self, name: str, size: int = 0) -> Iterator[int]:
-        """A new file of the machine's own and a descriptor of it; `size` zeros. Raises HostError, DiskFull."""
-        with host_errors("write a machine's files"):
+        """Make a file of `size` zeros and provide a descriptor of it. Raises HostError, DiskFull."""
+        with _write_errors(self.path):
             descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.descriptor)
             try:
                 os.ftruncate(descriptor, size)
@@ -110,89 +108,99 @@ class Folder:
             os.close(descriptor)
 
     def give(self, name: str, mode: int) -> None:
-        """Let the process have a file: to read (0o400) or to write too (0o600)."""
+        """Give the process a file with this mode: 0o400 to read, 0o600 to write too."""
         os.chmod(name, mode, dir_fd=self.descriptor)
         if self.uid is not None:
             os.chown(name, self.uid, self.uid, dir_fd=self.descriptor)
 
     def check_own(self, *names: str) -> None:
-        """Raises HostError for what is no plain file of the machine's own: a link to something else, perhaps."""
+        """Raise HostError for a name that is no plain file of the machine's own, such as a link to another file."""
         for name in names:
             status = os.lstat(name, dir_fd=self.descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-                raise HostError(f"{name} of a machine is not what it should be; something tampers with it")
+                raise HostError(f"unexpected file type or link count of {name} in the jail directory")
 
-    def take(self, file: Path) -> None:
-        """Make a file that the process wrote belljar's own, for other machines to read."""
+    def take_ownership(self, file: Path) -> None:
+        """Make belljar the owner of a file that the process wrote, for other machines to read."""
         if self.uid is not None:
             os.chown(file, os.geteuid(), os.getegid())
         file.chmod(0o444)
 
     def pipe(self, name: str) -> int:
-        """A named pipe that the process writes to; returns our descriptor of it, for the caller to close."""
-        with host_errors("write a machine's files"):
+        """Make a named pipe that the process writes to; return a descriptor of it, the caller's to close."""
+        with _write_errors(self.path):
             os.mkfifo(name, 0o600, dir_fd=self.descriptor)
             self.give(name, 0o600)
-            # For writing too: it then never comes to an end, and the process never finds it without a reader.
+            # Opened for writing too, so it never reaches its end and the process always finds a reader.
             return os.open(name, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
 
 
-def jails(settings: StorageSettings) -> Path:
-    """The folder of all machines' folders: the jailer's --chroot-base-dir."""
-    return settings.paths.jails
+def _write_all(descriptor: int, data: bytes) -> None:
+    with os.fdopen(descriptor, "wb", closefd=False) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"no room left in {path}; free some space or move the data folder") from error
+        raise HostError(f"cannot write a machine's files in {path}: {error.strerror}") from error
 
 
 @asynccontextmanager
 async def machine_folder(base: Path, name: str, machine_id: str, uid: int | None) -> AsyncIterator[Folder]:
-    """A folder for one machine, gone with all that is in it at the end. Raises HostError, DiskFull."""
-    place = base / name / machine_id
-    path = place / "root"
-    with host_errors("write a machine's files"):
-        for each in (base, base / name):
-            each.mkdir(parents=True, exist_ok=True, mode=0o755)
-        place.mkdir(mode=0o755)
+    """Make a folder for one machine, and remove it with its contents at the end. Raises HostError, DiskFull."""
+    parent = base / name / machine_id
+    path = parent / "root"
+    with _write_errors(base):
+        for folder in (base, base / name):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        parent.mkdir(mode=0o755)
     descriptor = -1
     try:
-        with host_errors("write a machine's files"):
+        with _write_errors(base):
             path.mkdir(mode=0o700)
             descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         yield Folder(path=path, descriptor=descriptor, uid=uid)
     finally:
         if descriptor >= 0:
             os.close(descriptor)
-        await in_thread(_remove, place)
+        await in_thread(_remove, parent)
 
 
-def _remove(place: Path) -> None:
+def _remove(folder: Path) -> None:
     try:
-        shutil.rmtree(place)
+        shutil.rmtree(folder)
     except FileNotFoundError:
         return
     except OSError as error:
-        log.warning("machine_folder_left", folder=str(place), error=str(error))
+        log.warning("machine_folder_removal_failed", folder=str(folder), error=str(error))
 
 
 def clear_folders(base: Path) -> int:
-    """Remove the folders of machines whose owners are dead, and end what still runs in them; returns how many."""
+    """Remove the folders of dead owners' machines, kill processes that run in them, and return the number removed."""
     removed = 0
-    for place in sorted(base.glob("*/*")) if base.is_dir() else ():
-        owner, dash, _ = place.name.rpartition("-")
-        if dash and is_dead(owner) and not place.is_symlink():
-            _end_inhabitants(place / "root")
-            _remove(place)
+    for folder in sorted(base.glob("*/*")) if base.is_dir() else ():
+        owner, dash, _ = folder.name.rpartition("-")
+        if dash and is_dead(owner) and not folder.is_symlink():
+            _kill_processes(folder / "root")
+            _remove(folder)
             removed += 1
     return removed
 
 
-def _end_inhabitants(root: Path) -> None:
-    """Kill every process whose root directory this is: what a jailer's parent left when it was killed."""
+def _kill_processes(root: Path) -> None:
+    """Kill every process with this root directory: they remain when a jailer's parent was killed."""
     try:
-        wanted = root.lstat()  # of a link that was put in its place: nobody's root directory
+        expected = root.lstat()  # a link in its place is no process's root directory
     except OSError:
         return
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
             continue
-        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-            if os.path.samestat((process / "root").stat(), wanted):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if os.path.samestat((process / "root").stat(), expected):
                 os.kill(int(process.name), signal.SIGKILL)

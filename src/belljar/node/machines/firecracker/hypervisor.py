@@ -1,7 +1,7 @@
-"""Starts Firecracker machines: booted, booted to be frozen, or cloned from what was frozen.
+"""Starts Firecracker machines: booted, booted as the source of a snapshot, or cloned from a snapshot.
 
-A start is a list of steps, each timed. A boot makes no request at all: the whole machine is a file that Firecracker
-reads by itself, and there is no API to talk to later. A clone makes one request, a template none before it is frozen.
+A start is a list of timed steps. A boot makes no request: Firecracker reads the whole machine from a file, and opens no
+API socket. A clone makes one request, a snapshot source none before it is frozen.
 """
 
 from __future__ import annotations
@@ -14,40 +14,45 @@ from dataclasses import replace
 from pathlib import Path
 
 from belljar.model.errors import HostError
-from belljar.node.machines.deadlines import patience
-from belljar.node.machines.firecracker import frozen
+from belljar.node.machines.deadlines import deadline_factor
+from belljar.node.machines.disks import ScriptDisk, copy_sparse_file
 from belljar.node.machines.firecracker.bodies import SnapshotLoad
 from belljar.node.machines.firecracker.configuration import FORMAT
-from belljar.node.machines.firecracker.folder import API, MEMORY, ROOT, SCRATCH, SCRIPT, STATE, jails, machine_folder
+from belljar.node.machines.firecracker.folder import API, MEMORY, ROOT, SCRATCH, SCRIPT, STATE, machine_folder
 from belljar.node.machines.firecracker.machine import FirecrackerMachine
 from belljar.node.machines.firecracker.program import Programs, find_programs
-from belljar.node.machines.firecracker.sparse import copy_sparse
+from belljar.node.machines.firecracker.snapshot_machines import (
+    FirecrackerClone,
+    FirecrackerSnapshotSource,
+    load_errors,
+    load_request,
+)
 from belljar.node.machines.firecracker.start import Start, bounds
 from belljar.node.machines.host.cgroup import find_hierarchies, machine_group
+from belljar.node.machines.host.host_errors import host_errors
 from belljar.node.machines.host.jail import machine_uid
 from belljar.node.machines.host.owner import owner_name
 from belljar.node.machines.host.shielded_stack import shielded_exit_stack, uninterrupted
-from belljar.node.machines.host.tap import dead_end_slot
+from belljar.node.machines.host.tap import enter_isolated_slot
 from belljar.node.machines.host.threads import in_thread
-from belljar.node.machines.protocol import Clone, Machine, MachineSpec, Template
-from belljar.node.machines.steps import Steps
+from belljar.node.machines.protocol import Clone, Machine, MachineSpec, SnapshotSource
+from belljar.node.machines.timings import StepTimings
 from belljar.settings import Settings
-from belljar.system.host_errors import host_errors
 
-#: A clone's agent listens already; this is for a host under load.
+#: A clone's agent listens already; the time is for a host under load.
 _CONNECT_SECONDS = 10.0
 _START = "start a machine"
 _NO_NETWORK = "a machine with a network needs Firecracker's jailer: run belljar as root"
 
 
 class FirecrackerHypervisor:
-    """The protocol's Hypervisor. Raises MissingTool or HostError when made where it cannot run."""
+    """The protocol's Hypervisor. Its constructor raises MissingTool or HostError where Firecracker cannot run."""
 
     name = "firecracker"
     accelerator = "kvm"
 
     def __init__(self, settings: Settings, *, jailed: bool | None = None) -> None:
-        """`jailed`: whether by Firecracker's jailer; by default when belljar is root, which the jailer needs."""
+        """`jailed`: whether to use Firecracker's jailer; by default if belljar is root, which the jailer needs."""
         self._jailed = os.geteuid() == 0 if jailed is None else jailed
         self._settings = settings
         self._programs: Programs = find_programs(settings, jailed=self._jailed)
@@ -56,85 +61,87 @@ class FirecrackerHypervisor:
 
     @property
     def version(self) -> str:
-        """Firecracker's version, such as 1.16.1."""
+        """Return Firecracker's version, such as 1.16.1."""
         return self._programs.version
 
     @property
     def identity(self) -> str:
-        """What changes whenever snapshots stop being good."""
+        """Return a string that changes whenever older snapshots become unusable."""
         return f"{self._programs.identity}:{FORMAT}"
 
     @asynccontextmanager
     async def machine(self, spec: MachineSpec) -> AsyncIterator[Machine]:
-        """Boot a machine; it has begun to when the block begins. Raises MissingTool, HostError, DiskFull."""
+        """Start a machine; it is booting when the block begins. Raises MissingTool, HostError, DiskFull."""
         if spec.script_disk is None:
-            raise ValueError("a machine that boots is given its script's disk at once")
-        async with self._started(spec) as start:
+            raise ValueError("a machine that boots needs its script disk at once")
+        async with self._start(spec) as start:
             with host_errors(_START):
                 start.folder.show(SCRIPT, spec.script_disk)
                 await start.configure("--no-api")
                 machine = await start.spawn(FirecrackerMachine)
-                machine.connect_later()
+                machine.connect_in_background()
             yield machine
 
     @asynccontextmanager
-    async def template(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Template]:
-        """Boot a machine whose state can be frozen into `folder`. Raises MissingTool, HostError, DiskFull."""
-        async with AsyncExitStack() as place, self._started(await self._plugged(spec, place)) as start:
+    async def snapshot_source(self, spec: MachineSpec, folder: Path) -> AsyncIterator[SnapshotSource]:
+        """Boot a machine that can be frozen into `folder`. Raises MissingTool, HostError, DiskFull."""
+        async with AsyncExitStack() as stack, self._start(await self._with_isolated_slot(spec, stack)) as start:
             with host_errors(_START):
-                script = start.script_disk()
+                script_disk = start.make_script_disk()
                 await start.configure("--api-sock", API)
                 start.file_mb += spec.shape.memory_mb
-                machine = await start.spawn(frozen.FirecrackerTemplate)
-                machine.gives_scripts_to(script, start.group)
-                machine.freezes_into(folder, start.spec)
-                machine.connect_later()
-            yield machine
+                source = await start.spawn(
+                    lambda spawned: FirecrackerSnapshotSource(spawned, script_disk, folder, start.spec)
+                )
+                source.connect_in_background()
+            yield source
 
     @asynccontextmanager
     async def clone(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Clone]:
-        """Go on where a template was frozen. Raises MissingTool, HostError, DiskFull, MachineError."""
-        loading = frozen.loading(folder, spec)
-        async with self._started(spec) as start:
+        """Clone the snapshot in `folder`. Raises MissingTool, HostError, DiskFull, MachineError."""
+        request = load_request(folder, spec)
+        async with self._start(spec) as start:
             with host_errors("clone a machine"):
-                machine = await self._restored(start, spec, folder, loading)
-            yield machine
+                script_disk = await self._show_snapshot(start, folder)
+                clone = await start.spawn(lambda spawned: FirecrackerClone(spawned, script_disk))
+                await self._load_snapshot(start, clone, request)
+                await clone.connect(_CONNECT_SECONDS * deadline_factor(self._settings.boot_timeout_seconds))
+                start.timings.record("connect")
+            yield clone
 
-    async def _restored(
-        self, start: Start, spec: MachineSpec, folder: Path, loading: SnapshotLoad
-    ) -> frozen.FirecrackerClone:
+    async def _show_snapshot(self, start: Start, folder: Path) -> ScriptDisk:
+        """Show the process the snapshot's files, and give it disks of its own; return its script disk."""
         start.folder.show(STATE, folder / STATE)
         start.folder.show(MEMORY, folder / MEMORY)
-        script = start.script_disk()
-        if spec.shape.disk_mb is not None:
-            await uninterrupted(in_thread(copy_sparse, folder / SCRATCH, start.folder.path / SCRATCH))
+        script_disk = start.make_script_disk()
+        if start.spec.shape.disk_mb is not None:
+            await uninterrupted(in_thread(copy_sparse_file, folder / SCRATCH, start.folder.path / SCRATCH))
             start.folder.give(SCRATCH, 0o600)
         start.arguments = ("--api-sock", API)
-        machine = await start.spawn(frozen.FirecrackerClone)
-        machine.gives_scripts_to(script, start.group)
-        async with machine.api() as api:
-            start.steps.done("socket")
-            with frozen.refusals():
-                await api.load_snapshot(loading)
-        start.steps.done("load")
-        await machine.connect(_CONNECT_SECONDS * patience(self._settings.boot_timeout_seconds))
-        start.steps.done("connect")
-        return machine
+        return script_disk
 
-    async def _plugged(self, spec: MachineSpec, stack: AsyncExitStack) -> MachineSpec:
-        """A template with a network has a device that leads nowhere; each of its clones is given its own slot's."""
+    async def _load_snapshot(self, start: Start, clone: FirecrackerClone, request: SnapshotLoad) -> None:
+        """Have a process that was started without a machine load the snapshot, and run it."""
+        async with clone.api() as api:
+            start.timings.record("socket")
+            with load_errors():
+                await api.load_snapshot(request)
+        start.timings.record("load")
+
+    async def _with_isolated_slot(self, spec: MachineSpec, stack: AsyncExitStack) -> MachineSpec:
+        """Give a snapshot source with a network an isolated device; each clone gets the device of its own slot."""
         if not spec.shape.network or spec.slot is not None:
             return spec
         if not self._jailed:
             raise HostError(_NO_NETWORK)
-        return replace(spec, slot=await dead_end_slot(stack))
+        return replace(spec, slot=await enter_isolated_slot(stack))
 
-    def forget(self, folder: Path) -> None:
-        """Nothing of a snapshot is kept but its folder."""
+    def release_snapshot(self, folder: Path) -> None:
+        """Do nothing: this driver keeps no part of a snapshot outside its folder."""
 
     @asynccontextmanager
-    async def _started(self, spec: MachineSpec) -> AsyncIterator[Start]:
-        """What every machine has, made before its process and gone after it."""
+    async def _start(self, spec: MachineSpec) -> AsyncIterator[Start]:
+        """Make everything around a process, and remove it after the process."""
         async with shielded_exit_stack() as stack:
             with host_errors(_START):
                 start = await self._prepare(spec, stack)
@@ -143,15 +150,15 @@ class FirecrackerHypervisor:
     async def _prepare(self, spec: MachineSpec, stack: AsyncExitStack) -> Start:
         if spec.slot is not None and not self._jailed:
             raise HostError(_NO_NETWORK)
-        token, steps = secrets.token_hex(6), Steps()
+        token, timings = secrets.token_hex(6), StepTimings()
         uid = stack.enter_context(machine_uid(self._settings)) if self._jailed else None
         group = await stack.enter_async_context(
             machine_group(self._hierarchies, f"{self._owner}.{token}", bounds(spec))
         )
-        # The jailer wants letters, digits and dashes; what follows the last dash is not the owner's.
+        # The jailer accepts letters, digits and dashes; the part after the last dash is the token.
         jail_id = f"{self._owner}-{token}"
         folder = await stack.enter_async_context(
-            machine_folder(jails(self._settings), self._programs.firecracker.name, jail_id, uid)
+            machine_folder(self._settings.paths.jails, self._programs.firecracker.name, jail_id, uid)
         )
         folder.show(ROOT, spec.image.root)
         return Start(
@@ -163,5 +170,5 @@ class FirecrackerHypervisor:
             group=group,
             machine_id=f"{self._owner}.{token}",
             jail_id=jail_id,
-            steps=steps,
+            timings=timings,
         )

@@ -1,4 +1,4 @@
-"""One Firecracker process as a machine: its streams, its death, its end."""
+"""One Firecracker process as a machine: its streams, its death and its end."""
 
 from __future__ import annotations
 
@@ -6,65 +6,75 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from belljar.model.errors import HostError, MachineDied, MachineTimeout
 from belljar.node.machines.firecracker.api import FirecrackerApi
-from belljar.node.machines.firecracker.death import cause_of
+from belljar.node.machines.firecracker.exit_report import death_from_exit
 from belljar.node.machines.firecracker.folder import API, VSOCK, Folder
-from belljar.node.machines.firecracker.stream import AgentStream, connect_agent, listening
-from belljar.node.machines.host.jail import end
+from belljar.node.machines.firecracker.stream import AgentStream, connect_agent, find_listener
+from belljar.node.machines.host.cgroup import Group
+from belljar.node.machines.host.jail import kill_tree
 from belljar.node.machines.host.usage import children
 from belljar.node.machines.protocol import Console, Death
 from belljar.node.machines.racing import run_unless_dead
-from belljar.node.machines.stderr_tail import read_last
+from belljar.node.machines.stderr_tail import read_tail
 
 _CHUNK = 16 * 1024
 _STDERR_BYTES = 8192
 _LOG_BYTES = 64 * 1024
-#: What a guest prints beyond what is kept is read no faster than this: Firecracker drops what finds no room, so that
-#: neither side spends more on it.
+#: Console output beyond the kept part is read no faster than this. Firecracker drops output that the pipe cannot take,
+#: so neither side spends more on it.
 _DROPPED_BYTES_PER_SECOND = 128 * 1024
 _REAP_SECONDS = 5.0
 _SOCKET_SECONDS = 10.0
 _POLL_SECONDS = 0.001
 
 
-class FirecrackerMachine:
-    """The protocol's Machine. Made by FirecrackerHypervisor, which also owns everything around it."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FirecrackerProcess:
+    """A Firecracker that was just spawned."""
 
-    def __init__(
-        self,
-        machine_id: str,
-        process: asyncio.subprocess.Process,
-        folder: Folder,
-        *,
-        log: int,
-        console: Console,
-        phases: dict[str, float],
-        patience: float = 1.0,
-    ) -> None:
-        self.id = machine_id
-        self._socket_seconds = _SOCKET_SECONDS * patience
-        self.console = console
-        self.phases = phases
-        self._process = process
-        self._folder = folder
-        self._log = log
+    machine_id: str
+    process: asyncio.subprocess.Process
+    folder: Folder
+    group: Group
+    #: Descriptor of the pipe that Firecracker and its jailer log to.
+    log: int
+    console: Console
+    phases: dict[str, float]
+    #: Factor of the deadlines on this host (deadlines.py).
+    deadline_factor: float = 1.0
+
+
+class FirecrackerMachine:
+    """The protocol's Machine. FirecrackerHypervisor makes it, and owns everything around it."""
+
+    def __init__(self, spawned: FirecrackerProcess) -> None:
+        self.id = spawned.machine_id
+        self.console = spawned.console
+        self.phases = spawned.phases
+        self._process = spawned.process
+        self._folder = spawned.folder
+        self._group = spawned.group
+        self._log = spawned.log
+        self._socket_seconds = _SOCKET_SECONDS * spawned.deadline_factor
         self._stream = AgentStream()
         self.reader, self.writer = self._stream.reader, self._stream.writer
         self._stderr = bytearray()
-        self._words: str | None = None
-        self._told = asyncio.create_task(self._read_stderr())
-        self._console_read = asyncio.create_task(self._read_console())
-        self._connecting: asyncio.Task[None] | None = None
+        self._log_text = ""
+        self._stderr_task = asyncio.create_task(self._read_stderr())
+        self._console_task = asyncio.create_task(self._read_console())
+        self._connect_task: asyncio.Task[None] | None = None
         self._death = asyncio.create_task(self._await_death())
 
     def pids(self) -> list[int]:
+        """As the protocol says."""
         return [self._process.pid, *children(self._process.pid)] if self._process.returncode is None else []
 
-    def connect_later(self) -> None:
-        """Put a connection under the streams as soon as the guest's agent listens."""
-        self._connecting = asyncio.create_task(self._connect())
+    def connect_in_background(self) -> None:
+        """Connect the streams as soon as the guest's agent listens."""
+        self._connect_task = asyncio.create_task(self._connect())
 
     async def connect(self, timeout_seconds: float) -> None:
         """Wait for the agent to listen, and connect. Raises MachineDead, MachineTimeout."""
@@ -76,13 +86,13 @@ class FirecrackerMachine:
 
     @contextlib.asynccontextmanager
     async def api(self) -> AsyncIterator[FirecrackerApi]:
-        """A client of this process, as soon as its socket is there.
+        """Provide a client of this process as soon as its socket listens.
 
         Raises MachineDied with the reason when the process ends first, HostError when no socket appears in time.
         """
         deadline = asyncio.get_running_loop().time() + self._socket_seconds
         with contextlib.ExitStack() as stack:
-            while (path := listening(stack, self._folder.descriptor, API)) is None:
+            while (path := find_listener(stack, self._folder.descriptor, API)) is None:
                 if self._death.done():
                     raise MachineDied(self._death.result().message)
                 if asyncio.get_running_loop().time() > deadline:
@@ -94,22 +104,26 @@ class FirecrackerMachine:
                 try:
                     yield api
                 except MachineDied as error:
-                    # The process's own end says more than the broken connection.
+                    # The end of the process tells the reason; the broken connection does not.
                     await asyncio.wait({self._death}, timeout=_REAP_SECONDS)
                     if self._death.done():
                         raise MachineDied(f"{error.message}: {self._death.result().message}") from None
                     raise
 
     async def death(self) -> Death:
+        """As the protocol says."""
         return await asyncio.shield(self._death)
 
     async def kill(self) -> None:
+        """As the protocol says."""
         if self._process.returncode is None:
-            end(self._process.pid)
-        ended = asyncio.create_task(self._process.wait())
-        # What does not go down in time is left to the removal of its cgroup.
-        await asyncio.wait({ended, self._console_read}, timeout=_REAP_SECONDS)
-        tasks = [ended, self._told, self._console_read, self._death, *([self._connecting] if self._connecting else [])]
+            kill_tree(self._process.pid)
+        exited = asyncio.create_task(self._process.wait())
+        # The removal of the cgroup kills what does not end in time.
+        await asyncio.wait({exited, self._console_task}, timeout=_REAP_SECONDS)
+        tasks = [exited, self._stderr_task, self._console_task, self._death]
+        if self._connect_task is not None:
+            tasks.append(self._connect_task)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -120,31 +134,29 @@ class FirecrackerMachine:
 
     async def _await_death(self) -> Death:
         code = await self._process.wait()
-        # What was said last is still on its way through the pipes.
-        await asyncio.wait({self._told, self._console_read}, timeout=_REAP_SECONDS)
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.gather(self._connecting, return_exceptions=True)
+        # The last output may still be in the pipes.
+        await asyncio.wait({self._stderr_task, self._console_task}, timeout=_REAP_SECONDS)
+        if self._connect_task is not None:
+            self._connect_task.cancel()
+            await asyncio.gather(self._connect_task, return_exceptions=True)
         self._stream.end()
-        return cause_of(code, bytes(self.console.data), self.words())
+        return death_from_exit(code, bytes(self.console.data), self._output())
 
-    def words(self) -> str:
-        """What Firecracker and its jailer said so far: the log, at most 64 KiB, and then standard error."""
-        if self._words is None:
-            self._words = ""
+    def _output(self) -> str:
+        """Return the output of Firecracker and its jailer so far: the log, at most 64 KiB, and then standard error."""
         with contextlib.suppress(BlockingIOError):
-            self._words = (self._words + os.read(self._log, _LOG_BYTES).decode(errors="replace"))[-_LOG_BYTES:]
-        return f"{self._words}\n{self._stderr.decode(errors='replace')}"
+            self._log_text = (self._log_text + os.read(self._log, _LOG_BYTES).decode(errors="replace"))[-_LOG_BYTES:]
+        return f"{self._log_text}\n{self._stderr.decode(errors='replace')}"
 
     async def _read_stderr(self) -> None:
         assert self._process.stderr is not None
-        await read_last(self._process.stderr, self._stderr, _STDERR_BYTES)
+        await read_tail(self._process.stderr, self._stderr, _STDERR_BYTES)
 
     async def _read_console(self) -> None:
-        """The serial port is Firecracker's standard output, which it writes to without waiting."""
+        """Read the serial port: Firecracker writes it to standard output, without waiting."""
         assert self._process.stdout is not None
         while chunk := await self._process.stdout.read(_CHUNK):
-            kept = len(self.console.data)
+            kept_bytes = len(self.console.data)
             self.console.add(chunk)
-            if kept == self.console.limit_bytes:
+            if kept_bytes == self.console.limit_bytes:
                 await asyncio.sleep(len(chunk) / _DROPPED_BYTES_PER_SECOND)

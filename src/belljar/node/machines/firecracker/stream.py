@@ -1,7 +1,7 @@
-"""The byte stream to the agent over vsock, by way of Firecracker's socket on the host.
+"""The byte stream to the agent over vsock, through Firecracker's socket on the host.
 
-A machine is given out while it boots, before its agent listens; so the reader and the writer are there first, and the
-connection is put under them when it has come about. Source: Firecracker's docs/vsock.md (CONNECT, OK).
+A machine is handed out while it boots, before its agent listens. So the reader and the writer exist first, and are
+attached to the connection later. Source: Firecracker's docs/vsock.md (CONNECT, OK).
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from belljar.model.errors import HostError
 
 #: The agent's port (guest/agent/vsock.c).
 AGENT_PORT = 1024
-#: Room for whole frames; the transport stops reading at twice this.
+#: Holds whole frames; the transport stops reading at twice this.
 _STREAM_BUFFER = 1024 * 1024
 _LONGEST_ANSWER = 32
-#: Firecracker gives up a request that the guest does not answer after two seconds.
+#: Firecracker drops a request that the guest does not answer within two seconds.
 _ATTEMPT_SECONDS = 5.0
 _RETRY_SECONDS = 0.002
 _SLOW_RETRY_SECONDS = 0.02
 
 
 class NotListening(Exception):
-    """Nobody in the guest listens on that port yet, or the machine has no socket yet."""
+    """No process in the guest listens on that port yet, or the machine has no socket yet."""
 
 
 @contextlib.contextmanager
 def opened_socket(folder: int, name: str) -> Iterator[Path]:
-    """A path that leads to the socket `name` in the folder that `folder` is a descriptor of, and nowhere else.
+    """Provide a path that leads only to the socket `name` in the folder with the descriptor `folder`.
 
-    The folder is the hypervisor's own, which may be the guest's by now: a link put in the socket's place is not
-    followed, and the path is short enough for a socket wherever the folder is. Raises NotListening if there is none.
+    The hypervisor owns the folder, and the guest may have taken it over: a link in the socket's place is not followed.
+    The path is short enough for a socket address, wherever the folder is. Raises NotListening without a socket,
+    HostError for another kind of file.
     """
     try:
         descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
@@ -46,14 +47,14 @@ def opened_socket(folder: int, name: str) -> Iterator[Path]:
         raise NotListening from None
     try:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            raise HostError(f"{name} of a machine is no socket any more; something tampers with it")
+            raise HostError(f"unexpected file type of {name} in the jail directory: it is no socket")
         yield Path(f"/proc/self/fd/{descriptor}")
     finally:
         os.close(descriptor)
 
 
-def listening(stack: contextlib.ExitStack, folder: int, name: str) -> Path | None:
-    """A path to the socket, good as long as `held`, if somebody listens on it now."""
+def find_listener(stack: contextlib.ExitStack, folder: int, name: str) -> Path | None:
+    """Return a path to the socket, valid until `stack` is closed, if a process listens on it now; else None."""
     try:
         path = stack.enter_context(opened_socket(folder, name))
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -65,7 +66,7 @@ def listening(stack: contextlib.ExitStack, folder: int, name: str) -> Path | Non
 
 
 async def connect_agent(folder: int, name: str) -> socket.socket:
-    """A connection to the agent's port, as soon as somebody listens there; the deadline is the caller's."""
+    """Return a connection to the agent's port as soon as the agent listens; the caller sets the deadline."""
     tries = 0
     while True:
         try:
@@ -86,7 +87,7 @@ async def _connect_once(folder: int, name: str) -> socket.socket:
         await loop.sock_sendall(connection, b"CONNECT %d\n" % AGENT_PORT)
         answer = bytearray()
         while not answer.endswith(b"\n") and len(answer) < _LONGEST_ANSWER:
-            byte = await loop.sock_recv(connection, 1)  # what follows the line is the agent's
+            byte = await loop.sock_recv(connection, 1)  # the agent sends what follows the line
             if not byte:
                 raise NotListening
             answer += byte
@@ -99,7 +100,7 @@ async def _connect_once(folder: int, name: str) -> socket.socket:
 
 
 class LateTransport(asyncio.WriteTransport):
-    """Passes everything on to a transport that comes later. Nothing is written before: the agent speaks first."""
+    """Forwards to a transport that is attached later. Nothing is written before that: the agent sends first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,13 +108,14 @@ class LateTransport(asyncio.WriteTransport):
         self._closed = False
 
     def attach(self, real: asyncio.WriteTransport) -> None:
+        """Forward to `real` from now on."""
         self._real = real
         if self._closed:
             real.close()
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         if self._real is None:
-            raise ConnectionError("the machine's agent is not there yet")
+            raise ConnectionError("the machine's agent is not connected yet")
         self._real.write(data)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None:
@@ -140,7 +142,7 @@ class LateTransport(asyncio.WriteTransport):
 
 
 class AgentStream:
-    """A reader and a writer, and what is needed to put a connection under them."""
+    """A reader and a writer that can be attached to a connection later."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -151,18 +153,19 @@ class AgentStream:
         self._attached = False
 
     async def attach(self, connection: socket.socket) -> None:
-        """Take over a connection."""
+        """Attach the reader and the writer to a connection, which is theirs from now on."""
         loop = asyncio.get_running_loop()
         real, _ = await loop.create_unix_connection(lambda: self._protocol, sock=connection)
         self._attached = True
         self._transport.attach(real)
 
     def end(self) -> None:
-        """No connection comes any more: who reads is told that it is the end."""
+        """End the reader's stream if no connection was attached."""
         if not self._attached:
             self._protocol.connection_lost(None)
 
     async def close(self) -> None:
+        """Close the connection."""
         self.end()
         self._attached = True
         self.writer.close()

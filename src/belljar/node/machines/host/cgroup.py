@@ -1,7 +1,7 @@
-"""Bounds on a hypervisor's process by cgroup, whichever kind this host has: v2, v1, both at once, or none to write to.
+"""Limits on a hypervisor's processes by cgroup: v2, v1, both at once, or none where belljar may not write.
 
-What cannot be bounded here is bounded by rlimits (jail.py). A group is made before the process exists, joined before it
-executes anything of the guest's, and removed with everything in it.
+Without a cgroup, rlimits apply (jail.py). A group exists before its process starts, is joined before the process runs
+any code of the guest, and is removed together with every process in it.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _REMOVE_SECONDS = 2.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bounds:
-    """What one machine's processes may take of the host."""
+    """The limits of one machine's processes."""
 
     memory_bytes: int
     cpus: float
     processes: int
-    #: How much of a busy processor, beside 100 for everything else.
+    #: Share of a busy processor, where every other group has 100.
     weight: int = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hierarchy:
-    """One mounted cgroup file system and where new groups go in it."""
+    """One mounted cgroup file system and the folder for new groups in it."""
 
     version: int
     folder: Path
@@ -47,17 +47,17 @@ class Hierarchy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """One machine's group: a folder in each hierarchy that bounds something."""
+    """One machine's group: a folder in each hierarchy that limits something."""
 
     folders: tuple[Path, ...]
 
     @property
     def procs(self) -> tuple[Path, ...]:
-        """The files that a process writes its pid to."""
+        """Return the files to which a process writes its pid to join."""
         return tuple(folder / "cgroup.procs" for folder in self.folders)
 
     def set_weight(self, weight: int) -> None:
-        """Change the bounds' weight. Does nothing where no group bounds the processor, or it is gone."""
+        """Change the share of the processor. Does nothing where no group limits it, or after its removal."""
         for folder in self.folders:
             for file, value in _weights(weight):
                 with contextlib.suppress(OSError):
@@ -68,41 +68,41 @@ class Group:
 def find_hierarchies(
     mountinfo: Path = Path("/proc/self/mountinfo"), membership: Path = Path("/proc/self/cgroup")
 ) -> list[Hierarchy]:
-    """The hierarchies that groups can be made in, those with the controllers that are wanted first.
+    """Return the hierarchies in which groups can be made, those with the most useful controllers first.
 
     Sources: proc(5), cgroups(7), and the kernel's Documentation/admin-guide/cgroup-v2.rst.
     """
-    places = _own_places(membership)
-    found = []
+    own_paths = _own_paths(membership)
+    hierarchies = []
     for line in mountinfo.read_text().splitlines():
         fields, _, rest = line.partition(" - ")
         kind, _, options = rest.split(" ", 2)
         point = Path(fields.split(" ")[4])
         if kind == "cgroup2":
-            hierarchy = _v2(point, places.get("", "/"))
+            hierarchy = _v2(point, own_paths.get("", "/"))
         elif kind == "cgroup":
-            hierarchy = _v1(point, options, places)
+            hierarchy = _v1(point, options, own_paths)
         else:
             continue
         if hierarchy is not None:
-            found.append(hierarchy)
-    return sorted(found, key=lambda each: -len(each.controllers))
+            hierarchies.append(hierarchy)
+    return sorted(hierarchies, key=lambda each: -len(each.controllers))
 
 
-def _own_places(membership: Path) -> dict[str, str]:
-    """Controller → this process's path in its hierarchy; the empty name stands for v2."""
-    places: dict[str, str] = {}
+def _own_paths(membership: Path) -> dict[str, str]:
+    """Return this process's path in each controller's hierarchy; the empty name stands for v2."""
+    own_paths: dict[str, str] = {}
     for line in membership.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(","):
-            places[controller] = path
-    return places
+            own_paths[controller] = path
+    return own_paths
 
 
 def _v2(point: Path, own: str) -> Hierarchy | None:
-    """Below the root when that can be written (root), else below the group that was delegated to this user."""
+    """Return the root of the hierarchy if it is writable, else the group that was delegated to this user."""
     own_folder = point / own.lstrip("/")
-    # A delegated group's processes sit in a child of it, since a group with controllers for children holds none itself.
+    # A group with controllers for children may hold no process, so a delegated group's processes are in a child of it.
     for folder in (point, own_folder, own_folder.parent):
         if not os.access(folder, os.W_OK) or not os.access(folder / "cgroup.subtree_control", os.W_OK):
             continue
@@ -112,11 +112,11 @@ def _v2(point: Path, own: str) -> Hierarchy | None:
     return None
 
 
-def _v1(point: Path, options: str, places: dict[str, str]) -> Hierarchy | None:
+def _v1(point: Path, options: str, own_paths: dict[str, str]) -> Hierarchy | None:
     have = frozenset(options.split(",")) & frozenset(CONTROLLERS)
     if not have:
         return None
-    own = point / places.get(next(iter(have)), "/").lstrip("/")
+    own = point / own_paths.get(next(iter(have)), "/").lstrip("/")
     for folder in (point, own):
         if os.access(folder, os.W_OK):
             return Hierarchy(version=1, folder=folder, controllers=have)
@@ -125,20 +125,23 @@ def _v1(point: Path, options: str, places: dict[str, str]) -> Hierarchy | None:
 
 @asynccontextmanager
 async def machine_group(hierarchies: Iterable[Hierarchy], name: str, bounds: Bounds) -> AsyncIterator[Group]:
-    """A group for one machine, gone with all its processes at the end. Bounds nothing where nothing can be written."""
+    """Make a group for one machine; kill its processes and remove it at the end.
+
+    Where belljar may write no hierarchy, the group has no folder and limits nothing.
+    """
     folders: list[Path] = []
     try:
-        bounded: set[str] = set()
+        limited: set[str] = set()
         for hierarchy in hierarchies:
-            wanted = hierarchy.controllers - bounded
-            if wanted and (folder := _make(hierarchy, name, bounds, wanted)) is not None:
+            controllers = hierarchy.controllers - limited
+            if controllers and (folder := _make(hierarchy, name, bounds, controllers)) is not None:
                 folders.append(folder)
-                bounded |= wanted
+                limited |= controllers
         yield Group(folders=tuple(folders))
     finally:
         for folder in folders:
             await remove_group(folder)
-            with contextlib.suppress(OSError):  # others have machines
+            with contextlib.suppress(OSError):  # other machines have groups in it
                 folder.parent.rmdir()
 
 
@@ -152,7 +155,7 @@ def _make(hierarchy: Hierarchy, name: str, bounds: Bounds, controllers: frozense
         for file, value in _values(hierarchy.version, bounds, controllers):
             (folder / file).write_text(value)
     except OSError as error:
-        log.warning("cgroup_unusable", folder=str(folder), error=str(error))
+        log.warning("cgroup_not_created", folder=str(folder), error=str(error))
         with contextlib.suppress(OSError):
             folder.rmdir()
         return None
@@ -168,7 +171,7 @@ def _make_folder(hierarchy: Hierarchy, parent: Path, folder: Path, controllers: 
             folder.mkdir()
             return
         except FileNotFoundError:
-            continue  # another's last machine ended and took the parent away
+            continue  # another process ended its last machine and removed the parent
 
 
 def _enable(folder: Path, controllers: frozenset[str]) -> None:
@@ -179,7 +182,7 @@ def _enable(folder: Path, controllers: frozenset[str]) -> None:
 
 
 def _weights(weight: int) -> tuple[tuple[str, str], tuple[str, str]]:
-    """The files of v2 and v1 and what is written to them, of which 100 and 1024 are what every group has at first."""
+    """Return file name and value for v2 and v1; the defaults of these files are 100 and 1024."""
     return ("cpu.weight", str(weight)), ("cpu.shares", str(1024 * weight // 100))
 
 
@@ -197,7 +200,7 @@ def _values(version: int, bounds: Bounds, controllers: frozenset[str]) -> list[t
 
 
 async def remove_group(folder: Path) -> None:
-    """Kill what is in the group and remove it, within two seconds; what stays is reported, and tried again later."""
+    """Kill every process in the group and remove it, within two seconds; else log it for `clear_leftovers` to retry."""
     deadline = asyncio.get_running_loop().time() + _REMOVE_SECONDS
     while True:
         try:
@@ -207,7 +210,7 @@ async def remove_group(folder: Path) -> None:
             return
         except OSError as error:
             if asyncio.get_running_loop().time() > deadline:
-                log.warning("cgroup_left", folder=str(folder), error=str(error))
+                log.warning("cgroup_removal_failed", folder=str(folder), error=str(error))
                 return
         with contextlib.suppress(OSError):
             for pid in (folder / "cgroup.procs").read_text().split():

@@ -1,8 +1,8 @@
-"""The jail around a hypervisor: bubblewrap with every namespace, an unprivileged user, a root with only what it needs.
+"""The jail around a hypervisor: bubblewrap with every namespace, an unprivileged user, and a minimal root directory.
 
-As root each machine runs as a user id of its own; anyone else's machines run as themselves. Either way the process sees
-no network, no other process, no file but the hypervisor's own and the descriptors that it was handed. A job that breaks
-out of the emulator finds itself here.
+As root, belljar runs each machine with a user id of its own; as another user, with that user's id. Either way the
+process sees no network, no other process, and no file except the hypervisor's own and the descriptors that it inherits.
+The jail holds a guest that has broken out of its hypervisor.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from typing import Any
 
 from belljar.model.errors import HostError, MissingTool
 from belljar.node.machines.host.cgroup import Group
-from belljar.node.machines.host.faults import check_descriptors
-from belljar.settings.machines import MachineSettings
+from belljar.node.machines.host.descriptors import check_descriptors
+from belljar.settings import Settings
 from belljar.system.executables import find_executable
 from belljar.system.file_locks import try_lock
 
 _UID_LOCKS = Path("/run/belljar/uids")
 _KVM = Path("/dev/kvm")
-#: Device nodes of machines that run as a user of their own. Only below /dev may nodes be opened on every host.
+#: Device nodes of machines that run with a user id of their own. Some hosts allow opening nodes only below /dev.
 KVM_NODES = Path("/dev/belljar")
 _MAX_FILES = 256
-#: Folders with nothing in them but what packages put there for all to read.
+#: Folders that hold only files of packages, readable by everyone.
 _SYSTEM_LIBRARIES = re.compile(r"(/usr)?/lib(32|64|/[a-z0-9_]+-linux-gnu[a-z0-9]*)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Program:
-    """An executable and everything that it opens by name."""
+    """An executable and every file that it opens by name."""
 
     executable: Path
     #: Files and folders, bound read-only at the same places.
@@ -46,35 +46,35 @@ class Program:
 
 
 @functools.cache
-def program(name: str, *folders: str) -> Program:
-    """A program on PATH, `folders`, and where its shared libraries are as ldd names them. Raises MissingTool."""
-    found = find_executable(name)
-    if found is None:
+def find_program(name: str, *folders: str) -> Program:
+    """Return a program on PATH with `folders` and the places of its shared libraries (ldd). Raises MissingTool."""
+    path = find_executable(name)
+    if path is None:
         raise MissingTool(f"{name} not found; install with: apt-get install qemu-system-x86")
-    executable = Path(found).resolve()
+    executable = Path(path).resolve()
     listing = subprocess.run(["ldd", str(executable)], capture_output=True, text=True, check=False, timeout=30).stdout
     libraries = re.findall(r"(/\S+) \(0x", listing)
     present = [folder for folder in folders if Path(folder).exists()]
-    return Program(executable=executable, files=(str(executable), *_outermost([*map(_place, libraries), *present])))
+    return Program(executable=executable, files=(str(executable), *_outermost([*map(_bind_path, libraries), *present])))
 
 
-def _place(library: str) -> str:
-    """The system's folder of a library, else the library: bubblewrap takes a fifth of a millisecond for each place."""
+def _bind_path(library: str) -> str:
+    """Return the system folder of a library, else the library itself: each path costs bubblewrap 0.2 ms."""
     folder = str(Path(library).parent)
     return folder if _SYSTEM_LIBRARIES.fullmatch(folder) else library
 
 
 def _outermost(paths: list[str]) -> list[str]:
-    """The paths, each once, without those in a folder that is another of them."""
+    """Return the paths without duplicates and without paths below another of them."""
     once = list(dict.fromkeys(paths))
     return [path for path in once if not any(other in once for other in map(str, Path(path).parents))]
 
 
 @contextlib.contextmanager
-def machine_uid(settings: MachineSettings) -> Iterator[int | None]:
-    """A user id that no other machine on this host has while the block lasts; None when belljar is not root.
+def machine_uid(settings: Settings) -> Iterator[int | None]:
+    """Reserve a user id that no other machine on this host has during the block; None when belljar is not root.
 
-    Raises HostError when all are taken.
+    Raises HostError when all are in use.
     """
     if os.geteuid() != 0:
         yield None
@@ -92,9 +92,9 @@ def machine_uid(settings: MachineSettings) -> Iterator[int | None]:
 
 @contextlib.contextmanager
 def kvm_node(machine_id: str, uid: int | None) -> Iterator[Path]:
-    """A device node for KVM that the machine's user may open: the host's own, else one made for this machine.
+    """Provide a device node for KVM that the machine's user may open: the host's, else one made for this machine.
 
-    Raises HostError when there is none.
+    Raises HostError when this host has no KVM, or none that may be used.
     """
     try:
         status = _KVM.stat()
@@ -122,8 +122,8 @@ def kvm_node(machine_id: str, uid: int | None) -> Iterator[Path]:
             KVM_NODES.rmdir()
 
 
-#: Joins the cgroups, sets the limits that no cgroup is needed for, and becomes the jail. $1: how many cgroup files
-#: follow; then those; then the command.
+#: Joins the cgroups, sets the rlimits, and executes the jail. $1 is the number of cgroup files that follow, then come
+#: those files, then the command.
 _ENTER = """
 count=$1; shift
 while [ "$count" -gt 0 ]; do echo $$ >"$1" || exit 121; shift; count=$((count - 1)); done
@@ -132,65 +132,66 @@ exec "$@"
 """
 
 
-def joining(group: Group) -> list[str]:
-    """The shell that joins the cgroups and sets the limits, to which the command to be executed is added.
+def cgroup_join_command(group: Group) -> list[str]:
+    """Return the start of a command line: a shell that joins the cgroups, sets rlimits and executes what follows.
 
-    It is told the limits by its environment (`entering_environment`).
+    It reads the rlimits from its environment (`limits_environment`).
     """
     return ["/bin/sh", "-c", _ENTER, "belljar-jail", str(len(group.procs)), *map(str, group.procs)]
 
 
-def entering_environment(address_bytes: int | None) -> dict[str, str]:
-    """What that shell is told; nothing of it reaches the hypervisor."""
+def limits_environment(address_bytes: int | None) -> dict[str, str]:
+    """Return the environment of `cgroup_join_command`'s shell; the hypervisor never sees it."""
     address = "" if address_bytes is None else str(address_bytes // 1024)
     return {"BELLJAR_FILES": str(_MAX_FILES), "BELLJAR_ADDRESS_KB": address, "PATH": "/usr/bin:/bin"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Jail:
-    """How one machine's hypervisor is shut in."""
+    """The confinement of one machine's hypervisor."""
 
     uid: int | None
     group: Group
-    #: Bound on the address space where no cgroup bounds the memory; None where one does.
+    #: Limit of the address space where no cgroup limits the memory; None where one does.
     address_bytes: int | None
     #: A device node for /dev/kvm, or None.
     kvm: Path | None = None
 
-    def command(self, inside: Program, arguments: Sequence[str]) -> list[str]:
-        """The whole command line, from the shell that joins the cgroups to the hypervisor's own arguments."""
-        enter = joining(self.group)
+    def command(self, program: Program, arguments: Sequence[str]) -> list[str]:
+        """Return the whole command line, from the shell that joins the cgroups to the hypervisor's own arguments."""
+        argv = cgroup_join_command(self.group)
         if self.uid is not None:
             ids = [f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups"]
-            enter += [need("setpriv", "util-linux"), *ids, "--inh-caps=-all", "--bounding-set=-all"]
-        return [*enter, *self._bubblewrap(inside), str(inside.executable), *arguments]
+            argv += [require_tool("setpriv", "util-linux"), *ids, "--inh-caps=-all", "--bounding-set=-all"]
+        return [*argv, *self._bubblewrap(program), str(program.executable), *arguments]
 
-    def _bubblewrap(self, inside: Program) -> list[str]:
-        argv = [need("bwrap", "bubblewrap"), "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session"]
+    def _bubblewrap(self, program: Program) -> list[str]:
+        argv = [require_tool("bwrap", "bubblewrap"), "--unshare-all", "--unshare-user"]
+        argv += ["--die-with-parent", "--new-session"]
         argv += ["--clearenv", "--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
         argv += ["--tmpfs", "/tmp"]  # noqa: S108 (the jail's own)
-        for file in inside.files:
+        for file in program.files:
             argv += ["--ro-bind", file, file]
         if self.kvm is not None:
             argv += ["--dev-bind", str(self.kvm), "/dev/kvm"]
         return [*argv, "--chdir", "/", "--"]
 
     def environment(self) -> dict[str, str]:
-        """What the entering shell is told."""
-        return entering_environment(self.address_bytes)
+        """Return the environment of the command's shell."""
+        return limits_environment(self.address_bytes)
 
 
-def end(pid: int) -> None:
-    """Kill the jail whose outer process this is, whatever point it has reached; it must not have been waited for yet.
+def kill_tree(pid: int) -> None:
+    """Kill the jail whose outer process is `pid`, at any point of its start. The process must not be reaped yet.
 
-    bubblewrap ties its inside to its outside only once it is set up (PR_SET_PDEATHSIG in bubblewrap.c's do_init): the
-    outer process killed before that leaves the inner one waiting for it for ever. So it is halted first, and its
-    children, with which everything in their PID namespace ends (pid_namespaces(7)), are killed before it.
+    bubblewrap ties its inner process to the outer one only at the end of its setup (PR_SET_PDEATHSIG in bubblewrap.c's
+    do_init). Killing the outer process earlier leaves the inner one waiting for ever. So the outer process is stopped
+    first, then its children are killed, which ends everything in their PID namespace (pid_namespaces(7)), then itself.
     """
     try:
         os.kill(pid, signal.SIGSTOP)
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:  # gone, or a kernel without CONFIG_PROC_CHILDREN
+    except OSError:  # it has ended, or the kernel lacks CONFIG_PROC_CHILDREN
         children = []
     for each in [*map(int, children), pid]:
         with contextlib.suppress(ProcessLookupError):
@@ -198,45 +199,45 @@ def end(pid: int) -> None:
 
 
 async def spawn(command: Sequence[str], **options: Any) -> asyncio.subprocess.Process:
-    """`asyncio.create_subprocess_exec` for a jail, which a cancellation does not break in the middle.
+    """Start a jail's process like `asyncio.create_subprocess_exec`, safely cancellable at any moment.
 
-    asyncio kills what it was starting and then waits for its pipes to close: for ever, with a bubblewrap that was
-    killed before it was set up (see `end`). So the start is let finish, and what was started ended properly.
+    asyncio kills a process whose start is cancelled and then waits for its pipes to close. With a bubblewrap that was
+    killed during its setup (see `kill_tree`) it waits for ever. So the start is finished, and the process killed then.
     """
     check_descriptors()
-    starting = asyncio.create_task(asyncio.create_subprocess_exec(*command, **options))
+    start = asyncio.create_task(asyncio.create_subprocess_exec(*command, **options))
     try:
-        return await asyncio.shield(starting)
+        return await asyncio.shield(start)
     except asyncio.CancelledError:
-        ending = asyncio.create_task(_end_started(starting))
-        while not ending.done():
-            with contextlib.suppress(asyncio.CancelledError):  # once more: it takes milliseconds
-                await asyncio.wait({ending})
+        kill = asyncio.create_task(_kill_started(start))
+        while not kill.done():
+            with contextlib.suppress(asyncio.CancelledError):  # cancelled again; the kill takes milliseconds
+                await asyncio.wait({kill})
         raise
 
 
-async def _end_started(starting: asyncio.Task[asyncio.subprocess.Process]) -> None:
-    await asyncio.wait({starting})
-    if starting.exception() is None:
-        process = starting.result()
-        end(process.pid)
+async def _kill_started(start: asyncio.Task[asyncio.subprocess.Process]) -> None:
+    await asyncio.wait({start})
+    if start.exception() is None:
+        process = start.result()
+        kill_tree(process.pid)
         await process.wait()
 
 
 @functools.cache
-def need(tool: str, package: str) -> str:
-    """The path of a program. Raises MissingTool."""
-    found = find_executable(tool)
-    if found is None:
+def require_tool(tool: str, package: str) -> str:
+    """Return the path of a program that `package` installs. Raises MissingTool."""
+    path = find_executable(tool)
+    if path is None:
         raise MissingTool(f"{tool} not found; install with: apt-get install {package}")
-    return found
+    return path
 
 
-def explain(words: str) -> str:
-    """bubblewrap's last words, with what to do about those that an operator can do something about."""
-    if "No permissions to create" in words or "setting up uid map" in words or "namespace" in words.lower():
+def with_advice(error: str) -> str:
+    """Return an error of bubblewrap, followed by what an operator can do about it, if anything."""
+    if "No permissions to create" in error or "setting up uid map" in error or "namespace" in error.lower():
         return (
-            f"{words}; the jail needs user namespaces: as root, sysctl kernel.unprivileged_userns_clone=1 "
+            f"{error}; the jail needs user namespaces: as root, sysctl kernel.unprivileged_userns_clone=1 "
             "user.max_user_namespaces=10000 (and kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu)"
         )
-    return words
+    return error

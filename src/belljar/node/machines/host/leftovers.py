@@ -1,7 +1,7 @@
-"""What a killed belljar left on this host: cgroups with or without processes in them, and device nodes.
+"""Removes what a killed belljar left on this host: cgroups, with the processes in them, and device nodes.
 
-Machines themselves die with the process that made them (bubblewrap asks the kernel for it, and their agents power off
-when the host's end of the stream closes); this removes the rest, and kills what slipped through.
+Machines end with the process that made them: bubblewrap asks the kernel for it, and their agents power off when the
+host's end of the stream closes. This module removes the rest, and kills hypervisors that survived all the same.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from belljar.node.machines.host.threads import in_thread
 async def clear_leftovers(
     hierarchies: list[Hierarchy] | None = None, nodes: Path = KVM_NODES, *, jails: Path | None = None
 ) -> int:
-    """Remove what belongs to owners that are dead; returns how many things that were.
+    """Remove what belongs to dead owners; return the number of removed groups, nodes and folders.
 
-    `jails` is where Firecracker's machines have their folders.
+    `jails`: the folder of all Firecracker machines' folders.
     """
     removed = await in_thread(clear_folders, jails) if jails is not None else 0
     for hierarchy in find_hierarchies() if hierarchies is None else hierarchies:

@@ -1,7 +1,7 @@
-"""Work in another network namespace, in a thread that ends with it: the process itself never changes its own.
+"""Work in another network namespace, in a thread of its own: the process itself never changes its namespaces.
 
-Only a process that was started for it leaves for a user namespace, where it is root over what it makes, and over
-nothing else of the host's (user_namespaces(7)).
+Only a process started for that purpose enters a user namespace. There it is root over its own namespaces, and has no
+power over the rest of the host (user_namespaces(7)).
 
 Source: setns(2), network_namespaces(7). Python has os.setns only from 3.12 on.
 """
@@ -23,14 +23,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def check(result: int, what: str) -> None:
-    """Raises OSError for the C library's -1."""
+    """Raise OSError if a call of the C library failed; `what` names the call."""
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
 def in_fresh_thread(work: Callable[[], T]) -> T:
-    """What `work` returns, from a thread of its own that may change its namespaces: they end with it. Blocks.
+    """Return the result of `work` from a new thread, which may change its namespaces: they end with it. Blocks.
 
     Raises OSError when no thread can be started.
     """
@@ -55,7 +55,7 @@ def in_fresh_thread(work: Callable[[], T]) -> T:
 
 
 def inside(namespace: Path, work: Callable[[], T]) -> T:
-    """What `work` returns in the network namespace that is mounted at that path. Blocks. Raises OSError."""
+    """Return the result of `work`, called in the network namespace mounted at that path. Blocks. Raises OSError."""
 
     def enter_and_work() -> T:
         descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
@@ -69,12 +69,12 @@ def inside(namespace: Path, work: Callable[[], T]) -> T:
 
 
 def leave_to_new() -> None:
-    """Put the calling thread, which must be a fresh one, into a new network namespace. Raises OSError."""
+    """Move the calling thread, which must be new, into a new network namespace. Raises OSError."""
     check(_libc.unshare(_CLONE_NEWNET), "unshare")
 
 
 def become_own_root() -> None:
-    """Put this process, which must have one thread, into new user, network and mount namespaces, as root there.
+    """Move this process, which must have one thread, into new user, network and mount namespaces, as root there.
 
     Raises OSError where the host does not let its users do so.
     """

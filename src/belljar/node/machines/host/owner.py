@@ -1,6 +1,7 @@
-"""Whose a machine is: the process that made it, named so that others can tell whether it still lives.
+"""Names the process that owns a machine, so that other processes can tell whether the owner is still alive.
 
-What a killed belljar leaves on its host carries this name, and whoever starts next removes what belongs to the dead.
+Everything that a machine leaves on its host after a crash carries this name; the next start of belljar removes what
+belongs to dead owners.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def _pid_namespace() -> int:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """When a process began, in clock ticks since the host's boot (proc_pid_stat(5), field 22); None without one."""
+    """Return the start of a process in clock ticks since the host's boot (proc_pid_stat(5), field 22), or None."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -27,12 +28,12 @@ def _start_ticks(pid: int) -> int | None:
 
 
 def owner_name(pid: int) -> str:
-    """The name of a living process, never given to another: its pid namespace, its number, when it began."""
+    """Return the unique name of a living process: its pid namespace, its pid and its start time."""
     return f"{_pid_namespace()}-{pid}-{_start_ticks(pid)}"
 
 
 def is_dead(name: str) -> bool:
-    """Whether the owner of that name is gone. False where this process cannot know: for owners in other namespaces."""
+    """Return whether the owner of that name has ended. False for owners in other pid namespaces: nothing is known."""
     match = _NAME.match(name)
     if match is None or int(match["namespace"]) != _pid_namespace():
         return False

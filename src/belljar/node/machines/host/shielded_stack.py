@@ -1,4 +1,4 @@
-"""What a machine stands on, released as a whole; and work that a cancellation does not break in the middle."""
+"""Work and cleanup that a cancellation cannot interrupt."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def uninterrupted(work: Coroutine[Any, Any, T], unused: Callable[[T], object] | None = None) -> T:
-    """Return what `work` returns. Cancelled, however often, wait for its end first, and then raise the cancellation.
+async def uninterrupted(work: Coroutine[Any, Any, T], release: Callable[[T], object] | None = None) -> T:
+    """Return the result of `work`. When cancelled, even repeatedly, wait for its end and then raise the cancellation.
 
-    `unused` releases a result that the cancelled caller does not get.
+    `release` releases a result that the cancelled caller does not get.
     """
     task = asyncio.create_task(work)
     cancelled: asyncio.CancelledError | None = None
@@ -24,14 +24,14 @@ async def uninterrupted(work: Coroutine[Any, Any, T], unused: Callable[[T], obje
             cancelled = error
     if cancelled is None:
         return task.result()
-    if not task.cancelled() and task.exception() is None and unused is not None:
-        unused(task.result())
+    if not task.cancelled() and task.exception() is None and release is not None:
+        release(task.result())
     raise cancelled
 
 
 @asynccontextmanager
 async def shielded_exit_stack() -> AsyncIterator[AsyncExitStack]:
-    """A stack that is closed to its end however often the worker is cancelled: nothing is left behind."""
+    """Provide an exit stack that is always closed completely, even if its task is cancelled meanwhile."""
     stack = AsyncExitStack()
     try:
         yield stack

@@ -1,6 +1,6 @@
-"""The machine's end of a network slot: its TAP device, opened inside the slot's namespace.
+"""Opens the TAP device of a machine's network slot, inside the slot's namespace.
 
-The descriptor is all that a hypervisor needs; it may sit in a jail without any network.
+A hypervisor needs only the descriptor, so it can run in a jail without any network.
 Source: the kernel's Documentation/networking/tuntap.rst.
 """
 
@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from belljar.model.errors import HostError
-from belljar.node.machines.host.faults import check_descriptors
+from belljar.node.machines.host.descriptors import check_descriptors
 from belljar.node.machines.host.namespace import become_own_root, in_fresh_thread, inside, leave_to_new
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.threads import in_thread
@@ -26,13 +26,13 @@ from belljar.node.machines.protocol import GUEST_MAC, NetworkSlot
 _DEVICE = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _TUNSETPERSIST = 0x400454CB
-_DEAD_END = "tap0"
-_MAKER_SECONDS = 30
+_ISOLATED_TAP = "tap0"
+_HELPER_SECONDS = 30
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 
 
 def open_tap(slot: NetworkSlot) -> int:
-    """A descriptor of the slot's TAP device, the caller's to close. Blocks for about 0.1 ms. Raises HostError."""
+    """Return a descriptor of the slot's TAP device, the caller's to close. Blocks for 0.1 ms. Raises HostError."""
     try:
         if slot.device is not None:
             return os.dup(slot.device)
@@ -41,46 +41,46 @@ def open_tap(slot: NetworkSlot) -> int:
         raise HostError(f"cannot open the machine's network device: {error}") from error
 
 
-async def opened_tap(slot: NetworkSlot | None, stack: AsyncExitStack) -> int | None:
-    """The same, closed with `held`; None without a slot. Raises HostError."""
-    return None if slot is None else await _opened(lambda: open_tap(slot), stack)
+async def enter_tap(slot: NetworkSlot | None, stack: AsyncExitStack) -> int | None:
+    """Return a descriptor of the slot's TAP device, closed with `stack`; None without a slot. Raises HostError."""
+    return None if slot is None else await _enter(lambda: open_tap(slot), stack)
 
 
-async def dead_end(stack: AsyncExitStack) -> int:
-    """A TAP device for a template, whose network leads nowhere: alone in a namespace that goes with the descriptor.
+async def enter_isolated_tap(stack: AsyncExitStack) -> int:
+    """Return a TAP device for a snapshot source, alone in a namespace that ends with the descriptor.
 
-    Its clones are given others; to QEMU they are the same kind of thing. Raises HostError.
+    Each clone gets the device of its own slot, which is of the same kind to QEMU. Raises HostError.
     """
 
     def make() -> int:
         leave_to_new()
-        return attach_tap(_DEAD_END)
+        return attach_tap(_ISOLATED_TAP)
 
-    work = (lambda: in_fresh_thread(make)) if os.geteuid() == 0 else made_by_own_root
+    work = (lambda: in_fresh_thread(make)) if os.geteuid() == 0 else _make_in_helper
     try:
-        return await _opened(work, stack)
+        return await _enter(work, stack)
     except OSError as error:
-        raise HostError(f"cannot make a template's network device: {error}") from error
+        raise HostError(f"cannot make a network device for a snapshot: {error}") from error
 
 
-async def dead_end_slot(stack: AsyncExitStack) -> NetworkSlot:
-    """The same as a slot, for a hypervisor that opens its device itself: a namespace without a name, gone with `held`.
+async def enter_isolated_slot(stack: AsyncExitStack) -> NetworkSlot:
+    """Return a slot with such a device, for a hypervisor that opens its device itself; it ends with `stack`.
 
-    Raises HostError.
+    Its namespace has no name. Raises HostError.
     """
 
     def make() -> int:
         leave_to_new()
-        os.close(attach_tap(_DEAD_END, persist=True))
+        os.close(attach_tap(_ISOLATED_TAP, persist=True))
         return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     try:
-        namespace = await _opened(lambda: in_fresh_thread(make), stack)
+        namespace = await _enter(lambda: in_fresh_thread(make), stack)
     except OSError as error:
-        raise HostError(f"cannot make a template's network device: {error}") from error
+        raise HostError(f"cannot make a network device for a snapshot: {error}") from error
     return NetworkSlot(
         namespace=Path(f"/proc/{os.getpid()}/fd/{namespace}"),
-        tap=_DEAD_END,
+        tap=_ISOLATED_TAP,
         guest_mac=GUEST_MAC,
         guest_address="",
         gateway="",
@@ -88,46 +88,43 @@ async def dead_end_slot(stack: AsyncExitStack) -> NetworkSlot:
     )
 
 
-def made_by_own_root() -> int:
-    """The same device, made by a process that is root in a namespace of its own, for a user who is not. Blocks.
-
-    Raises OSError.
-    """
+def _make_in_helper() -> int:
+    """Return such a device from a helper process that is root in its own user namespace. Blocks. Raises OSError."""
     check_descriptors()
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.settimeout(_MAKER_SECONDS)
-        code = f"import sys; from {__name__} import make_as_own_root; make_as_own_root(int(sys.argv[1]))"
-        command = [sys.executable, "-P", "-c", code, str(theirs.fileno())]
+    parent_end, child_end = socket.socketpair()
+    with parent_end, child_end:
+        parent_end.settimeout(_HELPER_SECONDS)
+        code = f"import sys; from {__name__} import send_isolated_tap; send_isolated_tap(int(sys.argv[1]))"
+        command = [sys.executable, "-P", "-c", code, str(child_end.fileno())]
         run = subprocess.run(
-            command, pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=_MAKER_SECONDS, check=False
+            command, pass_fds=[child_end.fileno()], capture_output=True, text=True, timeout=_HELPER_SECONDS, check=False
         )
         if run.returncode != 0:
             raise OSError((run.stderr.strip().splitlines() or ["no reason given"])[-1])
-        _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
+        _, (descriptor,), _, _ = socket.recv_fds(parent_end, 1, 1)
         os.set_inheritable(descriptor, False)
         return descriptor
 
 
-def make_as_own_root(channel: int) -> None:
-    """What the process of `made_by_own_root` does: send the device over that socket, and end. Raises OSError."""
+def send_isolated_tap(channel: int) -> None:
+    """Make the device in the helper process, and send its descriptor over the socket `channel`. Raises OSError."""
     become_own_root()
     with socket.socket(fileno=channel) as replies:
-        socket.send_fds(replies, [b"."], [attach_tap(_DEAD_END)])
+        socket.send_fds(replies, [b"."], [attach_tap(_ISOLATED_TAP)])
 
 
-async def _opened(work: Callable[[], int], stack: AsyncExitStack) -> int:
-    """The descriptor that blocking `work` opens, closed with `held`."""
+async def _enter(work: Callable[[], int], stack: AsyncExitStack) -> int:
+    """Return the descriptor that blocking `work` opens, closed with `stack`."""
     descriptor = await uninterrupted(in_thread(work), os.close)
     stack.callback(os.close, descriptor)
     return descriptor
 
 
 def attach_tap(name: str, *, persist: bool = False) -> int:
-    """A descriptor of the TAP device `name` of the calling thread's namespace, made if it is not there.
+    """Return a descriptor of the TAP device `name` in the calling thread's namespace; make it if it is missing.
 
-    `persist`: it stays when the descriptor is closed. Frames carry a virtio header, so that both ends may leave
-    checksums and segmentation to each other. Raises OSError.
+    `persist`: the device stays after the descriptor is closed. Frames carry a virtio header, so that each end may
+    leave checksums and segmentation to the other. Raises OSError.
     """
     descriptor = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:

@@ -1,1 +1,1 @@
-"""Where machines come from: the pool, a snapshot, a boot."""
+"""Acquires machines: from the warm pool, from a snapshot, or by a boot."""

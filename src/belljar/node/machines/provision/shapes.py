@@ -1,10 +1,10 @@
-"""The few shapes that machines are cut to, so that many jobs share a snapshot."""
+"""Rounds the sizes of machines up to a few shapes, so that many jobs share a snapshot."""
 
 from __future__ import annotations
 
 from belljar.node.machines.protocol import Shape
 
-#: Between powers of two one step more: what a job asked for is exceeded by half at most.
+#: Powers of two and one step between each two: rounding adds half of the requested memory at most.
 _MEMORY_MB = tuple(sorted(step for power in range(6, 31) for step in (1 << power, 3 << (power - 1)) if step >= 64))
 _DISK_MB = tuple(1 << power for power in range(6, 31))
 
@@ -19,7 +19,7 @@ def round_up_shape(
     disk_iops: int | None = None,
     network_mbit_per_second: float | None = None,
 ) -> Shape:
-    """The smallest shape that has at least that: memory (MiB) and disk (MiB) rounded up a ladder, the rest as asked."""
+    """Return the smallest shape with at least that much memory (MiB) and disk (MiB), and the rest as requested."""
     return Shape(
         vcpus=vcpus,
         memory_mb=next(step for step in _MEMORY_MB if step >= memory_mb),

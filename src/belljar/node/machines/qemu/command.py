@@ -1,4 +1,4 @@
-"""QEMU's command line for one machine: a microvm with virtio-mmio devices; what it opens comes as descriptors."""
+"""Builds QEMU's command line for one machine: a microvm with virtio-mmio devices that opens inherited descriptors."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import json
 from dataclasses import dataclass
 
 from belljar.node.machines.protocol import Shape
-from belljar.node.machines.qemu.throttle import throttle_filter, throttled
+from belljar.node.machines.qemu.throttle import throttle_filter, throttle_group
 
-#: Megabytes of translated code that TCG keeps at most; the default of a gigabyte is memory that a machine may take. A
-#: Node.js that starts fills 64: all is thrown away then and translated again, which makes it three times as slow.
+#: Limit of TCG's cache of translated code, in megabytes, instead of the default of a gigabyte per machine. With 64 a
+#: starting Node.js fills the cache; everything is then translated again, which makes it three times as slow.
 TB_SIZE_MB = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What the machine is made of. A clone's must be what its template's was."""
+    """The machine's hardware. A clone's must equal its snapshot source's."""
 
     shape: Shape
     accelerator: str
-    #: Of the host's time stamp counter, which a guest under emulation must be told (tsc.py); None where it need not be.
+    #: Frequency of the host's time stamp counter, which an emulated guest cannot measure (tsc.py); None under KVM.
     tsc_khz: int | None
-    #: Of its network device, if it has one.
+    #: Address of its network device, if it has one.
     guest_mac: str | None = None
 
 
@@ -36,17 +36,17 @@ class Descriptors:
     scratch: int | None
     memory: int | None
     state: int | None
-    #: A second QMP monitor, for what a clone is told before anybody watches it.
-    orders: int | None
+    #: A second QMP monitor, which loads a clone's snapshot.
+    restore: int | None
     agent: int
     qmp: int
     console: int
-    #: Of the slot's TAP device.
+    #: The slot's TAP device.
     tap: int | None = None
 
 
 def arguments(hardware: Hardware, descriptors: Descriptors) -> list[str]:
-    """QEMU's arguments, after the executable."""
+    """Return QEMU's arguments, without the executable."""
     shape, accelerator = hardware.shape, hardware.accelerator
     return [
         "-nodefaults",
@@ -56,7 +56,7 @@ def arguments(hardware: Hardware, descriptors: Descriptors) -> list[str]:
         "-no-reboot",
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-        # ACPI is how Debian's kernel finds the devices; without the clock the guest begins in 1970.
+        # Debian's kernel finds the devices by ACPI; without the clock the guest's time starts in 1970.
         "-machine",
         f"microvm,acpi=on,rtc=on,usb=off{'' if descriptors.memory is None else ',memory-backend=memory'}",
         *_accelerator(accelerator),
@@ -90,32 +90,32 @@ def arguments(hardware: Hardware, descriptors: Descriptors) -> list[str]:
 
 
 def _memory(shape: Shape, descriptors: Descriptors) -> list[str]:
-    """Memory in a file is a template's, shared so that the file gets what the guest writes, or a clone's, private."""
+    """Return arguments for memory in a file: a snapshot source writes to the file, a clone maps it privately."""
     if descriptors.memory is None:
         return []
     share = "on" if descriptors.state is None else "off"
-    place = f"mem-path=/proc/self/fd/{descriptors.memory}"
-    argv = ["-object", f"memory-backend-file,id=memory,size={shape.memory_mb}M,{place},share={share}"]
+    path = f"mem-path=/proc/self/fd/{descriptors.memory}"
+    argv = ["-object", f"memory-backend-file,id=memory,size={shape.memory_mb}M,{path},share={share}"]
     if descriptors.state is not None:
-        argv += ["-incoming", "defer", "-chardev", f"socket,id=orders,fd={descriptors.orders}"]
+        argv += ["-incoming", "defer", "-chardev", f"socket,id=orders,fd={descriptors.restore}"]
         argv += ["-mon", "chardev=orders,mode=control"]
     return argv
 
 
-def restore_orders(state: int) -> bytes:
-    """QMP commands that make a clone of a QEMU that waits for them: written before it is there, read when it is.
+def restore_commands(state: int) -> bytes:
+    """Return the QMP commands with which a waiting QEMU loads a snapshot's state from the descriptor `state`.
 
-    The state has all but the memory in it (x-ignore-shared); the guest goes on by itself when it has been read.
+    The state holds everything except the memory (x-ignore-shared). The guest runs as soon as the state is loaded.
     """
     ignore_shared = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
-    orders: list[dict[str, object]] = [
+    commands: list[dict[str, object]] = [
         {"execute": "qmp_capabilities"},
         {"execute": "migrate-set-capabilities", "arguments": ignore_shared},
-        # Nobody needs to be told where the machine is now: its slot knows, and its first packets are to be its job's.
+        # No announcement on the network: the slot knows the machine, and its first packets must be its job's.
         {"execute": "migrate-set-parameters", "arguments": {"announce-rounds": 0}},
         {"execute": "migrate-incoming", "arguments": {"uri": f"fd:{state}"}},
     ]
-    return b"".join(json.dumps(order).encode() + b"\n" for order in orders)
+    return b"".join(json.dumps(command).encode() + b"\n" for command in commands)
 
 
 def _kernel(hardware: Hardware, descriptors: Descriptors) -> list[str]:
@@ -138,20 +138,23 @@ def _accelerator(accelerator: str) -> list[str]:
 
 
 def kernel_command_line(accelerator: str, tsc_khz: int | None) -> str:
-    """A quiet kernel that resets at a panic; under emulation it is told the clock's frequency (tsc.py says why)."""
-    words = ["console=ttyS0", "quiet", "loglevel=4", "panic=-1", "reboot=t", "random.trust_cpu=on"]
+    """Return the command line of a quiet kernel that resets at a panic.
+
+    Under emulation it contains the frequency of the time stamp counter (tsc.py says why).
+    """
+    options = ["console=ttyS0", "quiet", "loglevel=4", "panic=-1", "reboot=t", "random.trust_cpu=on"]
     if accelerator == "tcg" and tsc_khz is not None:
-        # The counter is the host's own; on a busy host the guest's watchdog would come to doubt it.
-        words += [f"tsc_early_khz={tsc_khz}", "tsc=reliable"]
+        # The counter is the host's; without tsc=reliable the guest's watchdog distrusts it on a busy host.
+        options += [f"tsc_early_khz={tsc_khz}", "tsc=reliable"]
     if accelerator == "tcg":
-        # What costs an emulated guest much and gives it nothing: fences against a processor's speculation, which the
-        # emulator has not got, and zeros in memory that the host gave as zeros.
-        words += ["mitigations=off", "init_on_alloc=0"]
-    return " ".join(words)
+        # Useless work that costs an emulated guest much: barriers against speculation, which the emulator does not do,
+        # and clearing memory that the host provides as zeros.
+        options += ["mitigations=off", "init_on_alloc=0"]
+    return " ".join(options)
 
 
 def _network(tap: int | None, guest_mac: str | None) -> list[str]:
-    """The guest's device on the slot's TAP; without one the guest has none."""
+    """Return arguments for the guest's device on the slot's TAP; none without a TAP."""
     if tap is None:
         return []
     device = f"virtio-net-device,netdev=net,mac={guest_mac}"
@@ -159,7 +162,7 @@ def _network(tap: int | None, guest_mac: str | None) -> list[str]:
 
 
 def _disks(shape: Shape, descriptors: Descriptors) -> list[str]:
-    """vda the root filesystem, vdb the script, vdc the scratch disk if there is one."""
+    """Return arguments for vda, the root filesystem, vdb, the script, and vdc, the scratch disk if there is one."""
     disks = [("root", descriptors.root, True), ("script", descriptors.script, True)]
     if descriptors.scratch is not None:
         disks.append(("scratch", descriptors.scratch, False))
@@ -167,7 +170,7 @@ def _disks(shape: Shape, descriptors: Descriptors) -> list[str]:
     for number, (name, descriptor, read_only) in enumerate(disks, start=1):
         access = "on" if read_only else "off"
         argv += ["-add-fd", f"fd={descriptor},set={number}"]
-        limits, node = throttled(shape, name)
+        limits, node = throttle_group(shape, name)
         argv += limits
         argv += [
             "-blockdev",
@@ -176,6 +179,6 @@ def _disks(shape: Shape, descriptors: Descriptors) -> list[str]:
         ]
         if node != name:
             argv += ["-blockdev", f"{throttle_filter(name, node)},read-only={access}"]
-        # A full disk on the host is an I/O error in the guest, not a machine that stands still.
+        # A full disk on the host becomes an I/O error in the guest; by default QEMU would stop the machine.
         argv += ["-device", f"virtio-blk-device,drive={name},werror=report,rerror=report"]
     return argv

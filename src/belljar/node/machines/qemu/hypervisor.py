@@ -1,4 +1,4 @@
-"""QEMU machines: booted, booted to be frozen, or cloned from what was frozen."""
+"""Starts QEMU machines: booted, booted as the source of a snapshot, or cloned from a snapshot."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from belljar.model.errors import HostError, host_error
+from belljar.node.machines.disks import ScriptDisk, copy_sparse
 from belljar.node.machines.host.cgroup import find_hierarchies
-from belljar.node.machines.host.faults import HOST_ERRNOS
-from belljar.node.machines.host.jail import Program, program
+from belljar.node.machines.host.host_errors import HOST_ERRNOS, host_errors
+from belljar.node.machines.host.jail import Program, find_program
 from belljar.node.machines.host.owner import owner_name
 from belljar.node.machines.host.readonly import ReadOnlyFiles
 from belljar.node.machines.host.shielded_stack import shielded_exit_stack, uninterrupted
-from belljar.node.machines.host.tap import dead_end, opened_tap
+from belljar.node.machines.host.tap import enter_isolated_tap, enter_tap
 from belljar.node.machines.host.threads import in_thread
-from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, BadSnapshot, Clone, Machine, MachineSpec, Template
+from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, BadSnapshot, Clone, Machine, MachineSpec, SnapshotSource
 from belljar.node.machines.qemu import command
-from belljar.node.machines.qemu.frozen import Frozen
-from belljar.node.machines.qemu.launch import Files, Launcher
-from belljar.node.machines.qemu.machine import QemuClone, QemuMachine, QemuTemplate
-from belljar.node.machines.qemu.memory import copy_sparse, new_memory, reopened
+from belljar.node.machines.qemu.launch import Launcher, MachineFiles
+from belljar.node.machines.qemu.machine import QemuClone, QemuMachine, QemuSnapshotSource
+from belljar.node.machines.qemu.memory import new_memory, reopen_read_only
 from belljar.node.machines.qemu.scratch import scratch_disk
+from belljar.node.machines.qemu.snapshot_files import LoadedSnapshot
 from belljar.settings import Settings
-from belljar.system.host_errors import host_errors
 
-#: What QEMU loads by name besides its libraries: accelerators that are modules, firmware.
+#: Where QEMU finds accelerators that are modules, and firmware; it opens them by name.
 _FOLDERS = (
     "/usr/lib/x86_64-linux-gnu/qemu",
     "/usr/lib64/qemu",
@@ -43,14 +43,14 @@ _FOLDERS = (
 
 
 class QemuHypervisor:
-    """The protocol's Hypervisor over QEMU's microvm. Raises MissingTool when made where QEMU is not installed."""
+    """The protocol's Hypervisor over QEMU's microvm. Its constructor raises MissingTool without QEMU."""
 
     name = "qemu"
 
     def __init__(self, settings: Settings, accelerator: str) -> None:
         self.accelerator = accelerator
         self._settings = settings
-        self._program: Program = program(settings.qemu, *_FOLDERS)
+        self._program: Program = find_program(settings.qemu, *_FOLDERS)
         self._launcher = Launcher(
             settings=settings,
             program=self._program,
@@ -58,100 +58,103 @@ class QemuHypervisor:
             hierarchies=tuple(find_hierarchies()),
             owner=owner_name(os.getpid()),
         )
-        self._frozen: dict[Path, Frozen] = {}
+        self._loaded: dict[Path, LoadedSnapshot] = {}
         self._loading = asyncio.Lock()
         self._read_only = ReadOnlyFiles(settings.data_dir)
 
     @property
     def version(self) -> str:
-        """QEMU's version, such as 7.2.22."""
+        """Return QEMU's version, such as 7.2.22."""
         return qemu_version(self._program.executable)
 
     @property
     def identity(self) -> str:
-        """The program as a file, which is cheaper than asking it for its version, and the code that calls it."""
+        """Return the identity of the executable file, which is quicker than its version, and of the calling code."""
         status = self._program.executable.stat()
         return f"{self._program.executable}:{status.st_size}:{status.st_mtime_ns}:{_command_digest()}"
 
     @asynccontextmanager
     async def machine(self, spec: MachineSpec) -> AsyncIterator[Machine]:
-        """Start a machine; it has begun to boot when the block begins. Raises MissingTool, HostError, DiskFull."""
+        """Start a machine; it is booting when the block begins. Raises MissingTool, HostError, DiskFull."""
         if spec.script_disk is None:
-            raise ValueError("a machine that boots is given its script's disk at once")
+            raise ValueError("a machine that boots needs its script disk at once")
         async with shielded_exit_stack() as stack:
             with host_errors("start a machine"):
-                files = Files(
-                    kernel=await self._opened(spec.image.kernel, stack),
-                    initramfs=await self._opened(spec.image.initramfs, stack),
-                    root=await self._opened(spec.image.root, stack),
-                    script=await self._opened(spec.script_disk, stack),
+                files = MachineFiles(
+                    kernel=await self._open(spec.image.kernel, stack),
+                    initramfs=await self._open(spec.image.initramfs, stack),
+                    root=await self._open(spec.image.root, stack),
+                    script=await self._open(spec.script_disk, stack),
                     scratch=await self._scratch(spec, stack),
-                    tap=await opened_tap(spec.slot, stack),
+                    tap=await enter_tap(spec.slot, stack),
                 )
                 machine = await self._launcher.launch(QemuMachine, spec, files, stack)
             yield machine
 
     @asynccontextmanager
-    async def template(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Template]:
-        """Boot a machine to be frozen into `folder`. Raises as `machine` does."""
+    async def snapshot_source(self, spec: MachineSpec, folder: Path) -> AsyncIterator[SnapshotSource]:
+        """Boot a machine that can be frozen into `folder`. Raises MissingTool, HostError, DiskFull."""
         async with shielded_exit_stack() as stack:
             with host_errors("start a machine"):
                 memory = new_memory(spec.shape.memory_mb << 20)
                 stack.callback(os.close, memory)
                 script = self._empty_disk(SCRIPT_DISK_BYTES, stack)
-                files = Files(
-                    kernel=await self._opened(spec.image.kernel, stack),
-                    initramfs=await self._opened(spec.image.initramfs, stack),
-                    root=await self._opened(spec.image.root, stack),
-                    script=reopened(script, stack),
-                    scratch=await self._scratch(spec, stack),
+                scratch = await self._scratch(spec, stack)
+                files = MachineFiles(
+                    kernel=await self._open(spec.image.kernel, stack),
+                    initramfs=await self._open(spec.image.initramfs, stack),
+                    root=await self._open(spec.image.root, stack),
+                    script=reopen_read_only(script, stack),
+                    scratch=scratch,
                     memory=memory,
-                    tap=await dead_end(stack) if spec.shape.network else None,
+                    tap=await enter_isolated_tap(stack) if spec.shape.network else None,
                 )
-                template = await self._launcher.launch(QemuTemplate, spec, files, stack)
-            template.reads(script)
-            template.keeps(folder, memory, files.scratch)
-            yield template
+                source = await self._launcher.launch(
+                    lambda spawned: QemuSnapshotSource(spawned, ScriptDisk(script), folder, memory, scratch),
+                    spec,
+                    files,
+                    stack,
+                )
+            yield source
 
     @asynccontextmanager
     async def clone(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Clone]:
-        """Clone what was frozen into `folder`; its memory is loaded once. Raises MachineError, HostError, DiskFull."""
+        """Clone the snapshot in `folder`; its memory is loaded once. Raises MachineError, HostError, DiskFull."""
         async with shielded_exit_stack() as stack:
             with host_errors("clone a machine"):
-                frozen = (await self._frozen_in(folder)).stack(stack)
-                scratch = None
-                if frozen.scratch is not None:
-                    scratch = self._empty_disk(0, stack)
-                    await uninterrupted(in_thread(copy_sparse, frozen.scratch, scratch))
+                snapshot = (await self._load(folder)).duplicate(stack)
                 script = self._empty_disk(SCRIPT_DISK_BYTES, stack)
-                files = Files(
-                    root=await self._opened(spec.image.root, stack),
-                    script=reopened(script, stack),  # the guest may not write to it
-                    scratch=scratch,
-                    memory=frozen.memory,
-                    state=reopened(frozen.state, stack),
-                    tap=await opened_tap(spec.slot, stack),
+                state = reopen_read_only(snapshot.state, stack)
+                files = MachineFiles(
+                    root=await self._open(spec.image.root, stack),
+                    script=reopen_read_only(script, stack),  # the guest may not write to it
+                    scratch=await self._copy_scratch(snapshot.scratch, stack),
+                    memory=snapshot.memory,
+                    state=state,
+                    tap=await enter_tap(spec.slot, stack),
                 )
-                clone = await self._launcher.launch(QemuClone, spec, files, stack)
-            clone.reads(script)
+                clone = await self._launcher.launch(
+                    lambda spawned: QemuClone(spawned, ScriptDisk(script)), spec, files, stack
+                )
+                clone.load_snapshot(state)
             yield clone
 
-    def forget(self, folder: Path) -> None:
-        """Let go of what is kept in memory of a snapshot; its clones go on."""
-        frozen = self._frozen.pop(folder, None)
-        if frozen is not None:
-            frozen.close()
+    def release_snapshot(self, folder: Path) -> None:
+        """Release the memory of a loaded snapshot; running clones keep theirs."""
+        snapshot = self._loaded.pop(folder, None)
+        if snapshot is not None:
+            snapshot.close()
 
-    async def _frozen_in(self, folder: Path) -> Frozen:
-        """What is kept in memory of a snapshot, loaded by the first who asks. Raises BadSnapshot, HostError."""
-        if folder not in self._frozen:
+    async def _load(self, folder: Path) -> LoadedSnapshot:
+        """Return the snapshot in memory; the first call for a folder loads it. Raises BadSnapshot, HostError."""
+        if folder not in self._loaded:
             async with self._loading:
-                if folder not in self._frozen:
-                    self._frozen[folder] = await uninterrupted(_load(folder), Frozen.close)
-        return self._frozen[folder]
+                if folder not in self._loaded:
+                    self._loaded[folder] = await uninterrupted(_load_snapshot(folder), LoadedSnapshot.close)
+        return self._loaded[folder]
 
-    async def _opened(self, path: Path, stack: AsyncExitStack) -> int:
-        """A descriptor to read from, closed with `held`. Raises HostError."""
+    async def _open(self, path: Path, stack: AsyncExitStack) -> int:
+        """Return a descriptor to read from, closed with `stack`. Raises HostError."""
         try:
             descriptor = await uninterrupted(in_thread(self._read_only.open, path), os.close)
         except OSError as error:
@@ -169,19 +172,26 @@ class QemuHypervisor:
     async def _scratch(self, spec: MachineSpec, stack: AsyncExitStack) -> int | None:
         return await stack.enter_async_context(scratch_disk(self._disks, spec.shape.disk_mb))
 
+    async def _copy_scratch(self, source: int | None, stack: AsyncExitStack) -> int | None:
+        if source is None:
+            return None
+        scratch = self._empty_disk(0, stack)
+        await uninterrupted(in_thread(copy_sparse, source, scratch))
+        return scratch
+
     def _empty_disk(self, size_bytes: int, stack: AsyncExitStack) -> int:
-        """A sparse file without a name, gone with its last descriptor. Raises DiskFull, HostError."""
-        with host_errors("make a machine's disk"):
+        """Return a sparse file without a name, closed with `stack`. Raises DiskFull, HostError."""
+        with host_errors(f"make a machine's disk in {self._disks}"):
             self._disks.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file = tempfile.TemporaryFile(dir=self._disks)  # noqa: SIM115 (held)
+            file = tempfile.TemporaryFile(dir=self._disks)  # noqa: SIM115 (the stack closes it)
             stack.callback(file.close)
             file.truncate(size_bytes)
             return file.fileno()
 
 
-async def _load(folder: Path) -> Frozen:
+async def _load_snapshot(folder: Path) -> LoadedSnapshot:
     try:
-        return await in_thread(Frozen.load, folder)
+        return await in_thread(LoadedSnapshot.load, folder)
     except OSError as error:
         if error.errno in HOST_ERRNOS:
             raise host_error(error, "load a snapshot") from error
@@ -190,16 +200,16 @@ async def _load(folder: Path) -> Frozen:
 
 @functools.cache
 def _command_digest() -> str:
-    """Changes with the code that decides what a machine is made of: a snapshot fits only the same."""
+    """Return a digest of the code that decides a machine's hardware: a snapshot fits only the same hardware."""
     return hashlib.sha256(Path(command.__file__).read_bytes()).hexdigest()[:16]
 
 
 @functools.cache
 def qemu_version(executable: Path) -> str:
-    """What `--version` says, such as 7.2.22. Raises HostError when the program cannot be run."""
+    """Return the version that `--version` prints, such as 7.2.22. Raises HostError when the program cannot be run."""
     try:
-        words = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout
+        run = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError) as error:
         raise HostError(f"{executable} --version failed: {error}") from error
-    found = re.search(r"version (\d[\w.]*)", words)
-    return found[1] if found else "unknown"
+    match = re.search(r"version (\d[\w.]*)", run.stdout)
+    return match[1] if match else "unknown"

@@ -1,79 +1,86 @@
-"""One QEMU process as a machine: its streams, its death, its end; and how it is frozen, or given its script."""
+"""One QEMU process as a machine: its streams, its death and its end; and clones and snapshot sources of that kind."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
+import socket
+from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.model.errors import HostError
-from belljar.node.machines.ends import is_the_hosts, killed, panicked, reason_of
+from belljar.node.machines.death import ProcessExit, classify_exit
+from belljar.node.machines.disks import ScriptDisk
 from belljar.node.machines.host.cgroup import Group
-from belljar.node.machines.host.jail import end, explain
-from belljar.node.machines.host.shielded_stack import uninterrupted
+from belljar.node.machines.host.jail import kill_tree, with_advice
 from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.host.usage import children
-from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, Console, Death, DeathCause
-from belljar.node.machines.qemu.frozen import MEMORY, SCRATCH, STATE
+from belljar.node.machines.protocol import Console, Death, DeathCause
+from belljar.node.machines.qemu.command import restore_commands
 from belljar.node.machines.qemu.memory import save, seal
 from belljar.node.machines.qemu.monitor import Monitor
-from belljar.node.machines.stderr_tail import read_last
-from belljar.system.host_errors import host_errors
+from belljar.node.machines.qemu.snapshot_files import MEMORY, SCRATCH, STATE
+from belljar.node.machines.stderr_tail import read_tail
 
 _STDERR_BYTES = 8192
-#: Copying less than this takes no longer than handing it to a thread.
-_SMALL = 1 << 20
 _CHUNK = 64 * 1024
-#: After a kill the processes in the jail go down one by one; the console's end tells when the last is gone.
+#: After a kill the processes in the jail end one by one; the end of the console shows that all have ended.
 _REAP_SECONDS = 5.0
-#: QEMU's words when the state of a snapshot is not what it can go on from (its migration/savevm.c, migration.c).
+#: QEMU's messages when it cannot restore a snapshot's state (its migration/savevm.c, migration.c).
 _NOT_RESTORED = re.compile(r"load of migration failed|savevm|[Mm]igration stream|Not a migration")
 
 
-class QemuMachine:
-    """The protocol's Machine. Made by QemuHypervisor, which also owns everything around it."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QemuProcess:
+    """A QEMU that was just spawned, with the host's ends of its channels."""
 
-    def __init__(
-        self,
-        machine_id: str,
-        process: asyncio.subprocess.Process,
-        monitor: Monitor,
-        group: Group,
-        *,
-        agent: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-        console: Console,
-        console_stream: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-        phases: dict[str, float],
-    ) -> None:
-        self.id = machine_id
-        self.reader, self.writer = agent
-        self.console = console
-        self.phases = phases
-        self._process = process
-        self._monitor = monitor
-        self._group = group
-        self._writers = (self.writer, console_stream[1])
+    machine_id: str
+    process: asyncio.subprocess.Process
+    monitor: Monitor
+    group: Group
+    agent: tuple[asyncio.StreamReader, asyncio.StreamWriter]
+    console: Console
+    console_stream: tuple[asyncio.StreamReader, asyncio.StreamWriter]
+    #: The monitor that loads a snapshot; None for a machine that boots.
+    restore: socket.socket | None = None
+    phases: dict[str, float]
+
+
+class QemuMachine:
+    """The protocol's Machine. QemuHypervisor makes it, and owns everything around it."""
+
+    def __init__(self, spawned: QemuProcess) -> None:
+        self.id = spawned.machine_id
+        self.reader, self.writer = spawned.agent
+        self.console = spawned.console
+        self.phases = spawned.phases
+        self._process = spawned.process
+        self._monitor = spawned.monitor
+        self._group = spawned.group
+        self._restore = spawned.restore
+        self._writers = (self.writer, spawned.console_stream[1])
         self._stderr = bytearray()
-        self._told = asyncio.create_task(self._read_stderr())
-        self._console_read = asyncio.create_task(self._read_console(console_stream[0]))
-        self._watched = asyncio.create_task(monitor.watch())
+        self._stderr_task = asyncio.create_task(self._read_stderr())
+        self._console_task = asyncio.create_task(self._read_console(spawned.console_stream[0]))
+        self._monitor_task = asyncio.create_task(self._monitor.watch())
         self._death = asyncio.create_task(self._await_death())
 
     def pids(self) -> list[int]:
+        """As the protocol says."""
         return [self._process.pid, *children(self._process.pid)] if self._process.returncode is None else []
 
     async def death(self) -> Death:
+        """As the protocol says."""
         return await asyncio.shield(self._death)
 
     async def kill(self) -> None:
+        """As the protocol says."""
         if self._process.returncode is None:
-            end(self._process.pid)
-        ended = asyncio.create_task(self._process.wait())
-        # What does not go down in time is left to the removal of its cgroup.
-        await asyncio.wait({ended, self._console_read, self._watched}, timeout=_REAP_SECONDS)
-        tasks = (ended, self._told, self._console_read, self._watched, self._death)
+            kill_tree(self._process.pid)
+        exited = asyncio.create_task(self._process.wait())
+        # The removal of the cgroup kills what does not end in time.
+        await asyncio.wait({exited, self._console_task, self._monitor_task}, timeout=_REAP_SECONDS)
+        tasks = (exited, self._stderr_task, self._console_task, self._monitor_task, self._death)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -85,37 +92,34 @@ class QemuMachine:
     async def _await_death(self) -> Death:
         exited = asyncio.create_task(self._process.wait())
         try:
-            await asyncio.wait({exited, self._watched}, return_when=asyncio.FIRST_COMPLETED)
-            if self._watched.done() and (fault := self._watched.result()) is not None:
+            await asyncio.wait({exited, self._monitor_task}, return_when=asyncio.FIRST_COMPLETED)
+            if self._monitor_task.done() and (fault := self._monitor_task.result()) is not None:
                 return Death(cause=DeathCause.HYPERVISOR, message=fault)
-            # What was said last is still on its way through the pipes.
-            await asyncio.wait({self._told, self._console_read}, timeout=_REAP_SECONDS)
-            return self._cause(await exited)
+            # The last output may still be in the pipes.
+            await asyncio.wait({self._stderr_task, self._console_task}, timeout=_REAP_SECONDS)
+            return self._death_from_exit(await exited)
         finally:
             exited.cancel()
 
-    def _cause(self, code: int) -> Death:
-        """Why the process ended: from the guest's last words, QMP's reason, and the exit code, in this order."""
-        if (death := panicked(self.console.data, otherwise=self._monitor.panicked)) is not None:
-            return death
-        if code == 0:
-            reason = self._monitor.shutdown_reason or "powered off"
-            return Death(cause=DeathCause.GUEST_EXIT, message=f"the guest ended its machine ({reason})")
-        if (death := killed("QEMU", code)) is not None:
-            return death
-        words = self._stderr.decode(errors="replace").strip()
-        last = words.splitlines()[-1] if words else ""
-        cause = DeathCause.HYPERVISOR
-        if is_the_hosts(words):
-            cause = DeathCause.HOST
-        elif _NOT_RESTORED.search(words):
-            cause = DeathCause.SNAPSHOT
-        said = f": {explain(last)}" if last else ""
-        return Death(cause=cause, message=f"QEMU failed: {reason_of(code)}{said}")
+    def _death_from_exit(self, code: int) -> Death:
+        output = self._stderr.decode(errors="replace").strip()
+        return classify_exit(
+            ProcessExit(
+                program="QEMU",
+                code=code,
+                console=self.console.data,
+                output=output,
+                last_error=output.splitlines()[-1] if output else "",
+                with_advice=with_advice,
+                panic_reported=self._monitor.panicked,
+                guest_exit=self._monitor.shutdown_reason or "powered off",
+                snapshot_failed=_NOT_RESTORED.search(output) is not None,
+            )
+        )
 
     async def _read_stderr(self) -> None:
         assert self._process.stderr is not None
-        await read_last(self._process.stderr, self._stderr, _STDERR_BYTES)
+        await read_tail(self._process.stderr, self._stderr, _STDERR_BYTES)
 
     async def _read_console(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
@@ -126,46 +130,46 @@ class QemuMachine:
 class QemuClone(QemuMachine):
     """The protocol's Clone."""
 
-    def reads(self, script: int) -> None:
-        """The descriptor of its script disk."""
-        self._script = script
+    def __init__(self, spawned: QemuProcess, script_disk: ScriptDisk) -> None:
+        super().__init__(spawned)
+        self._script_disk = script_disk
 
-    async def insert(self, script_disk: Path) -> None:
-        with host_errors("give a machine its script"):
-            size = script_disk.stat().st_size
-            if size > SCRIPT_DISK_BYTES:
-                raise HostError(f"the script's disk has {size} bytes, a clone has room for {SCRIPT_DISK_BYTES}")
-            if size <= _SMALL:
-                self._write(script_disk)
-            else:
-                await uninterrupted(in_thread(self._write, script_disk))
+    def load_snapshot(self, state: int) -> None:
+        """Have QEMU restore the device state in that descriptor, which it inherited, and run the guest.
 
-    def _write(self, script_disk: Path) -> None:
-        with script_disk.open("rb") as file:
-            at = 0
-            while sent := os.sendfile(self._script, file.fileno(), at, 1 << 30):
-                at += sent
-        os.lseek(self._script, 0, os.SEEK_SET)
+        The outcome is the guest's answer or the machine's death.
+        """
+        assert self._restore is not None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended; its death says why
+            self._restore.sendall(restore_commands(state))
+
+    async def attach_script(self, script_disk: Path) -> None:
+        """As the protocol says."""
+        await self._script_disk.write(script_disk)
 
     def set_foreground(self) -> None:
+        """As the protocol says."""
         self._group.set_weight(100)
 
 
-class QemuTemplate(QemuClone):
-    """The protocol's Template."""
+class QemuSnapshotSource(QemuClone):
+    """The protocol's SnapshotSource."""
 
-    def keeps(self, folder: Path, memory: int, scratch: int | None) -> None:
-        """Where its parts go, and the descriptors of what it writes to."""
+    def __init__(
+        self, spawned: QemuProcess, script_disk: ScriptDisk, folder: Path, memory: int, scratch: int | None
+    ) -> None:
+        """`folder` takes the snapshot; `memory` and `scratch` are the descriptors that the machine writes to."""
+        super().__init__(spawned, script_disk)
         self._folder, self._memory, self._scratch = folder, memory, scratch
 
     async def freeze(self) -> None:
+        """As the protocol says."""
         with (self._folder / STATE).open("xb") as state:
             await self._monitor.freeze(state.fileno())
-        await self.kill()
-        # Only now has nobody the memory mapped any more.
-        await in_thread(self._keep)
+        await self.kill()  # memory can be sealed only when no process maps it any more
+        await in_thread(self._save)
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         seal(self._memory)
         save(self._memory, self._folder / MEMORY)
         if self._scratch is not None:

@@ -1,8 +1,8 @@
-"""Watches one QEMU over QMP: how its guest went down, whether the emulator itself gave up; and freezes a guest.
+"""Watches one QEMU over QMP for the end of its guest and for faults of the emulator, and saves a guest's state.
 
-The guest may have taken over its QEMU. So what comes from there is bounded before it is kept: the length of a line, the
-number of messages that nobody asked for. Events are not queued: each changes a field or is dropped. A monitor that says
-more than any QEMU does is a reason to end the machine.
+The guest may have taken over its QEMU. So everything that QEMU sends is bounded before it is kept: the length of a
+line, the number of unsolicited messages. Events are not queued: each changes a field or is dropped. A monitor that
+exceeds the bounds ends the machine.
 
 Source: QEMU's QMP reference manual (SHUTDOWN, STOP, GUEST_PANICKED, BLOCK_IO_ERROR, query-status; getfd, migrate).
 """
@@ -30,33 +30,33 @@ _FREEZE_SECONDS = 30
 _QUERY_SECONDS = 30
 #: The memory is a file of its own.
 _IGNORE_SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
-#: The longest line that QEMU says to us has about two thousand bytes.
+#: The longest line of a real QEMU has about two thousand bytes.
 _MAX_LINE_BYTES = 64 * 1024
-#: Messages that nobody asked for: a whole machine's life has a few dozen.
+#: Bound on unsolicited messages; a machine's whole life has a few dozen.
 _MAX_MESSAGES = 1000
 _MESSAGES_PER_SECOND = 10.0
-#: One that a guest causes as often as it likes, with writes to a disk that has no room left on the host. It is read so
-#: slowly that it costs nothing; QEMU keeps the rest in its own bounded memory.
+#: A guest can cause this event at will, with writes to a disk that is full on the host. It is read so slowly that it
+#: costs nothing; QEMU keeps the rest in its own bounded memory.
 _GUEST_EVENT = "BLOCK_IO_ERROR"
 _GUEST_EVENT_SECONDS = 0.01
 _BROKEN_STATES = ("internal-error", "io-error", "guest-panicked")
-#: The library logs what it does not understand, which is the guest's to choose.
+#: The library logs messages that it does not understand, whose text the guest may choose.
 _no_log = logging.Logger("belljar.qmp", logging.CRITICAL + 1)
 
 
 class MonitorFault(QMPError):
-    """What QEMU says on its monitor is no QMP, or too much of it."""
+    """QEMU sent something other than QMP on its monitor, or too much of it."""
 
 
 @dataclass(slots=True)
 class _Budget:
-    """A token bucket over messages that nobody asked for."""
+    """A token bucket over unsolicited messages."""
 
     left: float = _MAX_MESSAGES
     at: float = field(default_factory=time.monotonic)
 
     def take(self) -> bool:
-        """Whether one more is within the bounds."""
+        """Return whether one more message is within the bounds, and count it."""
         now = time.monotonic()
         self.left = min(_MAX_MESSAGES, self.left + (now - self.at) * _MESSAGES_PER_SECOND)
         self.at = now
@@ -67,14 +67,14 @@ class _Budget:
 
 
 class _BoundedClient(QMPClient):
-    """A QMP client whose memory does not grow with what QEMU says. `on_event` gets the events."""
+    """A QMP client whose memory does not grow with QEMU's output. It calls `on_event` for each event."""
 
     def __init__(self, on_event: Callable[[str, object], None]) -> None:
         super().__init__(readbuflen=_MAX_LINE_BYTES)
         self.logger = _no_log
         self._on_event = on_event
         self._budget = _Budget()
-        #: Why this client gave up on QEMU, in a sentence; None while it has not.
+        #: The reason why this client closed the connection, as a sentence; None while it has not.
         self.fault: str | None = None
 
     async def _do_recv(self) -> Message:
@@ -83,40 +83,40 @@ class _BoundedClient(QMPClient):
         except ValueError:  # asyncio.StreamReader.readline
             raise self._fault(f"a line of over {_MAX_LINE_BYTES} bytes") from None
         except (QMPError, RecursionError):
-            raise self._fault("something that is no QMP") from None
+            raise self._fault("invalid QMP") from None
 
     async def _on_message(self, msg: Message) -> None:
         name = msg.get("event")
         if name is None and isinstance(number := msg.get("id"), str) and number in self._pending:
             if self._pending[number].full():
-                raise self._fault("two answers to one question")
+                raise self._fault("two replies to one command")
             await super()._on_message(msg)
             return
         if name == _GUEST_EVENT:
             await asyncio.sleep(_GUEST_EVENT_SECONDS)
         elif not self._budget.take():
-            shown = re.sub(r"[^A-Z0-9_]", "?", str(name)[:40]) if name is not None else "an answer to no question"
-            raise self._fault(f"over {_MAX_MESSAGES} things that it was not asked, the last of them {shown}")
+            shown = re.sub(r"[^A-Z0-9_]", "?", str(name)[:40]) if name is not None else "a reply to no command"
+            raise self._fault(f"over {_MAX_MESSAGES} unsolicited messages, the last one {shown}")
         if isinstance(name, str):
             self._on_event(name, msg.get("data"))
 
-    def _fault(self, what: str) -> MonitorFault:
-        self.fault = f"QEMU was ended, since its monitor said {what}: the guest may have taken it over"
+    def _fault(self, received: str) -> MonitorFault:
+        self.fault = f"QEMU was killed because its monitor sent {received}: the guest may have taken it over"
         return MonitorFault(self.fault)
 
 
 class Monitor:
-    """The QMP end of one machine. `watch` runs beside it; the rest is what was seen so far."""
+    """The host's end of one machine's QMP connection. `watch` runs beside the machine and updates the fields."""
 
-    def __init__(self, name: str, end: socket.socket) -> None:
+    def __init__(self, name: str, host_end: socket.socket) -> None:
         self._name = name
         self._client = _BoundedClient(self._note)
-        self._end = end
+        self._host_end = host_end
         #: Reason of the SHUTDOWN event: `guest-shutdown`, `guest-reset`, `host-signal`, …
         self.shutdown_reason: str | None = None
         self.panicked = False
         self._connected = asyncio.Event()
-        #: QEMU stopped its guest since it was last asked why.
+        #: QEMU stopped its guest since the last query for the reason.
         self._stopped = asyncio.Event()
 
     def _note(self, event: str, data: object) -> None:
@@ -130,8 +130,8 @@ class Monitor:
     async def freeze(self, state: int) -> None:
         """Stop the guest for good and write its device state to the descriptor. Raises MachineError.
 
-        It is QEMU that stops it, at the end of the migration: a guest that was stopped before would be stopped in every
-        clone too.
+        QEMU itself stops the guest, at the end of the migration. A guest that was stopped before would be stopped in
+        every clone too.
         """
         try:
             async with asyncio.timeout(_FREEZE_SECONDS):
@@ -154,32 +154,33 @@ class Monitor:
         return str(answer.get("status")) if isinstance(answer, dict) else "failed"
 
     async def watch(self) -> str | None:
-        """Listen until the machine must be ended, which is a sentence why, or the connection ends (None).
+        """Watch until the machine must be killed, and return the reason; None when the connection ends.
 
-        The connection ends with the process. It is this task alone that closes it, and better not cancelled before:
-        QMPClient breaks when it is told to disconnect while it connects.
+        The connection ends with the process. Only this task closes it, and should not be cancelled before: QMPClient
+        breaks when it has to disconnect while it connects.
         """
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
-                await self._client.connect(self._end)
+                await self._client.connect(self._host_end)
             self._connected.set()
             return await self._until_broken()
-        except Exception as error:  # noqa: BLE001 (the library lets whatever a reply did to it come through)
+        except Exception as error:  # noqa: BLE001 (the library lets every error that a reply causes pass)
             log.debug("qmp_ended", machine=self._name, error=str(error))
-            return self._client.fault  # else the process's own end says the rest
+            return self._client.fault  # without a fault, the end of the process tells the reason
         finally:
             await self._disconnect()
 
     async def _until_broken(self) -> str | None:
         """Return the fault; None when the connection ends."""
-        task, gone = asyncio.create_task(self._broken_state()), asyncio.create_task(self._client.runstate_changed())
+        broken = asyncio.create_task(self._broken_state())
+        disconnected = asyncio.create_task(self._client.runstate_changed())
         try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-            return await task if task.done() else self._client.fault
+            await asyncio.wait({broken, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+            return await broken if broken.done() else self._client.fault
         finally:
-            task.cancel()
-            gone.cancel()
-            await asyncio.gather(task, gone, return_exceptions=True)
+            broken.cancel()
+            disconnected.cancel()
+            await asyncio.gather(broken, disconnected, return_exceptions=True)
 
     async def _broken_state(self) -> str:
         while True:
@@ -195,7 +196,7 @@ class Monitor:
         try:
             async with asyncio.timeout(1):
                 await self._client.disconnect()
-        except Exception as error:  # noqa: BLE001 (as in `watch`: it raises again what ended the connection)
+        except Exception as error:  # noqa: BLE001 (as in `watch`: it raises the connection's error again)
             log.debug("qmp_disconnected", machine=self._name, error=str(error))
         finally:
-            self._end.close()
+            self._host_end.close()

@@ -1,9 +1,9 @@
-"""The frequency of this host's time stamp counter, which a guest under software emulation must be told.
+"""Measures the frequency of this host's time stamp counter for guests under software emulation.
 
 QEMU's microvm has no timer that Linux can calibrate the counter against except the PIT, and on a noisy host the kernel
 rejects what it measured ("Unable to calibrate against PIT"); it then has no clock event at all and hangs early in its
-boot. Half of the boots did here; with `tsc_early_khz=` on the kernel's command line none did. Under TCG the guest's
-counter is the host's (`cpu_get_host_ticks` in QEMU's sources), so the host can say what its frequency is.
+boot. Half of the boots did so; with `tsc_early_khz=` on the kernel's command line none did. Under TCG the guest's
+counter is the host's (`cpu_get_host_ticks` in QEMU's sources), so the host can measure its frequency.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _INTERVAL_SECONDS = 0.02
 
 @functools.cache
 def tsc_khz() -> int | None:
-    """Kilohertz of the counter, measured once against CLOCK_MONOTONIC to a few parts in a million (20 ms).
+    """Return the counter's kilohertz, measured once against CLOCK_MONOTONIC to a few parts in a million (20 ms).
 
     None on a processor that is not x86-64, or where no memory may be executed; the kernel then calibrates by itself.
     """
@@ -35,7 +35,7 @@ def tsc_khz() -> int | None:
     read_tsc = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
 
     def sample() -> tuple[int, int]:
-        """Nanoseconds and ticks at the same moment: of a few tries the one with the least time around the reading."""
+        """Return nanoseconds and ticks of one moment: the try whose reading took the least time."""
         tries = []
         for _ in range(8):
             before = time.monotonic_ns()

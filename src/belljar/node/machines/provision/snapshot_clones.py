@@ -1,0 +1,121 @@
+"""Starts clones of snapshots, and discards snapshots from which no clone can run.
+
+A snapshot stays when the host is short of something or the clone was killed from outside. It goes when the hypervisor
+refuses it, or when clones of it fail repeatedly for unknown reasons.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+import structlog
+
+from belljar.model.errors import MachineError
+from belljar.node.guest.connection import AgentConnection
+from belljar.node.machines.host.threads import in_thread
+from belljar.node.machines.host.usage import resident_mb
+from belljar.node.machines.protocol import BadSnapshot, Clone, DeathCause, Hypervisor, NetworkSlot
+from belljar.node.machines.provision.idle_snapshots import IdleSnapshots
+from belljar.node.machines.provision.network_slot import configure_network, with_network_slot
+from belljar.node.machines.provision.pool import WarmPool
+from belljar.node.machines.provision.request import MachineRequest
+from belljar.node.machines.provision.snapshots import Snapshots
+from belljar.node.machines.provision.warm_clone import WarmClone
+from belljar.node.machines.provision.warm_up import resume, warm_up
+from belljar.node.machines.racing import MachineDead
+
+log = structlog.get_logger()
+
+#: A snapshot is discarded after this many clones in a row that failed for unknown reasons.
+_MAX_UNEXPLAINED_FAILURES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RunningClone:
+    """A clone whose agent has its identity and its network."""
+
+    clone: Clone
+    connection: AgentConnection
+    slot: NetworkSlot | None
+
+
+class SnapshotClones:
+    """Clones of the snapshots of one data folder. `pool`: holds clones that go with their snapshot."""
+
+    def __init__(self, snapshots: Snapshots, pool: WarmPool | None, idle: IdleSnapshots) -> None:
+        self._snapshots = snapshots
+        self._pool = pool
+        self._idle = idle
+        #: Unexplained failures in a row, by snapshot.
+        self._failures: Counter[str] = Counter()
+
+    async def start(
+        self,
+        request: MachineRequest,
+        key: str,
+        stack: AsyncExitStack,
+        *,
+        silence_seconds: int,
+        background: bool = False,
+    ) -> RunningClone:
+        """Start a clone, which ends with `stack`.
+
+        Its agent powers off when the host is silent for `silence_seconds`; 0: never.
+
+        Raises MachineError, after which the snapshot may be discarded, and HostError.
+        """
+        self._idle.record_use(key, request.hypervisor)
+        made_at = self._snapshots.made_at(key)
+        try:
+            spec = await with_network_slot(
+                replace(request.spec, script_disk=None, background=background), request.slot_factory, stack
+            )
+            clone = await stack.enter_async_context(request.hypervisor.clone(spec, self._snapshots.folder / key))
+            connection = await resume(clone, request.boot_timeout_seconds, silence_seconds=silence_seconds)
+            await configure_network(connection, spec.slot)
+        except MachineError as error:
+            await self._handle_failure(request.hypervisor, key, made_at, error)
+            raise
+        del self._failures[key]
+        return RunningClone(clone, connection, spec.slot)
+
+    async def make_warm(self, request: MachineRequest, key: str) -> WarmClone:
+        """Start a clone for the pool and run the warm-up commands in it. Raises as `start` does."""
+        made_at = self._snapshots.made_at(key)
+        async with AsyncExitStack() as stack:
+            # Without a limit of silence: no message is sent to a waiting clone. It dies with this process all the same.
+            running = await self.start(request, key, stack, silence_seconds=0, background=True)
+            clone = running.clone
+            try:
+                if request.warm_up_steps.warm_up_commands:
+                    await clone.attach_script(request.warm_up_steps.disk)
+                for command in request.warm_up_steps.warm_up_commands:
+                    await warm_up(running.connection, command)
+            except MachineError as error:
+                await self._handle_failure(request.hypervisor, key, made_at, error)
+                raise
+            clone.set_foreground()
+            memory_mb = await in_thread(resident_mb, clone.pids())
+            return WarmClone(clone, running.connection, stack.pop_all(), memory_mb, running.slot)
+
+    async def _handle_failure(self, hypervisor: Hypervisor, key: str, made_at: int | None, error: MachineError) -> None:
+        """Discard the snapshot if it made the clone fail, or if clones failed before and no reason is known."""
+        if made_at is None or self._snapshots.made_at(key) != made_at:
+            return  # it was discarded or replaced meanwhile
+        was_killed = isinstance(error, MachineDead) and error.death.cause is DeathCause.KILLED
+        if not was_killed:
+            self._failures[key] += 1
+        if was_killed or (not isinstance(error, BadSnapshot) and self._failures[key] < _MAX_UNEXPLAINED_FAILURES):
+            log.warning("clone_failed", snapshot=key, error=error.message)
+            return
+        await self._invalidate_snapshot(hypervisor, key, error.message)
+
+    async def _invalidate_snapshot(self, hypervisor: Hypervisor, key: str, reason: str) -> None:
+        """Discard a snapshot and the clones of it that wait in the pool."""
+        del self._failures[key]
+        await in_thread(self._snapshots.discard, key, reason)
+        hypervisor.release_snapshot(self._snapshots.folder / key)
+        if self._pool is not None:
+            await self._pool.drop(key)
