@@ -19,7 +19,6 @@ from typing import TypeVar
 import structlog
 
 from belljar.model.errors import DiskFull, HostError, MissingTool, NetworkError, NoNetwork
-from belljar.node.machines.host.host_errors import host_errors
 from belljar.node.machines.host.owner import owner_name
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.threads import in_thread
@@ -34,8 +33,9 @@ from belljar.node.network.policy import NetworkRule, Policy
 from belljar.node.network.resolver import Resolver
 from belljar.node.network.rootless import RootlessBackend, why_no_stand_in
 from belljar.node.network.traffic import Traffic
-from belljar.settings import Settings
+from belljar.settings.network import NetworkSettings
 from belljar.system.background import report_failure, supervise
+from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
 
@@ -73,7 +73,7 @@ class _Ground:
 class SlotPool:
     """Belongs to one event loop, and is to be closed, as an async context manager is."""
 
-    def __init__(self, settings: Settings, excepted: Iterable[NetworkRule] = ()) -> None:
+    def __init__(self, settings: NetworkSettings, excepted: Iterable[NetworkRule] = ()) -> None:
         self._settings = settings
         self._excepted = tuple(excepted)
         self._owner = owner_name(os.getpid())
@@ -321,7 +321,7 @@ async def _read(slot: AnySlot, resolver: Resolver) -> Traffic | None:
     )
 
 
-def nameservers(settings: Settings, resolv_conf: Path = _RESOLV_CONF) -> tuple[IPv4Address, ...]:
+def nameservers(settings: NetworkSettings, resolv_conf: Path = _RESOLV_CONF) -> tuple[IPv4Address, ...]:
     """Whom resolvers ask: the settings', else the host's own IPv4 ones and then two public ones."""
     if settings.nameservers:
         return settings.nameservers
