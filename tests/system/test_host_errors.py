@@ -20,7 +20,7 @@ from belljar.system.host_errors import disk_full_errors, host_errors
         (errno.EIO, HostError, "refused"),
     ],
 )
-def test_every_refusal_is_a_host_error_with_advice_and_no_path(code: int, kind: type[HostError], advice: str) -> None:
+def test_every_refusal_is_a_host_error_with_advice(code: int, kind: type[HostError], advice: str) -> None:
     with pytest.raises(kind, match=f"cannot keep the file: .*{advice}") as caught, host_errors("keep the file"):
         raise OSError(code, "refused", "/secret/path")
     assert type(caught.value) is kind and "/secret" not in caught.value.message

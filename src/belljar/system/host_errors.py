@@ -10,7 +10,7 @@ from belljar.model.errors import TOO_MANY_PROCESSES, HostError, host_error, is_d
 
 @contextlib.contextmanager
 def host_errors(doing: str) -> Iterator[None]:
-    """Raise OSErrors of the block as HostError or DiskFull; `doing` completes "cannot …" and names no path."""
+    """Raise OSErrors of the block as HostError or DiskFull; `doing` completes "cannot …"."""
     try:
         yield
     except OSError as error:

@@ -81,7 +81,7 @@ class ScriptDisk:
 
     async def write(self, source: Path) -> None:
         """Make the file `source` the disk's contents. Raises DiskFull, HostError when it is over SCRIPT_DISK_BYTES."""
-        with host_errors("copy a machine's disk"):
+        with host_errors(f"copy {source}"):
             size = source.stat().st_size
         if size <= _SMALL_BYTES:
             self._write(source)
@@ -99,7 +99,7 @@ def overwrite(disk: int, source: Path, *, max_bytes: int, previous_bytes: int) -
 
     Raises HostError when the file is over `max_bytes`, DiskFull.
     """
-    with host_errors("copy a machine's disk"), source.open("rb") as file:
+    with host_errors(f"copy {source}"), source.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise HostError(
@@ -122,14 +122,14 @@ def copy_sparse(source: int, target: int) -> None:
 
 def copy_sparse_file(source: Path, target: Path) -> None:
     """Copy a file without its holes to a new one, shared where the file system can. Raises HostError, DiskFull."""
-    with host_errors("copy a machine's disk"), source.open("rb") as read, target.open("xb") as written:
+    with host_errors(f"copy {source}"), source.open("rb") as read, target.open("xb") as written:
         target.chmod(0o600)
         copy_sparse(read.fileno(), written.fileno())
 
 
 def move_sparse(source: Path, target: Path) -> None:
     """Move a file and turn its pages of zeros into holes. Raises HostError, DiskFull."""
-    with host_errors("copy a machine's disk"):
+    with host_errors(f"copy {source}"):
         try:
             source.rename(target)
         except OSError as error:
