@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from belljar.node.machines.host.namespace import inside
-from support.internet import INTERNET, NAMESERVER, NETNS, WEB, internet, listen
+from support.internet import INTERNET, NAMESERVER, NETNS, WEB, listen, simulated_internet
 from support.running import Server, serving
 
 POLICIES: dict[str, str | list[str]] = {
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     stop = threading.Event()
-    with internet(), tempfile.TemporaryDirectory() as folder:
+    with simulated_internet(), tempfile.TemporaryDirectory() as folder:
         data_dir = Path(folder) / "data"
         data_dir.mkdir()
         (data_dir / "images").symlink_to(asked.data_dir / "images")

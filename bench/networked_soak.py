@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from support.internet import WEB, internet
+from support.internet import WEB, simulated_internet
 from support.killed_half_way import run_jobs
 
 
@@ -27,8 +27,8 @@ def main() -> None:
     parser.add_argument("jobs", type=int, nargs="?", default=500)
     parser.add_argument("--data-dir", type=Path, required=True)
     asked = parser.parse_args()
-    with internet() as world, tempfile.TemporaryDirectory() as folder:
-        world.nameserver.zone["www.example.org"] = [WEB]
+    with simulated_internet() as internet, tempfile.TemporaryDirectory() as folder:
+        internet.nameserver.zone["www.example.org"] = [WEB]
         data_dir = Path(folder) / "data"
         data_dir.mkdir()
         (data_dir / "images").symlink_to(asked.data_dir / "images")

@@ -27,21 +27,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from belljar.node.machines.host.namespace import inside
 from belljar.node.machines.host.owner import owner_name
-from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.machines.host.tap import open_tap
+from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.network import slot as slot_module
-from belljar.node.network.host import HostSide
-from belljar.node.network.layout import lay_out
-from belljar.node.network.links import host_facts, netlink
+from belljar.node.network.kernel_backend import KernelBackend
+from belljar.node.network.layout import build_layout
+from belljar.node.network.netlink import read_host_networks, run_netlink
 from belljar.node.network.nft import Nft
 from belljar.node.network.policy import NameRule, NetworkRule, Policy
 from belljar.node.network.pool import SlotPool
-from belljar.node.network.slot import Slot
+from belljar.node.network.slot import KernelSlot
 from belljar.settings import Settings
-from support.internet import INTERNET, NETNS, WEB, internet, listen
+from support.internet import INTERNET, NETNS, WEB, listen, simulated_internet
 
 LISTED = Policy(
-    names=(NameRule("example.org", port=443), NameRule("example.net", below=True)),
+    names=(NameRule("example.org", port=443), NameRule("example.net", subdomains=True)),
     networks=(NetworkRule(IPv4Network("198.51.100.0/24"), 5201), NetworkRule(IPv4Network("20.0.0.0/16"))),
 )
 LARGEST = Policy(networks=tuple(NetworkRule(IPv4Network((0x14000000 + 256 * n, 24)), 443) for n in range(256)))
@@ -76,24 +76,24 @@ def memory_kb() -> dict[str, int]:
 def many_slots(count: int) -> dict[str, object]:
     """Make that many slots, one after the other; all live at once; then destroy them."""
     settings = Settings()
-    layout, owner = lay_out(settings, netlink(host_facts)), owner_name(os.getpid())
-    host = HostSide(owner, layout, ())
+    layout, owner = build_layout(settings, run_netlink(read_host_networks)), owner_name(os.getpid())
+    host = KernelBackend(owner, layout, ())
     figures: dict[str, object] = {"host table ms": milliseconds(host.open)}
-    slots: list[Slot] = []
+    slots: list[KernelSlot] = []
     try:
         before = memory_kb()
         made, made_cpu = [], []
         for _ in range(count):
             begun = time.process_time()
-            made.append(milliseconds(lambda: slots.append(host.make_slot())))
+            made.append(milliseconds(lambda: slots.append(host.create_slot())))
             made_cpu.append((time.process_time() - begun) * 1000)
         after = memory_kb()
         for name, policy in (("open", Policy(open=True)), ("list of 4", LISTED), ("list of 256", LARGEST)):
             chosen = slots[:20] if policy.open else slots[20:40] if policy is LISTED else slots[40:60]
-            times = [milliseconds(lambda slot=slot, policy=policy: slot.open_for(policy)) for slot in chosen]  # type: ignore[misc]
+            times = [milliseconds(lambda slot=slot, policy=policy: slot.apply_policy(policy)) for slot in chosen]  # type: ignore[misc]
             figures[f"policy {name} ms"] = round(statistics.median(times), 2)
         taps: list[int] = []
-        opening = [milliseconds(lambda slot=slot: taps.append(open_tap(slot.described()))) for slot in slots[:20]]  # type: ignore[misc]
+        opening = [milliseconds(lambda slot=slot: taps.append(open_tap(slot.network_slot()))) for slot in slots[:20]]  # type: ignore[misc]
         for tap in taps:
             os.close(tap)
         figures["TAP opened ms"] = round(statistics.median(opening), 2)
@@ -121,15 +121,15 @@ async def claims(rounds: int) -> dict[str, object]:
     """Claims from a pool that had the time to fill."""
     figures: dict[str, object] = {}
     async with SlotPool(Settings(network_slots=4)) as pool:
-        async with pool.attached(Policy()):
+        async with pool.with_network(Policy()):
             pass
         for name, policy in (("open", Policy(open=True)), ("list", LISTED)):
             times, spent, releases = [], [], []
             for _ in range(rounds):
-                while pool.ready < 4 or pool.leaving:  # noqa: ASYNC110
+                while pool.ready < 4 or pool.removing:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                 start, begun = time.perf_counter(), time.process_time()
-                async with pool.attached(policy):
+                async with pool.with_network(policy):
                     times.append((time.perf_counter() - start) * 1000)
                     spent.append((time.process_time() - begun) * 1000)
                     await asyncio.sleep(0.02)
@@ -186,12 +186,12 @@ def wired() -> Iterator[Callable[[NetworkSlot], Path]]:
         ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", GUEST)
         return os.open(os.devnull, os.O_RDONLY)
 
-    def use(described: NetworkSlot) -> Path:
+    def use(network_slot: NetworkSlot) -> Path:
         for words in (
             ("link", "set", "lo", "up"),
-            ("link", "set", "eth0", "address", described.guest_mac, "mtu", str(described.mtu), "up"),
-            ("addr", "add", described.guest_address, "dev", "eth0"),
-            ("route", "add", "default", "via", described.gateway),
+            ("link", "set", "eth0", "address", network_slot.guest_mac, "mtu", str(network_slot.mtu), "up"),
+            ("addr", "add", network_slot.guest_address, "dev", "eth0"),
+            ("route", "add", "default", "via", network_slot.gateway),
         ):
             ip("-n", GUEST, *words)
         return place
@@ -204,7 +204,7 @@ def wired() -> Iterator[Callable[[NetworkSlot], Path]]:
         ip("netns", "del", GUEST)
 
 
-def only_nat(slot: Slot, host_table: str) -> None:
+def only_nat(slot: KernelSlot, host_table: str) -> None:
     """Take every filter and limit away, on both sides; addresses must still be translated."""
     bare = "table ip bare {{ chain out {{ type nat hook postrouting priority srcnat; oifname {} masquerade; }}; }}"
 
@@ -226,21 +226,21 @@ def throughput(rounds: int) -> dict[str, object]:
     settings = Settings().model_copy(update=limits)
     policies = {"open": Policy(open=True), "list of 4": LISTED, "list of 256": with_web(LARGEST), "NAT alone": None}
     found: dict[str, list[float]] = {}
-    with internet():
+    with simulated_internet():
         listener = inside(NETNS / INTERNET, lambda: listen(WEB, 5201))
         for _ in range(rounds):
             for name, policy in policies.items():
                 with wired() as use:
-                    layout, owner = lay_out(settings, netlink(host_facts)), owner_name(os.getpid())
-                    host = HostSide(owner, layout, ())
+                    layout, owner = build_layout(settings, run_netlink(read_host_networks)), owner_name(os.getpid())
+                    host = KernelBackend(owner, layout, ())
                     host.open()
-                    slot = host.make_slot()
+                    slot = host.create_slot()
                     try:
                         if policy is not None:
-                            slot.open_for(policy)
+                            slot.apply_policy(policy)
                         else:
                             only_nat(slot, host._table)
-                        place = use(slot.described())
+                        place = use(slot.network_slot())
                         for way, up in (("guest → host", True), ("host → guest", False)):
                             ours = inside(place, lambda: socket.create_connection((WEB, 5201), 5))
                             theirs, _ = listener.accept()

@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs images or processes, and put the tests into the order in which they finish soonest."""
     for item in items:
         fixtures = {fixture.argname for fixture in _fixtures(item)}
-        if {"world", "unchanged_host"} & fixtures:
+        if {"internet", "unchanged_host"} & fixtures:
             _network_modules.add(item.path)
         if "images_of_the_run" in fixtures:
             item.add_marker("image")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.internet import METADATA, WEB, Internet, host_state, internet
+from support.internet import METADATA, WEB, SimulatedInternet, host_state, simulated_internet
 from support.running import Server, serving
 
 
@@ -23,9 +23,9 @@ def server(built_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[Internet]:
+def internet() -> Iterator[SimulatedInternet]:
     before = host_state()
-    with internet() as made:
+    with simulated_internet() as made:
         made.nameserver.zone |= {"www.example.org": [WEB], "rebound.example.org": [METADATA]}
         yield made
     assert host_state() == before

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from support.command import belljar
-from support.internet import NAMESERVER, PRIVATE_WEB, Internet
+from support.internet import NAMESERVER, PRIVATE_WEB, SimulatedInternet
 from support.package_index import PORT, Index, source, wheel
 from support.running import Server, serving
 
@@ -39,8 +39,8 @@ def needing(requirements: str, code: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def index(world: Internet) -> Iterator[Index]:
-    world.nameserver.zone["mirror.example.org"] = [PRIVATE_WEB]
+def index(internet: SimulatedInternet) -> Iterator[Index]:
+    internet.nameserver.zone["mirror.example.org"] = [PRIVATE_WEB]
     with Index() as made:
         made.add(
             "greeting-1.2-py3-none-any.whl",

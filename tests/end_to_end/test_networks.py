@@ -20,7 +20,7 @@ from support.internet import (
     NETNS,
     PRIVATE_WEB,
     WEB,
-    Internet,
+    SimulatedInternet,
     host_state,
     listen,
 )
@@ -30,7 +30,9 @@ pytestmark = [pytest.mark.vm, pytest.mark.root]
 
 
 @pytest.fixture(scope="module")
-def networked(world: Internet, built_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def networked(
+    internet: SimulatedInternet, built_images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     before = host_state()
     data_dir = tmp_path_factory.mktemp("networked") / "data"
     data_dir.mkdir()
@@ -123,7 +125,9 @@ def test_clones_of_a_snapshot_have_networks_of_their_own(networked: Server) -> N
         assert printed(networked, networked.wait(each)) == ["www.example.org:80 web"]
 
 
-def test_packages_come_from_the_mirror_and_only_from_there(networked: Server, world: Internet, tmp_path: Path) -> None:
+def test_packages_come_from_the_mirror_and_only_from_there(
+    networked: Server, internet: SimulatedInternet, tmp_path: Path
+) -> None:
     package = tmp_path / "bellpackage"
     package.mkdir()
     (package / "pyproject.toml").write_text('[project]\nname = "bellpackage"\nversion = "1.0"\n')
@@ -132,7 +136,7 @@ def test_packages_come_from_the_mirror_and_only_from_there(networked: Server, wo
     folder.mkdir(parents=True)
     (folder / wheel.name).write_bytes(wheel.read_bytes())
     (folder / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
-    world.nameserver.zone["mirror.example.org"] = [PRIVATE_WEB]
+    internet.nameserver.zone["mirror.example.org"] = [PRIVATE_WEB]
     with index_server(tmp_path):
         code = """
 import os, subprocess, sys, urllib.request

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from support.internet import NAMESERVER, WEB, Internet, host_state
+from support.internet import NAMESERVER, WEB, SimulatedInternet, host_state
 from support.killed_half_way import run_jobs
 from support.running import TRY, serving
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
 
-def test_belljar_run_shows_what_was_refused(world: Internet, data_dir: Path, tmp_path: Path) -> None:
+def test_belljar_run_shows_what_was_refused(internet: SimulatedInternet, data_dir: Path, tmp_path: Path) -> None:
     before = host_state()
     script = tmp_path / "try.py"
     script.write_text(TRY)
@@ -33,7 +33,7 @@ def test_belljar_run_shows_what_was_refused(world: Internet, data_dir: Path, tmp
     assert host_state() == before
 
 
-def test_after_kill_9_the_next_start_clears_the_networks(world: Internet, data_dir: Path) -> None:
+def test_after_kill_9_the_next_start_clears_the_networks(internet: SimulatedInternet, data_dir: Path) -> None:
     before = host_state()
     with serving(data_dir) as server:
         job = server.submit("import time\ntime.sleep(60)\n", egress="open", max_attempts=1)
@@ -51,7 +51,9 @@ def test_after_kill_9_the_next_start_clears_the_networks(world: Internet, data_d
     assert host_state() == before
 
 
-def test_many_jobs_and_a_kill_9_among_them_leave_the_host_as_it_was(world: Internet, data_dir: Path) -> None:
+def test_many_jobs_and_a_kill_9_among_them_leave_the_host_as_it_was(
+    internet: SimulatedInternet, data_dir: Path
+) -> None:
     before = host_state()
     ended = run_jobs(data_dir, 12, BELLJAR_DEFAULT_MEMORY_MB="128")
     assert sum(ended.counts.values()) == 12 and ended.interrupted >= 1

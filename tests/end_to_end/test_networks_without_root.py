@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from end_to_end.test_networks import printed
-from support.internet import METADATA, NAMESERVER, OTHER_WEB, PRIVATE_WEB, WEB, Internet, host_state
+from support.internet import METADATA, NAMESERVER, OTHER_WEB, PRIVATE_WEB, WEB, SimulatedInternet, host_state
 from support.running import TRY, Server, alive, descendants, name_of, serving
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
@@ -74,8 +74,8 @@ def run(user: Nobody, *arguments: str, egress: str, tun_mode: str = "666") -> su
 
 
 @pytest.mark.usefixtures("own_networks")
-def test_open_reaches_the_internet_and_nothing_private(world: Internet, nobody: Nobody) -> None:
-    before, seen = host_state(), (list(world.metadata.peers), list(world.private.peers))
+def test_open_reaches_the_internet_and_nothing_private(internet: SimulatedInternet, nobody: Nobody) -> None:
+    before, seen = host_state(), (list(internet.metadata.peers), list(internet.private.peers))
     # What slirp4netns calls the host, its own addresses, the host's, and names that lead there.
     private = ["10.0.2.2:8080", "10.0.2.3:53", "10.99.0.1:22", f"{METADATA}:80", f"{PRIVATE_WEB}:80", "198.19.0.0:53"]
     places = [f"{WEB}:80", "www.example.org:443", *private, "rebound.example.org:80"]
@@ -88,12 +88,12 @@ def test_open_reaches_the_internet_and_nothing_private(world: Internet, nobody: 
         "rebound.example.org:80 gaierror",
     ]
     assert ran.stderr.count("no job may reach private or local addresses") == len(private) + 1
-    assert (world.metadata.peers, world.private.peers) == seen
+    assert (internet.metadata.peers, internet.private.peers) == seen
     assert host_state() == before
 
 
 @pytest.mark.usefixtures("own_networks")
-def test_a_list_reaches_exactly_what_is_listed(world: Internet, nobody: Nobody) -> None:
+def test_a_list_reaches_exactly_what_is_listed(internet: SimulatedInternet, nobody: Nobody) -> None:
     places = ["www.example.org:80", f"{WEB}:443", f"{OTHER_WEB}:80", "pypi.org:443"]
     ran = run(nobody, *places, egress=f"www.example.org:80,{OTHER_WEB}")
     assert ran.returncode == 0, ran.stderr
@@ -106,7 +106,7 @@ def test_a_list_reaches_exactly_what_is_listed(world: Internet, nobody: Nobody) 
 
 
 @pytest.fixture
-def server(own_networks: None, world: Internet, nobody: Nobody) -> Iterator[Server]:
+def server(own_networks: None, internet: SimulatedInternet, nobody: Nobody) -> Iterator[Server]:
     more = {"BELLJAR_POOL": "fixed", "BELLJAR_POOL_SIZE": "1", "BELLJAR_NETWORK_SLOTS": "1"}
     with serving(nobody.folder, prefix=nobody.prefix(), **ENVIRONMENT, **more) as server:
         yield server

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from end_to_end.test_networks import printed
-from support.internet import NAMESERVER, NETNS, OTHER_WEB, WEB, Internet, host_state
+from support.internet import NAMESERVER, NETNS, OTHER_WEB, WEB, SimulatedInternet, host_state
 from support.running import TRY, Server, serving
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
@@ -32,7 +32,9 @@ ENVIRONMENT = {
 
 
 @pytest.fixture(scope="module")
-def pooled(world: Internet, built_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def pooled(
+    internet: SimulatedInternet, built_images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     before = host_state()
     data_dir = tmp_path_factory.mktemp("pooled-networks") / "data"
     data_dir.mkdir()
@@ -57,11 +59,11 @@ def made(server: Server) -> dict[str, int]:
     return found
 
 
-def granted(namespace: str) -> bool:
+def has_policy(namespace: str) -> bool:
     """Whether a slot lets anything out."""
-    command = ["ip", "netns", "exec", namespace, "nft", "list", "chain", "inet", "belljar", "granted"]
+    command = ["ip", "netns", "exec", namespace, "nft", "list", "chain", "inet", "belljar", "job_policy"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
-    return "goto admit" in shown or "jump listed" in shown
+    return "goto admit" in shown or "jump allowlist" in shown
 
 
 def until_waiting(server: Server, count: int = 4, seconds: float = 120) -> None:
@@ -95,10 +97,10 @@ def test_a_waiting_machine_has_its_network_when_its_job_comes(pooled: Server) ->
 
 def test_no_slot_that_waits_lets_anything_out(pooled: Server) -> None:
     filled(pooled)
-    assert [name for name in slots(pooled) if granted(name)] == []
+    assert [name for name in slots(pooled) if has_policy(name)] == []
     job = pooled.submit("import time; time.sleep(60)", egress="open")
     pooled.until(job, "running")
-    assert len([name for name in slots(pooled) if granted(name)]) == 1
+    assert len([name for name in slots(pooled) if has_policy(name)]) == 1
     pooled.http.post(f"/v1/jobs/{job}/cancel")
     assert pooled.wait(job)["status"] == "cancelled"
 
@@ -150,7 +152,7 @@ def test_a_bandwidth_of_its_own_is_a_kind_of_its_own(pooled: Server) -> None:
         assert time.monotonic() < deadline
     running = pooled.submit("import time; time.sleep(60)", **options)
     pooled.until(running, "running")
-    (name,) = [each for each in slots(pooled) if granted(each)]
+    (name,) = [each for each in slots(pooled) if has_policy(each)]
     command = ["ip", "netns", "exec", name, "tc", "qdisc", "show"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     assert shown.count("rate 3500Kbit") == 2

@@ -1,4 +1,4 @@
-"""What the guest's tests share: the agent's source and flags, a sink in memory, a conversation with a process."""
+"""Helpers for tests of the agent: its sources and compiler flags, sinks in memory, a connected agent process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def compile_with_agent(out: Path, main: Path, *options: str, sanitizers: Sequence[str] = SANITIZERS) -> None:
-    """Compile the agent's files with `main` for their main.c, with warnings as errors. Skips the test without gcc."""
+    """Compile the agent's files with `main` in place of main.c, warnings as errors. Skip the test without gcc."""
     compiler = shutil.which("gcc")
     if not compiler:
         pytest.skip("gcc is not installed")
@@ -35,7 +35,7 @@ def compile_with_agent(out: Path, main: Path, *options: str, sanitizers: Sequenc
 
 @dataclass
 class Collector:
-    """Keeps output and artifacts in memory."""
+    """A sink that keeps output and artifacts in memory."""
 
     output: dict[Stream, bytearray] = field(
         default_factory=lambda: {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
@@ -74,8 +74,8 @@ class Collector:
         return bytes(self.output[Stream.STDERR])
 
 
-class Conversation:
-    """A session with a process of the agent."""
+class ConnectedAgent:
+    """An agent process and the connection to it."""
 
     def __init__(self, connection: AgentConnection, process: subprocess.Popen[bytes], folder: Path) -> None:
         self.connection = connection
@@ -105,7 +105,7 @@ class Conversation:
 
 def hang_up(connection: AgentConnection) -> None:
     """Close the stream to the agent, which then ends its machine."""
-    connection._writer.close()
+    connection._frames._writer.close()
 
 
-Converse = Callable[[], AbstractAsyncContextManager[Conversation]]
+ConnectAgent = Callable[[], AbstractAsyncContextManager[ConnectedAgent]]

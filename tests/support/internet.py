@@ -1,8 +1,8 @@
-"""A small internet and guests with real network stacks, in namespaces of the tests' own.
+"""A simulated internet, and guests with real network stacks, in network namespaces.
 
-The internet is a namespace behind the host, with public-looking addresses (RFC 5737), HTTP servers and a name server.
-A guest is a namespace whose device is wired to a slot's TAP, frame by frame, as a machine's is: it may send whatever a
-machine could, by its kernel or as raw frames.
+The internet is a namespace behind the host, with addresses of RFC 5737, HTTP servers and a name server. A guest is a
+namespace whose device is connected to a slot's TAP, as a machine's is: it can send everything that a machine can, by
+its kernel or as raw frames.
 """
 
 from __future__ import annotations
@@ -40,20 +40,23 @@ NAMESERVER = "198.51.100.53"
 OTHER_NAMESERVER = "198.51.100.99"
 METADATA = "169.254.169.254"
 PRIVATE_WEB = "10.77.0.10"
-#: Single addresses, since whole networks may be somebody's on the host that the tests run on.
+#: Single addresses, since the host that runs the tests may use the whole networks.
 ROUTED = (WEB, OTHER_WEB, NAMESERVER, OTHER_NAMESERVER, METADATA, PRIVATE_WEB)
 
 
 _OURS = re.compile(r"belljar-\d+-\d+-\d+\.\d+|belljar\d+|bjtest")
 
 
-def ip(*words: str) -> str:
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=20).stdout
+def ip(*args: str) -> str:
+    """Run ip(8) and return its output."""
+    return subprocess.run(["ip", *args], check=True, capture_output=True, text=True, timeout=20).stdout
 
 
 def host_state() -> dict[str, str]:
-    """What of the host's networking must be as it was. Of namespaces and interfaces only belljar's and these tests'
-    own: other things on a host may come and go by themselves."""
+    """Return the state of the host's networking that a test must restore.
+
+    Of namespaces, links and addresses only those of belljar and the tests: others may change at any time.
+    """
     commands = {
         "rules": ["nft", "list", "ruleset"],
         "namespaces": ["ip", "netns", "list"],
@@ -63,22 +66,23 @@ def host_state() -> dict[str, str]:
         "policy routing": ["ip", "rule", "show"],
         "forwarding": ["sysctl", "net.ipv4.ip_forward", "net.ipv4.conf.all.forwarding"],
     }
-    found = {
+    state = {
         name: subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
         for name, command in commands.items()
     }
     for name in ("namespaces", "links", "addresses"):
-        found[name] = "".join(line for line in found[name].splitlines(keepends=True) if _OURS.search(line))
-    return found
+        state[name] = "".join(line for line in state[name].splitlines(keepends=True) if _OURS.search(line))
+    return state
 
 
 def quiet(interface: str) -> None:
-    """No IPv6 on an interface of the tests: the addresses that it gives itself come late."""
+    """Disable IPv6 on an interface of the tests, which would get link-local addresses some time later."""
     with contextlib.suppress(FileNotFoundError):
         Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").write_text("1")
 
 
 def listen(host: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+    """Return a bound socket; a stream socket listens."""
     server = socket.socket(socket.AF_INET, kind)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server.bind((host, port))
@@ -88,8 +92,8 @@ def listen(host: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -
 
 
 @dataclass
-class Answering:
-    """A TCP server that says its name to whoever connects, and remembers who that was."""
+class RecordingServer:
+    """A TCP server that sends its name to each client and records the client's address."""
 
     socket: socket.socket
     name: bytes
@@ -107,12 +111,12 @@ class Answering:
 
 @dataclass
 class NameServer:
-    """Answers from `zone`: name → addresses, or another name as its alias. Remembers what it was asked."""
+    """A name server that answers from `zone` (name → addresses, or an alias) and records the queried names."""
 
     udp: socket.socket
     zone: dict[str, list[str] | str] = field(default_factory=dict)
     ttl: int = 60
-    asked: list[str] = field(default_factory=list)
+    queries: list[str] = field(default_factory=list)
 
     def serve(self, stop: threading.Event) -> None:
         self.udp.settimeout(0.1)
@@ -125,15 +129,15 @@ class NameServer:
         query = dns.message.from_wire(wire)
         response = dns.message.make_response(query, recursion_available=True)
         name = query.question[0].name.to_text(omit_final_dot=True).lower()
-        self.asked.append(name)
+        self.queries.append(name)
         for _ in range(20):
-            found = self.zone.get(name)
-            if isinstance(found, str):
-                response.answer.append(dns.rrset.from_text(f"{name}.", self.ttl, "IN", "CNAME", f"{found}."))
-                name = found
+            entry = self.zone.get(name)
+            if isinstance(entry, str):
+                response.answer.append(dns.rrset.from_text(f"{name}.", self.ttl, "IN", "CNAME", f"{entry}."))
+                name = entry
                 continue
-            if found is not None:
-                response.answer.append(dns.rrset.from_text(f"{name}.", self.ttl, "IN", "A", *found))
+            if entry is not None:
+                response.answer.append(dns.rrset.from_text(f"{name}.", self.ttl, "IN", "A", *entry))
             elif not response.answer:
                 response.set_rcode(dns.rcode.NXDOMAIN)
             break
@@ -141,19 +145,21 @@ class NameServer:
 
 
 @dataclass
-class Internet:
-    web: Answering
-    other_web: Answering
-    tls: Answering
-    metadata: Answering
-    private: Answering
-    foreign_dns: Answering
+class SimulatedInternet:
+    """The servers of the simulated internet."""
+
+    web: RecordingServer
+    other_web: RecordingServer
+    tls: RecordingServer
+    metadata: RecordingServer
+    private: RecordingServer
+    foreign_dns: RecordingServer
     nameserver: NameServer
 
 
 @contextmanager
-def internet() -> Iterator[Internet]:
-    """The namespace, its routes on the host, and its servers; all gone at the end."""
+def simulated_internet() -> Iterator[SimulatedInternet]:
+    """Create the namespace, the routes to it on the host, and its servers; remove them at the end."""
     ip("netns", "add", INTERNET)
     stop = threading.Event()
     threads: list[threading.Thread] = []
@@ -163,7 +169,7 @@ def internet() -> Iterator[Internet]:
         quiet("bjtest0")
         ip("addr", "add", "10.99.0.1/30", "dev", "bjtest0")
         ip("link", "set", "bjtest0", "up")
-        for words in (
+        for args in (
             ("addr", "add", "10.99.0.2/30", "dev", "eth0"),
             ("link", "set", "eth0", "up"),
             ("link", "set", "lo", "up"),
@@ -171,32 +177,32 @@ def internet() -> Iterator[Internet]:
             *(("addr", "add", f"{each}/32", "dev", "lo") for each in (METADATA, PRIVATE_WEB)),
             ("route", "add", "default", "via", "10.99.0.1"),
         ):
-            ip("-n", INTERNET, *words)
+            ip("-n", INTERNET, *args)
         for address in ROUTED:
             ip("route", "add", f"{address}/32", "via", "10.99.0.2")
-        place = NETNS / INTERNET
+        namespace = NETNS / INTERNET
 
-        def answering(host: str, port: int, name: bytes) -> Answering:
-            server = Answering(inside(place, lambda: listen(host, port)), name)
+        def start_server(host: str, port: int, name: bytes) -> RecordingServer:
+            server = RecordingServer(inside(namespace, lambda: listen(host, port)), name)
             sockets.append(server.socket)
             threads.append(threading.Thread(target=server.serve, args=(stop,)))
             return server
 
-        nameserver = NameServer(inside(place, lambda: listen(NAMESERVER, 53, socket.SOCK_DGRAM)))
+        nameserver = NameServer(inside(namespace, lambda: listen(NAMESERVER, 53, socket.SOCK_DGRAM)))
         sockets.append(nameserver.udp)
         threads.append(threading.Thread(target=nameserver.serve, args=(stop,)))
-        world = Internet(
-            web=answering(WEB, 80, b"web"),
-            other_web=answering(OTHER_WEB, 80, b"other"),
-            tls=answering(WEB, 443, b"tls"),
-            metadata=answering(METADATA, 80, b"secrets"),
-            private=answering(PRIVATE_WEB, 80, b"private"),
-            foreign_dns=answering(OTHER_NAMESERVER, 53, b"dns"),
+        internet = SimulatedInternet(
+            web=start_server(WEB, 80, b"web"),
+            other_web=start_server(OTHER_WEB, 80, b"other"),
+            tls=start_server(WEB, 443, b"tls"),
+            metadata=start_server(METADATA, 80, b"secrets"),
+            private=start_server(PRIVATE_WEB, 80, b"private"),
+            foreign_dns=start_server(OTHER_NAMESERVER, 53, b"dns"),
             nameserver=nameserver,
         )
         for thread in threads:
             thread.start()
-        yield world
+        yield internet
     finally:
         stop.set()
         for thread in threads:
@@ -209,30 +215,30 @@ def internet() -> Iterator[Internet]:
 
 @dataclass
 class Guest:
-    """A guest's own kernel, and its wire."""
+    """A guest: a namespace with its own network stack, connected to a slot's TAP."""
 
-    place: Path
+    namespace: Path
     slot: NetworkSlot
-    #: The slot's TAP, as the hypervisor has it.
-    wire: int
-    #: Frames that came to the guest.
+    #: Descriptor of the slot's TAP, as a hypervisor has it.
+    tap: int
+    #: Frames that the guest received.
     received: list[bytes] = field(default_factory=list)
 
-    def do(self, work: Callable[[], T]) -> T:
-        """What `work` returns inside the guest."""
-        return inside(self.place, work)
+    def run(self, work: Callable[[], T]) -> T:
+        """Return the result of `work` inside the guest."""
+        return inside(self.namespace, work)
 
     def get(self, host: str, port: int = 80, timeout: float = 3) -> bytes:
-        """What a server says; raises as connect(2) does."""
+        """Return the body of a server's response. Raises as connect(2) does."""
 
-        def talk() -> bytes:
+        def request() -> bytes:
             with socket.create_connection((host, port), timeout) as connection:
                 return connection.makefile("rb").read().partition(b"\r\n\r\n")[2]
 
-        return self.do(talk)
+        return self.run(request)
 
     def refused(self, host: str, port: int = 80, timeout: float = 3) -> bool:
-        """Whether a connection is refused at once, rather than left to time out."""
+        """Return whether a connection is refused at once, rather than after a timeout."""
         try:
             self.get(host, port, timeout)
         except ConnectionRefusedError:
@@ -242,66 +248,67 @@ class Guest:
         raise AssertionError(f"{host}:{port} was reached")
 
     def lookup(self, name: str, kind: str = "A", server: str | None = None, timeout: float = 3) -> dns.message.Message:
-        """One question to a name server, by default the gateway's."""
+        """Send one query to a name server, by default the gateway's, and return its response."""
         query = dns.message.make_query(name, kind)
 
-        def ask() -> dns.message.Message:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-                asking.settimeout(timeout)
-                asking.connect((server or self.slot.gateway, 53))
-                asking.send(query.to_wire())
-                return dns.message.from_wire(asking.recv(4096))
+        def send_query() -> dns.message.Message:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.settimeout(timeout)
+                client.connect((server or self.slot.gateway, 53))
+                client.send(query.to_wire())
+                return dns.message.from_wire(client.recv(4096))
 
-        return self.do(ask)
+        return self.run(send_query)
 
     def addresses(self, name: str) -> list[str]:
+        """Return the addresses in the answer for a name."""
         answer = self.lookup(name).answer
         return [record.address for rrset in answer for record in rrset if hasattr(record, "address")]
 
     def send(self, frame: bytes) -> None:
-        """A raw frame, as no kernel would send it."""
-        os.write(self.wire, HEADER + frame)
+        """Send a raw frame."""
+        os.write(self.tap, HEADER + frame)
 
 
 @contextmanager
-def guest(slot: NetworkSlot, name: str = "bjtest-guest") -> Iterator[Guest]:
-    """A guest that is plugged into a slot and set up as the agent would do it."""
+def connected_guest(slot: NetworkSlot, name: str = "bjtest-guest") -> Iterator[Guest]:
+    """Create a guest connected to a slot and configured as the agent would."""
     ip("netns", "add", name)
-    place = NETNS / name
+    namespace = NETNS / name
     stop_read, stop_write = os.pipe()
     try:
-        ours = inside(place, lambda: attach_tap("eth0"))
-        for words in (
+        ours = inside(namespace, lambda: attach_tap("eth0"))
+        for args in (
             ("link", "set", "lo", "up"),
             ("link", "set", "eth0", "address", slot.guest_mac, "mtu", str(slot.mtu), "up"),
             ("addr", "add", slot.guest_address, "dev", "eth0"),
             ("route", "add", "default", "via", slot.gateway),
         ):
-            ip("-n", name, *words)
-        wire = open_tap(slot)
-        made = Guest(place, slot, wire)
+            ip("-n", name, *args)
+        tap = open_tap(slot)
+        guest = Guest(namespace, slot, tap)
 
         def copy() -> None:
             while True:
-                readable, _, _ = select.select([ours, wire, stop_read], [], [])
+                readable, _, _ = select.select([ours, tap, stop_read], [], [])
                 if stop_read in readable:
                     return
-                for source, sink in ((ours, wire), (wire, ours)):
+                for source, sink in ((ours, tap), (tap, ours)):
                     if source in readable:
                         with contextlib.suppress(BlockingIOError):
                             frame = os.read(source, 70000)
-                            if source == wire and len(made.received) < 10_000:
-                                made.received.append(frame[len(HEADER) :])
+                            if source == tap and len(guest.received) < 10_000:
+                                guest.received.append(frame[len(HEADER) :])
                             os.write(sink, frame)
 
         thread = threading.Thread(target=copy)
         thread.start()
         try:
-            yield made
+            yield guest
         finally:
             os.write(stop_write, b"x")
             thread.join(5)
-            os.close(wire)
+            os.close(tap)
             os.close(ours)
     finally:
         os.close(stop_read)

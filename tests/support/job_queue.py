@@ -55,5 +55,14 @@ async def begin(claims: SqlClaims, job: Job, worker: str = "w1") -> bool:
     return await claims.running(worker, job, started_at=datetime.now(UTC), machine=MACHINE, timings=Timings())
 
 
+async def lose_all(claims: SqlClaims, worker: str = "w1") -> list[Job]:
+    """Lose all attempts of a worker, as it does itself when it starts again after it was killed."""
+    lost = [
+        await claims.requeue(worker, job, reason="the worker was killed", code="worker_died")
+        for job in await claims.adopt(worker, "", 30)
+    ]
+    return [job for job in lost if job is not None]
+
+
 def ended(status: Status = Status.SUCCEEDED, **fields: Any) -> Outcome:
     return Outcome(status=status, finished_at=datetime.now(UTC), **fields)

@@ -13,7 +13,7 @@ from typing import Any
 from support.internet import NAMESERVER, WEB
 from support.running import Server, serving
 
-#: Policy → what the job connects to. The name is one of the world's.
+#: Policy → what the job connects to. The name is one of the internet's.
 POLICIES: dict[str, str] = {"open": WEB, f"{WEB}:80": WEB, "www.example.org:80": "www.example.org"}
 CODE = 'exec 3<>"/dev/tcp/$1/80" && tail -n 1 <&3'
 

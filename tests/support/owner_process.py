@@ -1,4 +1,4 @@
-"""Another belljar process with networks, for test_host.py to kill: makes slots, says so on stdout, and waits."""
+"""A belljar process with networks, for test_host.py to kill: it creates slots, prints a namespace, and waits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from belljar.settings import Settings
 
 
 async def main() -> None:
-    async with SlotPool(Settings(network_slots=2)) as pool, pool.attached(Policy(open=True)) as attachment:
+    async with SlotPool(Settings(network_slots=2)) as pool, pool.with_network(Policy(open=True)) as attachment:
         while pool.ready < 2:
             await asyncio.sleep(0.01)
         print(attachment.slot.namespace, flush=True)

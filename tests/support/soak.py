@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from belljar.control.blobs.store import open_blobs
-from belljar.control.logs.log import JobLog, LogStream
+from belljar.control.logs.log import JobLog
 from belljar.control.store.nodes import SqlNodes
 from belljar.model.job import Job
+from belljar.model.log_stream import LogStream
 from belljar.model.states import Status
 from support.worker_harness import WorkerHarness
 from support.worker_harness_process import worker_process

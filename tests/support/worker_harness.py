@@ -25,6 +25,8 @@ from typing import Any
 from belljar.control.blobs.store import open_blobs
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
+from belljar.control.logs.job_logs import UploadTimes
+from belljar.control.queue.queue import Queue
 from belljar.control.scripts.disks import disk_blob
 from belljar.control.scripts.service import ScriptService
 from belljar.control.store.claims import SqlClaims
@@ -59,10 +61,10 @@ QUICK = RetryTimes(
     first_pause_seconds=0.01,
     max_pause_seconds=0.05,
     prepare_seconds=20,
-    upload_seconds=2,
+    drain_seconds=2,
     stop_seconds=2,
-    sweep_seconds=0.2,
 )
+QUICK_UPLOADS = UploadTimes(upload_seconds=2, sweep_seconds=0.2)
 SHELL = Language(name="shell", run=("sh", "{entrypoint}"))
 
 
@@ -234,6 +236,7 @@ class WorkerHarness:
     faults: Faults
     image: Image
     retry_times: RetryTimes = QUICK
+    upload_times: UploadTimes = QUICK_UPLOADS
     changes: Changes = field(default_factory=Changes)
 
     @property
@@ -287,14 +290,34 @@ class WorkerHarness:
     async def running(self, job: Job) -> Job:
         return await self.until(job, lambda found: found.status is Status.RUNNING)
 
-    def worker(
-        self, name: str = "w1", *, vcpus: int = 4, memory_mb: int = 4096, faults: Faults | None = None
-    ) -> Worker:
-        """A worker of its own over the bed's store; its faults are the bed's unless it is given some."""
+    def queue(self, name: str = "w1", *, faults: Faults | None = None) -> Queue:
+        """Return a control plane over the harness's store, as the process of that worker has it."""
         faults, own = self.faults if faults is None else faults, self.node_settings(name)
         blobs: Any = Faulty(open_blobs(own), "blobs", faults)
-        images = Images(own.data_dir)
-        scripts = ScriptService(SqlScripts(self.database), blobs, images, own)
+        scripts = ScriptService(SqlScripts(self.database), blobs, Images(own.data_dir), own)
+        parts: dict[str, Any] = {
+            "settings": own,
+            "claims": Faulty(SqlClaims(self.database), "claims", faults),
+            "nodes": Faulty(SqlNodes(self.database), "nodes", faults),
+            "scripts": Faulty(scripts, "scripts", faults),
+            "blobs": blobs,
+            "changes": self.changes,
+            "times": self.upload_times,
+        }
+        return Queue(**parts)
+
+    def worker(
+        self,
+        name: str = "w1",
+        *,
+        vcpus: int = 4,
+        memory_mb: int = 4096,
+        faults: Faults | None = None,
+        queue: Queue | None = None,
+    ) -> Worker:
+        """Return a worker; its faults are the harness's unless it is given some."""
+        faults, own = self.faults if faults is None else faults, self.node_settings(name)
+        queue = queue or self.queue(name, faults=faults)
 
         async def hypervisor(image: Image) -> Any:
             faults.meet("hypervisor")
@@ -302,12 +325,8 @@ class WorkerHarness:
 
         context: dict[str, Any] = {
             "settings": own,
-            "claims": Faulty(SqlClaims(self.database), "claims", faults),
-            "nodes": Faulty(SqlNodes(self.database), "nodes", faults),
-            "scripts": Faulty(scripts, "scripts", faults),
-            "images": Faulty(images, "images", faults),
-            "blobs": blobs,
-            "changes": self.changes,
+            "link": Faulty(queue.link, "link", faults),
+            "images": Faulty(Images(own.data_dir), "images", faults),
             "hypervisor": hypervisor,
             "provisioner": FolderSupply(own.data_dir / "machines" / name, faults),
             "warm_ups": Faulty(_NothingToPrepare(own.data_dir), "warm_ups", faults),
@@ -327,18 +346,19 @@ class WorkerHarness:
         return self.settings.model_copy(update={"data_dir": folder, "blobs_url": f"file://{base / 'blobs'}"})
 
     @asynccontextmanager
-    async def working(self, name: str = "w1", **options: Any) -> AsyncIterator[Worker]:
-        """A worker that works for the block, and is then stopped as by SIGTERM."""
-        worker = self.worker(name, **options)
-        task = asyncio.create_task(worker.run())
+    async def working(self, name: str = "w1", *, faults: Faults | None = None, **options: Any) -> AsyncIterator[Worker]:
+        """A worker that works for the block beside its control plane, and is then stopped as by SIGTERM."""
+        queue = self.queue(name, faults=faults)
+        worker = self.worker(name, faults=faults, queue=queue, **options)
+        tasks = [asyncio.create_task(worker.run()), asyncio.create_task(queue.run())]
         try:
             yield worker
-            assert not task.done(), f"the worker ended by itself: {task}"
+            assert not any(task.done() for task in tasks), f"the worker ended by itself: {tasks}"
         finally:
-            task.cancel()
+            for task in tasks:
+                task.cancel()
             async with asyncio.timeout(20):
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     def leftovers(self) -> list[str]:
         """Files that nobody owns when no worker works, machines and scripts among them."""
@@ -348,6 +368,13 @@ class WorkerHarness:
             path for path in (*run.rglob("*"), *(self.settings.data_dir / "machines").rglob("*")) if path.is_file()
         ]
         return [str(path.relative_to(self.settings.data_dir)) for path in files if path.name not in kept]
+
+
+async def idle(worker: Worker, seconds: float = 10) -> None:
+    """Wait until the worker holds nothing: it releases a job's capacity after the job's end is written."""
+    async with asyncio.timeout(seconds):
+        while worker.capacity.jobs:
+            await asyncio.sleep(0.01)
 
 
 @dataclass(frozen=True)
@@ -360,13 +387,19 @@ class _NothingToPrepare:
 
 @asynccontextmanager
 async def opened_harness(
-    data_dir: Path, agent: Path, retry_times: RetryTimes = QUICK, **settings: Any
+    data_dir: Path,
+    agent: Path,
+    retry_times: RetryTimes = QUICK,
+    upload_times: UploadTimes = QUICK_UPLOADS,
+    **settings: Any,
 ) -> AsyncIterator[WorkerHarness]:
     """A bed in that folder. Several processes may open one folder."""
     chosen = Settings(data_dir=data_dir, snapshots="off", pool="off", grace_seconds=0.2, **settings)
     database = await open_database(chosen)
     try:
-        yield WorkerHarness(chosen, database, ProcessHypervisor(agent), Faults(), _register(data_dir), retry_times)
+        yield WorkerHarness(
+            chosen, database, ProcessHypervisor(agent), Faults(), _register(data_dir), retry_times, upload_times
+        )
     finally:
         await database.close()
 

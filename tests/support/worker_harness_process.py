@@ -42,12 +42,11 @@ class FileFaults(Faults):
 
 async def work(data_dir: Path, agent: Path, name: str, lease_seconds: float) -> None:
     async with opened_harness(data_dir, agent, lease_seconds=lease_seconds) as bed:
-        worker = bed.worker(name, faults=FileFaults(data_dir / "faults"))
         (data_dir / f"{name}.pid").write_text(str(os.getpid()))
-        task = asyncio.create_task(worker.run())
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        stopped = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+        async with bed.working(name, faults=FileFaults(data_dir / "faults")):
+            await stopped.wait()
 
 
 @contextlib.asynccontextmanager

@@ -125,7 +125,7 @@ class _Bench:
         self.http = http
         self.pid = pid
         self.data_dir = data_dir
-        self.patience = factor
+        self.timeout_factor = factor
 
     async def job(self) -> tuple[float, dict[str, Any]]:
         """Run a hello job; return the milliseconds from request to answer, and the job."""
@@ -140,12 +140,12 @@ class _Bench:
 
     async def until_frozen(self) -> None:
         """Wait until there is a snapshot. Raises HostError."""
-        await _until(lambda: _has_snapshot(self.data_dir), self.patience)
+        await _until(lambda: _has_snapshot(self.data_dir), self.timeout_factor)
 
     async def until_waiting(self) -> None:
         """Wait until the pool is full, by a heartbeat that is newer than this call. Raises HostError."""
         since = datetime.now(UTC)
-        await _until(lambda: self._full(since), self.patience)
+        await _until(lambda: self._full(since), self.timeout_factor)
 
     async def _full(self, since: datetime) -> bool:
         nodes = (await self.http.get("/v1/nodes")).json()["nodes"]

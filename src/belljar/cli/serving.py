@@ -23,6 +23,7 @@ from belljar.control.api.descriptors import raise_descriptor_limit
 from belljar.control.api.memory import return_large_blocks
 from belljar.control.api.server import Server
 from belljar.control.api.services import Services, open_services
+from belljar.control.queue.queue import Queue
 from belljar.data_dir import DataDir, data_folder_error, private_folder, serving
 from belljar.local_server import is_loopback
 from belljar.model.errors import HostError, InvalidOption
@@ -64,14 +65,16 @@ async def serve_until_stopped(settings: Settings, *, with_worker: bool) -> None:
             stack.enter_context(_address_file(settings.data_dir, url))
             server = _server(services, url)
             async with asyncio.TaskGroup() as group:
-                work = group.create_task(_worker(services, name).run()) if name is not None else None
+                queue = open_queue(services)
+                keeping = group.create_task(queue.run())
+                work = group.create_task(_worker(services, queue, name).run()) if name is not None else None
                 maintenance = maintenance_of(settings, services.database, services.blobs)
                 cleaning = group.create_task(supervise("maintenance", maintenance.run))
                 _stop_on_signals(server)
                 await server.serve(sockets=[listener])
-                cleaning.cancel()
-                if work is not None:
-                    work.cancel()
+                for task in (cleaning, keeping, work):
+                    if task is not None:
+                        task.cancel()
 
 
 async def work_until_stopped(settings: Settings) -> None:
@@ -79,30 +82,41 @@ async def work_until_stopped(settings: Settings) -> None:
     raise_descriptor_limit()
     with node_name(settings.data_dir) as name:
         async with open_services(settings) as services:
-            work = asyncio.create_task(_worker(services, name).run())
-            for number in (signal.SIGTERM, *ending_signals()):
-                asyncio.get_running_loop().add_signal_handler(number, work.cancel)
-            print_stderr(f"belljar works as {name}, data in {settings.data_dir}")
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
+            queue = open_queue(services)
+            async with asyncio.TaskGroup() as group:
+                keeping = group.create_task(queue.run())
+                work = group.create_task(_worker(services, queue, name).run())
+                for number in (signal.SIGTERM, *ending_signals()):
+                    asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+                print_stderr(f"belljar works as {name}, data in {settings.data_dir}")
+                await asyncio.wait({work})
+                keeping.cancel()
 
 
-def _worker(services: Services, name: str) -> Worker:
-    capacity = Capacity.of_host(services.settings)
-    capacity.disk = services.disk
-    rooms = WorkerContext(
+def open_queue(services: Services) -> Queue:
+    """Return the queue over a process's services."""
+    return Queue(
         settings=services.settings,
         claims=services.claims,
         nodes=services.nodes,
         scripts=services.scripts,
-        images=services.images,
         blobs=services.blobs,
         changes=services.changes,
+    )
+
+
+def _worker(services: Services, queue: Queue, name: str) -> Worker:
+    capacity = Capacity.of_host(services.settings)
+    capacity.disk = services.disk
+    context = WorkerContext(
+        settings=services.settings,
+        link=queue.link,
+        images=services.images,
         hypervisor=HypervisorSelector(services.settings).hypervisor,
         provisioner=open_provisioner(services.settings, capacity),
         warm_ups=WarmUps(services.settings),
     )
-    return Worker(rooms, name, capacity)
+    return Worker(context, name, capacity)
 
 
 def _server(services: Services, url: str) -> Server:

@@ -65,7 +65,7 @@ class TerminalObserver(LocalObserver):
         """Return the artifacts that did not arrive whole, after the end of the job; None when none were requested."""
         if self._folder is None:
             return None
-        self._folder.abandon("it broke off")
+        self._folder.abandon("incomplete")
         return self._folder.failed
 
     def _on_output_closed(self) -> None:

@@ -24,11 +24,11 @@ _ALLOW = (
 
 async def check_networks(settings: Settings) -> AsyncIterator[Check]:
     """Check everything that networks for jobs need."""
-    from belljar.node.network.layout import lay_out
-    from belljar.node.network.links import host_facts, netlink
-    from belljar.node.network.pool import nameservers, why_no_network
+    from belljar.node.network.layout import build_layout
+    from belljar.node.network.netlink import read_host_networks, run_netlink
+    from belljar.node.network.pool import nameservers, network_unavailable_reason
 
-    if (why := why_no_network()) is not None:
+    if (why := network_unavailable_reason()) is not None:
         yield Check("networks", "warn", why, "jobs run without a network; run as root for jobs with one")
         return
     if os.geteuid() != 0:
@@ -37,7 +37,7 @@ async def check_networks(settings: Settings) -> AsyncIterator[Check]:
         yield Check("name servers", "ok", f"names are resolved by {servers}")
         return
     try:
-        layout = lay_out(settings, await asyncio.to_thread(netlink, host_facts))
+        layout = build_layout(settings, await asyncio.to_thread(run_netlink, read_host_networks))
         tables = await asyncio.to_thread(_try_slot)
     except (BelljarError, OSError) as error:
         message = error.message if isinstance(error, BelljarError) else str(error)
@@ -64,15 +64,15 @@ async def check_networks(settings: Settings) -> AsyncIterator[Check]:
 async def _check_rootless(settings: Settings) -> Check:
     """Check whether an ordinary user can have a network here, by creating one."""
     from belljar.node.machines.host.owner import owner_name
-    from belljar.node.network.layout import lay_out
-    from belljar.node.network.links import host_facts, netlink
+    from belljar.node.network.layout import build_layout
+    from belljar.node.network.netlink import read_host_networks, run_netlink
     from belljar.node.network.rootless import RootlessBackend
 
     def try_one() -> None:
-        host = RootlessBackend(owner_name(os.getpid()), lay_out(settings, netlink(host_facts)), ())
+        host = RootlessBackend(owner_name(os.getpid()), build_layout(settings, run_netlink(read_host_networks)), ())
         try:
             host.open()
-            host.make_slot().remove()
+            host.create_slot().remove()
         finally:
             host.close()
 

@@ -31,7 +31,7 @@ def _mirror_destination(url: str) -> Destination:
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
         raise ValueError(f"{url[:80]!r} is not an http or https URL")
     if parts.username is not None:
-        raise ValueError("the URL of a package mirror contains credentials, which every job could read; remove them")
+        raise ValueError("the URL of a package mirror contains a password, which every job could read; remove it")
     return parse_destination(f"{parts.hostname}:{parts.port or _DEFAULT_PORTS[parts.scheme]}", private=True)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from belljar.control.logs.log import LogStream, LogWriter, keep_log, log_path
+from belljar.control.logs.log import LogWriter, keep_log, log_path
 from belljar.model.job import Job
+from belljar.model.log_stream import LogStream
 from belljar.model.states import Status
 from support.served import Served, problem
 

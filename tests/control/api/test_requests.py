@@ -10,11 +10,12 @@ import structlog
 from sqlalchemy import event
 
 from belljar.control.jobs.blob_names import stdin_blob
-from belljar.control.logs.log import LogStream, LogWriter, log_path
+from belljar.control.logs.log import LogWriter, log_path
 from belljar.local_server import read_admin_key
 from belljar.model.errors import DamagedImage, HostError
 from belljar.model.job import Job, JobError
 from belljar.model.job_options import JobRequest
+from belljar.model.log_stream import LogStream
 from belljar.model.states import Status
 from support.served import Served, problem, served
 

@@ -20,12 +20,12 @@ from belljar.control.logs.log import (
     MAX_RECORD,
     RECORDS_AT_ONCE,
     JobLog,
-    LogStream,
     LogWriter,
     Record,
     keep_log,
     log_path,
 )
+from belljar.model.log_stream import LogStream
 from belljar.settings import Settings
 
 

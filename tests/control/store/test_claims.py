@@ -17,7 +17,7 @@ from belljar.model.job import Job, JobError, LogInfo, Resources, Timings, Usage
 from belljar.model.outcome import Outcome
 from belljar.model.states import TERMINAL, Status
 from belljar.settings import Settings
-from support.job_queue import MACHINE, begin, ended, queued, take
+from support.job_queue import MACHINE, begin, ended, lose_all, queued, take
 
 
 async def stored(jobs: SqlJobs, job: Job) -> Job:
@@ -124,7 +124,7 @@ async def test_a_job_ends_once(jobs: SqlJobs, claims: SqlClaims, status: Status)
         assert not await claims.finish("w1", job, ended(again))
     assert not await begin(claims, job)
     assert await claims.requeue("w1", job, reason="x", code="y") is None
-    assert await claims.recover("w1") == []
+    assert await lose_all(claims, "w1") == []
     assert await stored(jobs, job) == after
 
 
@@ -221,15 +221,15 @@ async def test_a_lease_is_lost_with_its_attempt_although_the_worker_holds_the_ne
     assert again is not None and (again.id, again.attempt) == (job.id, 2)
     first, second = (job.id, 1), (job.id, 2)
     assert (await claims.renew("w1", [first, second], lease_seconds=30)).lost == {first}
-    assert await claims.held("w1") == [again]
-    assert await claims.held("w2") == []
+    assert await claims.held("w1", second) == again
+    assert await claims.held("w2", second) is None and await claims.held("w1", first) is None
 
 
 async def test_a_worker_that_starts_again_loses_what_it_held_and_nothing_else(jobs: SqlJobs, claims: SqlClaims) -> None:
     mine = [await claimed(jobs, claims, "w1") for _ in range(2)]
     other = await claimed(jobs, claims, "w2")
     await begin(claims, mine[1])
-    after = await claims.recover("w1")
+    after = await lose_all(claims, "w1")
     assert {job.id: job.lost_attempts[0].had_started for job in after} == {mine[0].id: False, mine[1].id: True}
     assert {job.status for job in after} == {Status.QUEUED}
     assert {job.lost_attempts[0].code for job in after} == {"worker_died"}
@@ -240,7 +240,7 @@ async def test_a_worker_is_told_which_of_its_jobs_are_to_be_cancelled(jobs: SqlJ
     one, _two, others = [await claimed(jobs, claims, worker) for worker in ("w1", "w1", "w2")]
     for job in (one, others):
         await jobs.cancel("mine", job.id)
-    assert await claims.cancel_requested("w1") == {one.id}
+    assert await claims.cancel_requested("w1") == {(one.id, 1)}
     assert (await claims.renew("w1", [(one.id, 1)], lease_seconds=30)).cancel_requested == {(one.id, 1)}
     await claims.finish("w1", one, ended(Status.CANCELLED))
     assert await claims.cancel_requested("w1") == set()
@@ -263,3 +263,21 @@ async def test_a_job_whose_scratch_disk_does_not_fit_is_passed_over(jobs: SqlJob
     assert await claims.claim("w1", vcpus=1, memory_mb=1000, disk_mb=0, lease_seconds=9) is None
     found = await claims.claim("w1", vcpus=1, memory_mb=1000, disk_mb=512, lease_seconds=9)
     assert found is not None and found.id == large.id
+
+
+async def test_an_earlier_process_of_a_worker_writes_nothing_more(jobs: SqlJobs, claims: SqlClaims) -> None:
+    await jobs.insert(queued())
+    job = await claims.claim("w1", vcpus=64, memory_mb=1 << 20, lease_seconds=30, incarnation="a")
+    assert job is not None
+    attempt = (job.id, job.attempt)
+    assert await claims.held("w1", attempt, incarnation="a") is not None
+    assert [each.id for each in await claims.adopt("w1", "b", 30)] == [job.id]
+    before = await stored(jobs, job)
+    assert await claims.held("w1", attempt, incarnation="a") is None
+    assert (await claims.renew("w1", [attempt], 30, incarnation="a")).lost == {attempt}
+    assert not await claims.finish("w1", job, ended(Status.FAILED), incarnation="a")
+    assert await claims.requeue("w1", job, reason="x", code="y", incarnation="a") is None
+    assert await stored(jobs, job) == before
+    assert await claims.finish("w1", job, ended(Status.FAILED), incarnation="b")
+    assert await claims.ended_by("w1", attempt, incarnation="b")
+    assert not await claims.ended_by("w1", attempt, incarnation="a")

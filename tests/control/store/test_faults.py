@@ -23,7 +23,7 @@ from belljar.control.store.opening import open_database
 from belljar.model.errors import DiskFull, HostError
 from belljar.model.states import Status
 from belljar.settings import Settings
-from support.job_queue import queued, take
+from support.job_queue import lose_all, queued, take
 from support.paths import TESTS
 
 
@@ -122,7 +122,7 @@ from belljar.control.store.claims import SqlClaims
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.opening import open_database
 from belljar.model.states import Status
-from support.job_queue import ended, queued
+from support.job_queue import ended, lose_all, queued
 
 async def main():
     database = await open_database(Settings(data_dir=Path(sys.argv[1])))
@@ -134,7 +134,7 @@ async def main():
             print("queued", job.id, flush=True)
 
     async def work(worker):
-        for job in await claims.recover(worker):
+        for job in await lose_all(claims, worker):
             print("recovered", job.id, flush=True)
         while True:
             job = await claims.claim(worker, vcpus=1, memory_mb=256, lease_seconds=30)
@@ -171,7 +171,7 @@ async def test_killed_twice_in_the_middle_of_writes_nothing_that_was_answered_is
     assert {found[job_id].status for job_id in answered["failed"]} == {Status.FAILED}
     # What was held when it was killed is queued again, and each job has its labels.
     for worker in ("w1", "w2"):
-        await claims.recover(worker)
+        await lose_all(claims, worker)
     counts = await jobs.counts()
     assert counts.keys() <= {Status.QUEUED, Status.FAILED, Status.LOST} and sum(counts.values()) == len(found)
     assert len((await jobs.list("mine", label="a=b", limit=100_000))[0]) == len(found)
@@ -187,7 +187,7 @@ from belljar.settings import Settings
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.opening import open_database
-from support.job_queue import queued, take
+from support.job_queue import lose_all, queued, take
 
 async def main():
     database = await open_database(Settings(data_dir=Path(sys.argv[1])))

@@ -16,7 +16,7 @@ from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.scripts import SqlScripts
 from belljar.model.resources import NodeLimits
 from belljar.model.states import Status
-from support.job_queue import begin, queued, take
+from support.job_queue import begin, lose_all, queued, take
 
 
 class Plans:
@@ -72,7 +72,7 @@ async def test_what_workers_look_after_is_found_among_held_jobs_alone(
     plans.lines.clear()
     await claims.cancel_requested("w1")
     assert "ix_jobs_held (worker=?)" in plans.take()
-    await claims.recover("nobody")
+    await lose_all(claims, "nobody")
     assert "ix_jobs_held (worker=?)" in plans.take()
     await claims.expire()
     assert "USING INDEX ix_jobs_held" in "".join(plans.lines)

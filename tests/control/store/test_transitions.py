@@ -19,7 +19,7 @@ from belljar.control.store.opening import open_database
 from belljar.model.job import Job
 from belljar.model.states import TERMINAL, TRANSITIONS, Status
 from belljar.settings import Settings
-from support.job_queue import begin, ended, queued, take
+from support.job_queue import begin, ended, lose_all, queued, take
 
 WORKERS = st.sampled_from(["w1", "w2"])
 ATTEMPTS = st.integers(0, 5)
@@ -71,7 +71,7 @@ class World:
             await self.claims.requeue(worker, job, reason="x", code="y")
 
     async def recover(self, worker: str) -> None:
-        await self.claims.recover(worker)
+        await lose_all(self.claims, worker)
 
     async def expire(self) -> None:
         await self.claims.expire()

@@ -1,4 +1,4 @@
-"""The real agent as a process on one end of a socketpair, the real session on the other: no machine needed."""
+"""The real agent as a process on one end of a socketpair, a real connection on the other: no machine needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from belljar.node.guest.connection import AgentConnection
-from support.conversation import AGENT, PREFORK, Conversation, Converse, compile_with_agent
+from support.conversation import AGENT, PREFORK, ConnectAgent, ConnectedAgent, compile_with_agent
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +24,11 @@ def sanitized_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def converse(sanitized_agent: Path, tmp_path: Path) -> Converse:
-    """Opens a conversation; at its end the agent must have exited cleanly, with no finding of a sanitizer."""
+def connect_agent(sanitized_agent: Path, tmp_path: Path) -> ConnectAgent:
+    """Return a function that connects to a new agent, which must exit in the end without a sanitizer's finding."""
 
     @asynccontextmanager
-    async def open_one() -> AsyncIterator[Conversation]:
+    async def open_connected_agent() -> AsyncIterator[ConnectedAgent]:
         ours, theirs = socket.socketpair()
         process = subprocess.Popen(
             [sanitized_agent, "--fd", str(theirs.fileno()), str(PREFORK)],
@@ -40,7 +40,7 @@ def converse(sanitized_agent: Path, tmp_path: Path) -> Converse:
         connection = AgentConnection(reader, writer)
         try:
             await connection.open(10)
-            yield Conversation(connection, process, tmp_path)
+            yield ConnectedAgent(connection, process, tmp_path)
         finally:
             writer.close()
             try:
@@ -50,4 +50,4 @@ def converse(sanitized_agent: Path, tmp_path: Path) -> Converse:
                 raise
             assert b"ERROR" not in stderr and b"runtime error" not in stderr, stderr.decode()
 
-    return open_one
+    return open_connected_agent

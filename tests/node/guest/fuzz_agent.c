@@ -1,9 +1,9 @@
 /*
- * Fuzz target for what the agent does with its host's frames: the agent's own files, with processes, streams and
- * artifacts, fed with arbitrary bytes in arbitrary pieces. Nothing is executed: execvpe is replaced (link with
+ * Fuzz target for the agent's handling of the host's frames: the agent's own files, with processes, streams and
+ * artifacts, get arbitrary bytes in arbitrary pieces. Nothing is executed: execvpe is replaced (link with
  * -Wl,--wrap=execvpe). With a libFuzzer: cc -fsanitize=fuzzer,address,undefined fuzz_agent.c agent's files. Without one,
- * BELLJAR_FUZZ_MAIN adds a main that makes its own inputs from a seed: fuzz_agent SEED ROUNDS FOLDER. The folder is where
- * artifacts are collected and where the prefork program `p` lies.
+ * BELLJAR_FUZZ_MAIN adds a main that generates inputs from a seed: fuzz_agent SEED ROUNDS FOLDER. The folder is that
+ * artifacts are collected from, and holds the prefork program `p`.
  */
 #include "agent.h"
 
@@ -28,12 +28,12 @@ static size_t strings_of(char *const strings[])
     return bytes;
 }
 
-/* In the place of every program: one that is not there, one that waits for its order as a prefork program does, one that
- * prints, one that ends, one that stays until it is killed. */
+/* Replaces every program: a missing one, one that waits for its command as a prefork program does, one that prints, one
+ * that exits, one that runs until it is killed. */
 int __wrap_execvpe(const char *file, char *const argv[], char *const envp[])
 {
     static const char text[5000] = "output";
-    char order;
+    char byte;
     if (strchr("woes", file[0]))
         for (int fd = 0; fd < 100; fd++)
             if (fcntl(fd, F_GETFD) == FD_CLOEXEC)
@@ -43,9 +43,9 @@ int __wrap_execvpe(const char *file, char *const argv[], char *const envp[])
     size_t bytes = strings_of(argv) + strings_of(envp);
     switch (file[0]) {
     case 'w':
-        if (write(ORDER_FD, "w", 1) != 1)
+        if (write(COMMAND_FD, "w", 1) != 1)
             _exit(1);
-        while (read(ORDER_FD, &order, 1) == 1)
+        while (read(COMMAND_FD, &byte, 1) == 1)
             ;
         _exit(2);
     case 'o':
@@ -83,7 +83,7 @@ static void settle(int host, int rounds)
     }
 }
 
-/* The first of what is left: mostly a whole frame, so that one frame is answered before the next is there. */
+/* Size of the next piece: mostly a whole frame, so that the agent handles one frame before the next arrives. */
 static size_t piece_of(const uint8_t *data, size_t size)
 {
     size_t piece = size >= HEADER_SIZE && data[0] % 8 ? HEADER_SIZE + (size_t)get_u32(data) : 1 + data[0] * 7u;
@@ -95,11 +95,11 @@ static _Noreturn void feed(const uint8_t *data, size_t size)
     int ends[2], null = open("/dev/null", O_RDWR);
     if (null < 0 || dup2(null, STDERR_FILENO) < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
         abort();
-    start_empty();
+    agent_init();
     agent.prefork_folder = ".";
     agent.port = ends[1];
     set_nonblocking(ends[0]);
-    begin_serving();
+    start_serving();
     while (size > 0) {
         size_t piece = piece_of(data, size);
         for (size_t done = 0; done < piece;) {
@@ -115,10 +115,10 @@ static _Noreturn void feed(const uint8_t *data, size_t size)
     }
     close(ends[0]);
     for (;;)
-        serve_once(100); /* until it finds that its host is gone */
+        serve_once(100); /* until it meets the end of its stream */
 }
 
-/* One input is one process: dying on a bad frame is the agent's right answer. */
+/* One process per input: the agent must exit on a bad frame. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     int status;
@@ -133,7 +133,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 #ifdef BELLJAR_FUZZ_MAIN
 static uint64_t random_state;
 static uint8_t flags; /* of the next RUN or PREPARE */
-static unsigned credits, inputs; /* how many frames of these kinds there were */
+static unsigned credits, inputs; /* numbers of frames of these types so far */
 
 static uint32_t next_random(void)
 {
@@ -151,8 +151,8 @@ static size_t put_text(uint8_t *at, const char *const *texts, size_t count)
 #define PUT_ONE_OF(at, ...) \
     put_text(at, (const char *const[]){__VA_ARGS__}, sizeof((const char *const[]){__VA_ARGS__}) / sizeof(char *))
 
-/* A payload that is nearly always right for its kind, or of random bytes. */
-static size_t put_payload(uint8_t *at, enum kind kind)
+/* Write a payload that is nearly always valid for its type, or random bytes. */
+static size_t put_payload(uint8_t *at, enum frame_type type)
 {
     size_t length;
     if (next_random() % 64 == 0) {
@@ -162,7 +162,7 @@ static size_t put_payload(uint8_t *at, enum kind kind)
         return length;
     }
     memset(at, 0, 64);
-    switch (kind) {
+    switch (type) {
     case WELCOME:
         memcpy(at, (const uint8_t[]){VERSION, 0, 30, 0}, 4);
         return 16;
@@ -204,47 +204,48 @@ static size_t put_payload(uint8_t *at, enum kind kind)
     }
 }
 
-static size_t put_frame(uint8_t *at, enum kind kind)
+static size_t put_frame(uint8_t *at, enum frame_type type)
 {
-    size_t length = put_payload(at + HEADER_SIZE, kind);
-    if (kind != CREDIT && kind != DISCARD)
+    size_t length = put_payload(at + HEADER_SIZE, type);
+    if (type != CREDIT && type != DISCARD)
         credits = 0; /* each stream in turn */
     put_u32(at, next_random() % 200 ? (uint32_t)length : next_random());
-    at[4] = (uint8_t)kind;
+    at[4] = (uint8_t)type;
     at[5] = (uint8_t)(next_random() % 30 ? 1 + credits++ % 3 : next_random() % 6);
     at[6] = at[7] = 0;
     return HEADER_SIZE + length;
 }
 
-#define STORY(...) {sizeof((const uint8_t[]){__VA_ARGS__}), (const uint8_t[]){__VA_ARGS__}}
+#define SCENARIO(...) {sizeof((const uint8_t[]){__VA_ARGS__}), (const uint8_t[]){__VA_ARGS__}}
 
-/* Conversations to their end: a job and its artifacts; two commands; a machine that is prepared, suspended and rehearses. */
-static const struct story {
+/* Complete conversations: a job and its artifacts; two commands; a machine that is prepared and suspended. */
+static const struct scenario {
     size_t length;
-    const uint8_t *kinds;
-} stories[] = {
-    STORY(WELCOME, IDENTITY, NETWORK, ARG, ENV, RUN, CREDIT, CREDIT, CREDIT, STDIN, STDIN, SIGNAL, COLLECT, PING, COLLECT),
-    STORY(WELCOME, ARG, ARG, RUN, CREDIT, DISCARD, SIGNAL, REST, ARG, RUN, CREDIT, CREDIT, SIGNAL, REST, ENV, ARG, RUN,
-          CREDIT, CREDIT, SIGNAL, COLLECT, CREDIT, CREDIT, CREDIT),
-    STORY(WELCOME, LAYER, ARG, PREPARE, PREPARE, ARG, PREPARE, SUSPEND, IDENTITY, WELCOME, ARG, RUN, CREDIT, CREDIT, STDIN,
-          SIGNAL, REST, ARG, RUN, CREDIT, CREDIT, CREDIT, SIGNAL, COLLECT),
+    const uint8_t *types;
+} scenarios[] = {
+    SCENARIO(WELCOME, IDENTITY, NETWORK, ARG, ENV, RUN, CREDIT, CREDIT, CREDIT, STDIN, STDIN, SIGNAL, COLLECT, PING,
+             COLLECT),
+    SCENARIO(WELCOME, ARG, ARG, RUN, CREDIT, DISCARD, SIGNAL, REST, ARG, RUN, CREDIT, CREDIT, SIGNAL, REST, ENV, ARG,
+             RUN, CREDIT, CREDIT, SIGNAL, COLLECT, CREDIT, CREDIT, CREDIT),
+    SCENARIO(WELCOME, LAYER, ARG, PREPARE, PREPARE, ARG, PREPARE, SUSPEND, IDENTITY, WELCOME, ARG, RUN, CREDIT, CREDIT,
+             STDIN, SIGNAL, REST, ARG, RUN, CREDIT, CREDIT, CREDIT, SIGNAL, COLLECT),
 };
 
-/* Half of the inputs keep to their story; in the others frames are left out, and others strewn in. */
-static size_t make_input(uint8_t *data, size_t most)
+/* Half of the inputs follow their scenario; in the others frames are dropped and inserted at random. */
+static size_t make_input(uint8_t *data, size_t max_size)
 {
-    static const uint8_t kinds[] = {WELCOME, ARG, ENV, RUN, STDIN, CREDIT, SIGNAL, COLLECT, PING, DISCARD, NETWORK,
+    static const uint8_t types[] = {WELCOME, ARG, ENV, RUN, STDIN, CREDIT, SIGNAL, COLLECT, PING, DISCARD, NETWORK,
                                     IDENTITY, PREPARE, SUSPEND, REST, LAYER, 0x00, 0x0A, 0xFF};
-    const struct story *story = &stories[next_random() % (sizeof stories / sizeof stories[0])];
-    bool strays = next_random() % 2;
+    const struct scenario *scenario = &scenarios[next_random() % (sizeof scenarios / sizeof scenarios[0])];
+    bool mutated = next_random() % 2;
     size_t length = 0;
-    for (size_t i = 0; i < story->length && length + 8192 < most; i++) {
-        if (strays && next_random() % 12 == 0)
-            length += put_frame(data + length, kinds[next_random() % sizeof kinds]);
-        if (!strays || i == 0 || next_random() % 8) {
-            /* What comes before REST is told to leave a ready agent behind. */
-            flags = memchr(story->kinds + i, REST, story->length - i) ? 2 : 0;
-            length += put_frame(data + length, story->kinds[i]);
+    for (size_t i = 0; i < scenario->length && length + 8192 < max_size; i++) {
+        if (mutated && next_random() % 12 == 0)
+            length += put_frame(data + length, types[next_random() % sizeof types]);
+        if (!mutated || i == 0 || next_random() % 8) {
+            /* A command before REST must leave the agent ready. */
+            flags = memchr(scenario->types + i, REST, scenario->length - i) ? 2 : 0;
+            length += put_frame(data + length, scenario->types[i]);
         }
     }
     inputs = 0;

@@ -1,4 +1,4 @@
-/* Reads lines of a glob, a tab and a path; answers each with whether it matches, and whether it may match below. */
+/* Reads lines of a glob, a tab and a path; prints for each whether it matches, and whether it may match below. */
 #include "agent.h"
 
 #include <stdio.h>

@@ -1,4 +1,4 @@
-/* Tells whether the agent finds a vsock device in this machine, and where it would listen. */
+/* Prints whether the agent finds a vsock device in this machine, and the port on which it would listen. */
 #include "agent.h"
 
 #include <stdio.h>
@@ -9,7 +9,7 @@
 
 int main(void)
 {
-    start_empty();
+    agent_init();
     int listener = open_listener();
     if (listener < 0) {
         printf("none\n");

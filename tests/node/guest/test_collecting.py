@@ -1,13 +1,13 @@
-"""Collecting artifacts from folders that are made to be awkward: it ends, and tells what it left out."""
+"""Collecting artifacts from folders that are made to be awkward: it ends, and counts what it skipped."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from belljar.node.guest import wire
-from belljar.node.guest.wire import Kind, Stream
-from support.conversation import Collector, Converse, hang_up
+from belljar.node.guest import requests, wire
+from belljar.node.guest.wire import FrameType, Stream
+from support.conversation import Collector, ConnectAgent, hang_up
 
 MAX_DEPTH = 128
 
@@ -24,81 +24,81 @@ def nest(folder: Path, depth: int) -> None:
     os.close(fd)
 
 
-async def test_globs_full_of_stars_over_deep_folders_end(converse: Converse) -> None:
-    async with converse() as talk:
-        nest(talk.folder, 47)
-        await talk.run("true")
+async def test_globs_full_of_stars_over_deep_folders_end(connect_agent: ConnectAgent) -> None:
+    async with connect_agent() as agent:
+        nest(agent.folder, 47)
+        await agent.run("true")
         sink = Collector()
-        collected = await talk.connection.collect(["**/" * 40 + "zzz"], sink, max_bytes=1 << 20, max_count=1000)
+        collected = await agent.connection.collect(["**/" * 40 + "zzz"], sink, max_bytes=1 << 20, max_count=1000)
     assert collected == wire.Collected(0, 0)
 
 
-async def test_what_lies_too_deep_is_counted_as_left_out(converse: Converse) -> None:
-    async with converse() as talk:
-        nest(talk.folder, MAX_DEPTH + 10)
-        await talk.run("true")
-        everything = await talk.connection.collect(["**"], Collector(), max_bytes=1 << 20, max_count=1000)
-        elsewhere = await talk.connection.collect(["file", "e/**"], Collector(), max_bytes=1 << 20, max_count=1000)
-    assert everything == wire.Collected(MAX_DEPTH + 1, 1)  # the first folder that was not gone into
+async def test_what_lies_too_deep_is_counted_as_skipped(connect_agent: ConnectAgent) -> None:
+    async with connect_agent() as agent:
+        nest(agent.folder, MAX_DEPTH + 10)
+        await agent.run("true")
+        everything = await agent.connection.collect(["**"], Collector(), max_bytes=1 << 20, max_count=1000)
+        elsewhere = await agent.connection.collect(["file", "e/**"], Collector(), max_bytes=1 << 20, max_count=1000)
+    assert everything == wire.Collected(MAX_DEPTH + 1, 1)  # the first folder that was not entered
     assert elsewhere == wire.Collected(1, 0)  # no glob could have matched there
 
 
-async def test_paths_that_are_too_long_are_counted_as_left_out(converse: Converse) -> None:
-    async with converse() as talk:
-        folder = talk.folder
+async def test_paths_that_are_too_long_are_counted_as_skipped(connect_agent: ConnectAgent) -> None:
+    async with connect_agent() as agent:
+        folder = agent.folder
         for _ in range(4):
             folder = folder / ("x" * 250)
         folder.mkdir(parents=True)
         (folder / ("f" * 20)).touch()
         (folder / ("f" * 21)).touch()
-        await talk.run("true")
+        await agent.run("true")
         sink = Collector()
-        collected = await talk.connection.collect(["**"], sink, max_bytes=1 << 20, max_count=1000)
+        collected = await agent.connection.collect(["**"], sink, max_bytes=1 << 20, max_count=1000)
     assert collected == wire.Collected(1, 1)
     assert [len(path) for path in sink.files] == [wire.MAX_PATH_BYTES]
 
 
-async def test_a_glob_with_an_exclamation_mark_takes_out(converse: Converse) -> None:
-    async with converse() as talk:
+async def test_a_glob_with_an_exclamation_mark_excludes(connect_agent: ConnectAgent) -> None:
+    async with connect_agent() as agent:
         for name in ("a.txt", "b.log", "__pycache__/x", "deep/__pycache__/y/z", "deep/c.txt", "!odd"):
-            path = talk.folder / name
+            path = agent.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        await talk.run("true")
+        await agent.run("true")
         sink = Collector()
         globs = ["**", "!**/__pycache__", "!*.log"]
-        collected = await talk.connection.collect(globs, sink, max_bytes=1 << 20, max_count=1000)
+        collected = await agent.connection.collect(globs, sink, max_bytes=1 << 20, max_count=1000)
         assert set(sink.files) == {"a.txt", "deep/c.txt", "!odd"}
         assert collected == wire.Collected(3, 0)
         sink = Collector()
-        await talk.connection.collect(["[!]odd", "\\!odd"], sink, max_bytes=1 << 20, max_count=1000)
+        await agent.connection.collect(["[!]odd", "\\!odd"], sink, max_bytes=1 << 20, max_count=1000)
         assert set(sink.files) == {"!odd"}
 
 
-async def test_thousands_of_files_come_with_the_host_answered_meanwhile(converse: Converse) -> None:
-    async with converse() as talk:
+async def test_thousands_of_files_come_with_the_host_answered_meanwhile(connect_agent: ConnectAgent) -> None:
+    async with connect_agent() as agent:
         for number in range(3000):
-            (talk.folder / f"{number}").write_bytes(b"x")
-        await talk.run("true")
-        await talk.connection._send(wire.collect([b"**"], max_bytes=1 << 20, max_count=5000))
-        kinds = []
-        await talk.connection._grant(Stream.ARTIFACTS, 100)
-        while kinds.count(Kind.ARTIFACT_DATA) < 100:  # now it waits for credit
-            length, kind, _ = wire.parse_header(await talk.connection._reader.readexactly(8))
-            await talk.connection._reader.readexactly(length)
-            kinds.append(kind)
-        await talk.connection._send(wire.frame(Kind.SIGNAL, b"\x0f") + wire.frame(Kind.PING))
-        while kinds[-1] is not Kind.PONG:
-            length, kind, _ = wire.parse_header(await talk.connection._reader.readexactly(8))
-            await talk.connection._reader.readexactly(length)
-            kinds.append(kind)
-        assert Kind.COLLECTED not in kinds
+            (agent.folder / f"{number}").write_bytes(b"x")
+        await agent.run("true")
+        await agent.connection._frames.send(requests.collect([b"**"], max_bytes=1 << 20, max_count=5000))
+        received = []
+        await agent.connection._frames.grant(Stream.ARTIFACTS, 100)
+        while received.count(FrameType.ARTIFACT_DATA) < 100:  # now it waits for credit
+            length, frame_type, _ = wire.parse_header(await agent.connection._frames._reader.readexactly(8))
+            await agent.connection._frames._reader.readexactly(length)
+            received.append(frame_type)
+        await agent.connection._frames.send(wire.frame(FrameType.SIGNAL, b"\x0f") + wire.frame(FrameType.PING))
+        while received[-1] is not FrameType.PONG:
+            length, frame_type, _ = wire.parse_header(await agent.connection._frames._reader.readexactly(8))
+            await agent.connection._frames._reader.readexactly(length)
+            received.append(frame_type)
+        assert FrameType.COLLECTED not in received
 
 
-async def test_an_agent_whose_host_hangs_up_while_it_collects_ends(converse: Converse) -> None:
-    async with converse() as talk:
-        nest(talk.folder, 20)
-        (talk.folder / "large").write_bytes(bytes(1 << 20))
-        await talk.run("true")
-        await talk.connection._send(wire.collect([b"**"], max_bytes=1 << 30, max_count=5000))
-        hang_up(talk.connection)  # the fixture waits for the agent's own end
+async def test_an_agent_whose_host_hangs_up_while_it_collects_ends(connect_agent: ConnectAgent) -> None:
+    async with connect_agent() as agent:
+        nest(agent.folder, 20)
+        (agent.folder / "large").write_bytes(bytes(1 << 20))
+        await agent.run("true")
+        await agent.connection._frames.send(requests.collect([b"**"], max_bytes=1 << 30, max_count=5000))
+        hang_up(agent.connection)  # the fixture waits for the agent's own end

@@ -11,7 +11,7 @@ import pytest
 
 from belljar.node.guest.command import Command, CommandFailed
 from node.guest.test_listening_agent import Listening, listening
-from support.conversation import Collector, Converse, compile_with_agent
+from support.conversation import Collector, ConnectAgent, compile_with_agent
 
 pytestmark = pytest.mark.process
 
@@ -30,9 +30,9 @@ def children(pid: int) -> list[int]:
     return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-async def test_processes_that_cannot_be_started_leave_no_descriptor_behind(converse: Converse) -> None:
-    async with converse() as talk:
-        pid, before = talk.process.pid, descriptors(talk.process.pid)
+async def test_processes_that_cannot_be_started_leave_no_descriptor_behind(connect_agent: ConnectAgent) -> None:
+    async with connect_agent() as agent:
+        pid, before = agent.process.pid, descriptors(agent.process.pid)
         used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
         free = [number for number in range(1000) if number not in used]
         soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -40,22 +40,22 @@ async def test_processes_that_cannot_be_started_leave_no_descriptor_behind(conve
         for limit in [number for number in free[:12] if number >= polled]:  # twelve are wanted: there is one too many
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
             with pytest.raises(CommandFailed, match="Too many open files"):
-                await talk.connection.prepare(WAITING)
+                await agent.connection.prepare(WAITING)
             assert descriptors(pid) == before
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
-        exited, out = await talk.run("echo", "still here")
+        exited, out = await agent.run("echo", "still here")
         assert (exited.exit_code, out.stdout) == (0, b"still here\n")
 
 
-async def test_a_prefork_program_that_is_not_there_leaves_no_descriptor_behind(converse: Converse) -> None:
-    async with converse() as talk:
-        before = descriptors(talk.process.pid)
+async def test_a_prefork_program_that_is_not_there_leaves_no_descriptor_behind(connect_agent: ConnectAgent) -> None:
+    async with connect_agent() as agent:
+        before = descriptors(agent.process.pid)
         for _ in range(20):
             with pytest.raises(CommandFailed):
-                await talk.connection.prepare(
+                await agent.connection.prepare(
                     Command(argv=["true"], env={}, cwd="/", isolated=False, prefork="missing")
                 )
-        assert descriptors(talk.process.pid) == before
+        assert descriptors(agent.process.pid) == before
 
 
 async def test_a_reaper_has_its_own_descriptors_alone(listening: Listening) -> None:
@@ -72,13 +72,13 @@ async def test_a_reaper_has_its_own_descriptors_alone(listening: Listening) -> N
             assert [each for each in found if not each.startswith(("pipe:", "socket:"))] == ["anon_inode:[signalfd]"]
 
 
-async def test_a_writer_is_told_when_nobody_reads_any_more(converse: Converse, tmp_path: Path) -> None:
+async def test_a_writer_gets_epipe_when_its_output_has_no_reader(connect_agent: ConnectAgent, tmp_path: Path) -> None:
     """No process of the job's own side keeps the reading end of its output open."""
-    async with converse() as talk:
-        running = asyncio.create_task(talk.run("sleep", "60"))
-        while not talk.started:
+    async with connect_agent() as agent:
+        running = asyncio.create_task(agent.run("sleep", "60"))
+        while not agent.started:
             await asyncio.sleep(0.01)
-        (reaper,) = children(talk.process.pid)
+        (reaper,) = children(agent.process.pid)
         (sleeper,) = children(reaper)
         readers = {os.readlink(f"/proc/{sleeper}/fd/1"), os.readlink(f"/proc/{sleeper}/fd/2")}
         assert readers.isdisjoint(descriptors(reaper))
@@ -86,13 +86,13 @@ async def test_a_writer_is_told_when_nobody_reads_any_more(converse: Converse, t
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_reaper_that_is_killed_before_it_starts_the_command_is_told(converse: Converse) -> None:
-    async with converse() as talk:
-        await talk.connection.prepare(WAITING)
-        (reaper,) = children(talk.process.pid)
+async def test_a_reaper_that_is_killed_before_it_starts_the_command_is_reported(connect_agent: ConnectAgent) -> None:
+    async with connect_agent() as agent:
+        await agent.connection.prepare(WAITING)
+        (reaper,) = children(agent.process.pid)
         os.kill(reaper, 9)
         with pytest.raises(CommandFailed):
-            await talk.run("true")
+            await agent.run("true")
 
 
 def test_a_child_that_ends_before_its_exec_is_no_success(tmp_path: Path) -> None:
@@ -100,14 +100,14 @@ def test_a_child_that_ends_before_its_exec_is_no_success(tmp_path: Path) -> None
 
     binary = tmp_path / "traced"
     compile_with_agent(binary, Path(__file__).with_name("traced.c"))
-    said = subprocess.run([binary], capture_output=True, text=True, timeout=30, check=True)
-    assert said.stdout == "error 1 reaped 1 left 0\n"
+    result = subprocess.run([binary], capture_output=True, text=True, timeout=30, check=True)
+    assert result.stdout == "error 1 reaped 1 left 0\n"
 
 
-async def test_the_agent_as_an_ordinary_process_never_isolates(converse: Converse) -> None:
+async def test_the_agent_as_an_ordinary_process_never_isolates(connect_agent: ConnectAgent) -> None:
     """It would mount on the host that it runs on."""
     from belljar.model.errors import MachineDied
 
-    async with converse() as talk:
+    async with connect_agent() as agent:
         with pytest.raises(MachineDied):
-            await talk.connection.run(Command(argv=["true"], env={}), b"", Collector(), lambda _: None)
+            await agent.connection.run(Command(argv=["true"], env={}), b"", Collector(), lambda _: None)

@@ -91,7 +91,9 @@ async def test_a_suspended_one_outlives_its_connection_and_serves_the_next(
     assert await listening.exit_code() == 0
 
 
-async def test_a_suspended_one_outlives_many_connections_that_say_nothing(listening: Listening, tmp_path: Path) -> None:
+async def test_a_suspended_one_outlives_many_connections_that_send_nothing(
+    listening: Listening, tmp_path: Path
+) -> None:
     async with listening.connection() as connection:
         await connection.open(10)
         await connection.suspend()

@@ -15,7 +15,7 @@ import pytest
 
 from belljar.node.guest.command import Command, CommandFailed
 from belljar.node.guest.wire import Exited
-from support.conversation import Collector, Conversation, Converse
+from support.conversation import Collector, ConnectAgent, ConnectedAgent
 
 PYTHON = shutil.which("python3", path="/usr/bin:/bin")
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="needs the system's python3")
@@ -55,7 +55,7 @@ BEHAVIOURS = {
     "a syntax error": "def broken(:\n",
     "bytes that are no UTF-8": "x = '\udcff'\n",
     "an exit code": "import sys; sys.exit(7)",
-    "an exit with words": "import sys; sys.exit('gone wrong')",
+    "an exit with a message": "import sys; sys.exit('gone wrong')",
     "an exit without Python's end": "import os; print('lost'); os._exit(5)",
     "atexit and destructors": """
         import atexit
@@ -66,7 +66,7 @@ BEHAVIOURS = {
         atexit.register(print, "at exit")
         unflushed = open("left.txt", "w"); unflushed.write("whole")
     """,
-    "words of the last": """
+    "the last destructors": """
         import builtins, sys
         class Loud:
             def __init__(self, name): self.name = name
@@ -171,10 +171,10 @@ def script(folder: Path, text: str) -> Path:
 
 
 async def run(
-    talk: Conversation, path: Path, prefork: str, env: dict[str, str] | None = None
+    agent: ConnectedAgent, path: Path, prefork: str, env: dict[str, str] | None = None
 ) -> tuple[Exited, Collector]:
     if prefork:
-        await talk.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork=prefork))
+        await agent.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork=prefork))
     command = Command(
         argv=["python3", str(path), "one", "tw o"],
         env=ENV | {"MODE": "fast"} | (env or {}),
@@ -184,7 +184,7 @@ async def run(
         keep=True,
     )
     sink = Collector()
-    exited = await talk.connection.run(command, "stdin é\n".encode(), sink, talk.started.append)
+    exited = await agent.connection.run(command, "stdin é\n".encode(), sink, agent.started.append)
     return exited, sink
 
 
@@ -196,27 +196,29 @@ def seen(exited: Exited, sink: Collector) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 async def test_a_script_sees_what_it_sees_in_a_fresh_interpreter(
-    behaviour: str, converse: Converse, tmp_path: Path
+    behaviour: str, connect_agent: ConnectAgent, tmp_path: Path
 ) -> None:
     path = script(tmp_path, BEHAVIOURS[behaviour])
-    async with converse() as talk:
-        fresh = seen(*await run(talk, path, ""))
+    async with connect_agent() as agent:
+        fresh = seen(*await run(agent, path, ""))
         shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
-        waited = seen(*await run(talk, path, "python"))
+        waited = seen(*await run(agent, path, "python"))
     assert waited == fresh
     assert fresh[2] or fresh[3] or fresh[0] or fresh[1], "the behaviour shows nothing"
     if behaviour == "atexit and destructors":
         assert (tmp_path / "left.txt").read_text() == "whole"
 
 
-async def test_the_interpreter_that_waited_is_the_one_that_runs(converse: Converse, tmp_path: Path) -> None:
+async def test_the_interpreter_that_waited_is_the_one_that_runs(connect_agent: ConnectAgent, tmp_path: Path) -> None:
     """The comparison above means something: the second of each pair did not start an interpreter of its own."""
     path = script(tmp_path, "import gc; print(gc.get_freeze_count() > 0)")
-    async with converse() as talk:
-        assert [(await run(talk, path, prefork))[1].stdout for prefork in ("", "python")] == [b"False\n", b"True\n"]
+    async with connect_agent() as agent:
+        assert [(await run(agent, path, prefork))[1].stdout for prefork in ("", "python")] == [b"False\n", b"True\n"]
 
 
-async def test_after_the_scripts_end_the_interpreter_takes_nothing_apart(converse: Converse, tmp_path: Path) -> None:
+async def test_after_the_scripts_end_the_interpreter_takes_nothing_apart(
+    connect_agent: ConnectAgent, tmp_path: Path
+) -> None:
     """The one difference: what nothing but the interpreter's state holds is not deleted."""
     text = """
         import codecs, os
@@ -226,82 +228,84 @@ async def test_after_the_scripts_end_the_interpreter_takes_nothing_apart(convers
         codecs.register(Search())
     """
     path = script(tmp_path, text)
-    async with converse() as talk:
-        assert [(await run(talk, path, prefork))[1].stdout for prefork in ("", "python")] == [b"taken apart", b""]
+    async with connect_agent() as agent:
+        assert [(await run(agent, path, prefork))[1].stdout for prefork in ("", "python")] == [b"taken apart", b""]
 
 
 @pytest.mark.parametrize("env", [{"PYTHONHASHSEED": "7"}, {"PYTHONPATH": "/opt"}, {"LC_ALL": "C"}, {"HOME": "/other"}])
 async def test_settings_that_are_read_at_start_are_honoured(
-    env: dict[str, str], converse: Converse, tmp_path: Path
+    env: dict[str, str], connect_agent: ConnectAgent, tmp_path: Path
 ) -> None:
     path = script(tmp_path, "import gc, sys; print(gc.get_freeze_count(), sys.path, sys.flags)")
-    async with converse() as talk:
-        fresh = seen(*await run(talk, path, "", env))
-        assert seen(*await run(talk, path, "python", env)) == fresh
+    async with connect_agent() as agent:
+        fresh = seen(*await run(agent, path, "", env))
+        assert seen(*await run(agent, path, "python", env)) == fresh
     assert fresh[2].startswith(b"0 ")  # type: ignore[union-attr]
 
 
-async def test_the_time_zone_is_the_jobs(converse: Converse, tmp_path: Path) -> None:
+async def test_the_time_zone_is_the_jobs(connect_agent: ConnectAgent, tmp_path: Path) -> None:
     path = script(tmp_path, "import time; print(time.strftime('%Z', time.gmtime(0)), time.tzname)")
-    async with converse() as talk:
-        assert b"EST" in (await run(talk, path, "python", {"TZ": "EST5EDT"}))[1].stdout
+    async with connect_agent() as agent:
+        assert b"EST" in (await run(agent, path, "python", {"TZ": "EST5EDT"}))[1].stdout
 
 
-async def test_suspended_agents_wait_for_their_identity_and_go_on(converse: Converse, tmp_path: Path) -> None:
+async def test_suspended_agents_wait_for_their_identity_and_go_on(connect_agent: ConnectAgent, tmp_path: Path) -> None:
     path = script(tmp_path, "print('became')")
-    async with converse() as talk:
-        await talk.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))
-        await talk.connection.suspend()
-        await talk.connection.resume(10)
+    async with connect_agent() as agent:
+        await agent.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))
+        await agent.connection.suspend()
+        await agent.connection.resume(10)
         command = Command(argv=["python3", str(path)], env=ENV, cwd=str(tmp_path), isolated=False, prefork="python")
         sink = Collector()
-        exited = await talk.connection.run(command, b"", sink, talk.started.append)
+        exited = await agent.connection.run(command, b"", sink, agent.started.append)
         assert (exited.exit_code, sink.stdout) == (0, b"became\n")
 
 
-async def test_a_rehearsal_is_followed_by_the_job_and_takes_none_of_its_words(
-    converse: Converse, tmp_path: Path
+async def test_a_warm_up_is_followed_by_the_job_and_takes_none_of_its_input(
+    connect_agent: ConnectAgent, tmp_path: Path
 ) -> None:
-    rehearsal = Command(argv=["sh", "-c", "cat; echo $0"], env=ENV, cwd="/", isolated=False)
-    async with converse() as talk:
+    warm_up = Command(argv=["sh", "-c", "cat; echo $0"], env=ENV, cwd="/", isolated=False)
+    async with connect_agent() as agent:
         for _ in range(3):
             sink = Collector()
-            exited = await talk.connection.warm_up(rehearsal, sink)
+            exited = await agent.connection.warm_up(warm_up, sink)
             assert (exited.exit_code, sink.stdout) == (0, b"sh\n")
         job = Command(argv=["cat"], env=ENV, cwd=str(tmp_path), isolated=False)
         sink = Collector()
-        await talk.connection.run(job, b"x" * 300_000, sink, talk.started.append)
+        await agent.connection.run(job, b"x" * 300_000, sink, agent.started.append)
         assert sink.stdout == b"x" * 300_000
 
 
-async def test_processes_that_wait_do_not_keep_another_jobs_streams_open(converse: Converse) -> None:
-    async with converse() as talk:
+async def test_waiting_processes_do_not_keep_another_jobs_streams_open(connect_agent: ConnectAgent) -> None:
+    async with connect_agent() as agent:
         for _ in range(3):
-            await talk.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))
-            await talk.connection.prepare(Command(argv=[], env=ENV, cwd="/", isolated=False))
+            await agent.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))
+            await agent.connection.prepare(Command(argv=[], env=ENV, cwd="/", isolated=False))
         sink = Collector()
         async with asyncio.timeout(20):
-            exited = await talk.connection.warm_up(Command(argv=["cat"], env=ENV, cwd="/", isolated=False), sink)
+            exited = await agent.connection.warm_up(Command(argv=["cat"], env=ENV, cwd="/", isolated=False), sink)
         assert exited.exit_code == 0
 
 
-async def test_a_program_that_does_not_wait_is_told(converse: Converse) -> None:
-    async with converse() as talk:
+async def test_a_program_that_does_not_wait_is_reported(connect_agent: ConnectAgent) -> None:
+    async with connect_agent() as agent:
         with pytest.raises(CommandFailed):
-            await talk.connection.prepare(Command(argv=["true"], env=ENV, cwd="/", isolated=False, prefork="python"))
+            await agent.connection.prepare(Command(argv=["true"], env=ENV, cwd="/", isolated=False, prefork="python"))
         with pytest.raises(CommandFailed):
-            await talk.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="../agent.c"))
-        exited, _ = await talk.run("true")
+            await agent.connection.prepare(
+                Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="../agent.c")
+            )
+        exited, _ = await agent.run("true")
         assert exited.exit_code == 0
 
 
 async def test_a_script_does_not_get_an_interpreter_that_was_killed_while_it_waited(
-    converse: Converse, tmp_path: Path
+    connect_agent: ConnectAgent, tmp_path: Path
 ) -> None:
     path = script(tmp_path, "import gc; print(gc.get_freeze_count() > 0)")
-    async with converse() as talk:
-        await talk.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))
-        (reaper,) = Path(f"/proc/{talk.process.pid}/task/{talk.process.pid}/children").read_text().split()
+    async with connect_agent() as agent:
+        await agent.connection.prepare(Command(argv=STARTED, env=ENV, cwd="/", isolated=False, prefork="python"))
+        (reaper,) = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read_text().split()
         (waiting,) = Path(f"/proc/{reaper}/task/{reaper}/children").read_text().split()
         os.kill(int(waiting), signal.SIGKILL)
         async with asyncio.timeout(20):
@@ -309,5 +313,5 @@ async def test_a_script_does_not_get_an_interpreter_that_was_killed_while_it_wai
                 await asyncio.sleep(0.01)
         command = Command(argv=["python3", str(path)], env=ENV, cwd=str(tmp_path), isolated=False, prefork="python")
         sink = Collector()
-        exited = await talk.connection.run(command, b"", sink, talk.started.append)
+        exited = await agent.connection.run(command, b"", sink, agent.started.append)
         assert (exited.exit_code, sink.stdout) == (0, b"False\n")

@@ -28,8 +28,8 @@ def _local_cid() -> int:
 def test_it_listens_for_the_host_alone_if_and_only_if_the_machine_has_an_address(tmp_path: Path) -> None:
     binary = tmp_path / "listener"
     compile_with_agent(binary, Path(__file__).parent / "listener.c")
-    said = subprocess.run([binary], capture_output=True, text=True, timeout=30)
-    if "in use" in said.stderr:
+    result = subprocess.run([binary], capture_output=True, text=True, timeout=30)
+    if "in use" in result.stderr:
         pytest.skip("another process listens on vsock port 1024 here")
-    assert said.returncode == 0, said.stderr
-    assert said.stdout == ("none\n" if _local_cid() == _ANY else "port 1024 listening 1 host 1 job 0\n")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ("none\n" if _local_cid() == _ANY else "port 1024 listening 1 host 1 job 0\n")

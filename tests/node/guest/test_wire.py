@@ -1,4 +1,4 @@
-"""The parser of the guest's frames, and that both ends name the same numbers."""
+"""The parser of the guest's frames, and the numbers that both ends must agree on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from belljar.model.errors import GuestProtocolError
 from belljar.node.guest import wire
-from belljar.node.guest.wire import Kind, Stream
+from belljar.node.guest.wire import FrameType, Stream
 from support.conversation import AGENT
 
 
@@ -20,10 +20,10 @@ def c_enums() -> dict[str, int]:
     return {name: eval(value) for name, value in pairs}
 
 
-def test_agent_and_host_name_the_same_numbers() -> None:
+def test_agent_and_host_agree_on_every_number() -> None:
     numbers = c_enums()
-    for kind in Kind:
-        assert numbers[kind.name] == kind
+    for frame_type in FrameType:
+        assert numbers[frame_type.name] == frame_type
     for stream in Stream:
         assert numbers[stream.name] == stream
     for stage in wire.Stage:
@@ -44,19 +44,23 @@ def test_agent_and_host_name_the_same_numbers() -> None:
 
 
 @given(st.binary(min_size=8, max_size=8))
-def test_a_header_is_parsed_or_refused(data: bytes) -> None:
+def test_a_header_is_parsed_or_rejected(data: bytes) -> None:
     try:
-        length, kind, stream = wire.parse_header(data)
+        length, frame_type, stream = wire.parse_header(data)
     except GuestProtocolError:
         return
     assert length <= wire.MAX_PAYLOAD
-    assert wire.HEADER.pack(length, kind, stream, 0) == data
+    assert wire.HEADER.pack(length, frame_type, stream, 0) == data
 
 
-@given(st.sampled_from([kind for kind in Kind if kind >= Kind.HELLO]), st.sampled_from(Stream), st.binary(max_size=200))
-def test_a_payload_is_parsed_or_refused(kind: Kind, stream: Stream, payload: bytes) -> None:
+@given(
+    st.sampled_from([each for each in FrameType if each >= FrameType.HELLO]),
+    st.sampled_from(Stream),
+    st.binary(max_size=200),
+)
+def test_a_payload_is_parsed_or_rejected(frame_type: FrameType, stream: Stream, payload: bytes) -> None:
     try:
-        message = wire.parse(kind, stream, payload)
+        message = wire.parse(frame_type, stream, payload)
     except GuestProtocolError:
         return
     match message:
@@ -70,12 +74,12 @@ def test_a_payload_is_parsed_or_refused(kind: Kind, stream: Stream, payload: byt
             assert stream is Stream.NONE
 
 
-@given(st.sampled_from([kind for kind in Kind if kind < Kind.HELLO]), st.sampled_from(Stream))
-def test_a_frame_that_only_the_host_may_send_is_refused(kind: Kind, stream: Stream) -> None:
+@given(st.sampled_from([each for each in FrameType if each < FrameType.HELLO]), st.sampled_from(Stream))
+def test_a_frame_that_only_the_host_may_send_is_rejected(frame_type: FrameType, stream: Stream) -> None:
     with pytest.raises(GuestProtocolError):
-        wire.parse_header(wire.HEADER.pack(0, kind, stream, 0))
+        wire.parse_header(wire.HEADER.pack(0, frame_type, stream, 0))
 
 
 def test_a_frame_too_long_to_be_allowed_is_never_built() -> None:
     with pytest.raises(ValueError, match="over"):
-        wire.frame(Kind.STDIN, bytes(wire.MAX_PAYLOAD + 1))
+        wire.frame(FrameType.STDIN, bytes(wire.MAX_PAYLOAD + 1))

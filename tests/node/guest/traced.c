@@ -1,4 +1,4 @@
-/* What resume_traced answers for a child that ended instead of stopping, whatever errno was before. */
+/* Prints the result of resume_traced for a child that exited instead of stopping, with errno 0 before. */
 #include "agent.h"
 
 #include <errno.h>

@@ -71,8 +71,8 @@ async def test_the_probe_is_given_longer_too(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_an_agents_answers_are_waited_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("belljar.node.guest.connection._AGENT_SECONDS", 0.05)
+    monkeypatch.setattr("belljar.node.guest.connection._REPLY_SECONDS", 0.05)
     async with silent() as machine:
-        connection = AgentConnection(machine.reader, machine.writer, patience=4)
+        connection = AgentConnection(machine.reader, machine.writer, timeout_factor=4)
         with pytest.raises(MachineTimeout, match=r"within 0\.2 s"):
             await connection.suspend()

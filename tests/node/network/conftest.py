@@ -1,4 +1,4 @@
-"""The tests of networks: a little internet, pools of slots, and a host that must be as it was after each test."""
+"""Fixtures of the network tests: a simulated internet, slot pools, and a check that the host is unchanged."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 from belljar.node.network.pool import SlotPool
 from belljar.settings import Settings
-from support.internet import NAMESERVER, Internet, host_state, internet
+from support.internet import NAMESERVER, SimulatedInternet, host_state, simulated_internet
 
 
 @pytest.fixture
 def unchanged_host() -> Iterator[dict[str, str]]:
-    """Fails a test that leaves anything of the host's networking other than it was."""
+    """Fail a test that leaves the host's networking changed."""
     before, threads = host_state(), threading.active_count()
     yield before
     assert host_state() == before
@@ -24,8 +24,8 @@ def unchanged_host() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def world(unchanged_host: dict[str, str]) -> Iterator[Internet]:
-    with internet() as made:
+def internet(unchanged_host: dict[str, str]) -> Iterator[SimulatedInternet]:
+    with simulated_internet() as made:
         yield made
 
 
@@ -35,8 +35,8 @@ def network_settings() -> Settings:
 
 
 @pytest.fixture
-async def pool(world: Internet, network_settings: Settings) -> AsyncIterator[SlotPool]:
-    """A pool whose host can reach the little internet."""
+async def pool(internet: SimulatedInternet, network_settings: Settings) -> AsyncIterator[SlotPool]:
+    """A pool on a host that reaches the simulated internet."""
     async with SlotPool(network_settings) as made:
         yield made
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What a hostile machine may try with its network, with real packets, and what it gets. The table: docs/network.md."""
+"""Attacks of a hostile machine on its network, with real packets. docs/network.md lists them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from support.internet import (
     METADATA,
     NETNS,
     WEB,
-    Answering,
-    Internet,
+    RecordingServer,
+    SimulatedInternet,
     arp_request,
+    connected_guest,
     ethernet,
-    guest,
     ip,
     ipv4,
     listen,
@@ -51,11 +51,11 @@ def syn(target: str, port: int, source: str = GUEST, source_mac: str = GUEST_MAC
 
 
 @contextlib.contextmanager
-def serving_on_host(port: int) -> Iterator[Answering]:
-    """A server of the host's own, on all of its addresses."""
+def serving_on_host(port: int) -> Iterator[RecordingServer]:
+    """Run a server on all addresses of the host."""
     stop = threading.Event()
     with listen("0.0.0.0", port) as server:
-        answering = Answering(server, b"host")
+        answering = RecordingServer(server, b"host")
         thread = threading.Thread(target=answering.serve, args=(stop,))
         thread.start()
         try:
@@ -69,14 +69,14 @@ def host_addresses() -> list[str]:
     return [line.split()[3].partition("/")[0] for line in ip("-o", "-4", "addr", "show").splitlines()]
 
 
-async def seen_by_web(world: Internet) -> None:
+async def seen_by_web(internet: SimulatedInternet) -> None:
     await asyncio.sleep(0.3)
-    assert world.web.peers == [], "a packet went through"
+    assert internet.web.peers == [], "a packet went through"
 
 
-async def test_another_address_than_its_own(pool: SlotPool, world: Internet) -> None:
+async def test_another_address_than_its_own(pool: SlotPool, internet: SimulatedInternet) -> None:
     async with attached(pool, OPEN) as attachment:
-        with guest(attachment.slot) as machine:
+        with connected_guest(attachment.slot) as machine:
             ip("-n", "bjtest-guest", "addr", "add", "172.30.0.77/24", "dev", "eth0")
             ip("-n", "bjtest-guest", "addr", "del", attachment.slot.guest_address, "dev", "eth0")
             ip("-n", "bjtest-guest", "route", "replace", "default", "via", GATEWAY)
@@ -84,24 +84,24 @@ async def test_another_address_than_its_own(pool: SlotPool, world: Internet) -> 
                 await run(machine.get, WEB, timeout=1)
             machine.send(syn(WEB, 80, source="198.51.100.1"))
             machine.send(syn(WEB, 80, source=METADATA))
-            await seen_by_web(world)
+            await seen_by_web(internet)
     assert attachment.traffic is not None and attachment.traffic.forged_count >= 2
 
 
-async def test_another_mac_than_its_own(pool: SlotPool, world: Internet) -> None:
+async def test_another_mac_than_its_own(pool: SlotPool, internet: SimulatedInternet) -> None:
     async with attached(pool, OPEN) as attachment:
-        with guest(attachment.slot) as machine:
+        with connected_guest(attachment.slot) as machine:
             for number in range(20):
                 machine.send(syn(WEB, 80, source_mac="02:00:00:00:00:66", source_port=41000 + number))
             machine.send(syn(WEB, 80, source_mac=GATEWAY_MAC))
-            await seen_by_web(world)
+            await seen_by_web(internet)
             assert await run(machine.get, WEB) == b"web"
     assert attachment.traffic is not None and attachment.traffic.forged_count == 21
 
 
-async def test_an_arp_flood_changes_nothing_and_is_hardly_answered(pool: SlotPool, world: Internet) -> None:
+async def test_an_arp_flood_changes_nothing_and_is_hardly_answered(pool: SlotPool, internet: SimulatedInternet) -> None:
     async with attached(pool, OPEN) as attachment:
-        with guest(attachment.slot) as machine:
+        with connected_guest(attachment.slot) as machine:
             before = ip("-n", attachment.slot.namespace.name, "neigh", "show")
             for number in range(5000):
                 sender = f"172.30.{number >> 8 & 255}.{number & 255}"
@@ -117,21 +117,21 @@ async def test_an_arp_flood_changes_nothing_and_is_hardly_answered(pool: SlotPoo
             assert await run(machine.get, WEB) == b"web"
 
 
-async def test_raw_packets_with_forged_sources_never_leave(pool: SlotPool, world: Internet) -> None:
+async def test_raw_packets_with_forged_sources_never_leave(pool: SlotPool, internet: SimulatedInternet) -> None:
     sources = ["127.0.0.1", "0.0.0.0", "255.255.255.255", "10.99.0.1", "192.168.1.1", WEB, "198.19.0.0", "198.19.0.1"]
     async with attached(pool, OPEN) as attachment:
-        with guest(attachment.slot) as machine:
+        with connected_guest(attachment.slot) as machine:
             for source in sources:
                 machine.send(syn(WEB, 80, source=source))
                 datagram = ipv4(source, WEB, 17, udp(53, 53, b"x" * 12))
                 machine.send(ethernet(GUEST_MAC, GATEWAY_MAC, 0x0800, datagram))
-            await seen_by_web(world)
+            await seen_by_web(internet)
     assert attachment.traffic is not None and attachment.traffic.forged_count == 2 * len(sources)
 
 
-async def test_scanning_the_hosts_addresses_finds_nothing(pool: SlotPool, world: Internet) -> None:
+async def test_scanning_the_hosts_addresses_finds_nothing(pool: SlotPool, internet: SimulatedInternet) -> None:
     async with attached(pool, OPEN) as attachment:
-        with serving_on_host(28080) as server, guest(attachment.slot) as machine:
+        with serving_on_host(28080) as server, connected_guest(attachment.slot) as machine:
             addresses = host_addresses()
             assert any(address.startswith("198.19.") for address in addresses)
             for address in [*addresses, GATEWAY]:
@@ -146,7 +146,7 @@ async def test_scanning_the_hosts_addresses_finds_nothing(pool: SlotPool, world:
     assert attachment.traffic is not None and attachment.traffic.refused_count >= 2 * (len(addresses) - 1)
 
 
-async def test_a_neighbour_is_out_of_reach(world: Internet, network_settings: Settings) -> None:
+async def test_a_neighbour_is_out_of_reach(internet: SimulatedInternet, network_settings: Settings) -> None:
     async with (
         SlotPool(network_settings) as pool,
         SlotPool(network_settings) as another,
@@ -155,12 +155,12 @@ async def test_a_neighbour_is_out_of_reach(world: Internet, network_settings: Se
         attached(another, OPEN) as third,
     ):
         with (
-            guest(first.slot, "bjtest-guest") as attacker,
-            guest(second.slot, "bjtest-guest2") as victim,
-            guest(third.slot, "bjtest-guest3") as stranger,
+            connected_guest(first.slot, "bjtest-guest") as attacker,
+            connected_guest(second.slot, "bjtest-guest2") as victim,
+            connected_guest(third.slot, "bjtest-guest3") as stranger,
         ):
             for each in (victim, stranger):
-                each.do(lambda: None)
+                each.run(lambda: None)
             numbers = [int(each.slot.namespace.name.rpartition(".")[2]) for each in (first, second, third)]
             assert len(set(numbers)) == 3
             for number in numbers[1:]:
@@ -180,9 +180,9 @@ async def test_a_neighbour_is_out_of_reach(world: Internet, network_settings: Se
 
 
 async def test_even_without_its_own_rules_a_slot_reaches_neither_host_nor_neighbour(
-    world: Internet, network_settings: Settings
+    internet: SimulatedInternet, network_settings: Settings
 ) -> None:
-    """The host's table stands by itself: here a slot has lost its filters."""
+    """The host's table does not depend on the slot's: here the slot's filters are deleted."""
     async with (
         SlotPool(network_settings) as pool,
         attached(pool, OPEN) as attachment,
@@ -204,7 +204,7 @@ async def test_even_without_its_own_rules_a_slot_reaches_neither_host_nor_neighb
             check=True,
         )
         number = int(second.slot.namespace.name.rpartition(".")[2])
-        with serving_on_host(28080) as server, guest(attachment.slot) as machine:
+        with serving_on_host(28080) as server, connected_guest(attachment.slot) as machine:
             with pytest.raises(TimeoutError):
                 await run(machine.get, f"198.19.0.{2 * number + 1}", timeout=0.5)
             for address in (*host_addresses(), METADATA, "10.77.0.10"):
@@ -214,12 +214,12 @@ async def test_even_without_its_own_rules_a_slot_reaches_neither_host_nor_neighb
                             machine.get, address, 28080 if address not in (METADATA, "10.77.0.10") else 80, timeout=0.5
                         )
             assert await run(machine.get, WEB) == b"web"
-        assert server.peers == [] and world.metadata.peers == [] and world.private.peers == []
+        assert server.peers == [] and internet.metadata.peers == [] and internet.private.peers == []
 
 
-async def test_the_metadata_address_by_every_spelling(pool: SlotPool, world: Internet) -> None:
+async def test_the_metadata_address_by_every_spelling(pool: SlotPool, internet: SimulatedInternet) -> None:
     async with attached(pool, OPEN) as attachment:
-        with guest(attachment.slot) as machine:
+        with connected_guest(attachment.slot) as machine:
 
             def mapped() -> None:
                 with socket.socket(socket.AF_INET6) as connection:
@@ -234,7 +234,7 @@ async def test_the_metadata_address_by_every_spelling(pool: SlotPool, world: Int
             ):  # the same number, as inet_aton(3) reads it
                 assert await run(machine.refused, host)
             with pytest.raises(OSError):
-                await run(machine.do, mapped)
+                await run(machine.run, mapped)
 
             def real_ipv6() -> None:
                 with socket.socket(socket.AF_INET6) as connection:
@@ -242,13 +242,13 @@ async def test_the_metadata_address_by_every_spelling(pool: SlotPool, world: Int
                     connection.connect(("fd00:ec2::254", 80))
 
             with pytest.raises(OSError):
-                await run(machine.do, real_ipv6)
-    assert world.metadata.peers == []
+                await run(machine.run, real_ipv6)
+    assert internet.metadata.peers == []
 
 
-async def test_ipv6_goes_nowhere(pool: SlotPool, world: Internet) -> None:
+async def test_ipv6_goes_nowhere(pool: SlotPool, internet: SimulatedInternet) -> None:
     async with attached(pool, OPEN) as attachment:
-        with guest(attachment.slot) as machine:
+        with connected_guest(attachment.slot) as machine:
             packet = bytes([0x60]) + b"\0" * 3 + b"\0\x08" + bytes([17, 64])
             packet += socket.inet_pton(socket.AF_INET6, "fe80::1") + socket.inet_pton(socket.AF_INET6, "ff02::1")
             for _ in range(10):
@@ -266,9 +266,9 @@ async def test_ipv6_goes_nowhere(pool: SlotPool, world: Internet) -> None:
     assert attachment.traffic is not None and attachment.traffic.forged_count >= 10
 
 
-async def test_other_protocols_and_fragments_do_not_pass_a_list(pool: SlotPool, world: Internet) -> None:
+async def test_other_protocols_and_fragments_do_not_pass_a_list(pool: SlotPool, internet: SimulatedInternet) -> None:
     async with attached(pool, Policy(networks=(NetworkRule(IPv4Network(f"{WEB}/32"), 80),))) as attachment:
-        with guest(attachment.slot) as machine:
+        with connected_guest(attachment.slot) as machine:
             for protocol in (2, 4, 41, 47, 50):  # IGMP, IPIP, 6in4, GRE, ESP
                 machine.send(ethernet(GUEST_MAC, GATEWAY_MAC, 0x0800, ipv4(GUEST, WEB, protocol, b"\0" * 32)))
             before = attachment.slot.namespace.name
@@ -279,7 +279,7 @@ async def test_other_protocols_and_fragments_do_not_pass_a_list(pool: SlotPool, 
 
 
 def tracked_flows() -> list[str]:
-    """What connection tracking of the calling thread's namespace holds, a line for each."""
+    """Return the tracked flows of the calling thread's namespace, one line each."""
 
     async def read() -> list[str]:
         lines = []

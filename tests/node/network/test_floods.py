@@ -1,4 +1,4 @@
-"""A machine that sends more than it may: connections, new ones, packets; and who feels it."""
+"""Floods of connections and packets: they are bounded, and other machines keep working."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from node.network.test_policies import attached, run
 from support.internet import (
     NETNS,
     WEB,
-    Internet,
-    guest,
+    SimulatedInternet,
+    connected_guest,
 )
 
 pytestmark = pytest.mark.root
@@ -24,7 +24,9 @@ pytestmark = pytest.mark.root
 OPEN = Policy(open=True)
 
 
-async def test_a_hundred_thousand_connections_starve_nobody(world: Internet, network_settings: Settings) -> None:
+async def test_a_hundred_thousand_connections_starve_no_other_machine(
+    internet: SimulatedInternet, network_settings: Settings
+) -> None:
     limit = 100
     settings = network_settings.model_copy(
         update={"network_connections": limit, "network_connections_per_second": 5000}
@@ -34,7 +36,7 @@ async def test_a_hundred_thousand_connections_starve_nobody(world: Internet, net
         attached(pool, OPEN) as greedy,
         attached(pool, OPEN) as modest,
     ):
-        with guest(greedy.slot) as machine, guest(modest.slot, "bjtest-guest2") as other:
+        with connected_guest(greedy.slot) as machine, connected_guest(modest.slot, "bjtest-guest2") as other:
 
             def flood() -> None:
                 for number in range(100_000):
@@ -49,24 +51,24 @@ async def test_a_hundred_thousand_connections_starve_nobody(world: Internet, net
             assert await run(other.get, WEB) == b"web"
     assert greedy.traffic is not None and greedy.traffic.limited_count > 10_000
     assert [line for line in in_fresh_thread(tracked_flows) if source in line] == [], (
-        "the host remembers a slot that is gone"
+        "the host still tracks flows of a removed slot"
     )
 
 
-async def test_new_connections_are_bounded_by_rate(world: Internet, network_settings: Settings) -> None:
+async def test_new_connections_are_bounded_by_rate(internet: SimulatedInternet, network_settings: Settings) -> None:
     settings = network_settings.model_copy(update={"network_connections_per_second": 10})
     async with SlotPool(settings) as pool, attached(pool, OPEN) as attachment:
-        with guest(attachment.slot) as machine:
+        with connected_guest(attachment.slot) as machine:
             for number in range(500):
                 machine.send(syn(WEB, 80, source_port=1024 + number))
             await asyncio.sleep(0.3)
     assert attachment.traffic is not None and attachment.traffic.limited_count > 400
 
 
-async def test_packets_are_bounded_by_rate(world: Internet, network_settings: Settings) -> None:
+async def test_packets_are_bounded_by_rate(internet: SimulatedInternet, network_settings: Settings) -> None:
     settings = network_settings.model_copy(update={"network_packets_per_second": 100})
     async with SlotPool(settings) as pool, attached(pool, Policy()) as attachment:
-        with guest(attachment.slot) as machine:
+        with connected_guest(attachment.slot) as machine:
             for number in range(5000):
                 machine.send(syn(WEB, 80, source_port=1024 + number))
             await asyncio.sleep(0.3)

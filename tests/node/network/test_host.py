@@ -1,4 +1,4 @@
-"""What becomes of the host: its own firewall is left alone, and everything is as it was, after a kill -9 too."""
+"""The host: its own firewall stays unchanged, and everything is restored, after a kill -9 too."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import pytest
 from belljar.model.errors import NoNetwork
 from belljar.node.machines.host.namespace import in_fresh_thread, inside
 from belljar.node.network import state
-from belljar.node.network.layout import HOST_PREFIX, lay_out
+from belljar.node.network.layout import HOST_PREFIX, build_layout
 from belljar.node.network.leftovers import clear_network_leftovers
-from belljar.node.network.links import host_facts, netlink
+from belljar.node.network.netlink import read_host_networks, run_netlink
 from belljar.node.network.policy import Policy
 from belljar.node.network.pool import SlotPool
 from belljar.settings import Settings
 from node.network.test_attacks import tracked_flows
 from node.network.test_policies import run
-from support.internet import NETNS, WEB, Internet, guest, host_state, ip, quiet
+from support.internet import NETNS, WEB, SimulatedInternet, connected_guest, host_state, ip, quiet
 from support.paths import TESTS
 
 pytestmark = pytest.mark.root
@@ -70,7 +70,7 @@ def users_firewall(unchanged_host: dict[str, str]) -> Iterator[None]:
 
 async def test_a_users_firewall_is_never_touched(users_firewall: None, network_settings: Settings) -> None:
     before = host_state()
-    async with SlotPool(network_settings) as pool, pool.attached(Policy(open=True)):
+    async with SlotPool(network_settings) as pool, pool.with_network(Policy(open=True)):
         during = host_state()["rules"]
         assert "belljar" in during
         for line in USERS_RULES.split():
@@ -78,11 +78,11 @@ async def test_a_users_firewall_is_never_touched(users_firewall: None, network_s
     assert host_state() == before
 
 
-async def test_fifty_machines_leave_the_host_as_it_was(world: Internet, network_settings: Settings) -> None:
+async def test_fifty_machines_leave_the_host_as_it_was(internet: SimulatedInternet, network_settings: Settings) -> None:
     before = host_state()
     async with SlotPool(network_settings.model_copy(update={"network_slots": 3})) as pool:
         for number in range(50):
-            async with pool.attached(Policy(open=number % 2 == 0)):
+            async with pool.with_network(Policy(open=number % 2 == 0)):
                 pass
     assert host_state() == before
 
@@ -100,13 +100,15 @@ def test_after_kill_9_the_next_start_puts_everything_back(unchanged_host: dict[s
     assert clear_network_leftovers() == 0
 
 
-def test_what_the_host_remembers_of_a_killed_ones_connections_is_forgotten(
-    unchanged_host: dict[str, str], world: Internet
-) -> None:
+def test_the_flows_of_a_killed_process_are_flushed(unchanged_host: dict[str, str], internet: SimulatedInternet) -> None:
     with another_process() as process:
-        (namespace,) = [path for path in NETNS.glob(f"belljar-*-{process.pid}-*") if "goto admit" in granted(path.name)]
+        (namespace,) = [
+            path for path in NETNS.glob(f"belljar-*-{process.pid}-*") if "goto admit" in job_policy_rules(path.name)
+        ]
         number = int(namespace.name.rpartition(".")[2])
-        with guest(lay_out(Settings(), netlink(host_facts)).described(namespace)) as machine:
+        with connected_guest(
+            build_layout(Settings(), run_netlink(read_host_networks)).network_slot(namespace)
+        ) as machine:
             assert machine.get(WEB) == b"web"
         source = f"src=198.19.0.{2 * number + 1} "
         process.kill()
@@ -116,12 +118,12 @@ def test_what_the_host_remembers_of_a_killed_ones_connections_is_forgotten(
         assert [line for line in in_fresh_thread(tracked_flows) if source in line] == []
 
 
-def granted(namespace: str) -> str:
-    command = ["ip", "netns", "exec", namespace, "nft", "list", "chain", "inet", "belljar", "granted"]
+def job_policy_rules(namespace: str) -> str:
+    command = ["ip", "netns", "exec", namespace, "nft", "list", "chain", "inet", "belljar", "job_policy"]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
 
 
-def test_the_living_are_left_alone_by_anothers_cleaning(unchanged_host: dict[str, str]) -> None:
+def test_clean_up_leaves_live_owners_alone(unchanged_host: dict[str, str]) -> None:
     with another_process() as living, another_process() as dying:
         dying.kill()
         dying.wait(20)
@@ -147,23 +149,23 @@ def test_a_kill_in_the_middle_of_making_slots_leaves_nothing_for_good(unchanged_
         assert host_state() == unchanged_host
 
 
-async def test_forwarding_that_was_on_stays_on(world: Internet, network_settings: Settings) -> None:
+async def test_forwarding_that_was_on_stays_on(internet: SimulatedInternet, network_settings: Settings) -> None:
     before = IP_FORWARD.read_text()
     IP_FORWARD.write_text("1")
     try:
-        async with SlotPool(network_settings) as pool, pool.attached(Policy(open=True)):
+        async with SlotPool(network_settings) as pool, pool.with_network(Policy(open=True)):
             assert "belljar_guard" not in host_state()["rules"]
         assert IP_FORWARD.read_text() == "1\n"
     finally:
         IP_FORWARD.write_text(before)
 
 
-async def test_while_forwarding_is_on_the_host_routes_for_nobody_else(
-    world: Internet, network_settings: Settings
+async def test_while_forwarding_is_on_the_host_routes_for_no_one_else(
+    internet: SimulatedInternet, network_settings: Settings
 ) -> None:
     """A machine on one of the host's networks must not reach another of them only because jobs run here."""
     before = IP_FORWARD.read_text()
-    IP_FORWARD.write_text("0")  # as on a host that routes for nobody
+    IP_FORWARD.write_text("0")  # as on a host that does not route
     ip("netns", "add", "bjtest-lan")
     try:
         ip("link", "add", "bjtest1", "type", "veth", "peer", "name", "eth0", "netns", "bjtest-lan")
@@ -177,14 +179,14 @@ async def test_while_forwarding_is_on_the_host_routes_for_nobody_else(
         def reach() -> None:
             inside(NETNS / "bjtest-lan", lambda: socket.create_connection((WEB, 80), 1).close())
 
-        async with SlotPool(network_settings) as pool, pool.attached(Policy(open=True)) as attachment:
+        async with SlotPool(network_settings) as pool, pool.with_network(Policy(open=True)) as attachment:
             assert IP_FORWARD.read_text() == "1\n"
             with pytest.raises(TimeoutError):
                 await run(reach)
-            with guest(attachment.slot) as machine:
+            with connected_guest(attachment.slot) as machine:
                 assert await run(machine.get, WEB) == b"web"
         IP_FORWARD.write_text("1")
-        await run(reach)  # it is the guard that held it back
+        await run(reach)  # only the guard table dropped it
     finally:
         IP_FORWARD.write_text(before)
         ip("link", "del", "bjtest1")
@@ -196,17 +198,17 @@ async def test_a_range_that_the_host_uses_is_refused(unchanged_host: dict[str, s
     try:
         async with SlotPool(Settings()) as pool:
             with pytest.raises(NoNetwork, match=r"network_range.*198\.19\.4\.0/24"):
-                async with pool.attached(Policy(open=True)):
+                async with pool.with_network(Policy(open=True)):
                     pass
     finally:
         ip("route", "del", "198.19.4.0/24", "dev", "lo")
 
 
-async def test_when_all_are_taken_the_next_is_told_so(unchanged_host: dict[str, str]) -> None:
+async def test_when_all_networks_are_in_use_the_next_one_fails(unchanged_host: dict[str, str]) -> None:
     settings = Settings(network_range=IPv4Network("198.19.0.0/30"), network_slots=0)
-    async with SlotPool(settings) as pool, pool.attached(Policy()), pool.attached(Policy()):
-        with pytest.raises(Exception, match="all 2 networks are taken"):
-            async with pool.attached(Policy()):
+    async with SlotPool(settings) as pool, pool.with_network(Policy()), pool.with_network(Policy()):
+        with pytest.raises(Exception, match="all 2 networks are in use"):
+            async with pool.with_network(Policy()):
                 pass
 
 
@@ -214,7 +216,7 @@ async def test_a_claim_that_is_cancelled_leaves_nothing(unchanged_host: dict[str
     async with SlotPool(Settings(network_slots=0)) as pool:
 
         async def attach() -> None:
-            async with pool.attached(Policy(open=True)):
+            async with pool.with_network(Policy(open=True)):
                 await asyncio.sleep(60)
 
         for number in range(30):

@@ -1,4 +1,4 @@
-"""The pool of slots under every interleaving that hypothesis finds: a slot is one machine's, and each is destroyed."""
+"""The slot pool under random interleavings: each slot serves one machine and is removed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Slot:
         self.uses = 0
         self.removed = 0
 
-    def described(self) -> Any:
+    def network_slot(self) -> Any:
         return SimpleNamespace(namespace=(id(self.host), self.number))
 
     def remove(self) -> None:
@@ -43,7 +43,7 @@ class Slot:
 
 
 class Host:
-    """What slots stand on; it can die, as a stand-in does."""
+    """A backend in memory; it can die, as a rootless backend does."""
 
     def __init__(self, *_: object) -> None:
         self.made: list[Slot] = []
@@ -56,7 +56,7 @@ class Host:
     def close(self) -> None:
         self.closed += 1
 
-    def make_slot(self) -> Slot:
+    def create_slot(self) -> Slot:
         return Slot(self)
 
 
@@ -68,14 +68,14 @@ class SlotMachine(RuleBasedStateMachine):
         self.quiet.__enter__()
         self.patch = pytest.MonkeyPatch()
         self.hosts: list[Host] = []
-        self.patch.setattr(pool_module, "why_no_network", lambda: None)
-        self.patch.setattr(pool_module, "lay_out", lambda *_: None)
-        self.patch.setattr(pool_module, "netlink", lambda _: None)
-        for name in ("HostSide", "RootlessBackend"):
+        self.patch.setattr(pool_module, "network_unavailable_reason", lambda: None)
+        self.patch.setattr(pool_module, "build_layout", lambda *_: None)
+        self.patch.setattr(pool_module, "run_netlink", lambda _: None)
+        for name in ("KernelBackend", "RootlessBackend"):
             self.patch.setattr(pool_module, name, self.new_host)
         self.patch.setattr(pool_module, "in_thread", self.suspended)
         self.patch.setattr(pool_module, "_REMOVE_PAUSES", (0.0, 0.0))
-        self.patch.setattr(pool_module, "_REST_SECONDS", 0.0)
+        self.patch.setattr(pool_module, "_FILL_DELAY_SECONDS", 0.0)
         self.patch.setattr("belljar.system.background.FIRST_PAUSE_SECONDS", 0.0)
         self.pool = SlotPool(Settings(network_slots=ready))
         self.machines: list[asyncio.Task[Any]] = []
@@ -87,9 +87,9 @@ class SlotMachine(RuleBasedStateMachine):
         return self.hosts[-1]
 
     async def suspended(self, work: Callable[[], Any]) -> Any:
-        """Threads of the test's choosing: what is called happens, or fails, when the test says so."""
+        """Run `work`, or fail, when the test opens the gate."""
         name = getattr(work, "__name__", "other")
-        name = name if name in ("open", "close", "make_slot", "remove") else "other"
+        name = name if name in ("open", "close", "create_slot", "remove") else "other"
         await self.gates.pass_through(name)
         return work()
 
@@ -112,13 +112,13 @@ class SlotMachine(RuleBasedStateMachine):
         self.machines.append(self.steps.start(self.machine()))
 
     @precondition(lambda self: self.gates.waiting)
-    @rule(name=st.sampled_from(["open", "make_slot", "remove", "other", "machine", "close"]), number=NUMBERS)
+    @rule(name=st.sampled_from(["open", "create_slot", "remove", "other", "machine", "close"]), number=NUMBERS)
     def go_on(self, name: str, number: int) -> None:
         self.gates.open(name, number)
 
     @precondition(lambda self: self.gates.waiting)
     @rule(
-        name=st.sampled_from(["open", "make_slot", "remove", "other", "close"]),
+        name=st.sampled_from(["open", "create_slot", "remove", "other", "close"]),
         number=NUMBERS,
         fault=st.sampled_from(sorted(FAULTS)),
     )
@@ -150,14 +150,14 @@ class SlotMachine(RuleBasedStateMachine):
             self.steps.settle()
             if until():
                 return
-            for name in ("open", "other", "make_slot", "remove", "close"):
+            for name in ("open", "other", "create_slot", "remove", "close"):
                 self.gates.open(name, 0)
 
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
             return
         try:
-            # Whatever failed before: who comes now is given a network, unless the host itself dies again.
+            # Whatever failed before: the next caller gets a network, unless the backend dies again.
             last = self.steps.start(self.machine())
             self.drain(until=lambda: len(self.in_use) > 0 and any(name == "machine" for name, _ in self.gates.waiting))
             self.drain(until=lambda: last.done() or bool(self.in_use))
@@ -171,7 +171,7 @@ class SlotMachine(RuleBasedStateMachine):
             for host in self.hosts:
                 lost = [slot for slot in host.made if slot.removed != 1]
                 assert len(lost) <= self.failed_removals, "slots were left"
-            assert (self.pool.ready, self.pool.leaving) == (0, 0)
+            assert (self.pool.ready, self.pool.removing) == (0, 0)
         finally:
             self.patch.undo()
             self.quiet.__exit__(None, None, None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import pytest
 from belljar.model.errors import MachineDied
 from belljar.model.image import Image, Manifest, Part
 from belljar.node.guest.command import Command
+from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.protocol import MachineSpec, Shape
+from belljar.node.machines.provision.provisioner import ProvisionedMachine
 from belljar.node.worker.attempt import attempt
 from belljar.node.worker.attempt_end import AttemptEnd, Stop
 from belljar.node.worker.plan import AttemptPlan
@@ -206,3 +210,73 @@ async def test_cancelling_ends_a_compiler(hypervisor: ProcessHypervisor, tmp_pat
     async with asyncio.timeout(10):
         end = await running
     assert end.stop is Stop.CANCELLED and hypervisor.alive == 0
+
+
+# --- the machine's removal and the block ------------------------------------------------------------------------------
+
+
+async def test_the_removal_of_the_machine_does_not_wait_for_the_block(
+    hypervisor: ProcessHypervisor, tmp_path: Path
+) -> None:
+    """The block may be waiting for the disk space that the machine holds."""
+    async with asyncio.timeout(10):
+        async with attempt(plan(tmp_path, "true"), hypervisor.ready, Listener(), asyncio.Event()):
+            while hypervisor.alive:
+                await asyncio.sleep(0.01)
+
+
+class SlowRemoval:
+    """Machines whose removal takes until `go` is set, and may fail."""
+
+    def __init__(self, hypervisor: ProcessHypervisor, error: Exception | None = None) -> None:
+        self.go = asyncio.Event()
+        self.removed = False
+        self._hypervisor = hypervisor
+        self._error = error
+
+    @asynccontextmanager
+    async def machine(self, spec: MachineSpec) -> AsyncIterator[ProvisionedMachine]:
+        async with self._hypervisor.ready(spec) as provisioned:
+            try:
+                yield provisioned
+            finally:
+                await uninterrupted(self._remove())
+
+    async def _remove(self) -> None:
+        await self.go.wait()
+        self.removed = True
+        if self._error is not None:
+            raise self._error
+
+
+async def test_the_block_does_not_wait_for_the_removal_which_ends_before_the_context_does(
+    hypervisor: ProcessHypervisor, tmp_path: Path
+) -> None:
+    machines = SlowRemoval(hypervisor)
+    async with asyncio.timeout(10):
+        async with attempt(plan(tmp_path, "true"), machines.machine, Listener(), asyncio.Event()) as end:
+            assert end.exited is not None and not machines.removed
+            asyncio.get_running_loop().call_later(0.1, machines.go.set)
+    assert machines.removed and hypervisor.alive == 0
+
+
+async def test_a_removal_that_fails_is_raised_after_the_block(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+    machines, recorded = SlowRemoval(hypervisor, OSError("busy")), []
+    with pytest.raises(OSError, match="busy"):
+        async with attempt(plan(tmp_path, "true"), machines.machine, Listener(), asyncio.Event()) as end:
+            machines.go.set()
+            await asyncio.sleep(0.1)
+            recorded.append(end)
+    assert recorded and hypervisor.alive == 0
+
+
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
+async def test_a_block_that_fails_leaves_no_machine(
+    hypervisor: ProcessHypervisor, tmp_path: Path, error: type[BaseException]
+) -> None:
+    machines = SlowRemoval(hypervisor)
+    with pytest.raises(error):
+        async with attempt(plan(tmp_path, "true"), machines.machine, Listener(), asyncio.Event()):
+            asyncio.get_running_loop().call_later(0.1, machines.go.set)
+            raise error
+    assert machines.removed and hypervisor.alive == 0

@@ -13,7 +13,7 @@ import pytest
 
 from belljar.model.states import Status
 from support.mounts import small_tmpfs
-from support.worker_harness import WorkerHarness, opened_harness
+from support.worker_harness import WorkerHarness, idle, opened_harness
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ async def test_a_script_that_fills_the_disk_ends_once_there_is_room_and_runs_onc
         filler.unlink()
         found = await small.ended(job)
         after = await small.ended(await small.submit("echo hello"))
-        assert worker.capacity.jobs == 0
+        await idle(worker)
     assert (found.status, found.exit_code, found.attempt) == (Status.FAILED, 6, 1)
     assert after.status is Status.SUCCEEDED
     assert (tmp_path / "runs").read_text() == "ran\n"
@@ -110,7 +110,7 @@ async def test_without_a_descriptor_jobs_wait_and_the_worker_lives(bed: WorkerHa
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         found = [await bed.ended(job, 60) for job in jobs]
-        assert worker.capacity.jobs == 0
+        await idle(worker)
         async with asyncio.timeout(10):
             while any((bed.settings.data_dir / "run" / "logs").iterdir()):
                 await asyncio.sleep(0.05)

@@ -15,14 +15,15 @@ import mmap
 import os
 import struct
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 
 from belljar.control.blobs.store import Blobs
 from belljar.data_dir import DataDir
 from belljar.model.errors import DiskFull, InvalidRequest, host_error
+from belljar.model.log_stream import LogStream
 
 HEADER = struct.Struct("<IBB2x")
 #: What the header has room for; attempts from there on share a number.
@@ -40,14 +41,6 @@ RECORDS_AT_ONCE = 128
 FOLLOW_SECONDS = 0.025
 #: A follower says this often that it is still there, when there is nothing new.
 IDLE_SECONDS = 5.0
-
-
-class LogStream(IntEnum):
-    STDOUT = 1
-    STDERR = 2
-    CONSOLE = 3
-    #: What was said while the script's packages were installed.
-    BUILD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +63,23 @@ def log_blob(job_id: str) -> str:
     return f"jobs/{job_id}/log"
 
 
-def _whole_records(file: int) -> int:
-    """Where the last whole record ends: a crash may have left half of one behind it."""
-    size, end = os.fstat(file).st_size, 0
+def _scan(file: int, attempt: int) -> tuple[int, Counter[LogStream]]:
+    """Return where the last whole record ends, and how many bytes of each stream that attempt has before it.
+
+    A crash may have left half of a record behind the last whole one.
+    """
+    size, end, kept = os.fstat(file).st_size, 0, Counter[LogStream]()
     if not size:
-        return 0
+        return 0, kept
     with mmap.mmap(file, size, prot=mmap.PROT_READ) as content:
         while end + HEADER.size <= size:
-            length: int = HEADER.unpack_from(content, end)[0]
+            length, stream, of_attempt = HEADER.unpack_from(content, end)
             if end + HEADER.size + length > size:
                 break
+            if of_attempt == attempt and stream in iter(LogStream):
+                kept[LogStream(stream)] += length
             end += HEADER.size + length
-    return end
+    return end, kept
 
 
 class LogWriter:
@@ -101,11 +99,14 @@ class LogWriter:
         self._timer: asyncio.TimerHandle | None = None
         #: The first write that failed; nothing is written after it, and the job goes on without more of its log.
         self.failure: OSError | None = None
+        #: Bytes of each stream of this attempt, those that an earlier writer has written among them.
+        self.kept: Counter[LogStream] = Counter()
         self._file = -1
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            os.ftruncate(self._file, _whole_records(self._file))
+            end, self.kept = _scan(self._file, self._attempt)
+            os.ftruncate(self._file, end)
         except OSError as error:
             if self._file >= 0:
                 os.close(self._file)
@@ -118,6 +119,7 @@ class LogWriter:
         if (stream is not self._stream and may_change) or waiting + len(data) > MAX_RECORD:
             self.flush()
         self._stream = stream
+        self.kept[stream] += len(data)
         buffer = self._waiting.setdefault(stream, bytearray())
         buffer += data
         self._bytes += len(data)

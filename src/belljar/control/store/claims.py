@@ -28,7 +28,6 @@ from belljar.model.states import Status, may_become
 
 log = structlog.get_logger()
 
-_HELD = [Status.STARTING.value, Status.RUNNING.value]
 #: How many jobs are ended in one transaction.
 _BATCH = 100
 #: A job's id and the number of the attempt: whose lease it is.
@@ -65,6 +64,7 @@ class SqlClaims:
         largest: NodeLimits | None = None,
         images: Collection[str] | None = None,
         disk_mb: int | None = None,
+        incarnation: str = "",
     ) -> Job | None:
         """Take the next queued job: by priority, then by age. None when there is none, or no room for it yet.
 
@@ -96,6 +96,7 @@ class SqlClaims:
             .values(
                 status=Status.STARTING.value,
                 worker=worker,
+                incarnation=incarnation,
                 attempt=jobs.c.attempt + 1,
                 lease_until=_lease(lease_seconds),
                 started_at=None,
@@ -111,34 +112,33 @@ class SqlClaims:
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
-            await self._put_back(worker, claiming)
+            while not claiming.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({claiming})
+            if claiming.exception() is None and (job := claiming.result()) is not None:
+                await self.put_back(worker, job, incarnation=incarnation)
             raise
 
-    async def _put_back(self, worker: str, claiming: asyncio.Future[Job | None]) -> None:
-        """Undo a claim whose worker was stopped before it heard of it: no attempt was made."""
-        while not claiming.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({claiming})
-        job = None if claiming.exception() else claiming.result()
-        if job is None:
-            return
+    async def put_back(self, worker: str, job: Job, *, incarnation: str = "") -> None:
+        """Undo a claim whose caller was cancelled: no attempt was made. Raises nothing that the store refuses with."""
         query = (
             jobs.update()
-            .where(jobs.c.id == job.id, jobs.c.worker == worker, jobs.c.attempt == job.attempt, HELD)
+            .where(*_of_holder(worker, incarnation), jobs.c.id == job.id, jobs.c.attempt == job.attempt)
             .values(status=Status.QUEUED.value, worker=None, attempt=job.attempt - 1, lease_until=None)
         )
-        with contextlib.suppress(HostError):  # else the worker's next start finds it
+        with contextlib.suppress(HostError):  # then its lease runs out
             await self._database.writing(lambda connection: connection.execute(query))
 
-    async def renew(self, worker: str, attempts: Iterable[Attempt], lease_seconds: float) -> Renewed:
-        """Hold these attempts for another lease; an attempt that this worker does not hold any more is `lost`."""
+    async def renew(
+        self, worker: str, attempts: Iterable[Attempt], lease_seconds: float, *, incarnation: str = ""
+    ) -> Renewed:
+        """Hold these attempts for another lease; an attempt that this process does not hold any more is `lost`."""
         wanted = frozenset(attempts)
         if not wanted:
             return Renewed(frozenset(), frozenset())
-        mine = jobs.c.id.in_([job_id for job_id, _ in wanted]) & (jobs.c.worker == worker) & jobs.c.status.in_(_HELD)
         query = (
             jobs.update()
-            .where(mine)
+            .where(*_of_holder(worker, incarnation), jobs.c.id.in_([job_id for job_id, _ in wanted]))
             .values(lease_until=_lease(lease_seconds))
             .returning(jobs.c.id, jobs.c.attempt, jobs.c.cancel_requested)
         )
@@ -147,10 +147,34 @@ class SqlClaims:
         cancelled = frozenset(attempt for attempt, cancel in held.items() if cancel)
         return Renewed(lost=wanted - held.keys(), cancel_requested=wanted & cancelled)
 
-    async def held(self, worker: str) -> list[Job]:
-        """Return the jobs that this worker holds."""
-        query = select(jobs).where(HELD, jobs.c.worker == worker)
-        return await self._database.reading(lambda connection: [job_of(row) for row in connection.execute(query)])
+    async def adopt(self, worker: str, incarnation: str, lease_seconds: float) -> list[Job]:
+        """Give all jobs that the worker holds to this process of it, for another lease, and return them.
+
+        An earlier process of the worker holds none of them any more.
+        """
+        query = (
+            jobs.update()
+            .where(HELD, jobs.c.worker == worker)
+            .values(incarnation=incarnation, lease_until=_lease(lease_seconds))
+            .returning(jobs)
+        )
+        return await self._database.writing(lambda connection: [job_of(row) for row in connection.execute(query).all()])
+
+    async def held(self, worker: str, attempt: Attempt, *, incarnation: str = "") -> Job | None:
+        """Return the job of this attempt if this process holds it, else None."""
+        job_id, number = attempt
+        return await self._database.reading(lambda connection: _held(connection, worker, incarnation, job_id, number))
+
+    async def ended_by(self, worker: str, attempt: Attempt, *, incarnation: str = "") -> bool:
+        """Return whether the job has ended, and this attempt of this process was its last."""
+        query = select(jobs.c.status).where(
+            jobs.c.id == attempt[0],
+            jobs.c.attempt == attempt[1],
+            jobs.c.worker == worker,
+            jobs.c.incarnation == incarnation,
+        )
+        status = await self._database.reading(lambda connection: connection.execute(query).scalar_one_or_none())
+        return status is not None and Status(status).terminal
 
     async def statuses(self, job_ids: Iterable[str]) -> dict[str, tuple[Status, str | None]]:
         """Return the status and the last worker of each of these jobs that there is."""
@@ -158,32 +182,44 @@ class SqlClaims:
         rows = await self._database.reading(lambda connection: connection.execute(query).all())
         return {job_id: (Status(status), worker) for job_id, status, worker in rows}
 
-    async def cancel_requested(self, worker: str) -> set[str]:
-        """Which of the jobs that this worker holds somebody wants cancelled."""
-        query = select(jobs.c.id).where(HELD, jobs.c.worker == worker, jobs.c.cancel_requested.is_(True))
-        return set(await self._database.reading(lambda connection: connection.execute(query).scalars().all()))
+    async def cancel_requested(self, worker: str, *, incarnation: str = "") -> set[Attempt]:
+        """Return the attempts of this process whose jobs are to be cancelled."""
+        query = select(jobs.c.id, jobs.c.attempt).where(
+            *_of_holder(worker, incarnation), jobs.c.cancel_requested.is_(True)
+        )
+        rows = await self._database.reading(lambda connection: connection.execute(query).all())
+        return {(job_id, attempt) for job_id, attempt in rows}
 
     async def running(
-        self, worker: str, job: Job, *, started_at: datetime, machine: MachineInfo, timings: Timings
+        self,
+        worker: str,
+        job: Job,
+        *,
+        started_at: datetime,
+        machine: MachineInfo,
+        timings: Timings,
+        incarnation: str = "",
     ) -> bool:
-        """The entrypoint runs. False when this attempt does not hold the job any more."""
+        """Note that the entrypoint runs. Return False when this attempt does not hold the job any more."""
 
         def write(connection: Connection) -> bool:
-            now = _held(connection, worker, job)
+            now = _held(connection, worker, incarnation, job.id, job.attempt)
             if now is None:
                 return False
+            if now.status is Status.RUNNING:
+                return True  # noted already
             after = now.model_copy(update={"machine": machine, "timings": timings})
             return _write(connection, now, Status.RUNNING, result=result_of(after), started_at=started_at)
 
         return await self._database.writing(write)
 
-    async def finish(self, worker: str, job: Job, outcome: Outcome) -> bool:
-        """End the job. False when this attempt does not hold it any more: nothing is written then."""
+    async def finish(self, worker: str, job: Job, outcome: Outcome, *, incarnation: str = "") -> bool:
+        """End the job. Return False when this attempt does not hold it any more: nothing is written then."""
         known = outcome.model_dump(exclude={"status", "started_at", "finished_at"})
         started = {} if outcome.started_at is None else {"started_at": outcome.started_at}
 
         def write(connection: Connection) -> bool:
-            now = _held(connection, worker, job)
+            now = _held(connection, worker, incarnation, job.id, job.attempt)
             if now is None or (outcome.status is Status.SUCCEEDED and not (outcome.started_at or now.started_at)):
                 return False  # what has not begun has not succeeded
             after = Job.model_validate({**now.model_dump(), **known})
@@ -199,23 +235,21 @@ class SqlClaims:
 
         return await self._database.writing(write)
 
-    async def requeue(self, worker: str, job: Job, *, reason: str, code: str) -> Job | None:
+    async def requeue(self, worker: str, job: Job, *, reason: str, code: str, incarnation: str = "") -> Job | None:
         """Infrastructure lost the attempt: queue the job again, or end it when it has had its attempts.
 
         Returns the job as it is then; None when this attempt does not hold it any more.
         """
 
         def write(connection: Connection) -> Job | None:
-            now = _held(connection, worker, job)
+            now = _held(connection, worker, incarnation, job.id, job.attempt)
             return None if now is None else _lose(connection, now, code, reason)
 
         return await self._database.writing(write)
 
-    async def recover(self, worker: str) -> list[Job]:
-        """What this worker held when it was killed: lose those attempts. To be called before its first claim."""
-        await self._clock_jump()  # from here on it is watched
-        mine = jobs.c.worker == worker
-        return await self._lose_all(mine, "worker_died", "the worker was killed in the middle of it")
+    async def watch_clock(self) -> None:
+        """Look at the database's clock now, so that `expire` notices when it is set."""
+        await self._clock_jump()
 
     async def expire(self, lease_seconds: float = 30.0) -> list[Job]:
         """Lose the attempts of workers that have been silent for longer than their leases.
@@ -279,14 +313,14 @@ def _lease(seconds: float) -> ColumnElement[Any]:
     return type_coerce(NOW_US + int(seconds * 1_000_000), UtcTime)
 
 
-def _held(connection: Connection, worker: str, job: Job) -> Job | None:
-    """The job's row, if this attempt of this worker holds it."""
-    query = select(jobs).where(
-        jobs.c.id == job.id,
-        jobs.c.worker == worker,
-        jobs.c.attempt == job.attempt,
-        jobs.c.status.in_(_HELD),
-    )
+def _of_holder(worker: str, incarnation: str) -> tuple[Any, ...]:
+    """Return the condition that this process of this worker holds a job."""
+    return HELD, jobs.c.worker == worker, jobs.c.incarnation == incarnation
+
+
+def _held(connection: Connection, worker: str, incarnation: str, job_id: str, attempt: int) -> Job | None:
+    """Return the job, if this attempt of this process holds it."""
+    query = select(jobs).where(*_of_holder(worker, incarnation), jobs.c.id == job_id, jobs.c.attempt == attempt)
     row = connection.execute(query).one_or_none()
     return None if row is None else job_of(row)
 

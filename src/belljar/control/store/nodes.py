@@ -6,52 +6,34 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy import BigInteger, ColumnElement, select, type_coerce
 from sqlalchemy.dialects.sqlite import insert
 
 from belljar.control.store.database import Database
 from belljar.control.store.schema import NOW_US, UtcTime, nodes
+from belljar.link.nodes import NodeReport
 from belljar.model.resources import NodeLimits
 
 #: Each submitted job asks what the largest machines are; heartbeats are seconds apart.
 _LATELY_SECONDS = 1.0
 
 
-class Node(BaseModel):
-    """One worker's word about itself."""
-
-    model_config = ConfigDict(frozen=True)
+class Node(NodeReport):
+    """A node's last report, as it is kept."""
 
     id: str
-    hostname: str
-    version: str
-    started_at: datetime
     heartbeat_at: datetime
-    #: None until its first machine.
-    hypervisor: str | None = None
-    accelerator: str | None = None
-    vcpus: int
-    memory_mb: int
-    #: The largest job that could ever run there.
-    largest_memory_mb: int
-    vcpus_free: int
-    memory_free_mb: int
-    #: The largest scratch disk that there would be room for if nothing ran there; None: not known.
-    largest_disk_mb: int | None = None
-    running_jobs: int
-    #: Clones of snapshots that wait for jobs, and the memory they take.
-    waiting_clones: int = 0
-    waiting_memory_mb: int = 0
-    #: What machines are cloned from there: image and its digest, shape, hypervisor, bytes on the disk.
-    snapshots: tuple[dict[str, Any], ...] = ()
-    #: Digests of the images that are there; None of a node that does not tell.
-    images: tuple[str, ...] | None = None
+
+    @classmethod
+    def of_report(cls, node_id: str, report: NodeReport) -> Node:
+        """Return the record of a node that has just reported."""
+        fields = {name: getattr(report, name) for name in NodeReport.model_fields}
+        return cls(id=node_id, heartbeat_at=datetime.now(UTC), **fields)
 
     def public(self, silent_after_seconds: float) -> dict[str, Any]:
         """As the HTTP API prints it; `alive` when its last word is not older than that."""
         age = datetime.now(UTC) - self.heartbeat_at
-        return {**self.model_dump(mode="json"), "alive": age < timedelta(seconds=silent_after_seconds)}
+        return {"id": self.id, **self.model_dump(mode="json"), "alive": age < timedelta(seconds=silent_after_seconds)}
 
 
 class SqlNodes:

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 #: The newest migration; a database at this version is opened without loading Alembic.
-HEAD = "0005"
+HEAD = "0006"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -98,6 +98,8 @@ jobs = Table(
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),
     Column("worker", String),
+    #: The process of that worker which holds the job; empty where processes are not told apart.
+    Column("incarnation", String, nullable=False, server_default=text("''")),
     Column("lease_until", UtcTime),
     Column("cancel_requested", Boolean(create_constraint=False), nullable=False),
     Column("idempotency_key", String),

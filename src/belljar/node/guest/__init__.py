@@ -1,1 +1,1 @@
-"""The guest: its agent (PID 1, C), the wire protocol, and the host's session with it."""
+"""The guest: its agent (PID 1, in C), the wire protocol, and the host's connection to the agent."""

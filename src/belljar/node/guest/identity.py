@@ -1,4 +1,4 @@
-"""Who a machine is. Clones of one snapshot are alike in everything until they are told."""
+"""The identity of a machine. Clones of one snapshot share everything until each gets its own."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from belljar.node.guest import wire
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
-    """What a machine has to itself: no two machines are given the same."""
+    """Values that no two machines share."""
+
+    #: wire.SEED_BYTES random bytes.
 
     seed: bytes
     hostname: str
 
     @classmethod
     def fresh(cls) -> Identity:
-        """A new one, from the host's own generator."""
+        """Return a new identity from the host's random generator."""
         return cls(seed=secrets.token_bytes(wire.SEED_BYTES), hostname=f"belljar-{secrets.token_hex(4)}")

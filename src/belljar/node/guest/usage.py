@@ -1,6 +1,7 @@
-"""What a guest says a command used, held against what its machine could have used.
+"""Bounds the usage that a guest reports by the usage that was possible in its machine.
 
-A guest may have been taken over by its job: it can always say too little. It cannot say more than the machine has.
+A guest that its job took over can always report too little. It must never make a job's record show more than the
+machine had.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from dataclasses import replace
 
 from belljar.node.guest.wire import Exited
 
-#: The guest counts processor time in ticks, and begins to count a little before the host does.
+#: Microseconds of tolerance: the guest counts CPU time in ticks, and starts a little before the host does.
 _SLACK_US = 100_000
 
 
 def clamp_usage(exited: Exited, *, elapsed_seconds: float, vcpus: int, memory_mb: int) -> Exited:
-    """Return `exited` with no number above what is possible.
+    """Return `exited` with each number reduced to its possible maximum.
 
-    `elapsed_seconds` is the host's own measure, from before the command was sent until its end was heard. A number that
-    is too large is cut and not refused: how the command ended is as true as before, and refusing would run it again.
+    `elapsed_seconds` is measured by the host, from before it sent the command until it received the exit. No number
+    is rejected: the exit itself stays valid, and rejecting it would run the script again.
     """
     elapsed_us = int(elapsed_seconds * 1_000_000) + _SLACK_US
     return replace(

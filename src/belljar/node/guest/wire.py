@@ -1,52 +1,44 @@
-"""The wire protocol between host and agent, version 4: frames over one byte stream.
+"""The wire protocol between host and agent, version 4: its numbers, and the parser of the agent's frames.
 
-A frame is a header of 8 bytes, little-endian: payload length (u32, at most `MAX_PAYLOAD`), kind (u8), stream (u8), and
-two zero bytes; then the payload. The agent speaks first (`HELLO`), the host answers (`WELCOME`). Everything that can
-grow is paid for with credit that the receiver granted: output and artifacts in bytes by the host, standard input by the
-agent. Nothing from the guest is believed: `parse` refuses every frame that is not exactly of its kind's form, and the
-session refuses those that come at the wrong time or unpaid. docs/protocol.md describes it for people.
+A frame is a header of 8 bytes, little-endian: payload length (u32, at most `MAX_PAYLOAD`), type (u8), stream (u8), and
+two zero bytes; then the payload. Every byte from the guest is hostile: `parse` rejects each frame that does not have
+exactly its type's form. requests.py encodes the host's frames, frame_stream.py sends and receives, docs/protocol.md
+describes the protocol.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from ipaddress import IPv4Address, IPv4Interface
 
 from belljar.model.errors import GuestProtocolError
 
 VERSION = 4
 HEADER = struct.Struct("<IBBH")
-#: Linux's limit on one argument or environment string (MAX_ARG_STRLEN), the longest thing that must fit.
+#: Bytes of a frame's payload: Linux's limit on one argument or environment string (MAX_ARG_STRLEN).
 MAX_PAYLOAD = 128 * 1024
-#: Bytes of standard input that the agent holds before it grants more.
+#: Bytes of standard input that the agent buffers before it grants more.
 STDIN_WINDOW = 64 * 1024
+#: Bytes of a path that the agent sends or receives.
 MAX_PATH_BYTES = 1024
-#: Random bytes that seed a machine's kernel: twice what its generator's key has.
+#: Random bytes that seed a machine's kernel: twice the size of its generator's key.
 SEED_BYTES = 64
-#: Linux's limit on a host name (HOST_NAME_MAX is 64 with the zero).
+#: Bytes of a host name (Linux's HOST_NAME_MAX is 64 with the terminating zero).
 MAX_HOSTNAME = 63
 #: Linux's largest error number (MAX_ERRNO).
 MAX_ERRNO = 4095
 #: Linux's largest process number (PID_MAX_LIMIT).
 MAX_PID = 1 << 22
-#: Of a prefork program's name.
+#: Bytes of a prefork program's name.
 MAX_NAME = 31
-#: Of the folder that a layer is laid over.
+#: Bytes of the path of the folder that a layer is mounted over.
 MAX_LAYER_PATH = 200
 
 
-class Stream(IntEnum):
-    NONE = 0
-    STDOUT = 1
-    STDERR = 2
-    ARTIFACTS = 3
-
-
-class Kind(IntEnum):
-    """What a frame says; those from 0x80 up come from the agent."""
+class FrameType(IntEnum):
+    """Type of a frame; the agent sends those from 0x80 up, the host all others."""
 
     WELCOME = 0x01
     ARG = 0x02
@@ -81,37 +73,39 @@ class Kind(IntEnum):
 
 
 class Stage(IntEnum):
-    """Where the agent was when it could not go on: the first number of `FAILED`."""
+    """The step at which the agent failed to start a command: the first number of `FAILED`."""
 
-    #: Mounting the script's disk and making the working folder.
+    #: Mount the script's disk and create the working folder.
     SCRIPT = 1
-    #: Making the namespaces, pipes and cgroup.
+    #: Create the namespaces, pipes and cgroup.
     ISOLATE = 2
-    #: Executing the command.
+    #: Execute the command.
     EXEC = 3
 
 
 class RunFlag(IntFlag):
-    """How a command is run."""
+    """How the agent runs a command."""
 
-    #: In namespaces and a cgroup of its own, with the script's disk mounted. Off in tests of the agent as an ordinary
-    #: process.
+    #: Use new namespaces and a new cgroup, and mount the script's disk. Off only in tests that run the agent as an
+    #: ordinary process.
     ISOLATED = 1
     #: Another command follows in the same working folder.
     KEEP = 2
-    #: It is belljar's own and leaves nothing: the script's disk is unmounted afterwards, the working folder forgotten.
-    REHEARSE = 4
+    #: A warm-up command of belljar's own: the script's disk is unmounted afterwards, the working folder discarded.
+    WARM_UP = 4
 
 
-_WELCOME = struct.Struct("<HHIQ")
+class Stream(IntEnum):
+    """What a frame's bytes or credit belong to."""
+
+    NONE = 0
+    STDOUT = 1
+    STDERR = 2
+    ARTIFACTS = 3
+
+
 _HELLO = struct.Struct("<HHIQ")
-_RUN = struct.Struct("<IIII")
 _CREDIT = struct.Struct("<I")
-#: Address and gateway as they stand in packets, MTU, prefix length, how many name servers, and three of those.
-_NETWORK = struct.Struct("<4s4sHBB12s")
-#: Bytes of the script's file system and of the layer's, one behind the other on the script's disk.
-_LAYER = struct.Struct("<QQ")
-_COLLECT = struct.Struct("<QII")
 _STARTED = struct.Struct("<I")
 _EXITED = struct.Struct("<iiIIQQQ")
 _ARTIFACT = struct.Struct("<QI")
@@ -121,6 +115,8 @@ _FAILED = struct.Struct("<II")
 
 @dataclass(frozen=True, slots=True)
 class Hello:
+    """The agent is ready; the first frame of a connection."""
+
     version: int
     #: Microseconds since the guest's kernel started.
     uptime_us: int
@@ -128,22 +124,26 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Started:
+    """The command runs, as this process of the guest."""
+
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
+    """Bytes that the command wrote to a standard stream."""
+
     stream: Stream
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """How the entrypoint ended; exactly one of the first two is not None."""
+    """How the command ended; exactly one of `exit_code` and `signal` is not None."""
 
     exit_code: int | None
     signal: int | None
-    #: Processes of the job that the guest's out-of-memory killer ended.
+    #: Processes of the job that the guest's out-of-memory killer killed.
     oom_kills: int
     cpu_us: int
     max_memory_bytes: int
@@ -152,43 +152,53 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class StdinCredit:
+    """So many more bytes of standard input may be sent."""
+
     size: int
 
 
 @dataclass(frozen=True, slots=True)
 class ArtifactStart:
+    """An artifact of `size` bytes follows."""
+
     size: int
     mode: int
-    #: As the guest spelled it; may be no valid UTF-8.
+    #: As the guest sent it; may be invalid UTF-8.
     path: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ArtifactData:
+    """The next bytes of the current artifact."""
+
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
+    """All artifacts were sent."""
+
     count: int
-    #: Files that matched and did not fit the limits, or could not be read.
+    #: Files and folders that matched but exceeded a limit or were unreadable.
     skipped: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    pass
+    """The reply to PING."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
+    """The command or prefork program could not be started."""
+
     stage: Stage
     errno: int
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Processes wait for their order."""
+    """A set of processes waits for a command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +208,7 @@ class Suspended:
 
 @dataclass(frozen=True, slots=True)
 class Rested:
-    """The agent waits for words again."""
+    """The agent accepts another command."""
 
 
 Message = (
@@ -218,97 +228,38 @@ Message = (
 )
 
 
-# --- host → agent ----------------------------------------------------------------------------------------------------
-
-
-def frame(kind: Kind, payload: bytes = b"", stream: Stream = Stream.NONE) -> bytes:
-    """One whole frame. Raises ValueError when the payload is too long."""
+def frame(frame_type: FrameType, payload: bytes = b"", stream: Stream = Stream.NONE) -> bytes:
+    """Encode one whole frame. Raises ValueError when the payload is over MAX_PAYLOAD bytes."""
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"a payload of {len(payload)} bytes is over {MAX_PAYLOAD}")
-    return HEADER.pack(len(payload), kind, stream, 0) + payload
+    return HEADER.pack(len(payload), frame_type, stream, 0) + payload
 
 
-def welcome(silence_seconds: int, unix_ns: int) -> bytes:
-    """Accept the agent and tell it the time; it powers off when it hears nothing for this long (0: never)."""
-    return frame(Kind.WELCOME, _WELCOME.pack(VERSION, silence_seconds, 0, unix_ns))
-
-
-def identity(seed: bytes, hostname: str) -> bytes:
-    """Who this machine is: SEED_BYTES of randomness that no other has, and its name."""
-    if len(seed) != SEED_BYTES or not 0 < len(hostname.encode()) <= MAX_HOSTNAME:
-        raise ValueError("a machine's identity is a seed of 64 bytes and a name of 1 to 63")
-    return frame(Kind.IDENTITY, seed + hostname.encode())
-
-
-def run(*, uid: int, gid: int, max_processes: int, flags: RunFlag, cwd: bytes, prefork: str = "") -> bytes:
-    """Run the arguments and environment sent so far, in `cwd`: in the prefork program of that name if one waits."""
-    return frame(Kind.RUN, _request(uid, gid, max_processes, flags, cwd, prefork))
-
-
-def prepare(*, uid: int, gid: int, max_processes: int, flags: RunFlag, prefork: str = "") -> bytes:
-    """Make processes that wait: the prefork program of that name, started with the strings sent so far, or none."""
-    return frame(Kind.PREPARE, _request(uid, gid, max_processes, flags, b"/", prefork))
-
-
-def _request(uid: int, gid: int, max_processes: int, flags: RunFlag, cwd: bytes, prefork: str) -> bytes:
-    if len(prefork.encode()) > MAX_NAME:
-        raise ValueError(f"the name of a prefork program has at most {MAX_NAME} bytes")
-    return _RUN.pack(uid, gid, max_processes, flags) + cwd + b"\0" + prefork.encode()
-
-
-def network(interface: IPv4Interface, gateway: IPv4Address, nameservers: Sequence[IPv4Address], mtu: int) -> bytes:
-    """Set the machine's network device up, before RUN. At most three name servers."""
-    addresses = b"".join(each.packed for each in nameservers[:3])
-    prefix = interface.network.prefixlen
-    count = len(addresses) // 4
-    payload = _NETWORK.pack(interface.ip.packed, gateway.packed, mtu, prefix, count, addresses)
-    return frame(Kind.NETWORK, payload)
-
-
-def layer(script_bytes: int, layer_bytes: int, path: str) -> bytes:
-    """Before RUN: behind the script its disk holds a layer, which is to be laid over that folder of the image."""
-    name = path.encode()
-    if not (script_bytes > 0 and layer_bytes > 0 and name.startswith(b"/") and len(name) <= MAX_LAYER_PATH):
-        raise ValueError(f"a layer has a length, and an absolute path of at most {MAX_LAYER_PATH} bytes")
-    return frame(Kind.LAYER, _LAYER.pack(script_bytes, layer_bytes) + name)
-
-
-def credit(stream: Stream, size: int) -> bytes:
-    return frame(Kind.CREDIT, _CREDIT.pack(size), stream)
-
-
-def collect(globs: list[bytes], *, max_bytes: int, max_count: int) -> bytes:
-    return frame(Kind.COLLECT, _COLLECT.pack(max_bytes, max_count, 0) + b"\0".join(globs))
-
-
-# --- agent → host ----------------------------------------------------------------------------------------------------
-
-
-def parse_header(data: bytes) -> tuple[int, Kind, Stream]:
-    """Length, kind and stream of the frame that follows. Raises GuestProtocolError for anything that is not one."""
-    length, kind, stream, zero = HEADER.unpack(data)
+def parse_header(data: bytes) -> tuple[int, FrameType, Stream]:
+    """Return payload length in bytes, type and stream of an agent's frame. Raises GuestProtocolError."""
+    length, number, stream, zero = HEADER.unpack(data)
     if length > MAX_PAYLOAD:
-        raise GuestProtocolError(f"the guest announced a frame of {length} bytes; at most {MAX_PAYLOAD} are allowed")
-    if zero != 0 or kind < Kind.HELLO:
-        raise GuestProtocolError("the guest sent a malformed frame header")
+        raise GuestProtocolError(f"frame of {length} bytes from guest agent exceeds the limit of {MAX_PAYLOAD}")
+    if zero != 0 or number < FrameType.HELLO:
+        raise GuestProtocolError("invalid frame header from guest agent")
     try:
-        return length, Kind(kind), Stream(stream)
+        return length, FrameType(number), Stream(stream)
     except ValueError:
-        raise GuestProtocolError("the guest sent a frame of no known kind") from None
+        raise GuestProtocolError(f"unknown frame type {number:#04x} or stream {stream} from guest agent") from None
 
 
-def parse(kind: Kind, stream: Stream, payload: bytes) -> Message:
-    """The message in a frame from the agent. Raises GuestProtocolError when it is not exactly of its kind's form."""
-    if kind is Kind.OUTPUT:
+def parse(frame_type: FrameType, stream: Stream, payload: bytes) -> Message:
+    """Return the message in an agent's frame. Raises GuestProtocolError when it lacks exactly its type's form."""
+    if frame_type is FrameType.OUTPUT:
         if stream not in (Stream.STDOUT, Stream.STDERR) or not payload:
-            raise GuestProtocolError("the guest sent output that is empty or of no stream")
+            raise GuestProtocolError("invalid OUTPUT frame (empty, or unknown stream)")
         return Output(stream, payload)
     if stream is not Stream.NONE:
-        raise GuestProtocolError(f"the guest sent {kind.name} with a stream")
+        raise GuestProtocolError(f"invalid {frame_type.name} frame (stream {stream.name} set)")
     try:
-        return _PARSERS[kind](payload)
+        return _PARSERS[frame_type](payload)
     except (struct.error, ValueError):
-        raise GuestProtocolError(f"the guest sent a malformed {kind.name}") from None
+        raise GuestProtocolError(f"invalid {frame_type.name} frame (malformed payload)") from None
 
 
 def _hello(payload: bytes) -> Hello:
@@ -355,7 +306,7 @@ def _artifact_data(payload: bytes) -> ArtifactData:
 
 
 def _empty(message: Callable[[], Message]) -> Callable[[bytes], Message]:
-    """The parser of a frame that has no payload."""
+    """Return the parser of a frame without payload."""
 
     def parser(payload: bytes) -> Message:
         if payload:
@@ -372,17 +323,17 @@ def _failed(payload: bytes) -> Failed:
     return Failed(Stage(stage), errno)
 
 
-_PARSERS: dict[Kind, Callable[[bytes], Message]] = {
-    Kind.HELLO: _hello,
-    Kind.STARTED: _started,
-    Kind.EXITED: _exited,
-    Kind.STDIN_CREDIT: _stdin_credit,
-    Kind.ARTIFACT: _artifact,
-    Kind.ARTIFACT_DATA: _artifact_data,
-    Kind.COLLECTED: lambda payload: Collected(*_COLLECTED.unpack(payload)),
-    Kind.PONG: _empty(Pong),
-    Kind.FAILED: _failed,
-    Kind.PREPARED: _empty(Prepared),
-    Kind.SUSPENDED: _empty(Suspended),
-    Kind.RESTED: _empty(Rested),
+_PARSERS: dict[FrameType, Callable[[bytes], Message]] = {
+    FrameType.HELLO: _hello,
+    FrameType.STARTED: _started,
+    FrameType.EXITED: _exited,
+    FrameType.STDIN_CREDIT: _stdin_credit,
+    FrameType.ARTIFACT: _artifact,
+    FrameType.ARTIFACT_DATA: _artifact_data,
+    FrameType.COLLECTED: lambda payload: Collected(*_COLLECTED.unpack(payload)),
+    FrameType.PONG: _empty(Pong),
+    FrameType.FAILED: _failed,
+    FrameType.PREPARED: _empty(Prepared),
+    FrameType.SUSPENDED: _empty(Suspended),
+    FrameType.RESTED: _empty(Rested),
 }

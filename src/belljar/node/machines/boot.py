@@ -21,7 +21,7 @@ async def open_connection(machine: Machine, timeout_seconds: float) -> AgentConn
 
     Raises NoClock, MachineDied with the reason of the death, MachineTimeout, GuestProtocolError.
     """
-    connection = AgentConnection(machine.reader, machine.writer, patience=deadline_factor(timeout_seconds))
+    connection = AgentConnection(machine.reader, machine.writer, timeout_factor=deadline_factor(timeout_seconds))
     try:
         await run_unless_dead(machine, connection.open(timeout_seconds))
     except MachineDied:

@@ -1,1 +1,1 @@
-"""The network of a machine: slots, NAT, egress policy, DNS, accounting. Knows machines' addresses, and no job."""
+"""The network of a machine: slots, NAT, egress policy, DNS, traffic counters. It knows no job."""

@@ -1,4 +1,4 @@
-"""What a worker holds while a machine has a network."""
+"""A machine's network as its worker sees it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from belljar.node.network.traffic import Traffic
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One machine's network: where it is plugged in, and how to learn what has gone through."""
+    """One machine's network: its slot, and its traffic."""
 
     slot: NetworkSlot
-    #: What went through so far and what did not; None when it cannot be read.
+    #: Read the traffic and the refusals so far; None when they cannot be read.
     traffic: Callable[[], Awaitable[Traffic | None]]

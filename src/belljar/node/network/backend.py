@@ -1,6 +1,7 @@
-"""What slots stand on, seen from the pool: a host's side that makes them, and the slots themselves.
+"""The protocols that the slot pool uses: a backend, which creates slots, and a slot.
 
-The host itself where belljar is root, a stand-in for it where it is not. All methods block for milliseconds.
+kernel_backend.py implements it on the host for root, rootless.py in namespaces of a user who is not root. All methods
+block for milliseconds.
 """
 
 from __future__ import annotations
@@ -13,34 +14,52 @@ from belljar.node.network.slot import DnsSockets
 from belljar.node.network.traffic import Traffic
 
 
-class AnySlot(Protocol):
-    """One slot. What its methods do: slot.Slot."""
+class Slot(Protocol):
+    """One slot of one machine. Methods that change or read it raise NetworkError."""
 
     @property
     def number(self) -> int: ...
 
     @property
-    def ears(self) -> DnsSockets: ...
+    def dns_sockets(self) -> DnsSockets: ...
 
-    def open_for(self, policy: Policy, mbit: float | None = None) -> None: ...
+    def apply_policy(self, policy: Policy, mbit: float | None = None) -> None:
+        """Apply a policy, and limit the slot to `mbit` megabits a second each way; once."""
+        ...
 
-    def admit(self, commands: list[str]) -> None: ...
+    def allow(self, commands: list[str]) -> None:
+        """Run the commands of `rules.allow_addresses`."""
+        ...
 
-    def traffic(self) -> Traffic: ...
+    def read_traffic(self) -> Traffic:
+        """Return the traffic and refusals so far."""
+        ...
 
-    def described(self) -> NetworkSlot: ...
+    def network_slot(self) -> NetworkSlot:
+        """Return the slot as its machine needs it."""
+        ...
 
-    def remove(self) -> None: ...
+    def remove(self) -> None:
+        """Remove the slot. Idempotent."""
+        ...
 
 
-class Host(Protocol):
-    """What makes slots. What its methods do: host.HostSide."""
+class NetworkBackend(Protocol):
+    """The creator of slots. Its methods raise NetworkError."""
 
     @property
-    def alive(self) -> bool: ...
+    def alive(self) -> bool:
+        """Return whether slots can be created."""
+        ...
 
-    def open(self) -> None: ...
+    def open(self) -> None:
+        """Get ready to create slots."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Undo `open`. Idempotent."""
+        ...
 
-    def make_slot(self) -> AnySlot: ...
+    def create_slot(self) -> Slot:
+        """Create a slot that lets nothing through."""
+        ...

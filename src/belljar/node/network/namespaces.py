@@ -1,6 +1,6 @@
-"""Named network namespaces, as `ip netns` makes and shows them: a file below /run/netns that one is mounted on.
+"""Named network namespaces, as `ip netns` creates and lists them: files below /run/netns with a namespace mounted on.
 
-The file's name says whose it is; making it is how a number is taken. Source: ip-netns(8), mount(2).
+The file's name has the slot's owner and number; creating the file reserves the number. Sources: ip-netns(8), mount(2).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def all_slots() -> list[tuple[str, str, int]]:
-    """Name, owner and number of every namespace of a slot on this host, whoever owns it."""
+def list_slots() -> list[tuple[str, str, int]]:
+    """Return name, owner and number of every slot's namespace on this host, of any owner."""
     try:
         names = [path.name for path in NAMESPACES.iterdir()]
     except FileNotFoundError:
@@ -34,38 +34,38 @@ def all_slots() -> list[tuple[str, str, int]]:
     return [(name, *parsed) for name in names if (parsed := parse_namespace_name(name)) is not None]
 
 
-def reserve(owner: str, most: int) -> int:
-    """Take the lowest number that no slot on this host has, by making its file; to be called under the host's lock.
+def reserve_number(owner: str, max_slots: int) -> int:
+    """Reserve the lowest free number on this host by creating its file. Call it under the host's lock.
 
-    Raises NetworkError when all are taken.
+    Raises NetworkError when all are in use.
     """
-    _prepare_folder()
-    taken = {number for _, _, number in all_slots()}
-    for number in range(most):
+    _share_namespaces_folder()
+    taken = {number for _, _, number in list_slots()}
+    for number in range(max_slots):
         if number not in taken:
             (NAMESPACES / namespace_name(owner, number)).touch(exist_ok=False)
             return number
-    raise NetworkError(f"all {most} networks are taken; run fewer jobs at once, or set network_range to a larger one")
+    raise NetworkError(f"all {max_slots} networks are in use; run fewer jobs at once, or set a larger network_range")
 
 
-def _prepare_folder() -> None:
-    """What `ip netns add` does: mounts below are to be seen by other mount namespaces, and their removal too."""
+def _share_namespaces_folder() -> None:
+    """Make the folder a shared mount, as `ip netns add` does, so that other mount namespaces see later changes."""
     NAMESPACES.mkdir(mode=0o755, exist_ok=True)
-    if _mount(None, NAMESPACES, _MS_SHARED | _MS_REC) == errno.EINVAL:  # no mount point of its own yet
+    if _mount(None, NAMESPACES, _MS_SHARED | _MS_REC) == errno.EINVAL:  # not a mount point yet
         for source, flags in ((NAMESPACES, _MS_BIND | _MS_REC), (None, _MS_SHARED | _MS_REC)):
             if (number := _mount(source, NAMESPACES, flags)) != 0:
                 raise NetworkError(f"cannot prepare {NAMESPACES}: {os.strerror(number)}")
 
 
 def _mount(source: Path | None, target: Path, flags: int) -> int:
-    """0 or an errno."""
-    given = str(source).encode() if source is not None else b""
-    result = _libc.mount(given, str(target).encode(), b"none", ctypes.c_ulong(flags), None)
+    """Mount, and return 0 or an errno."""
+    source_path = str(source).encode() if source is not None else b""
+    result = _libc.mount(source_path, str(target).encode(), b"none", ctypes.c_ulong(flags), None)
     return 0 if result == 0 else ctypes.get_errno()
 
 
-def make(path: Path, work: Callable[[], T]) -> T:
-    """Mount a new namespace on a file that is there and return what `work` returns inside of it. Raises OSError."""
+def create(path: Path, work: Callable[[], T]) -> T:
+    """Mount a new namespace on an existing file, and return the result of `work` inside it. Raises OSError."""
 
     def leave_and_work() -> T:
         leave_to_new()
@@ -78,7 +78,7 @@ def make(path: Path, work: Callable[[], T]) -> T:
 
 
 def remove(path: Path) -> None:
-    """Unmount and remove a namespace's file; the kernel ends it once nobody is in it. Idempotent. Raises OSError."""
+    """Unmount and remove a namespace's file; it ends with the last process in it. Idempotent. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_dev != path.parent.stat().st_dev:
             check(_libc.umount2(str(path).encode(), _MNT_DETACH), f"umount {path}")

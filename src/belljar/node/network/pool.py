@@ -1,6 +1,6 @@
-"""The slots of one process: some are kept ready, each is given to one machine, and none outlives the pool.
+"""The pool of one process's slots: it keeps some ready, gives each to one machine, and removes all when it closes.
 
-Nothing of the host is changed before the first machine asks for a network.
+It must not change anything on the host before the first machine needs a network.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.network import nft
 from belljar.node.network.attachment import Attachment
-from belljar.node.network.backend import AnySlot, Host
-from belljar.node.network.host import HostSide
-from belljar.node.network.layout import FALLBACK_NAMESERVERS, Layout, lay_out
-from belljar.node.network.links import host_facts, netlink
+from belljar.node.network.backend import NetworkBackend, Slot
+from belljar.node.network.kernel_backend import KernelBackend
+from belljar.node.network.layout import FALLBACK_NAMESERVERS, Layout, build_layout
+from belljar.node.network.netlink import read_host_networks, run_netlink
 from belljar.node.network.policy import NetworkRule, Policy
 from belljar.node.network.resolver import Resolver
-from belljar.node.network.rootless import RootlessBackend, why_no_stand_in
+from belljar.node.network.rootless import RootlessBackend, rootless_unavailable_reason
 from belljar.node.network.traffic import Traffic
 from belljar.settings.network import NetworkSettings
 from belljar.system.background import report_failure, supervise
@@ -43,17 +43,17 @@ T = TypeVar("T")
 
 _TUN = Path("/dev/net/tun")
 _RESOLV_CONF = Path("/etc/resolv.conf")
-_MAX_REFUSED_SHOWN = 20
-_REST_SECONDS = 0.05
-#: Pauses between tries to destroy a slot that could not be destroyed: the host may have too few files just now.
+_MAX_REFUSED_LISTED = 20
+_FILL_DELAY_SECONDS = 0.05
+#: Seconds between attempts to remove a slot: the host may lack file descriptors only for a while.
 _REMOVE_PAUSES = (0.2, 1.0, 5.0, 30.0, 120.0)
 
 
-def why_no_network() -> str | None:
-    """Why this process cannot give machines a network, with what to do; None when it can."""
+def network_unavailable_reason() -> str | None:
+    """Return why this process cannot give machines a network, and what to do; None when it can."""
     if not _TUN.exists():
         return "this host has no /dev/net/tun; load it with: modprobe tun"
-    if os.geteuid() != 0 and (why := why_no_stand_in()) is not None:
+    if os.geteuid() != 0 and (why := rootless_unavailable_reason()) is not None:
         return why
     try:
         nft.library()
@@ -63,226 +63,228 @@ def why_no_network() -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ground:
-    """What slots stand on: how this host is laid out, and its own side of them."""
+class _Setup:
+    """An open backend and the layout of its slots."""
 
     layout: Layout
-    host: Host
+    backend: NetworkBackend
 
 
 class SlotPool:
-    """Belongs to one event loop, and is to be closed, as an async context manager is."""
+    """A pool of slots: an async context manager that belongs to one event loop."""
 
-    def __init__(self, settings: NetworkSettings, excepted: Iterable[NetworkRule] = ()) -> None:
+    def __init__(self, settings: NetworkSettings, exceptions: Iterable[NetworkRule] = ()) -> None:
         self._settings = settings
-        self._excepted = tuple(excepted)
+        self._exceptions = tuple(exceptions)
         self._owner = owner_name(os.getpid())
-        self._ready: deque[AnySlot] = deque()
-        self._setting_up: asyncio.Task[_Ground] | None = None
-        self._more = asyncio.Event()
-        self._filling: asyncio.Task[None] | None = None
+        self._ready: deque[Slot] = deque()
+        self._setup_task: asyncio.Task[_Setup] | None = None
+        self._slot_taken = asyncio.Event()
+        self._filler: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
-        self._leaving: set[asyncio.Task[None]] = set()
-        #: By the namespace, which no two have.
-        self._plugged: dict[Path, AnySlot] = {}
+        self._removals: set[asyncio.Task[None]] = set()
+        #: Slots given to machines, by namespace.
+        self._slots_in_use: dict[Path, Slot] = {}
 
     async def __aenter__(self) -> SlotPool:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Destroy every slot and take the host's table away."""
+        """Remove every slot and the host's table."""
         self._closed.set()
         await uninterrupted(self._close())
 
     @property
     def ready(self) -> int:
-        """How many slots wait for a machine."""
+        """Return how many slots are ready for a machine."""
         return len(self._ready)
 
     @property
-    def leaving(self) -> int:
-        """How many used slots are being destroyed."""
-        return len(self._leaving)
+    def removing(self) -> int:
+        """Return how many used slots are being removed."""
+        return len(self._removals)
 
     async def set_up(self) -> None:
-        """Have the host's side ready. Raises NoNetwork when this host cannot give any machine a network."""
-        await self._ground()
+        """Open the backend. Raises NoNetwork when this host cannot give any machine a network."""
+        await self._get_setup()
 
     @asynccontextmanager
     async def with_network_slot(self) -> AsyncIterator[NetworkSlot]:
-        """A slot for one machine, which must have ended when the block does. Nothing passes until it is `opened`.
+        """Give a slot to one machine, which must have ended at the block's end. Nothing passes before `with_policy`.
 
-        Raises NoNetwork when this host cannot give any, NetworkError when it cannot just now.
+        Raises NoNetwork when this host cannot give any network, NetworkError when it cannot at the moment.
         """
-        ground = await self._ground()
-        slot = await self._take(ground)
+        setup = await self._get_setup()
+        slot = await self._claim(setup)
         try:
-            described = slot.described()
-            self._plugged[described.namespace] = slot
+            network_slot = slot.network_slot()
+            self._slots_in_use[network_slot.namespace] = slot
             try:
-                yield described
+                yield network_slot
             finally:
-                del self._plugged[described.namespace]
+                del self._slots_in_use[network_slot.namespace]
         finally:
-            self._leave(slot)
+            self._discard(slot)
 
     @asynccontextmanager
-    async def opened(self, place: NetworkSlot, policy: Policy, mbit: float | None = None) -> AsyncIterator[Attachment]:
-        """Let through what the policy allows, and answer names while the block lasts. Once for each slot.
+    async def with_policy(
+        self, network_slot: NetworkSlot, policy: Policy, mbit: float | None = None
+    ) -> AsyncIterator[Attachment]:
+        """Apply a policy to a machine's slot and run its resolver while the block lasts. Once for each slot.
 
-        `mbit` bounds it further than the setting network_mbit does, in megabits a second each way. Raises NetworkError.
+        `mbit` lowers the setting network_mbit for this slot, in megabits a second each way. Raises NetworkError.
         """
-        ground, slot = await self._ground(), self._plugged[place.namespace]
-        opening = asyncio.create_task(_changed(lambda: slot.open_for(policy, mbit)))
+        setup, slot = await self._get_setup(), self._slots_in_use[network_slot.namespace]
+        opening = asyncio.create_task(_run_in_thread(lambda: slot.apply_policy(policy, mbit)))
         try:
             resolver = Resolver(
-                slot.ears,
+                slot.dns_sockets,
                 policy,
-                never=ground.layout.never,
+                blocked=setup.layout.blocked,
                 nameservers=nameservers(self._settings),
-                admit=lambda commands: _changed(lambda: slot.admit(commands)),
+                allow=lambda commands: _run_in_thread(lambda: slot.allow(commands)),
             )
             async with resolver:
                 await asyncio.shield(opening)
-                yield Attachment(place, lambda: _read(slot, resolver))
+                yield Attachment(network_slot, lambda: _read_traffic(slot, resolver))
         finally:
-            await uninterrupted(_ended(opening))
+            await uninterrupted(_settle(opening))
 
     @asynccontextmanager
-    async def attached(self, policy: Policy, mbit: float | None = None) -> AsyncIterator[Attachment]:
-        """Both at once, for a machine that does not exist yet."""
-        async with self.with_network_slot() as place, self.opened(place, policy, mbit) as attachment:
+    async def with_network(self, policy: Policy, mbit: float | None = None) -> AsyncIterator[Attachment]:
+        """Give a slot with a policy to a machine that does not exist yet. Raises as both do."""
+        async with self.with_network_slot() as network_slot, self.with_policy(network_slot, policy, mbit) as attachment:
             yield attachment
 
-    async def _ground(self) -> _Ground:
-        """What slots stand on, set up by the first who asks; the others wait, and who is cancelled harms none.
+    async def _get_setup(self) -> _Setup:
+        """Return the open backend. The first caller opens it, the others wait, unaffected by a cancelled one.
 
-        A stand-in for the host may die; then it is set up anew for those who come.
+        A rootless backend whose processes died is replaced. Raises NoNetwork, NetworkError.
         """
         if self._closed.is_set():
-            raise NetworkError("belljar is stopping: it makes no more networks")
-        if self._setting_up is None or _failed(self._setting_up):
-            # What failed is tried again by whoever comes next, and by nobody who waited for it.
-            self._setting_up = asyncio.create_task(self._set_up())
-        elif (lost := _lost(self._setting_up)) is not None:
-            self._setting_up = asyncio.create_task(self._set_up(instead_of=lost))
-        return await asyncio.shield(self._setting_up)
+            raise NetworkError("belljar is stopping and creates no more networks")
+        if self._setup_task is None or _has_failed(self._setup_task):
+            # The next caller tries again after a failure; those who waited get the error.
+            self._setup_task = asyncio.create_task(self._set_up())
+        elif (lost := _lost_backend(self._setup_task)) is not None:
+            self._setup_task = asyncio.create_task(self._set_up(instead_of=lost))
+        return await asyncio.shield(self._setup_task)
 
-    async def _set_up(self, instead_of: _Ground | None = None) -> _Ground:
+    async def _set_up(self, instead_of: _Setup | None = None) -> _Setup:
         if instead_of is not None:
-            log.warning("networks_lost", reason="the process that held them died")
-            await self._abandon(instead_of)
-        if (why := why_no_network()) is not None:
+            log.warning("network_backend_lost", reason="a process of the rootless backend died")
+            await self._close_backend(instead_of)
+        if (why := network_unavailable_reason()) is not None:
             raise NoNetwork(why)
-        layout = lay_out(self._settings, await _changed(lambda: netlink(host_facts)))
-        host: Host = (
-            HostSide(self._owner, layout, self._excepted)
+        layout = build_layout(self._settings, await _run_in_thread(lambda: run_netlink(read_host_networks)))
+        backend: NetworkBackend = (
+            KernelBackend(self._owner, layout, self._exceptions)
             if os.geteuid() == 0
-            else RootlessBackend(self._owner, layout, self._excepted)
+            else RootlessBackend(self._owner, layout, self._exceptions)
         )
-        await _changed(host.open)
-        ground = _Ground(layout, host)
-        self._filling = asyncio.create_task(supervise("slot_filler", lambda: self._keep_filled(ground)))
-        return ground
+        await _run_in_thread(backend.open)
+        setup = _Setup(layout, backend)
+        self._filler = asyncio.create_task(supervise("slot_filler", lambda: self._fill(setup)))
+        return setup
 
-    async def _take(self, ground: _Ground) -> AnySlot:
-        self._more.set()
-        return self._ready.popleft() if self._ready else await self._make(ground)
+    async def _claim(self, setup: _Setup) -> Slot:
+        self._slot_taken.set()
+        return self._ready.popleft() if self._ready else await self._create(setup)
 
-    async def _make(self, ground: _Ground) -> AnySlot:
-        """A new slot; one whose maker is cancelled meanwhile is kept for others. Raises NetworkError."""
+    async def _create(self, setup: _Setup) -> Slot:
+        """Create a slot; when the caller is cancelled meanwhile, keep it ready for others. Raises NetworkError."""
 
-        def keep(slot: AnySlot) -> None:
-            if self._is_current(ground):
+        def keep(slot: Slot) -> None:
+            if self._is_current(setup):
                 self._ready.append(slot)
             else:
-                self._leave(slot)
+                self._discard(slot)
 
-        slot = await uninterrupted(_changed(ground.host.make_slot), keep)
-        if not self._is_current(ground):
-            self._leave(slot)
-            raise NetworkError("the networks of this host were set up anew meanwhile; try again")
+        slot = await uninterrupted(_run_in_thread(setup.backend.create_slot), keep)
+        if not self._is_current(setup):
+            self._discard(slot)
+            raise NetworkError("the network backend was replaced meanwhile; try again")
         return slot
 
-    def _is_current(self, ground: _Ground) -> bool:
-        """Whether slots of this host's side are still given out."""
-        task = self._setting_up
-        if self._closed.is_set() or task is None or not task.done() or _failed(task):
+    def _is_current(self, setup: _Setup) -> bool:
+        """Return whether slots of this backend are still given out."""
+        task = self._setup_task
+        if self._closed.is_set() or task is None or not task.done() or _has_failed(task):
             return False
-        return task.result() is ground
+        return task.result() is setup
 
-    async def _keep_filled(self, ground: _Ground) -> None:
-        """Have slots ready. Raises NetworkError when none can be made; to be called again after a pause."""
+    async def _fill(self, setup: _Setup) -> None:
+        """Keep slots ready. Raises NetworkError when none can be created; its supervisor restarts it."""
         while True:
-            self._more.clear()
+            self._slot_taken.clear()
             while len(self._ready) < self._settings.network_slots:
-                self._ready.append(await self._make(ground))
-            await self._more.wait()
-            # Whoever claimed the slot is about to open its device; making another would hold the kernel's lock.
-            await asyncio.sleep(_REST_SECONDS)
+                self._ready.append(await self._create(setup))
+            await self._slot_taken.wait()
+            # The claimer is about to open the slot's device; creating another slot would hold the kernel's lock.
+            await asyncio.sleep(_FILL_DELAY_SECONDS)
 
-    def _leave(self, slot: AnySlot) -> None:
-        """Destroy a used slot, beside whatever comes next."""
+    def _discard(self, slot: Slot) -> None:
+        """Remove a used slot in the background."""
         task = asyncio.create_task(self._destroy(slot))
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
 
-    async def _destroy(self, slot: AnySlot) -> None:
-        """Destroy a slot, at the latest try when the pool is closed. What then still stays is told in the log."""
+    async def _destroy(self, slot: Slot) -> None:
+        """Remove a slot, retrying until the pool is closed. Each failure is logged."""
         for pause in (*_REMOVE_PAUSES, None):
             try:
                 await in_thread(slot.remove)
                 return
-            except Exception as error:  # noqa: BLE001 (whatever it is, the slot is still there)
+            except Exception as error:  # noqa: BLE001 (on any error the slot still exists)
                 last = pause is None or self._closed.is_set()
-                report_failure("slot_removal", error, number=slot.number, given_up=last)
+                report_failure("slot_removal", error, number=slot.number, gave_up=last)
                 if last:
                     return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closed.wait(), pause)
 
     async def _close(self) -> None:
-        if self._setting_up is not None:
-            await asyncio.wait({self._setting_up})
-            if not _failed(self._setting_up):
-                await self._abandon(self._setting_up.result())
-            self._setting_up = None
-        await self._all_left()
+        if self._setup_task is not None:
+            await asyncio.wait({self._setup_task})
+            if not _has_failed(self._setup_task):
+                await self._close_backend(self._setup_task.result())
+            self._setup_task = None
+        await self._wait_for_removals()
 
-    async def _all_left(self) -> None:
-        while self._leaving:
-            await asyncio.wait(set(self._leaving))
+    async def _wait_for_removals(self) -> None:
+        while self._removals:
+            await asyncio.wait(set(self._removals))
 
-    async def _abandon(self, ground: _Ground) -> None:
-        if self._filling is not None:
-            self._filling.cancel()
-            await asyncio.gather(self._filling, return_exceptions=True)
+    async def _close_backend(self, setup: _Setup) -> None:
+        if self._filler is not None:
+            self._filler.cancel()
+            await asyncio.gather(self._filler, return_exceptions=True)
         while self._ready:
-            self._leave(self._ready.popleft())
-        if ground.host.alive:
-            await self._all_left()
+            self._discard(self._ready.popleft())
+        if setup.backend.alive:
+            await self._wait_for_removals()
         try:
-            await in_thread(ground.host.close)
-        except Exception as error:  # noqa: BLE001 (the next start of belljar removes what is left)
+            await in_thread(setup.backend.close)
+        except Exception as error:  # noqa: BLE001 (the next start of belljar removes the leftovers)
             report_failure("network_close", error)
 
 
-def _failed(setting_up: asyncio.Task[_Ground]) -> bool:
-    return setting_up.done() and (setting_up.cancelled() or setting_up.exception() is not None)
+def _has_failed(task: asyncio.Task[_Setup]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
-def _lost(setting_up: asyncio.Task[_Ground]) -> _Ground | None:
-    """What was set up and is no more."""
-    if not setting_up.done() or _failed(setting_up):
+def _lost_backend(task: asyncio.Task[_Setup]) -> _Setup | None:
+    """Return the setup whose backend has died; None otherwise."""
+    if not task.done() or _has_failed(task):
         return None
-    ground = setting_up.result()
-    return None if ground.host.alive else ground
+    setup = task.result()
+    return None if setup.backend.alive else setup
 
 
-async def _changed(work: Callable[[], T]) -> T:
-    """Return what blocking `work` returns; who is cancelled waits for it too, so that nothing is left half-done.
+async def _run_in_thread(work: Callable[[], T]) -> T:
+    """Return the result of blocking `work`; a cancelled caller waits for its end, so that no change stays half-done.
 
-    Raises NetworkError for an OSError too.
+    Raises NetworkError, for an OSError too.
     """
     with network_errors():
         return await uninterrupted(in_thread(work))
@@ -290,7 +292,7 @@ async def _changed(work: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def network_errors() -> Iterator[None]:
-    """Raise what the host refuses as NetworkError, with what to do about it."""
+    """Raise the host's errors as NetworkError, with what to do about them."""
     try:
         with host_errors("change a network"):
             yield
@@ -300,41 +302,41 @@ def network_errors() -> Iterator[None]:
         raise
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+async def _settle(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
     if not task.cancelled():
-        task.exception()  # whoever waited for it was told; nobody else is
+        task.exception()  # retrieved, so that asyncio does not log it: the waiter got it too
 
 
-async def _read(slot: AnySlot, resolver: Resolver) -> Traffic | None:
+async def _read_traffic(slot: Slot, resolver: Resolver) -> Traffic | None:
     try:
-        traffic = await _changed(slot.traffic)
+        traffic = await _run_in_thread(slot.read_traffic)
     except NetworkError as error:
-        log.warning("traffic_not_read", error=error.message)
+        log.warning("traffic_read_failed", error=error.message)
         return None
-    tried = [resolver.explained(each) for each in traffic.refused]
+    tried = [resolver.explain(each) for each in traffic.refused]
     refusals = resolver.refusals
     return replace(
         traffic,
-        refused=tuple([*refusals.listed(), *tried][:_MAX_REFUSED_SHOWN]),
+        refused=tuple([*refusals.to_list(), *tried][:_MAX_REFUSED_LISTED]),
         refused_count=traffic.refused_count + refusals.total,
     )
 
 
 def nameservers(settings: NetworkSettings, resolv_conf: Path = _RESOLV_CONF) -> tuple[IPv4Address, ...]:
-    """Whom resolvers ask: the settings', else the host's own IPv4 ones and then two public ones."""
+    """Return the upstream name servers: the settings', else the host's own IPv4 ones and two public ones."""
     if settings.nameservers:
         return settings.nameservers
-    found = []
+    servers = []
     try:
         lines = resolv_conf.read_text().splitlines()
     except OSError:
         lines = []
     for line in lines:
-        words = line.split()
-        if len(words) >= 2 and words[0] == "nameserver":
+        fields = line.split()
+        if len(fields) >= 2 and fields[0] == "nameserver":
             try:
-                found.append(IPv4Address(words[1]))
+                servers.append(IPv4Address(fields[1]))
             except ValueError:
                 continue
-    return (*found[:3], *FALLBACK_NAMESERVERS)
+    return (*servers[:3], *FALLBACK_NAMESERVERS)

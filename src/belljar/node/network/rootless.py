@@ -1,11 +1,11 @@
-"""A stand-in for the host where belljar is not root: slots in a process that is root in namespaces of its own.
+"""The backend for users who are not root: slots in a helper process that is root in namespaces of its own.
 
-That process (rootless_process.py) makes, filters and destroys slots with the same code and the same rules as root does
-on the host. Behind it, slirp4netns takes what those rules let through out into the world, as connections of this
-user's. So what is always refused is refused before slirp4netns sees it. When this process ends, however it ends, both
-end, and nothing of them is left: their namespaces have no names.
+The helper (rootless_process.py) creates, filters and removes slots with the same code and rules as root does on the
+host. Behind it, slirp4netns forwards the allowed packets as connections of this user, so blocked destinations are
+refused before slirp4netns sees them. When this process ends in any way, both end and leave nothing: their namespaces
+have no names.
 
-Source: user_namespaces(7), slirp4netns(1).
+Sources: user_namespaces(7), slirp4netns(1).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 from belljar.model.errors import NetworkError, NoNetwork
 from belljar.node.machines.host.descriptors import check_descriptors
 from belljar.node.machines.protocol import NetworkSlot
-from belljar.node.network.layout import Layout, layout_words
+from belljar.node.network.layout import Layout, layout_to_json
 from belljar.node.network.policy import NetworkRule, Policy
 from belljar.node.network.rules import policy_rules
 from belljar.node.network.slot import DnsSockets
@@ -34,15 +34,15 @@ from belljar.system.executables import find_executable
 
 _TUN = Path("/dev/net/tun")
 _SLIRP = "slirp4netns"
-_WAY_OUT = "out0"
+_UPLINK = "out0"
 _START_SECONDS = 30.0
 _CALL_SECONDS = 30.0
 _END_SECONDS = 10.0
 _MAX_REPLY_BYTES = 256 * 1024
 
 
-def why_no_stand_in() -> str | None:
-    """Why who is not root cannot have networks here, with what to do; None when nothing is seen that forbids it."""
+def rootless_unavailable_reason() -> str | None:
+    """Return why a user who is not root cannot have networks here, and what to do; None without a known obstacle."""
     if not os.access(_TUN, os.R_OK | os.W_OK):
         return (
             "jobs with a network need belljar to run as root, or /dev/net/tun to be open to this user: "
@@ -54,132 +54,132 @@ def why_no_stand_in() -> str | None:
 
 
 class RootlessBackend:
-    """The pool's Host for a user who is not root."""
+    """The backend.NetworkBackend of a user who is not root."""
 
-    def __init__(self, owner: str, layout: Layout, excepted: Iterable[NetworkRule]) -> None:
+    def __init__(self, owner: str, layout: Layout, exceptions: Iterable[NetworkRule]) -> None:
         self._owner = owner
         self._layout = layout
-        self._excepted = tuple(excepted)
-        #: Our ends of what tells both processes that we live.
-        self._held = contextlib.ExitStack()
-        self._reap: list[subprocess.Popen[bytes]] = []
+        self._exceptions = tuple(exceptions)
+        #: This process's ends of the socket and pipe whose closing ends both processes.
+        self._stack = contextlib.ExitStack()
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._control: socket.socket | None = None
         self._pid = 0
 
     @property
     def alive(self) -> bool:
-        """Whether both processes live."""
-        return bool(self._reap) and all(process.poll() is None for process in self._reap)
+        """Return whether both processes are running."""
+        return bool(self._processes) and all(process.poll() is None for process in self._processes)
 
     def open(self) -> None:
-        """Start both processes. Raises NoNetwork when this user may not, NetworkError; nothing is left then."""
+        """Start both processes. Raises NoNetwork when this user may not, NetworkError; leaves nothing behind then."""
         try:
             check_descriptors()
             self._control, self._pid = self._start_root()
             self._start_slirp(self._pid)
-            self.call("open", excepted=[[str(each.network), each.port] for each in self._excepted])
+            self.call("open", exceptions=[[str(each.network), each.port] for each in self._exceptions])
         except (OSError, subprocess.SubprocessError) as error:
             self.close()
-            raise NetworkError(f"a network without root could not be set up: {error}") from error
+            raise NetworkError(f"cannot set up networking without root: {error}") from error
         except (NoNetwork, NetworkError):
             self.close()
             raise
 
     def close(self) -> None:
-        """End both; every slot goes with them. Idempotent."""
+        """End both processes, and with them every slot. Idempotent."""
         self._control = None
-        self._held.close()
-        while self._reap:
-            _ended(self._reap.pop())
+        self._stack.close()
+        while self._processes:
+            _reap(self._processes.pop())
 
-    def make_slot(self) -> StandInSlot:
-        """A slot. Raises NetworkError, and leaves nothing behind then."""
-        reply, descriptors = self.call("make")
+    def create_slot(self) -> RootlessSlot:
+        """Create a slot. Raises NetworkError, and leaves nothing behind then."""
+        data, descriptors = self.call("create")
         udp, tcp, tap = descriptors
-        ears = DnsSockets(socket.socket(fileno=udp), socket.socket(fileno=tcp))
-        path = Path(f"/proc/{self._pid}/root{reply['namespace']}")
-        return StandInSlot(self, self._layout, int(reply["number"]), path, ears, tap)
+        dns_sockets = DnsSockets(socket.socket(fileno=udp), socket.socket(fileno=tcp))
+        path = Path(f"/proc/{self._pid}/root{data['namespace']}")
+        return RootlessSlot(self, self._layout, int(data["number"]), path, dns_sockets, tap)
 
-    def call(self, verb: str, **arguments: Any) -> tuple[dict[str, Any], list[int]]:
-        """Have the other process do something; returns its answer and the descriptors that it sent. Blocks.
+    def call(self, method: str, **arguments: Any) -> tuple[dict[str, Any], list[int]]:
+        """Call a method of the helper; return its reply and the descriptors that it sent. Blocks.
 
-        Raises NetworkError with its words.
+        Raises NetworkError with the helper's message.
         """
         control = self._control
         if control is None:
-            raise NetworkError("this network is gone")
+            raise NetworkError("this network was closed")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             ours.settimeout(_CALL_SECONDS)
             try:
                 with theirs:
-                    request = json.dumps({"verb": verb, **arguments}).encode()
+                    request = json.dumps({"method": method, **arguments}).encode()
                     socket.send_fds(control, [request], [theirs.fileno()])
-                reply, descriptors, _, _ = socket.recv_fds(ours, _MAX_REPLY_BYTES, 3)
+                data, descriptors, _, _ = socket.recv_fds(ours, _MAX_REPLY_BYTES, 3)
             except OSError as error:
-                raise NetworkError(f"a network could not be changed: {error}") from error
+                raise NetworkError(f"cannot change a network: {error}") from error
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
-        if not reply:
-            raise NetworkError("the process that holds the networks is gone; start belljar again")
-        answer: dict[str, Any] = json.loads(reply)
-        if "error" in answer:
-            raise NetworkError(answer["error"])
-        return answer, list(descriptors)
+        if not data:
+            raise NetworkError("the network helper process has exited; start belljar again")
+        reply: dict[str, Any] = json.loads(data)
+        if "error" in reply:
+            raise NetworkError(reply["error"])
+        return reply, list(descriptors)
 
     def _start_root(self) -> tuple[socket.socket, int]:
-        """The process that is root in namespaces of its own; it ends when our end of the socket does."""
+        """Start the helper; it ends when this end of the socket is closed."""
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [sys.executable, "-P", "-m", "belljar.node.network.rootless_process", str(theirs.fileno())]
-            command += [self._owner, json.dumps(layout_words(self._layout))]
+            command += [self._owner, json.dumps(layout_to_json(self._layout))]
             process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
             )
-        self._reap.append(process)
-        self._held.callback(control.close)
+        self._processes.append(process)
+        self._stack.callback(control.close)
         control.settimeout(_START_SECONDS)
-        reply = control.recv(_MAX_REPLY_BYTES)
+        data = control.recv(_MAX_REPLY_BYTES)
         control.settimeout(_CALL_SECONDS)
-        if reply != b"ready":
-            words = reply.decode(errors="replace") or "it ended without a word"
+        if data != b"ready":
+            message = data.decode(errors="replace") or "the helper exited without a message"
             raise NoNetwork(
-                f"this user cannot have networks of its own ({words}); run belljar as root, or let users have "
+                f"this user cannot have networks of its own ({message}); run belljar as root, or let users have "
                 "namespaces: as root, sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000 "
                 "(and kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu)"
             )
         return control, process.pid
 
     def _start_slirp(self, pid: int) -> None:
-        """The way out of those namespaces; it ends when our end of its pipe does."""
-        ready, told = os.pipe()
-        watched, exit_end = os.pipe()
-        self._held.callback(os.close, exit_end)
+        """Start slirp4netns as the uplink of the helper's namespaces; it ends when this end of its pipe is closed."""
+        ready, ready_write = os.pipe()
+        exit_read, exit_write = os.pipe()
+        self._stack.callback(os.close, exit_write)
         try:
             command = [_SLIRP, "--configure", f"--mtu={self._layout.mtu}", "--disable-host-loopback", "--disable-dns"]
-            command += ["--enable-sandbox", "--enable-seccomp", f"--ready-fd={told}", f"--exit-fd={watched}"]
+            command += ["--enable-sandbox", "--enable-seccomp", f"--ready-fd={ready_write}", f"--exit-fd={exit_read}"]
             process = subprocess.Popen(
-                [*command, str(pid), _WAY_OUT],
-                pass_fds=[told, watched],
+                [*command, str(pid), _UPLINK],
+                pass_fds=[ready_write, exit_read],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
         finally:
-            os.close(told)
-            os.close(watched)
-        self._reap.append(process)
+            os.close(ready_write)
+            os.close(exit_read)
+        self._processes.append(process)
         try:
             readable, _, _ = select.select([ready], [], [], _START_SECONDS)
             if not readable or os.read(ready, 1) != b"1":
-                raise NetworkError(f"{_SLIRP} did not get ready; does it run here by itself?")
+                raise NetworkError(f"{_SLIRP} did not get ready; run it by hand to see its error")
         finally:
             os.close(ready)
 
 
-def _ended(process: subprocess.Popen[bytes]) -> None:
-    """Reap a process that was told to end; kill one that does not."""
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that is ending; kill it after _END_SECONDS."""
     try:
         process.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:
@@ -187,44 +187,44 @@ def _ended(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-class StandInSlot:
-    """The pool's AnySlot: each verb is the other process's."""
+class RootlessSlot:
+    """A backend.Slot in the helper, to which each method is a call."""
 
     def __init__(
-        self, host: RootlessBackend, layout: Layout, number: int, path: Path, ears: DnsSockets, tap: int
+        self, backend: RootlessBackend, layout: Layout, number: int, path: Path, dns_sockets: DnsSockets, tap: int
     ) -> None:
         self.number = number
-        self.ears = ears
-        self._host = host
+        self.dns_sockets = dns_sockets
+        self._backend = backend
         self._layout = layout
         self._path = path
         self._tap: int | None = tap
         self._removed = False
 
-    def open_for(self, policy: Policy, mbit: float | None = None) -> None:
-        """As Slot.open_for. Raises NetworkError."""
-        self._host.call("open_for", number=self.number, commands=policy_rules(policy), mbit=mbit)
+    def apply_policy(self, policy: Policy, mbit: float | None = None) -> None:
+        """Apply the policy, as KernelSlot.apply_policy does. Raises NetworkError."""
+        self._backend.call("apply_policy", number=self.number, commands=policy_rules(policy), mbit=mbit)
 
-    def admit(self, commands: list[str]) -> None:
-        """As Slot.admit. Raises NetworkError."""
-        self._host.call("run", number=self.number, commands="\n".join(commands))
+    def allow(self, commands: list[str]) -> None:
+        """Run commands, as KernelSlot.allow does. Raises NetworkError."""
+        self._backend.call("run", number=self.number, commands="\n".join(commands))
 
-    def traffic(self) -> Traffic:
-        """As Slot.traffic. Raises NetworkError."""
-        answer, _ = self._host.call("read", number=self.number)
-        received, sent = answer["bytes"]
-        return parse_traffic((received, sent), answer["counters"], answer["refused_to"])
+    def read_traffic(self) -> Traffic:
+        """Return the traffic and refusals so far. Raises NetworkError."""
+        reply, _ = self._backend.call("read", number=self.number)
+        received, sent = reply["bytes"]
+        return parse_traffic((received, sent), reply["counters"], reply["refused_destinations"])
 
-    def described(self) -> NetworkSlot:
-        """What a machine is told of it."""
-        return replace(self._layout.described(self._path), device=self._tap)
+    def network_slot(self) -> NetworkSlot:
+        """Return the slot as its machine needs it, with an open TAP device."""
+        return replace(self._layout.network_slot(self._path), device=self._tap)
 
     def remove(self) -> None:
-        """As Slot.remove. Raises NetworkError."""
-        self.ears.close()
+        """Remove the slot. Idempotent. Raises NetworkError."""
+        self.dns_sockets.close()
         if self._tap is not None:
             os.close(self._tap)
             self._tap = None
-        if not self._removed and self._host.alive:  # all of it went with the process that held it
-            self._host.call("remove", number=self.number)
+        if not self._removed and self._backend.alive:  # otherwise it ended with the helper
+            self._backend.call("remove", number=self.number)
             self._removed = True

@@ -1,7 +1,6 @@
-"""The rule sets, as text for nftables: those inside a slot's namespace, those of the host's own table, the guard.
+"""The nftables rule sets: inside a slot's namespace, in the host's table of one pool, and in the guard table.
 
-A slot's rules are whole when it is made and let nothing out; a policy is what `policy_rules` adds, in one transaction.
-Source: nft(8).
+A new slot's rules let nothing out; `policy_rules` adds a policy in one transaction. Source: nft(8).
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from belljar.node.network.policy import NetworkRule, Policy
 
 #: Tables inside a slot's namespace.
 SLOT_TABLE = "belljar"
-#: How many different refused destinations are told apart in the kernel; the job shows the first of them.
+#: Different refused destinations that the kernel records; a job lists the first of them.
 MAX_REFUSED = 64
-#: Addresses that the resolver may have opened at one time.
-MAX_OPENED = 4096
+#: Resolved addresses that one slot may allow at one time.
+MAX_RESOLVED = 4096
 DNS_PER_SECOND = 200
 _DNS_CONNECTIONS = 16
 _PINGS_PER_SECOND = 20
@@ -26,7 +25,7 @@ GUARD_TABLE = "belljar_guard"
 
 
 def slot_rules(layout: Layout, number: int) -> str:
-    """The tables of slot `number`. What the guest sends is checked at the device: its MAC, its address, its rate."""
+    """Return the tables of slot `number`. Source MAC, source address and rate are checked at the guest's device."""
     packets = layout.packets_per_second
     rate = layout.connections_per_second
     return f"""
@@ -47,20 +46,21 @@ table netdev {SLOT_TABLE} {{
 table inet {SLOT_TABLE} {{
     counter refused {{ }}
     counter limited {{ }}
-    set never {{ type ipv4_addr; flags interval; elements = {{ {_listed(layout.never)} }}; }}
-    set excepted {{ type ipv4_addr; flags interval; }}
-    set excepted_ports {{ type ipv4_addr . inet_service; flags interval; }}
+    set blocked {{ type ipv4_addr; flags interval; elements = {{ {_join(layout.blocked)} }}; }}
+    set exceptions {{ type ipv4_addr; flags interval; }}
+    set exception_ports {{ type ipv4_addr . inet_service; flags interval; }}
     set networks {{ type ipv4_addr; flags interval; }}
     set network_ports {{ type ipv4_addr . inet_service; flags interval; }}
-    set names {{ type ipv4_addr; flags timeout; size {MAX_OPENED}; }}
-    set name_ports {{ type ipv4_addr . inet_service; flags timeout; size {MAX_OPENED}; }}
-    set refused_to {{ type ipv4_addr . inet_proto . inet_service; flags dynamic; size {MAX_REFUSED}; counter; }}
+    set resolved {{ type ipv4_addr; flags timeout; size {MAX_RESOLVED}; }}
+    set resolved_ports {{ type ipv4_addr . inet_service; flags timeout; size {MAX_RESOLVED}; }}
+    set refused_destinations {{ type ipv4_addr . inet_proto . inet_service; flags dynamic; size {MAX_REFUSED}; \
+counter; }}
 
-    chain untracked {{
+    chain dns_notrack {{
         type filter hook prerouting priority raw; policy accept;
         iifname "{TAP}" ip daddr {layout.gateway} udp dport 53 notrack
     }}
-    chain untracked_answers {{
+    chain dns_replies_notrack {{
         type filter hook output priority raw; policy accept;
         oifname "{TAP}" udp sport 53 notrack
     }}
@@ -69,12 +69,12 @@ table inet {SLOT_TABLE} {{
         iifname != "{TAP}" drop
         ip daddr {layout.gateway} udp dport 53 limit rate {DNS_PER_SECOND}/second burst {DNS_PER_SECOND} packets accept
         ip daddr {layout.gateway} udp dport 53 drop
-        ip daddr {layout.gateway} tcp dport 53 jump questions_by_tcp
+        ip daddr {layout.gateway} tcp dport 53 jump dns_over_tcp
         ip daddr {layout.gateway} icmp type echo-request limit rate {_PINGS_PER_SECOND}/second accept
         ct state established,related accept
         goto refuse
     }}
-    chain questions_by_tcp {{
+    chain dns_over_tcp {{
         ct state established accept
         ct state != new drop
         ct count over {_DNS_CONNECTIONS} drop
@@ -89,23 +89,23 @@ table inet {SLOT_TABLE} {{
     chain outgoing {{
         ct state established,related accept
         limit rate over {rate}/second burst {2 * rate} packets counter name limited drop
-        ip daddr @never jump private
+        ip daddr @blocked jump private
         meta l4proto != {{ tcp, udp, icmp }} goto refuse
         meta l4proto icmp icmp type != echo-request goto refuse
-        jump granted
+        jump job_policy
         goto refuse
     }}
     chain private {{
-        ip daddr @excepted return
-        meta l4proto {{ tcp, udp }} ip daddr . th dport @excepted_ports return
+        ip daddr @exceptions return
+        meta l4proto {{ tcp, udp }} ip daddr . th dport @exception_ports return
         goto refuse
     }}
-    chain granted {{ }}
-    chain listed {{
+    chain job_policy {{ }}
+    chain allowlist {{
         ip daddr @networks goto admit
-        ip daddr @names goto admit
+        ip daddr @resolved goto admit
         meta l4proto {{ tcp, udp }} ip daddr . th dport @network_ports goto admit
-        meta l4proto {{ tcp, udp }} ip daddr . th dport @name_ports goto admit
+        meta l4proto {{ tcp, udp }} ip daddr . th dport @resolved_ports goto admit
     }}
     chain admit {{
         ct count over {layout.connections} counter name limited drop
@@ -113,8 +113,8 @@ table inet {SLOT_TABLE} {{
     }}
     chain refuse {{
         counter name refused
-        meta l4proto {{ tcp, udp }} add @refused_to {{ ip daddr . meta l4proto . th dport counter }}
-        meta l4proto != {{ tcp, udp }} add @refused_to {{ ip daddr . meta l4proto . 0 counter }}
+        meta l4proto {{ tcp, udp }} add @refused_destinations {{ ip daddr . meta l4proto . th dport counter }}
+        meta l4proto != {{ tcp, udp }} add @refused_destinations {{ ip daddr . meta l4proto . 0 counter }}
         meta l4proto tcp reject with tcp reset
         limit rate 50/second reject with icmpx admin-prohibited
         drop
@@ -128,63 +128,62 @@ table inet {SLOT_TABLE} {{
 
 
 def policy_rules(policy: Policy) -> str:
-    """What opens a slot for a policy; to be run once."""
+    """Return the commands that apply a policy to a slot. Run them once."""
     table = f"inet {SLOT_TABLE}"
-    target = "goto admit" if policy.open else "jump listed"
-    commands = [f"add rule {table} granted {target}"]
-    for kind, rules in (("excepted", policy.excepted), ("network", policy.networks)):
-        plain = f"{table} {'excepted' if kind == 'excepted' else 'networks'}"
-        commands += _added(plain, [rule for rule in rules if rule.port is None])
-        commands += _added(f"{table} {kind}_ports", [rule for rule in rules if rule.port is not None])
+    target = "goto admit" if policy.open else "jump allowlist"
+    commands = [f"add rule {table} job_policy {target}"]
+    for name, rules in (("exception", policy.exceptions), ("network", policy.networks)):
+        commands += _add_elements(f"{table} {name}s", [rule for rule in rules if rule.port is None])
+        commands += _add_elements(f"{table} {name}_ports", [rule for rule in rules if rule.port is not None])
     return "\n".join(commands)
 
 
-def _added(where: str, rules: list[NetworkRule]) -> list[str]:
-    return [f"add element {where} {{ {_listed(rule.element() for rule in rules)} }}"] if rules else []
+def _add_elements(where: str, rules: list[NetworkRule]) -> list[str]:
+    return [f"add element {where} {{ {_join(rule.element() for rule in rules)} }}"] if rules else []
 
 
-def opened(addresses: Iterable[IPv4Address], port: int | None, seconds: int) -> list[str]:
-    """Commands that let addresses through for so long; for those that were open the time begins anew."""
-    where = f"inet {SLOT_TABLE} {'names' if port is None else 'name_ports'}"
+def allow_addresses(addresses: Iterable[IPv4Address], port: int | None, seconds: int) -> list[str]:
+    """Return commands that allow addresses for `seconds`, starting anew for those that are allowed already."""
+    where = f"inet {SLOT_TABLE} {'resolved' if port is None else 'resolved_ports'}"
     commands = []
     for address in addresses:
         key = str(address) if port is None else f"{address} . {port}"
-        # Adding what is there already would leave it its old time.
+        # Adding an element that exists keeps its old timeout.
         commands.append(f"add element {where} {{ {key} timeout {seconds}s }}")
         commands.append(f"delete element {where} {{ {key} }}")
         commands.append(f"add element {where} {{ {key} timeout {seconds}s }}")
     return commands
 
 
-def host_table(owner: str, pool: int) -> str:
-    """Name of a table on the host: of one belljar process, and of one pool in it."""
+def host_table_name(owner: str, pool: int) -> str:
+    """Return the name of the host's table for one pool of one belljar process."""
     return f"belljar_{owner.replace('-', '_')}_{pool}"
 
 
 def table_owner(table: str) -> str | None:
-    """The owner that a table of the host is named after; None for a table that is not such a one."""
+    """Return the owner in the name of a host's table; None for any other table."""
     owner, _, pool = table.removeprefix("belljar_").rpartition("_")
     ours = table.startswith("belljar_") and owner.count("_") == 2 and pool.isdigit()
     return owner.replace("_", "-") if ours else None
 
 
-def removed(table: str) -> str:
-    """Commands that remove a table whether it is there or not."""
+def delete_table(table: str) -> str:
+    """Return commands that delete a table, whether it exists or not."""
     return f"add table inet {table}\ndelete table inet {table}\n"
 
 
-def host_rules(table: str, layout: Layout, excepted: Iterable[NetworkRule]) -> str:
-    """The host's side, for what comes out of slots whatever a slot's own rules let through; nothing else is touched."""
-    excepted = list(excepted)
-    plain = [rule.element() for rule in excepted if rule.port is None]
-    ports = [rule.element() for rule in excepted if rule.port is not None]
+def host_rules(table: str, layout: Layout, exceptions: Iterable[NetworkRule]) -> str:
+    """Return the host's table, which filters all packets from slots again and no others."""
+    exceptions = list(exceptions)
+    plain = [rule.element() for rule in exceptions if rule.port is None]
+    ports = [rule.element() for rule in exceptions if rule.port is not None]
     return f"""
 table inet {table} {{
     set slots {{ type ifname; }}
-    set never {{ type ipv4_addr; flags interval; elements = {{ {_listed(layout.never)} }}; }}
-    set excepted {{ type ipv4_addr; flags interval; {_elements(plain)} }}
-    set excepted_ports {{ type ipv4_addr . inet_service; flags interval; {_elements(ports)} }}
-    chain arriving {{
+    set blocked {{ type ipv4_addr; flags interval; elements = {{ {_join(layout.blocked)} }}; }}
+    set exceptions {{ type ipv4_addr; flags interval; {_elements_clause(plain)} }}
+    set exception_ports {{ type ipv4_addr . inet_service; flags interval; {_elements_clause(ports)} }}
+    chain ingress {{
         type filter hook prerouting priority raw; policy accept;
         iifname != @slots accept
         meta nfproto ipv6 drop
@@ -202,12 +201,12 @@ table inet {table} {{
     chain from_slot {{
         oifname "{HOST_PREFIX}*" drop
         ct state established,related accept
-        ip daddr @never jump private
+        ip daddr @blocked jump private
         tcp flags syn tcp option maxseg size set rt mtu
     }}
     chain private {{
-        ip daddr @excepted return
-        meta l4proto {{ tcp, udp }} ip daddr . th dport @excepted_ports return
+        ip daddr @exceptions return
+        meta l4proto {{ tcp, udp }} ip daddr . th dport @exception_ports return
         drop
     }}
     chain to_slot {{
@@ -223,10 +222,10 @@ table inet {table} {{
 
 
 def guard_rules(interfaces: Iterable[str]) -> str:
-    """What keeps the host from routing between its own interfaces while belljar has turned forwarding on."""
+    """Return the table that stops the host from routing between its own interfaces while belljar enables forwarding."""
     return f"""
 table inet {GUARD_TABLE} {{
-    set before {{ type ifname; {_elements([f'"{name}"' for name in interfaces])} }}
+    set before {{ type ifname; {_elements_clause([f'"{name}"' for name in interfaces])} }}
     chain forward {{
         type filter hook forward priority filter - 20; policy accept;
         iifname @before oifname @before drop
@@ -235,9 +234,9 @@ table inet {GUARD_TABLE} {{
 """
 
 
-def _listed(values: Iterable[object]) -> str:
+def _join(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
-def _elements(values: list[str]) -> str:
-    return f"elements = {{ {_listed(values)} }};" if values else ""
+def _elements_clause(values: list[str]) -> str:
+    return f"elements = {{ {_join(values)} }};" if values else ""

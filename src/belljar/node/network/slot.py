@@ -1,7 +1,7 @@
-"""One slot: made, opened for one machine's policy, counted, and destroyed. It is never given to a second machine.
+"""One slot in the kernel's own network namespace, from creation to removal. It must never serve a second machine.
 
-A slot that is destroyed takes its connections, its filters, its counters and its table of neighbours along; making the
-next one costs a few milliseconds that nobody waits for, and nothing can be forgotten in scrubbing it.
+Removing the slot removes its connections, filters, counters and neighbour table: there is no state to reset, and no
+reset that could miss some. Creating the next slot takes milliseconds, off the critical path.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from belljar.node.machines.host.namespace import inside
 from belljar.node.machines.host.tap import attach_tap
 from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.network import namespaces
-from belljar.node.network.flows import forget_flows
+from belljar.node.network.conntrack import flush_flows
 from belljar.node.network.layout import NAMESPACES, TAP, Layout, namespace_name
-from belljar.node.network.links import (
-    join_host,
-    make_slot_links,
-    netlink,
+from belljar.node.network.netlink import (
+    configure_host_end,
+    create_slot_links,
+    read_tap_bytes,
     remove_host_end,
+    run_netlink,
     set_sysctl,
     shape_slot,
-    tap_bytes,
 )
 from belljar.node.network.nft import Nft
 from belljar.node.network.policy import Policy
-from belljar.node.network.rules import policy_rules, slot_rules
+from belljar.node.network.rules import SLOT_TABLE, policy_rules, slot_rules
 from belljar.node.network.traffic import Traffic, parse_counters, parse_traffic
 
-#: Inside a slot: it routes, has no IPv6, believes no redirect, and answers ARP for the gateway alone.
+#: Inside a slot: forward, disable IPv6, ignore and send no redirects, answer ARP only for the gateway.
 _SYSCTLS = (
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
@@ -50,86 +50,93 @@ _SYSCTLS = (
 
 @dataclass(frozen=True, slots=True)
 class DnsSockets:
-    """Sockets in the slot's namespace that its resolver answers on."""
+    """The sockets in a slot's namespace that its resolver serves."""
 
     udp: socket.socket
     tcp: socket.socket
 
     def close(self) -> None:
+        """Close both sockets."""
         self.udp.close()
         self.tcp.close()
 
 
-class Slot:
-    """A slot of this process. All methods block for milliseconds: call them in threads."""
+class KernelSlot:
+    """A slot in a network namespace. All methods block for milliseconds: call them in threads."""
 
     def __init__(
-        self, layout: Layout, number: int, path: Path, ears: DnsSockets, rules: Nft, parted: Callable[[int], None]
+        self,
+        layout: Layout,
+        number: int,
+        path: Path,
+        dns_sockets: DnsSockets,
+        rules: Nft,
+        on_removed: Callable[[int], None],
     ) -> None:
         self.number = number
         self.path = path
-        self.ears = ears
+        self.dns_sockets = dns_sockets
         self._layout = layout
-        self._parted = parted
+        self._on_removed = on_removed
         self._rules: Nft | None = rules
         self._removed = False
 
     @classmethod
-    def make(
+    def create(
         cls,
         owner: str,
         number: int,
         layout: Layout,
-        joined: Callable[[int], None],
-        parted: Callable[[int], None],
-    ) -> Slot:
-        """Make the slot whose number was reserved. `joined` is called when the host's end of its link is there.
+        on_joined: Callable[[int], None],
+        on_removed: Callable[[int], None],
+    ) -> KernelSlot:
+        """Create the slot whose number was reserved. Calls `on_joined` once the host's end of its link exists.
 
-        `parted` is called when it is removed: nothing can come out of it any more, and nobody else has its number yet.
-        Raises NetworkError, OSError; then its namespace and its link are the caller's to remove.
+        Calls `on_removed` during removal, when no packet can leave the slot and its number is still reserved. Raises
+        NetworkError, OSError; the caller then removes its namespace and its link.
         """
         path = NAMESPACES / namespace_name(owner, number)
         host_namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        ears: DnsSockets | None = None
+        dns_sockets: DnsSockets | None = None
         rules: Nft | None = None
         try:
-            ears, rules = namespaces.make(path, lambda: _furnish(layout, number, host_namespace))
-            joined(number)
-            netlink(lambda route: join_host(route, layout, number))
+            dns_sockets, rules = namespaces.create(path, lambda: _set_up_namespace(layout, number, host_namespace))
+            on_joined(number)
+            run_netlink(lambda route: configure_host_end(route, layout, number))
         except (OSError, NetworkError) as error:
-            if ears is not None and rules is not None:
-                ears.close()
+            if dns_sockets is not None and rules is not None:
+                dns_sockets.close()
                 rules.close()
             if isinstance(error, NetworkError):
                 raise
-            raise NetworkError(f"a network could not be made: {error}") from error
+            raise NetworkError(f"cannot create a network: {error}") from error
         finally:
             os.close(host_namespace)
-        return cls(layout, number, path, ears, rules, parted)
+        return cls(layout, number, path, dns_sockets, rules, on_removed)
 
-    def open_for(self, policy: Policy, mbit: float | None = None) -> None:
-        """Let through what the policy allows, so many megabits a second each way; until then nothing passes. Once.
+    def apply_policy(self, policy: Policy, mbit: float | None = None) -> None:
+        """Apply the policy, and limit the slot to `mbit` megabits a second each way (None: the setting). Call it once.
 
-        None: as many as any slot may. Raises NetworkError.
+        Nothing passes before. Raises NetworkError.
         """
-        self.open_by(policy_rules(policy), mbit)
+        self.apply_commands(policy_rules(policy), mbit)
 
-    def open_by(self, commands: str, mbit: float | None) -> None:
-        """The same by what `rules.policy_rules` gave. Raises NetworkError."""
+    def apply_commands(self, commands: str, mbit: float | None) -> None:
+        """Apply the commands of `rules.policy_rules`, as `apply_policy` does. Raises NetworkError."""
         if mbit is not None and mbit < self._layout.mbit:
-            inside(self.path, lambda: netlink(lambda route: shape_slot(route, mbit, "replace")))
+            inside(self.path, lambda: run_netlink(lambda route: shape_slot(route, mbit, "replace")))
         rules, self._rules = self._rules, None
         if rules is None:
-            raise NetworkError("this network was opened before")
+            raise NetworkError("a policy was already applied to this network")
         with rules:
             rules.run(commands)
 
-    def admit(self, commands: list[str]) -> None:
-        """Run what `rules.opened` gave. Raises NetworkError."""
+    def allow(self, commands: list[str]) -> None:
+        """Run the commands of `rules.allow_addresses`. Raises NetworkError."""
         self.run("\n".join(commands))
 
     def run(self, commands: str) -> None:
-        """Run commands of nftables in it. Raises NetworkError."""
+        """Run nftables commands in the slot's namespace. Raises NetworkError."""
 
         def run() -> None:
             with Nft() as nft:
@@ -138,73 +145,81 @@ class Slot:
         try:
             inside(self.path, run)
         except OSError as error:
-            raise NetworkError(f"a network could not be changed: {error}") from error
+            raise NetworkError(f"cannot change a network: {error}") from error
 
-    def traffic(self) -> Traffic:
-        """What went through and what did not, so far. Raises NetworkError."""
-        return parse_traffic(*self.read())
+    def read_traffic(self) -> Traffic:
+        """Return the traffic and refusals so far. Raises NetworkError."""
+        return parse_traffic(*self.read_counters())
 
-    def read(self) -> tuple[tuple[int, int], dict[str, Any], dict[str, Any]]:
-        """What `parse_traffic` makes that of. Raises NetworkError."""
+    def read_counters(self) -> tuple[tuple[int, int], dict[str, Any], dict[str, Any]]:
+        """Return the arguments of `parse_traffic`. Raises NetworkError."""
 
-        def read() -> tuple[tuple[int, int], dict[str, Any], dict[str, Any]]:
+        def read_counters() -> tuple[tuple[int, int], dict[str, Any], dict[str, Any]]:
             with Nft() as nft:
                 counters = nft.run("list counters")
-                # Most jobs are refused nothing.
+                # Most jobs have no refusals.
                 refused = parse_counters(counters).get("refused")
-                return tap_bytes(), counters, nft.run("list set inet belljar refused_to") if refused else {}
+                return (
+                    read_tap_bytes(),
+                    counters,
+                    _list_refused(nft) if refused else {},
+                )
 
         try:
-            return inside(self.path, read)
+            return inside(self.path, read_counters)
         except OSError as error:
-            raise NetworkError(f"a network could not be read: {error}") from error
+            raise NetworkError(f"cannot read a network's counters: {error}") from error
 
-    def described(self) -> NetworkSlot:
-        """What a machine is told of it."""
-        return self._layout.described(self.path)
+    def network_slot(self) -> NetworkSlot:
+        """Return the slot as its machine needs it."""
+        return self._layout.network_slot(self.path)
 
     def remove(self) -> None:
-        """Destroy it, with all that the host remembers of it. Idempotent. Raises NetworkError, OSError.
+        """Remove the slot and its flows from the host. Idempotent. Raises NetworkError, OSError.
 
-        Its file goes last: as long as that is there nobody else has its number, and who failed may try again.
+        Its file is removed last, which keeps its number reserved, so that a failed removal can be retried.
         """
         if self._removed:
             return
-        self.ears.close()
+        self.dns_sockets.close()
         if self._rules is not None:
             self._rules.close()
-        netlink(lambda route: remove_host_end(route, self.number))
-        forget_flows(self._layout.slot_address(self.number))
-        self._parted(self.number)
+        run_netlink(lambda route: remove_host_end(route, self.number))
+        flush_flows(self._layout.slot_address(self.number))
+        self._on_removed(self.number)
         remove_slot(self.path, self.number)
         self._removed = True
 
 
 def remove_slot(path: Path, number: int) -> None:
-    """Remove a slot's link and namespace, whoever made it. Idempotent. Raises NetworkError."""
-    netlink(lambda route: remove_host_end(route, number))
+    """Remove the link and namespace of any owner's slot. Idempotent. Raises NetworkError."""
+    run_netlink(lambda route: remove_host_end(route, number))
     try:
         namespaces.remove(path)
     except OSError as error:
-        raise NetworkError(f"a network could not be removed: {error}") from error
+        raise NetworkError(f"cannot remove a network: {error}") from error
 
 
-def _furnish(layout: Layout, number: int, host_namespace: int) -> tuple[DnsSockets, Nft]:
-    """In the new namespace: filters first, so that at no time anything passes that they do not let through.
+def _list_refused(nft: Nft) -> dict[str, Any]:
+    return nft.run(f"list set inet {SLOT_TABLE} refused_destinations")
 
-    Returns where its resolver listens, and what a policy is loaded by: fresh, so that it holds nothing yet, and made
-    there, so that whoever claims the slot need not enter the namespace.
+
+def _set_up_namespace(layout: Layout, number: int, host_namespace: int) -> tuple[DnsSockets, Nft]:
+    """Set up a slot inside its new namespace, filters first, so that no packet passes unfiltered.
+
+    Returns the resolver's sockets, and a fresh nftables context that applies the policy: created here, it spares the
+    claim of the slot from entering the namespace.
     """
     for name, value in _SYSCTLS:
         set_sysctl(name, value)
     os.close(attach_tap(TAP, persist=True))
     with Nft() as nft:
         nft.run(slot_rules(layout, number))
-    netlink(lambda route: make_slot_links(route, layout, number, host_namespace))
-    return _listen(str(layout.gateway)), Nft()
+    run_netlink(lambda route: create_slot_links(route, layout, number, host_namespace))
+    return _open_dns_sockets(str(layout.gateway)), Nft()
 
 
-def _listen(address: str) -> DnsSockets:
+def _open_dns_sockets(address: str) -> DnsSockets:
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:

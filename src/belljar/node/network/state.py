@@ -1,6 +1,6 @@
-"""What belljar processes of one host agree on: a lock, who uses networks, and what forwarding was before.
+"""State that all belljar processes of a host share: a lock, the owners that use networks, the original forwarding.
 
-Kept in /run, which a reboot empties together with all that it speaks of.
+It is kept in /run, which a reboot empties along with the networks themselves.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 def in_use() -> bool:
-    """Whether there may be anything here that a dead process left, and this one may clear it."""
+    """Return whether a dead process may have left networks here that this one may remove."""
     return os.geteuid() == 0 and STATE.exists()
 
 
 @contextlib.contextmanager
 def host_lock() -> Iterator[None]:
-    """One process at a time changes what is shared. Blocks, for milliseconds."""
+    """Hold the lock that serializes changes of shared state. Blocks for milliseconds."""
     STATE.mkdir(parents=True, exist_ok=True, mode=0o700)
     with wait_for_lock(STATE / "lock"):
         yield
 
 
 def users() -> list[str]:
-    """Owners that have said they use networks, dead ones too; one may be there several times."""
+    """Return the registered owners, dead ones too; an owner appears once for each of its pools."""
     try:
         return [path.name.rpartition(".")[0] for path in _USERS.iterdir()]
     except FileNotFoundError:
@@ -46,19 +46,19 @@ def users() -> list[str]:
 
 
 def add_user(owner: str, pool: int) -> None:
-    """To be called under the lock."""
+    """Register a pool of an owner. Call it under the lock."""
     _USERS.mkdir(exist_ok=True)
     (_USERS / f"{owner}.{pool}").touch()
 
 
 def remove_user(owner: str, pool: int | None = None) -> None:
-    """Forget one pool of an owner, or all of them."""
+    """Unregister one pool of an owner, or all of them."""
     for path in _USERS.glob(f"{owner}.{'*' if pool is None else pool}"):
         path.unlink(missing_ok=True)
 
 
-def turn_forwarding_on(nft: Nft) -> None:
-    """Let the host route, if it does not; between its own interfaces it still does not. Under the lock."""
+def enable_forwarding(nft: Nft) -> None:
+    """Enable forwarding if it is off, but not between the host's own interfaces. Call it under the lock."""
     if _IP_FORWARD.read_text().strip() != "0":
         return
     before = [name for name in _interfaces() if name != "lo"]
@@ -68,9 +68,9 @@ def turn_forwarding_on(nft: Nft) -> None:
 
 
 def restore_forwarding(nft: Nft) -> None:
-    """Put back what `turn_forwarding_on` found, when nobody uses networks any more. Under the lock.
+    """Undo `enable_forwarding` once no live owner is registered. Call it under the lock.
 
-    Where interfaces have come meanwhile, somebody else (docker, libvirt) may rely on forwarding by now: it stays on.
+    Forwarding stays on when new interfaces exist: another program (docker, libvirt) may rely on it by now.
     """
     if not _FORWARDING.exists() or any(not is_dead(owner) for owner in users()):
         return

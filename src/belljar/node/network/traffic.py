@@ -1,4 +1,4 @@
-"""What went through a slot and what was refused, read from the kernel's counters."""
+"""Traffic and refusals of a slot, parsed from the kernel's counters."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Refused:
-    """A destination that was refused: an address that was tried, or a name that was asked for."""
+class RefusedDestination:
+    """A refused destination: an address of a connection attempt, or a name of a DNS query."""
 
     address: IPv4Address | None
-    #: None where the protocol has none.
+    #: None for protocols without ports.
     port: int | None = None
-    #: `tcp`, `udp`, `icmp`, another's number, or `dns` for a name.
+    #: `tcp`, `udp`, `icmp`, the number of any other protocol, or `dns` for a name.
     protocol: str
     name: str | None = None
-    #: Whether it is refused to every machine: a private address, the host's own, a neighbour's.
-    never: bool = False
+    #: Whether every machine is refused it: a private address, the host's own, a neighbour's.
+    always_blocked: bool = False
     count: int = 1
 
 
@@ -31,22 +31,24 @@ class Traffic:
 
     rx_bytes: int
     tx_bytes: int
-    refused: tuple[Refused, ...] = ()
-    #: All that were refused, beyond those listed too.
+    refused: tuple[RefusedDestination, ...] = ()
+    #: All refusals, including those not in `refused`.
     refused_count: int = 0
     #: Connections over the limits of number and rate.
     limited_count: int = 0
-    #: Packets under another's address, or of a kind that no machine sends.
+    #: Packets with a forged source address or of a type that no machine sends.
     forged_count: int = 0
 
 
-def parse_traffic(tap_bytes: tuple[int, int], counters: dict[str, Any], refused_to: dict[str, Any]) -> Traffic:
-    """From bytes to and from the guest, and what nftables prints of the counters and of refused destinations."""
+def parse_traffic(
+    tap_bytes: tuple[int, int], counters: dict[str, Any], refused_destinations: dict[str, Any]
+) -> Traffic:
+    """Return the traffic from the bytes to and from the guest, and nftables' output of counters and refusals."""
     counted = parse_counters(counters)
     return Traffic(
         rx_bytes=tap_bytes[0],
         tx_bytes=tap_bytes[1],
-        refused=tuple(parse_refused(refused_to)),
+        refused=tuple(parse_refused(refused_destinations)),
         refused_count=counted.get("refused", 0),
         limited_count=counted.get("limited", 0),
         forged_count=counted.get("forged", 0),
@@ -54,16 +56,16 @@ def parse_traffic(tap_bytes: tuple[int, int], counters: dict[str, Any], refused_
 
 
 def parse_counters(printed: dict[str, Any]) -> dict[str, int]:
-    """Name → packets, from nftables' `list counters`."""
-    found = {}
+    """Return packets by counter name from nftables' `list counters`."""
+    packets = {}
     for each in printed.get("nftables", ()):
         if "counter" in each:
-            found[str(each["counter"]["name"])] = int(each["counter"]["packets"])
-    return found
+            packets[str(each["counter"]["name"])] = int(each["counter"]["packets"])
+    return packets
 
 
-def parse_refused(printed: dict[str, Any]) -> Iterator[Refused]:
-    """The elements of the set of refused destinations, those with the most attempts first."""
+def parse_refused(printed: dict[str, Any]) -> Iterator[RefusedDestination]:
+    """Yield the elements of the set of refused destinations, those with the most attempts first."""
     elements = [
         element["elem"]
         for each in printed.get("nftables", ())
@@ -72,7 +74,7 @@ def parse_refused(printed: dict[str, Any]) -> Iterator[Refused]:
     ]
     for element in sorted(elements, key=lambda each: -int(each["counter"]["packets"])):
         address, protocol, port = element["val"]["concat"]
-        yield Refused(
+        yield RefusedDestination(
             address=IPv4Address(address),
             protocol=_protocol(protocol),
             port=int(port) or None,
@@ -80,5 +82,5 @@ def parse_refused(printed: dict[str, Any]) -> Iterator[Refused]:
         )
 
 
-def _protocol(given: str | int) -> str:
-    return _PROTOCOLS.get(given, str(given)) if isinstance(given, int) else given
+def _protocol(value: str | int) -> str:
+    return _PROTOCOLS.get(value, str(value)) if isinstance(value, int) else value

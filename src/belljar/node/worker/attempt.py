@@ -7,17 +7,17 @@ know of a database.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 
-from belljar.model.errors import MachineDied, MachineError
+from belljar.model.errors import MachineError
 from belljar.node.machines.host.shielded_stack import uninterrupted
-from belljar.node.machines.protocol import Machine, MachineSpec
+from belljar.node.machines.protocol import MachineSpec
 from belljar.node.machines.provision.request import ProvisionedMachine
+from belljar.node.machines.racing import run_unless_dead
 from belljar.node.network.traffic import Traffic
 from belljar.node.worker.attempt_end import AttemptEnd, Stop
 from belljar.node.worker.cancellation import unless_cancelled
@@ -107,7 +107,7 @@ class _Attempt:
         machine, end = provisioned.machine, self.end
         script = ScriptRun(self.plan, provisioned.connection, self.observer, self.cancel, end)
         try:
-            await _unless_dead(machine, script.run())
+            await run_unless_dead(machine, script.run(), drain_seconds=LAST_OUTPUT_SECONDS)
         except MachineError as error:
             if end.is_over:
                 end.collect_error = end.collect_error or error
@@ -135,21 +135,3 @@ async def _killed(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
     if not task.cancelled() and (error := task.exception()) is not None:
         log.warning("machine_not_killed", error=str(error))  # the block of its owner ends it
-
-
-async def _unless_dead(machine: Machine, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` to its end. Raises MachineDied with the reason of the death when the machine dies meanwhile."""
-    task, death = asyncio.create_task(work), asyncio.create_task(machine.death())
-    try:
-        await asyncio.wait({task, death}, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait({task}, timeout=LAST_OUTPUT_SECONDS)
-        if task.done() and not isinstance(task.exception(), MachineDied):
-            return task.result()
-        await asyncio.wait({death}, timeout=LAST_OUTPUT_SECONDS)
-        if death.done():
-            raise MachineDied(death.result().message)
-        return task.result()
-    finally:
-        task.cancel()
-        death.cancel()
-        await asyncio.gather(task, death, return_exceptions=True)

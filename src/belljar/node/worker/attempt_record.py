@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
 
 from belljar.model.job import Artifact, Job, LogInfo, MachineInfo, Timings
-from belljar.model.outcome import Outcome
 from belljar.node.machines.protocol import Hypervisor
 from belljar.node.machines.provision.request import Source
 from belljar.node.worker.attempt_end import AttemptEnd
@@ -16,7 +16,7 @@ from belljar.node.worker.outcome import error_of, signal_name, status_of, usage_
 
 
 class AttemptRecord(AttemptObserver):
-    """An observer that makes a job's outcome of what it observed."""
+    """An observer that keeps what a job's outcome is made from."""
 
     def __init__(self) -> None:
         self.hypervisor: Hypervisor | None = None
@@ -50,25 +50,25 @@ class AttemptRecord(AttemptObserver):
             phases=self.phases | (end.phases if end else {}),
         )
 
-    def outcome_of(
+    def outcome_fields(
         self, job: Job, end: AttemptEnd, *, claimed_at: datetime, logs: LogInfo, kept: Iterable[Artifact]
-    ) -> Outcome:
-        """Return the outcome of a job whose script has ended."""
+    ) -> dict[str, Any]:
+        """Return the fields of the outcome, and of the job, when its script has ended."""
         exited = end.exited
-        return Outcome(
-            status=status_of(end),
-            exit_code=exited.exit_code if exited else None,
-            signal=signal_name(exited.signal) if exited else None,
-            error=error_of(end, job),
-            timings=self.timings_of(job, claimed_at, end),
-            usage=usage_of(end),
-            network=network_use(end.traffic),
-            started_at=self.started_at,
-            logs=logs,
-            kept_artifacts=tuple(kept),
-            finished_at=datetime.now(UTC),
-            machine=self.machine,
-        )
+        return {
+            "status": status_of(end),
+            "exit_code": exited.exit_code if exited else None,
+            "signal": signal_name(exited.signal) if exited else None,
+            "error": error_of(end, job),
+            "timings": self.timings_of(job, claimed_at, end),
+            "usage": usage_of(end),
+            "network": network_use(end.traffic),
+            "started_at": self.started_at,
+            "logs": logs,
+            "kept_artifacts": tuple(kept),
+            "finished_at": datetime.now(UTC),
+            "machine": self.machine,
+        }
 
 
 def _milliseconds(start: datetime, stop: datetime) -> float:

@@ -62,6 +62,8 @@ class Capacity:
     used_mb: float = 0.0
     #: What watches the disk; None: disk is not counted.
     disk: DiskSpace | None = None
+    #: Set whenever what is free has changed.
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
     _held: dict[str, Resources] = field(default_factory=dict)
     #: Held no more for now, by jobs that will want it back: no new job is admitted in its place.
     _lent: dict[str, Resources] = field(default_factory=dict)
@@ -133,6 +135,7 @@ class Capacity:
     def hold(self, job_id: str, resources: Resources, output_mb: int = 0) -> None:
         self._held[job_id] = resources
         self._outputs_mb[job_id] = output_mb
+        self.changed.set()
 
     def release(self, job_id: str) -> None:
         self._held.pop(job_id, None)
@@ -166,6 +169,7 @@ class Capacity:
 
     def _admit(self) -> None:
         """Give room to those who wait, in turn, as far as it goes."""
+        self.changed.set()
         while self._waiting:
             first = self._waiting[0]
             vcpus, memory_mb = self._left([*self._held.values()])

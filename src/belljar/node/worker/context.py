@@ -1,16 +1,12 @@
-"""What a worker works with."""
+"""The parts that a worker works with."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from belljar.control.blobs.store import Blobs
-from belljar.control.jobs.changes import Changes
-from belljar.control.scripts.service import ScriptService
-from belljar.control.store.claims import SqlClaims
-from belljar.control.store.nodes import SqlNodes
 from belljar.images.catalog import Images
+from belljar.link.interface import ControlLink
 from belljar.model.image import Image
 from belljar.node.machines.protocol import Hypervisor
 from belljar.node.machines.provision.provisioner import MachineProvisioner
@@ -21,13 +17,11 @@ from belljar.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerContext:
+    """A worker's settings, its link to the control plane, and what it makes machines with."""
+
     settings: Settings
-    claims: SqlClaims
-    nodes: SqlNodes
-    scripts: ScriptService
+    link: ControlLink
     images: Images
-    blobs: Blobs
-    changes: Changes
     #: Chooses what runs an image's machines on this host.
     hypervisor: Callable[[Image], Awaitable[Hypervisor]]
     provisioner: MachineProvisioner

@@ -1,4 +1,4 @@
-"""What a worker says of its node: that it is there, what it has, and what of that is free."""
+"""Reports of a worker about its node: that it is alive, what it has, and how much of that is free."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from belljar import __version__
-from belljar.control.store.nodes import Node
+from belljar.link.leases import NodeIdentity
+from belljar.link.nodes import NodeReport
 from belljar.node.machines.protocol import Hypervisor
 from belljar.node.worker.capacity import Capacity
 from belljar.node.worker.context import WorkerContext
@@ -16,18 +17,18 @@ from belljar.system.background import report_failure
 
 
 class Heartbeat:
-    """Writes the node's row, three times in the time of a lease. `run` until cancelled."""
+    """Sends the node's report three times in the time of a lease. `run` until cancelled."""
 
     def __init__(
         self,
         context: WorkerContext,
-        worker_id: str,
+        node: NodeIdentity,
         capacity: Capacity,
         running_jobs: Callable[[], int],
         hypervisor: Callable[[], Hypervisor | None],
     ) -> None:
         self._context = context
-        self._worker_id = worker_id
+        self._node = node
         self._capacity = capacity
         self._running_jobs = running_jobs
         self._hypervisor = hypervisor
@@ -35,21 +36,19 @@ class Heartbeat:
         self._snapshots: tuple[dict[str, object], ...] = ()
 
     async def run(self) -> None:
-        """Raises HostError when the store refuses, OSError."""
+        """Raises HostError when the control plane refuses, OSError."""
         while True:
-            await self._context.nodes.heartbeat(await self._node())
+            await self._context.link.heartbeat(self._node, await self._report())
             await asyncio.sleep(self._context.settings.lease_seconds / 3)
 
-    async def _node(self) -> Node:
+    async def _report(self) -> NodeReport:
         capacity, hypervisor, pool = self._capacity, self._hypervisor(), self._context.provisioner.pool
         vcpus_free, memory_free_mb = capacity.free()
         largest = capacity.largest()
-        return Node(
-            id=self._worker_id,
+        return NodeReport(
             hostname=socket.gethostname(),
             version=__version__,
             started_at=self._started_at,
-            heartbeat_at=datetime.now(UTC),
             hypervisor=hypervisor.name if hypervisor else None,
             accelerator=hypervisor.accelerator if hypervisor else None,
             vcpus=capacity.vcpus,
@@ -66,7 +65,7 @@ class Heartbeat:
         )
 
     async def _known_snapshots(self) -> tuple[dict[str, object], ...]:
-        """Those that there are; those that there were when they cannot be read now."""
+        """Return the snapshots that there are, or the last known ones when they cannot be read now."""
         if (snapshots := self._context.provisioner.snapshots) is not None:
             try:
                 self._snapshots = tuple(await asyncio.to_thread(snapshots.list))

@@ -15,7 +15,7 @@ from belljar.node.machines.provision.network_slot import SlotFactory
 from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.network.attachment import Attachment
 from belljar.node.network.policy import NameRule, NetworkRule, Policy
-from belljar.node.network.traffic import Refused, Traffic
+from belljar.node.network.traffic import RefusedDestination, Traffic
 from belljar.packages.registries import package_destinations, package_environment
 from belljar.settings import Settings
 from belljar.settings.packages import PackageSettings
@@ -104,7 +104,7 @@ class JobNetwork:
         async with start(self._slots.with_network_slot) as provisioned:
             assert provisioned.slot is not None
             started = time.monotonic()
-            async with self._slots.opened(provisioned.slot, self._policy, self._mbit) as attachment:
+            async with self._slots.with_policy(provisioned.slot, self._policy, self._mbit) as attachment:
                 self._attachment = attachment
                 provisioned.phases["network"] = round((time.monotonic() - started) * 1000, 3)
                 yield provisioned
@@ -119,7 +119,7 @@ def policy_of(destinations: tuple[Destination, ...], excepted: tuple[NetworkRule
     return Policy(
         names=tuple(NameRule(each.name, each.below, each.port) for each in destinations if each.name is not None),
         networks=tuple(NetworkRule(each.network, each.port) for each in destinations if each.network is not None),
-        excepted=excepted,
+        exceptions=excepted,
     )
 
 
@@ -151,13 +151,13 @@ def network_use(traffic: Traffic | None) -> NetworkUse:
     )
 
 
-def _refusal(refused: Refused) -> Refusal:
+def _refusal(refused: RefusedDestination) -> Refusal:
     return Refusal(
         name=refused.name,
         address=str(refused.address) if refused.address is not None else None,
         port=refused.port,
         protocol=refused.protocol,
-        always_blocked=refused.never,
+        always_blocked=refused.always_blocked,
         count=refused.count,
     )
 

@@ -1,105 +1,119 @@
-"""A worker's leases: renewed in time, stopped when they are lost, and those of silent workers ended.
-
-Each step is tried by itself: a store that refuses one of them, or a host that is out of descriptors, keeps none of the
-others from being done.
-"""
+"""The leases of the attempts that run on this node: renewed in time, and stopped when they are lost or cancelled."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import structlog
 
-from belljar.control.store.claims import Attempt, SqlClaims
+from belljar.link.interface import ControlLink
+from belljar.link.leases import Assignment, LeaseKey, NodeIdentity
 from belljar.model.job import Job
 from belljar.node.worker.lease import Lease
 from belljar.system.background import report_failure
 
 log = structlog.get_logger()
 
+#: How long one request for cancellations waits.
+_CANCELLATION_WAIT_SECONDS = 0.5
+
 
 @dataclass(slots=True, eq=False)
-class Running:
-    """One attempt that this worker works on."""
+class RunningAttempt:
+    """One attempt that runs on this node."""
 
-    job: Job
+    assignment: Assignment
     lease: Lease
     cancel: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def attempt(self) -> Attempt:
-        return self.job.id, self.job.attempt
+    def job(self) -> Job:
+        return self.assignment.job
+
+    @property
+    def key(self) -> LeaseKey:
+        return self.assignment.lease
 
     @property
     def holder(self) -> str:
-        """What it holds its capacity under."""
-        return f"{self.job.id}.{self.job.attempt}"
+        """The name that its capacity is held under."""
+        return str(self.key)
+
+    @property
+    def ids(self) -> dict[str, object]:
+        """Fields for the log."""
+        return {"job": self.key.job_id, "attempt": self.key.attempt}
+
+    def lose_lease(self) -> None:
+        """Stop what is done under the lease: the control plane refused it."""
+        if self.lease.is_open:  # else the attempt has just been ended by this worker itself
+            log.warning("lease_lost", **self.ids)
+        self.lease.lose("the job was given to another attempt")
 
 
 class Leases:
-    """Keeps the leases of what runs here. A round is due every `interval_seconds`."""
+    """Keeps the leases of what runs here. A renewal is due every `interval_seconds`."""
 
-    def __init__(
-        self, claims: SqlClaims, worker_id: str, lease_seconds: float, running: Callable[[], Iterable[Running]]
-    ) -> None:
-        self._claims = claims
-        self._worker_id = worker_id
-        self._seconds = lease_seconds
-        self._running = running
+    def __init__(self, link: ControlLink, node: NodeIdentity, lease_seconds: float) -> None:
+        self._link = link
+        self._node = node
+        self._running: dict[LeaseKey, RunningAttempt] = {}
+        self._any = asyncio.Event()
         self.interval_seconds = lease_seconds / 3
-        # Who has just started has not seen the others be silent.
-        self._expire_from = 0.0
-        self._spare_others()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def __iter__(self) -> Iterator[RunningAttempt]:
+        return iter(self._running.values())
+
+    def add(self, assignment: Assignment, requested_at: float) -> RunningAttempt:
+        """Keep the lease of an attempt that was assigned; `requested_at` is the loop's time before the request."""
+        running = RunningAttempt(assignment, Lease(requested_at, assignment.lease_seconds))
+        self._running[running.key] = running
+        self._any.set()
+        return running
+
+    def remove(self, running: RunningAttempt) -> None:
+        """Renew this lease no more."""
+        del self._running[running.key]
+        if not self._running:
+            self._any.clear()
+
+    async def keep(self) -> None:
+        """Renew the leases at intervals, until cancelled: sooner after a failure."""
+        is_renewed = True
+        while True:
+            await asyncio.sleep(self.interval_seconds if is_renewed else self.interval_seconds / 5)
+            is_renewed = await self.renew()
 
     async def renew(self) -> bool:
-        """Renew every lease, stop what has lost its own, pass on what is to be cancelled; False when that failed."""
-        wanted = {each.attempt: each for each in self._running() if each.lease.lost is None}
-        if not wanted:
+        """Renew every lease, end lost ones, pass on cancellations; return whether the control plane answered."""
+        renewing = {running.key: running for running in self if running.lease.lost is None}
+        if not renewing:
             return True
-        asked_at = asyncio.get_running_loop().time()
+        requested_at = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self.interval_seconds):
-                renewed = await self._claims.renew(self._worker_id, wanted, self._seconds)
+                renewal = await self._link.renew(self._node, list(renewing))
         except Exception as error:  # noqa: BLE001 (each lease has its own clock, and this is tried again before that)
             report_failure("renew_leases", error)
-            self._spare_others()
             return False
-        for attempt, running in wanted.items():
-            if attempt in renewed.lost:
-                if running.lease.is_open:  # else it has just been ended by this worker itself
-                    log.warning("lease_lost", job=attempt[0], attempt=attempt[1])
-                running.lease.lose("the job was given to another attempt")
+        for key, running in renewing.items():
+            if key in renewal.lost:
+                running.lose_lease()
                 continue
-            running.lease.renewed(asked_at, self._seconds)
-            if attempt in renewed.cancel_requested:
+            running.lease.renewed(requested_at, renewal.lease_seconds)
+            if key in renewal.cancelled:
                 running.cancel.set()
         return True
 
-    async def expire(self) -> list[Job]:
-        """End the leases of workers that were silent for longer, and return their jobs. To be called after `renew`.
-
-        When the store has refused they are left alone for as long as a lease lasts: workers that live renew theirs
-        meanwhile. Raises HostError.
-        """
-        if time.monotonic() < self._expire_from:
-            return []
-        try:
-            async with asyncio.timeout(self._seconds):
-                expired = await self._claims.expire(self._seconds)
-        except Exception:
-            self._spare_others()
-            raise
-        for job in expired:
-            log.warning("lease_expired", job=job.id, status=job.status, attempt=job.attempt)
-        return expired
-
-    def _spare_others(self) -> None:
-        """Other workers may not have been able to renew their leases either: give them the time to do it."""
-        self._expire_from = time.monotonic() + self._seconds
-
-    async def pause(self, *, renewed: bool) -> None:
-        """Wait until the next round is due: sooner when leases could not be renewed."""
-        await asyncio.sleep(self.interval_seconds if renewed else self.interval_seconds / 5)
+    async def watch_cancellations(self) -> None:
+        """Stop attempts as soon as their jobs are cancelled, until cancelled itself. Raises HostError."""
+        while True:
+            await self._any.wait()
+            for key in await self._link.wait_for_cancellation(self._node, _CANCELLATION_WAIT_SECONDS):
+                if (running := self._running.get(key)) is not None:
+                    running.cancel.set()

@@ -67,7 +67,7 @@ async def run_local_job(
 
 
 def _ended_job(job: Job, attempt: int, end: AttemptEnd, observer: LocalObserver) -> Job:
-    outcome = observer.outcome_of(
+    fields = observer.outcome_fields(
         job, end, claimed_at=job.created_at, logs=observer.logs(), kept=observer.kept_artifacts()
     )
-    return job.model_copy(update={"attempt": attempt} | {name: getattr(outcome, name) for name in outcome.model_fields})
+    return job.model_copy(update={"attempt": attempt, **fields})

@@ -1,4 +1,4 @@
-"""From how an attempt ended to what the job's record says: status, exit code, and an error that says what to do."""
+"""From the end of an attempt to the job's record: status, signal, usage, and an error that says what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from belljar.node.worker.attempt_end import AttemptEnd, Stop
 
 
 def status_of(end: AttemptEnd) -> Status:
-    """The one terminal status of a script that had its attempt."""
+    """Return the terminal status of a job whose script has ended."""
     if end.stop is Stop.CANCELLED:
         return Status.CANCELLED
     if end.stop is Stop.TIMED_OUT:
@@ -21,7 +21,7 @@ def status_of(end: AttemptEnd) -> Status:
 
 
 def signal_name(number: int | None) -> str | None:
-    """SIGKILL for 9; a number that has no name stays one, SIG42."""
+    """Return the name of a signal: SIGKILL for 9, SIG42 for a number without a name."""
     if number is None:
         return None
     try:
@@ -31,35 +31,35 @@ def signal_name(number: int | None) -> str | None:
 
 
 def error_of(end: AttemptEnd, job: Job) -> JobError | None:
-    """Why the job did not succeed, where its exit code or signal does not say it by itself."""
+    """Return why the job did not succeed; None when its exit code or signal explains it."""
     if end.stop is Stop.TIMED_OUT and end.in_compile:
-        message = f"its compiler was stopped after {job.timeout_seconds:g} s; ask for more with timeout_seconds"
+        message = f"the compiler exceeded the time limit of {job.timeout_seconds:g} s; raise timeout_seconds"
         return JobError(code="timed_out", message=message)
     if end.stop is Stop.TIMED_OUT:
-        message = f"stopped when its {job.timeout_seconds:g} s were up; ask for more with timeout_seconds"
+        message = f"the script exceeded the time limit of {job.timeout_seconds:g} s; raise timeout_seconds"
         return JobError(code="timed_out", message=message)
     if end.not_started is not None:
         what = "compiler" if end.in_compile else "entrypoint"
         message = f"the {what} could not be executed in the image {job.image}: {end.not_started}"
         return JobError(code="cannot_execute", message=message)
     if end.exited is not None and end.exited.exit_code != 0 and end.exited.oom_kills:
-        message = f"out of memory: the machine has {job.resources.memory_mb} MB; ask for more with memory_mb"
+        message = f"out of memory: the machine has {job.resources.memory_mb} MB; raise memory_mb"
         return JobError(code="out_of_memory", message=message)
     if end.in_compile and end.stop is None:
-        return JobError(code="compile_error", message="the script could not be compiled; its stderr says why")
+        return JobError(code="compile_error", message="the script could not be compiled; see its stderr")
     if end.collect_error is not None:
         return JobError(code="artifacts_incomplete", message=end.collect_error.message)
     if end.collected is not None and end.collected.skipped:
         message = (
-            f"{end.collected.skipped} files or folders were left out of the artifacts: over the limits, unreadable, "
-            "more than 128 folders deep, or with a name that is not UTF-8"
+            f"{end.collected.skipped} files or folders were skipped as artifacts: over a limit, unreadable, more than "
+            "128 folders deep, or with a name that is not UTF-8"
         )
         return JobError(code="artifacts_incomplete", message=message)
     return None
 
 
 def usage_of(end: AttemptEnd) -> Usage:
-    """What the job used, as its guest counted it; the bytes as the host did. Without a network there are none."""
+    """Return the job's usage: processor and memory as counted by its guest, network bytes as counted by the host."""
     received, sent = (end.traffic.rx_bytes, end.traffic.tx_bytes) if end.traffic is not None else (0, 0)
     if end.exited is None:
         return Usage(rx_bytes=received, tx_bytes=sent)

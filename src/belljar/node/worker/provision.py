@@ -1,4 +1,4 @@
-"""The supply of machines that the settings ask for."""
+"""The machine provisioner of the settings: with snapshots, with a pool, or with neither."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from belljar.settings import Settings
 
 
 def open_provisioner(settings: Settings, capacity: Capacity) -> MachineProvisioner:
-    """Snapshots and the pool, as far as they are on; the pool may take what the capacity has to spare."""
+    """Return the provisioner of the settings. The pool may use memory that the capacity has to spare."""
     if settings.snapshots == "off":
         return MachineProvisioner(None)
     if settings.pool == "off":

@@ -1,4 +1,4 @@
-"""How long a worker waits for a store, blobs or a host that refuse, and how it tries again."""
+"""How long a worker waits for a control plane or a host that refuses, and how it tries again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import structlog
 
+from belljar.link.errors import LeaseLost
 from belljar.model.errors import DamagedImage, HostError, MissingTool
 from belljar.system.background import Backoff
 from belljar.system.counters import increment
@@ -30,12 +31,10 @@ class RetryTimes:
     max_pause_seconds: float = 10.0
     #: An attempt that has no machine yet waits this long for its image, script and input before it is lost.
     prepare_seconds: float = 120.0
-    #: The log of a job that ended is given this long to reach the blob store; then it is brought there later.
-    upload_seconds: float = 30.0
+    #: The output of an attempt that ended is given this long to reach the control plane; then its log is incomplete.
+    drain_seconds: float = 30.0
     #: What is written about an attempt when its worker is told to stop.
     stop_seconds: float = 5.0
-    #: How often logs that could not be brought to the blob store are tried again.
-    sweep_seconds: float = 30.0
 
     def backoff(self) -> Backoff:
         """Return the pauses between tries of one thing."""
@@ -45,15 +44,18 @@ class RetryTimes:
 async def retry_until_written(
     write: Callable[[], Awaitable[T]], what: str, retry_times: RetryTimes, **fields: object
 ) -> T:
-    """Write until it is taken: how a job ended must not be lost because a disk is full.
+    """Write until it is accepted: how a job ended must not be lost because a disk is full.
 
-    `what` and `fields` are for the log. Raises what is no refusal (HostError, OSError) after a few tries.
+    `what` and `fields` are for the log. Raises LeaseLost at once, and what is no refusal (HostError, OSError) after a
+    few tries.
     """
     backoff, tries = retry_times.backoff(), 0
     while True:
         tries += 1
         try:
             return await write()
+        except LeaseLost:
+            raise
         except Exception as error:
             refused = isinstance(error, (HostError, OSError))
             if not refused and tries >= _TRIES_OF_BUGS:

@@ -60,7 +60,7 @@ class ScriptRun:
         """Run the script to its end, and fetch its artifacts. Raises MachineError, HostError."""
         plan, end = self._plan, self._end
         if (layout := plan.layer) is not None:
-            await self._connection.layer(layout.script_bytes, layout.layer_bytes, layout.path)
+            await self._connection.set_layer(layout.script_bytes, layout.layer_bytes, layout.path)
         if plan.compile is None or await self._compile(plan.compile):
             await self._run()
         end.is_over = True

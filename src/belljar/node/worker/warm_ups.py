@@ -1,4 +1,4 @@
-"""How an image's machines are got ready before there is a job: what its languages say in the manifest, as commands."""
+"""The warm-up of an image's machines before there is a job: commands for the languages of its manifest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from belljar.system.temp_folders import temp_folder
 
 
 class WarmUps:
-    """Makes each image's preparation once; its disk lies in the data folder's cache."""
+    """Makes the warm-up of each image once, with its disk in the data folder's cache."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -27,42 +27,45 @@ class WarmUps:
         self._making = asyncio.Lock()
 
     async def of(self, image: Image) -> WarmUp:
-        """What is run in this image's templates and clones. Raises MissingTool, DiskFull, HostError."""
+        """Return the commands for this image's templates and clones. Raises MissingTool, DiskFull, HostError."""
         digest = image.manifest.digest
         async with self._making:
             if digest not in self._made:
-                self._made[digest] = await self._prepare(image)
+                self._made[digest] = await self._make(image)
             return self._made[digest]
 
-    async def _prepare(self, image: Image) -> WarmUp:
-        rehearsals = _rehearsals(image)
-        commands = tuple(command_for(image, language, name, (), {}, self._settings) for name, language, _ in rehearsals)
+    async def _make(self, image: Image) -> WarmUp:
+        scripts = _scripts(image)
+        commands = tuple(command_for(image, language, name, (), {}, self._settings) for name, language, _ in scripts)
         return WarmUp(
-            disk=await self._disk({name: text for name, _, text in rehearsals}),
-            preload_commands=tuple(_fresh(command) for command in commands),
+            disk=await self._disk({name: text for name, _, text in scripts}),
+            preload_commands=tuple(replace(command, prefork="") for command in commands),
             waiting_commands=self._waiting(image),
             warm_up_commands=tuple(command for command in commands if command.prefork) or commands[:1],
         )
 
     def _waiting(self, image: Image) -> tuple[Command, ...]:
-        """The prefork programs, and a set of processes that waits for any command of the other languages."""
+        """Return the prefork programs, and the waiting processes that run any command of the other languages."""
         env, user = default_env(image.manifest), image.manifest.user
         languages = image.manifest.languages
         preforks = {language.prefork: language for language in languages if language.prefork}
-        most = self._settings.max_processes
+        max_processes = self._settings.max_processes
         waiting = tuple(
-            Command(argv=prefork_command(name, language.run), env=env, cwd="/", max_processes=most, prefork=name)
+            Command(
+                argv=prefork_command(name, language.run), env=env, cwd="/", max_processes=max_processes, prefork=name
+            )
             for name, language in preforks.items()
         )
         if len(preforks) == len(languages):
             return waiting
-        return (*waiting, Command(argv=[], env=env, cwd="/", uid=user.uid, gid=user.gid, max_processes=most))
+        command = Command(argv=[], env=env, cwd="/", uid=user.uid, gid=user.gid, max_processes=max_processes)
+        return (*waiting, command)
 
     async def _disk(self, files: dict[str, str]) -> Path:
         digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]
         path = self._settings.paths.warm_up_cache / f"{digest}.erofs"
         if not path.exists():
-            with host_errors("prepare the image's first programs"), temp_folder(path.parent / "making") as folder:
+            with host_errors("write the disk of the image's warm-up"), temp_folder(path.parent / "making") as folder:
                 tree = folder / "tree"
                 tree.mkdir()
                 for name, text in files.items():
@@ -72,15 +75,14 @@ class WarmUps:
         return path
 
 
-def _rehearsals(image: Image) -> list[tuple[str, Language, str]]:
-    """File name, language and text of each, the language with a prefork program first: most jobs are of that one."""
+def _scripts(image: Image) -> list[tuple[str, Language, str]]:
+    """Return file name, language and text of a script of each language.
+
+    Languages with a prefork program come first: most jobs use one.
+    """
     languages = sorted(image.manifest.languages, key=lambda each: each.prefork is None)
     return [
         (f"hello{number}{language.extensions[0] if language.extensions else ''}", language, language.hello)
         for number, language in enumerate(languages)
         if language.hello and not language.compile
     ]
-
-
-def _fresh(command: Command) -> Command:
-    return replace(command, prefork="")

@@ -16,9 +16,10 @@ from belljar.control.api.dependencies import Caller, ServicesDep
 from belljar.control.api.services import Services
 from belljar.control.api.streams import Stream, StreamBroken
 from belljar.control.jobs.changes import Watch
-from belljar.control.logs.log import MAX_ATTEMPT, JobLog, LogStream, Record
+from belljar.control.logs.log import MAX_ATTEMPT, JobLog, Record
 from belljar.control.store.keys import Key
 from belljar.model.errors import InvalidRequest
+from belljar.model.log_stream import LogStream
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/logs", tags=["jobs"])
 

@@ -1,4 +1,5 @@
-/* What the agent's files share: its state, and the functions of each file that others call. */
+/* The agent's shared state, and the functions that each file offers to the others.
+ * The state is static: nothing is allocated once the machine has booted. */
 #ifndef BELLJAR_AGENT_H
 #define BELLJAR_AGENT_H
 
@@ -16,26 +17,26 @@
 enum etc { ETC_HOSTNAME, ETC_HOSTS, ETC_MACHINE_ID, ETC_FILES };
 
 enum {
-    CHUNK = 64 * 1024,                           /* most bytes of output in one frame */
-    CONTROL_ROOM = 4 * 1024,                     /* kept free in the outgoing buffer for frames that are not output */
-    OUT_SIZE = 3 * (HEADER_SIZE + CHUNK) + CONTROL_ROOM,
+    CHUNK = 64 * 1024,                           /* maximum bytes of output in one frame */
+    CONTROL_RESERVE = 4 * 1024,                  /* bytes of the outgoing buffer for frames other than output */
+    OUT_SIZE = 3 * (HEADER_SIZE + CHUNK) + CONTROL_RESERVE,
     IN_SIZE = 2 * (HEADER_SIZE + MAX_PAYLOAD),
-    ARENA_SIZE = 1280 * 1024,                    /* all arguments and environment strings, and the working folder */
+    ARENA_SIZE = 1280 * 1024,                    /* all arguments, environment strings and the working folder */
     MAX_STRINGS = 8192,
     PIPE_SIZE = 256 * 1024,
-    MAX_DEPTH = 128,                             /* of folders below the working folder that are searched */
-    MEMORY_RESERVE = 32 * 1024 * 1024,           /* of the machine's memory that is not the job's, at most */
+    MAX_DEPTH = 128,                             /* folders below the working folder that are walked */
+    MEMORY_RESERVE = 32 * 1024 * 1024,           /* maximum of the machine's memory that the job may not use */
     MAX_PREPARED = 8,
-    MAX_NAME = 31,                               /* of a prefork program */
-    ORDER_FD = 3,                                /* where a prefork program reads its orders */
-    PROGRAM_FD = 4,                              /* the prefork program's own text */
+    MAX_NAME = 31,                               /* bytes of a prefork program's name */
+    COMMAND_FD = 3,                              /* a prefork program reads its command here */
+    PROGRAM_FD = 4,                              /* the prefork program's source */
 };
 
-/* What the agent tells a reaper, in one byte; what is no order is a signal for the job. */
-enum { ORDER_EXEC = 0, ORDER_PREFORK = 0xFF };
+/* Bytes that the agent sends to a reaper on its control pipe; any other byte is a signal number for the job. */
+enum { CONTROL_EXEC = 0, CONTROL_PREFORK = 0xFF };
 
-/* What the reaper (the job's own PID 1) tells the agent. */
-enum report_kind {
+/* Reports of a reaper (the job's own PID 1) to the agent. */
+enum report_type {
     REPORT_EXEC_FAILED = 1,
     REPORT_STARTED = 2,
     REPORT_EXITED = 3,
@@ -43,33 +44,33 @@ enum report_kind {
     REPORT_PREPARED = 5,
 };
 struct report {
-    uint32_t kind;
+    uint32_t type; /* enum report_type */
     int32_t value; /* errno, pid, or wait status */
     uint64_t cpu_us;
     uint64_t max_rss_bytes;
-    uint64_t started_us; /* by the reaper's clock: the agent may come to reading this late */
+    uint64_t started_us; /* measured by the reaper: the agent may read this late */
 };
 
 enum phase { WAITING_WELCOME, READY, PREPARING, SUSPENDED_NOW, RUNNING, RESTING, ENDED, COLLECTING };
 
-/* The processes of one job and the agent's ends of what leads to them. Prepared, they wait for the job's words. */
+/* The processes of one job and the agent's ends of their pipes. A prepared set waits for the job's command. */
 struct processes {
-    pid_t reaper, main; /* the latter only of a prefork program, else 0 */
-    int report_fd, control_fd, order_fd;
+    pid_t reaper, main; /* main: the prefork program's process; 0 without one */
+    int report_fd, control_fd, command_fd;
     int stdin_fd;
     int output_fd[STREAMS];
     bool isolated;
     char cgroup[32];
-    char prefork[MAX_NAME + 1]; /* the program that waits, empty for none */
+    char prefork[MAX_NAME + 1]; /* name of the prefork program that waits; empty for none */
 };
 
 struct agent {
     bool is_init;
     int port; /* the byte stream to the host */
-    int etc[ETC_FILES]; /* opened before a snapshot, so that a clone has less to do until it knows who it is */
-    int listener; /* where a host may come again after a snapshot; -1 where it cannot */
+    int etc[ETC_FILES]; /* opened before a snapshot, which shortens the time until a clone has its identity */
+    int listener; /* accepts the host's connection after a snapshot; -1 without vsock */
     enum phase phase;
-    uint64_t last_heard_ms;
+    uint64_t last_received_ms;
     uint32_t silence_ms;
 
     uint8_t in[IN_SIZE];
@@ -84,14 +85,14 @@ struct agent {
 
     struct processes job, prepared[MAX_PREPARED];
     size_t prepared_count;
-    unsigned made;     /* how many sets of processes, for the names of their cgroups */
-    rlim_t stack_gap;  /* see choose_layout; 0 where prefork programs are laid out as the kernel likes */
-    unsigned mounted;  /* how often the script's disk was mounted, for the name of the working folder's layer */
-    bool has_script;   /* it is mounted now */
-    bool has_home;     /* the job's home folder is there */
-    uint64_t script_bytes, layer_bytes; /* how the script's disk is divided; no layer_bytes: it is not */
-    char layer_folder[MAX_LAYER_PATH + 1]; /* what the layer is laid over */
-    bool keep, rehearse;
+    unsigned cgroup_count; /* cgroups created so far: each name is used once */
+    rlim_t stack_gap;      /* see choose_layout; 0: the kernel randomizes prefork programs too */
+    unsigned mount_count;  /* mounts of the script's disk so far: names the working folder's layer */
+    bool has_script;       /* the script's disk is mounted */
+    bool has_home;         /* the job's home folder exists */
+    uint64_t script_bytes, layer_bytes; /* parts of the script's disk; layer_bytes 0: one part */
+    char layer_folder[MAX_LAYER_PATH + 1]; /* the layer is mounted over this folder */
+    bool keep, warm_up;
     const char *prefork_folder;
     uint64_t credit[STREAMS];
     bool discard[STREAMS];
@@ -100,36 +101,36 @@ struct agent {
     bool stdin_ended;
     int wait_status;
     bool has_status;
-    int exits_fd; /* where the kernel says which process exits; -1 where it does not */
-    bool leaving; /* the job's main process has begun to exit */
+    int exits_fd; /* netlink socket with process exits; -1 when the kernel has no taskstats */
+    bool main_exiting; /* the job's main process has started to exit */
     uint64_t started_us, ended_us, cpu_us, cpu_before_us, max_memory;
     char working_folder[MAX_PATH_BYTES];
-    char work_layer[32]; /* where what the job writes into its working folder really lies */
+    char work_layer[32]; /* upper layer of the working folder: files the job wrote */
 
-    uint8_t dropped[CHUNK]; /* output that the host does not want is read into this */
+    uint8_t discarded[CHUNK]; /* target for reads of output that the host discards */
 };
 
 extern struct agent agent;
 
-/* What the child of a reaper is to become. */
+/* How a reaper's child is set up. */
 struct child {
     uint32_t uid, gid;
-    bool isolated, laid_out;
-    int stdio[3], cgroup_fd, order_fd, program_fd; /* the last two only for a prefork program, else -1 */
+    bool isolated, fixed_layout;
+    int stdio[3], cgroup_fd, command_fd, program_fd; /* the last two: -1 unless it is a prefork program */
 };
 
-/* A reaper's ends of what leads to the agent. */
+/* A reaper's ends of its pipes to the agent. */
 struct reaper_ends {
-    int report_fd, control_fd, order_fd;
+    int report_fd, control_fd, command_fd;
 };
 
-/* What such a child executes, and where. */
+/* The command that such a child executes, and its working folder. */
 struct command {
     const char *folder;
     char **argv, **envp;
 };
 
-/* What RUN and PREPARE have in common. */
+/* The numbers in RUN and PREPARE. */
 struct request {
     uint32_t uid, gid, max_processes, flags;
 };
@@ -138,38 +139,38 @@ struct sockaddr_vm;
 
 /* machine.c */
 uint64_t now_us(void);
-void say(const char *format, ...);
+void log_line(const char *format, ...);
 _Noreturn void end_machine(void);
-_Noreturn void die(const char *what);
-void start_empty(void);
+_Noreturn void die(const char *subject);
+void agent_init(void);
 
 /* files.c */
-#define cleanup_close __attribute__((cleanup(close_fd))) /* of a descriptor: closed wherever its function returns */
+#define cleanup_close __attribute__((cleanup(close_fd))) /* closes a descriptor on every return of its function */
 void set_nonblocking(int fd);
 void close_fd(int *fd);
-int take_fd(int *fd);
+int release_fd(int *fd);
 bool close_all_but(int *kept, size_t count);
 bool write_file(const char *path, const char *text);
 uint64_t read_number(const char *folder, const char *name, const char *key);
 bool write_number(const char *folder, const char *name, uint64_t number);
 bool read_fully(int fd, void *data, size_t size);
 bool write_fully(int fd, const void *data, size_t size);
-int open_below(const char *root, const char *path, bool make);
+int open_below(const char *root, const char *path, bool create);
 struct fd_path {
     char text[32];
 };
 struct fd_path path_of(int fd);
 bool mount_below(const char *source, const char *path, const char *type, unsigned long flags, const char *data);
 
-/* link.c */
-void flush_out(void);
-uint8_t *output_room(size_t payload);
-void put_header(uint8_t *p, uint32_t length, enum kind kind, enum stream stream);
-void send_control(enum kind kind, const uint8_t *payload, size_t length);
+/* frame_stream.c */
+void flush_frames(void);
+uint8_t *output_space(size_t payload);
+void put_header(uint8_t *p, uint32_t length, enum frame_type type, enum stream stream);
+void send_control(enum frame_type type, const uint8_t *payload, size_t length);
 void send_failed(enum stage stage, int error);
 void send_hello(void);
-void handle_input(void);
-void read_port(void);
+void handle_frames(void);
+void read_frames(void);
 
 /* vsock.c */
 int open_listener(void);
@@ -181,19 +182,19 @@ void make_folder(const char *path);
 void boot(void);
 
 /* network.c */
-void set_network_up(const uint8_t *payload, size_t length);
+void configure_network(const uint8_t *payload, size_t length);
 
 /* identity.c */
 void set_clock(uint64_t unix_ns);
 void open_etc(void);
-void take_identity(const uint8_t *payload, size_t length);
+void set_identity(const uint8_t *payload, size_t length);
 
 /* exits.c */
 void subscribe_exits(void);
 void read_exits(void);
 
 /* mounts.c */
-void take_layer(const uint8_t *payload, size_t length);
+void set_layer(const uint8_t *payload, size_t length);
 int mount_script(uint32_t uid, uint32_t gid);
 void make_home(uint32_t uid, uint32_t gid);
 void unmount_script(void);
@@ -201,10 +202,10 @@ void unmount_script(void);
 /* cgroup.c */
 int make_job_cgroup(struct processes *job, uint32_t max_processes);
 
-/* layout.c */
+/* memory_layout.c */
 void choose_layout(void);
 void set_randomization(bool on);
-bool ask_for_layout(void);
+bool request_layout(void);
 int resume_traced(pid_t child, bool *reaped);
 
 /* spawn.c */
@@ -219,27 +220,26 @@ _Noreturn void reaper_main(const struct child *how, const struct command *prefor
 /* processes.c */
 void processes_init(struct processes *job);
 int start_processes(struct processes *job, const struct request *request);
-void drop_processes(struct processes *job);
-bool take_prepared(struct processes *job, const char *prefork);
-void forget_strings(void);
-bool give_order(struct processes *job, bool prefork);
+void destroy_processes(struct processes *job);
+bool claim_prepared(struct processes *job, const char *prefork);
+void clear_strings(void);
+bool send_command(struct processes *job, bool prefork);
 
 /* prepare.c */
 struct request read_request(const uint8_t *payload, size_t length, char *prefork);
 void prepare(const uint8_t *payload, size_t length);
-void prepared(const struct report *report);
-void hear_prepared(void);
+void read_prepared(void);
 
 /* job.c */
 void start_job(const uint8_t *payload, size_t length);
 void read_report(void);
-void rest(void);
-void finish_if_ended(void);
+void finish_command(void);
+void report_exit(void);
 void signal_job(uint8_t signal_number);
 
-/* streams.c */
+/* stdio.c */
 void forward_output(enum stream stream);
-void take_stdin(const uint8_t *data, size_t length);
+void receive_stdin(const uint8_t *data, size_t length);
 void forward_stdin(void);
 
 /* globs.c */
@@ -248,15 +248,15 @@ bool glob_may_match_below(const char *glob, const char *folder);
 
 /* artifacts.c */
 void artifacts_init(void);
-void order_collect(const uint8_t *payload, size_t length);
-bool may_collect(void);
-void collect_piece(void);
+void start_collecting(const uint8_t *payload, size_t length);
+bool can_collect(void);
+void collect_slice(void);
 
-/* loop.c */
-void begin_serving(void);
-void serve_once(int most_ms);
+/* event_loop.c */
+void start_serving(void);
+void serve_once(int max_wait_ms);
 
-/* frames.c */
-void handle_frame(enum kind kind, enum stream stream, uint8_t *payload, size_t length);
+/* dispatch.c */
+void handle_frame(enum frame_type type, enum stream stream, uint8_t *payload, size_t length);
 
 #endif

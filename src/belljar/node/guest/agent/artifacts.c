@@ -1,7 +1,6 @@
-/* Artifacts: what the job wrote below its working folder, when nobody is left to change it.
- *
- * The walk is done in small pieces between the host's frames, so that the host is answered and can grant credit or end
- * the machine at any time. What is wanted and does not come is counted. */
+/* Artifacts: files that the job wrote below its working folder, sent after its processes ended.
+ * The walk is done in slices between the host's frames, so that the host gets replies and can grant credit or end the
+ * machine at any time. Files that are selected but cannot be sent are counted. */
 #include "agent.h"
 
 #include <dirent.h>
@@ -15,10 +14,10 @@
 enum {
     MAX_GLOBS = 64,
     NAMES_SIZE = 2048, /* more than the largest linux_dirent64 */
-    PIECE_US = 5000,   /* of walking without a look at the host's frames */
+    SLICE_US = 5000,   /* of walking without handling the host's frames */
 };
 
-/* What getdents64(2) gives: the C library has no name for it. */
+/* struct linux_dirent64 of getdents64(2), which the C library does not declare. */
 struct entry {
     uint64_t inode;
     int64_t offset;
@@ -27,11 +26,11 @@ struct entry {
     char name[];
 };
 
-/* A folder that is being read, and where its own path ends. */
+/* An open folder of the walk, and the length of its path. */
 struct folder {
     int fd;
     size_t path_length;
-    size_t at, end; /* entries that were read and not looked at yet */
+    size_t at, end; /* entries that were read and not visited yet */
     _Alignas(struct entry) char entries[NAMES_SIZE];
 };
 
@@ -41,25 +40,25 @@ static struct {
     char text[MAX_PAYLOAD + 1];
     const char *globs[MAX_GLOBS];
     size_t glob_count;
-    bool begun;
-    int depth; /* folders that are open */
+    bool started;
+    int depth; /* number of open folders */
     struct folder folders[MAX_DEPTH + 1];
-    char path[MAX_PATH_BYTES + 256 + 2]; /* of the entry that is looked at; longer than what can be told */
-    int file;                            /* the artifact that is being sent, or -1 */
+    char path[MAX_PATH_BYTES + 256 + 2]; /* of the visited entry; larger than the longest path that is sent */
+    int file;                            /* the artifact being sent, or -1 */
     uint64_t file_left;
 } walk;
 
-/* Not in the variable's definition: its zeros would be part of the executable. */
+/* At run time: an initializer would put the whole variable into the executable. */
 void artifacts_init(void)
 {
     walk.file = -1;
 }
 
-void order_collect(const uint8_t *payload, size_t length)
+void start_collecting(const uint8_t *payload, size_t length)
 {
     if (agent.phase != ENDED || length < 16) {
         errno = EPROTO;
-        die("COLLECT from host");
+        die("unexpected COLLECT from host");
     }
     walk.bytes_left = get_u64(payload);
     walk.count_left = get_u32(payload + 8);
@@ -67,28 +66,29 @@ void order_collect(const uint8_t *payload, size_t length)
     memcpy(walk.text, payload + 16, length - 16);
     walk.text[length - 16] = 0;
     walk.glob_count = 0;
-    for (char *glob = walk.text; glob < walk.text + length - 16 && walk.glob_count < MAX_GLOBS; glob += strlen(glob) + 1)
+    const char *end = walk.text + length - 16;
+    for (char *glob = walk.text; glob < end && walk.glob_count < MAX_GLOBS; glob += strlen(glob) + 1)
         walk.globs[walk.glob_count++] = glob;
-    walk.begun = false;
+    walk.started = false;
     walk.depth = 0;
     agent.phase = COLLECTING;
 }
 
-/* Whether a glob takes this in: a path, or with `below` something below it. A glob that begins with `!` takes out. */
-static bool is_wanted(bool below)
+/* Return whether a glob selects the current path, or with `below` may select something below it. `!` excludes. */
+static bool is_selected(bool below)
 {
-    bool wanted = false;
+    bool selected = false;
     for (size_t i = 0; i < walk.glob_count; i++) {
         const char *glob = walk.globs[i];
         if (glob[0] == '!' && glob_matches(glob + 1, walk.path))
             return false;
-        if (glob[0] != '!' && !wanted)
-            wanted = below ? glob_may_match_below(glob, walk.path) : glob_matches(glob, walk.path);
+        if (glob[0] != '!' && !selected)
+            selected = below ? glob_may_match_below(glob, walk.path) : glob_matches(glob, walk.path);
     }
-    return wanted;
+    return selected;
 }
 
-/* Begin to send a file: the announcement now, its bytes piece by piece. */
+/* Announce a file; send_file_chunk sends its bytes. */
 static void open_artifact(int folder, const char *name)
 {
     cleanup_close int fd = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
@@ -114,18 +114,18 @@ static void open_artifact(int folder, const char *name)
     }
 }
 
-/* Send the next bytes of the file, exactly as many as were announced: one that is shorter is filled up with zeros. */
-static void send_piece(void)
+/* Send the file's next bytes. A file shorter than announced is padded with zeros to its announced size. */
+static void send_file_chunk(void)
 {
-    size_t most = walk.file_left < CHUNK ? (size_t)walk.file_left : CHUNK;
-    most = agent.credit[ARTIFACTS] < most ? (size_t)agent.credit[ARTIFACTS] : most;
-    uint8_t *p = output_room(CHUNK);
-    ssize_t n = read(walk.file, p + HEADER_SIZE, most);
+    size_t limit = walk.file_left < CHUNK ? (size_t)walk.file_left : CHUNK;
+    limit = agent.credit[ARTIFACTS] < limit ? (size_t)agent.credit[ARTIFACTS] : limit;
+    uint8_t *p = output_space(CHUNK);
+    ssize_t n = read(walk.file, p + HEADER_SIZE, limit);
     if (n < 0 && errno == EINTR)
         return;
     if (n <= 0) {
-        memset(p + HEADER_SIZE, 0, most);
-        n = (ssize_t)most;
+        memset(p + HEADER_SIZE, 0, limit);
+        n = (ssize_t)limit;
     }
     put_header(p, (uint32_t)n, ARTIFACT_DATA, NONE);
     agent.out_len += HEADER_SIZE + (size_t)n;
@@ -133,10 +133,10 @@ static void send_piece(void)
     walk.file_left -= (uint64_t)n;
     if (walk.file_left == 0)
         close_fd(&walk.file);
-    flush_out();
+    flush_frames();
 }
 
-/* Go into a folder; one that cannot be read, or is too deep, counts as left out. Links are not followed. */
+/* Enter a folder; one that is unreadable or too deep counts as skipped. Links are not followed. */
 static void open_folder(int parent, const char *name)
 {
     size_t length = strlen(walk.path);
@@ -163,7 +163,7 @@ static bool is_dot(const char *name)
     return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
 }
 
-/* What an entry is: a file system need not say it in its folder. */
+/* Return an entry's type; a file system may leave it out of getdents64. */
 static uint8_t type_of(int folder, const struct entry *entry)
 {
     struct stat status;
@@ -174,29 +174,29 @@ static uint8_t type_of(int folder, const struct entry *entry)
     return S_ISREG(status.st_mode) ? DT_REG : S_ISDIR(status.st_mode) ? DT_DIR : DT_CHR;
 }
 
-static void look_at(struct folder *folder, const struct entry *entry)
+static void visit_entry(struct folder *folder, const struct entry *entry)
 {
     size_t name_length = strlen(entry->name);
     if (is_dot(entry->name) || folder->path_length + name_length >= sizeof walk.path)
-        return; /* the latter cannot be: a folder's path fits, and so does any name behind it */
+        return; /* the second never happens: walk.path has space for a folder's path and any name */
     memcpy(walk.path + folder->path_length, entry->name, name_length + 1);
     uint8_t type = type_of(folder->fd, entry);
     if (type == DT_UNKNOWN)
-        walk.skipped += is_wanted(false);
-    else if (type == DT_REG && is_wanted(false))
+        walk.skipped += is_selected(false);
+    else if (type == DT_REG && is_selected(false))
         open_artifact(folder->fd, entry->name);
-    else if (type == DT_DIR && is_wanted(true))
+    else if (type == DT_DIR && is_selected(true))
         open_folder(folder->fd, entry->name);
 }
 
-/* Look at the next entry of the innermost folder, or leave it at its end. */
-static void take_step(void)
+/* Visit the next entry of the innermost folder, or leave the folder at its end. */
+static void walk_step(void)
 {
     struct folder *folder = &walk.folders[walk.depth - 1];
     if (folder->at < folder->end) {
         const struct entry *entry = (const struct entry *)(const void *)(folder->entries + folder->at);
         folder->at += entry->size;
-        look_at(folder, entry);
+        visit_entry(folder, entry);
         return;
     }
     long n = syscall(SYS_getdents64, folder->fd, folder->entries, sizeof folder->entries);
@@ -204,35 +204,35 @@ static void take_step(void)
     folder->end = n > 0 ? (size_t)n : 0;
     if (n > 0)
         return;
-    walk.skipped += n < 0; /* the rest of it cannot be read */
+    walk.skipped += n < 0; /* the rest of the folder is unreadable */
     close_fd(&folder->fd);
     walk.depth--;
 }
 
-static void begin(void)
+static void start_walk(void)
 {
     const char *root = agent.job.isolated ? agent.work_layer : agent.working_folder;
-    walk.begun = true;
+    walk.started = true;
     walk.path[0] = 0;
     open_folder(AT_FDCWD, root);
 }
 
-bool may_collect(void)
+bool can_collect(void)
 {
-    return agent.phase == COLLECTING && agent.job.report_fd < 0 && output_room(CHUNK) &&
+    return agent.phase == COLLECTING && agent.job.report_fd < 0 && output_space(CHUNK) &&
            (walk.file < 0 || agent.credit[ARTIFACTS] > 0);
 }
 
-void collect_piece(void)
+void collect_slice(void)
 {
-    uint64_t until_us = now_us() + PIECE_US;
-    if (!walk.begun)
-        begin();
-    while (may_collect() && now_us() < until_us) {
+    uint64_t until_us = now_us() + SLICE_US;
+    if (!walk.started)
+        start_walk();
+    while (can_collect() && now_us() < until_us) {
         if (walk.file >= 0) {
-            send_piece();
+            send_file_chunk();
         } else if (walk.depth > 0) {
-            take_step();
+            walk_step();
         } else {
             uint8_t result[8];
             put_u32(result, walk.collected);

@@ -1,4 +1,5 @@
-/* Boot, only as PID 1: modules, the root filesystem, cgroups, the port to the host. */
+/* Boot, only as PID 1: modules, the root filesystem, cgroups, the port to the host.
+ * An error ends the machine with a line on the console. */
 #include "agent.h"
 
 #include <dirent.h>
@@ -37,7 +38,7 @@ static int module_names(const struct dirent *entry)
     return length > 3 && strcmp(entry->d_name + length - 3, ".ko") == 0;
 }
 
-/* Load /modules/NN-name.ko in the order of their numbers, and free the memory that the files take. */
+/* Load /modules/NN-name.ko in the order of their numbers; delete the files, which take memory. */
 static void load_modules(void)
 {
     struct dirent **names;
@@ -54,7 +55,7 @@ static void load_modules(void)
         free(names);
 }
 
-static void wait_for(const char *path)
+static void wait_for_path(const char *path)
 {
     struct timespec pause_ms = {.tv_nsec = 1000000};
     for (int i = 0; access(path, F_OK) < 0; i++) {
@@ -64,7 +65,7 @@ static void wait_for(const char *path)
     }
 }
 
-/* Mount in the image's root, wherever its own links lead, but never out of it. */
+/* Mount in the image's root, following links that stay in it. */
 static void mount_in_root(const char *source, const char *path, const char *type, unsigned long flags, const char *data)
 {
     if (!mount_below(source, path, type, flags, data))
@@ -77,7 +78,7 @@ static void make_device(int dev, const char *name, unsigned major_number, unsign
         die(name);
 }
 
-/* A /dev with what every program expects and none of the machine's own devices. */
+/* A /dev with the devices that every program expects and none of the machine's own. */
 static void make_dev(void)
 {
     mount_in_root("dev", "/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755,size=1m,nr_inodes=256");
@@ -98,7 +99,7 @@ static void make_dev(void)
         die("/dev");
 }
 
-/* A folder of the image's root, made if it is missing. */
+/* Create a folder of the image's root unless it exists; set its mode unless that is 0. */
 static void make_root_folder(const char *path, mode_t mode)
 {
     cleanup_close int folder = open_below("/newroot", path, true);
@@ -106,10 +107,10 @@ static void make_root_folder(const char *path, mode_t mode)
         die(path);
 }
 
-/* The read-only root filesystem under a writable layer: a scratch disk when there is one, half the memory otherwise. */
+/* Mount the read-only root filesystem under a writable layer: a scratch disk if there is one, else half the memory. */
 static void mount_root(void)
 {
-    wait_for("/dev/vda");
+    wait_for_path("/dev/vda");
     mount_at("/dev/vda", "/rom", "erofs", MS_RDONLY, NULL);
     if (access("/dev/vdc", F_OK) == 0)
         mount_at("/dev/vdc", "/rw", "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME, NULL);
@@ -127,12 +128,12 @@ static void mount_root(void)
     make_root_folder("/tmp", 01777);
     mount_in_root("sys", "/sys", "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     make_dev();
-    /* What is mounted here later is to appear in the namespaces of processes that were prepared before. */
+    /* Later mounts must appear in the namespaces of processes prepared before. */
     if (mount(NULL, "/newroot", NULL, MS_SHARED, NULL) < 0)
         die("/newroot");
 }
 
-/* Cgroups for jobs, so that their memory, processes and CPU time are bounded and counted apart from the agent's. */
+/* Mount cgroups, so that a job's memory, processes and CPU time are bounded and counted apart from the agent's. */
 static void mount_cgroups(void)
 {
     mount_at("cgroup", "/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
@@ -140,7 +141,7 @@ static void mount_cgroups(void)
         die("/cgroup");
 }
 
-static void raise_loopback(void)
+static void bring_up_loopback(void)
 {
     struct ifreq request = {.ifr_name = "lo"};
     cleanup_close int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -149,11 +150,11 @@ static void raise_loopback(void)
     if (ioctl(fd, SIOCGIFFLAGS, &request) == 0) {
         request.ifr_flags |= IFF_UP;
         if (ioctl(fd, SIOCSIFFLAGS, &request) < 0)
-            say("belljar-agent: loopback: %s", strerror(errno));
+            log_line("loopback: %s", strerror(errno));
     }
 }
 
-/* Open the virtio-serial port that the host calls "belljar"; -1 while it is not there. */
+/* Open the virtio-serial port named "belljar"; -1 while it does not exist. */
 static int open_port(void)
 {
     DIR *ports = opendir("/sys/class/virtio-ports");
@@ -175,7 +176,7 @@ static int open_port(void)
     return port;
 }
 
-/* The port is there before the host's end of it is: its name and its opening are two messages. */
+/* Wait for the host's end of the port: the port's name and its opening are two messages. */
 static void wait_for_host(void)
 {
     struct timespec pause_ms = {.tv_nsec = 1000000};
@@ -186,24 +187,24 @@ static void wait_for_host(void)
         nanosleep(&pause_ms, NULL);
     }
     errno = ETIMEDOUT;
-    die("host");
+    die("virtio-serial port to the host");
 }
 
-/* Linux checks the timer of the local APIC against the PIT, and does without it when they disagree, as they do now and
- * then under emulation on a busy host. QEMU's microvm has no other that goes on when the kernel stops its tick: such a
- * machine would sleep for ever at the first wait. It ends at once instead, and its host boots another. */
+/* Linux checks the local APIC's timer against the PIT and does not use it when they disagree, which happens under
+ * emulation on a busy host. QEMU's microvm has no other timer that runs while the kernel's tick is stopped: such a
+ * machine would sleep for ever at the first wait. End it at once, so that the host boots another. */
 static void check_clock(void)
 {
     char device[32] = "";
     cleanup_close int fd = open("/sys/devices/system/clockevents/clockevent0/current_device", O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? -1 : read(fd, device, sizeof device - 1);
     if (n > 0 && strcmp(device, "pit\n") == 0) {
-        say("belljar-agent: no clock");
+        log_line("no clock");
         end_machine();
     }
 }
 
-/* Standard streams on the console, or on nothing: no descriptor of the agent's may have their numbers. */
+/* Open the standard streams on the console or /dev/null, so that no other descriptor gets their numbers. */
 static void open_console(void)
 {
     int console = open("/dev/console", O_RDWR);
@@ -211,19 +212,20 @@ static void open_console(void)
         console = open("/dev/null", O_RDWR);
     for (int fd = 0; fd <= STDERR_FILENO; fd++)
         if (console < 0 || dup2(console, fd) != fd)
-            end_machine(); /* there is nobody to tell */
+            end_machine(); /* no console to log to */
     if (console > STDERR_FILENO)
         close(console);
 }
 
-/* Doors that no job needs: user namespaces give an unprivileged process the kernel's privileged interfaces to try, and
- * io_uring is a second way to all of them. Where a kernel has no such setting, it is closed by system call alone. */
-static void close_doors(void)
+/* Disable kernel interfaces that jobs do not need: user namespaces expose privileged interfaces to unprivileged
+ * processes, io_uring is a second way to most system calls. Without these settings privileges.c still filters the
+ * calls. */
+static void restrict_kernel(void)
 {
     if (!write_file("/proc/sys/user/max_user_namespaces", "0"))
-        say("belljar-agent: user namespaces: %s", strerror(errno));
+        log_line("user namespaces: %s", strerror(errno));
     if (!write_file("/proc/sys/kernel/io_uring_disabled", "2") && errno != ENOENT) /* Linux 6.6 has it */
-        say("belljar-agent: io_uring: %s", strerror(errno));
+        log_line("io_uring: %s", strerror(errno));
 }
 
 void boot(void)
@@ -235,11 +237,11 @@ void boot(void)
     check_clock();
     if (!write_file("/proc/self/oom_score_adj", "-1000")) /* the reaper's too; the entrypoint sets it back */
         die("oom_score_adj");
-    close_doors();
+    restrict_kernel();
     load_modules();
     mount_root();
     mount_cgroups();
-    raise_loopback();
+    bring_up_loopback();
     if (sethostname("belljar", 7) < 0)
         die("hostname");
     struct timespec pause_ms = {.tv_nsec = 1000000};

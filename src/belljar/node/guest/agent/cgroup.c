@@ -1,14 +1,15 @@
-/* The cgroup of a job. */
+/* The cgroup of a job, which bounds its memory and its number of processes.
+ * A quarter of the machine's memory, at most MEMORY_RESERVE, stays with the agent and the kernel. */
 #include "agent.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <sys/stat.h>
 
-/* A cgroup of the processes' own, with the machine's memory less what the agent and the kernel need. */
+/* Create a job's cgroup. Returns 0 or an errno. */
 int make_job_cgroup(struct processes *job, uint32_t max_processes)
 {
-    snprintf(job->cgroup, sizeof job->cgroup, "/cgroup/job%u", agent.made++);
+    snprintf(job->cgroup, sizeof job->cgroup, "/cgroup/job%u", agent.cgroup_count++);
     if (mkdir(job->cgroup, 0755) < 0)
         return errno;
     uint64_t total = read_number("/proc", "meminfo", "MemTotal:") * 1024;

@@ -1,4 +1,5 @@
-/* Process exits, which the kernel reports by taskstats before it takes a process's memory apart. */
+/* Process exits, which the kernel reports by taskstats before it unmaps a process's memory.
+ * The reaper reports every exit too; this only makes the job's end known earlier. */
 #include "agent.h"
 
 #include <fcntl.h>
@@ -11,7 +12,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* A generic netlink message (linux/genetlink.h) with one attribute; false when it could not be sent. */
+/* Send a generic netlink message (linux/genetlink.h) with one attribute; return false when that fails. */
 static bool send_netlink(uint16_t family, uint8_t command, uint8_t version, uint16_t attribute, const char *text)
 {
     struct {
@@ -32,7 +33,7 @@ static bool send_netlink(uint16_t family, uint8_t command, uint8_t version, uint
     return send(agent.exits_fd, &message, message.header.nlmsg_len, 0) == (ssize_t)message.header.nlmsg_len;
 }
 
-/* The attribute of that type in a run of them, or NULL; `length` becomes that of its payload. */
+/* Return the payload of the first attribute of that type, or NULL; set `length` to its size. */
 static const uint8_t *find_attribute(const uint8_t *at, size_t size, uint16_t type, size_t *length)
 {
     struct nlattr head;
@@ -51,7 +52,7 @@ static const uint8_t *find_attribute(const uint8_t *at, size_t size, uint16_t ty
     return NULL;
 }
 
-/* The attributes of the kernel's next message; NULL when there is none. */
+/* Return the attributes of the kernel's next message; NULL when there is none. */
 static const uint8_t *receive_netlink(size_t *size)
 {
     static uint8_t buffer[4096];
@@ -68,8 +69,8 @@ static const uint8_t *receive_netlink(size_t *size)
     return buffer + NLMSG_HDRLEN + GENL_HDRLEN;
 }
 
-/* Ask the kernel for a word about each process that exits (Documentation/accounting/taskstats.rst). Without it a job's
- * end is heard from its reaper, which is later by the time that it takes to unmap an interpreter. */
+/* Subscribe to process exits (Documentation/accounting/taskstats.rst). Without them only the reaper reports a job's
+ * end, later by the time that the kernel takes to unmap an interpreter. */
 void subscribe_exits(void)
 {
     char cpus[64] = "";
@@ -94,21 +95,21 @@ void subscribe_exits(void)
     close_fd(&agent.exits_fd);
 }
 
-/* The main process is done when its last thread is, here only when that is its first, whose code is the process'. Lost
- * messages (a job may exit more processes than there is room for) do no harm: the reaper says it again. */
+/* The main process has exited when its last thread exits; this counts only if that is its first thread, which has the
+ * process's exit code. A lost message (the socket's buffer is full) does no harm: the reaper reports the exit too. */
 void read_exits(void)
 {
     struct taskstats exit = {0};
-    size_t size, length, least = offsetof(struct taskstats, ac_tgid) + sizeof exit.ac_tgid;
+    size_t size, length, min_length = offsetof(struct taskstats, ac_tgid) + sizeof exit.ac_tgid;
     const uint8_t *at = receive_netlink(&size);
     if (!at || !(at = find_attribute(at, size, TASKSTATS_TYPE_AGGR_PID, &length)) ||
-        !(at = find_attribute(at, length, TASKSTATS_TYPE_STATS, &length)) || length < least)
+        !(at = find_attribute(at, length, TASKSTATS_TYPE_STATS, &length)) || length < min_length)
         return;
     memcpy(&exit, at, length < sizeof exit ? length : sizeof exit); /* it grows with the kernel's version */
     if (agent.phase != RUNNING || !agent.job.main || exit.ac_pid != (uint32_t)agent.job.main ||
         exit.ac_tgid != exit.ac_pid || !(exit.ac_flag & AGROUP) || agent.has_status)
         return;
-    agent.leaving = agent.has_status = true;
+    agent.main_exiting = agent.has_status = true;
     agent.wait_status = (int)exit.ac_exitcode;
     agent.ended_us = now_us();
 }

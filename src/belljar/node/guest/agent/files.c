@@ -1,4 +1,5 @@
-/* Small operations on descriptors and files. */
+/* Operations on descriptors and files.
+ * Paths below an image's root are opened with RESOLVE_IN_ROOT: the image's links never lead out of it. */
 #include "agent.h"
 
 #include <errno.h>
@@ -19,7 +20,7 @@ void set_nonblocking(int fd)
         die("fcntl");
 }
 
-/* errno stays as it is: this runs where an error is on its way to the caller. */
+/* Close and set to -1. errno is kept: cleanup runs while an error is returned to the caller. */
 void close_fd(int *fd)
 {
     int error = errno;
@@ -29,23 +30,23 @@ void close_fd(int *fd)
     errno = error;
 }
 
-/* The descriptor, which its former owner closes no more. */
-int take_fd(int *fd)
+/* Return the descriptor and set it to -1, so that its former owner does not close it. */
+int release_fd(int *fd)
 {
-    int taken = *fd;
+    int released = *fd;
     *fd = -1;
-    return taken;
+    return released;
 }
 
-/* Close all descriptors but the standard ones and those in `kept`, which is sorted by this; -1 stands for none. */
+/* Close all descriptors but the standard ones and those in `kept`. Sorts `kept`; -1 in it stands for no descriptor. */
 bool close_all_but(int *kept, size_t count)
 {
     unsigned from = STDERR_FILENO + 1;
     for (size_t i = 1; i < count; i++)
         for (size_t j = i; j > 0 && kept[j - 1] > kept[j]; j--) {
-            int other = kept[j];
+            int swapped = kept[j];
             kept[j] = kept[j - 1];
-            kept[j - 1] = other;
+            kept[j - 1] = swapped;
         }
     for (size_t i = 0; i < count; i++) {
         if (kept[i] < (int)from)
@@ -58,12 +59,14 @@ bool close_all_but(int *kept, size_t count)
     return syscall(SYS_close_range, from, ~0U, 0) == 0;
 }
 
+/* Write a file that exists; return false with errno. */
 bool write_file(const char *path, const char *text)
 {
     cleanup_close int fd = open(path, O_WRONLY | O_CLOEXEC);
     return fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
 }
 
+/* Return the number after `key` (NULL: the first) in a kernel file; 0 when it cannot be read. */
 uint64_t read_number(const char *folder, const char *name, const char *key)
 {
     char path[64], text[1024];
@@ -117,8 +120,8 @@ bool write_fully(int fd, const void *data, size_t size)
     return true;
 }
 
-/* A folder of the image, wherever its own links lead, but never out of `root`; made if only its last part is missing. */
-int open_below(const char *root, const char *path, bool make)
+/* Open a folder below `root`, following links that stay below it. With `create`, create a missing last part. */
+int open_below(const char *root, const char *path, bool create)
 {
     struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT};
     cleanup_close int top = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -126,7 +129,7 @@ int open_below(const char *root, const char *path, bool make)
         return -1;
     int folder = (int)syscall(SYS_openat2, top, path, &how, sizeof how);
     const char *last = strrchr(path, '/');
-    if (folder >= 0 || errno != ENOENT || !make || !last)
+    if (folder >= 0 || errno != ENOENT || !create || !last)
         return folder;
     char above[MAX_LAYER_PATH + 2];
     snprintf(above, sizeof above, "%.*s/", (int)(last - path), path);
@@ -136,7 +139,7 @@ int open_below(const char *root, const char *path, bool make)
     return (int)syscall(SYS_openat2, top, path, &how, sizeof how);
 }
 
-/* The path of a descriptor's file, for calls that take no descriptor: what it was opened as, whatever has its name now. */
+/* Return a path of a descriptor's file for calls that take no descriptor. It stays valid when the file is renamed. */
 struct fd_path path_of(int fd)
 {
     struct fd_path path;
@@ -144,7 +147,7 @@ struct fd_path path_of(int fd)
     return path;
 }
 
-/* Mount on a folder of the image's root, made if it is missing; false with errno when that cannot be. */
+/* Mount on a folder of the image's root, creating the folder if it is missing; return false with errno. */
 bool mount_below(const char *source, const char *path, const char *type, unsigned long flags, const char *data)
 {
     cleanup_close int folder = open_below("/newroot", path, true);

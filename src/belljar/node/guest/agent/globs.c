@@ -1,4 +1,5 @@
-/* Globs of artifacts: `*` and `?` stay within a name, `**` spans any number of names. */
+/* Globs of artifacts: `*` and `?` match within a name, `**` matches any number of names.
+ * Matching takes time bounded by the product of the numbers of names, whatever the glob. */
 #include "agent.h"
 
 #include <fnmatch.h>
@@ -6,7 +7,7 @@
 
 enum { MAX_SEGMENT = MAX_PATH_BYTES + 256 };
 
-/* The next name in a glob or path, past slashes and names that are only a dot. */
+/* Return the next name in a glob or path, skipping slashes and names that are a single dot. */
 static const char *next_segment(const char *at)
 {
     for (;;) {
@@ -29,7 +30,7 @@ static bool is_double_star(const char *glob)
     return segment_length(glob) == 2 && memcmp(glob, "**", 2) == 0;
 }
 
-/* fnmatch of one name with one pattern. musl's takes time in proportion to their lengths' product, whatever the stars. */
+/* Match one name with one pattern. musl's fnmatch takes time proportional to the product of their lengths. */
 static bool segment_matches(const char *glob, const char *path)
 {
     char pattern[MAX_SEGMENT + 1], name[MAX_SEGMENT + 1];
@@ -43,11 +44,10 @@ static bool segment_matches(const char *glob, const char *path)
     return fnmatch(pattern, name, 0) == 0;
 }
 
-/* Whether the glob matches the path or a folder above it; with `below`, whether it may match something below the path.
+/* Return whether the glob matches the path or a folder above it; with `below`, whether it may match below the path.
  *
- * What follows a `**` is looked for at each name in turn, and what comes after the next `**` only behind the first place
- * where it was found: a glob matches all below what it names, so that no later place can do better. The time is bounded
- * by the product of the numbers of names. */
+ * The part after a `**` is tried at each name in turn, and the part after the next `**` only behind the first match: a
+ * glob matches everything below a match, so that a later match cannot succeed where the first one fails. */
 static bool match(const char *glob, const char *path, bool below)
 {
     const char *after_star = NULL, *retry = NULL;

@@ -1,4 +1,5 @@
-/* What must differ between clones of one machine: entropy, names, the clock. */
+/* Everything that must differ between clones of one machine: entropy, host name, machine ID, clock.
+ * A clone gets it before anything else runs in it. */
 #include "agent.h"
 
 #include <errno.h>
@@ -15,7 +16,7 @@ static const char *const etc_names[ETC_FILES] = {
     "hostname", "hosts", "machine-id",
 };
 
-/* Fresh entropy, counted as such, and the generator seeded from it at once (random(4)): clones share all that was before. */
+/* Add entropy, credit it, and reseed the generator at once (random(4)): clones share all earlier state. */
 static void seed_kernel(const uint8_t *seed)
 {
     uint32_t pool[2 + SEED_BYTES / 4] = {SEED_BYTES * 8, SEED_BYTES}; /* struct rand_pool_info: bits, bytes, data */
@@ -32,13 +33,14 @@ void set_clock(uint64_t unix_ns)
         die("clock");
 }
 
-/* Below the image's own /etc, wherever that leads within its root. What is no ordinary file there is not opened. */
+/* Open files below the image's /etc, which may be a link within its root. The files themselves may not be links. */
 void open_etc(void)
 {
+    const int flags = O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
     cleanup_close int etc = open_below("/newroot", "/etc", true);
     for (enum etc file = 0; file < ETC_FILES; file++)
         if (agent.etc[file] < 0)
-            agent.etc[file] = openat(etc, etc_names[file], O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0644);
+            agent.etc[file] = openat(etc, etc_names[file], flags, 0644);
 }
 
 static void write_etc(enum etc file, const char *text)
@@ -46,11 +48,11 @@ static void write_etc(enum etc file, const char *text)
     int fd = agent.etc[file];
     ssize_t length = (ssize_t)strlen(text);
     if (fd < 0 || write(fd, text, (size_t)length) != length || ftruncate(fd, length) < 0)
-        say("belljar-agent: /etc/%s: %s", etc_names[file], strerror(errno)); /* an image may have no /etc */
+        log_line("/etc/%s: %s", etc_names[file], strerror(errno)); /* an image may have no writable /etc */
     close_fd(&agent.etc[file]);
 }
 
-static void name_machine(const char *name)
+static void set_machine_name(const char *name)
 {
     char text[160], id[34] = {0};
     uint8_t random[16];
@@ -69,22 +71,22 @@ static void name_machine(const char *name)
     write_etc(ETC_MACHINE_ID, id);
 }
 
-void take_identity(const uint8_t *payload, size_t length)
+void set_identity(const uint8_t *payload, size_t length)
 {
     char name[MAX_HOSTNAME + 1] = "";
     if (length <= SEED_BYTES || length > SEED_BYTES + MAX_HOSTNAME ||
         (agent.phase != READY && agent.phase != SUSPENDED_NOW)) {
         errno = EPROTO;
-        die("IDENTITY from host");
+        die("unexpected IDENTITY from host");
     }
     memcpy(name, payload + SEED_BYTES, length - SEED_BYTES);
     if (agent.is_init) {
         seed_kernel(payload);
-        name_machine(name);
+        set_machine_name(name);
     }
     if (agent.phase == SUSPENDED_NOW) {
         agent.phase = WAITING_WELCOME;
-        agent.last_heard_ms = now_us() / 1000;
+        agent.last_received_ms = now_us() / 1000;
         send_hello();
     }
 }

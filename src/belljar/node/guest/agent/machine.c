@@ -1,4 +1,5 @@
-/* The machine itself: the agent's one state, its words on the console, and the ways to end it. */
+/* The machine: the agent's state, its log on the console, and its end.
+ * Only PID 1 resets the machine; in tests the agent exits instead. */
 #include "agent.h"
 
 #include <errno.h>
@@ -20,22 +21,26 @@ uint64_t now_us(void)
     return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
 
-void say(const char *format, ...)
+/* Write one line to the console, truncated to 512 bytes. */
+void log_line(const char *format, ...)
 {
+    static const char prefix[] = "belljar-agent: ";
+    enum { PREFIX_LENGTH = sizeof prefix - 1, MAX_TEXT = 512 - PREFIX_LENGTH - 2 };
     char line[512];
     va_list args;
+    memcpy(line, prefix, PREFIX_LENGTH);
     va_start(args, format);
-    int n = vsnprintf(line, sizeof line - 1, format, args);
+    int n = vsnprintf(line + PREFIX_LENGTH, MAX_TEXT + 1, format, args);
     va_end(args);
     if (n < 0)
         return;
-    size_t len = (size_t)n < sizeof line - 2 ? (size_t)n : sizeof line - 2;
-    line[len] = '\n';
-    if (write(STDERR_FILENO, line, len + 1) < 0)
-        return; /* nobody to tell */
+    size_t length = PREFIX_LENGTH + ((size_t)n < MAX_TEXT ? (size_t)n : MAX_TEXT);
+    line[length] = '\n';
+    if (write(STDERR_FILENO, line, length + 1) < 0)
+        return; /* no other place to report it */
 }
 
-/* End the machine. A reset ends both hypervisors' processes; Firecracker knows no power-off. */
+/* A reset ends both hypervisors' processes; Firecracker has no power-off. */
 _Noreturn void end_machine(void)
 {
     if (agent.is_init) {
@@ -50,13 +55,14 @@ _Noreturn void end_machine(void)
     exit(0);
 }
 
-_Noreturn void die(const char *what)
+/* Log the subject with errno's text, and end the machine. */
+_Noreturn void die(const char *subject)
 {
-    say("belljar-agent: %s: %s", what, strerror(errno));
+    log_line("%s: %s", subject, strerror(errno));
     end_machine();
 }
 
-void start_empty(void)
+void agent_init(void)
 {
     processes_init(&agent.job);
     artifacts_init();

@@ -1,20 +1,20 @@
 /*
- * belljar's agent: PID 1 of every machine.
+ * belljar's agent: PID 1 of every machine. It runs one job for one host, over one byte stream, and never a second job.
  *
- * As /init of the initramfs it loads modules, mounts the root filesystem and a writable layer over it, then serves one
- * host over one byte stream: it runs one entrypoint in namespaces of its own, carries its streams, says how it ended,
- * hands over artifacts, and resets the machine when told to or when the host falls silent. It never runs two jobs.
+ * As /init of the initramfs it loads modules and mounts the root filesystem under a writable layer. Then it runs the
+ * job's command in new namespaces, forwards its streams, reports its exit and sends its artifacts. It ends the machine
+ * when its stream ends or the host is silent.
  *
- * A machine that is to be frozen and cloned is got ready first: processes are prepared in their namespaces, interpreters
- * among them that have started already (prefork), and wait for the job. A clone is told who it is before anything else
- * runs in it, and may rehearse: run a command of belljar's own, and forget it.
+ * Before a machine is frozen and cloned, the agent prepares processes that wait in their namespaces for the job, among
+ * them interpreters that have already started (prefork programs). A clone gets its identity before anything else runs
+ * in it. A warm-up runs a command of belljar's own in the template and leaves nothing behind.
  *
- * Each file covers one interface of the kernel or one duty; agent.h names them with what they offer. frames.c says which
- * frame leads where, reaper.c runs in a process of its own, wire.py is the other end and says what each frame means. The
- * agent's memory is static: nothing is allocated once the machine has booted. What cannot go on ends the machine.
+ * Each file covers one kernel interface or one duty; agent.h lists them. dispatch.c decides which frame is handled
+ * where, reaper.c runs in a process of its own. docs/protocol.md describes each frame. The agent's memory is static:
+ * nothing is allocated once the machine has booted. An error that the agent cannot handle ends the machine.
  *
- * With `--fd N PREFORK_FOLDER` it is an ordinary process that serves descriptor N, with `--listen N` instead one that
- * serves whoever comes to it, for tests and for nothing else.
+ * For tests only: with `--fd N PREFORK_FOLDER` the agent is an ordinary process that serves descriptor N, with
+ * `--listen N PREFORK_FOLDER` one that serves connections to the listening socket N.
  */
 #include "agent.h"
 
@@ -24,7 +24,7 @@
 
 int main(int argc, char **argv)
 {
-    start_empty();
+    agent_init();
     agent.is_init = getpid() == 1;
     if (agent.is_init)
         boot();
@@ -36,10 +36,10 @@ int main(int argc, char **argv)
         agent.prefork_folder = argv[3];
         accept_host();
     } else {
-        say("belljar-agent: runs as PID 1 of a machine, or with --fd N FOLDER or --listen N FOLDER in tests");
+        log_line("usage: belljar-agent as PID 1 of a machine; in tests --fd N FOLDER or --listen N FOLDER");
         return 2;
     }
-    begin_serving();
+    start_serving();
     for (;;)
         serve_once(-1);
 }

@@ -1,4 +1,5 @@
-/* The script's disk, the layer behind it, and the working folder. */
+/* The script's disk, the layer behind it, and the working folder.
+ * Paths below the image's root are opened with open_below: no link in an image leads out of it. */
 #include "agent.h"
 
 #include <errno.h>
@@ -13,13 +14,14 @@
 #include <time.h>
 #include <unistd.h>
 
-/* script_bytes u64, layer_bytes u64, path: behind the script its disk holds a layer, which is laid over that folder. */
-void take_layer(const uint8_t *payload, size_t length)
+/* LAYER: script_bytes u64, layer_bytes u64, path. Behind the script its disk holds a layer to mount over that
+ * folder. */
+void set_layer(const uint8_t *payload, size_t length)
 {
-    if (agent.phase != READY || agent.has_script || length <= 16 || length > 16 + MAX_LAYER_PATH || payload[16] != '/' ||
-        memchr(payload + 16, 0, length - 16)) {
+    if (agent.phase != READY || agent.has_script || length <= 16 || length > 16 + MAX_LAYER_PATH ||
+        payload[16] != '/' || memchr(payload + 16, 0, length - 16)) {
         errno = EPROTO;
-        die("LAYER from host");
+        die("unexpected LAYER from host");
     }
     agent.script_bytes = get_u64(payload);
     agent.layer_bytes = get_u64(payload + 8);
@@ -27,16 +29,16 @@ void take_layer(const uint8_t *payload, size_t length)
     agent.layer_folder[length - 16] = 0;
 }
 
-/* A part of the script's disk as a device of its own, /dev/vdbN: the kernel knows it until it is told otherwise. */
+/* Add a part of the script's disk as the device /dev/vdbN. */
 static bool add_part(int disk, int number, uint64_t start, uint64_t size)
 {
     struct blkpg_partition part = {.start = (long long)start, .length = (long long)size, .pno = number};
-    struct blkpg_ioctl_arg order = {.op = BLKPG_ADD_PARTITION, .datalen = sizeof part, .data = &part};
-    return ioctl(disk, BLKPG, &order) == 0;
+    struct blkpg_ioctl_arg request = {.op = BLKPG_ADD_PARTITION, .datalen = sizeof part, .data = &part};
+    return ioctl(disk, BLKPG, &request) == 0;
 }
 
-/* What was installed for the script, over the image's own folder and under a writable layer. Its paths are written as
- * descriptors: no name in an image leads the agent elsewhere. */
+/* Mount the script's packages over the image's folder and under a writable layer. Paths are given as descriptors, so
+ * that no link in the image redirects the mount. */
 static int mount_layer(void)
 {
     char options[160], under[48] = "";
@@ -52,9 +54,9 @@ static int mount_layer(void)
     return mount("layer", path_of(at).text, "overlay", MS_NOSUID | MS_NODEV, options) < 0 ? errno : 0;
 }
 
-/* Reread the script's disk, and divide it where a layer lies behind the script. A snapshot's clone was given the disk's
- * contents after its kernel had first looked at it. */
-static bool read_disk(void)
+/* Reread the script's disk, and partition it when a layer lies behind the script. A clone's kernel read the disk before
+ * the host wrote its contents. */
+static bool reread_disk(void)
 {
     cleanup_close int disk = open("/dev/vdb", O_RDONLY | O_CLOEXEC);
     if (disk < 0 || ioctl(disk, BLKFLSBUF) < 0)
@@ -63,12 +65,12 @@ static bool read_disk(void)
                                       add_part(disk, 2, agent.script_bytes, agent.layer_bytes));
 }
 
-/* The working folder: the script's files under a layer that the job's user owns. */
+/* Mount the working folder: the script's files under a layer that the job's user owns. */
 static bool mount_work(uint32_t uid, uint32_t gid)
 {
     char work_folder[40], options[160];
-    snprintf(agent.work_layer, sizeof agent.work_layer, "/rw/work%u", agent.mounted);
-    snprintf(work_folder, sizeof work_folder, "/rw/work%u.work", agent.mounted);
+    snprintf(agent.work_layer, sizeof agent.work_layer, "/rw/work%u", agent.mount_count);
+    snprintf(work_folder, sizeof work_folder, "/rw/work%u.work", agent.mount_count);
     make_folder(agent.work_layer);
     make_folder(work_folder);
     cleanup_close int script = open_below("/newroot", "/job", false);
@@ -79,14 +81,14 @@ static bool mount_work(uint32_t uid, uint32_t gid)
     return mount_below("work", "/work", "overlay", MS_NOSUID | MS_NODEV, options);
 }
 
-/* The script's disk at /job, and over it, writable, the working folder. Returns 0 or an errno. */
+/* Mount the script's disk at /job, and the writable working folder over it at /work. Returns 0 or an errno. */
 int mount_script(uint32_t uid, uint32_t gid)
 {
     const char *script = agent.layer_bytes > 0 ? "/dev/vdb1" : "/dev/vdb";
-    if (!read_disk() || !mount_below(script, "/job", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) ||
+    if (!reread_disk() || !mount_below(script, "/job", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) ||
         !mount_work(uid, gid))
         return errno;
-    agent.mounted++;
+    agent.mount_count++;
     agent.has_script = true;
     return agent.layer_bytes > 0 ? mount_layer() : 0;
 }
@@ -98,8 +100,8 @@ static void unmount_below(const char *path)
         die(path);
 }
 
-/* Unmount the script's disk; returns when the kernel has let go of it: a mount of a device that is still held would
- * show what was on it before. */
+/* Unmount the script's disk and wait until the kernel has released it: a mount of a device in use would show its old
+ * contents. */
 void unmount_script(void)
 {
     struct timespec pause_ms = {.tv_nsec = 1000000};
@@ -115,8 +117,8 @@ void unmount_script(void)
     die("/dev/vdb");
 }
 
-/* The job's home folder: writable, and not the working folder, whose files may be wanted as artifacts. An image may have
- * one already, which stays as it is. */
+/* Create the job's home folder, writable, outside the working folder, whose files may become artifacts. An image's own
+ * home folder stays unchanged. */
 void make_home(uint32_t uid, uint32_t gid)
 {
     if (agent.has_home)
@@ -125,5 +127,5 @@ void make_home(uint32_t uid, uint32_t gid)
     cleanup_close int parent = open_below("/newroot", uid == 0 ? "/" : "/home", true);
     const char *name = uid == 0 ? "root" : "job";
     if (parent < 0 || (mkdirat(parent, name, 0700) == 0 && fchownat(parent, name, uid, gid, AT_SYMLINK_NOFOLLOW) < 0))
-        say("belljar-agent: home: %s", strerror(errno)); /* a job may do without */
+        log_line("home: %s", strerror(errno)); /* a job can run without it */
 }

@@ -1,4 +1,5 @@
-/* What the host says of the machine's network device, before the job or in a fresh clone. */
+/* The machine's network device, configured as the host's NETWORK frame says.
+ * The host sends it before the job or in a new clone. */
 #include "agent.h"
 
 #include <errno.h>
@@ -14,9 +15,9 @@
 
 enum { NETWORK_SIZE = 24, MAX_NAMESERVERS = 3 };
 
-static void network_ioctl(int fd, unsigned long what, void *request, const char *name)
+static void network_ioctl(int fd, unsigned long operation, void *request, const char *name)
 {
-    if (ioctl(fd, what, request) < 0)
+    if (ioctl(fd, operation, request) < 0)
         die(name);
 }
 
@@ -37,7 +38,7 @@ static struct ifreq device_request(void)
     return request;
 }
 
-static void raise_device(int fd, const uint8_t *address, unsigned prefix, int mtu)
+static void bring_up_device(int fd, const uint8_t *address, unsigned prefix, int mtu)
 {
     struct ifreq request = device_request();
     request.ifr_mtu = mtu;
@@ -65,11 +66,11 @@ static void add_default_route(int fd, const uint8_t *gateway)
     route.rt_genmask = socket_address(any);
     route.rt_gateway = socket_address(gateway);
     route.rt_flags = RTF_UP | RTF_GATEWAY;
-    if (ioctl(fd, SIOCADDRT, &route) < 0 && errno != EEXIST) /* a clone of a machine that had it already */
+    if (ioctl(fd, SIOCADDRT, &route) < 0 && errno != EEXIST) /* a clone has its template's route */
         die("eth0: route");
 }
 
-/* The image's own may be a link to anywhere: it is replaced, never written through. */
+/* Replace the image's resolv.conf, which may be a link to anywhere. */
 static void write_resolv_conf(const uint8_t *nameservers, unsigned count)
 {
     char text[160];
@@ -91,12 +92,12 @@ static void disable_ipv6(const char *path)
         die(path);
 }
 
-/* address[4] gateway[4] mtu u16, prefix u8, count u8, three name servers. In tests, as no PID 1, it is only read. */
-void set_network_up(const uint8_t *payload, size_t length)
+/* NETWORK: address[4] gateway[4] mtu u16, prefix u8, count u8, three name servers. Only PID 1 applies it. */
+void configure_network(const uint8_t *payload, size_t length)
 {
     if (agent.phase != READY || length != NETWORK_SIZE || payload[10] > 32 || payload[11] > MAX_NAMESERVERS) {
         errno = EPROTO;
-        die("NETWORK from host");
+        die("unexpected NETWORK from host");
     }
     if (!agent.is_init)
         return;
@@ -104,8 +105,8 @@ void set_network_up(const uint8_t *payload, size_t length)
     disable_ipv6("/proc/sys/net/ipv6/conf/default/disable_ipv6");
     cleanup_close int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
-        die("network");
-    raise_device(fd, payload, payload[10], payload[8] | payload[9] << 8);
+        die("network socket");
+    bring_up_device(fd, payload, payload[10], payload[8] | payload[9] << 8);
     add_default_route(fd, payload + 4);
     write_resolv_conf(payload + 12, payload[11]);
 }

@@ -1,4 +1,5 @@
-/* Sets of processes: a reaper in new namespaces and the agent's ends of what leads to it. */
+/* Sets of processes: a reaper in new namespaces, and the agent's ends of its pipes.
+ * An error while a set is started closes every descriptor and leaves no process. */
 #include "agent.h"
 
 #include <errno.h>
@@ -13,7 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Two descriptors that are connected: one of the agent's, one of the reaper's or the job's. */
+/* Two connected descriptors: one for the agent, one for the reaper or the job. */
 struct ends {
     int ours, theirs;
 };
@@ -35,12 +36,12 @@ static bool open_pipe(struct ends *ends, bool we_read)
     return true;
 }
 
-/* A stream of the job, whose end belongs to the job's user, so that it may open /dev/stdout again. */
+/* Open a stream of the job. The job's user owns its end, so that it may reopen /dev/stdout. */
 static bool open_stream(struct ends *ends, bool we_read, bool isolated, const struct request *request)
 {
     if (!open_pipe(ends, we_read) || (isolated && fchown(ends->theirs, request->uid, request->gid) < 0))
         return false;
-    fcntl(ends->ours, F_SETPIPE_SZ, PIPE_SIZE); /* only speed depends on it */
+    fcntl(ends->ours, F_SETPIPE_SZ, PIPE_SIZE); /* affects only speed */
     set_nonblocking(ends->ours);
     return true;
 }
@@ -69,7 +70,7 @@ static void close_processes(struct processes *job)
 {
     close_fd(&job->report_fd);
     close_fd(&job->control_fd);
-    close_fd(&job->order_fd);
+    close_fd(&job->command_fd);
     close_fd(&job->stdin_fd);
     for (int stream = 0; stream < STREAMS; stream++)
         close_fd(&job->output_fd[stream]);
@@ -78,12 +79,12 @@ static void close_processes(struct processes *job)
 void processes_init(struct processes *job)
 {
     memset(job, 0, sizeof *job);
-    job->report_fd = job->control_fd = job->order_fd = job->stdin_fd = -1;
+    job->report_fd = job->control_fd = job->command_fd = job->stdin_fd = -1;
     for (int stream = 0; stream < STREAMS; stream++)
         job->output_fd[stream] = -1;
 }
 
-/* The job's cgroup, and a descriptor that puts whoever writes to it in there; -1 with errno. */
+/* Create the job's cgroup and open its cgroup.procs, through which a process enters it; -1 with errno. */
 static int open_cgroup(struct processes *job, const struct request *request)
 {
     char path[64];
@@ -93,11 +94,12 @@ static int open_cgroup(struct processes *job, const struct request *request)
     return open(path, O_WRONLY | O_CLOEXEC);
 }
 
-/* A set of processes that waits for its order: a reaper in new namespaces and, when job->prefork names one, a prefork
- * program, whose command is in agent.argv. Returns 0 or an errno. */
+/* Start a set of processes that waits for a command: a reaper in new namespaces and, when job->prefork names one, a
+ * prefork program, whose own command is in agent.argv. Returns 0 or an errno. */
 int start_processes(struct processes *job, const struct request *request)
 {
-    cleanup_ends struct ends in = NO_ENDS, out = NO_ENDS, err = NO_ENDS, report = NO_ENDS, control = NO_ENDS, order = NO_ENDS;
+    cleanup_ends struct ends in = NO_ENDS, out = NO_ENDS, err = NO_ENDS;
+    cleanup_ends struct ends report = NO_ENDS, control = NO_ENDS, command = NO_ENDS;
     cleanup_close int cgroup = -1, program = -1;
     bool prefork = job->prefork[0] != 0;
     if (job->isolated && (cgroup = open_cgroup(job, request)) < 0)
@@ -108,54 +110,55 @@ int start_processes(struct processes *job, const struct request *request)
         return errno;
     if (!open_stream(&in, false, job->isolated, request) || !open_stream(&out, true, job->isolated, request) ||
         !open_stream(&err, true, job->isolated, request) || !open_pipe(&report, true) || !open_pipe(&control, false) ||
-        !open_socket_pair(&order))
+        !open_socket_pair(&command))
         return errno;
     set_nonblocking(report.ours);
     unsigned long flags = SIGCHLD;
     if (job->isolated)
         flags |= CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC;
-    /* clone without a stack of its own is fork with namespaces, clone(2). */
+    /* clone(2) without a stack is fork with namespaces. */
     job->reaper = (pid_t)syscall(SYS_clone, flags, NULL, NULL, NULL, NULL);
     if (job->reaper < 0)
         return errno;
     if (job->reaper == 0) {
         struct child child = {request->uid, request->gid, job->isolated, prefork && agent.stack_gap,
-                              {in.theirs, out.theirs, err.theirs}, cgroup, order.theirs, program};
-        struct command command = {"/", agent.argv, agent.envp};
-        reaper_main(&child, prefork ? &command : NULL, (struct reaper_ends){report.theirs, control.theirs, order.theirs});
+                              {in.theirs, out.theirs, err.theirs}, cgroup, command.theirs, program};
+        struct command prefork_command = {"/", agent.argv, agent.envp};
+        reaper_main(&child, prefork ? &prefork_command : NULL,
+                    (struct reaper_ends){report.theirs, control.theirs, command.theirs});
     }
-    job->stdin_fd = take_fd(&in.ours);
-    job->output_fd[STDOUT] = take_fd(&out.ours);
-    job->output_fd[STDERR] = take_fd(&err.ours);
-    job->report_fd = take_fd(&report.ours);
-    job->control_fd = take_fd(&control.ours);
-    job->order_fd = take_fd(&order.ours);
+    job->stdin_fd = release_fd(&in.ours);
+    job->output_fd[STDOUT] = release_fd(&out.ours);
+    job->output_fd[STDERR] = release_fd(&err.ours);
+    job->report_fd = release_fd(&report.ours);
+    job->control_fd = release_fd(&control.ours);
+    job->command_fd = release_fd(&command.ours);
     return 0;
 }
 
-/* End processes that nobody will give an order to any more. */
-void drop_processes(struct processes *job)
+/* Kill a set of processes and free its descriptors and cgroup. */
+void destroy_processes(struct processes *job)
 {
     if (job->reaper > 0 && (kill(job->reaper, SIGKILL) < 0 || waitpid(job->reaper, NULL, 0) != job->reaper))
         die("reaper");
     close_processes(job);
     if (job->cgroup[0] && rmdir(job->cgroup) < 0)
-        say("belljar-agent: %s: %s", job->cgroup, strerror(errno)); /* it has a name to itself: no other is in its way */
+        log_line("%s: %s", job->cgroup, strerror(errno)); /* harmless: no other cgroup gets this name */
     processes_init(job);
 }
 
-/* Whether a set's program ended while it waited, killed for its memory: its reaper said so. */
-static bool has_ended(const struct processes *job)
+/* Return whether a set's prefork program ended while it waited, for example killed by the OOM killer. */
+static bool has_exited(const struct processes *job)
 {
-    struct pollfd said = {.fd = job->report_fd, .events = POLLIN};
-    return job->prefork[0] && poll(&said, 1, 0) == 1;
+    struct pollfd report = {.fd = job->report_fd, .events = POLLIN};
+    return job->prefork[0] && poll(&report, 1, 0) == 1;
 }
 
-/* The newest set that was prepared with that prefork program, taken out of those that wait. */
-bool take_prepared(struct processes *job, const char *prefork)
+/* Move the newest set prepared with that prefork program to `job`; return false when there is none. */
+bool claim_prepared(struct processes *job, const char *prefork)
 {
     for (size_t i = agent.prepared_count; i-- > 0;) {
-        if (strcmp(agent.prepared[i].prefork, prefork) != 0 || has_ended(&agent.prepared[i]))
+        if (strcmp(agent.prepared[i].prefork, prefork) != 0 || has_exited(&agent.prepared[i]))
             continue;
         *job = agent.prepared[i];
         memmove(&agent.prepared[i], &agent.prepared[i + 1], (agent.prepared_count - i - 1) * sizeof *job);
@@ -165,7 +168,7 @@ bool take_prepared(struct processes *job, const char *prefork)
     return false;
 }
 
-void forget_strings(void)
+void clear_strings(void)
 {
     agent.arena_len = agent.argc = agent.envc = 0;
     agent.argv[0] = agent.envp[0] = NULL;
@@ -178,21 +181,21 @@ static size_t append(char *buffer, size_t at, const char *text)
     return at + size;
 }
 
-/* Tell the processes what to become: to whom it concerns, and the words. Arguments come before the environment. All of it
- * at once: whoever waits for it is woken by the first piece, and would only wait again. */
-bool give_order(struct processes *job, bool prefork)
+/* Send the command to a waiting set: to its prefork program, or to its reaper to execute. The text (working folder,
+ * arguments, environment) is written at once: the reader wakes at the first piece and would only wait again. */
+bool send_command(struct processes *job, bool prefork)
 {
-    static char words[MAX_PATH_BYTES + ARENA_SIZE];
-    uint8_t order = prefork ? ORDER_PREFORK : ORDER_EXEC;
+    static char text[MAX_PATH_BYTES + ARENA_SIZE];
+    uint8_t control = prefork ? CONTROL_PREFORK : CONTROL_EXEC;
     uint32_t head[2] = {0, (uint32_t)agent.argc};
-    size_t size = append(words, sizeof head, agent.working_folder);
+    size_t size = append(text, sizeof head, agent.working_folder);
     for (size_t i = 0; i < agent.argc; i++)
-        size = append(words, size, agent.argv[i]);
+        size = append(text, size, agent.argv[i]);
     for (size_t i = 0; i < agent.envc; i++)
-        size = append(words, size, agent.envp[i]);
+        size = append(text, size, agent.envp[i]);
     head[0] = (uint32_t)(size - sizeof head);
-    memcpy(words, head, sizeof head);
-    bool ok = write(job->control_fd, &order, 1) == 1 && write_fully(job->order_fd, words, size);
-    close_fd(&job->order_fd);
+    memcpy(text, head, sizeof head);
+    bool ok = write(job->control_fd, &control, 1) == 1 && write_fully(job->command_fd, text, size);
+    close_fd(&job->command_fd);
     return ok;
 }

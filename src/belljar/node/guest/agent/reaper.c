@@ -1,8 +1,7 @@
 /* The reaper: PID 1 of a job's PID namespace, a process of its own that is forked from the agent.
- *
- * It starts the entrypoint, passes signals on, reaps orphans and reports how the entrypoint ended. When it exits the
- * kernel kills whatever the job left. A prefork program is started at once and waits for its order; any other command is
- * started when the order comes. */
+ * It starts the command, forwards signals, reaps orphans and reports the command's exit; when the reaper exits, the
+ * kernel kills every process that the job left. A prefork program starts at once and waits for the command; without one
+ * the reaper starts the command when it arrives. */
 #include "agent.h"
 
 #include <errno.h>
@@ -19,36 +18,36 @@
 
 static struct {
     struct reaper_ends ends;
-    struct child how; /* what its child becomes */
+    struct child how; /* how its child is set up */
     int signals_fd;
     pid_t child; /* 0 before it is started */
     bool started;
     uint64_t started_us;
-    char words[ARENA_SIZE + 1]; /* the order's, which argv and envp point into */
+    char text[ARENA_SIZE + 1]; /* the command's strings; argv and envp point into it */
     char *argv[MAX_STRINGS + 1], *envp[MAX_STRINGS + 1];
 } reaper;
 
-static void send_report(enum report_kind kind, int value)
+static void send_report(enum report_type type, int value)
 {
     struct rusage usage;
-    struct report report = {.kind = kind, .value = value, .started_us = reaper.started_us};
-    if (kind == REPORT_EXITED && getrusage(RUSAGE_CHILDREN, &usage) == 0) {
+    struct report report = {.type = type, .value = value, .started_us = reaper.started_us};
+    if (type == REPORT_EXITED && getrusage(RUSAGE_CHILDREN, &usage) == 0) {
         report.cpu_us = (uint64_t)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000 +
                         (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
         report.max_rss_bytes = (uint64_t)usage.ru_maxrss * 1024;
     }
     if (write(reaper.ends.report_fd, &report, sizeof report) != sizeof report)
-        _exit(1); /* the agent is gone, and with it the machine */
+        _exit(1); /* the agent has exited, and the machine ends with it */
 }
 
-static _Noreturn void fail(enum report_kind kind, int error)
+static _Noreturn void fail(enum report_type type, int error)
 {
-    send_report(kind, error);
+    send_report(type, error);
     _exit(1);
 }
 
-/* For a job that is root: what /proc offers to root by the mode of a file alone becomes read-only (core_pattern would
- * run a program outside of the job). Without CAP_SYS_ADMIN no job undoes it. */
+/* For a job with user root: make the parts of /proc read-only that only file modes protect (core_pattern would run a
+ * program outside the job). Undoing it needs CAP_SYS_ADMIN, which no job has. */
 static bool protect_proc(void)
 {
     static const char *const paths[] = {"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"};
@@ -56,14 +55,15 @@ static bool protect_proc(void)
     for (size_t i = 0; i < sizeof paths / sizeof paths[0]; i++) {
         if (access(paths[i], F_OK) < 0)
             continue; /* not in this kernel */
-        if (mount(paths[i], paths[i], NULL, MS_BIND, NULL) < 0 || mount(NULL, paths[i], NULL, MS_REMOUNT | flags, NULL) < 0)
+        if (mount(paths[i], paths[i], NULL, MS_BIND, NULL) < 0 ||
+            mount(NULL, paths[i], NULL, MS_REMOUNT | flags, NULL) < 0)
             return false;
     }
     return true;
 }
 
-/* In the job's mount namespace: its root is the overlay and nothing else, its /proc shows its own processes. The agent's
- * later mounts below it come in, nothing goes out. */
+/* Set up the job's mount namespace: its root is only the overlay, its /proc shows only its own processes. The agent's
+ * later mounts below the root propagate into it; its own never propagate out. */
 static bool enter_root(void)
 {
     return mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) == 0 && chdir("/newroot") == 0 &&
@@ -71,16 +71,16 @@ static bool enter_root(void)
            mount("/newroot", "/", NULL, MS_MOVE, NULL) == 0 && chroot(".") == 0 && chdir("/") == 0;
 }
 
-/* An order's words: how many bytes follow, how many of the strings are arguments; then the working folder, the
- * arguments and the environment, each ended by a zero. */
-static struct command read_order(void)
+/* Read a command: the number of bytes that follow, the number of arguments; then the working folder, the arguments and
+ * the environment, each ended by a zero. */
+static struct command read_command(void)
 {
     uint32_t head[2];
-    if (!read_fully(reaper.ends.order_fd, head, sizeof head) || head[0] > ARENA_SIZE || head[1] > MAX_STRINGS ||
-        !read_fully(reaper.ends.order_fd, reaper.words, head[0]))
+    if (!read_fully(reaper.ends.command_fd, head, sizeof head) || head[0] > ARENA_SIZE || head[1] > MAX_STRINGS ||
+        !read_fully(reaper.ends.command_fd, reaper.text, head[0]))
         _exit(1);
     size_t argc = 0, envc = 0;
-    char *at = reaper.words, *end = at + head[0];
+    char *at = reaper.text, *end = at + head[0];
     for (at += strlen(at) + 1; at < end; at += strlen(at) + 1) {
         if (argc < head[1])
             reaper.argv[argc++] = at;
@@ -88,28 +88,28 @@ static struct command read_order(void)
             reaper.envp[envc++] = at;
     }
     reaper.argv[argc] = reaper.envp[envc] = NULL;
-    return (struct command){reaper.words, reaper.argv, reaper.envp};
+    return (struct command){reaper.text, reaper.argv, reaper.envp};
 }
 
-/* A process that waited is no longer the first that the kernel ends when memory is short. */
+/* A prefork program that waits is the OOM killer's first choice; one that runs the job is not. */
 static void clear_oom_adj(pid_t child)
 {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/oom_score_adj", child);
     if (!write_file(path, "0"))
-        say("belljar-agent: %s: %s", path, strerror(errno));
+        log_line("%s: %s", path, strerror(errno));
 }
 
-/* The job begins: in the prefork program that waits, or in a process that executes the order's words. */
-static void start_child(uint8_t order)
+/* Start the job: in the waiting prefork program, or in a new process that executes the command. */
+static void start_child(uint8_t control)
 {
-    if (order == ORDER_EXEC && reaper.child > 0) {
+    if (control == CONTROL_EXEC && reaper.child > 0) {
         kill(reaper.child, SIGKILL);
         waitpid(reaper.child, NULL, 0);
     }
     reaper.started_us = now_us();
-    if (order == ORDER_EXEC) {
-        struct command command = read_order();
+    if (control == CONTROL_EXEC) {
+        struct command command = read_command();
         if ((reaper.child = spawn(&reaper.how, &command)) < 0)
             fail(REPORT_EXEC_FAILED, -reaper.child);
     } else if (reaper.how.isolated) {
@@ -117,28 +117,28 @@ static void start_child(uint8_t order)
     }
     send_report(REPORT_STARTED, reaper.child);
     reaper.started = true;
-    close_fd(&reaper.ends.order_fd);
+    close_fd(&reaper.ends.command_fd);
     for (int fd = 0; fd < 3; fd++)
         close_fd(&reaper.how.stdio[fd]);
 }
 
-/* Signal the job's process group, and end with it what is left of it when that was the last word. */
-static _Noreturn void leave(int signal_number)
+/* Signal the job's process group unless `signal_number` is 0, and exit. */
+static _Noreturn void exit_reaper(int signal_number)
 {
     if (signal_number && reaper.child > 0)
         kill(-reaper.child, signal_number);
     _exit(0);
 }
 
-static void take_order(void)
+static void handle_control(void)
 {
-    uint8_t order;
-    if (read(reaper.ends.control_fd, &order, 1) != 1)
-        leave(SIGKILL); /* the agent is gone */
-    if (order == ORDER_EXEC || order == ORDER_PREFORK)
-        start_child(order);
+    uint8_t control;
+    if (read(reaper.ends.control_fd, &control, 1) != 1)
+        exit_reaper(SIGKILL); /* the agent has exited */
+    if (control == CONTROL_EXEC || control == CONTROL_PREFORK)
+        start_child(control);
     else if (reaper.child > 0)
-        kill(-reaper.child, order);
+        kill(-reaper.child, control);
 }
 
 static void reap(void)
@@ -151,16 +151,16 @@ static void reap(void)
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
         if (pid != reaper.child)
             continue;
-        if (!reaper.started) /* a prefork program that did not wait: not for this image */
+        if (!reaper.started) /* a prefork program that exits instead of waiting */
             send_report(REPORT_EXEC_FAILED, ECHILD);
         else
             send_report(REPORT_EXITED, status);
-        leave(reaper.how.isolated ? 0 : SIGKILL);
+        exit_reaper(reaper.how.isolated ? 0 : SIGKILL);
     }
 }
 
-/* Everything that the job's processes are to find, before the first of them is started. */
-static void set_up(void)
+/* Set up signals, mounts and privileges before the job's first process starts. */
+static void isolate(void)
 {
     sigset_t child_signal;
     bool ok = sigemptyset(&child_signal) == 0 && sigaddset(&child_signal, SIGCHLD) == 0 &&
@@ -174,18 +174,18 @@ static void set_up(void)
 
 _Noreturn void reaper_main(const struct child *how, const struct command *prefork, struct reaper_ends ends)
 {
-    int kept[] = {ends.report_fd, ends.control_fd, ends.order_fd, how->stdio[0],  how->stdio[1],
-                  how->stdio[2],  how->cgroup_fd,  how->order_fd, how->program_fd};
+    int kept[] = {ends.report_fd, ends.control_fd, ends.command_fd, how->stdio[0],  how->stdio[1],
+                  how->stdio[2],  how->cgroup_fd,  how->command_fd, how->program_fd};
     reaper.ends = ends;
     reaper.how = *how;
-    if (!close_all_but(kept, sizeof kept / sizeof kept[0])) /* what is the agent's alone, and other sets' */
+    if (!close_all_but(kept, sizeof kept / sizeof kept[0])) /* the agent's own and other sets' */
         fail(REPORT_ISOLATE_FAILED, errno);
-    set_up();
+    isolate();
     if (prefork && (reaper.child = spawn(&reaper.how, prefork)) < 0)
         fail(REPORT_EXEC_FAILED, -reaper.child);
     close_fd(&reaper.how.program_fd);
-    reaper.how.order_fd = -1; /* what is started from now on is no prefork program */
-    reaper.how.laid_out = false;
+    reaper.how.command_fd = -1; /* later children are no prefork programs */
+    reaper.how.fixed_layout = false;
     if (!prefork)
         send_report(REPORT_PREPARED, 0);
     for (;;) {
@@ -197,7 +197,7 @@ _Noreturn void reaper_main(const struct child *how, const struct command *prefor
         if (ready < 0 && errno != EINTR)
             _exit(1);
         if (ready > 0 && fds[1].revents)
-            take_order();
+            handle_control();
         if (ready > 0 && (fds[0].revents || fds[1].revents))
             reap();
     }

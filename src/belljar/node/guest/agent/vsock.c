@@ -1,4 +1,5 @@
-/* Where there is no virtio-serial port, the host connects to a vsock port that the agent listens on. */
+/* The vsock port that the agent listens on when the machine has no virtio-serial port.
+ * Only the host may connect: a job's process could too. */
 #include "agent.h"
 
 #include <errno.h>
@@ -12,8 +13,8 @@
 
 enum { VSOCK_PORT = 1024 };
 
-/* A socket that listens for the host; -1 while the machine has no vsock device. The socket alone proves nothing: it can
- * be had wherever the module is loaded, so ask whether the machine has an address of its own. */
+/* Open a socket that listens for the host; return -1 while the machine has no vsock device. A socket can be created
+ * wherever the module is loaded, so check whether the machine has a context ID of its own. */
 int open_listener(void)
 {
     unsigned cid = VMADDR_CID_ANY;
@@ -26,17 +27,18 @@ int open_listener(void)
         return -1;
     struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = VSOCK_PORT};
     int listener = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (listener < 0 || bind(listener, (const struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 1) < 0)
+    if (listener < 0 || bind(listener, (const struct sockaddr *)&address, sizeof address) < 0 ||
+        listen(listener, 1) < 0)
         die("vsock");
     return listener;
 }
 
 bool is_host(const struct sockaddr_vm *peer)
 {
-    return peer->svm_family != AF_VSOCK || peer->svm_cid == VMADDR_CID_HOST; /* another family only in tests */
+    return peer->svm_family != AF_VSOCK || peer->svm_cid == VMADDR_CID_HOST; /* other families: only in tests */
 }
 
-/* Wait for the host to connect, and begin with empty hands: what was under way belonged to the stream before. */
+/* Wait for the host to connect; discard buffered bytes, which belonged to the previous stream. */
 void accept_host(void)
 {
     struct sockaddr_vm peer;
@@ -52,5 +54,5 @@ void accept_host(void)
     } while (agent.port < 0 || !is_host(&peer));
     set_nonblocking(agent.port);
     agent.in_len = agent.out_start = agent.out_len = 0;
-    agent.last_heard_ms = now_us() / 1000;
+    agent.last_received_ms = now_us() / 1000;
 }

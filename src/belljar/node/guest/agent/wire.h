@@ -1,4 +1,5 @@
-/* The wire protocol: the same numbers as wire.py, held together by a test. */
+/* The numbers of the wire protocol, and little-endian encoding.
+ * wire.py has the same numbers; a test compares both. */
 #ifndef BELLJAR_WIRE_H
 #define BELLJAR_WIRE_H
 
@@ -15,7 +16,7 @@ enum {
     MAX_LAYER_PATH = 200,
 };
 
-enum kind {
+enum frame_type {
     WELCOME = 0x01,
     ARG = 0x02,
     ENV = 0x03,
@@ -49,7 +50,7 @@ enum kind {
 
 enum stream { NONE = 0, STDOUT = 1, STDERR = 2, ARTIFACTS = 3, STREAMS };
 enum stage { STAGE_SCRIPT = 1, STAGE_ISOLATE = 2, STAGE_EXEC = 3 };
-enum { RUN_ISOLATED = 1, RUN_KEEP = 2, RUN_REHEARSE = 4 };
+enum { RUN_ISOLATED = 1, RUN_KEEP = 2, RUN_WARM_UP = 4 };
 
 static inline uint32_t get_u32(const uint8_t *p)
 {

@@ -35,4 +35,4 @@ async def configure_network(connection: AgentConnection, slot: NetworkSlot | Non
     if slot is None:
         return
     nameservers = [IPv4Address(each) for each in slot.nameservers]
-    await connection.network(IPv4Interface(slot.guest_address), IPv4Address(slot.gateway), nameservers, slot.mtu)
+    await connection.set_network(IPv4Interface(slot.guest_address), IPv4Address(slot.gateway), nameservers, slot.mtu)

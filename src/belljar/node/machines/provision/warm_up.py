@@ -65,7 +65,7 @@ class _DiscardOutput:
 
 async def warm_up(connection: AgentConnection, command: Command) -> None:
     """Run a warm-up command. Raises MachineError when it cannot start or does not succeed."""
-    seconds = _WARM_UP_SECONDS * connection.patience
+    seconds = _WARM_UP_SECONDS * connection.timeout_factor
     try:
         async with asyncio.timeout(seconds):
             exited = await connection.warm_up(command, _DiscardOutput())
@@ -107,7 +107,7 @@ async def resume(clone: Clone, boot_timeout_seconds: float, *, silence_seconds: 
     Raises BadSnapshot, HostError when this host is short of something, MachineError when the reason is unknown.
     """
     started, factor = time.monotonic(), deadline_factor(boot_timeout_seconds)
-    connection = AgentConnection(clone.reader, clone.writer, patience=factor)
+    connection = AgentConnection(clone.reader, clone.writer, timeout_factor=factor)
     try:
         await run_unless_dead(clone, connection.resume(_RESUME_SECONDS * factor, silence_seconds=silence_seconds))
     except MachineDead as error:

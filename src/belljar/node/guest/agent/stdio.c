@@ -1,4 +1,5 @@
-/* The job's standard streams. */
+/* The job's standard streams: output within the host's credit, input within the agent's.
+ * A slow reader on either side slows the writer on the other. */
 #include "agent.h"
 
 #include <errno.h>
@@ -10,13 +11,13 @@ void forward_output(enum stream stream)
     int *fd = &agent.job.output_fd[stream];
     ssize_t n;
     if (agent.discard[stream]) {
-        n = read(*fd, agent.dropped, CHUNK);
+        n = read(*fd, agent.discarded, CHUNK);
     } else {
-        size_t most = agent.credit[stream] < CHUNK ? (size_t)agent.credit[stream] : CHUNK;
-        uint8_t *p = output_room(CHUNK);
-        if (most == 0 || !p)
+        size_t limit = agent.credit[stream] < CHUNK ? (size_t)agent.credit[stream] : CHUNK;
+        uint8_t *p = output_space(CHUNK);
+        if (limit == 0 || !p)
             return;
-        n = read(*fd, p + HEADER_SIZE, most);
+        n = read(*fd, p + HEADER_SIZE, limit);
         if (n > 0) {
             put_header(p, (uint32_t)n, OUTPUT, stream);
             agent.out_len += HEADER_SIZE + (size_t)n;
@@ -35,11 +36,11 @@ static void grant_stdin(size_t size)
         send_control(STDIN_CREDIT, payload, sizeof payload);
 }
 
-void take_stdin(const uint8_t *data, size_t length)
+void receive_stdin(const uint8_t *data, size_t length)
 {
     if (agent.stdin_ended || length > STDIN_WINDOW - agent.stdin_len) {
         errno = EPROTO;
-        die("STDIN from host");
+        die("unexpected STDIN from host");
     }
     memmove(agent.stdin_data, agent.stdin_data + agent.stdin_start, agent.stdin_len);
     agent.stdin_start = 0;
@@ -48,19 +49,19 @@ void take_stdin(const uint8_t *data, size_t length)
     agent.stdin_ended = length == 0;
 }
 
-static void drop_stdin(void)
+static void discard_stdin(void)
 {
     grant_stdin(agent.stdin_len);
     agent.stdin_len = 0;
 }
 
-/* Give the job what it will take of its standard input; what it closed it never misses. */
+/* Write buffered input to the job; discard it when the job closed its standard input. */
 void forward_stdin(void)
 {
     if (agent.phase == READY)
-        return; /* RUN comes after the first of it */
+        return; /* input may arrive before RUN */
     if (agent.job.stdin_fd < 0) {
-        drop_stdin();
+        discard_stdin();
         return;
     }
     if (agent.stdin_len > 0) {
@@ -69,7 +70,7 @@ void forward_stdin(void)
             return;
         if (n < 0) {
             close_fd(&agent.job.stdin_fd);
-            drop_stdin();
+            discard_stdin();
             return;
         }
         agent.stdin_start += (size_t)n;

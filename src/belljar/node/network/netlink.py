@@ -1,4 +1,4 @@
-"""Devices, addresses, routes and shaping over netlink (pyroute2), in whatever namespace the calling thread is."""
+"""Devices, addresses, routes and traffic shaping over netlink (pyroute2), in the calling thread's namespace."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from belljar.node.network.layout import (
     MAX_MTU,
     TAP,
     UPLINK,
-    HostFacts,
+    HostNetworks,
     Layout,
     host_interface,
 )
@@ -32,12 +32,12 @@ _RT_TABLE_LOCAL = 255
 _RT_SCOPE_LINK = 253
 _RTN_UNICAST = 1
 _NUD_PERMANENT = 0x80
-#: A machine's frames may be 64 KiB when it leaves segmentation to the host; a bucket must hold some.
+#: Bytes of the token bucket: it must hold a few frames of 64 KiB, which a machine sends with segmentation offload.
 _MIN_BURST_BYTES = 256 * 1024
 
 
-def netlink(work: Callable[[Any], Awaitable[T]]) -> T:
-    """Run `work` with a netlink socket of the calling thread's namespace. Blocks. Raises NetworkError."""
+def run_netlink(work: Callable[[Any], Awaitable[T]]) -> T:
+    """Return the result of `work` with a netlink socket of this thread's namespace. Blocks. Raises NetworkError."""
 
     async def run() -> T:
         async with AsyncIPRoute() as route:
@@ -46,11 +46,11 @@ def netlink(work: Callable[[Any], Awaitable[T]]) -> T:
     try:
         return asyncio.run(run())
     except NetlinkError as error:
-        raise NetworkError(f"the kernel refused to set a network up: {error}") from error
+        raise NetworkError(f"the kernel rejected a network change: {error}") from error
 
 
-async def make_slot_links(route: Any, layout: Layout, number: int, host_namespace: int) -> None:
-    """Inside the slot's new namespace, which has its TAP device: everything else, and a link to the host's."""
+async def create_slot_links(route: Any, layout: Layout, number: int, host_namespace: int) -> None:
+    """Set up the links, addresses and routes inside a slot's new namespace, which has its TAP device already."""
     peer = {"ifname": host_interface(number), "net_ns_fd": host_namespace}
     await route.link("add", ifname=UPLINK, kind="veth", peer=peer)
     tap, uplink = socket.if_nametoindex(TAP), socket.if_nametoindex(UPLINK)
@@ -60,13 +60,13 @@ async def make_slot_links(route: Any, layout: Layout, number: int, host_namespac
     await route.addr("add", index=tap, address=str(layout.gateway), prefixlen=prefix)
     await route.addr("add", index=uplink, address=str(layout.slot_address(number)), prefixlen=31)
     await route.route("add", dst="default", gateway=str(layout.host_address(number)))
-    # The gateway never has to ask who the guest is, and cannot be told otherwise.
+    # The gateway never asks for the guest's MAC, so that no ARP reply can change it.
     await route.neigh("add", dst=str(layout.guest), lladdr=GUEST_MAC, ifindex=tap, state=_NUD_PERMANENT)
     await shape_slot(route, layout.mbit, "add")
 
 
 async def shape_slot(route: Any, mbit: float, verb: str) -> None:
-    """Inside a slot's namespace: so many megabits a second each way, `add`ed or in place of (`replace`) what was."""
+    """Limit a slot to `mbit` megabits a second each way; `verb` is `add` or `replace`. Call inside its namespace."""
     bytes_per_second = int(mbit * 125_000)
     burst = max(_MIN_BURST_BYTES, bytes_per_second // 250)
     for name in (TAP, UPLINK):  # to the guest, and from it
@@ -74,8 +74,8 @@ async def shape_slot(route: Any, mbit: float, verb: str) -> None:
         await route.tc(verb, "tbf", index=index, handle="1:", rate=bytes_per_second, burst=burst, latency="50ms")
 
 
-async def join_host(route: Any, layout: Layout, number: int) -> None:
-    """On the host: the other end of slot `number`'s link."""
+async def configure_host_end(route: Any, layout: Layout, number: int) -> None:
+    """Set up the host's end of slot `number`'s link."""
     name = host_interface(number)
     index = socket.if_nametoindex(name)
     with contextlib.suppress(FileNotFoundError):  # a host without IPv6
@@ -85,7 +85,7 @@ async def join_host(route: Any, layout: Layout, number: int) -> None:
 
 
 async def remove_host_end(route: Any, number: int) -> None:
-    """Remove the link, both ends of it; at once, while a namespace may go later. None there: nothing to do."""
+    """Remove both ends of a slot's link at once; its namespace may outlive it. Do nothing without a link."""
     try:
         index = socket.if_nametoindex(host_interface(number))
     except OSError:
@@ -93,8 +93,8 @@ async def remove_host_end(route: Any, number: int) -> None:
     await route.link("del", index=index)
 
 
-async def slot_address_there(route: Any, number: int) -> IPv4Address | None:
-    """The address of slot `number`, whoever made it, as the host's end of its link tells; None without a link."""
+async def find_slot_address(route: Any, number: int) -> IPv4Address | None:
+    """Return the address of slot `number` of any owner, derived from the host's end of its link; None without one."""
     try:
         index = socket.if_nametoindex(host_interface(number))
     except OSError:
@@ -104,21 +104,21 @@ async def slot_address_there(route: Any, number: int) -> IPv4Address | None:
     return None
 
 
-def tap_bytes() -> tuple[int, int]:
-    """Bytes that went to the guest and that came from it, as its TAP device counted them. Raises OSError.
+def read_tap_bytes() -> tuple[int, int]:
+    """Return the bytes sent to and received from the guest, as counted by its TAP device. Raises OSError.
 
-    From proc(5), for which the kernel takes no lock: a netlink answer would wait for devices that are just going.
+    Reads proc(5), for which the kernel takes no lock: netlink would wait for devices that are being removed.
     """
     for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
         name, _, numbers = line.partition(":")
         if name.strip() == TAP:
             fields = numbers.split()
             return int(fields[8]), int(fields[0])
-    raise FileNotFoundError(f"there is no {TAP}")
+    raise FileNotFoundError(f"no device {TAP}")
 
 
-async def host_facts(route: Any) -> HostFacts:
-    """What this host is connected to; belljar's own links are left out."""
+async def read_host_networks(route: Any) -> HostNetworks:
+    """Return the host's addresses and networks, without belljar's own links."""
     ours, mtus = set(), {}
     async for link in await route.link("dump"):
         mtus[link["index"]] = int(link.get("mtu") or MAX_MTU)
@@ -143,7 +143,7 @@ async def host_facts(route: Any) -> HostFacts:
         routed.append(network)
         if each["scope"] == _RT_SCOPE_LINK:
             connected.append(network)
-    return HostFacts(addresses=addresses, connected=tuple(connected), routed=tuple(routed), mtu=mtu)
+    return HostNetworks(addresses=addresses, connected=tuple(connected), routed=tuple(routed), mtu=mtu)
 
 
 def set_sysctl(name: str, value: str) -> None:

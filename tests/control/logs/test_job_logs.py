@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from belljar.control.blobs.store import Blobs, open_blobs
-from belljar.control.logs.log import JobLog, LogStream, LogWriter, log_blob, log_path
-from belljar.control.store.claims import SqlClaims
+from belljar.control.logs.job_logs import JobLogs
+from belljar.control.logs.log import JobLog, LogWriter, log_blob, log_path
 from belljar.model.errors import HostError
 from belljar.model.job import Job, LostAttempt
+from belljar.model.log_stream import LogStream
 from belljar.model.states import Status
-from belljar.node.worker.job_logs import JobLogs
 from belljar.settings import Settings
 from support.job_queue import queued
-from support.worker_harness import EIO, QUICK, Faults, Faulty, WorkerHarness, opened_harness
+from support.worker_harness import EIO, QUICK_UPLOADS, Faults, Faulty
 
 
 class Jobs:
@@ -54,7 +53,7 @@ async def said(blobs: Blobs, data_dir: Path, job: Job) -> list[tuple[int, bytes]
 
 @pytest.mark.parametrize("second_node", ["a", "b"])
 async def test_an_attempt_goes_on_in_the_log_of_the_one_before(tmp_path: Path, blobs: Blobs, second_node: str) -> None:
-    nodes = {name: JobLogs(tmp_path / name, blobs, QUICK) for name in ("a", "b")}
+    nodes = {name: JobLogs(tmp_path / name, blobs, QUICK_UPLOADS) for name in ("a", "b")}
     job = queued(attempt=1)
     await say(nodes["a"], job, "one")
     nodes["a"].note_lost(lost(job))
@@ -71,14 +70,14 @@ async def test_an_attempt_goes_on_in_the_log_of_the_one_before(tmp_path: Path, b
 async def test_the_log_of_a_lost_attempt_names_no_path_of_the_host(tmp_path: Path, blobs: Blobs) -> None:
     job = lost(queued(attempt=1))
     attempt = job.lost_attempts[0].model_copy(update={"message": "cannot read /srv/blobs/x: it is broken"})
-    JobLogs(tmp_path, blobs, QUICK).note_lost(job.model_copy(update={"lost_attempts": (attempt,)}))
+    JobLogs(tmp_path, blobs, QUICK_UPLOADS).note_lost(job.model_copy(update={"lost_attempts": (attempt,)}))
     words = b"[belljar: attempt 1 was lost: cannot read PATH: it is broken]"
     assert await said(blobs, tmp_path, job) == [(1, words)]
 
 
 async def test_a_log_found_after_its_job_ended_elsewhere_is_put_in_front(tmp_path: Path, blobs: Blobs) -> None:
     """The first node was cut off, and came back when the second had run the job to its end."""
-    here, there = JobLogs(tmp_path / "a", blobs, QUICK), JobLogs(tmp_path / "b", blobs, QUICK)
+    here, there = JobLogs(tmp_path / "a", blobs, QUICK_UPLOADS), JobLogs(tmp_path / "b", blobs, QUICK_UPLOADS)
     jobs: Any = Jobs()
     job = queued(attempt=1)
     await say(here, job, "one")
@@ -100,7 +99,7 @@ async def test_a_log_found_when_another_node_has_left_its_own_replaces_nothing(
     tmp_path: Path, blobs: Blobs, status: Status
 ) -> None:
     """The first node was cut off with its log, and came back when the second had lost its attempt too."""
-    here, there = JobLogs(tmp_path / "a", blobs, QUICK), JobLogs(tmp_path / "b", blobs, QUICK)
+    here, there = JobLogs(tmp_path / "a", blobs, QUICK_UPLOADS), JobLogs(tmp_path / "b", blobs, QUICK_UPLOADS)
     jobs: Any = Jobs()
     job = queued(attempt=1)
     await say(here, job, "one")
@@ -112,7 +111,7 @@ async def test_a_log_found_when_another_node_has_left_its_own_replaces_nothing(
 
 
 async def test_a_log_that_goes_on_from_what_is_kept_replaces_it(tmp_path: Path, blobs: Blobs) -> None:
-    logs, job, jobs = JobLogs(tmp_path / "a", blobs, QUICK), queued(attempt=1), Jobs()
+    logs, job, jobs = JobLogs(tmp_path / "a", blobs, QUICK_UPLOADS), queued(attempt=1), Jobs()
     await say(logs, job, "one")
     await blobs.put_file(log_blob(job.id), log_path(tmp_path / "a", job.id))
     await say(logs, job.model_copy(update={"attempt": 2}), "two")
@@ -125,7 +124,7 @@ async def test_a_log_that_goes_on_from_what_is_kept_replaces_it(tmp_path: Path, 
 async def test_a_log_that_cannot_be_compared_keeps_no_other_from_being_brought_away(
     tmp_path: Path, blobs: Blobs
 ) -> None:
-    logs, jobs = JobLogs(tmp_path / "a", blobs, QUICK), Jobs()
+    logs, jobs = JobLogs(tmp_path / "a", blobs, QUICK_UPLOADS), Jobs()
     broken, other = sorted((queued(), queued()), key=lambda job: job.id)
     jobs.known = {broken.id: (Status.SUCCEEDED, "b"), other.id: (Status.SUCCEEDED, "a")}
     await blobs.put_bytes(log_blob(broken.id), b"kept")
@@ -137,7 +136,7 @@ async def test_a_log_that_cannot_be_compared_keeps_no_other_from_being_brought_a
 
 @pytest.mark.parametrize("worker", ["a", "b"])
 async def test_a_log_that_was_kept_and_not_removed_is_not_kept_twice(tmp_path: Path, blobs: Blobs, worker: str) -> None:
-    logs, job, jobs = JobLogs(tmp_path / "a", blobs, QUICK), queued(attempt=1), Jobs()
+    logs, job, jobs = JobLogs(tmp_path / "a", blobs, QUICK_UPLOADS), queued(attempt=1), Jobs()
     await say(logs, job, "one")
     data = log_path(tmp_path / "a", job.id).read_bytes()
     await logs.keep(job.id)
@@ -151,7 +150,7 @@ async def test_a_log_that_was_kept_and_not_removed_is_not_kept_twice(tmp_path: P
 async def test_the_log_of_a_job_that_was_lost_for_good_while_its_node_was_away_is_kept(
     tmp_path: Path, blobs: Blobs
 ) -> None:
-    logs, job, jobs = JobLogs(tmp_path / "a", blobs, QUICK), queued(attempt=1), Jobs()
+    logs, job, jobs = JobLogs(tmp_path / "a", blobs, QUICK_UPLOADS), queued(attempt=1), Jobs()
     deleted = queued(attempt=1)
     await say(logs, job, "one")
     await say(logs, deleted, "none")
@@ -162,7 +161,7 @@ async def test_the_log_of_a_job_that_was_lost_for_good_while_its_node_was_away_i
 
 
 async def test_a_log_that_is_written_to_is_not_taken_away(tmp_path: Path, blobs: Blobs) -> None:
-    logs, job, jobs = JobLogs(tmp_path, blobs, QUICK), queued(attempt=1), Jobs()
+    logs, job, jobs = JobLogs(tmp_path, blobs, QUICK_UPLOADS), queued(attempt=1), Jobs()
     jobs.known[job.id] = Status.QUEUED, None
     async with logs.opened(job) as writer:
         writer.append(LogStream.STDOUT, b"one")
@@ -174,10 +173,10 @@ async def test_a_log_that_is_written_to_is_not_taken_away(tmp_path: Path, blobs:
 
 async def test_blobs_that_refuse_do_not_begin_the_log_anew(tmp_path: Path, blobs: Blobs) -> None:
     faults, job = Faults(), queued(attempt=1)
-    await say(JobLogs(tmp_path / "a", blobs, QUICK), job, "one")
-    await JobLogs(tmp_path / "a", blobs, QUICK).keep(job.id)
+    await say(JobLogs(tmp_path / "a", blobs, QUICK_UPLOADS), job, "one")
+    await JobLogs(tmp_path / "a", blobs, QUICK_UPLOADS).keep(job.id)
     refusing: Any = Faulty(blobs, "blobs", faults)
-    logs, again = JobLogs(tmp_path / "b", refusing, QUICK), job.model_copy(update={"attempt": 2})
+    logs, again = JobLogs(tmp_path / "b", refusing, QUICK_UPLOADS), job.model_copy(update={"attempt": 2})
     for error in (EIO, lambda: HostError("it refuses")):
         faults.refuse("blobs.stream", error, times=1)
         with pytest.raises(HostError):
@@ -192,33 +191,3 @@ async def test_a_log_that_cannot_be_written_any_more_is_no_error_of_the_job(smal
             log.append(LogStream.STDOUT, b"x" * 60_000)
     assert log.failure is not None
     assert "No space" in str(log.failure)
-
-
-async def test_stdout_bytes_count_the_attempt_that_ended(bed: WorkerHarness, tmp_path: Path) -> None:
-    job = await bed.submit(f"echo output; [ -e {tmp_path}/again ] || {{ touch {tmp_path}/again; sleep 60; }}")
-    async with bed.working():
-        await bed.running(job)
-        bed.hypervisor.made[0].process.kill()
-        found = await bed.ended(job)
-    assert (found.status, found.attempt, found.logs.stdout_bytes) == (Status.SUCCEEDED, 2, 7)
-    records = [record async for record in JobLog(bed.settings.data_dir, open_blobs(bed.settings), job.id).read()]
-    output = [(record.attempt, record.data) for record in records if record.stream is LogStream.STDOUT]
-    assert output == [(1, b"output\n"), (2, b"output\n")]
-    assert bed.leftovers() == []
-
-
-async def test_blobs_that_hang_keep_no_worker_from_its_first_claim(agent: Path, tmp_path: Path) -> None:
-    """The logs of what it puts right at its start wait, and not the jobs behind them."""
-    async with opened_harness(tmp_path / "data", agent, replace(QUICK, upload_seconds=600)) as bed:
-        held = await bed.submit("exit 0", max_attempts=1)
-        assert await SqlClaims(bed.database).claim("w1", vcpus=1, memory_mb=1024, lease_seconds=30)
-        with LogWriter(log_path(bed.settings.data_dir, held.id)) as writer:
-            writer.append(LogStream.STDOUT, b"text")
-        hanging = bed.faults.hang("blobs.put_file")
-        job = await bed.submit("sleep 60")
-        async with bed.working():
-            await bed.running(job)
-            assert (await bed.get(held)).status is Status.LOST
-            hanging.left = 0
-            await bed.cancel(job)
-            await bed.ended(job)

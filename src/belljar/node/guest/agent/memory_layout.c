@@ -1,4 +1,5 @@
-/* The layout in memory of prefork programs. */
+/* The memory layout of prefork programs: fixed within one machine, random between machines.
+ * All other programs are randomized by the kernel as usual. */
 #include "agent.h"
 
 #include <errno.h>
@@ -7,10 +8,10 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-/* One layout in memory for all prefork programs of this machine: a hypervisor that translates keeps its translations by
- * address, and those that a rehearsal caused are to serve the job. Yet no layout that can be known beforehand: without
- * randomization the kernel maps libraries below a gap for the stack, as large as the limit of the stack at the exec
- * (mmap_base in arch/x86/mm/mmap.c), and that is drawn at random for the machine. */
+/* Choose one layout for all prefork programs of this machine: an emulating hypervisor caches translations by address,
+ * and the job reuses those of a warm-up. The layout must not be predictable: without randomization the kernel maps
+ * libraries below a gap as large as the stack limit at exec (mmap_base in arch/x86/mm/mmap.c), so that limit is drawn
+ * at random. */
 void choose_layout(void)
 {
     enum { MIN_MIB = 1024, MIBS = 1 << 23 };
@@ -19,15 +20,15 @@ void choose_layout(void)
         agent.stack_gap = (rlim_t)(MIN_MIB + random % MIBS) << 20;
 }
 
-/* Whether programs that are executed from now on are laid out at random; only while one is prepared they are not. */
+/* Switch the kernel's randomization; it is off only while a set of processes is prepared. */
 void set_randomization(bool on)
 {
     if (agent.stack_gap && !write_file("/proc/sys/kernel/randomize_va_space", on ? "2" : "0"))
         die("randomize_va_space");
 }
 
-/* By the child, before its exec: stop there, with the gap as its limit. */
-bool ask_for_layout(void)
+/* In the child, before exec: stop at the exec, with the gap as stack limit. */
+bool request_layout(void)
 {
     struct rlimit limit;
     if (getrlimit(RLIMIT_STACK, &limit) < 0 || ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0)
@@ -36,8 +37,8 @@ bool ask_for_layout(void)
     return setrlimit(RLIMIT_STACK, &limit) == 0;
 }
 
-/* By its parent, when it has stopped: nothing of the new program has run yet, which looks at the limit when it starts.
- * Returns 0 or an errno; `reaped` says whether the child is no more. */
+/* In the parent: restore the stopped child's stack limit, before the new program reads it, and let it run. Returns 0 or
+ * an errno; sets `reaped` when the child has exited and was reaped. */
 int resume_traced(pid_t child, bool *reaped)
 {
     struct rlimit limit;

@@ -1,8 +1,8 @@
-"""The logs of jobs on this node: begun where another attempt left off, brought to the blob store, never overwritten.
+"""The logs of jobs while they run: continued by each attempt, uploaded to the blob store, never overwritten.
 
-An attempt that follows a lost one goes on in the same log. A lost attempt therefore leaves its log in the blob store,
-where the next one fetches it, on whatever node that is. What could not be brought there stays here, is read from here,
-and is tried again.
+An attempt that follows a lost one continues the same log. The log of a lost attempt is therefore uploaded too: the next
+attempt downloads it, whichever process of the control plane serves it. A log that could not be uploaded stays in the
+data folder, is read from there, and is tried again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -18,12 +19,12 @@ import structlog
 
 from belljar.control.blobs.store import Blobs
 from belljar.control.jobs.changes import Changes
-from belljar.control.logs.log import LogStream, LogWriter, log_blob, log_path
+from belljar.control.logs.log import LogWriter, log_blob, log_path
 from belljar.control.store.claims import SqlClaims
 from belljar.model.errors import HostError, NotFound, host_error, without_paths
 from belljar.model.job import Job
+from belljar.model.log_stream import LogStream
 from belljar.model.states import Status
-from belljar.node.worker.retry import RetryTimes
 from belljar.system.background import report_failure
 
 log = structlog.get_logger()
@@ -32,20 +33,30 @@ log = structlog.get_logger()
 _BATCH = 200
 
 
-class JobLogs:
-    """The log files in a worker's data folder. A file is written by one attempt, or brought away, never both."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UploadTimes:
+    """The waits for uploads of logs, in seconds."""
 
-    def __init__(self, data_dir: Path, blobs: Blobs, retry_times: RetryTimes, changes: Changes | None = None) -> None:
+    #: The log of an attempt that ended is given this long to reach the blob store; after that it is uploaded later.
+    upload_seconds: float = 30.0
+    #: How often logs that could not be uploaded are tried again.
+    sweep_seconds: float = 30.0
+
+
+class JobLogs:
+    """The log files in a data folder. A file is written by one attempt, or uploaded, never both."""
+
+    def __init__(self, data_dir: Path, blobs: Blobs, times: UploadTimes, changes: Changes | None = None) -> None:
         self._data_dir = data_dir
         self._blobs = blobs
-        self._retry_times = retry_times
+        self._times = times
         self._changes = changes or Changes()
         self._open: Counter[str] = Counter()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def opened(self, job: Job) -> AsyncIterator[LogWriter]:
-        """The log for this attempt to write to, behind what earlier attempts said. Raises HostError."""
+        """Open the log for this attempt, behind the output of earlier attempts. Raises HostError."""
         async with self._lock(job.id):
             if job.attempt > 1:
                 await self._fetch(job.id)
@@ -61,20 +72,20 @@ class JobLogs:
             if not self._open[job.id]:
                 del self._open[job.id]
 
-    async def keep(self, job_id: str, *, writers: int = 0, seconds: float | None = None) -> None:
-        """Bring the log to the blob store; when that fails it stays here. Never raises.
+    async def keep(self, job_id: str) -> None:
+        """Upload the log; when that fails it stays in the data folder. Never raises.
 
-        `writers` is how many of those who have it open are the caller's, and write no more; with others it stays too.
+        A log that is open stays too: its attempt uploads it.
         """
         async with self._lock(job_id):
             path = log_path(self._data_dir, job_id)
-            if self._open[job_id] <= writers and path.exists():
-                await self._bring(job_id, path, seconds or self._retry_times.upload_seconds)
+            if job_id not in self._open and path.exists():
+                await self._upload(job_id, path, self._times.upload_seconds)
 
     def note_lost(self, job: Job) -> None:
-        """Say in the job's log that its last attempt was lost; what it had said stays there.
+        """Note in the job's log that its last attempt was lost, behind that attempt's output.
 
-        Tenants read it: the job itself tells its operator of which paths the message speaks.
+        Tenants read the log, so the message names no paths; the job's record does.
         """
         lost = job.lost_attempts[-1]
         text = f"\n[belljar: attempt {lost.attempt} was lost: {without_paths(lost.message)}]\n"
@@ -85,8 +96,8 @@ class JobLogs:
             log.error("job_log_incomplete", job=job.id, error=error.message)
 
     async def sweep(self, claims: SqlClaims) -> None:
-        """Bring away what stays here of jobs that nobody runs here. Raises HostError."""
-        for batch in _batches(await asyncio.to_thread(self._idle)):
+        """Upload the logs of jobs that no attempt runs, and remove those of deleted jobs. Raises HostError."""
+        for batch in _batches(await asyncio.to_thread(self._closed)):
             jobs = await claims.statuses(batch)
             for job_id in batch:
                 status, _ = jobs.get(job_id, (None, None))
@@ -95,7 +106,13 @@ class JobLogs:
                 elif status.terminal or status is Status.QUEUED:
                     await self._try_merge(job_id)
 
-    def _idle(self) -> list[str]:
+    async def run(self, claims: SqlClaims) -> None:
+        """Sweep at intervals until cancelled. Raises HostError."""
+        while True:
+            await self.sweep(claims)
+            await asyncio.sleep(self._times.sweep_seconds)
+
+    def _closed(self) -> list[str]:
         folder = log_path(self._data_dir, "x").parent
         with contextlib.suppress(FileNotFoundError):
             names = sorted(path.stem for path in folder.iterdir() if path.suffix == ".log")
@@ -106,7 +123,7 @@ class JobLogs:
         return self._locks.setdefault(job_id, asyncio.Lock())
 
     async def _fetch(self, job_id: str) -> None:
-        """What earlier attempts on other nodes said, where no file is here that goes on from it."""
+        """Download the log of earlier attempts, unless a file that continues it is here."""
         path = log_path(self._data_dir, job_id)
         if path.exists():
             return
@@ -120,72 +137,72 @@ class JobLogs:
         except NotFound:
             return
         except OSError as error:
-            raise host_error(error, "fetch the job's log") from error
+            raise host_error(error, "download the job's log") from error
         finally:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
 
     @property
     def _slow_seconds(self) -> float:
-        """For what nobody waits for."""
-        return 10 * self._retry_times.upload_seconds
+        """The time limit of an upload in the background."""
+        return 10 * self._times.upload_seconds
 
-    async def _bring(self, job_id: str, path: Path, seconds: float) -> bool:
+    async def _upload(self, job_id: str, path: Path, seconds: float) -> bool:
         try:
             async with asyncio.timeout(seconds):
                 await self._blobs.put_file(log_blob(job_id), path)
             path.unlink(missing_ok=True)
-        except Exception as error:  # noqa: BLE001 (whatever becomes of its log, the job ends)
-            report_failure("keep_log", error, job=job_id)
+        except Exception as error:  # noqa: BLE001 (the job ends without its log in the blob store)
+            report_failure("upload_log", error, job=job_id)
             return False
         return True
 
     async def _try_merge(self, job_id: str) -> None:
         try:
             await self._merge(job_id)
-        except (HostError, NotFound) as error:  # the others are brought away all the same
-            report_failure("keep_log", error, job=job_id)
+        except (HostError, NotFound) as error:  # the other logs are uploaded all the same
+            report_failure("upload_log", error, job=job_id)
 
     async def _merge(self, job_id: str) -> None:
-        """Bring the log away with what is kept of it already: attempts on other nodes may have left theirs there."""
+        """Upload the log together with what is uploaded of it already: other processes may have served attempts."""
         async with self._lock(job_id):
             path = log_path(self._data_dir, job_id)
             if self._open[job_id] or not path.exists():
                 return
             part = path.with_suffix(".part")
             try:
-                common, size, kept_size = await self._compare(job_id, path)
-                if common == size and kept_size:
-                    path.unlink()  # all of it is kept
-                elif common == kept_size:
-                    await self._bring(job_id, path, self._slow_seconds)
+                common, size, uploaded_size = await self._compare(job_id, path)
+                if common == size and uploaded_size:
+                    path.unlink()  # all of it is uploaded
+                elif common == uploaded_size:
+                    await self._upload(job_id, path, self._slow_seconds)
                 else:
-                    await self._append_kept(job_id, path, part)
-                    if await self._bring(job_id, part, self._slow_seconds):
+                    await self._append_uploaded(job_id, path, part)
+                    if await self._upload(job_id, part, self._slow_seconds):
                         path.unlink()
             except OSError as error:
-                raise host_error(error, "bring a job's log away") from error
+                raise host_error(error, "upload a job's log") from error
             finally:
                 with contextlib.suppress(OSError):
                     part.unlink(missing_ok=True)
 
     async def _compare(self, job_id: str, path: Path) -> tuple[int, int, int]:
-        """How many bytes the file and the kept log have in common from their beginnings on, and their lengths.
+        """Return how many bytes the file and the uploaded log share from their beginnings on, and both lengths.
 
-        A chunk that differs anywhere counts for nothing. What is not kept has no length.
+        A chunk that differs anywhere counts as not shared. A log that is not uploaded has the length 0.
         """
-        size, kept_size, common = path.stat().st_size, await self._blobs.size(log_blob(job_id)) or 0, 0
-        if not kept_size:
+        size, uploaded_size, common = path.stat().st_size, await self._blobs.size(log_blob(job_id)) or 0, 0
+        if not uploaded_size:
             return 0, size, 0
         with path.open("rb") as file:
             async for chunk in self._blobs.stream(log_blob(job_id)):
-                mine = file.read(len(chunk))
-                if mine != chunk[: len(mine)]:
+                here = file.read(len(chunk))
+                if here != chunk[: len(here)]:
                     break
-                common += len(mine)
-        return common, size, kept_size
+                common += len(here)
+        return common, size, uploaded_size
 
-    async def _append_kept(self, job_id: str, path: Path, part: Path) -> None:
+    async def _append_uploaded(self, job_id: str, path: Path, part: Path) -> None:
         with part.open("wb") as out:
             with path.open("rb") as file:
                 while chunk := file.read(1 << 20):

@@ -1,4 +1,5 @@
-/* Frames in and out of the one byte stream to the host. */
+/* Frames over the byte stream to the host: buffering, sending and splitting.
+ * The stream's end ends the machine, except while it is suspended. */
 #include "agent.h"
 
 #include <errno.h>
@@ -6,14 +7,13 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Whether the machine goes on without its stream: suspended, it may have been frozen since, and its clone's host comes to
- * where the agent listens. Any other machine ends with its stream. */
-static bool outlives_stream(void)
+/* A suspended machine may have been frozen meanwhile; the host of its clone makes a new connection. */
+static bool survives_disconnect(void)
 {
     return agent.phase == SUSPENDED_NOW && agent.listener >= 0;
 }
 
-void flush_out(void)
+void flush_frames(void)
 {
     while (agent.out_len > 0) {
         ssize_t n = write(agent.port, agent.out + agent.out_start, agent.out_len);
@@ -21,10 +21,10 @@ void flush_out(void)
             continue;
         if (n < 0 && errno == EAGAIN)
             return;
-        if (n <= 0) { /* the host hung up */
-            if (!outlives_stream())
+        if (n <= 0) { /* the host closed the stream */
+            if (!survives_disconnect())
                 end_machine();
-            agent.out_len = 0; /* reading finds the end too */
+            agent.out_len = 0; /* read_frames meets the end too */
             break;
         }
         agent.out_start += (size_t)n;
@@ -33,8 +33,8 @@ void flush_out(void)
     agent.out_start = 0;
 }
 
-/* Where `size` more bytes can be written in the outgoing buffer; NULL when there is no room now. */
-static uint8_t *out_room(size_t size)
+/* Return where `size` more bytes fit in the outgoing buffer; NULL when it is full. */
+static uint8_t *frame_space(size_t size)
 {
     if (agent.out_start + agent.out_len + size > OUT_SIZE && agent.out_start > 0) {
         memmove(agent.out, agent.out + agent.out_start, agent.out_len);
@@ -45,31 +45,31 @@ static uint8_t *out_room(size_t size)
     return agent.out + agent.out_start + agent.out_len;
 }
 
-/* Room for a frame of output that leaves the control frames theirs. */
-uint8_t *output_room(size_t payload)
+/* Return space for a frame of output; leaves CONTROL_RESERVE bytes for control frames. */
+uint8_t *output_space(size_t payload)
 {
-    return out_room(HEADER_SIZE + payload + CONTROL_ROOM);
+    return frame_space(HEADER_SIZE + payload + CONTROL_RESERVE);
 }
 
-void put_header(uint8_t *p, uint32_t length, enum kind kind, enum stream stream)
+void put_header(uint8_t *p, uint32_t length, enum frame_type type, enum stream stream)
 {
     put_u32(p, length);
-    p[4] = (uint8_t)kind;
+    p[4] = (uint8_t)type;
     p[5] = (uint8_t)stream;
     p[6] = p[7] = 0;
 }
 
-/* Queue a small frame. The host earns no more control frames than fit: their number is bounded by what it sends. */
-void send_control(enum kind kind, const uint8_t *payload, size_t length)
+/* Queue a small frame. The host's own frames bound their number, so the reserve suffices while the host reads. */
+void send_control(enum frame_type type, const uint8_t *payload, size_t length)
 {
     uint8_t *p;
-    while (!(p = out_room(HEADER_SIZE + length))) {
+    while (!(p = frame_space(HEADER_SIZE + length))) {
         struct pollfd waiting = {.fd = agent.port, .events = POLLOUT};
         if (poll(&waiting, 1, agent.silence_ms ? (int)agent.silence_ms : -1) == 0)
-            end_machine(); /* the host reads no more */
-        flush_out();
+            end_machine(); /* the host does not read */
+        flush_frames();
     }
-    put_header(p, (uint32_t)length, kind, NONE);
+    put_header(p, (uint32_t)length, type, NONE);
     if (length)
         memcpy(p + HEADER_SIZE, payload, length);
     agent.out_len += HEADER_SIZE + length;
@@ -91,7 +91,7 @@ void send_hello(void)
     send_control(HELLO, payload, sizeof payload);
 }
 
-void handle_input(void)
+void handle_frames(void)
 {
     size_t at = 0;
     while (agent.in_len - at >= HEADER_SIZE) {
@@ -99,29 +99,29 @@ void handle_input(void)
         uint32_t length = get_u32(p);
         if (length > MAX_PAYLOAD) {
             errno = EPROTO;
-            die("frame from host");
+            die("invalid frame from host");
         }
         if (agent.in_len - at < HEADER_SIZE + (size_t)length)
             break;
-        handle_frame((enum kind)p[4], (enum stream)p[5], p + HEADER_SIZE, length);
+        handle_frame((enum frame_type)p[4], (enum stream)p[5], p + HEADER_SIZE, length);
         at += HEADER_SIZE + (size_t)length;
     }
     memmove(agent.in, agent.in + at, agent.in_len - at);
     agent.in_len -= at;
 }
 
-void read_port(void)
+void read_frames(void)
 {
     ssize_t n = read(agent.port, agent.in + agent.in_len, IN_SIZE - agent.in_len);
     if (n < 0 && (errno == EINTR || errno == EAGAIN))
         return;
     if (n <= 0) {
-        if (!outlives_stream())
+        if (!survives_disconnect())
             end_machine();
         accept_host();
         return;
     }
     agent.in_len += (size_t)n;
-    agent.last_heard_ms = now_us() / 1000;
-    handle_input();
+    agent.last_received_ms = now_us() / 1000;
+    handle_frames();
 }

@@ -1,0 +1,67 @@
+"""The queue of one data folder, opened: the link for nodes, and the services that keep it in order."""
+
+from __future__ import annotations
+
+import asyncio
+
+from belljar.control.blobs.store import Blobs
+from belljar.control.jobs.changes import Changes
+from belljar.control.logs.job_logs import JobLogs, UploadTimes
+from belljar.control.queue.link_service import LinkService
+from belljar.control.queue.rescuer import JobRescuer, MissingImageService
+from belljar.control.scripts.service import ScriptService
+from belljar.control.store.claims import SqlClaims
+from belljar.control.store.nodes import SqlNodes
+from belljar.settings import Settings
+from belljar.system.background import supervise
+
+_MAX_PAUSE_SECONDS = 10.0
+
+
+class Queue:
+    """The link of this process, and its services: `run` them beside it, with or without a node here.
+
+    Several processes may run them over one database: what one has repaired, another finds repaired.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        claims: SqlClaims,
+        nodes: SqlNodes,
+        scripts: ScriptService,
+        blobs: Blobs,
+        changes: Changes,
+        times: UploadTimes | None = None,
+    ) -> None:
+        self._claims = claims
+        self._logs = JobLogs(settings.data_dir, blobs, times or UploadTimes(), changes)
+        self._rescuer = JobRescuer(claims, changes, settings.lease_seconds, self._on_expired)
+        self._missing_images = MissingImageService(claims, nodes, changes, settings.lease_seconds)
+        self.link = LinkService(
+            settings=settings,
+            claims=claims,
+            nodes=nodes,
+            scripts=scripts,
+            blobs=blobs,
+            changes=changes,
+            logs=self._logs,
+            on_renewal_failed=self._rescuer.postpone,
+        )
+
+    async def run(self) -> None:
+        """Run the services until cancelled. What fails is logged and tried again."""
+        async with asyncio.TaskGroup() as group:
+            for name, work in (
+                ("rescue_jobs", self._rescuer.run),
+                ("fail_jobs_without_image", self._missing_images.run),
+                ("upload_logs", self._upload_logs),
+            ):
+                group.create_task(supervise(name, work, max_pause_seconds=_MAX_PAUSE_SECONDS), name=name)
+
+    async def _upload_logs(self) -> None:
+        await self._logs.run(self._claims)
+
+    async def _on_expired(self, job_id: str) -> None:
+        await self.link.leases.drop(job_id)

@@ -1,0 +1,97 @@
+"""The host's frames with a payload: one function encodes each type.
+
+Sources: wire.py for the frame, docs/protocol.md for each payload.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Interface
+
+from belljar.node.guest.wire import (
+    MAX_HOSTNAME,
+    MAX_LAYER_PATH,
+    MAX_NAME,
+    SEED_BYTES,
+    VERSION,
+    FrameType,
+    RunFlag,
+    Stream,
+    frame,
+)
+
+_MAX_NAMESERVERS = 3
+_WELCOME = struct.Struct("<HHIQ")
+_RUN = struct.Struct("<IIII")
+_CREDIT = struct.Struct("<I")
+#: Address and gateway in network byte order, MTU, prefix length, number of name servers, and room for three of them.
+_NETWORK = struct.Struct("<4s4sHBB12s")
+#: Bytes of the script's file system and of the layer behind it on the script's disk.
+_LAYER = struct.Struct("<QQ")
+_COLLECT = struct.Struct("<QII")
+
+
+def welcome(silence_seconds: int, unix_ns: int) -> bytes:
+    """Encode WELCOME: accept the agent, set its clock to `unix_ns`, and bound the host's silence (0: no bound)."""
+    return frame(FrameType.WELCOME, _WELCOME.pack(VERSION, silence_seconds, 0, unix_ns))
+
+
+def identity(seed: bytes, hostname: str) -> bytes:
+    """Encode IDENTITY: SEED_BYTES random bytes that no other machine gets, and the host name. Raises ValueError."""
+    if len(seed) != SEED_BYTES or not 0 < len(hostname.encode()) <= MAX_HOSTNAME:
+        raise ValueError(f"an identity needs a seed of {SEED_BYTES} bytes and a host name of 1 to {MAX_HOSTNAME}")
+    return frame(FrameType.IDENTITY, seed + hostname.encode())
+
+
+def strings(argv: Iterable[str], env: dict[str, str]) -> bytes:
+    """Encode a command's arguments and environment, one frame each. Raises ValueError when one is too long."""
+    frames = [frame(FrameType.ARG, arg.encode()) for arg in argv]
+    frames += [frame(FrameType.ENV, f"{name}={text}".encode()) for name, text in env.items()]
+    return b"".join(frames)
+
+
+def run(*, uid: int, gid: int, max_processes: int, flags: RunFlag, cwd: bytes, prefork: str = "") -> bytes:
+    """Encode RUN: run the strings sent before in `cwd`, in the waiting prefork program of that name if there is one."""
+    return frame(FrameType.RUN, _request(uid, gid, max_processes, flags, cwd, prefork))
+
+
+def prepare(*, uid: int, gid: int, max_processes: int, flags: RunFlag, prefork: str = "") -> bytes:
+    """Encode PREPARE: start processes that wait, among them the prefork program of that name if one is given."""
+    return frame(FrameType.PREPARE, _request(uid, gid, max_processes, flags, b"/", prefork))
+
+
+def _request(uid: int, gid: int, max_processes: int, flags: RunFlag, cwd: bytes, prefork: str) -> bytes:
+    if len(prefork.encode()) > MAX_NAME:
+        raise ValueError(f"the name of a prefork program has at most {MAX_NAME} bytes")
+    return _RUN.pack(uid, gid, max_processes, flags) + cwd + b"\0" + prefork.encode()
+
+
+def network(interface: IPv4Interface, gateway: IPv4Address, nameservers: Sequence[IPv4Address], mtu: int) -> bytes:
+    """Encode NETWORK: configure the machine's network device, before RUN. Name servers after the third are dropped."""
+    addresses = b"".join(server.packed for server in nameservers[:_MAX_NAMESERVERS])
+    prefix = interface.network.prefixlen
+    count = len(addresses) // 4
+    payload = _NETWORK.pack(interface.ip.packed, gateway.packed, mtu, prefix, count, addresses)
+    return frame(FrameType.NETWORK, payload)
+
+
+def layer(script_bytes: int, layer_bytes: int, path: str) -> bytes:
+    """Encode LAYER: the script's disk holds a layer behind the script, to be mounted over the image's folder `path`.
+
+    Raises ValueError for an empty layer and for a path that is relative or over MAX_LAYER_PATH bytes.
+    """
+    folder = path.encode()
+    if not (script_bytes > 0 and layer_bytes > 0 and folder.startswith(b"/") and len(folder) <= MAX_LAYER_PATH):
+        raise ValueError(f"a layer has a length, and an absolute path of at most {MAX_LAYER_PATH} bytes")
+    return frame(FrameType.LAYER, _LAYER.pack(script_bytes, layer_bytes) + folder)
+
+
+def credit(stream: Stream, size: int) -> bytes:
+    """Encode CREDIT: the agent may send `size` more bytes of the stream."""
+    return frame(FrameType.CREDIT, _CREDIT.pack(size), stream)
+
+
+def collect(globs: Sequence[bytes], *, max_bytes: int, max_count: int) -> bytes:
+    """Encode COLLECT: send the files below the working folder that the globs match, within the limits."""
+    return frame(FrameType.COLLECT, _COLLECT.pack(max_bytes, max_count, 0) + b"\0".join(globs))

@@ -1,0 +1,39 @@
+"""Every implementation of the link is opened here, and passes the same tests (test_conformance.py)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from belljar.link.interface import ControlLink
+from support.control_plane import ControlPlane, opened_control_plane
+
+
+@asynccontextmanager
+async def in_process(control: ControlPlane) -> AsyncIterator[ControlLink]:
+    yield control.queue.link
+
+
+#: How a node gets its link to a control plane. One line for each implementation.
+IMPLEMENTATIONS: dict[str, Callable[[ControlPlane], AbstractAsyncContextManager[ControlLink]]] = {
+    "in_process": in_process,
+}
+
+
+@pytest.fixture
+async def control(tmp_path: Path) -> AsyncIterator[ControlPlane]:
+    """The control plane behind the link."""
+    async with opened_control_plane(
+        tmp_path / "data", lease_seconds=30, max_output_mb=1, max_artifacts_mb=1, max_artifact_count=3
+    ) as control:
+        yield control
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+async def link(request: pytest.FixtureRequest, control: ControlPlane) -> AsyncIterator[ControlLink]:
+    """A node's link to `control`."""
+    async with IMPLEMENTATIONS[request.param](control) as link:
+        yield link
