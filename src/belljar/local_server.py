@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from belljar.data_dir import DataDir, is_served
+from belljar.data_dir import DataDir, data_folder_error, is_served, private_folder
+from belljar.system.atomic_write import atomic_write
 
 _MAX_BYTES = 4096
 
@@ -43,3 +47,18 @@ def is_loopback(host: str | None) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+@contextlib.contextmanager
+def address_file(data_dir: Path, url: str) -> Iterator[None]:
+    """Keep the server's URL where commands on this host find it, while the block runs. Raises DataFolderError."""
+    path = DataDir(data_dir).server_address
+    private_folder(path.parent)
+    try:
+        atomic_write(path, json.dumps({"url": url, "pid": os.getpid()}), mode=0o600)
+    except OSError as error:
+        raise data_folder_error(path, error) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

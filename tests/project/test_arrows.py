@@ -19,7 +19,7 @@ ARROWS: dict[str, set[str]] = {
     # Where things lie in the data folder; `local_server` reads what a server leaves there for commands on its host.
     "data_dir": {"model", "system"},
     "settings": {"model", "system", "data_dir"},
-    "local_server": {"data_dir"},
+    "local_server": {"system", "data_dir"},
     "images": {"model", "system", "settings", "data_dir"},
     "packages": {"model", "system", "settings", "data_dir", "images"},
     "scripts": {"model", "system", "settings", "data_dir", "images", "packages"},

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import belljar.app as app
+import belljar.app.local_run as app
 import belljar.node.worker.runner as runner
 from belljar.cli.main import main
 from support.agent_process import ProcessHypervisor

@@ -37,7 +37,7 @@ def belljar(
 
 _EACH = """
 import json, os, sys
-import belljar.cli.serving, belljar.client, belljar.images.build, belljar.app, belljar.cli.terminal
+import belljar.app.server, belljar.client, belljar.images.build, belljar.app.local_run, belljar.cli.terminal
 from belljar.cli.main import main
 results = []
 for words in json.load(sys.stdin):

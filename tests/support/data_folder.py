@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from belljar.cli.maintenance import maintenance_of
+from belljar.app.maintenance import maintenance_of
 from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.blob_names import artifact_blob, stdin_blob
 from belljar.control.logs.log import log_blob, log_path

@@ -42,7 +42,7 @@ def gc(
 
 
 async def _collect(settings: Settings, *, dry_run: bool) -> list[ServiceOutcome]:
-    from belljar.cli.maintenance import maintenance_of
+    from belljar.app.maintenance import maintenance_of
     from belljar.cli.printing import ProgressLines
     from belljar.control.blobs.store import open_blobs
     from belljar.control.store.opening import open_database

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def run_here(request: RunRequest, settings: Settings, *, verbose: bool) -> RunEnd:
     """Run the job to its end; a signal, or a closed output, cancels it. Raises BelljarError, Stopped."""
-    from belljar.app import LocalRequest, run_locally
+    from belljar.app.local_run import LocalRequest, run_locally
     from belljar.cli.logging import start_logging
     from belljar.cli.terminal import TerminalObserver
 

@@ -93,3 +93,24 @@ def run_until_signal(work: Coroutine[Any, Any, T], request_stop: Callable[[], bo
         raise
     finally:
         raise_on_signals()
+
+
+def run_until_stopped(
+    start: Callable[[asyncio.Event, Callable[[str], None]], Coroutine[Any, Any, None]], announce: Callable[[str], None]
+) -> None:
+    """Run a server. After it has called its `on_ready`, a signal sets its `stop` event; before, a signal cancels it.
+
+    `announce` prints the text that the server passes to `on_ready`. Raises Stopped when a signal cancelled the server.
+    """
+    stop, is_ready = asyncio.Event(), False
+
+    def on_ready(text: str) -> None:
+        nonlocal is_ready
+        is_ready = True
+        announce(text)
+
+    def request_stop() -> bool:
+        stop.set()
+        return is_ready
+
+    run_until_signal(start(stop, on_ready), request_stop)

@@ -1,4 +1,4 @@
-"""Composition: puts the parts of both sides together for one process. Nothing below imports this module."""
+"""Runs one job without a server: the control plane resolves it, the node runs it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Composition: puts the parts of both sides together for one process. Nothing below imports this package."""

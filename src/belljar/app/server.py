@@ -1,0 +1,74 @@
+"""The server: the HTTP API, the control plane's services, and a worker unless it is told otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable
+
+from belljar.app.maintenance import maintenance_of
+from belljar.app.worker import open_queue, open_worker
+from belljar.control.api.admin_key import ensure_admin_key
+from belljar.control.api.descriptors import raise_descriptor_limit
+from belljar.control.api.listener import listen, url_of
+from belljar.control.api.memory import return_large_blocks
+from belljar.control.api.server import Server
+from belljar.control.api.services import open_services
+from belljar.data_dir import serving
+from belljar.local_server import address_file, is_loopback
+from belljar.model.errors import InvalidOption
+from belljar.node.worker.node_name import node_name
+from belljar.node.worker.work_folder import clear_work_folders
+from belljar.settings import Settings
+from belljar.settings.server import ServerSettings
+from belljar.system.background import supervise
+
+#: How long a computing thread keeps the interpreter from other threads. With Python's default of 5 ms, each step of a
+#: transaction waits that long for a busy event loop, and a request for a thread that unpacks an archive.
+_SWITCH_SECONDS = 0.0005
+
+
+async def serve(settings: Settings, *, with_worker: bool, on_ready: Callable[[str], None], stop: asyncio.Event) -> None:
+    """Serve until `stop` is set. `on_ready` is called with the server's URL once it accepts requests.
+
+    Raises HostError, DataFolderError, InvalidOption.
+    """
+    _check_auth(settings)
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    raise_descriptor_limit()
+    return_large_blocks()
+    await asyncio.to_thread(clear_work_folders, settings.data_dir)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(settings.host, settings.port))
+        stack.enter_context(serving(settings.data_dir))
+        name = stack.enter_context(node_name(settings.data_dir)) if with_worker else None
+        async with open_services(settings) as services:
+            await ensure_admin_key(services.keys, settings.data_dir)
+            url = url_of(listener)
+            stack.enter_context(address_file(settings.data_dir, url))
+            server = Server(services, lambda: on_ready(url))
+            queue = open_queue(services)
+            maintenance = maintenance_of(settings, services.database, services.blobs)
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(queue.run()),
+                    group.create_task(supervise("maintenance", maintenance.run)),
+                    group.create_task(_stop_server(server, stop)),
+                ]
+                if name is not None:
+                    tasks.append(group.create_task(open_worker(services, queue, name).run()))
+                await server.serve(sockets=[listener])
+                for task in tasks:
+                    task.cancel()
+
+
+async def _stop_server(server: Server, stop: asyncio.Event) -> None:
+    await stop.wait()
+    server.should_exit = True
+
+
+def _check_auth(settings: ServerSettings) -> None:
+    if settings.auth == "on" or is_loopback(settings.host):
+        return
+    raise InvalidOption(f"--auth off needs a loopback address, and {settings.host} is none", option="auth")
