@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from belljar.node.machines.host.namespace import inside
+from belljar.node.machines.host.namespace import run_in_namespace
 from support.internet import INTERNET, NAMESERVER, NETNS, WEB, listen, simulated_internet
 from support.running import Server, serving
 
@@ -51,7 +51,7 @@ print(got * 8 / 1e6 / {SECONDS})
 
 def serve(port: int, send: bool, stop: threading.Event) -> threading.Thread:
     """Take everything that comes, or send without end, to one connection at a time."""
-    listener = inside(NETNS / INTERNET, lambda: listen(WEB, port))
+    listener = run_in_namespace(NETNS / INTERNET, lambda: listen(WEB, port))
     listener.settimeout(0.2)
 
     def talk() -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from belljar.node.machines.host.namespace import inside
+from belljar.node.machines.host.namespace import run_in_namespace
 from belljar.node.machines.host.owner import owner_name
 from belljar.node.machines.host.tap import open_tap
 from belljar.node.machines.protocol import NetworkSlot
@@ -97,7 +97,7 @@ def many_slots(count: int) -> dict[str, object]:
         for tap in taps:
             os.close(tap)
         figures["TAP opened ms"] = round(statistics.median(opening), 2)
-        figures["counters read ms"] = round(statistics.median(milliseconds(slot.traffic) for slot in slots[:20]), 2)
+        figures["counters read ms"] = round(statistics.median(milliseconds(slot.read_traffic) for slot in slots[:20]), 2)
         tenth = max(1, count // 10)
         figures |= {
             "slots": count,
@@ -213,7 +213,7 @@ def only_nat(slot: KernelSlot, host_table: str) -> None:
             nft.run("flush ruleset")
             nft.run(bare.format("up0"))
 
-    inside(slot.path, inner)
+    run_in_namespace(slot.path, inner)
     for device in ("tap0", "up0"):
         ip("-n", slot.path.name, "qdisc", "del", "dev", device, "root", program="tc")
     with Nft() as nft:
@@ -227,7 +227,7 @@ def throughput(rounds: int) -> dict[str, object]:
     policies = {"open": Policy(open=True), "list of 4": LISTED, "list of 256": with_web(LARGEST), "NAT alone": None}
     found: dict[str, list[float]] = {}
     with simulated_internet():
-        listener = inside(NETNS / INTERNET, lambda: listen(WEB, 5201))
+        listener = run_in_namespace(NETNS / INTERNET, lambda: listen(WEB, 5201))
         for _ in range(rounds):
             for name, policy in policies.items():
                 with wired() as use:
@@ -242,7 +242,7 @@ def throughput(rounds: int) -> dict[str, object]:
                             only_nat(slot, host._table)
                         place = use(slot.network_slot())
                         for way, up in (("guest → host", True), ("host → guest", False)):
-                            ours = inside(place, lambda: socket.create_connection((WEB, 5201), 5))
+                            ours = run_in_namespace(place, lambda: socket.create_connection((WEB, 5201), 5))
                             theirs, _ = listener.accept()
                             with ours, theirs:
                                 rate = _measure(ours, theirs) if up else _measure(theirs, ours)

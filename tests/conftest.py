@@ -24,7 +24,7 @@ from support.private_host import PrivateHost
 #: Modules with tests that make networks, or watch the host's: they have a network of their own for a host's.
 _network_modules: set[Path] = set()
 #: Fixtures that make a network of its own, or compile and run the agent.
-_PROCESS_FIXTURES = {"world", "unchanged_host", "agent", "sanitized_agent"}
+_PROCESS_FIXTURES = {"internet", "unchanged_host", "agent", "sanitized_agent"}
 _IMAGES = pytest.StashKey[BuiltImages]()
 _VM_TOOLS = ("qemu-system-x86_64", "bwrap", "mmdebstrap", "mkfs.erofs", "setpriv")
 

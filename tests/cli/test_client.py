@@ -63,7 +63,7 @@ def test_what_the_server_refuses_is_one_line(server: Server, data_dir: Path, tmp
         "status: ": ["jobs", "ls", "--status", "asleep"],
         "the key is not known here": ["jobs", "ls", "--api-key", "wrong"],
         "max_upload_mb": ["submit", "large.py"],
-        "there is nothing at /elsewhere/v1/jobs": ["jobs", "ls", "--server", f"{server.url}/elsewhere"],
+        "unknown path /elsewhere/v1/jobs": ["jobs", "ls", "--server", f"{server.url}/elsewhere"],
     }
     results = belljar_each(*refused.values(), data_dir=data_dir, cwd=tmp_path)
     for expected, result in zip(refused, results, strict=True):

@@ -73,7 +73,7 @@ async def test_a_folder_that_cannot_be_served_is_told_and_left_as_it_is(tmp_path
             data_dir=tmp_path,
         )
     of_newer, of_damaged, of_file, of_port = (complaint(result, 1) for result in results)
-    assert "newer belljar (schema 9999); upgrade" in of_newer
+    assert "newer version (schema 9999); upgrade" in of_newer
     with sqlite3.connect(newer / "belljar.db") as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
     assert "damaged" in of_damaged and str(damaged) in of_damaged
@@ -88,7 +88,7 @@ def test_commands_beside_a_server_of_an_older_version_change_nothing(tmp_path: P
     commands = [["gc"], ["gc", "--dry-run"], ["image", "gc"], ["image", "rm", "python"], ["key", "create", "ci"]]
     for result in belljar_each(*commands, data_dir=tmp_path):
         text = complaint(result, 1)
-        assert "is an older belljar's (schema 0002" in text and "start belljar serve" in text
+        assert "is of an older version (schema 0002" in text and "start belljar serve" in text
     with sqlite3.connect(tmp_path / "belljar.db") as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0002",)]
 

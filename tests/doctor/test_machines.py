@@ -1,4 +1,4 @@
-"""doctor's findings about what runs machines, over the stand-ins and over what is not there."""
+"""doctor's findings about what runs machines, over the fakes and over what is not there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from belljar.doctor.check import Check
 from belljar.doctor.machines import check_machines
 from belljar.settings import Settings
-from support.firecracker.building import build_stand_ins
+from support.firecracker.building import build_fakes
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
@@ -23,7 +23,7 @@ def _found(settings: Settings) -> dict[str, Check]:
 
 
 def test_executables_that_will_do_are_told_with_their_versions(tmp_path: Path) -> None:
-    firecracker, jailer = build_stand_ins(tmp_path / "programs")
+    firecracker, jailer = build_fakes(tmp_path / "programs")
     found = _found(Settings(data_dir=tmp_path, firecracker=str(firecracker), jailer=str(jailer)))
     assert (found["Firecracker"].level, found["Firecracker"].message) == ("ok", "1.16.1")
     assert found["jailer"].level == "ok"
@@ -31,14 +31,14 @@ def test_executables_that_will_do_are_told_with_their_versions(tmp_path: Path) -
 
 
 def test_executables_that_others_may_change_are_a_failure(tmp_path: Path) -> None:
-    firecracker, jailer = build_stand_ins(tmp_path / "programs")
+    firecracker, jailer = build_fakes(tmp_path / "programs")
     firecracker.chmod(0o777)
     check = _found(Settings(data_dir=tmp_path, firecracker=str(firecracker), jailer=str(jailer)))["executables"]
     assert check.level == "fail" and str(firecracker) in check.message and "chmod go-w" in check.fix
 
 
 def test_one_that_is_too_old_fails_only_where_it_is_asked_for(tmp_path: Path) -> None:
-    firecracker, jailer = build_stand_ins(tmp_path / "programs", version="1.4.0")
+    firecracker, jailer = build_fakes(tmp_path / "programs", version="1.4.0")
     named = {"data_dir": tmp_path, "firecracker": str(firecracker), "jailer": str(jailer)}
     assert _found(Settings(**named))["Firecracker"].level == "warn"
     check = _found(Settings(**named, hypervisor="firecracker"))["Firecracker"]

@@ -1,4 +1,4 @@
-"""A server whose machines are Firecracker's, over the stand-in: jobs by boot, by snapshot, from the pool; kills."""
+"""A server whose machines are Firecracker's, over the fake: jobs by boot, by snapshot, from the pool; kills."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from belljar.node.machines.protocol import GUEST_MAC
-from support.firecracker.building import build_stand_ins
+from support.firecracker.building import build_fakes
 from support.running import Server, alive, descendants, serving
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.root]
 
 @pytest.fixture(scope="module")
 def stand_in_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    firecracker, jailer = build_stand_ins(tmp_path_factory.mktemp("programs"))
+    firecracker, jailer = build_fakes(tmp_path_factory.mktemp("programs"))
     return {
         "BELLJAR_HYPERVISOR": "firecracker",
         "BELLJAR_FIRECRACKER": str(firecracker),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from belljar.node.machines.host.namespace import inside
+from belljar.node.machines.host.namespace import run_in_namespace
 from support.internet import (
     INTERNET,
     METADATA,
@@ -180,7 +180,7 @@ class index_server:  # noqa: N801 (used as a context)
         def handler(*arguments: Any) -> SimpleHTTPRequestHandler:
             return SimpleHTTPRequestHandler(*arguments, directory=str(self._folder))
 
-        self._socket = inside(NETNS / INTERNET, lambda: listen(PRIVATE_WEB, 8081))
+        self._socket = run_in_namespace(NETNS / INTERNET, lambda: listen(PRIVATE_WEB, 8081))
         self._server = ThreadingHTTPServer((PRIVATE_WEB, 8081), handler, bind_and_activate=False)
         self._server.socket.close()
         self._server.socket = self._socket
@@ -213,7 +213,7 @@ def test_machines_side_by_side_do_not_see_one_another(networked: Server) -> None
     serve = """
 import socket, time
 server = socket.create_server(("0.0.0.0", 8000))
-server.settimeout(15)
+server.settimeout(8)
 print("up", flush=True)
 try:
     print("visited by", server.accept()[1])

@@ -1,4 +1,4 @@
-"""Egress policies as people write them: what is taken, how it is normalised, and what is refused with which words."""
+"""Egress policies: what is accepted, how it is normalised, and the messages for what is refused."""
 
 from __future__ import annotations
 
@@ -103,16 +103,16 @@ def test_malformed_and_contradictory_policies_are_refused(given: object) -> None
     "given",
     ["10.0.0.0/8", "127.0.0.1", "169.254.169.254:80", "192.168.1.0/24", "224.0.0.1", "172.31.255.255", "100.64.0.1"],
 )
-def test_private_and_local_networks_cannot_be_asked_for(given: str) -> None:
+def test_private_and_local_networks_are_refused(given: str) -> None:
     with pytest.raises(ValueError, match="no job may reach"):
         parse_egress(given)
 
 
 def test_ten_thousand_entries_are_refused_at_once() -> None:
     many = [f"h{number}.example" for number in range(10_000)]
-    for asked in (many, ",".join(many)):
+    for entries in (many, ",".join(many)):
         with pytest.raises(ValueError, match=f"at most {MAX_ENTRIES}"):
-            parse_egress(asked)
+            parse_egress(entries)
     assert len(parse_egress(many[:MAX_ENTRIES]).destinations) == MAX_ENTRIES
 
 
@@ -152,7 +152,7 @@ def test_covering_is_a_matter_of_names_networks_and_ports(one: Destination, othe
 
 
 @pytest.mark.parametrize(
-    ("asked", "ceiling", "allowed"),
+    ("requested", "limit", "allowed"),
     [
         ("none", "none", True),
         ("open", "none", False),
@@ -173,12 +173,12 @@ def test_covering_is_a_matter_of_names_networks_and_ports(one: Destination, othe
         ("open", "203.0.113.0/24", False),
     ],
 )
-def test_ceilings(asked: str, ceiling: str, allowed: bool) -> None:
+def test_limits_allow_what_they_cover(requested: str, limit: str, allowed: bool) -> None:
     packages = package_destinations(Settings())
-    assert (first_denied(parse_egress(asked), parse_egress(ceiling), packages) is None) is allowed
+    assert (first_denied(parse_egress(requested), parse_egress(limit), packages) is None) is allowed
 
 
-def test_a_project_has_a_ceiling_of_its_own() -> None:
+def test_a_project_has_an_egress_limit_of_its_own() -> None:
     settings = Settings(max_egress="packages", project_max_egress={"trusted": "open", "exam": "none"})
     check_egress("open", "trusted", settings)
     check_egress("packages", "anyone", settings)

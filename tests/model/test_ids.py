@@ -1,4 +1,4 @@
-"""Identifiers sort by age, are never given twice, and what is none is told apart."""
+"""Identifiers sort by age and are unique; other text is no id."""
 
 from __future__ import annotations
 
@@ -44,5 +44,5 @@ def test_an_id_is_taken_for_one() -> None:
     "text",
     ["", "job_", "job_1", KEY, JOB.lower(), JOB + "\n", "job_" + "U" * 26, "../etc"],
 )
-def test_what_is_no_job_id_is_told_apart(text: str) -> None:
+def test_other_text_is_no_job_id(text: str) -> None:
     assert not is_job_id(text)

@@ -1,4 +1,4 @@
-"""Options as callers may write them, and as they may not: every value is bounded at the edge."""
+"""Valid and invalid options of jobs: every value is bounded at the edge."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_args_and_env_together_are_bounded_by_what_a_program_can_be_given() -> N
 
 
 @given(st.dictionaries(st.text(max_size=8), st.text(max_size=20), max_size=4), st.lists(st.text(max_size=20)))
-def test_whatever_is_accepted_can_be_given_to_a_program(env: dict[str, str], args: list[str]) -> None:
+def test_accepted_values_can_be_passed_to_a_program(env: dict[str, str], args: list[str]) -> None:
     try:
         options = JobOptions(env=env, args=tuple(args))
     except ValidationError:

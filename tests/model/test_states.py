@@ -1,4 +1,4 @@
-"""The table of transitions is whole: every job can get to an end, and from an end nowhere."""
+"""The table of transitions is complete: every job can reach a terminal status, and none leaves one."""
 
 from __future__ import annotations
 

@@ -27,7 +27,19 @@ ARROWS: dict[str, set[str]] = {
     "client": {"model"},
     "control": {"model", "system", "settings", "data_dir", "local_server", "images", "packages", "scripts", "link"},
     "node": {"model", "system", "settings", "data_dir", "images", "packages", "scripts", "link"},
-    "app": {"model", "system", "settings", "data_dir", "images", "packages", "scripts", "link", "control", "node"},
+    "app": {
+        "model",
+        "system",
+        "settings",
+        "data_dir",
+        "local_server",
+        "images",
+        "packages",
+        "scripts",
+        "link",
+        "control",
+        "node",
+    },
 }
 _BELOW_COMMANDS = {*ARROWS}
 ARROWS |= {

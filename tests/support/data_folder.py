@@ -1,4 +1,4 @@
-"""A data folder with a real database and real blobs, and jobs in it that ended some time ago."""
+"""A data folder with a real database and blob store, and jobs that ended some time ago."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from belljar.model.job import Job
 from belljar.model.script import Script
 from belljar.model.states import Status
 from belljar.settings import Settings
+from support.empty_database import place_empty_database
 from support.job_queue import ended, queued, uploaded
 
 SCRIPT = "a" * 64
@@ -56,13 +57,13 @@ class Folder:
         return maintenance_of(self.settings.model_copy(update=settings), self.database, self.blobs)
 
     async def sweep(self, *, dry_run: bool = False, **settings: Any) -> dict[str, ServiceOutcome]:
-        """Run every service once; what each did, by its name. None may fail."""
+        """Run every service once, and return the outcomes by name. None may fail."""
         outcomes = {each.service: each async for each in self.maintenance(**settings).run_once(dry_run=dry_run)}
         assert not [outcome for outcome in outcomes.values() if outcome.error is not None]
         return outcomes
 
     async def end(self, status: Status, days: float, **fields: Any) -> Job:
-        """A job that ended so, so many days ago, with a log, two artifacts and standard input."""
+        """Store a job that ended that many days ago, with a log, two artifacts and standard input."""
         job = queued(created_at=days_ago(days), stdin_bytes=5, labels={"kind": status.value}, **fields)
         await self.blobs.put_bytes(stdin_blob(job.id), b"stdin")
         await self.jobs.insert(job)
@@ -73,10 +74,10 @@ class Folder:
             await self.jobs.cancel(job.project, job.id)
             self.sql("UPDATE jobs SET finished_at = ? WHERE id = ?", _micros(days_ago(days)), job.id)
             return job
-        taken = await self.claims.claim("w1", vcpus=64, memory_mb=1 << 20, lease_seconds=30)
-        assert taken is not None and taken.id == job.id
+        claimed = await self.claims.claim("w1", vcpus=64, memory_mb=1 << 20, lease_seconds=30)
+        assert claimed is not None and claimed.id == job.id
         outcome = ended(status).model_copy(update={"finished_at": days_ago(days), "started_at": days_ago(days)})
-        assert await self.claims.finish("w1", taken, outcome)
+        assert await self.claims.finish("w1", claimed, outcome)
         return job
 
     async def script(self, script_id: str = SCRIPT, project: str = "mine", days: float = 0) -> Script:
@@ -89,7 +90,7 @@ class Folder:
             return connection.execute(statement, values).fetchall()
 
     def bytes_of(self, job_id: str) -> list[str]:
-        """What is left of a job's bytes."""
+        """Return the names of the existing files of a job."""
         top = self.path / "blobs" / "jobs" / job_id
         left = [str(path.relative_to(top.parent)) for path in top.rglob("*")] + ([job_id] if top.exists() else [])
         return left + ([str(log_path(self.path, job_id))] if log_path(self.path, job_id).exists() else [])
@@ -105,6 +106,7 @@ def _micros(at: datetime) -> int:
 @asynccontextmanager
 async def opened(path: Path, **settings: Any) -> AsyncIterator[Folder]:
     configured = Settings(data_dir=path, **settings)
+    await place_empty_database(configured)
     database = await open_database(configured)
     try:
         yield Folder(configured, database, open_blobs(configured))

@@ -1,4 +1,4 @@
-"""Runs coroutines one step at a time, so that a property test decides who goes on at each point of suspension."""
+"""Runs coroutines one step at a time, so that a property test decides which task continues at each suspension."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 
 class Gates:
-    """Places where fakes are suspended until the test lets one of them go on, with a result or an error."""
+    """Points where fakes are suspended until the test resumes one of them, with a result or an error."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[str, asyncio.Future[Any]]] = []
 
     async def pass_through(self, name: str) -> Any:
-        """Suspend; what is returned or raised then is the test's choice. Work like a process's end is not cancelled."""
+        """Suspend; return or raise what the test chooses. Work like a process's end is not cancelled."""
         future = asyncio.get_running_loop().create_future()
         self.waiting.append((name, future))
         try:
@@ -23,7 +23,7 @@ class Gates:
             self.waiting = [each for each in self.waiting if each[1] is not future]
 
     def open(self, name: str, number: int, outcome: Any = None) -> bool:
-        """Let one that waits under this name go on; False when none does."""
+        """Resume a task that waits under this name; return False when none does."""
         futures = [future for waiting, future in self.waiting if waiting == name and not future.done()]
         if not futures:
             return False
@@ -36,7 +36,7 @@ class Gates:
 
 
 class Steps:
-    """An event loop that runs only while the test says so."""
+    """An event loop that runs only when the test lets it."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -48,7 +48,7 @@ class Steps:
         return task
 
     def settle(self, turns: int = 12) -> None:
-        """Run everything that can go on without a gate."""
+        """Run every task up to its next gate."""
 
         async def turn() -> None:
             for _ in range(turns):
@@ -64,7 +64,7 @@ class Steps:
 
 
 class Clock:
-    """Stands for the module `time` in what is tested."""
+    """Replaces the module `time` in the tested modules."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -25,7 +25,7 @@ import dns.message
 import dns.rcode
 import dns.rrset
 
-from belljar.node.machines.host.namespace import inside
+from belljar.node.machines.host.namespace import run_in_namespace
 from belljar.node.machines.host.tap import attach_tap, open_tap
 from belljar.node.machines.protocol import NetworkSlot
 
@@ -183,12 +183,12 @@ def simulated_internet() -> Iterator[SimulatedInternet]:
         namespace = NETNS / INTERNET
 
         def start_server(host: str, port: int, name: bytes) -> RecordingServer:
-            server = RecordingServer(inside(namespace, lambda: listen(host, port)), name)
+            server = RecordingServer(run_in_namespace(namespace, lambda: listen(host, port)), name)
             sockets.append(server.socket)
             threads.append(threading.Thread(target=server.serve, args=(stop,)))
             return server
 
-        nameserver = NameServer(inside(namespace, lambda: listen(NAMESERVER, 53, socket.SOCK_DGRAM)))
+        nameserver = NameServer(run_in_namespace(namespace, lambda: listen(NAMESERVER, 53, socket.SOCK_DGRAM)))
         sockets.append(nameserver.udp)
         threads.append(threading.Thread(target=nameserver.serve, args=(stop,)))
         internet = SimulatedInternet(
@@ -226,7 +226,7 @@ class Guest:
 
     def run(self, work: Callable[[], T]) -> T:
         """Return the result of `work` inside the guest."""
-        return inside(self.namespace, work)
+        return run_in_namespace(self.namespace, work)
 
     def get(self, host: str, port: int = 80, timeout: float = 3) -> bytes:
         """Return the body of a server's response. Raises as connect(2) does."""
@@ -277,7 +277,7 @@ def connected_guest(slot: NetworkSlot, name: str = "bjtest-guest") -> Iterator[G
     namespace = NETNS / name
     stop_read, stop_write = os.pipe()
     try:
-        ours = inside(namespace, lambda: attach_tap("eth0"))
+        ours = run_in_namespace(namespace, lambda: attach_tap("eth0"))
         for args in (
             ("link", "set", "lo", "up"),
             ("link", "set", "eth0", "address", slot.guest_mac, "mtu", str(slot.mtu), "up"),

@@ -1,4 +1,4 @@
-"""Jobs to keep, and a worker with room for all of them."""
+"""Jobs to store, and a worker with free resources for all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MACHINE = MachineInfo(source="boot", hypervisor="qemu", accelerator="tcg")
 
 
 def queued(*, vcpus: int = 1, memory_mb: int = 256, **fields: Any) -> Job:
-    """A new job that is in no store yet."""
+    """Return a new job that is not stored."""
     standard: dict[str, Any] = {
         "id": new_id("job"),
         "project": "mine",
@@ -33,7 +33,7 @@ def queued(*, vcpus: int = 1, memory_mb: int = 256, **fields: Any) -> Job:
 
 
 def uploaded(script_id: str = "a" * 64, project: str = "mine", **fields: Any) -> Script:
-    """The record of a script; in no store yet."""
+    """Return the record of a script that is not stored."""
     standard: dict[str, Any] = {
         "name": "main.py",
         "language": "python",
@@ -46,12 +46,12 @@ def uploaded(script_id: str = "a" * 64, project: str = "mine", **fields: Any) ->
 
 
 async def take(claims: SqlClaims, worker: str = "w1", lease_seconds: float = 30) -> Job | None:
-    """Claim the next job, of whatever size."""
+    """Claim the next job of any size."""
     return await claims.claim(worker, vcpus=64, memory_mb=1 << 20, lease_seconds=lease_seconds)
 
 
 async def begin(claims: SqlClaims, job: Job, worker: str = "w1") -> bool:
-    """Say that the job's entrypoint runs."""
+    """Record that the job's script runs."""
     return await claims.running(worker, job, started_at=datetime.now(UTC), machine=MACHINE, timings=Timings())
 
 

@@ -1,6 +1,6 @@
-"""A sweep that kills its own process (SIGKILL) at the step of that number: python killed_sweep.py FOLDER STEP.
+"""A sweep that kills its own process (SIGKILL) at a step: python killed_sweep.py FOLDER STEP.
 
-A step is a file or folder removed, or a transaction that is about to begin or has just been committed.
+A step is the removal of a file or folder, or the start or end of a write transaction.
 """
 
 from __future__ import annotations

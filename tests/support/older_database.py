@@ -1,4 +1,4 @@
-"""A database as the release before this one left it, with jobs of every status in it."""
+"""A database of an older schema, with jobs of every status."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _JOBS_OF_EACH = 3
 
 
 def make_older(folder: Path) -> Counter[str]:
-    """Make a database of schema 0002 in a folder; returns how many jobs of each status are in it."""
+    """Create a database of schema 0002 in a folder, and return its number of jobs by status."""
     folder.mkdir(exist_ok=True)
     engine = sqlalchemy.create_engine(f"sqlite:///{folder}/belljar.db")
     config = Config()

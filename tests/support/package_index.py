@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from belljar.node.machines.host.namespace import inside
+from belljar.node.machines.host.namespace import run_in_namespace
 from support.internet import INTERNET, NETNS, PRIVATE_WEB, listen
 
 PORT = 8081
@@ -132,7 +132,7 @@ class Index:
             def log_message(self, *arguments: object) -> None:
                 pass
 
-        listener = inside(NETNS / INTERNET, lambda: listen(PRIVATE_WEB, PORT))
+        listener = run_in_namespace(NETNS / INTERNET, lambda: listen(PRIVATE_WEB, PORT))
         self._server = ThreadingHTTPServer((PRIVATE_WEB, PORT), Handler, bind_and_activate=False)
         self._server.daemon_threads = True
         self._server.socket.close()

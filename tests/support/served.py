@@ -1,4 +1,4 @@
-"""The real application over real services in a folder, asked without a socket."""
+"""The real application over real services in a folder, without a socket."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from belljar.model.job import Job, MachineInfo, Timings
 from belljar.model.outcome import Outcome
 from belljar.model.states import Status
 from belljar.settings import Settings
+from support.empty_database import place_empty_database
 
 URL = "http://127.0.0.1:8080"
 
 
 @dataclass(frozen=True)
 class Served:
-    """An application, its services, and a caller that holds the admin key."""
+    """An application, its services, and a client with the admin key."""
 
     services: Services
     http: httpx.AsyncClient
     transport: httpx.ASGITransport
 
     def caller(self, secret: str | None = None) -> httpx.AsyncClient:
-        """A caller with that key, or with none."""
+        """Return a client with this key, or without any."""
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         return httpx.AsyncClient(transport=self.transport, base_url=URL, headers=headers)
 
     async def caller_of(self, project: str) -> httpx.AsyncClient:
-        """A caller with a new key of that project."""
+        """Return a client with a new key of this project."""
         _, secret = await self.services.keys.create(project, "test")
         return self.caller(secret)
 
@@ -54,7 +55,7 @@ class Served:
         return job
 
     async def begin(self) -> Job:
-        """What a worker does with the next job: takes it and says that it runs."""
+        """Claim the next job and record that it runs, as a worker does."""
         job = await self.services.claims.claim("w1", vcpus=64, memory_mb=1 << 20, lease_seconds=30)
         assert job is not None
         machine = MachineInfo(source="boot", hypervisor="qemu", accelerator="tcg")
@@ -63,16 +64,18 @@ class Served:
         self.services.changes.notify(job.id)
         return job
 
-    async def end(self, job: Job, status: Status = Status.SUCCEEDED, **found: Any) -> None:
-        """What a worker writes at a job's end."""
-        outcome = Outcome(status=status, finished_at=datetime.now(UTC), **found)
+    async def end(self, job: Job, status: Status = Status.SUCCEEDED, **result: Any) -> None:
+        """Record the end of a job, as a worker does."""
+        outcome = Outcome(status=status, finished_at=datetime.now(UTC), **result)
         assert await self.services.claims.finish("w1", job, outcome)
         self.services.changes.notify(job.id)
 
 
 @asynccontextmanager
 async def served(data_dir: Path, **settings: Any) -> AsyncIterator[Served]:
-    async with open_services(Settings(data_dir=data_dir, **settings)) as services:
+    configured = Settings(data_dir=data_dir, **settings)
+    await place_empty_database(configured)
+    async with open_services(configured) as services:
         await ensure_admin_key(services.keys, data_dir)
         transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
         headers = {"Authorization": f"Bearer {read_admin_key(data_dir)}"}
@@ -81,7 +84,7 @@ async def served(data_dir: Path, **settings: Any) -> AsyncIterator[Served]:
 
 
 def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """The problem document that the response must be (RFC 9457)."""
+    """Return the problem document (RFC 9457), after a check of its status and code."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = response.json()

@@ -1,6 +1,6 @@
 """Posts hostile bodies to the application in a process whose memory is limited; prints the statuses and codes.
 
-A process of its own: what it does without bounds is to be killed by its own limit, not to take the machine's memory.
+In a process of its own, whose limit ends it before it takes the memory of the machine.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from support.registered_images import register
 from support.served import served
 
-#: Room beside what the imported modules have mapped.
-_ROOM_BYTES = 220 * 1024 * 1024
+#: Memory beside that of the imported modules.
+_FREE_BYTES = 220 * 1024 * 1024
 
 
 def bodies() -> dict[str, bytes]:
@@ -41,14 +41,14 @@ async def main(data_dir: Path) -> None:
     register(data_dir, "python")
     async with served(data_dir) as api:
         headers = {"Content-Type": "application/json"}
-        await api.http.post("/v1/jobs", content=b"{}", headers=headers)  # everything is imported
+        await api.http.post("/v1/jobs", content=b"{}", headers=headers)  # imports all modules
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + _ROOM_BYTES, size + _ROOM_BYTES))
-        found = {}
+        resource.setrlimit(resource.RLIMIT_AS, (size + _FREE_BYTES, size + _FREE_BYTES))
+        responses = {}
         for name, body in bodies().items():
             response = await api.http.post("/v1/jobs", content=body, headers=headers)
-            found[name] = [response.status_code, response.json()["code"]]
-        print(json.dumps(found))
+            responses[name] = [response.status_code, response.json()["code"]]
+        print(json.dumps(responses))
 
 
 if __name__ == "__main__":

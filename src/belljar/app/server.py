@@ -10,7 +10,7 @@ from collections.abc import Callable
 from belljar.app.maintenance import maintenance_of
 from belljar.app.worker import open_queue, open_worker
 from belljar.control.api.admin_key import ensure_admin_key
-from belljar.control.api.descriptors import raise_descriptor_limit
+from belljar.control.api.file_descriptors import raise_descriptor_limit
 from belljar.control.api.listener import listen, url_of
 from belljar.control.api.memory import return_large_blocks
 from belljar.control.api.server import Server

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from belljar.control.api.descriptors import raise_descriptor_limit
+from belljar.control.api.file_descriptors import raise_descriptor_limit
 from belljar.control.api.services import Services, open_services
 from belljar.control.queue.queue import Queue
 from belljar.node.machines.selector import HypervisorSelector

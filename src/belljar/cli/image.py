@@ -179,7 +179,7 @@ def tag(
 @app.command("rm")
 def remove(name: Name, data_dir: options.DataDir = None) -> None:
     """Remove an image's name, and its files unless another name or a queued or running job needs them."""
-    from belljar.control.store.needed import needed_images
+    from belljar.control.store.jobs import needed_images
     from belljar.images.catalog import Images
     from belljar.settings import load_settings
 
@@ -192,7 +192,7 @@ def remove(name: Name, data_dir: options.DataDir = None) -> None:
 @app.command()
 def gc(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
     """Delete unnamed images that no queued or running job needs."""
-    from belljar.control.store.needed import needed_images
+    from belljar.control.store.jobs import needed_images
     from belljar.images.catalog import Images
     from belljar.settings import load_settings
 
@@ -222,7 +222,7 @@ def _collect(settings: Settings) -> None:
     images = Images(settings.data_dir)
     if images.unnamed():
         from belljar.cli.printing import print_message
-        from belljar.control.store.needed import needed_images
+        from belljar.control.store.jobs import needed_images
         from belljar.model.errors import HostError
 
         try:

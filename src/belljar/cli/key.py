@@ -78,8 +78,8 @@ def revoke(
     data_dir: options.DataDir = None,
 ) -> None:
     """Revoke a key at once."""
-    from belljar.control.store.keys import KNOWN_SECONDS
+    from belljar.control.store.keys import CACHE_SECONDS
 
     _with_keys(data_dir, lambda keys: keys.revoke(key_id))
     # A running server caches keys for this long. When this command ends, no server accepts the key.
-    time.sleep(KNOWN_SECONDS)
+    time.sleep(CACHE_SECONDS)

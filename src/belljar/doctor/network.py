@@ -85,12 +85,12 @@ async def _check_rootless(settings: Settings) -> Check:
 
 def _try_slot() -> dict[str, Any]:
     """Create the parts of a slot and remove them; return the host's chains. Raises OSError, NetworkError."""
-    from belljar.node.machines.host.namespace import in_fresh_thread, leave_to_new
+    from belljar.node.machines.host.namespace import in_fresh_thread, unshare_network
     from belljar.node.machines.host.tap import attach_tap
     from belljar.node.network.nft import Nft
 
     def inside() -> None:
-        leave_to_new()
+        unshare_network()
         os.close(attach_tap("tap0"))
         nft = Nft()
         try:

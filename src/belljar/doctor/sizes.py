@@ -1,4 +1,4 @@
-"""What is stored in a data folder, by kind: how many files, and the disk that they take. Looks for a bounded time."""
+"""Measures a data folder by kind: the number of files and their disk space, within a bounded time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from belljar.data_dir import DataDir
 from belljar.settings.storage import StorageSettings
 from belljar.system.removal import Extent
 
-#: Kinds in the order in which they are shown.
+#: Kinds in the order of display.
 KINDS = (
     "jobs' logs",
     "artifacts",
@@ -33,7 +33,7 @@ _LOOK_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """Files and bytes by kind. `complete` is False when time was up before everything had been looked at."""
+    """Files and bytes by kind. `complete` is False when the time was over before all files were measured."""
 
     kinds: dict[str, Extent]
     complete: bool
@@ -44,7 +44,7 @@ class Sizes:
 
 
 def measure_sizes(settings: StorageSettings, seconds: float = _LOOK_SECONDS) -> Sizes:
-    """Add up what the data folder holds, leaving out what cannot be read. Blocks for at most about so many seconds.
+    """Measure the readable files of the data folder. Blocks for about `seconds` at most.
 
     Blobs in an object store are not counted: listing them all may take hours, and costs money.
     """
@@ -73,7 +73,7 @@ def measure_sizes(settings: StorageSettings, seconds: float = _LOOK_SECONDS) -> 
 
 
 def _files(top: Path) -> Iterator[os.DirEntry[str]]:
-    """Every file below, following no link. Folders that cannot be read are passed over."""
+    """Yield every file below, without following links or reading folders without permission."""
     folders = [str(top)]
     while folders:
         try:

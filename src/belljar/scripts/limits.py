@@ -22,7 +22,7 @@ class UploadLimits:
     max_unpacked_bytes: int = 200 * MB
     #: Files, folders and links, including folders that only occur in paths.
     max_members: int = 10_000
-    #: Largest ratio of an archive's extracted size to its size; deflate reaches 1000, ordinary code and data 3 to 30.
+    #: Highest ratio of an archive's extracted size to its size; deflate reaches 1000, ordinary code and data 3 to 30.
     max_ratio: int = 100
     #: Archives that extract to at most this size may have any ratio.
     ratio_floor_bytes: int = 16 * MB

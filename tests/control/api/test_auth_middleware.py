@@ -1,4 +1,4 @@
-"""Who may come in: keys, projects, and with auth off only programs on this machine, never a page in its browser."""
+"""Authentication: keys, projects, and with auth off only requests from this machine that are not cross-origin."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def every_route() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("method", "path"), [*every_route(), ("GET", "/openapi.json"), ("GET", "/nothing")])
 async def test_without_a_key_every_route_but_health_is_closed(api: Served, method: str, path: str) -> None:
-    async with api.caller() as nobody:
-        response = await nobody.request(method, path)
+    async with api.caller() as anonymous:
+        response = await anonymous.request(method, path)
     if path in ("/healthz", "/readyz"):
         assert response.status_code in (200, 503)
         return
@@ -47,8 +47,8 @@ def test_every_route_is_in_the_description() -> None:
     ["Bearer wrong", "Bearer", "Bearer ", "Basic YTpi", "bj_x", "Bearer " + "x" * 600, "Bearer a b", "Bearer \xff"],
 )
 async def test_a_wrong_key_is_refused(api: Served, header: str) -> None:
-    async with api.caller() as nobody:
-        response = await nobody.get("/v1/jobs", headers={"Authorization": header.encode("latin-1")})
+    async with api.caller() as anonymous:
+        response = await anonymous.get("/v1/jobs", headers={"Authorization": header.encode("latin-1")})
     problem(response, 401, "not_authenticated")
 
 
@@ -124,7 +124,7 @@ async def test_a_secret_is_shown_once(api: Served) -> None:
     assert "secret" not in listed and made.json()["secret"] not in listed
 
 
-async def test_the_admin_key_is_its_owners_alone_and_made_again_when_it_is_gone(api: Served) -> None:
+async def test_the_admin_key_is_readable_by_its_owner_only_and_created_again_when_it_is_deleted(api: Served) -> None:
     data_dir = api.services.settings.data_dir
     path = DataDir(data_dir).admin_key
     assert path.stat().st_mode & 0o777 == 0o600
@@ -144,8 +144,8 @@ async def test_the_admin_key_is_its_owners_alone_and_made_again_when_it_is_gone(
 
 
 async def submit(api: Served, **headers: str) -> httpx.Response:
-    async with api.caller() as nobody:
-        return await nobody.post("/v1/jobs", json=SUBMISSION, headers=headers)
+    async with api.caller() as anonymous:
+        return await anonymous.post("/v1/jobs", json=SUBMISSION, headers=headers)
 
 
 @pytest.fixture
@@ -192,10 +192,10 @@ async def test_with_auth_off_a_web_page_can_neither_submit_nor_read(data_dir: Pa
         assert (await api.http.get("/v1/scripts")).json()["scripts"] == []
 
 
-async def test_no_answer_lets_a_page_of_another_origin_read_it(api: Served) -> None:
-    asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+async def test_no_response_allows_another_origin_to_read_it(api: Served) -> None:
+    headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
     for response in (
-        await api.http.options("/v1/jobs", headers=asked),
+        await api.http.options("/v1/jobs", headers=headers),
         await api.http.get("/v1/jobs", headers={"Origin": "http://evil.example"}),
     ):
         assert not [name for name in response.headers if name.lower().startswith("access-control-")]

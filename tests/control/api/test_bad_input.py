@@ -1,4 +1,4 @@
-"""Everything that a caller can get wrong: a problem document with a stable code, and nothing kept."""
+"""Invalid input of every kind returns a problem document with a stable code, and nothing is stored."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ async def test_a_wait_that_is_no_time(api: Served, wait: str) -> None:
     assert problem(response, 422, "invalid_option")["option"] == "wait"
 
 
-async def test_a_cursor_of_somebody_elses(api: Served) -> None:
+async def test_a_cursor_of_another_server(api: Served) -> None:
     assert "next_cursor" in problem(await api.http.get("/v1/scripts?cursor=abc"), 400, "invalid_request")["detail"]
 
 
@@ -261,7 +261,7 @@ async def test_a_json_body_without_end_is_refused_while_it_streams(tmp_path: Pat
 
 
 @pytest.mark.root
-async def test_a_full_disk_under_an_upload_is_told(
+async def test_an_upload_to_a_full_disk_is_refused(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data_dir = tmp_path / "data"

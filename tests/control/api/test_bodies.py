@@ -1,4 +1,4 @@
-"""Bodies of requests: hostile ones are refused at once and cost nothing, large valid ones are taken."""
+"""Request bodies: hostile ones are refused at once and cost no memory, large valid ones are accepted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from belljar.control.api.request_limits import BodyBudget, RequestCount, Turns
+from belljar.control.api.request_limits import BodyBudget, ConcurrencyLimit, RequestCount
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.model.errors import ServerBusy, TooManyRequests
 from belljar.model.job_options import MAX_STDIN_BYTES
@@ -159,7 +159,7 @@ async def test_a_page_of_long_jobs_has_fewer_and_all_are_found(api: Served) -> N
 
 
 async def test_bodies_in_flight_are_bounded_over_all_and_for_each_key() -> None:
-    budget = BodyBudget(100, patience_seconds=0)
+    budget = BodyBudget(100, wait_seconds=0)
     async with budget.lease("a", 50), budget.lease("b", 30):
         with pytest.raises(TooManyRequests) as refused:
             async with budget.lease("a", 10):
@@ -175,7 +175,7 @@ async def test_bodies_in_flight_are_bounded_over_all_and_for_each_key() -> None:
 
 
 async def test_a_body_waits_for_room_and_a_lease_is_released_once() -> None:
-    budget = BodyBudget(100, patience_seconds=60)
+    budget = BodyBudget(100, wait_seconds=60)
     entered = asyncio.Event()
 
     async def second() -> None:
@@ -194,7 +194,7 @@ async def test_a_body_waits_for_room_and_a_lease_is_released_once() -> None:
 
 
 async def test_small_bodies_find_room_however_many_keys_hold_large_ones() -> None:
-    budget = BodyBudget(64 * MB, patience_seconds=0)
+    budget = BodyBudget(64 * MB, wait_seconds=0)
     async with contextlib.AsyncExitStack() as stack:
         for key in ("a", "b", "c"):  # all that they can get, in large bodies and in small ones
             for size in (24 * MB, 8 * MB, 1 * MB, 256 * 1024, 64 * 1024):
@@ -220,21 +220,21 @@ def test_requests_of_one_key_are_counted_and_others_find_room() -> None:
 
 
 async def test_work_of_one_key_leaves_room_for_another() -> None:
-    turns, done = Turns(3, 2), asyncio.Event()
+    limit, done = ConcurrencyLimit(3, 2), asyncio.Event()
 
     async def work() -> None:
-        async with turns.turn("a"):
+        async with limit.slot("a"):
             await done.wait()
 
     tasks = [asyncio.create_task(work()) for _ in range(20)]
     await asyncio.sleep(0)
-    async with asyncio.timeout(30), turns.turn("b"):
+    async with asyncio.timeout(30), limit.slot("b"):
         pass
     done.set()
     await asyncio.gather(*tasks)
 
 
-async def test_slow_uploads_of_one_key_hold_up_nobody_else(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_uploads_of_one_key_do_not_delay_other_keys(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on, begun, unpack = threading.Event(), threading.Semaphore(0), archive.unpack
 
     def slow(*given: Any, **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""What callers see while the disk is short: new work is refused before the disk is full; everything else goes on."""
+"""With low disk space new work is refused before the disk is full; everything else works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON that is read while it arrives: the same as any parser reads, within bounds that hold from the first bytes on."""
+"""JSON that is parsed while it arrives: the results of any parser, within limits that hold from the first bytes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from belljar.control.api.json_stream import Base64Sink, BytesSink, JsonLimits, JsonStream, Sink
 from belljar.model.errors import BelljarError, InvalidOption, InvalidRequest, TooLarge
+from support.examples import examples
 
 LIMITS = JsonLimits(max_bytes=10_000_000, max_values=1000, max_text_bytes=3_000_000)
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=40)
@@ -40,7 +41,7 @@ def test_a_document_is_read_as_it_was_written(value: Any, ascii_only: bool, inde
     assert read(body, piece)[0] == value
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(st.lists(st.sampled_from(["a", "\n", '"', "\\", "é", "😀", "\u2028", "\x01", "中", "x" * 97]), min_size=1))
 def test_long_strings_are_read_as_they_were_written(parts: list[str]) -> None:
     text = "".join(parts) * (100_000 // sum(map(len, parts)))
@@ -53,13 +54,13 @@ def test_long_strings_are_read_as_they_were_written(parts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("value", [b"1", b'"x"', b"[1]", b'{"a": 1}'])
-def test_a_long_name_is_text_whatever_name_came_before(value: bytes) -> None:
+def test_a_long_name_is_text_after_any_other_name(value: bytes) -> None:
     body = b'{"stdin": ' + value + b', "' + b"A" * 70_000 + b'": 2}'
     found, _ = read(body, sinks={"stdin": BytesSink("stdin", 10_000_000)})
     assert set(found) == {"stdin", "A" * 70_000}
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(st.binary(max_size=200), st.integers(997, 70_000))
 def test_base64_is_decoded_while_it_arrives(seed: bytes, piece: int) -> None:
     data = (seed + b"x") * (300_000 // (len(seed) + 1))
@@ -69,8 +70,8 @@ def test_base64_is_decoded_while_it_arrives(seed: bytes, piece: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["A" * 100_001, "A" * 70_000 + "=" + "A" * 70_000, "A" * 99_998 + "-=", "=" * 90_000])
-def test_what_is_no_base64_is_refused(text: str) -> None:
-    with pytest.raises(InvalidOption, match="not base64"):
+def test_invalid_base64_is_refused(text: str) -> None:
+    with pytest.raises(InvalidOption, match="invalid base64"):
         read(json.dumps({"s": text}).encode(), sinks={"s": Base64Sink("s", 10_000_000)})
 
 

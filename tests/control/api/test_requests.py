@@ -1,4 +1,4 @@
-"""What holds for every request: its id, HEAD, methods, framing, who may see what of the host, and how streams end."""
+"""Every request: its id, HEAD, methods, framing, which paths of the host it shows, and how streams end."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from support.served import Served, problem, served
 
 
 async def test_every_answer_has_a_new_id(api: Served) -> None:
-    async with api.caller() as nobody:
-        answers = [await api.http.get("/v1/jobs"), await nobody.get("/v1/jobs"), await nobody.get("/healthz")]
+    async with api.caller() as anonymous:
+        answers = [await api.http.get("/v1/jobs"), await anonymous.get("/v1/jobs"), await anonymous.get("/healthz")]
     ids = [answer.headers["x-request-id"] for answer in answers]
     assert len(set(ids)) == 3
     assert all(each.startswith("req_") for each in ids)
@@ -70,7 +70,7 @@ async def test_a_request_is_one_event_in_the_log_with_its_id_and_no_text_of_the_
         ("HEAD", "/v1/jobs/x/cancel", "POST"),
     ],
 )
-async def test_a_wrong_method_is_told_all_right_ones(api: Served, method: str, path: str, allowed: str) -> None:
+async def test_a_wrong_method_returns_the_allowed_ones(api: Served, method: str, path: str, allowed: str) -> None:
     response = await api.http.request(method, path)
     assert (response.status_code, response.headers["allow"]) == (405, allowed)
 
@@ -162,15 +162,13 @@ async def test_tenants_see_paths_of_their_machines_alone(api: Served) -> None:
     assert shown == ["QEMU failed: cannot open PATH", "the entrypoint could not be executed: /usr/bin/x"]
 
 
-async def test_who_waits_for_a_job_does_not_ask_for_it_whenever_it_says_something(
-    api: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_waiter_does_not_read_the_job_for_each_output(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     job = await api.submit()
-    asked, get = 0, api.services.job_store.get
+    reads, get = 0, api.services.job_store.get
 
     async def counted(project: str | None, job_id: str) -> Job | None:
-        nonlocal asked
-        asked += 1
+        nonlocal reads
+        reads += 1
         return await get(project, job_id)
 
     monkeypatch.setattr(api.services.job_store, "get", counted)
@@ -182,7 +180,7 @@ async def test_who_waits_for_a_job_does_not_ask_for_it_whenever_it_says_somethin
         await asyncio.sleep(0.005)
     await api.end(await api.begin())
     assert (await waiting).json()["status"] == "succeeded"
-    assert asked <= 4
+    assert reads <= 4
 
 
 # --- auth off -------------------------------------------------------------------------------------------------------
@@ -190,27 +188,27 @@ async def test_who_waits_for_a_job_does_not_ask_for_it_whenever_it_says_somethin
 
 @pytest.mark.parametrize("host", ["127.0.0.2", "127.0.0.2:8080", "127.255.255.254:1"])
 async def test_with_auth_off_every_loopback_address_works(api: Served, host: str) -> None:
-    async with served(api.services.settings.data_dir, auth="off") as off, off.caller() as nobody:
-        assert (await nobody.get("/v1/jobs", headers={"Host": host})).status_code == 200
+    async with served(api.services.settings.data_dir, auth="off") as off, off.caller() as anonymous:
+        assert (await anonymous.get("/v1/jobs", headers={"Host": host})).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["128.0.0.1", "0x7f.1", "127.1", "127.0.0.1.nip.io", "[::2]", "2130706433"])
 async def test_with_auth_off_no_other_host_does(api: Served, host: str) -> None:
-    async with served(api.services.settings.data_dir, auth="off") as off, off.caller() as nobody:
-        problem(await nobody.get("/v1/jobs", headers={"Host": host}), 403, "forbidden")
+    async with served(api.services.settings.data_dir, auth="off") as off, off.caller() as anonymous:
+        problem(await anonymous.get("/v1/jobs", headers={"Host": host}), 403, "forbidden")
 
 
 @pytest.mark.parametrize("origin", ["http://[", "http://[::1", "null", "http://evil.example", "", "http://"])
-async def test_with_auth_off_no_other_origin_may_ask(api: Served, origin: str) -> None:
-    async with served(api.services.settings.data_dir, auth="off") as off, off.caller() as nobody:
-        problem(await nobody.get("/v1/jobs", headers={"Origin": origin}), 403, "forbidden")
+async def test_with_auth_off_other_origins_are_refused(api: Served, origin: str) -> None:
+    async with served(api.services.settings.data_dir, auth="off") as off, off.caller() as anonymous:
+        problem(await anonymous.get("/v1/jobs", headers={"Origin": origin}), 403, "forbidden")
 
 
 # --- streams --------------------------------------------------------------------------------------------------------
 
 
 class Followed:
-    """A follower of a job's log, asked by ASGI itself, so that an answer without an end can be told from one with."""
+    """A follower of a job's log by plain ASGI, which shows whether the response has an end."""
 
     def __init__(self, api: Served, job_id: str, secret: str, headers: dict[str, str] | None = None) -> None:
         self.body = b""

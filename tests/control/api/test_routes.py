@@ -1,4 +1,4 @@
-"""What every route answers when all is well."""
+"""The responses of every route to valid requests."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_a_scripts_disk_stays_while_a_job_of_it_waits(api: Served) -> None
     script_id = await api.upload()
     await api.http.post(f"/v1/scripts/{script_id}/run")
     await api.http.delete(f"/v1/scripts/{script_id}")
-    assert (await api.services.scripts.disk(script_id)).exists()
+    assert (await api.services.scripts.disks.path(script_id)).exists()
 
 
 async def test_a_script_is_run_with_and_without_options(api: Served) -> None:
@@ -140,7 +140,7 @@ async def test_waiting_ends_when_the_job_does(api: Served) -> None:
     assert (found["usage"]["cpu_seconds"], found["worker"], found["attempt"]) == (1.5, "w1", 1)
 
 
-async def test_waiting_no_longer_than_asked_shows_the_job_as_it_is(api: Served) -> None:
+async def test_a_wait_returns_the_unfinished_job_after_its_timeout(api: Served) -> None:
     response = await api.http.post("/v1/jobs", params={"wait": 0.05}, json={"code": "x", "language": "python"})
     assert (response.status_code, response.json()["status"]) == (202, "queued")
 
@@ -161,8 +161,8 @@ async def test_cancelling_ends_what_waits_and_asks_for_what_runs(api: Served) ->
     assert (await api.http.post(f"/v1/jobs/{waiting['id']}/cancel")).json()["status"] == "cancelled"
     await api.submit()
     held = await api.begin()
-    asked = (await api.http.post(f"/v1/jobs/{held.id}/cancel")).json()
-    assert (asked["status"], asked["cancel_requested"]) == ("running", True)
+    cancelling = (await api.http.post(f"/v1/jobs/{held.id}/cancel")).json()
+    assert (cancelling["status"], cancelling["cancel_requested"]) == ("running", True)
     await api.end(held, Status.CANCELLED)
     assert (await api.http.post(f"/v1/jobs/{held.id}/cancel")).json()["status"] == "cancelled"
 
@@ -212,14 +212,14 @@ async def test_nodes_are_listed(api: Served) -> None:
 
 
 async def test_healthy_is_the_process_and_ready_is_a_worker_that_lives(api: Served) -> None:
-    async with api.caller() as nobody:
-        assert (await nobody.get("/healthz")).json() == {"status": "ok", "version": __version__}
-        assert "worker" in problem(await nobody.get("/readyz"), 503, "host_error")["detail"]
+    async with api.caller() as anonymous:
+        assert (await anonymous.get("/healthz")).json() == {"status": "ok", "version": __version__}
+        assert "worker" in problem(await anonymous.get("/readyz"), 503, "host_error")["detail"]
         await api.services.nodes.heartbeat(node())
-        assert (await nobody.get("/readyz")).json() == {"status": "ok"}
+        assert (await anonymous.get("/readyz")).json() == {"status": "ok"}
         async with api.services.database.write() as connection:
             await connection.execute(nodes.update().values(heartbeat_at=datetime(2026, 1, 1, tzinfo=UTC)))
-        problem(await nobody.get("/readyz"), 503, "host_error")
+        problem(await anonymous.get("/readyz"), 503, "host_error")
 
 
 async def test_a_job_that_no_living_node_could_run_is_refused(api: Served) -> None:

@@ -1,4 +1,4 @@
-"""The server at its sockets: limits of connections and descriptors, deadlines, bytes that are not HTTP, its end."""
+"""The server at its sockets: limits of connections and descriptors, deadlines, invalid HTTP, shutdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 import structlog
 
 from belljar.control.api import auth_middleware as gate
-from belljar.control.api import descriptors, server
+from belljar.control.api import file_descriptors, server
 from belljar.control.api.server import Connection, Server
 from belljar.local_server import read_address, read_admin_key
 from belljar.model.errors import HostError
@@ -71,7 +71,7 @@ def test_idle_connections_beyond_all_descriptors_end_nothing(tmp_path: Path) -> 
 
 
 def test_the_soft_limit_of_descriptors_is_raised(tmp_path: Path) -> None:
-    code = "from belljar.control.api.descriptors import raise_descriptor_limit as r; print(r())"
+    code = "from belljar.control.api.file_descriptors import raise_descriptor_limit as r; print(r())"
     for limits, expected in (("150:500", "500"), ("300:300", "300")):
         command = ["prlimit", f"--nofile={limits}", sys.executable, "-c", code]
         assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip() == expected
@@ -81,11 +81,11 @@ def test_the_soft_limit_of_descriptors_is_raised(tmp_path: Path) -> None:
 
 def test_connections_leave_descriptors_to_the_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for soft, expected in ((256, 64), (1024, 256), (4096, 1536), (65536, 2048)):
-        monkeypatch.setattr(descriptors.resource, "getrlimit", lambda _which, soft=soft: (soft, soft))
-        assert descriptors.max_connections(Settings(data_dir=tmp_path)) == expected
-    monkeypatch.setattr(descriptors.resource, "getrlimit", lambda _which: (64, 64))
+        monkeypatch.setattr(file_descriptors.resource, "getrlimit", lambda _which, soft=soft: (soft, soft))
+        assert file_descriptors.max_connections(Settings(data_dir=tmp_path)) == expected
+    monkeypatch.setattr(file_descriptors.resource, "getrlimit", lambda _which: (64, 64))
     with pytest.raises(HostError):
-        descriptors.raise_descriptor_limit()
+        file_descriptors.raise_descriptor_limit()
 
 
 # --- a server in this process ---------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ async def test_a_client_that_drips_a_head_is_closed(api: Served, monkeypatch: py
         writer.close()
 
 
-async def test_a_body_that_stops_coming_is_told_so(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_stops_is_refused(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("belljar.control.api.auth_middleware._STALL_SECONDS", 0.2)
     async with listening(api) as sockets:
         key = read_admin_key(api.services.settings.data_dir)
@@ -186,7 +186,7 @@ async def test_a_follower_whose_body_does_not_come_ends(api: Served, monkeypatch
     assert b"nosniff" in answer and not answer.endswith(b"0\r\n\r\n")
 
 
-async def test_a_reader_that_takes_nothing_is_closed(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_reads_nothing_is_closed(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "WRITE_SECONDS", 0.2)
     async with listening(api) as sockets:
         _, writer = await sockets.open()
@@ -242,7 +242,7 @@ async def test_beyond_connections_that_are_answered_others_are_refused(
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "server_busy"
 
 
-async def test_connections_whose_readers_take_nothing_make_room(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_of_stalled_clients_are_evicted(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "max_connections", lambda _settings: 2)
     monkeypatch.setattr(server, "STALL_SECONDS", 0.0)
     async with listening(api) as sockets, contextlib.AsyncExitStack() as stack:
@@ -274,7 +274,7 @@ def connections(sockets: Sockets) -> list[Connection]:
     return [each for each in found if isinstance(each, Connection)]
 
 
-async def test_errors_of_accept_are_waited_out_and_told_once(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_errors_of_accept_are_retried_and_logged_once(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = 20
 
     class Failing(socket.socket):
@@ -285,14 +285,14 @@ async def test_errors_of_accept_are_waited_out_and_told_once(api: Served, monkey
                 raise OSError(24, "Too many open files")
             return super().accept()
 
-    monkeypatch.setattr(server, "_TROUBLE_SECONDS", 0.01)
+    monkeypatch.setattr(server, "_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(socket, "socket", Failing)
     with structlog.testing.capture_logs() as log:
         async with listening(api) as sockets:
             answer = await sockets.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert failures == 0
-    assert [entry["event"] for entry in log if entry["log_level"] == "warning"] == ["connections_not_accepted"]
+    assert [entry["event"] for entry in log if entry["log_level"] == "warning"] == ["connection_accept_failed"]
 
 
 NO_HTTP = {

@@ -1,4 +1,4 @@
-"""Who waits is woken by what was written, once for any number of changes, and by what other processes wrote."""
+"""Waiters are woken by changes, once for any number of them, also by those of other processes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Store:
         return self.revoked
 
 
-async def test_changes_of_other_processes_are_found_and_nothing_is_asked_while_nobody_waits(
+async def test_changes_of_other_processes_are_found_and_nothing_is_polled_without_waiters(
     tmp_path: Path,
 ) -> None:
     changes, store = Changes(), Store()

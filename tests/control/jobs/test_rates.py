@@ -1,4 +1,4 @@
-"""Limits on rates: asked for, by default, at most, and what a machine is cut to by them."""
+"""Limits of rates: by the option, the default and the maximum, and the resources of the machine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_without_a_word_there_is_no_limit(rate: str) -> None:
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_what_is_asked_for_counts_then_the_default_then_the_most(rate: str) -> None:
+def test_the_option_counts_then_the_default_then_the_maximum(rate: str) -> None:
     settings = {f"default_{rate}": 50, f"max_{rate}": 100}
     assert getattr(resolved({rate: 70}, **settings), rate) == 70
     assert getattr(resolved({}, **settings), rate) == 50
@@ -45,7 +45,7 @@ def test_what_is_asked_for_counts_then_the_default_then_the_most(rate: str) -> N
 
 @pytest.mark.parametrize("rate", RATES)
 def test_more_than_the_most_is_refused_and_the_setting_named(rate: str) -> None:
-    with pytest.raises(InvalidOption, match=rf"{rate} is 101, the most here is 100 \(the setting max_{rate}\)"):
+    with pytest.raises(InvalidOption, match=rf"{rate} is 101; the maximum is 100 \(setting max_{rate}\)"):
         resolved({rate: 101}, **{f"max_{rate}": 100})
 
 

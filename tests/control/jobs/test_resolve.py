@@ -1,4 +1,4 @@
-"""From options to a job: defaults, and limits that say which setting holds them."""
+"""Options become a job: defaults, and limits with the name of their setting."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def test_the_default_time_never_exceeds_the_longest() -> None:
     assert resolved({}, default_timeout_seconds=60, max_timeout_seconds=10).timeout_seconds == 10
 
 
-def test_what_is_asked_for_is_what_the_job_has() -> None:
-    asked = {"vcpus": 2, "memory_mb": 512, "disk_mb": 64, "timeout_seconds": 5.5, "args": ["a"], "stdin": "é"}
-    job = resolved(asked, [NodeLimits(vcpus=2, memory_mb=512)])
+def test_the_options_are_those_of_the_job() -> None:
+    options = {"vcpus": 2, "memory_mb": 512, "disk_mb": 64, "timeout_seconds": 5.5, "args": ["a"], "stdin": "é"}
+    job = resolved(options, [NodeLimits(vcpus=2, memory_mb=512)])
     assert job.public().items() >= {"vcpus": 2, "memory_mb": 512, "disk_mb": 64, "timeout_seconds": 5.5}.items()
     assert (job.args, job.stdin_bytes) == (("a",), 2)
 
@@ -68,7 +68,7 @@ def test_what_is_asked_for_is_what_the_job_has() -> None:
 def test_over_a_maximum_the_error_names_the_option_the_limit_and_the_setting(option: str, setting: str) -> None:
     resolved({option: 100}, **{setting: 100})
     for value in (101, 2**31 - 1):
-        with pytest.raises(InvalidOption, match=f"{option} is .* the most here is 100 .*{setting}") as caught:
+        with pytest.raises(InvalidOption, match=f"{option} is .* the maximum is 100 .*{setting}") as caught:
             resolved({option: value}, **{setting: 100})
         assert caught.value.details == {"option": option, "limit": 100}
 
@@ -77,13 +77,15 @@ def test_less_memory_than_the_image_needs_is_refused_with_the_number() -> None:
     script = dataclasses.replace(SCRIPT, min_memory_mb=96)
     assert resolved({"memory_mb": 96}, script=script).resources.memory_mb == 96
     assert resolved({}, script=script, default_memory_mb=64).resources.memory_mb == 96
-    with pytest.raises(InvalidOption, match=r"memory_mb is 95, .*the image python needs 96") as caught:
+    with pytest.raises(
+        InvalidOption, match=r"memory_mb is 95, below the minimum of 96 for python in the image python"
+    ) as caught:
         resolved({"memory_mb": 95}, script=script)
     assert caught.value.details == {"option": "memory_mb", "limit": 96}
 
 
 @pytest.mark.parametrize("option", ["vcpus", "memory_mb"])
-def test_what_no_node_could_ever_run_is_refused_and_not_queued_for_ever(option: str) -> None:
+def test_a_job_that_no_node_can_run_is_refused(option: str) -> None:
     largest = NodeLimits(vcpus=4, memory_mb=1000)
     limit = getattr(largest, option)
     resolved({option: limit}, [largest], max_vcpus=64)

@@ -1,4 +1,4 @@
-"""Jobs past their retention period go with all that belongs to them; nothing else does."""
+"""Jobs past their retention period are removed with all their data; nothing else is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PERIODS = {
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))
-async def test_a_job_goes_when_the_period_of_its_end_is_over(folder: Folder, status: Status) -> None:
+async def test_a_job_is_removed_after_the_period_of_its_status(folder: Folder, status: Status) -> None:
     periods = dict.fromkeys(PERIODS.values(), 0.0) | {PERIODS[status]: 3.0}
     old, young = await folder.end(status, 3.1), await folder.end(status, 2.9)
     others = [await folder.end(other, 1000) for other in TERMINAL if PERIODS[other] != PERIODS[status]]
@@ -40,7 +40,7 @@ async def test_a_job_goes_when_the_period_of_its_end_is_over(folder: Folder, sta
         assert await folder.there(kept) and len(folder.bytes_of(kept.id)) == 6
 
 
-async def test_nothing_is_ever_removed_of_a_job_that_has_not_ended(folder: Folder) -> None:
+async def test_nothing_is_removed_of_a_job_that_has_not_ended(folder: Folder) -> None:
     jobs = [await folder.jobs.insert(queued(created_at=days_ago(5000), stdin_bytes=1)) for _ in range(3)]
     for job in jobs:
         await folder.blobs.put_bytes(stdin_blob(job.id), b"x")
@@ -66,7 +66,7 @@ async def test_a_period_longer_than_time_itself_keeps_for_ever(folder: Folder) -
     assert await folder.there(job)
 
 
-async def test_standard_input_goes_early(folder: Folder) -> None:
+async def test_standard_input_is_removed_early(folder: Folder) -> None:
     old, young = await folder.end(Status.SUCCEEDED, 2), await folder.end(Status.FAILED, 0.5)
     outcomes = await folder.sweep(keep_stdin_days=1)
     assert outcomes["stdin"].result.removed.count == 1
@@ -76,7 +76,7 @@ async def test_standard_input_goes_early(folder: Folder) -> None:
     assert (await folder.sweep(keep_stdin_days=0.4))["stdin"].result.removed.count == 1
 
 
-async def test_a_dry_run_tells_the_same_and_removes_nothing(folder: Folder) -> None:
+async def test_a_dry_run_reports_the_same_and_removes_nothing(folder: Folder) -> None:
     jobs = [await folder.end(status, 400) for status in TERMINAL for _ in range(2)]
     planned = await folder.sweep(dry_run=True)
     assert folder.sql("SELECT * FROM maintenance") == []
@@ -108,14 +108,14 @@ async def test_a_blob_store_that_fails_costs_nothing_but_time(folder: Folder, mo
     assert folder.sql("SELECT failures, error FROM maintenance WHERE service = 'jobs'") == [(1, None)]
 
 
-async def test_a_key_may_be_used_again_when_its_job_is_gone(folder: Folder) -> None:
+async def test_a_key_may_be_used_again_after_its_job_was_removed(folder: Folder) -> None:
     first = await folder.end(Status.SUCCEEDED, 400, idempotency_key="once")
     await folder.sweep()
     again = await folder.jobs.insert(queued(idempotency_key="once"))
     assert again.id != first.id
 
 
-async def test_claims_and_submissions_go_on_beside_a_sweep(folder: Folder) -> None:
+async def test_claims_and_submissions_continue_beside_a_sweep(folder: Folder) -> None:
     for _ in range(300):
         await folder.end(Status.SUCCEEDED, 400)
     sweeping = asyncio.create_task(folder.sweep())

@@ -1,4 +1,4 @@
-"""A sweep that is killed anywhere leaves nothing reachable without its bytes, and nothing behind for good."""
+"""A sweep that is killed at any step leaves no record without its bytes, and nothing for ever."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from belljar.control.scripts.disks import disk_blob
 from belljar.model.states import Status
 from support.data_folder import Folder, opened
+from support.examples import examples
 from support.paths import TESTS
 
 pytestmark = pytest.mark.process
@@ -40,9 +41,9 @@ async def check_nothing_is_missing(folder: Folder) -> None:
         assert await folder.blobs.size(disk_blob(script_id)), script_id
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(8), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(st.integers(0, STEPS), min_size=1, max_size=3))
-async def test_a_killed_sweep_is_made_up_for(steps: list[int]) -> None:
+async def test_the_next_sweeps_complete_a_killed_one(steps: list[int]) -> None:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
         async with opened(path) as folder:

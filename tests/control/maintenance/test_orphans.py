@@ -21,7 +21,7 @@ def long_known(folder: Folder) -> None:
 
 
 @pytest.mark.usefixtures("long_known")
-async def test_orphans_go_when_they_are_old_and_what_has_a_record_stays(folder: Folder) -> None:
+async def test_old_orphans_are_removed_and_blobs_with_a_record_are_kept(folder: Folder) -> None:
     kept = await folder.end(Status.SUCCEEDED, 1)
     await folder.script()
     for name in (stdin_blob(new_id("job")), artifact_blob(new_id("job"), 3), disk_blob("d" * 64), "jobs/odd/log"):
@@ -35,7 +35,7 @@ async def test_orphans_go_when_they_are_old_and_what_has_a_record_stays(folder: 
     assert left == [kept.id]
 
 
-async def test_a_database_that_begins_anew_costs_no_blobs_at_once(folder: Folder) -> None:
+async def test_a_new_database_costs_no_blobs_at_once(folder: Folder) -> None:
     names = [stdin_blob(new_id("job")) for _ in range(5)]
     for name in names:
         await folder.blobs.put_bytes(name, b"x")
@@ -57,7 +57,7 @@ async def test_a_dry_run_counts_orphans_and_keeps_them(folder: Folder) -> None:
     assert await folder.blobs.size(name) == 1
 
 
-async def test_empty_folders_of_killed_removals_go(folder: Folder) -> None:
+async def test_empty_folders_of_killed_removals_are_removed(folder: Folder) -> None:
     old, young = folder.path / "blobs/jobs/old/artifacts", folder.path / "blobs/jobs/young"
     for path in (old, young):
         path.mkdir(parents=True)
@@ -71,7 +71,7 @@ async def test_empty_folders_of_killed_removals_go(folder: Folder) -> None:
     assert [path.name for path in (folder.path / "blobs/jobs").iterdir()] == ["young"]
 
 
-async def test_what_killed_processes_left_of_puts_goes(folder: Folder) -> None:
+async def test_files_of_unfinished_puts_are_removed(folder: Folder) -> None:
     await folder.blobs.put_bytes("jobs/odd/log", b"x")
     old, young = folder.path / "blobs/jobs/odd/log#1", folder.path / "blobs/jobs/odd/log#2"
     for path in (old, young):

@@ -1,4 +1,4 @@
-"""When services run: at intervals, one process at a time, and the failure of one is no other's."""
+"""When services run: at intervals, in one process at a time, and not stopped by failures of others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from belljar.system.maintenance import MaintenanceResult, ServiceRecord
 from support.data_folder import Folder
 
 
-async def test_a_server_removes_by_itself_and_says_so(folder: Folder) -> None:
+async def test_a_server_removes_expired_jobs_and_logs_it(folder: Folder) -> None:
     maintenance = folder.maintenance(maintenance_interval_seconds=0.05, keep_stdin_days=0)
     with capture_logs() as logs:
 
@@ -52,7 +52,7 @@ async def test_what_ran_a_while_ago_is_due_again_and_what_failed_at_once(folder:
     assert await due() == every
 
 
-async def test_a_second_process_waits_for_its_turn_and_gives_up_in_time(folder: Folder) -> None:
+async def test_a_second_process_waits_for_the_lock_until_its_deadline(folder: Folder) -> None:
     first, second = folder.maintenance(), folder.maintenance()
     async with first.exclusive(0):
         with pytest.raises(HostError, match="try again later"):

@@ -1,4 +1,4 @@
-"""Scripts that nobody uses go; those that a job needs stay, whoever deletes them."""
+"""Unused scripts are removed; those that a job needs are kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.data_folder import SCRIPT, Folder, days_ago
 from support.job_queue import queued
 
 
-async def test_a_script_goes_when_it_was_not_used_for_long(folder: Folder) -> None:
+async def test_a_script_that_was_not_used_for_long_is_removed(folder: Folder) -> None:
     await folder.script("1" * 64, days=100)
     await folder.script("2" * 64, days=80)
     removed = (await folder.sweep())["scripts"].result.removed
@@ -40,7 +40,7 @@ async def test_a_script_stays_while_there_is_a_job_of_it(folder: Folder) -> None
     assert await folder.blobs.size(disk_blob(SCRIPT)) == 4
 
 
-async def test_a_script_is_used_by_jobs_that_are_gone(folder: Folder) -> None:
+async def test_removed_jobs_count_as_uses_of_their_script(folder: Folder) -> None:
     await folder.script(days=1000)
     await folder.end(Status.SUCCEEDED, 60, script_id=SCRIPT)
     outcomes = await folder.sweep()
@@ -58,7 +58,7 @@ async def test_uploading_a_script_again_is_a_use(folder: Folder) -> None:
     assert folder.sql("SELECT id FROM scripts") == [(SCRIPT,)]
 
 
-async def test_a_deleted_scripts_blob_goes_when_its_last_job_has_ended(folder: Folder) -> None:
+async def test_the_blob_of_a_deleted_script_is_removed_after_its_last_job(folder: Folder) -> None:
     await folder.script()
     job = await folder.jobs.insert(queued(script_id=SCRIPT))
     await folder.scripts.delete("mine", SCRIPT)

@@ -78,8 +78,8 @@ async def test_an_upload_is_kept_and_found_again(service: ScriptService, tmp_pat
     assert (script.language, script.entrypoint, script.name, script.size_bytes) == ("python", "hello.py", "hello.py", 8)
     assert await service.get("mine", script.id) == script
     assert await service.list("mine") == ([script], None)
-    assert await service.disk(script.id) == tmp_path / "blobs/scripts" / f"{script.id}.erofs"
-    assert left_over(tmp_path) == [await service.disk(script.id)]
+    assert await service.disks.path(script.id) == tmp_path / "blobs/scripts" / f"{script.id}.erofs"
+    assert left_over(tmp_path) == [await service.disks.path(script.id)]
     assert script.public()["script_id"] == script.id
 
 
@@ -94,10 +94,10 @@ async def test_another_project_sees_nothing_of_it(service: ScriptService) -> Non
 
 async def test_the_same_content_is_packed_once(service: ScriptService, tmp_path: Path) -> None:
     first = await service.upload("mine", stream(b"x"), "hello.py")
-    before = (await service.disk(first.id)).stat()
+    before = (await service.disks.path(first.id)).stat()
     again = await service.upload("mine", stream(b"x"), "hello.py")
     other = await service.upload("other", stream(b"x"), "hello.py")
-    after = (await service.disk(first.id)).stat()
+    after = (await service.disks.path(first.id)).stat()
     assert again == first
     assert other.id == first.id
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
@@ -106,17 +106,17 @@ async def test_the_same_content_is_packed_once(service: ScriptService, tmp_path:
 async def test_uploads_of_the_same_at_once_agree(service: ScriptService, tmp_path: Path) -> None:
     scripts = await asyncio.gather(*(service.upload("mine", stream(b"x" * 10_000), "hello.py") for _ in range(8)))
     assert len({script.id for script in scripts}) == 1
-    assert left_over(tmp_path) == [await service.disk(scripts[0].id)]
+    assert left_over(tmp_path) == [await service.disks.path(scripts[0].id)]
 
 
 async def test_a_disk_goes_with_its_last_owner(service: ScriptService, tmp_path: Path) -> None:
     script = await service.upload("mine", stream(b"x"), "hello.py")
     await service.upload("other", stream(b"x"), "hello.py")
     await service.delete("mine", script.id)
-    assert (await service.disk(script.id)).exists()
+    assert (await service.disks.path(script.id)).exists()
     await service.delete("other", script.id)
     with pytest.raises(NotFound):
-        await service.disk(script.id)
+        await service.disks.path(script.id)
     assert left_over(tmp_path) == []
 
 
@@ -202,7 +202,7 @@ async def test_code_in_an_unknown_language_is_refused(service: ScriptService) ->
 @pytest.mark.parametrize("script_id", ["", "../../etc/passwd", "f" * 64, "F" * 64, "\0"])
 async def test_a_disk_of_no_script_is_not_found(service: ScriptService, script_id: str) -> None:
     with pytest.raises(NotFound):
-        await service.disk(script_id)
+        await service.disks.path(script_id)
 
 
 async def test_a_disk_in_an_object_store_is_fetched_once(
@@ -211,10 +211,10 @@ async def test_a_disk_in_an_object_store_is_fetched_once(
     blobs = Blobs(MemoryStore())
     service = ScriptService(store, blobs, Catalog(languages), Settings(data_dir=tmp_path))
     script = await service.upload("mine", stream(b"x" * 300_000), "hello.py")
-    disks = await asyncio.gather(*(service.disk(script.id) for _ in range(4)))
+    disks = await asyncio.gather(*(service.disks.path(script.id) for _ in range(4)))
     assert len(set(disks)) == 1
     assert disks[0].read_bytes() == await blobs.get_bytes(f"scripts/{script.id}.erofs")
     assert left_over(tmp_path) == [disks[0]]
     with pytest.raises(NotFound):
-        await service.disk("f" * 64)
+        await service.disks.path("f" * 64)
     assert left_over(tmp_path) == [disks[0]]

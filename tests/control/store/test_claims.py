@@ -1,4 +1,4 @@
-"""The queue: order, leases, attempts; only who holds a job writes about it."""
+"""The queue: order, leases, attempts; only the holder of a job writes about it."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ async def test_after_max_attempts_a_job_is_lost_and_says_how_to_allow_more(jobs:
     assert await take(claims) is None
 
 
-async def test_a_lost_attempt_of_a_job_that_nobody_wants_any_more_cancels_it(jobs: SqlJobs, claims: SqlClaims) -> None:
+async def test_a_lost_attempt_of_a_job_to_cancel_cancels_it(jobs: SqlJobs, claims: SqlClaims) -> None:
     job = await claimed(jobs, claims)
     await jobs.cancel("mine", job.id)
     after = await claims.requeue("w1", job, reason="x", code="y")
@@ -236,7 +236,7 @@ async def test_a_worker_that_starts_again_loses_what_it_held_and_nothing_else(jo
     assert (await stored(jobs, other)).status is Status.STARTING
 
 
-async def test_a_worker_is_told_which_of_its_jobs_are_to_be_cancelled(jobs: SqlJobs, claims: SqlClaims) -> None:
+async def test_a_worker_reads_which_of_its_jobs_are_to_be_cancelled(jobs: SqlJobs, claims: SqlClaims) -> None:
     one, _two, others = [await claimed(jobs, claims, worker) for worker in ("w1", "w1", "w2")]
     for job in (one, others):
         await jobs.cancel("mine", job.id)

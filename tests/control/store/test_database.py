@@ -1,4 +1,4 @@
-"""Opening the database, and what is said when it cannot be: newer, damaged, read-only, full."""
+"""Opening the database, and the errors for one that is newer, damaged, read-only or full."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ async def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> No
     await (await opened(tmp_path)).close()
     with sqlite3.connect(tmp_path / "belljar.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    await refused(tmp_path, DataFolderError, "newer belljar .*9999.* upgrade")
+    await refused(tmp_path, DataFolderError, "newer version .*9999.* upgrade")
     with sqlite3.connect(tmp_path / "belljar.db") as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
 
 
 async def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "belljar.db").write_bytes(b"these are my notes\n" * 100)
-    await refused(tmp_path, DataFolderError, "damaged or no SQLite database.*backup")
+    await refused(tmp_path, DataFolderError, "damaged or not a SQLite database.*backup")
     assert (tmp_path / "belljar.db").read_bytes() == b"these are my notes\n" * 100
 
 
-async def test_a_damaged_database_is_told_as_damaged(tmp_path: Path) -> None:
+async def test_a_damaged_database_is_reported_as_damaged(tmp_path: Path) -> None:
     database = await opened(tmp_path)
     for _ in range(20):
         await SqlJobs(database).insert(queued())
@@ -105,7 +105,7 @@ async def test_a_database_that_cannot_be_written_says_so_when_something_is_writt
 
 
 @pytest.mark.root
-async def test_a_full_disk_is_told_and_nothing_is_half_written(database_disk: Path) -> None:
+async def test_a_full_disk_is_reported_and_nothing_is_partly_written(database_disk: Path) -> None:
     with pytest.raises(DiskFull, match="free some space"):
         filler(database_disk)
         await opened(database_disk)
@@ -141,7 +141,7 @@ async def test_a_transaction_that_fails_writes_nothing(database: Database) -> No
         assert (await connection.execute(text("SELECT count(*) FROM alembic_version"))).scalar() == 1
 
 
-async def test_readers_go_on_while_somebody_writes(database: Database) -> None:
+async def test_readers_continue_during_a_write(database: Database) -> None:
     jobs = SqlJobs(database)
     await jobs.insert(queued())
     async with database.write() as connection:

@@ -1,4 +1,4 @@
-"""The store when it is interrupted, locked, full or killed: nothing that was answered is lost, and it goes on."""
+"""The store when it is interrupted, locked, full or killed: no committed write is lost, and it recovers."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_requests_that_are_cancelled_anywhere_leave_nothing_half_way(datab
         other.rollback()
 
 
-async def test_a_database_that_is_locked_is_told_and_works_again_afterwards(
+async def test_a_locked_database_is_reported_and_works_again_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.2)
@@ -200,7 +200,7 @@ async def main():
                 await attempt()
                 print("no error")
             except HostError as error:
-                print("told", error.message)
+                print("refused", error.message)
         assert (await jobs.counts())["queued"] >= 1
         flag.unlink()
         kept.append((await jobs.insert(queued())).id)
@@ -228,6 +228,6 @@ def test_a_disk_whose_writes_failed_for_a_while_is_written_again(tmp_path: Path)
     lines = run.stdout.splitlines()
     assert run.returncode == 0, run.stderr
     assert lines[-1] == "whole"
-    assert len(lines) == 7 and all("told" in line and "disk I/O error" in line for line in lines[:-1]), lines
+    assert len(lines) == 7 and all("refused" in line and "disk I/O error" in line for line in lines[:-1]), lines
     with sqlite3.connect(tmp_path / "data/belljar.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -1,4 +1,4 @@
-"""Jobs as callers keep, look up, list and cancel them."""
+"""Jobs as callers store, read, list and cancel them."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ async def test_a_job_is_kept_only_while_its_script_is_there(database: Database) 
     assert (await store.states([job.id, "job_none"])) == {job.id: ("queued", 0, False)}
 
 
-async def test_whoever_comes_first_of_a_job_and_the_deletion_of_its_script_the_job_can_run(database: Database) -> None:
+async def test_a_job_submitted_beside_the_deletion_of_its_script_can_run_or_is_refused(database: Database) -> None:
     store, scripts = SqlJobs(database), SqlScripts(database)
     for _ in range(20):
         script = uploaded("b" * 64)

@@ -1,4 +1,4 @@
-"""Keys: only a digest is kept, and a revoked one is worth nothing."""
+"""Keys: only a digest is stored, and a revoked key is refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_a_revoked_key_is_worth_nothing_and_stays_revoked(keys: SqlKeys) -
 async def test_use_is_noted(keys: SqlKeys) -> None:
     key, secret = await keys.create("mine", "ci")
     now = datetime.now(UTC)
-    await keys.used(key.id, now)
+    await keys.record_use(key.id, now)
     found = await keys.authenticate(secret)
     assert found is not None and found.last_used_at == now
 
@@ -57,6 +57,6 @@ async def test_use_is_noted(keys: SqlKeys) -> None:
 async def test_the_same_secret_is_not_kept_twice(keys: SqlKeys, tmp_path: Path) -> None:
     key, secret = await keys.create("mine", "ci")
     with pytest.raises(Exception, match="UNIQUE"):
-        await keys.keep(key.model_copy(update={"id": "key_2"}), secret)
+        await keys.add(key.model_copy(update={"id": "key_2"}), secret)
     with sqlite3.connect(tmp_path / "belljar.db") as connection:
         assert connection.execute("SELECT count(*) FROM keys").fetchone() == (1,)

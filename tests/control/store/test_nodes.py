@@ -53,17 +53,17 @@ async def test_a_heartbeat_has_the_databases_time_and_not_the_nodes(nodes: SqlNo
     await nodes.heartbeat(node("a", age_seconds=3600))
     (found,) = await nodes.list()
     assert abs(found.heartbeat_at - datetime.now(UTC)) < timedelta(minutes=1)
-    assert await nodes.largest(30) != ()
+    assert await nodes.limits(30) != ()
 
 
 async def test_the_largest_are_those_of_the_living_each_by_itself(nodes: SqlNodes, database: Database) -> None:
-    assert await nodes.largest(30) == ()
+    assert await nodes.limits(30) == ()
     await nodes.heartbeat(node("silent", vcpus=64, largest_memory_mb=64_000))
     await silence(database, "silent", 60)
-    assert await nodes.largest(30) == ()
+    assert await nodes.limits(30) == ()
     await nodes.heartbeat(node("wide", vcpus=32, largest_memory_mb=32_000))
     await nodes.heartbeat(node("tall", vcpus=4, largest_memory_mb=60_000))
-    assert set(await nodes.largest(30)) == {
+    assert set(await nodes.limits(30)) == {
         NodeLimits(vcpus=32, memory_mb=32_000),
         NodeLimits(vcpus=4, memory_mb=60_000),
     }
@@ -84,7 +84,7 @@ async def test_images_that_are_not_there_for_a_moment_are_not_missing(nodes: Sql
     """A node whose folder of images is mounted late, or again, tells of none meanwhile."""
 
     def pass_by(seconds: float) -> None:
-        nodes._images_asked_since -= seconds
+        nodes._images_seen_since -= seconds
         nodes._images_seen = {digest: at - seconds for digest, at in nodes._images_seen.items()}
 
     await nodes.heartbeat(node("a", images=()))

@@ -1,4 +1,4 @@
-"""Opening a data folder's database: private from the start, migrated with a copy beside it, never begun anew unseen."""
+"""Opening a data folder's database: private, migrated with a backup beside it, never silently replaced."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ import pytest
 from belljar.control.api.admin_key import ensure_admin_key
 from belljar.control.blobs.store import open_blobs
 from belljar.control.store.claims import SqlClaims
-from belljar.control.store.jobs import SqlJobs
+from belljar.control.store.jobs import SqlJobs, needed_images
 from belljar.control.store.keys import SqlKeys
-from belljar.control.store.needed import needed_images
 from belljar.control.store.opening import open_database
 from belljar.control.store.schema import HEAD
 from belljar.control.store.scripts import SqlScripts
@@ -61,7 +60,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_new_folder_is_private_from_its_first_moment_whatever_the_umask_is(tmp_path: Path) -> None:
+def test_a_new_folder_is_private_from_the_start_under_any_umask(tmp_path: Path) -> None:
     folder = tmp_path / "new/deep/data"
     command = [sys.executable, "-c", _SERVE_AND_LOOK, str(folder), str(TESTS)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -118,7 +117,7 @@ def test_folders_above_a_private_one_are_private_when_they_are_made(tmp_path: Pa
 
 @pytest.mark.parametrize("left", ["admin.key", "blobs"])
 @pytest.mark.parametrize("how", ["emptied", "gone", "without tables"])
-async def test_a_lost_database_is_not_silently_begun_anew(tmp_path: Path, left: str, how: str) -> None:
+async def test_a_lost_database_is_not_silently_replaced_by_a_new_one(tmp_path: Path, left: str, how: str) -> None:
     settings = Settings(data_dir=tmp_path)
     database = await open_database(settings)
     if left == "blobs":
@@ -136,7 +135,7 @@ async def test_a_lost_database_is_not_silently_begun_anew(tmp_path: Path, left: 
         assert path.stat().st_size
     before = path.read_bytes() if path.exists() else None
     for _ in range(2):
-        with pytest.raises(DataFolderError, match=r"empty or gone.*put a backup .* or move .* away") as caught:
+        with pytest.raises(DataFolderError, match=r"empty or missing.*restore a backup .* or move .* away") as caught:
             await open_database(settings)
         assert str(tmp_path / left) in caught.value.message and "\n" not in caught.value.message
     assert (path.read_bytes() if path.exists() else None) == before
@@ -209,7 +208,7 @@ async def test_commands_beside_a_server_migrate_nothing(tmp_path: Path) -> None:
     before = rows(tmp_path / "belljar.db")
     settings = Settings(data_dir=tmp_path)
     for attempt in (open_database(settings, migrate=False), needed_images(settings)):
-        with pytest.raises(DataFolderError, match=rf"older belljar's \(schema 0002.*{HEAD}\); stop .* belljar serve"):
+        with pytest.raises(DataFolderError, match=rf"older version \(schema 0002.*{HEAD}\); stop .* belljar serve"):
             await attempt
     assert rows(tmp_path / "belljar.db") == before
     assert list(tmp_path.glob("belljar.db.backup-*")) == []
@@ -226,7 +225,7 @@ with {"serving": serving, "working": working}[sys.argv[1]](Path(sys.argv[2])):
 
 
 @pytest.mark.parametrize("how", ["serving", "working"])
-async def test_nothing_is_migrated_under_another_that_works_there(tmp_path: Path, how: str) -> None:
+async def test_nothing_is_migrated_while_another_process_works_there(tmp_path: Path, how: str) -> None:
     make_older(tmp_path)
     before = rows(tmp_path / "belljar.db")
     other = subprocess.Popen(
@@ -235,7 +234,7 @@ async def test_nothing_is_migrated_under_another_that_works_there(tmp_path: Path
     assert other.stdout and other.stdout.readline() == b"held\n"
     mine = working if how == "serving" else serving
     with mine(tmp_path):
-        with pytest.raises(DataFolderError, match=r"brought up to date.*another belljar works on .*stop it first"):
+        with pytest.raises(DataFolderError, match=r"must be migrated.*another belljar works on .*stop it first"):
             await open_database(Settings(data_dir=tmp_path))
         assert rows(tmp_path / "belljar.db") == before
         other.communicate(timeout=30)
@@ -256,24 +255,24 @@ def test_a_folder_has_one_server_and_one_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("table", ["jobs", "keys", "job_counts", "alembic_version"])
-async def test_a_missing_table_is_told_in_one_sentence(tmp_path: Path, table: str) -> None:
+async def test_a_missing_table_is_reported_in_one_sentence(tmp_path: Path, table: str) -> None:
     await (await open_database(Settings(data_dir=tmp_path))).close()
     with sqlite3.connect(tmp_path / "belljar.db") as connection:
         connection.execute(f"DROP TABLE {table}")
-    with pytest.raises(DataFolderError, match=r"is not whole.*put a backup in its place") as caught:
+    with pytest.raises(DataFolderError, match=r"is incomplete.*restore a backup") as caught:
         await open_database(Settings(data_dir=tmp_path))
     assert "\n" not in caught.value.message and str(tmp_path) in caught.value.message
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
-async def test_a_truncated_database_is_told_as_damaged(tmp_path: Path, share: float) -> None:
+async def test_a_truncated_database_is_reported_as_damaged(tmp_path: Path, share: float) -> None:
     database = await open_database(Settings(data_dir=tmp_path))
     for _ in range(50):
         await SqlJobs(database).insert(queued(env={"A": "x" * 3000}))
     await database.close()
     path = tmp_path / "belljar.db"
     os.truncate(path, int(path.stat().st_size * share))
-    with pytest.raises(DataFolderError, match=r"damaged or no SQLite database; put a backup"):
+    with pytest.raises(DataFolderError, match=r"damaged or not a SQLite database; restore a backup"):
         await open_database(Settings(data_dir=tmp_path))
 
 
@@ -307,7 +306,7 @@ async def test_a_migration_without_room_for_the_copy_changes_nothing(database_di
     os.truncate(
         database_disk / "filler", (database_disk / "filler").stat().st_size - 48 * 1024
     )  # for SQLite's own files
-    with pytest.raises(DiskFull, match=r"no room left .*free some space"):
+    with pytest.raises(DiskFull, match=r"(no room left|no space in) .*free some space"):
         await open_database(Settings(data_dir=database_disk))
     (database_disk / "filler").unlink()
     assert rows(database_disk / "belljar.db") == before
@@ -315,7 +314,7 @@ async def test_a_migration_without_room_for_the_copy_changes_nothing(database_di
     await (await open_database(Settings(data_dir=database_disk))).close()
 
 
-async def test_a_read_only_folder_of_the_release_before_is_told(
+async def test_a_read_only_folder_of_the_previous_release_is_refused(
     tmp_path: Path, read_only: Callable[[Path], None]
 ) -> None:
     folder = tmp_path / "data"

@@ -1,4 +1,4 @@
-"""Which job is the next: nothing passes it, and only a worker that can run it takes it."""
+"""Which job is next: no other passes it, and only a worker that can run it claims it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_a_stream_of_small_jobs_does_not_keep_a_large_one_waiting(
     assert [await node.claim() is not None for _ in range(5)] == [True] * 4 + [False]
 
 
-async def test_priority_holds_whatever_the_sizes_are(jobs: SqlJobs, claims: SqlClaims) -> None:
+async def test_priority_holds_for_all_sizes(jobs: SqlJobs, claims: SqlClaims) -> None:
     for vcpus, priority in ((1, 0), (4, 1), (1, 2), (3, 3), (4, -1)):
         await jobs.insert(queued(vcpus=vcpus, priority=priority))
     node, order = Node(claims), []
@@ -69,7 +69,7 @@ async def test_priority_holds_whatever_the_sizes_are(jobs: SqlJobs, claims: SqlC
     assert order == [3, 2, 1, 0, -1]
 
 
-async def test_a_job_that_could_never_run_here_is_left_to_others_and_delays_nobody(
+async def test_a_job_that_cannot_run_here_is_left_to_other_nodes_and_delays_no_job(
     jobs: SqlJobs, claims: SqlClaims
 ) -> None:
     huge = await jobs.insert(queued(vcpus=8, priority=9))
@@ -110,7 +110,7 @@ async def test_a_job_whose_image_is_on_no_node_any_more_fails_and_says_so(jobs: 
         assert found is not None and found.status is Status.QUEUED
 
 
-async def test_a_claim_whose_worker_is_stopped_meanwhile_takes_nothing(jobs: SqlJobs, claims: SqlClaims) -> None:
+async def test_a_claim_whose_worker_is_stopped_claims_nothing(jobs: SqlJobs, claims: SqlClaims) -> None:
     job = await jobs.insert(queued())
     for steps in range(200):
         claiming = asyncio.create_task(claims.claim("w", vcpus=1, memory_mb=256, lease_seconds=30, expected=True))

@@ -1,4 +1,4 @@
-"""The indexes that the queries rely on are used: SQLite's own plan of the very statements that belljar sends."""
+"""The queries use their indexes: SQLite's plan of the statements that belljar sends."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def test_what_workers_look_after_is_found_among_held_jobs_alone(
 
 
 @pytest.mark.parametrize(
-    ("asked", "index"),
+    ("filters", "index"),
     [
         ({}, "ix_jobs_project (project=?"),
         ({"status": Status.FAILED}, "ix_jobs_status (project=? AND status=?"),
@@ -98,9 +98,9 @@ async def test_what_workers_look_after_is_found_among_held_jobs_alone(
 )
 @pytest.mark.parametrize("cursor", [None, "job_5"])
 async def test_a_list_reads_its_own_index_from_the_newest_on(
-    plans: Plans, jobs: SqlJobs, asked: dict[str, Any], index: str, cursor: str | None
+    plans: Plans, jobs: SqlJobs, filters: dict[str, Any], index: str, cursor: str | None
 ) -> None:
-    await jobs.list("mine", cursor=cursor, **asked)
+    await jobs.list("mine", cursor=cursor, **filters)
     assert index in plans.take()
 
 

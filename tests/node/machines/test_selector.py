@@ -13,7 +13,7 @@ from belljar.model.image import Image
 from belljar.node.machines import selector
 from belljar.node.machines.selector import HypervisorSelector
 from belljar.settings import Settings
-from support.firecracker.building import build_stand_ins
+from support.firecracker.building import build_fakes
 
 pytestmark = pytest.mark.vm
 
@@ -59,8 +59,8 @@ async def test_a_kvm_that_may_not_be_opened_is_the_reason(
 async def test_firecracker_is_chosen_when_it_boots_the_real_kernel(
     data_dir: Path, shell: Image, with_kvm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("belljar.node.machines.probe._SECONDS", 60.0)  # emulation behind the stand-in is slow
-    firecracker, jailer = build_stand_ins(tmp_path / "programs")
+    monkeypatch.setattr("belljar.node.machines.probe._SECONDS", 60.0)  # emulation behind the fake is slow
+    firecracker, jailer = build_fakes(tmp_path / "programs")
     settings = Settings(data_dir=data_dir, firecracker=str(firecracker), jailer=str(jailer))
     choice = await HypervisorSelector(settings).choose(shell)
     assert (choice.hypervisor, choice.accelerator) == ("firecracker", "kvm"), choice.reason
@@ -80,7 +80,7 @@ async def test_a_firecracker_that_cannot_be_used_is_named_in_the_reason_and_qemu
     data_dir: Path, shell: Image, with_kvm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("belljar.node.machines.probe._SECONDS", 0.01)
-    firecracker, jailer = build_stand_ins(tmp_path / "programs", version="1.2.0")
+    firecracker, jailer = build_fakes(tmp_path / "programs", version="1.2.0")
     choice = await HypervisorSelector(
         Settings(data_dir=data_dir, firecracker=str(firecracker), jailer=str(jailer))
     ).choose(shell)
@@ -93,11 +93,11 @@ async def test_another_firecracker_is_probed_again(
     data_dir: Path, shell: Image, with_kvm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("belljar.node.machines.probe._SECONDS", 0.01)
-    firecracker, jailer = build_stand_ins(tmp_path / "programs")
+    firecracker, jailer = build_fakes(tmp_path / "programs")
     settings = Settings(data_dir=data_dir, firecracker=str(firecracker), jailer=str(jailer))
     first = await HypervisorSelector(settings).choose(shell)
     assert (first.accelerator, first.provisional) == ("tcg", True)  # it was only too slow: probed again another day
-    build_stand_ins(tmp_path / "programs", version="1.3.0")
+    build_fakes(tmp_path / "programs", version="1.3.0")
     assert "1.3.0 is too old" in (await HypervisorSelector(settings).choose(shell)).reason
 
 

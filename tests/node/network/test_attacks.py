@@ -13,7 +13,7 @@ from ipaddress import IPv4Network
 import pytest
 from pyroute2.netlink.nfnetlink.nfctsocket import AsyncNFCTSocket
 
-from belljar.node.machines.host.namespace import inside
+from belljar.node.machines.host.namespace import run_in_namespace
 from belljar.node.machines.protocol import GUEST_MAC
 from belljar.node.network.layout import GATEWAY_MAC, HOST_PREFIX
 from belljar.node.network.policy import NetworkRule, Policy
@@ -273,7 +273,7 @@ async def test_other_protocols_and_fragments_do_not_pass_a_list(pool: SlotPool, 
                 machine.send(ethernet(GUEST_MAC, GATEWAY_MAC, 0x0800, ipv4(GUEST, WEB, protocol, b"\0" * 32)))
             before = attachment.slot.namespace.name
             await asyncio.sleep(0.3)
-            assert [line for line in inside(NETNS / before, tracked_flows) if f"dst={WEB}" in line] == []
+            assert [line for line in run_in_namespace(NETNS / before, tracked_flows) if f"dst={WEB}" in line] == []
             assert await run(machine.get, WEB) == b"web"
     assert attachment.traffic is not None and attachment.traffic.refused_count == 5
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from belljar.node.machines.host.namespace import in_fresh_thread, inside
+from belljar.node.machines.host.namespace import in_fresh_thread, run_in_namespace
 from belljar.node.network.policy import Policy
 from belljar.node.network.pool import SlotPool
 from belljar.settings import Settings
@@ -45,7 +45,7 @@ async def test_a_hundred_thousand_connections_starve_no_other_machine(
             await run(flood)
             number = int(greedy.slot.namespace.name.rpartition(".")[2])
             source = f"src=198.19.0.{2 * number + 1} "
-            tracked = inside(NETNS / greedy.slot.namespace.name, tracked_flows)
+            tracked = run_in_namespace(NETNS / greedy.slot.namespace.name, tracked_flows)
             assert len([line for line in tracked if GUEST in line]) <= limit + 10
             assert len([line for line in in_fresh_thread(tracked_flows) if source in line]) <= limit + 10
             assert await run(other.get, WEB) == b"web"

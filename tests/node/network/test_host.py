@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from belljar.model.errors import NoNetwork
-from belljar.node.machines.host.namespace import in_fresh_thread, inside
+from belljar.node.machines.host.namespace import in_fresh_thread, run_in_namespace
 from belljar.node.network import state
 from belljar.node.network.layout import HOST_PREFIX, build_layout
 from belljar.node.network.leftovers import clear_network_leftovers
@@ -177,7 +177,7 @@ async def test_while_forwarding_is_on_the_host_routes_for_no_one_else(
         ip("-n", "bjtest-lan", "route", "add", "default", "via", "10.98.0.1")
 
         def reach() -> None:
-            inside(NETNS / "bjtest-lan", lambda: socket.create_connection((WEB, 80), 1).close())
+            run_in_namespace(NETNS / "bjtest-lan", lambda: socket.create_connection((WEB, 80), 1).close())
 
         async with SlotPool(network_settings) as pool, pool.with_network(Policy(open=True)) as attachment:
             assert IP_FORWARD.read_text() == "1\n"

@@ -1,4 +1,4 @@
-"""A conversation with the agent of a machine, as far as these tests need one."""
+"""Talks to the agent of a machine, as far as these tests need it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BOOT_SECONDS = 60
 
 
 def spec_of(image: Image, *, memory_mb: int = 128, frozen: bool = False, **shape: object) -> MachineSpec:
-    """A small machine; its script disk is the root image, which is an erofs image like any script's."""
+    """Return a small machine; its script disk is the root image, an erofs image like any script's."""
     return MachineSpec(
         image=image,
         shape=Shape(vcpus=1, memory_mb=memory_mb, **shape),  # type: ignore[arg-type]
@@ -23,8 +23,8 @@ def spec_of(image: Image, *, memory_mb: int = 128, frozen: bool = False, **shape
     )
 
 
-class _Kept:
-    """Keeps the output."""
+class _Output:
+    """Collects the output."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -37,31 +37,31 @@ class _Kept:
 
 
 async def opened(machine: Machine) -> AgentConnection:
-    """A session with a machine that boots; when it dies first, the reason is the test's failure."""
+    """Return the connection to a machine that boots; if it dies first, fail the test with the reason."""
     connection = AgentConnection(machine.reader, machine.writer)
-    opening, dying = asyncio.create_task(connection.open(BOOT_SECONDS)), asyncio.create_task(machine.death())
-    await asyncio.wait({opening, dying}, return_when=asyncio.FIRST_COMPLETED)
-    if dying.done():
+    opening, death = asyncio.create_task(connection.open(BOOT_SECONDS)), asyncio.create_task(machine.death())
+    await asyncio.wait({opening, death}, return_when=asyncio.FIRST_COMPLETED)
+    if death.done():
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
-        raise AssertionError(f"{dying.result()}\n{bytes(machine.console.data).decode(errors='replace')}")
-    dying.cancel()
+        raise AssertionError(f"{death.result()}\n{bytes(machine.console.data).decode(errors='replace')}")
+    death.cancel()
     opening.result()
     return connection
 
 
 async def run(connection: AgentConnection, script: str, *, seconds: float = 60) -> str:
-    """What a shell command prints; it must succeed."""
-    kept = _Kept()
+    """Return the output of a shell command, which must succeed."""
+    output = _Output()
     command = Command(argv=["sh", "-c", script], env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
     async with asyncio.timeout(seconds):
-        exited = await connection.run(command, b"", kept, lambda _: None)
-    assert exited.exit_code == 0, kept.data.decode(errors="replace")
-    return kept.data.decode()
+        exited = await connection.run(command, b"", output, lambda _: None)
+    assert exited.exit_code == 0, output.data.decode(errors="replace")
+    return output.data.decode()
 
 
 def requests_of(data_dir: Path) -> list[str]:
-    """The requests that the one machine that runs now was told, as the stand-in keeps them."""
+    """Return the requests to the only running machine, as logged by the fake."""
     logs = list((data_dir / "run" / "jails").glob("*/*/root/requests.log"))
     assert len(logs) <= 1
     return logs[0].read_text().splitlines() if logs else []

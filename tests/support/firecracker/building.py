@@ -1,4 +1,4 @@
-"""Makes the stand-ins into executables, each one file: Python's own archive format with a first line for the kernel."""
+"""Packs the fakes into executables, each one file: Python's own archive format with a first line for the kernel."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _MODULES = ("api.py", "behaviour.py", "bridge.py", "description.py", "emulator.p
 
 
 def official_description() -> Path | None:
-    """Firecracker's own API description, if at hand: BELLJAR_FIRECRACKER_DESCRIPTION, or beside the clone."""
+    """Return Firecracker's API description, if available: BELLJAR_FIRECRACKER_DESCRIPTION, or beside the clone."""
     named = os.environ.get("BELLJAR_FIRECRACKER_DESCRIPTION")
     beside = Path(__file__).parents[4] / "shared" / "firecracker" / "firecracker.yaml"
     return next((path for path in (Path(named) if named else beside,) if path.is_file()), None)
 
 
-def build_stand_ins(folder: Path, **faults: Any) -> tuple[Path, Path]:
-    """Executables `firecracker` and `jailer` in `folder`, with faults on purpose; returns their paths."""
+def build_fakes(folder: Path, **faults: Any) -> tuple[Path, Path]:
+    """Make executables `firecracker` and `jailer` in `folder`, with the given faults; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     path = official_description()
     description = yaml.safe_load(path.read_text()) if path is not None else None

@@ -1,4 +1,4 @@
-"""What machines left on this host, which is to be nothing."""
+"""Finds what machines left on this host."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from belljar.settings import Settings
 
 
 def left_behind(settings: Settings) -> list[str]:
-    """Everything of machines that is still on this host: processes, mounts, folders, cgroups."""
+    """Return everything of machines that is still on this host: processes, mounts, folders, cgroups."""
     jails = settings.data_dir / "run" / "jails"
-    found = [str(path) for path in jails.glob("*/*")]
-    found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(jails) in line]
+    leftovers = [str(path) for path in jails.glob("*/*")]
+    leftovers += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(jails) in line]
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and str(jails).encode() in _command_of(process):
-            found.append(f"{process.name}: {_command_of(process)[:200]!r}")
+            leftovers.append(f"{process.name}: {_command_of(process)[:200]!r}")
     for hierarchy in find_hierarchies():
-        found += [str(path) for path in (hierarchy.folder / PARENT).glob(f"*-{_own_pid()}-*")]
-    return found
+        leftovers += [str(path) for path in (hierarchy.folder / PARENT).glob(f"*-{_own_pid()}-*")]
+    return leftovers
 
 
 def _command_of(process: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""A network namespace with a TAP device in it, as a slot has, and nothing behind it."""
+"""A network namespace with a TAP device, as a slot has, and no network behind it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from belljar.node.machines.protocol import NetworkSlot
 
 @contextmanager
 def network_place(tap: str = "tap0") -> Iterator[NetworkSlot]:
-    """Gone at the end. Skips where the `ip` command is missing."""
+    """Provide a slot in a new namespace, and remove it at the end. Skip without the `ip` command."""
     if shutil.which("ip") is None:
         pytest.skip("ip is not installed")
     name = f"belljar-test-{os.getpid()}"

@@ -1,1 +1,1 @@
-"""HTTP: routes by resource, authentication, errors, streams. Never touches a machine."""
+"""The HTTP API: routes by resource, authentication, errors, streams. Never touches a machine."""

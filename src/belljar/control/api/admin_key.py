@@ -1,6 +1,6 @@
-"""The first key: made when a data folder is first served, in a file that only its owner may read.
+"""Creates the first key when a data folder is first served, in a file that only its owner may read.
 
-The command line finds it there, so that on one machine nobody has to copy a key.
+The command line reads it there, so that it needs no other key on the same machine.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ PROJECT = "default"
 
 
 async def ensure_admin_key(keys: SqlKeys, data_dir: Path) -> bool:
-    """Make the admin key unless there is a valid one; true when it was made. Raises DataFolderError.
+    """Create the admin key unless there is a valid one. Return whether it was created. Raises DataFolderError.
 
-    A file whose key is unknown or revoked is replaced: deleting the file, or revoking the key, makes a new one.
+    After the file was deleted, or its key revoked, there is a new one.
     """
     known = read_admin_key(data_dir)
     if known is not None and await keys.authenticate(known) is not None:
@@ -32,9 +32,9 @@ async def ensure_admin_key(keys: SqlKeys, data_dir: Path) -> bool:
         with atomic_path(path) as part:
             private_file(part)
             part.write_text(secret + "\n")
-            # The key before its file: a crash in between leaves a key whose secret is lost, not a file without a key.
+            # The record first, then the file: a crash in between leaves a key whose secret is lost.
             key = Key(id=new_id("key"), name="admin", project=PROJECT, admin=True, created_at=datetime.now(UTC))
-            await keys.keep(key, secret)
+            await keys.add(key, secret)
     except OSError as error:
         raise DataFolderError(f"cannot write {path}: {error.strerror}; set --data-dir to another folder") from error
     return True

@@ -1,4 +1,7 @@
-"""The HTTP application: routes by resource, behind one gate, every error a problem document."""
+"""The HTTP application: routes by resource behind the middleware; every error is a problem document.
+
+Requests pass RequestContext (id, access log, failures), then AuthMiddleware (key, limits), then the route.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,19 @@ from fastapi.routing import APIRoute
 
 from belljar import __version__
 from belljar.control.api.auth_middleware import AuthMiddleware
-from belljar.control.api.descriptors import max_connections
+from belljar.control.api.file_descriptors import max_connections
 from belljar.control.api.openapi import describe
-from belljar.control.api.problems import answer_errors
+from belljar.control.api.problems import handle_errors
 from belljar.control.api.request_context import RequestContext
-from belljar.control.api.routes import artifacts, host, jobs, keys, logs, scripts
+from belljar.control.api.routes import artifacts, health, images, jobs, keys, logs, metrics, nodes, scripts
 from belljar.control.api.services import Services
 from belljar.model.job_options import JobOptions, JobRequest
 
-_ROUTERS = (scripts.router, jobs.router, logs.router, artifacts.router, host.router, keys.router)
+_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, keys)
 
 
 def create_app(services: Services | None) -> FastAPI:
-    """The application over these services; without any, only its OpenAPI description can be asked for."""
+    """Return the application over these services; without them, only for its OpenAPI description."""
     app = FastAPI(
         title="belljar",
         version=__version__,
@@ -29,9 +32,9 @@ def create_app(services: Services | None) -> FastAPI:
         generate_unique_id_function=_operation_name,
     )
     app.state.services = services
-    answer_errors(app)
-    for router in _ROUTERS:
-        app.include_router(router)
+    handle_errors(app)
+    for routes in _ROUTES:
+        app.include_router(routes.router)
     describe(app, (JobOptions, JobRequest, keys.NewKey))
     if services is not None:
         app.add_middleware(

@@ -1,6 +1,6 @@
-"""Who may come in: the key, and with `--auth off` that it is no web page of somebody else's that asks.
+"""Authenticates requests by their key; with `--auth off`, refuses cross-origin requests.
 
-Plain ASGI, outside everything else: a route that was forgotten is closed, not open.
+Plain ASGI around all routes, so that no route can be left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from belljar.control.api.admin_key import PROJECT
 from belljar.control.api.bodies import MAX_JSON_BYTES, MAX_SMALL_BYTES
 from belljar.control.api.problems import problem_of
 from belljar.control.api.request_limits import BodyBudget, RequestCount
-from belljar.control.api.streams import StreamBroken
+from belljar.control.api.streams import StreamAborted
 from belljar.control.jobs.changes import Changes
 from belljar.control.store.keys import Key, SqlKeys
 from belljar.local_server import is_loopback
@@ -26,22 +26,22 @@ from belljar.model.errors import BelljarError, Forbidden, HostError, NotAuthenti
 from belljar.settings import Settings
 
 MB = 1024 * 1024
-#: Routes for load balancers and supervisors; they say nothing about anybody's jobs.
-OPEN = frozenset({"/healthz", "/readyz"})
-#: What is around the script in a multipart body: a part's head, and two short fields.
-_FORM_ROOM = 64 * 1024
-#: Most memory that a form takes while it arrives: larger files go to the disk.
-_FORM_MEMORY = 2 * MB
+#: Routes without a key, for load balancers and supervisors; they return no data of jobs.
+PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
+#: The multipart body beside the script: the header of a part, and two short fields.
+_FORM_OVERHEAD_BYTES = 64 * 1024
+#: Maximum memory of a form that is being received: larger files go to the disk.
+_FORM_MEMORY_BYTES = 2 * MB
 _BEARER = re.compile(r"(?i:bearer) +([A-Za-z0-9._~+/=-]{1,512})\Z")
-#: `last_used_at` is for people: a write for every request would be too many.
-_NOTE_USE = timedelta(minutes=1)
-#: A body may pause for this long, and must come at this rate after as long.
+#: How often `last_used_at` is written: not for every request.
+_USE_INTERVAL = timedelta(minutes=1)
+#: A body may pause for this long, and must have this rate on average after the same time.
 _STALL_SECONDS = 30.0
 _MIN_BYTES_PER_SECOND = 16 * 1024
 
 
 class AuthMiddleware:
-    """Middleware: authenticates, checks Host and Origin, bounds bodies and what is in flight."""
+    """Middleware that authenticates, checks Host and Origin, and limits bodies and requests in flight."""
 
     def __init__(self, app: ASGIApp, keys: SqlKeys, settings: Settings, changes: Changes, max_requests: int) -> None:
         self._app = app
@@ -51,7 +51,7 @@ class AuthMiddleware:
         self._upload_bytes = settings.max_upload_mb * MB
         self._bodies = BodyBudget(settings.max_body_memory_mb * MB)
         self._requests = RequestCount(max_requests)
-        self._anybody = Key(
+        self._no_auth_key = Key(
             id="key_none", name="auth is off", project=PROJECT, admin=True, created_at=datetime.now(UTC)
         )
 
@@ -59,13 +59,13 @@ class AuthMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["path"] in OPEN:
+        if scope["path"] in PUBLIC_PATHS:
             await self._app(scope, _Body(receive, MAX_SMALL_BYTES), send)
             return
         headers, state = Headers(scope=scope), scope.setdefault("state", {})
         try:
-            key = state["key"] = await self._admit(headers)
-            max_bytes, memory = self._bounds(headers)
+            key = state["key"] = await self._authenticate(headers)
+            max_bytes, memory = self._body_limits(headers)
             with self._requests.counted(key.id):
                 async with self._bodies.lease(key.id, memory) as lease:
                     state["body_lease"] = lease
@@ -74,10 +74,10 @@ class AuthMiddleware:
         except BelljarError as error:
             await problem_of(error, is_operator=False)(scope, receive, send)
 
-    def _bounds(self, headers: Headers) -> tuple[int, int]:
-        """The longest body that is taken, and how much memory to hold for it. Raises TooLarge."""
+    def _body_limits(self, headers: Headers) -> tuple[int, int]:
+        """Return the maximum size of the body and the memory to reserve for it, in bytes. Raises TooLarge."""
         is_form = headers.get("content-type", "").lower().startswith("multipart/")
-        max_bytes = self._upload_bytes + _FORM_ROOM if is_form else MAX_JSON_BYTES
+        max_bytes = self._upload_bytes + _FORM_OVERHEAD_BYTES if is_form else MAX_JSON_BYTES
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit():
             size = int(length[:20])
@@ -85,32 +85,32 @@ class AuthMiddleware:
                 raise _too_large(max_bytes)
         else:
             size = max_bytes if "transfer-encoding" in headers else 0
-        return max_bytes, min(size, _FORM_MEMORY) if is_form else size
+        return max_bytes, min(size, _FORM_MEMORY_BYTES) if is_form else size
 
-    async def _admit(self, headers: Headers) -> Key:
+    async def _authenticate(self, headers: Headers) -> Key:
         if not self._auth:
             _check_local(headers)
-            return self._anybody
+            return self._no_auth_key
         match = _BEARER.match(headers.get("authorization", ""))
         if match is None:
-            raise NotAuthenticated("no key was sent; add the header Authorization: Bearer KEY")
+            raise NotAuthenticated("no key; send the header Authorization: Bearer KEY")
         key = await self._keys.authenticate(match[1])
         if key is None:
-            raise NotAuthenticated("the key is not known here, or was revoked; belljar key create makes a new one")
-        await self._note_use(key)
+            raise NotAuthenticated("unknown or revoked key; create a new one with belljar key create")
+        await self._record_use(key)
         return key
 
-    async def _note_use(self, key: Key) -> None:
+    async def _record_use(self, key: Key) -> None:
         now = datetime.now(UTC)
-        if key.last_used_at is None or now - key.last_used_at > _NOTE_USE:
+        if key.last_used_at is None or now - key.last_used_at > _USE_INTERVAL:
             try:
-                await self._keys.used(key.id, now)
+                await self._keys.record_use(key.id, now)
             except HostError:
-                return  # a full disk must not lock anybody out
+                return  # a full disk must not refuse valid keys
 
 
 class _Body:
-    """Counts a body while it streams in, and sees that it keeps coming. Raises TooLarge, RequestTimeout."""
+    """A body that is being received, within its maximum size and minimum rate. Raises TooLarge, RequestTimeout."""
 
     def __init__(self, receive: Receive, max_bytes: int) -> None:
         self._receive = receive
@@ -121,14 +121,14 @@ class _Body:
 
     async def __call__(self) -> Message:
         if self._complete:
-            return await self._receive()  # waits for the client to leave, which has no deadline
-        left = _STALL_SECONDS + self._size / _MIN_BYTES_PER_SECOND - self._waited_seconds
+            return await self._receive()  # waits for the client to disconnect, without a deadline
+        remaining = _STALL_SECONDS + self._size / _MIN_BYTES_PER_SECOND - self._waited_seconds
         started = time.monotonic()
         try:
-            async with asyncio.timeout(min(_STALL_SECONDS, left)):
+            async with asyncio.timeout(min(_STALL_SECONDS, remaining)):
                 message = await self._receive()
         except TimeoutError:
-            raise RequestTimeout("the body came too slowly", close=True) from None
+            raise RequestTimeout("the body arrived too slowly; send it faster", close=True) from None
         self._waited_seconds += time.monotonic() - started
         self._size += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
@@ -146,26 +146,26 @@ def _too_large(max_bytes: int) -> TooLarge:
 
 
 def _while_valid(send: Send, key: Key, changes: Changes) -> Send:
-    """Send as long as the key is valid: a stream that began before it was revoked ends too."""
+    """Return a `send` that fails after the key was revoked, which ends streams that began before."""
 
     async def send_if_valid(message: Message) -> None:
         if message["type"] == "http.response.body" and message.get("more_body") and changes.is_revoked(key.id):
-            raise StreamBroken("its key was revoked")
+            raise StreamAborted("the key was revoked")
         await send(message)
 
     return send_if_valid
 
 
 def _check_local(headers: Headers) -> None:
-    """Without keys, only programs on this machine may ask: no page of another origin, and no name that was rebound."""
+    """Refuse requests that are not from this machine: cross-origin ones, and other host names (DNS rebinding)."""
     host = headers.get("host", "")
     if not is_loopback(_host_name(host)):
-        raise Forbidden(f"with --auth off only requests to localhost are answered, not to {host[:80]!r}")
+        raise Forbidden(f"requests to {host[:80]!r} are refused with --auth off; send them to localhost")
     origin = headers.get("origin")
     if origin is not None and _authority(origin) != host:
-        raise Forbidden("a web page of another origin may not use a server without keys")
+        raise Forbidden("cross-origin requests are refused with --auth off")
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        raise Forbidden("a web page of another site may not use a server without keys")
+        raise Forbidden("cross-site requests are refused with --auth off")
 
 
 def _authority(origin: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Reads request bodies into models: bounds first, then JSON, then the model, and nothing large on the event loop."""
+"""Reads request bodies into models: limits first, then JSON, then the model; large ones outside of the event loop."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Options = TypeVar("Options", bound=JobOptions)
 KB = 1024
 #: Largest JSON body: standard input of 16 MiB in base64, and 2.6 MiB for everything else.
 MAX_JSON_BYTES = 24 * 1024 * KB
-#: The same of a request that submits nothing.
+#: Largest JSON body of other requests than submissions.
 MAX_SMALL_BYTES = 64 * KB
 _SUBMISSION = JsonLimits(max_bytes=MAX_JSON_BYTES, max_values=32_768)
 _SMALL = JsonLimits(max_bytes=MAX_SMALL_BYTES, max_values=256)
-#: A piece of a body that is looked at without letting others run.
-_PIECE_BYTES = 16 * KB
-#: Above this, parsing and validating go to a thread.
+#: Bytes that are parsed before the event loop may run other tasks.
+_CHUNK_BYTES = 16 * KB
+#: Larger bodies are parsed and validated in a thread.
 _THREAD_BYTES = 32 * KB
 
 
 async def read_options(request: Request, model: type[Options], *, required: bool = True) -> Options:
-    """The options of a job, or a submission, from the request's JSON body.
+    """Read the options of a job, or a submission, from the request's JSON body.
 
     Raises InvalidRequest, InvalidOption, TooLarge, RequestTimeout.
     """
@@ -48,35 +48,35 @@ async def read_options(request: Request, model: type[Options], *, required: bool
 
 
 async def read_small(request: Request, model: type[M]) -> M:
-    """A small model from the request's JSON body. Raises as `read_options`."""
+    """Read a small model from the request's JSON body. Raises like `read_options`."""
     stream = JsonStream(_SMALL)
     await _receive(request, stream)
     return _validated(model, _object(stream.close()))
 
 
 async def _receive(request: Request, stream: JsonStream) -> bool:
-    """Feed the body to the stream; False when there is none."""
+    """Feed the body to the stream. Return whether there is one."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = media_type == "application/json" or (media_type.startswith("application/") and "+json" in media_type)
-    found = False
+    has_body = False
     async for chunk in request.stream():
-        for at in range(0, len(chunk), _PIECE_BYTES):
+        for at in range(0, len(chunk), _CHUNK_BYTES):
             if not is_json:
-                raise _no_object()
-            found = True
-            stream.feed(chunk[at : at + _PIECE_BYTES])
+                raise _not_an_object()
+            has_body = True
+            stream.feed(chunk[at : at + _CHUNK_BYTES])
             if at:
                 await asyncio.sleep(0)
-    return found
+    return has_body
 
 
 def _options(stream: JsonStream, model: type[Options]) -> Options:
-    given = _object(stream.close())
-    check_shape(given, model.model_fields)
-    decoded = [given.pop(name) for name in ("stdin", "stdin_base64") if isinstance(given.get(name), bytes)]
-    if decoded and (len(decoded) > 1 or given.get("stdin") is not None or given.get("stdin_base64") is not None):
-        raise InvalidOption("give stdin or stdin_base64, not both", option="stdin")
-    options = _validated(model, given)
+    values = _object(stream.close())
+    check_shape(values, model.model_fields)
+    decoded = [values.pop(name) for name in ("stdin", "stdin_base64") if isinstance(values.get(name), bytes)]
+    if decoded and (len(decoded) > 1 or values.get("stdin") is not None or values.get("stdin_base64") is not None):
+        raise InvalidOption("set stdin or stdin_base64, not both", option="stdin")
+    options = _validated(model, values)
     if decoded:
         options.set_stdin(decoded[0])
     return options
@@ -84,16 +84,16 @@ def _options(stream: JsonStream, model: type[Options]) -> Options:
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _no_object()
+        raise _not_an_object()
     return value
 
 
-def _no_object() -> InvalidRequest:
+def _not_an_object() -> InvalidRequest:
     return InvalidRequest("the body must be a JSON object, sent with Content-Type: application/json")
 
 
-def _validated(model: type[M], given: dict[str, Any]) -> M:
+def _validated(model: type[M], values: dict[str, Any]) -> M:
     try:
-        return model.model_validate(given)
+        return model.model_validate(values)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False, include_context=False)) from None

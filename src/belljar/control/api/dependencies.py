@@ -1,4 +1,4 @@
-"""What routes ask of a request: the services, and who is calling."""
+"""What routes get of a request: the services, the key and its project."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from belljar.control.store.keys import Key
 from belljar.model.errors import Forbidden
 
 
-# Coroutines: FastAPI sends plain functions to a thread each, three for every request.
+# Coroutines, because FastAPI runs plain functions in threads: three for each request.
 async def _services(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
@@ -26,13 +26,13 @@ async def _project(key: Annotated[Key, Depends(_key)]) -> str:
 
 async def _admin(key: Annotated[Key, Depends(_key)]) -> Key:
     if not key.admin:
-        raise Forbidden("only an admin key may do this")
+        raise Forbidden("this requires an admin key")
     return key
 
 
-Caller = Annotated[Key, Depends(_key)]
+KeyDep = Annotated[Key, Depends(_key)]
 ServicesDep = Annotated[Services, Depends(_services)]
-Project = Annotated[str, Depends(_project)]
-Admin = Annotated[Key, Depends(_admin)]
-Limit = Annotated[int, Query(ge=1, le=500, description="Most entries of a page.")]
-Cursor = Annotated[str | None, Query(max_length=500, description="`next_cursor` of the page before.")]
+ProjectDep = Annotated[str, Depends(_project)]
+AdminDep = Annotated[Key, Depends(_admin)]
+Limit = Annotated[int, Query(ge=1, le=500, description="Maximum number of entries.")]
+Cursor = Annotated[str | None, Query(max_length=500, description="`next_cursor` of the previous page.")]

@@ -1,4 +1,4 @@
-"""Multipart forms, received within bounds; what a file has over 1 MB goes to the system's temporary folder."""
+"""Receives multipart forms within limits; files over 1 MB go to the system's temporary folder."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from belljar.model.errors import InvalidRequest
 from belljar.system.host_errors import disk_full_errors
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]\Z")
-#: What is parsed without letting others run.
-_PIECE_BYTES = 16 * 1024
+#: Bytes that are parsed before the event loop may run other tasks.
+_CHUNK_BYTES = 16 * 1024
 
 
 def is_form(content_type: str) -> bool:
-    """Whether this is the type of a multipart form."""
+    """Return whether this is the type of a multipart form."""
     return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
 
 
 @asynccontextmanager
 async def received_form(request: Request) -> AsyncIterator[FormData]:
-    """The form, received whole. Raises InvalidRequest, TooLarge, DiskFull."""
-    # The parser looks up any `charset` that it is told; a form has none (RFC 7578), its texts are UTF-8.
+    """Receive the whole form. Raises InvalidRequest, TooLarge, DiskFull."""
+    # The boundary alone: the parser would look up any `charset`, and forms are UTF-8 (RFC 7578).
     headers = Headers({"content-type": f'multipart/form-data; boundary="{_boundary(request)}"'})
     with disk_full_errors("receive a form"):
-        async with aclosing(_pieces(request)) as pieces:
+        async with aclosing(_chunks(request)) as chunks:
             try:
-                parser = MultiPartParser(headers, pieces, max_files=1, max_fields=4, max_part_size=4096)
+                parser = MultiPartParser(headers, chunks, max_files=1, max_fields=4, max_part_size=4096)
                 form = await parser.parse()
             except MultiPartException as error:
-                raise InvalidRequest(f"the form cannot be read: {error.message}") from None
+                raise InvalidRequest(f"malformed form: {error.message}") from None
     try:
         yield form
     finally:
@@ -46,12 +46,12 @@ async def received_form(request: Request) -> AsyncIterator[FormData]:
 def _boundary(request: Request) -> str:
     boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"").decode("latin-1")
     if not _BOUNDARY.match(boundary):
-        raise InvalidRequest("the Content-Type has no valid boundary: curl -F script=@FILE sends one")
+        raise InvalidRequest("the Content-Type has no valid boundary; send the form with curl -F script=@FILE")
     return boundary
 
 
-async def _pieces(request: Request) -> AsyncGenerator[bytes, None]:
+async def _chunks(request: Request) -> AsyncGenerator[bytes, None]:
     async for chunk in request.stream():
-        for at in range(0, len(chunk), _PIECE_BYTES):
-            yield chunk[at : at + _PIECE_BYTES]
+        for at in range(0, len(chunk), _CHUNK_BYTES):
+            yield chunk[at : at + _CHUNK_BYTES]
             await asyncio.sleep(0)

@@ -1,8 +1,8 @@
-"""Reads a JSON body while it arrives, within bounds that are checked before anything is built from it.
+"""Parses a JSON body while it arrives, within limits that are checked before anything is built from it.
 
-What is checked first costs least: the number of values and the depth are counted on the raw bytes, so that a body of
-a million elements is refused after its first few kilobytes. A long string is decoded piece by piece as it arrives, so
-that neither the event loop nor the memory ever has to take the whole of it at once.
+The cheapest checks come first: the number of values and the depth are counted on the raw bytes, so that a body of a
+million elements is refused after its first few kilobytes. A long string is decoded chunk by chunk as it arrives, which
+bounds the memory and the time on the event loop.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any, Protocol
 from belljar.model.errors import InvalidOption, InvalidRequest, TooLarge
 
 KB = 1024
-#: A string longer than this is decoded apart from the rest.
+#: A longer string is decoded on its own.
 _LONG_BYTES = 64 * KB
-#: Most characters of one number or word: no option needs more, and converting a longer number takes quadratic time.
-_MAX_WORD_BYTES = 1024
-_SHORT_WORD = 64
+#: Maximum characters of a number or literal: no option needs more, and converting a longer number takes quadratic time.
+_MAX_LITERAL_BYTES = 1024
+_SHORT_LITERAL = 64
 
-#: A whole string, or one character of structure; a quotation mark alone begins a string that goes on in the next piece.
+#: A whole string, or one structural character; a quotation mark alone begins a string that continues in the next chunk.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},:]', re.DOTALL)
-# No possessive quantifiers: those of Python 3.11 keep what an alternative that failed had consumed.
+# No possessive quantifiers: in Python 3.11 they keep what a failed alternative consumed.
 _IN_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
-#: Whole units of a string's text: characters, escapes, surrogate pairs. A unit that is cut off is left over.
+#: Whole units of a string's text: characters, escapes, surrogate pairs, without an incomplete unit at the end.
 _UNITS = re.compile(
     rb"[\x20-\x21\x23-\x5b\x5d-\x7f]*(?:(?:(?:[\xc2-\xdf][\x80-\xbf])+|(?:[\xe0-\xef][\x80-\xbf]{2})+"
     rb"|(?:[\xf0-\xf4][\x80-\xbf]{3})+|\\[^u]|\\u(?![dD][89abAB])[0-9A-Fa-f]{4}"
@@ -42,7 +42,7 @@ _SPACE = b" \t\r\n"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JsonLimits:
-    """What a body may hold. `max_text_bytes` bounds all long strings that have no sink of their own, together."""
+    """The limits of a body. `max_text_bytes` limits the sum of all long strings without a sink of their own."""
 
     max_bytes: int
     max_values: int
@@ -52,12 +52,14 @@ class JsonLimits:
 
 
 class Sink(Protocol):
-    """Takes the decoded text of one long string, in pieces."""
+    """Receives the decoded text of one long string, in chunks."""
 
-    def write(self, text: str) -> None: ...
+    def write(self, text: str) -> None:
+        """Receive the next chunk."""
+        ...
 
     def value(self) -> Any:
-        """What stands in the document in the string's place."""
+        """Return the value that replaces the string in the document."""
         ...
 
 
@@ -65,17 +67,17 @@ class TextSink:
     """Keeps the text as a string."""
 
     def __init__(self) -> None:
-        self._pieces: list[str] = []
+        self._chunks: list[str] = []
 
     def write(self, text: str) -> None:
-        self._pieces.append(text)
+        self._chunks.append(text)
 
     def value(self) -> str:
-        return "".join(self._pieces)
+        return "".join(self._chunks)
 
 
 class BytesSink:
-    """Keeps the text as UTF-8, up to `max_bytes`. Raises InvalidOption above, naming the option."""
+    """Keeps the text as UTF-8, up to `max_bytes`. Raises InvalidOption that names the option."""
 
     def __init__(self, option: str, max_bytes: int) -> None:
         self._option = option
@@ -86,7 +88,7 @@ class BytesSink:
         try:
             self._add(text.encode())
         except UnicodeEncodeError:
-            reason = f"{self._option} holds half a surrogate pair, which is no character"
+            reason = f"{self._option} has an unpaired surrogate; send valid Unicode"
             raise InvalidOption(reason, option=self._option) from None
 
     def _add(self, data: bytes) -> None:
@@ -102,25 +104,25 @@ class BytesSink:
 
 
 class Base64Sink(BytesSink):
-    """Keeps the bytes that the text means in base64."""
+    """Keeps the bytes that the text encodes in base64."""
 
-    _rest = ""
+    _undecoded = ""
 
     def write(self, text: str) -> None:
-        if self._rest.endswith("="):
+        if self._undecoded.endswith("="):
             raise self._invalid()
-        text = self._rest + text
+        text = self._undecoded + text
         whole = len(text) // 4 * 4
-        # The last group may be the padded one, so it waits for what follows it.
+        # The last group may be the padded one, so it is decoded with the next chunk.
         cut = max(0, whole - 4)
-        self._rest = text[cut:]
+        self._undecoded = text[cut:]
         if "=" in text[:cut]:
             raise self._invalid()
         self._decode(text[:cut])
 
     def value(self) -> bytes:
-        self._decode(self._rest)
-        self._rest = ""
+        self._decode(self._undecoded)
+        self._undecoded = ""
         return super().value()
 
     def _decode(self, text: str) -> None:
@@ -130,19 +132,19 @@ class Base64Sink(BytesSink):
             raise self._invalid() from None
 
     def _invalid(self) -> InvalidOption:
-        return InvalidOption(f"{self._option} is not base64; encode the bytes as RFC 4648 says", option=self._option)
+        return InvalidOption(f"{self._option} is invalid base64; encode the bytes as in RFC 4648", option=self._option)
 
 
 class JsonStream:
-    """One body. `feed` it every piece, then `close`. Raises TooLarge, InvalidOption, InvalidRequest."""
+    """The parser of one body: `feed` every chunk, then `close`. Raises TooLarge, InvalidOption, InvalidRequest."""
 
     def __init__(self, limits: JsonLimits, sinks: Mapping[str, Sink] | None = None) -> None:
         self._limits = limits
         self._sinks = {f'"{name}"'.encode(): sink for name, sink in (sinks or {}).items()}
-        self._size = self._values = self._depth = self._text_size = self._word = 0
-        #: Everything but the long strings, which are named by the mark and their number.
+        self._size = self._values = self._depth = self._text_size = self._literal = 0
+        #: The document without its long strings, each replaced by the marker and its number.
         self._short = bytearray()
-        self._mark = f"\0{secrets.token_hex(8)}:"
+        self._marker = f"\0{secrets.token_hex(8)}:"
         self._long: list[Any] = []
         self._in_string = self._escaped = False
         self._string = bytearray()
@@ -151,11 +153,11 @@ class JsonStream:
 
     @property
     def short_bytes(self) -> int:
-        """How much there is to parse at the end."""
+        """Return the number of bytes that `close` parses."""
         return len(self._short)
 
     def feed(self, data: bytes) -> None:
-        """Take the next piece; at most some 100 KB at once, so that nobody waits for it."""
+        """Parse the next chunk, of at most some 100 KB, which bounds the time on the event loop."""
         self._size += len(data)
         if self._size > self._limits.max_bytes:
             raise TooLarge(
@@ -170,7 +172,7 @@ class JsonStream:
             )
 
     def close(self) -> Any:
-        """The document. Raises InvalidRequest when it is not JSON."""
+        """Return the document. Raises InvalidRequest when it is not JSON."""
         if self._in_string:
             raise _not_json("a string is not closed")
         try:
@@ -180,7 +182,7 @@ class JsonStream:
         except ValueError as error:  # also of UTF-8, and of numbers with too many digits
             raise _not_json(str(error) if isinstance(error, json.JSONDecodeError) else "") from None
         self._short.clear()
-        return self._put_back(value) if self._long else value
+        return self._insert_long_strings(value) if self._long else value
 
     # --- outside of strings -----------------------------------------------------------------------------------------
 
@@ -188,9 +190,9 @@ class JsonStream:
         start = at
         for token in _TOKEN.finditer(data, at):
             place, end = token.span()
-            if place - at > _SHORT_WORD or self._word:
-                self._count_word(data[at:place])
-                self._word = 0
+            if place - at > _SHORT_LITERAL or self._literal:
+                self._count_literal(data[at:place])
+                self._literal = 0
             at, kind = end, data[place]
             if kind != 0x22:  # a quotation mark
                 self._count(kind)
@@ -202,7 +204,7 @@ class JsonStream:
                 self._in_string = True
                 self._string += b'"'
                 return at
-        self._count_word(data[at:])
+        self._count_literal(data[at:])
         self._short += data[start:]
         return len(data)
 
@@ -218,22 +220,22 @@ class JsonStream:
         elif kind in b"]}":
             self._depth -= 1
             if self._depth < 0:
-                raise _not_json("a bracket is closed that was not opened")
+                raise _not_json("unexpected closing bracket")
             return
-        if kind == 0x2C and self._depth == 1:  # a comma: what follows is the next key, and no value of the last
+        if kind == 0x2C and self._depth == 1:  # a comma: the next string is a key
             self._key = b""
         self._values += 1
         if self._values > self._limits.max_values:
-            most = self._limits.max_values
-            raise InvalidOption(f"the body holds more than {most} values; see the limits in docs/api.md", limit=most)
+            limit = self._limits.max_values
+            raise InvalidOption(f"the body has more than {limit} values; see the limits in docs/api.md", limit=limit)
 
-    def _count_word(self, word: bytes) -> None:
-        if len(word) + self._word > _MAX_WORD_BYTES:
-            self._word += len(word.strip(_SPACE))
-            if self._word > _MAX_WORD_BYTES:
-                raise _not_json(f"it has a number or word of over {_MAX_WORD_BYTES} characters")
-        elif word:
-            self._word += len(word.strip(_SPACE))
+    def _count_literal(self, literal: bytes) -> None:
+        if len(literal) + self._literal > _MAX_LITERAL_BYTES:
+            self._literal += len(literal.strip(_SPACE))
+            if self._literal > _MAX_LITERAL_BYTES:
+                raise _not_json(f"it has a number or literal of over {_MAX_LITERAL_BYTES} characters")
+        elif literal:
+            self._literal += len(literal.strip(_SPACE))
 
     # --- strings ----------------------------------------------------------------------------------------------------
 
@@ -242,29 +244,29 @@ class JsonStream:
         if self._escaped:
             self._escaped = False
             at += 1
-        found = _IN_STRING.match(data, at)
-        assert found is not None
-        end = found.end()
+        match = _IN_STRING.match(data, at)
+        assert match is not None
+        end = match.end()
         if end < len(data) and data[end] == 0x22:
             self._string += data[start : end + 1]
             self._close_string()
             return end + 1
-        self._escaped = end < len(data)  # a backslash that is the last byte of this piece
+        self._escaped = end < len(data)  # a backslash is the last byte of this chunk
         self._string += data[start:]
         if len(self._string) > _LONG_BYTES:
             self._decode_some()
         return len(data)
 
     def _decode_some(self) -> None:
-        """Decode what is whole of the long string so far."""
+        """Decode the whole units of the long string so far."""
         if self._sink is None:
             self._sink = (self._sinks.get(self._key) if self._depth == 1 else None) or TextSink()
             del self._string[0]  # its quotation mark
-        found = _UNITS.match(self._string)
-        assert found is not None
-        end = found.end()
+        match = _UNITS.match(self._string)
+        assert match is not None
+        end = match.end()
         if len(self._string) - end >= _MAX_UNIT_BYTES:
-            raise _not_json("a string holds a control character, half a surrogate pair, or is not UTF-8")
+            raise _not_json("a string has a control character or an unpaired surrogate, or is not UTF-8")
         text = _text(bytes(self._string[:end]))
         if isinstance(self._sink, TextSink):
             self._text_size += len(text if text.isascii() else text.encode(errors="surrogatepass"))
@@ -287,19 +289,19 @@ class JsonStream:
         del self._string[-1]
         self._decode_some()
         if self._string:
-            raise _not_json("a string holds a control character, half a surrogate pair, or is not UTF-8")
+            raise _not_json("a string has a control character or an unpaired surrogate, or is not UTF-8")
         assert self._sink is not None
-        self._short += json.dumps(f"{self._mark}{len(self._long)}").encode()
+        self._short += json.dumps(f"{self._marker}{len(self._long)}").encode()
         self._long.append(self._sink.value())
         self._sink = None
 
-    def _put_back(self, value: Any) -> Any:
+    def _insert_long_strings(self, value: Any) -> Any:
         if isinstance(value, str):
-            return self._long[int(value[len(self._mark) :])] if value.startswith(self._mark) else value
+            return self._long[int(value[len(self._marker) :])] if value.startswith(self._marker) else value
         if isinstance(value, list):
-            return [self._put_back(each) for each in value]
+            return [self._insert_long_strings(each) for each in value]
         if isinstance(value, dict):
-            return {self._put_back(name): self._put_back(each) for name, each in value.items()}
+            return {self._insert_long_strings(name): self._insert_long_strings(each) for name, each in value.items()}
         return value
 
 
@@ -307,9 +309,9 @@ def _text(raw: bytes) -> str:
     try:
         text: str = json.loads(f'"{raw.decode()}"')
     except ValueError:
-        raise _not_json("a string holds a bad escape, or is not UTF-8") from None
+        raise _not_json("a string has an invalid escape, or is not UTF-8") from None
     return text
 
 
 def _not_json(reason: str) -> InvalidRequest:
-    return InvalidRequest(f"the body is not JSON that can be read: {reason}".rstrip(": "))
+    return InvalidRequest(f"the body is invalid JSON: {reason}".rstrip(": "))

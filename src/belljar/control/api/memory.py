@@ -1,4 +1,4 @@
-"""Gives the memory of large requests back to the system when they have ended."""
+"""Returns the memory of large requests to the system after their end."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _LARGE_BYTES = 256 * 1024
 
 
 def return_large_blocks() -> None:
-    """Have each large block mapped for itself, so that freeing it returns it.
+    """Make malloc map each large block on its own, so that free returns it to the system.
 
-    By itself glibc raises its threshold to the largest block that was ever freed, after which large blocks share the
-    heap with small ones, which keep it from shrinking. Other C libraries have no such function: nothing is changed.
+    By default glibc raises its threshold to the largest block that was ever freed. Large blocks then share the heap
+    with small ones, which keep it from shrinking. With another C library this changes nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

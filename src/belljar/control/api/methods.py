@@ -1,4 +1,4 @@
-"""Which methods a path takes, over all routes that have it."""
+"""The methods that a path takes, over all of its routes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from fastapi import FastAPI
 
 
 def allowed_methods(app: FastAPI, path: str) -> list[str]:
-    """The methods of every route that matches the path; HEAD wherever GET is."""
-    found = {
+    """Return the methods of every route that matches the path, with HEAD beside GET."""
+    methods = {
         method.upper()
         for template, operations in app.openapi()["paths"].items()
         if _matches(template, path)
         for method in operations
     }
-    return sorted(found | ({"HEAD"} if "GET" in found else set()))
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
 def _matches(template: str, path: str) -> bool:
     pieces = re.split(r"(\{[^}]*\})", template)
-    # An artifact's path may hold slashes.
+    # An artifact's path may contain slashes.
     names = {"{path}": "(?s:.*)"}
     pattern = "".join(names.get(piece, "[^/]+") if piece.startswith("{") else re.escape(piece) for piece in pieces)
     return re.fullmatch(pattern, path) is not None

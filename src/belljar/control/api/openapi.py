@@ -1,4 +1,4 @@
-"""The OpenAPI description: what the framework finds in the routes, and what it cannot know of errors and keys."""
+"""The OpenAPI description: the framework's, with errors, keys and the bodies that routes read themselves."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ _PROBLEM = {
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string", "description": "What is wrong and what to do."},
-        "code": {"type": "string", "description": "Stable, for programs to match on."},
-        "request_id": {"type": "string", "description": "Finds the request in the server's log."},
-        "option": {"type": "string", "description": "The option that is wrong."},
+        "code": {"type": "string", "description": "A stable code, for programs."},
+        "request_id": {"type": "string", "description": "The request's id in the server's log."},
+        "option": {"type": "string", "description": "The invalid option."},
         "retry_after": {"type": "integer", "description": "Seconds to wait; also in the header Retry-After."},
     },
     "additionalProperties": True,
 }
 _ERRORS = {
-    "400": "The request cannot be read.",
+    "400": "The request is malformed.",
     "401": "No valid key.",
     "403": "The key may not do this.",
-    "404": "Nothing of this name in the project.",
-    "408": "The body came too slowly.",
-    "409": "The idempotency key was used for another request.",
+    "404": "The project has nothing of this name.",
+    "408": "The body arrived too slowly.",
+    "409": "The idempotency key belongs to another request.",
     "413": "The body is too large.",
     "422": "An option or the script is invalid.",
-    "429": "Too many requests of this key are in flight.",
-    "500": "An error of the server's own.",
+    "429": "The key has too many requests in flight.",
+    "500": "Internal error.",
     "503": "The server cannot do this now.",
     "507": "The server's disk is full.",
 }
-_OPEN = ("/healthz", "/readyz")
+_PUBLIC_PATHS = ("/healthz", "/readyz")
 
 
 def body_of(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
-    """What a route adds to its description that reads this model from its body by itself."""
+    """Return the OpenAPI part of a route that reads this model from its body itself."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
 def describe(app: FastAPI, models: tuple[type[BaseModel], ...]) -> None:
-    """Make the app's OpenAPI description say what it does. `models` are those that routes read by themselves."""
+    """Complete the app's OpenAPI description. `models` are those that routes read themselves."""
 
     def description() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -61,8 +61,8 @@ def describe(app: FastAPI, models: tuple[type[BaseModel], ...]) -> None:
 
 
 def _description(app: FastAPI, models: tuple[type[BaseModel], ...]) -> dict[str, Any]:
-    found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    components = found.setdefault("components", {})
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -72,14 +72,14 @@ def _description(app: FastAPI, models: tuple[type[BaseModel], ...]) -> dict[str,
     schemas.update(definitions["$defs"])
     schemas["Problem"] = _PROBLEM
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    for path, operations in found["paths"].items():
+    for path, operations in document["paths"].items():
         for method, operation in operations.items():
             _describe(path, method, operation)
-    return found
+    return document
 
 
 def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
-    if path not in _OPEN:
+    if path not in _PUBLIC_PATHS:
         operation["security"] = [{"key": []}]
     responses = operation["responses"]
     for status in _statuses(path, method, operation):
@@ -88,8 +88,8 @@ def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
 
 
 def _statuses(path: str, method: str, operation: dict[str, Any]) -> list[str]:
-    """The errors that the operation may answer."""
-    statuses = {"500", "503"} if path in _OPEN else {"400", "401", "403", "413", "429", "500", "503"}
+    """Return the error statuses of an operation."""
+    statuses = {"500", "503"} if path in _PUBLIC_PATHS else {"400", "401", "403", "413", "429", "500", "503"}
     if "{" in path or method == "post":
         statuses |= {"404"}
     if operation.get("parameters") or "requestBody" in operation:

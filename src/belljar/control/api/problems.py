@@ -29,17 +29,17 @@ log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
 _CODES = {each.status: each.code for each in (InvalidRequest, NotFound, MethodNotAllowed, TooLarge)}
-#: What callers who do not run this server are told of its own troubles, which only its operator can mend.
-_FOR_TENANTS = {
-    "disk_full": "the server has no room left on its disk; tell its operator",
+#: Messages for tenants about errors of the host, which only the operator can fix.
+_TENANT_MESSAGES = {
+    "disk_full": "the server's disk is full; tell its operator",
     "data_folder": "the server cannot use its data folder; tell its operator",
     "damaged_image": "a file of the image is damaged on the server; tell its operator",
-    "missing_tool": "a program that is needed is not installed on the server; tell its operator",
+    "missing_tool": "a required program is not installed on the server; tell its operator",
 }
 
 
 def problem(status: int, code: str, detail: str, more: Mapping[str, Any] | None = None) -> Response:
-    """The response for one problem; `more` are its extension members."""
+    """Return the response for one problem; `more` are its extension members."""
     members = dict(more or {})
     headers = {"WWW-Authenticate": "Bearer"} if status == NotAuthenticated.status else {}
     if "retry_after" in members:
@@ -47,55 +47,55 @@ def problem(status: int, code: str, detail: str, more: Mapping[str, Any] | None 
     if members.pop("close", False):
         headers["Connection"] = "close"
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, "code": code}
-    request_id = request_id_now()
+    request_id = current_request_id()
     if request_id:
         body["request_id"] = request_id
     return Response(json.dumps({**members, **body}), status, headers, MEDIA_TYPE)
 
 
-def request_id_now() -> str | None:
-    """The id of the request that this is run for."""
-    found: str | None = structlog.contextvars.get_contextvars().get("request_id")
-    return found
+def current_request_id() -> str | None:
+    """Return the id of the current request."""
+    request_id: str | None = structlog.contextvars.get_contextvars().get("request_id")
+    return request_id
 
 
 def problem_of(error: BelljarError, *, is_operator: bool = True) -> Response:
-    """The response for one of belljar's errors; its details about this host are for its operator only."""
+    """Return the response for an error. Details about the host are for its operator only."""
     detail = error.message
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("request_failed", code=error.code, error=error.message)
         if not is_operator and "retry_after" not in error.details:
-            detail = _FOR_TENANTS.get(error.code) or without_paths(error.message)
+            detail = _TENANT_MESSAGES.get(error.code) or without_paths(error.message)
     return problem(error.status, error.code, detail, error.details)
 
 
 def internal_error() -> Response:
-    """The response for a bug; the log has what is known of it."""
-    return problem(500, BelljarError.code, f"internal error; see the server log ({request_id_now()})")
+    """Return the response for a bug, which is in the log."""
+    return problem(500, BelljarError.code, f"internal error; see the server log ({current_request_id()})")
 
 
-def answer_errors(app: FastAPI) -> None:
+def handle_errors(app: FastAPI) -> None:
     """Make every error of the app a problem document."""
 
     @app.exception_handler(BelljarError)
-    async def ours(request: Request, error: BelljarError) -> Response:
+    async def belljar_error(request: Request, error: BelljarError) -> Response:
         return problem_of(error, is_operator=_is_operator(request))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> Response:
+    async def validation_error(_request: Request, error: RequestValidationError) -> Response:
         return _invalid(error)
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> Response:
+    async def http_error(request: Request, error: HTTPException) -> Response:
         if isinstance(error.__cause__, BelljarError):
             return problem_of(error.__cause__, is_operator=_is_operator(request))
         detail, headers = str(error.detail), dict(error.headers or {})
         if error.status_code == HTTPStatus.NOT_FOUND:
-            detail = f"there is nothing at {request.url.path[:200]}; /openapi.json lists what there is"
+            detail = f"unknown path {request.url.path[:200]}; see /openapi.json"
         elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             methods = allowed_methods(app, request.url.path)
             headers["Allow"] = ", ".join(methods)
-            detail = f"{request.url.path[:200]} does not take {request.method}; it takes {headers['Allow']}"
+            detail = f"{request.url.path[:200]} does not take {request.method}; use {headers['Allow']}"
         response = problem(error.status_code, _CODES.get(error.status_code, InvalidRequest.code), detail)
         response.headers.update(headers)
         return response
@@ -107,13 +107,13 @@ def _is_operator(request: Request) -> bool:
 
 
 def _invalid(error: RequestValidationError) -> Response:
-    """Says which field is wrong and how; the first of several."""
+    """Return the response for the first invalid field."""
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    name = ".".join(where)
+    location = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    name = ".".join(location)
     reason = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        reason = "there is no such option; /openapi.json lists them"
+        reason = "unknown option; see /openapi.json"
     detail = f"{name}: {reason}" if name else reason
-    more = {"option": where[0]} if where else {}
+    more = {"option": location[0]} if location else {}
     return problem(InvalidOption.status, InvalidOption.code, detail, more)

@@ -1,7 +1,7 @@
-"""What is the same for every request: its id, its line in the log, HEAD, and an answer whatever goes wrong.
+"""Request ids, the access log, HEAD, and a response for every failure.
 
-Plain ASGI, outside everything else. The id is in the answer's header `X-Request-Id`, in every problem document and in
-every log event of the request, so that a person finds one by the other.
+Plain ASGI around all other middleware. The id is in the response's header `X-Request-Id`, in problem documents and in
+every log event of the request.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from belljar.control.api.problems import internal_error, problem_of
-from belljar.control.api.streams import StreamBroken
+from belljar.control.api.streams import StreamAborted
 from belljar.model.errors import BelljarError, InvalidRequest
 from belljar.model.ids import new_id
 
 log = structlog.get_logger()
 
-#: What a caller may send as `X-Request-Id`; anything else is replaced, not refused.
-_SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-#: Asked every few seconds by supervisors.
+#: A valid `X-Request-Id`; anything else is replaced, not refused.
+_VALID_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+#: Paths that supervisors poll, logged at level debug.
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
-#: What uvicorn cancels requests with that go on for too long after the server was told to stop.
+#: The message with which uvicorn cancels requests that are still running after the shutdown timeout.
 _SHUTDOWN = "timeout graceful shutdown exceeded"
 
 
-class _HeadAnswered(Exception):
-    """The head of the answer is sent, and the rest is not wanted."""
+class _HeadSent(Exception):
+    """The response to HEAD is complete."""
 
 
 class RequestContext:
-    """Middleware: request ids, access log, HEAD for every GET, and one place where failures are reported."""
+    """Middleware for request ids, the access log, HEAD for every GET, and the report of failures."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -46,49 +46,49 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _SANE_ID.match(given) else new_id("req")
-        answer = _Answer(send, request_id, is_head=scope["method"] == "HEAD")
+        sent_id = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent_id if _VALID_ID.match(sent_id) else new_id("req")
+        response = _Response(send, request_id, is_head=scope["method"] == "HEAD")
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.monotonic()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                await self._answer(scope, receive, answer)
+                await self._respond(scope, receive, response)
             finally:
-                _log_access(scope, answer, time.monotonic() - started)
+                _log_access(scope, response, time.monotonic() - started)
 
-    async def _answer(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        # Routes know GET only; the server's copy of the scope keeps HEAD.
-        inner = {**scope, "method": "GET"} if answer.is_head else scope
+    async def _respond(self, scope: Scope, receive: Receive, response: _Response) -> None:
+        # Routes handle GET only; the server's copy of the scope keeps HEAD.
+        inner = {**scope, "method": "GET"} if response.is_head else scope
         try:
             _check_framing(Headers(scope=scope))
-            await self._app(inner, receive, answer.send)
-        except _HeadAnswered:
+            await self._app(inner, receive, response.send)
+        except _HeadSent:
             return
-        except StreamBroken as error:
-            # The head is out: the connection is closed without an end, so that nobody takes it for success.
-            log.info("stream_broken_off", reason=str(error))
+        except StreamAborted as error:
+            # The headers are sent: close the connection without an end, so that the response is visibly incomplete.
+            log.info("stream_aborted", reason=str(error))
         except (ClientDisconnect, h11.LocalProtocolError):
-            # The client left in the middle of its body, or what followed its head was not HTTP.
-            log.info("client_left")
+            # The client disconnected during its body, or sent invalid HTTP after its headers.
+            log.info("client_disconnected")
         except asyncio.CancelledError as error:
             if _SHUTDOWN not in str(error):
                 raise
             log.warning("request_cancelled_at_shutdown", path=_path(scope))
         except BelljarError as error:
-            await self._tell(problem_of(error, is_operator=False), scope, receive, answer)
+            await self._send_error(problem_of(error, is_operator=False), scope, receive, response)
         except Exception:
             log.exception("unhandled_exception", method=scope["method"][:20], path=_path(scope))
-            await self._tell(internal_error(), scope, receive, answer)
+            await self._send_error(internal_error(), scope, receive, response)
 
-    async def _tell(self, response: ASGIApp, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        if answer.status is None:
-            with contextlib.suppress(_HeadAnswered, h11.LocalProtocolError):
-                await response(scope, receive, answer.send)
+    async def _send_error(self, problem: ASGIApp, scope: Scope, receive: Receive, response: _Response) -> None:
+        if response.status is None:
+            with contextlib.suppress(_HeadSent, h11.LocalProtocolError):
+                await problem(scope, receive, response.send)
 
 
-class _Answer:
-    """Passes an answer on, with its id, and knows how far it came."""
+class _Response:
+    """Forwards a response with its id, and counts what was sent."""
 
     def __init__(self, send: Send, request_id: str, *, is_head: bool) -> None:
         self._send = send
@@ -102,36 +102,36 @@ class _Answer:
             self.status = message["status"]
             MutableHeaders(scope=message)["X-Request-Id"] = self._request_id
             await self._send(message)
-            if self.is_head:  # now: the body of a log that is followed may be long in coming
+            if self.is_head:  # now, since the body of a followed log may take long
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-                raise _HeadAnswered
+                raise _HeadSent
         else:
             await self._send(message)
             self.sent_bytes += len(message.get("body", b""))
 
 
 def _check_framing(headers: Headers) -> None:
-    """Refuse a length beside chunks: whoever passed the request on may have gone by the other one (RFC 9112, 6.1)."""
+    """Refuse both a length and chunks: a proxy may have used the other one (RFC 9112, 6.1)."""
     if "transfer-encoding" in headers and "content-length" in headers:
         raise InvalidRequest("send Content-Length or Transfer-Encoding, not both", close=True)
 
 
-def _log_access(scope: Scope, answer: _Answer, seconds: float) -> None:
+def _log_access(scope: Scope, response: _Response, seconds: float) -> None:
     key = scope["state"].get("key")
-    note = log.debug if scope["path"] in _PROBES else log.info
-    note(
+    write = log.debug if scope["path"] in _PROBES else log.info
+    write(
         "request_served",
         method=scope["method"][:20],
         path=_path(scope),
-        status=answer.status,
+        status=response.status,
         milliseconds=round(seconds * 1000, 1),
-        sent_bytes=answer.sent_bytes,
+        sent_bytes=response.sent_bytes,
         key=key.id if key is not None else None,
         project=key.project if key is not None else None,
     )
 
 
 def _path(scope: Scope) -> str:
-    """The path as it was sent, in percent-encoded ASCII: nothing of it can write into the log."""
+    """Return the path as it was sent, in percent-encoded ASCII, so that it cannot forge log lines."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode("ascii", "backslashreplace")
     return raw.decode("ascii", "backslashreplace")[:200]

@@ -1,8 +1,7 @@
-"""The HTTP server: uvicorn, with bounds on connections that it has not got itself.
+"""The HTTP server: uvicorn, with limits on connections that uvicorn lacks.
 
-Connections are counted before they are accepted; one that waits for a request makes room for a new one, one that is
-answered does not. Each has a deadline for the head of its request, and one for taking what is sent to it. Whatever
-accept(2) says, the server goes on.
+Connections are counted before they are accepted. At the limit, an idle connection is evicted for a new one. Each has a
+deadline for the headers of its request, and one for reading the response. The server survives every error of accept(2).
 """
 
 from __future__ import annotations
@@ -23,45 +22,45 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from belljar.control.api.app import create_app
-from belljar.control.api.descriptors import max_connections
+from belljar.control.api.file_descriptors import max_connections
 from belljar.control.api.problems import MEDIA_TYPE
 from belljar.control.api.services import Services
 
 log = structlog.get_logger()
 
-#: How long open streams may go on when the server is told to stop.
-_GOODBYE_SECONDS = 3.0
-#: From the connection, or the first byte of a later request, to the end of its head.
+#: How long open streams may continue when the server stops.
+_SHUTDOWN_SECONDS = 3.0
+#: From the connection, or the first byte of a later request, to the end of the headers.
 HEAD_SECONDS = 15.0
 #: Between two requests.
 IDLE_SECONDS = 15.0
-#: How long a reader may take nothing of what is sent to it.
+#: How long a client may read nothing of a response.
 WRITE_SECONDS = 120.0
-#: The same where its place is needed.
+#: The same at the limit of connections.
 STALL_SECONDS = 5.0
 _MAX_HEAD_BYTES = 32 * 1024
 _ACCEPTS_AT_ONCE = 64
-_TROUBLE_SECONDS = 0.5
+_PAUSE_SECONDS = 0.5
 _REPORT_SECONDS = 10.0
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _BUSY = (
     b'{"type":"about:blank","title":"Service Unavailable","status":503,"code":"server_busy",'
-    b'"detail":"the server has as many connections as it may; try again"}'
+    b'"detail":"the server has reached its limit of connections; try again"}'
 )
-_BUSY_ANSWER = (
+_BUSY_RESPONSE = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 2\r\n"
     b"Connection: close\r\nContent-Length: " + str(len(_BUSY)).encode() + b"\r\n\r\n" + _BUSY
 )
 
 
 class Connection(H11Protocol):
-    """One connection, with deadlines for what the client has to do."""
+    """One connection, with deadlines for the client."""
 
     _deadline: asyncio.TimerHandle | None = None
     _write_deadline: asyncio.TimerHandle | None = None
-    #: Since when it waits for a request; None while one is answered.
+    #: When it began to wait for a request; None during a request.
     waits_since: float | None = None
-    #: Since when its client takes nothing of what is sent to it; None while it does.
+    #: When its client stopped reading; None while it reads.
     stalled_since: float | None = None
     _has_begun = False
 
@@ -89,7 +88,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         self._has_begun = False
-        # A body that is still coming is thrown away, for as long as a client may be idle.
+        # The rest of an unread body is discarded, until the idle deadline.
         self._wait_for_request(IDLE_SECONDS)
         super().on_response_complete()
         self._unset_keepalive_if_required()
@@ -118,28 +117,28 @@ class Connection(H11Protocol):
         try:
             for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-        except h11.LocalProtocolError:  # in the middle of an answer
+        except h11.LocalProtocolError:  # in the middle of a response
             self.transport.abort()
         else:
             self.transport.close()
 
     def evict(self) -> None:
-        """Close it, to make room for another."""
+        """Close the connection at once, in favour of a new one."""
         self.transport.abort()
 
     def _wait_for_request(self, seconds: float) -> None:
         self._drop_deadline()
         if self.waits_since is None:
             self.waits_since = time.monotonic()
-        self._deadline = self.loop.call_later(seconds, self._end_of_patience)
+        self._deadline = self.loop.call_later(seconds, self._deadline_passed)
 
-    def _end_of_patience(self) -> None:
+    def _deadline_passed(self) -> None:
         self._deadline = None
         if self.transport.is_closing():
             return
         with contextlib.suppress(h11.LocalProtocolError):
             self.conn.send(h11.ConnectionClosed())
-        # A client that takes nothing must not keep what was written to it either.
+        # A client that does not read must not keep the memory of its buffer.
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
@@ -161,7 +160,7 @@ class Connection(H11Protocol):
 
 
 class Acceptor:
-    """Accepts connections while there is room, and answers 503 where there is none."""
+    """Accepts connections up to the limit, and responds with 503 above it."""
 
     def __init__(
         self, listener: socket.socket, make: Callable[[], Connection], connections: set[Connection], max_count: int
@@ -186,12 +185,12 @@ class Acceptor:
             self._loop.remove_reader(self._listener)
 
     async def wait_closed(self) -> None:
-        """What uvicorn asks of a server at its end: there is nothing to wait for."""
+        """Return at once: uvicorn requires the method, and there is nothing to wait for."""
 
     def _accept_some(self) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
-            if self._opening and not self._has_room():
-                return  # those that are being opened may make room in a moment
+            if self._opening and not self._is_below_limit():
+                return  # wait for those that are being opened
             try:
                 accepted, _address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -200,18 +199,18 @@ class Acceptor:
                 self._pause(error)
                 return
             accepted.setblocking(False)
-            if self._has_room() or self._make_room():
+            if self._is_below_limit() or self._evict_one():
                 self._open(accepted)
             else:
                 self._refuse(accepted)
 
-    def _has_room(self) -> bool:
+    def _is_below_limit(self) -> bool:
         return len(self._connections) + len(self._opening) < self._max_count
 
-    def _make_room(self) -> bool:
-        """Close the connection that has waited longest for a request, or whose client has taken nothing for longest.
+    def _evict_one(self) -> bool:
+        """Close the connection that has waited longest for a request, else the one whose client has stalled longest.
 
-        False when all are answered: anybody can have answers that nobody takes, without a key.
+        Return False when there is none. Stalled clients count since a client needs no key to get a response.
         """
         is_open = [each for each in self._connections if not each.transport.is_closing()]
         waiting = [(each.waits_since, each) for each in is_open if each.waits_since is not None]
@@ -233,19 +232,19 @@ class Acceptor:
     def _opened(self, task: asyncio.Task[Any]) -> None:
         self._opening.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            self._report("connection_not_opened", str(task.exception()))
+            self._report("connection_open_failed", str(task.exception()))
 
     def _refuse(self, accepted: socket.socket) -> None:
         self._refused += 1
         with accepted, contextlib.suppress(OSError):
-            accepted.send(_BUSY_ANSWER)
+            accepted.send(_BUSY_RESPONSE)
             accepted.shutdown(socket.SHUT_WR)
-        self._report("connections_refused", "the limit is reached")
+        self._report("connections_refused", "the limit of connections is reached")
 
     def _pause(self, error: OSError) -> None:
-        """Leave the others in the kernel's queue for a moment."""
-        self._report("connections_not_accepted", error.strerror or str(error))
-        seconds = _TROUBLE_SECONDS if error.errno in _OUT_OF_RESOURCES else 0.05
+        """Leave new connections in the kernel's queue for a moment."""
+        self._report("connection_accept_failed", error.strerror or str(error))
+        seconds = _PAUSE_SECONDS if error.errno in _OUT_OF_RESOURCES else 0.05
         self._loop.remove_reader(self._listener)
         self._paused = self._loop.call_later(seconds, self._resume)
 
@@ -255,7 +254,7 @@ class Acceptor:
             self._loop.add_reader(self._listener, self._accept_some)
 
     def _report(self, event: str, reason: str) -> None:
-        """One line for many of a kind."""
+        """Log one line for many events."""
         now = time.monotonic()
         if now - self._reported_at >= _REPORT_SECONDS:
             self._reported_at = now
@@ -263,27 +262,27 @@ class Acceptor:
 
 
 class Server(uvicorn.Server):
-    """Serves the API until `should_exit`. Leaves signals alone: uvicorn would raise them again at its end."""
+    """Serves the API until `should_exit`. Does not handle signals: uvicorn would raise them again at its end."""
 
-    def __init__(self, services: Services, greet: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, services: Services, on_listening: Callable[[], None] = lambda: None) -> None:
         config = uvicorn.Config(
             create_app(services),
             http=Connection,
             ws="none",
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=int(_GOODBYE_SECONDS),
+            timeout_graceful_shutdown=int(_SHUTDOWN_SECONDS),
             h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
             server_header=False,
             lifespan="off",
         )
         super().__init__(config)
         self._services = services
-        self._greet = greet
-        logging.getLogger("uvicorn.error").addFilter(_is_news)
+        self._on_listening = on_listening
+        logging.getLogger("uvicorn.error").addFilter(_is_relevant)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then say so."""
+        """Listen, then call `on_listening`."""
         await self.lifespan.startup()
         state, config = self.server_state, self.config
 
@@ -294,27 +293,28 @@ class Server(uvicorn.Server):
         limit = max_connections(self._services.settings)
         self.servers = [Acceptor(each, make, connections, limit) for each in sockets or ()]  # type: ignore[misc]
         self.started = True
-        self._greet()
+        self._on_listening()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop: followers and waiters at once, other requests when they have ended or time is up."""
+        """Stop: followers and waiters at once, other requests at their end or at the shutdown deadline."""
         self._services.changes.stop()
         loop = asyncio.get_running_loop()
-        cut_off = loop.call_later(_GOODBYE_SECONDS * 0.8, self._cut_off)
+        abort = loop.call_later(_SHUTDOWN_SECONDS * 0.8, self._abort_connections)
         try:
             await super().shutdown(sockets)
         finally:
-            cut_off.cancel()
+            abort.cancel()
 
-    def _cut_off(self) -> None:
+    def _abort_connections(self) -> None:
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the caller."""
         yield
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a message of uvicorn's is for the log: streams that were broken off are in it already."""
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Return whether to log a message of uvicorn's: aborted streams are logged already."""
     return "without completing response" not in record.msg and "Unsupported upgrade" not in record.msg

@@ -1,4 +1,4 @@
-"""Everything the HTTP routes work with, opened once."""
+"""The services that the HTTP routes use, opened once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from belljar.control.api.request_limits import Turns
+from belljar.control.api.request_limits import ConcurrencyLimit
 from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
@@ -26,12 +26,14 @@ from belljar.settings.disk_space import disk_space_of
 from belljar.system.disk_space import DiskSpace
 
 _SUBMITTING, _SUBMITTING_BY_KEY = 16, 8
-#: Uploads have four threads (`scripts.uploads`), in which they may be for seconds; one is left for code in JSON.
+#: Uploads occupy their four threads (`scripts.uploads`) for seconds; one is left for code in JSON.
 _UPLOADING, _UPLOADING_BY_KEY = 3, 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
+    """The services of one API server."""
+
     settings: Settings
     database: Database
     blobs: Blobs
@@ -44,19 +46,19 @@ class Services:
     nodes: SqlNodes
     changes: Changes
     disk: DiskSpace
-    #: Submissions and uploads that are worked on at once: others wait here, and reading is not kept from the database.
-    submitting: Turns = field(default_factory=lambda: Turns(_SUBMITTING, _SUBMITTING_BY_KEY))
-    uploading: Turns = field(default_factory=lambda: Turns(_UPLOADING, _UPLOADING_BY_KEY))
+    #: Limits of concurrent submissions and uploads, so that they do not keep reads from the database.
+    submitting: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_SUBMITTING, _SUBMITTING_BY_KEY))
+    uploading: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_UPLOADING, _UPLOADING_BY_KEY))
 
     @property
     def node_silence_seconds(self) -> float:
-        """A node is taken for dead when its last heartbeat is older: two of its beats may be late."""
+        """Return the age of the last heartbeat after which a node counts as dead; two may be missed."""
         return self.settings.lease_seconds
 
 
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
-    """Open the database and the blobs, and clear what a killed server left. Raises DataFolderError, HostError."""
+    """Open the database and the blob store, and remove stale uploads. Raises DataFolderError, HostError."""
     database = await open_database(settings)
     try:
         blobs = open_blobs(settings)
@@ -72,7 +74,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             blobs,
             changes,
             settings,
-            lambda: nodes.largest_lately(settings.lease_seconds),
+            lambda: nodes.cached_limits(settings.lease_seconds),
             disk,
         )
         keys = SqlKeys(database)

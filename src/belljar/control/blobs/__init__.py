@@ -1,1 +1,1 @@
-"""Bytes by name over an object-store library: a local folder by default, S3/GCS/Azure for a fleet."""
+"""Bytes by name: in a local folder by default, or in an object store (S3, GCS, Azure)."""

@@ -1,7 +1,7 @@
 """Blobs: bytes by name, in a local folder or in an object store (S3, Google Cloud Storage, Azure), over `obstore`.
 
-Names are belljar's own, never a guest's or a caller's. A blob is there whole or not at all: a put that fails leaves
-nothing that a reader could see.
+Names never come from a guest or a caller. A blob is complete or does not exist: a failed put leaves nothing that is
+visible to readers.
 """
 
 from __future__ import annotations
@@ -25,29 +25,28 @@ from belljar.settings.storage import StorageSettings
 from belljar.system.atomic_write import sync_file
 from belljar.system.removal import Extent, remove_empty, remove_folders
 
-#: One part of a name. Narrow on purpose: every store takes it as it is, and `#`, by which the local store marks what is
-#: being written, is not in it.
+#: One part of a name, in characters that every store accepts. The local store marks unfinished files with `#`.
 _PART = re.compile(r"[A-Za-z0-9._=+@-]{1,200}\Z")
 _MAX_NAME = 512
-#: What `stream` hands out at once: at least the first (but for the last chunk), at most the second.
+#: The sizes of chunks of `stream`; the last one may be smaller.
 _MIN_CHUNK_BYTES = 64 * 1024
 _MAX_CHUNK_BYTES = 256 * 1024
-#: The local store writes `NAME#N` and renames it; what a killed process left of it is removed when it is this old.
+#: The local store writes `NAME#N` and renames it; files that a killed process left are removed at this age.
 _STAGED = re.compile(r".+#\d+\Z")
 _STAGED_MAX_AGE_SECONDS = 3600
-#: Linux's ENOSPC and EDQUOT, as the store's library spells them in its messages.
-_FULL = ("os error 28)", "os error 122)")
+#: Linux's ENOSPC and EDQUOT in messages of the store's library.
+_DISK_FULL_MARKS = ("os error 28)", "os error 122)")
 
 
-#: Entries of a page of a listing.
+#: Maximum entries of a page of a listing.
 _PAGE = 500
-#: Requests to an object store at once, of one caller.
-_AT_ONCE = 8
+#: Maximum concurrent requests of one caller to an object store.
+_MAX_REQUESTS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class BlobInfo:
-    """What a listing tells of a blob; the time is the store's."""
+    """A blob in a listing; the time is by the store's clock."""
 
     name: str
     size_bytes: int
@@ -62,9 +61,9 @@ class Blobs:
         self._folder = folder
 
     async def put_file(self, name: str, path: Path, *, durable: bool = False) -> None:
-        """Keep a copy of the file under this name, replacing what was there.
+        """Store a copy of the file under this name, replacing an existing blob.
 
-        `durable` waits until a local folder's disk has it (fsync(2)); object stores always do. Raises DiskFull.
+        `durable` waits for a local folder's disk (fsync(2)); object stores always do. Raises DiskFull.
         """
         _check(name)
         with self._errors(name, writing=True):
@@ -73,20 +72,20 @@ class Blobs:
                 await asyncio.to_thread(sync_file, self._folder / name)
 
     async def put_bytes(self, name: str, data: bytes) -> None:
-        """Keep these bytes under this name, replacing what was there. Raises DiskFull."""
+        """Store these bytes under this name, replacing an existing blob. Raises DiskFull."""
         _check(name)
         with self._errors(name, writing=True):
             await obstore.put_async(self._store, name, data)
 
     async def get_bytes(self, name: str) -> bytes:
-        """The whole blob in memory: for what is known to be small. Raises NotFound."""
+        """Return a small blob. Raises NotFound."""
         _check(name)
         with self._errors(name):
             result = await obstore.get_async(self._store, name)
             return (await result.bytes_async()).to_bytes()
 
     async def stream(self, name: str, start: int = 0) -> AsyncGenerator[bytes, None]:
-        """The blob from byte `start` on, in chunks of at most 256 KiB; nothing from its end on. Raises NotFound."""
+        """Yield the blob from byte `start`, in chunks of at most 256 KiB; nothing after its end. Raises NotFound."""
         size = await self.size(name)
         if size is None:
             raise _missing(name)
@@ -100,7 +99,7 @@ class Blobs:
                     yield bytes(view[at : at + _MAX_CHUNK_BYTES])
 
     async def size(self, name: str) -> int | None:
-        """Length in bytes; None when there is no such blob."""
+        """Return the size in bytes; None when the blob does not exist."""
         _check(name)
         try:
             with self._errors(name):
@@ -109,7 +108,7 @@ class Blobs:
             return None
 
     async def delete(self, name: str) -> None:
-        """Remove the blob; no error when it is not there."""
+        """Remove the blob, if it exists."""
         _check(name)
         try:
             with self._errors(name):
@@ -117,15 +116,11 @@ class Blobs:
         except NotFound:
             return
 
-    async def delete_prefix(self, prefix: str) -> Extent:
-        """Remove all blobs below this folder of names (`jobs/ID/`; `jobs/I` does not match `jobs/ID/log`)."""
-        return await self.delete_prefixes([prefix])
-
     async def delete_prefixes(self, prefixes: Collection[str]) -> Extent:
-        """Remove all blobs below these folders of names, and the folders; returns what was removed.
+        """Remove all blobs below these folders of names, and the folders. Return the extent of the removed blobs.
 
-        Does not hold up the event loop, however many there are. What is gone already is no error. Raises HostError;
-        then some of it may be left, and calling again removes the rest.
+        `jobs/ID` and `jobs/ID/` are the same; `jobs/I` does not match `jobs/ID/log`. Missing blobs are no error. Raises
+        HostError; then some blobs may be left, and the next call removes them.
         """
         names = [prefix.rstrip("/") for prefix in prefixes]
         for name in names:
@@ -134,14 +129,13 @@ class Blobs:
             folders = [self._folder / name for name in names]
             with self._errors("blobs"):
                 return await asyncio.to_thread(remove_folders, folders, self._folder)
-        gate = asyncio.Semaphore(_AT_ONCE)
+        slots = asyncio.Semaphore(_MAX_REQUESTS)
 
         async def remove(name: str) -> Extent:
-            async with gate:
+            async with slots:
                 return await self._delete_listed(name)
 
-        found = await asyncio.gather(*(remove(name) for name in names))
-        return Extent(sum(each.count for each in found), sum(each.size_bytes for each in found))
+        return sum(await asyncio.gather(*(remove(name) for name in names)), Extent())
 
     async def _delete_listed(self, prefix: str) -> Extent:
         count = size_bytes = 0
@@ -152,14 +146,14 @@ class Blobs:
         return Extent(count, size_bytes)
 
     async def pages(self, prefix: str) -> AsyncIterator[list[BlobInfo]]:
-        """Every blob below this folder of names, a bounded page at a time, in no order. Raises HostError."""
+        """Yield all blobs below this folder of names in pages, unordered. Raises HostError."""
         _check(prefix)
         with self._errors(prefix):
-            async for found in obstore.list(self._store, prefix=prefix, chunk_size=_PAGE):
-                yield [BlobInfo(meta["path"], meta["size"], meta["last_modified"]) for meta in found]
+            async for page in obstore.list(self._store, prefix=prefix, chunk_size=_PAGE):
+                yield [BlobInfo(meta["path"], meta["size"], meta["last_modified"]) for meta in page]
 
     async def extent(self, prefixes: Collection[str]) -> Extent:
-        """How many blobs there are below these folders of names, and their bytes. Raises HostError."""
+        """Return the number of blobs below these folders of names and their bytes. Raises HostError."""
         count = size_bytes = 0
         for prefix in prefixes:
             async for page in self.pages(prefix.rstrip("/")):
@@ -168,14 +162,14 @@ class Blobs:
         return Extent(count, size_bytes)
 
     async def remove_empty_folders(self, min_age_seconds: float) -> int:
-        """Remove folders of a local folder that hold nothing and have not changed lately; returns how many."""
+        """Remove empty folders of a local folder that have not changed lately. Return their number."""
         if self._folder is None:
             return 0
         with self._errors("blobs"):
             return await asyncio.to_thread(remove_empty, self._folder, time.time() - min_age_seconds)
 
     def local_path(self, name: str) -> Path | None:
-        """The file itself when blobs are a local folder and the blob is there, else None. Not to be written to."""
+        """Return the blob's file in a local folder, for reading; None for another store or a missing blob."""
         _check(name)
         if self._folder is None:
             return None
@@ -183,19 +177,19 @@ class Blobs:
         return path if path.is_file() else None
 
     def clear_stale_puts(self) -> int:
-        """Remove what killed processes left of unfinished puts in a local folder; returns how many files that were."""
+        """Remove the files of unfinished puts of killed processes in a local folder. Return their number."""
         if self._folder is None:
             return 0
         oldest, removed = time.time() - _STAGED_MAX_AGE_SECONDS, 0
         for path in self._folder.rglob("*#*"):
-            with suppress(FileNotFoundError):  # its put has ended meanwhile
+            with suppress(FileNotFoundError):  # its put has ended
                 if _STAGED.match(path.name) and path.lstat().st_mtime < oldest:
                     path.unlink()
                     removed += 1
         return removed
 
     async def delete_all(self, names: list[str]) -> None:
-        """Remove these blobs; those that are gone already are no error. Raises HostError."""
+        """Remove these blobs, if they exist. Raises HostError."""
         for name in names:
             _check(name)
         with self._errors("blobs"):
@@ -204,34 +198,34 @@ class Blobs:
     async def _delete_batch(self, names: list[str]) -> None:
         try:
             await obstore.delete_async(self._store, names)
-        except FileNotFoundError:  # somebody else deletes too; the rest of the batch may still be there
+        except FileNotFoundError:  # another process deletes too; the rest of the batch may exist
             for name in names:
                 await self.delete(name)
 
     @contextmanager
     def _errors(self, name: str, *, writing: bool = False) -> Iterator[None]:
-        """Turns the library's errors into belljar's. What is missing is the blob, unless it is just being written."""
+        """Translate the library's errors into belljar's. A missing file is a missing blob, except in a put."""
         try:
             yield
         except FileNotFoundError as error:
             if not writing:
                 raise _missing(name) from None
-            raise self._told(error) from error
+            raise self._translate_error(error) from error
         except (BaseError, OSError) as error:
-            raise self._told(error) from error
+            raise self._translate_error(error) from error
 
-    def _told(self, error: Exception) -> BelljarError:
+    def _translate_error(self, error: Exception) -> BelljarError:
         text = str(error)
-        if any(mark in text for mark in _FULL):
+        if any(mark in text for mark in _DISK_FULL_MARKS):
             where = self._folder or "the blob store"
             return DiskFull(f"no room left in {where}: free some space or move the data folder")
         return HostError(f"the blob store failed: {text.splitlines()[0]}; check blobs_url and the data folder")
 
 
 def open_blobs(settings: StorageSettings) -> Blobs:
-    """The blob store that the settings name: `blobs_url`, else the folder `blobs` of the data folder.
+    """Open the blob store of the settings: `blobs_url`, by default the folder `blobs` of the data folder.
 
-    Raises DataFolderError when the folder cannot be made, HostError when the URL names no store.
+    Raises DataFolderError when the folder cannot be created, HostError for an invalid URL.
     """
     if settings.blobs_url is None:
         return _open_folder(settings.paths.blobs)
@@ -241,7 +235,7 @@ def open_blobs(settings: StorageSettings) -> Blobs:
         return Blobs(from_url(settings.blobs_url))
     except (BaseError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise HostError(f"blobs_url names no object store that can be used ({reason}); try s3://BUCKET/PATH") from error
+        raise HostError(f"invalid setting blobs_url ({reason}); set a URL such as s3://BUCKET/PATH") from error
 
 
 def _open_folder(folder: Path) -> Blobs:
@@ -250,10 +244,10 @@ def _open_folder(folder: Path) -> Blobs:
 
 
 def _check(name: str) -> None:
-    """A name outside the rules is a bug of belljar's, so this is no BelljarError."""
+    """Raise ValueError for an invalid name. It is a bug, so not a BelljarError."""
     parts = name.split("/")
     if len(name) > _MAX_NAME or not all(_PART.match(part) and part not in (".", "..") for part in parts):
-        raise ValueError(f"{name[:80]!r} is no name for a blob")
+        raise ValueError(f"{name[:80]!r} is an invalid name of a blob")
 
 
 def _missing(name: str) -> NotFound:

@@ -1,4 +1,4 @@
-"""From options to a job: every default filled in, every value within what this place allows."""
+"""Resolves options to a job: fills in every default, and checks every value against the limits of the settings."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from belljar.packages.requirements import check_runtime
 from belljar.settings import Settings
 from belljar.settings.jobs import JobSettings
 
-#: What the agent has room for: strings of each kind (MAX_STRINGS), and bytes of all of them with a path to spare.
+#: The limits of the agent: strings of each kind (MAX_STRINGS), and bytes of all strings, less those of a path.
 MAX_AGENT_STRINGS = 8192
 MAX_AGENT_BYTES = 1200 * 1024
-#: The command's own words, and variables that belljar adds.
+#: The arguments of the command itself, and variables that belljar adds.
 _RESERVED_STRINGS = 64
 
 
@@ -64,18 +64,18 @@ class ResolvedScript:
 
 
 def check_arguments(options: JobOptions, image: Image) -> None:
-    """Raise InvalidOption when `args` and `env` with the image's own are more than a machine's agent takes."""
+    """Raise InvalidOption when `args` and `env`, with those of the image, exceed the agent's limits."""
     manifest = image.manifest
     strings = {"args": len(options.args), "env": len(manifest.env.keys() | options.env.keys())}
     for option, count in strings.items():
-        most = MAX_AGENT_STRINGS - _RESERVED_STRINGS
-        if count > most:
-            reason = f"{option} has {count} entries with the image's own, at most {most} are allowed"
-            raise InvalidOption(reason, option=option, limit=most)
+        limit = MAX_AGENT_STRINGS - _RESERVED_STRINGS
+        if count > limit:
+            reason = f"{option} has {count} entries with those of the image; at most {limit} are allowed"
+            raise InvalidOption(reason, option=option, limit=limit)
     size = sum(len(arg.encode()) + 1 for arg in options.args)
     size += sum(len(name) + len(value.encode()) + 2 for name, value in (manifest.env | options.env).items())
     if size > MAX_AGENT_BYTES:
-        reason = f"args and env have {size} bytes with the image's own, at most {MAX_AGENT_BYTES} are allowed"
+        reason = f"args and env have {size} bytes with those of the image; at most {MAX_AGENT_BYTES} are allowed"
         raise InvalidOption(reason, option="env", limit=MAX_AGENT_BYTES)
 
 
@@ -88,9 +88,9 @@ def resolve_job(
     settings: Settings,
     largest: Collection[NodeLimits] = (),
 ) -> Job:
-    """A new queued job. Raises InvalidOption, naming the option, its limit and the setting that holds it.
+    """Return a new queued job. Raises InvalidOption that names the option, its limit and the setting.
 
-    `largest` has one for each node; it is empty while no node is known.
+    `largest` has the limits of each node; it is empty while no node is known.
     """
     resources = Resources(
         vcpus=options.vcpus or settings.default_vcpus,
@@ -101,22 +101,22 @@ def resolve_job(
         network_mbit_per_second=_rate("network_mbit_per_second", options, settings),
     )
     timeout_seconds = options.timeout_seconds or min(settings.default_timeout_seconds, settings.max_timeout_seconds)
-    _at_most("vcpus", resources.vcpus, settings.max_vcpus, "max_vcpus")
-    _at_most("memory_mb", resources.memory_mb, settings.max_memory_mb, "max_memory_mb")
+    _check_max("vcpus", resources.vcpus, settings.max_vcpus, "max_vcpus")
+    _check_max("memory_mb", resources.memory_mb, settings.max_memory_mb, "max_memory_mb")
     if resources.memory_mb < script.min_memory_mb:
         raise InvalidOption(
-            f"memory_mb is {resources.memory_mb}, and a machine for {script.language} in the image {image} needs "
-            f"{script.min_memory_mb}; ask for that or more",
+            f"memory_mb is {resources.memory_mb}, below the minimum of {script.min_memory_mb} for {script.language} in "
+            f"the image {image}; set that or more",
             option="memory_mb",
             limit=script.min_memory_mb,
         )
-    _at_most("disk_mb", resources.disk_mb or 0, settings.max_disk_mb, "max_disk_mb")
-    _at_most("timeout_seconds", timeout_seconds, settings.max_timeout_seconds, "max_timeout_seconds")
+    _check_max("disk_mb", resources.disk_mb or 0, settings.max_disk_mb, "max_disk_mb")
+    _check_max("timeout_seconds", timeout_seconds, settings.max_timeout_seconds, "max_timeout_seconds")
     check_egress(options.egress, project, settings)
     dependencies = script.dependencies if settings.dependencies == "on" else None
     if dependencies is not None and dependencies.requirements:
         check_packages(dependencies.origin, project, settings)
-    _fits(resources, largest)
+    _check_fits(resources, largest)
     return Job(
         id=new_id("job"),
         project=project,
@@ -143,47 +143,51 @@ def resolve_job(
 
 
 def _rate(name: str, options: JobOptions, settings: JobSettings) -> Any:
-    """A limit on a rate: what was asked for, else the default, else the most that may be asked for; None without any.
+    """Return the limit of a rate: the option, else the default, else the maximum of the settings; None without any.
 
-    Raises InvalidOption for more than that.
+    Raises InvalidOption for more than the maximum.
     """
-    asked, most = getattr(options, name), getattr(settings, f"max_{name}")
-    value = asked if asked is not None else getattr(settings, f"default_{name}")
-    if most is None:
+    requested, maximum = getattr(options, name), getattr(settings, f"max_{name}")
+    value = requested if requested is not None else getattr(settings, f"default_{name}")
+    if maximum is None:
         return value
-    if asked is not None:
-        _at_most(name, asked, most, f"max_{name}")
-    return most if value is None else min(value, most)
+    if requested is not None:
+        _check_max(name, requested, maximum, f"max_{name}")
+    return maximum if value is None else min(value, maximum)
 
 
-def _at_most(option: str, value: float, limit: float, setting: str) -> None:
+def _check_max(option: str, value: float, limit: float, setting: str) -> None:
     if value > limit:
         raise InvalidOption(
-            f"{option} is {value:g}, the most here is {limit:g} (the setting {setting})", option=option, limit=limit
+            f"{option} is {value:g}; the maximum is {limit:g} (setting {setting})", option=option, limit=limit
         )
 
 
-def _fits(resources: Resources, largest: Collection[NodeLimits]) -> None:
-    """Raises InvalidOption unless one of the nodes has room for all of it."""
-    wide = [one for one in largest if resources.vcpus <= one.vcpus]
-    roomy = [one for one in wide if resources.memory_mb <= one.memory_mb]
-    if not largest or any(one.disk_mb is None or (resources.disk_mb or 0) <= one.disk_mb for one in roomy):
+def _check_fits(resources: Resources, largest: Collection[NodeLimits]) -> None:
+    """Raise InvalidOption unless the resources fit on one of the nodes."""
+    with_vcpus = [one for one in largest if resources.vcpus <= one.vcpus]
+    with_memory = [one for one in with_vcpus if resources.memory_mb <= one.memory_mb]
+    if not largest or any(one.disk_mb is None or (resources.disk_mb or 0) <= one.disk_mb for one in with_memory):
         return
     for option in ("vcpus", "memory_mb", "disk_mb"):
         value, limits = getattr(resources, option) or 0, [getattr(one, option) for one in largest]
         if None not in limits and value > max(limits):
             raise InvalidOption(
-                f"{option} is {value}, and no node here could ever run that: the largest has {max(limits)}",
+                f"{option} is {value}, more than any node can run: the largest has {max(limits)}",
                 option=option,
                 limit=max(limits),
             )
-    option, nodes, others = "memory_mb", wide, f"{resources.vcpus} vcpus"
-    if roomy:
-        option, nodes, others = "disk_mb", roomy, f"{resources.vcpus} vcpus and {resources.memory_mb} MB of memory"
+    option, nodes, others = "memory_mb", with_vcpus, f"{resources.vcpus} vcpus"
+    if with_memory:
+        option, nodes, others = (
+            "disk_mb",
+            with_memory,
+            f"{resources.vcpus} vcpus and {resources.memory_mb} MB of memory",
+        )
     limit = max(getattr(one, option) for one in nodes)
     raise InvalidOption(
-        f"{option} is {getattr(resources, option)}, and no node here could ever run that with {others}: the "
-        f"largest that has so many has {limit}",
+        f"{option} is {getattr(resources, option)}, more than any node can run with {others}: the largest of those has "
+        f"{limit}",
         option=option,
         limit=limit,
     )

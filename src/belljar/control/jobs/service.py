@@ -1,4 +1,4 @@
-"""What callers do with jobs: submit, look at, list, cancel, wait for. Knows the stores by protocol, and no machine."""
+"""Submits, lists, cancels and waits for jobs. Uses the stores by protocol, and no machine."""
 
 from __future__ import annotations
 
@@ -32,13 +32,12 @@ log = structlog.get_logger()
 
 
 class JobStore(Protocol):
-    """Where jobs are kept."""
+    """Stores jobs."""
 
     async def insert(self, job: Job, *, needs_script: bool = False) -> Job:
-        """Keep a new job; when the project has one with its idempotency key, that one is returned instead.
+        """Store a new job; return the existing one when the project has one with its idempotency key.
 
-        `needs_script`: only while the project has the job's script, which from then on is kept for the job. Raises
-        NotFound.
+        `needs_script` requires that the project has the job's script, which is then kept for the job. Raises NotFound.
         """
         ...
 
@@ -56,16 +55,16 @@ class JobStore(Protocol):
         limit: int,
         cursor: str | None,
     ) -> tuple[list[Job], str | None]:
-        """The newest first, and the cursor of the next page."""
+        """Return a page, newest first, and the cursor of the next page."""
         ...
 
     async def cancel(self, project: str, job_id: str) -> Job | None:
-        """`queued` becomes `cancelled`; what has begun is marked for its worker; what has ended stays as it is."""
+        """Cancel a queued job, mark a running one for its worker, and return an ended one unchanged."""
         ...
 
 
 class ImageNames(Protocol):
-    """What knows images by name: `belljar.images.catalog.Images`."""
+    """Knows images by name: `belljar.images.catalog.Images`."""
 
     def get(self, name: str) -> Image: ...
 
@@ -73,7 +72,7 @@ class ImageNames(Protocol):
 
 
 class JobService:
-    """What the API does with jobs."""
+    """The operations of the API on jobs."""
 
     def __init__(
         self,
@@ -96,7 +95,7 @@ class JobService:
         self._disk = disk or disk_space_of(settings)
 
     async def submit(self, project: str, request: JobRequest) -> Job:
-        """Queue a job; with the idempotency key of an earlier one, return that if it was the same request.
+        """Queue a job. The same request with the idempotency key of an earlier job returns that job.
 
         Raises NotFound (script), Conflict (idempotency key), InvalidOption, UnknownImage, UnknownLanguage,
         InvalidScript, DiskFull, …
@@ -109,7 +108,7 @@ class JobService:
                 return _same_request(first, fingerprint)
         self._disk.require()
         if request.image is not None:
-            self._images.get(request.image)  # before anything is kept
+            self._images.get(request.image)  # before anything is stored
         script = await self._script(project, request)
         name = request.image or self._images.image_for(script.language)
         image = self._images.get(name)
@@ -118,32 +117,32 @@ class JobService:
         largest = await self._largest()
         job = resolve_job(request, runnable, project=project, image=name, settings=self._settings, largest=largest)
         job = job.model_copy(update={"request_sha256": fingerprint})
-        kept = await self._insert(job, request.stdin_bytes())
-        if kept.id == job.id:
+        stored = await self._insert(job, request.stdin_bytes())
+        if stored.id == job.id:
             log.info("job_submitted", job=job.id, project=project, script=job.script_id, image=job.image)
         self._changes.notify_queued()
-        return kept
+        return stored
 
     async def _insert(self, job: Job, stdin: bytes) -> Job:
-        """Keep the job with its standard input, which stays only where the job does."""
+        """Store the job and its standard input, which is removed again when the job is not stored."""
         if stdin:
             await self._blobs.put_bytes(stdin_blob(job.id), stdin)
         try:
-            kept = await self._store.insert(job, needs_script=True)
+            stored = await self._store.insert(job, needs_script=True)
         except Exception:
             if stdin:
                 await self._blobs.delete(stdin_blob(job.id))
             raise
-        # Who is cancelled does not learn whether the job was kept: its input stays, and is an orphan if it was not.
-        if stdin and kept.id != job.id:
+        # After a cancellation it is unknown whether the job is stored: its input stays, and is an orphan if it is not.
+        if stdin and stored.id != job.id:
             await self._blobs.delete(stdin_blob(job.id))
-        return kept if kept.id == job.id else _same_request(kept, job.request_sha256)
+        return stored if stored.id == job.id else _same_request(stored, job.request_sha256)
 
     async def _script(self, project: str, request: JobRequest) -> Script:
         if request.script_id is not None:
             return await self._scripts.get(project, request.script_id)
         if request.code is not None:
-            assert request.language is not None  # JobRequest has checked it
+            assert request.language is not None  # checked by JobRequest
             return await self._scripts.upload_code(project, request.code, request.language)
         assert request.files is not None
         return await self._scripts.upload_files(
@@ -151,7 +150,7 @@ class JobService:
         )
 
     async def get(self, project: str, job_id: str) -> Job:
-        """Raises NotFound."""
+        """Return the project's job. Raises NotFound."""
         job = await self._store.get(project, job_id) if is_job_id(job_id) else None
         if job is None:
             raise _missing(job_id)
@@ -167,13 +166,16 @@ class JobService:
         limit: int = 50,
         cursor: str | None = None,
     ) -> tuple[list[Job], str | None]:
-        """The project's jobs, newest first, and the cursor of the next page. `label` is NAME or NAME=VALUE."""
+        """Return a page of the project's jobs, newest first, and the cursor of the next page.
+
+        `label` is NAME or NAME=VALUE.
+        """
         return await self._store.list(
             project, status=status, script_id=script_id, label=label, limit=limit, cursor=cursor
         )
 
     async def cancel(self, project: str, job_id: str) -> Job:
-        """Stop the job wherever it is; one that has ended is returned unchanged. Raises NotFound."""
+        """Cancel the job; an ended job is returned unchanged. Raises NotFound."""
         job = await self._store.cancel(project, job_id) if is_job_id(job_id) else None
         if job is None:
             raise _missing(job_id)
@@ -182,7 +184,7 @@ class JobService:
         return job
 
     async def wait(self, project: str, job_id: str, timeout_seconds: float, *, key_id: str = "") -> Job:
-        """The job when it has ended, or as it is when time is up, the key was revoked, or the server stops.
+        """Return the job after its end, the timeout, the revocation of the key, or the stop of the server.
 
         Raises NotFound.
         """
@@ -190,25 +192,25 @@ class JobService:
         with self._changes.watching(job_id, of_log=False) as watch:
             while True:
                 job = await self.get(project, job_id)
-                left = deadline - time.monotonic()
-                if job.status.terminal or left <= 0 or self._changes.stopping or self._changes.is_revoked(key_id):
+                remaining = deadline - time.monotonic()
+                if job.status.terminal or remaining <= 0 or self._changes.stopping or self._changes.is_revoked(key_id):
                     return job
-                await watch.wait(left)
+                await watch.wait(remaining)
 
 
 def _fingerprint(request: JobRequest) -> str:
-    """What tells two requests with one idempotency key apart."""
-    left_out = {"stdin", "stdin_base64", "idempotency_key"}
-    asked = request.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+    """Return a digest that differs for different requests with the same idempotency key."""
+    excluded = {"stdin", "stdin_base64", "idempotency_key"}
+    fields = request.model_dump(mode="json", exclude=excluded, exclude_defaults=True)
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     digest.update(hashlib.sha256(request.stdin_bytes()).digest())
     return digest.hexdigest()
 
 
 def _same_request(first: Job, fingerprint: str | None) -> Job:
-    # A job that an older belljar took has no fingerprint.
+    # A job from an older version has no fingerprint.
     if first.request_sha256 is not None and first.request_sha256 != fingerprint:
-        reason = f"the idempotency key belongs to {first.id}, which was submitted with another request; use a new key"
+        reason = f"the idempotency key belongs to another request, that of {first.id}; use a new key"
         raise Conflict(reason, job_id=first.id)
     return first
 

@@ -148,7 +148,7 @@ class LinkService:
 
     async def script_disk(self, lease: LeaseKey) -> Path:
         attempt = await self.leases.get(lease)
-        return await self._scripts.disk(attempt.job.script_id)
+        return await self._scripts.disks.path(attempt.job.script_id)
 
     async def stdin(self, lease: LeaseKey) -> bytes:
         attempt = await self.leases.get(lease)

@@ -1,1 +1,1 @@
-"""Scripts of projects: their records, their blobs, and the disks that machines get."""
+"""Scripts of projects: records, blobs, and the disks for machines."""

@@ -1,7 +1,7 @@
-"""Scripts of projects: upload, look up, list, delete, and the disk that a machine gets.
+"""Uploads, lists and deletes the scripts of projects, and provides their disks for machines.
 
-What is stored is the packed filesystem image, once for each id, whichever project uploaded it; a project holds a record
-that names it. Nothing of an upload that failed stays.
+The packed filesystem image is stored once for each id, for all projects; each project has a record of it. A failed
+upload leaves nothing.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ from belljar.system.disk_space import DiskSpace
 
 
 class ScriptStore(Protocol):
-    """Where the records of scripts are kept."""
+    """Stores the records of scripts."""
 
     async def add(self, script: Script) -> Script:
-        """Keep the record; when the project has the script already, the record that is there."""
+        """Store the record; return the existing one when the project has the script."""
         ...
 
     async def get(self, project: str, script_id: str) -> Script | None: ...
 
     async def list(self, project: str, limit: int, cursor: str | None) -> tuple[list[Script], str | None]:
-        """The newest first, and the cursor of the next page."""
+        """Return a page, newest first, and the cursor of the next page."""
         ...
 
     async def delete(self, project: str, script_id: str) -> bool | None:
-        """Forget the record; returns whether anything still needs the script's disk, None when there was no record."""
+        """Delete the record. Return whether the disk is still needed; None when there was no record."""
         ...
 
     async def used(self, script_id: str) -> bool:
-        """Whether any project still has it, or a job that has not ended runs it."""
+        """Return whether any project has the script, or a job that has not ended runs it."""
         ...
 
 
 class Languages(Protocol):
-    """What knows the languages: `belljar.images.catalog.Images`."""
+    """Knows the languages: `belljar.images.catalog.Images`."""
 
     def languages(self) -> Sequence[Language]: ...
 
 
 class ScriptService:
-    """What the API and the command line do with scripts."""
+    """The operations of the API and the command line on scripts."""
 
     def __init__(
         self,
@@ -76,9 +76,10 @@ class ScriptService:
         self._data_dir = settings.data_dir
         self._limits = UploadLimits.from_settings(settings)
         self._disk = disk or disk_space_of(settings)
-        self._disks = ScriptDisks(blobs, settings.paths.script_cache)
-        #: One at a time for each id: nobody deletes a disk between another's finding it there and naming it.
-        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        #: The filesystem images as local files, for nodes.
+        self.disks = ScriptDisks(blobs, settings.paths.script_cache)
+        #: One change at a time for each id, so that no disk is deleted between its check and its record.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def upload(
         self,
@@ -89,7 +90,7 @@ class ScriptService:
         language: str | None = None,
         entrypoint: str | None = None,
     ) -> Script:
-        """Keep a script that streams in: one file or an archive.
+        """Store a script that is being received: one file or an archive.
 
         Raises TooLarge while it streams, InvalidScript, UnknownLanguage, DiskFull, MissingTool.
         """
@@ -99,7 +100,7 @@ class ScriptService:
         async with upload_folder(self._data_dir) as work:
             await receive(chunks, work / "upload", self._limits.max_upload_bytes)
             unpacked = await unpack_source(work / "upload", hints, languages=languages, limits=self._limits, work=work)
-            return await self._keep(project, unpacked, work)
+            return await self._store_script(project, unpacked, work)
 
     async def upload_files(
         self,
@@ -109,21 +110,21 @@ class ScriptService:
         language: str | None = None,
         entrypoint: str | None = None,
     ) -> Script:
-        """Keep a script of texts by path. Raises as `upload`."""
+        """Store a script of texts by path. Raises like `upload`."""
         self._disk.require()
         hints = UploadHints(filename="", language=language, entrypoint=entrypoint)
         languages = self._images.languages()
         async with upload_folder(self._data_dir) as work:
             unpacked = await unpack_files(files, hints, languages=languages, limits=self._limits, work=work)
-            return await self._keep(project, unpacked, work)
+            return await self._store_script(project, unpacked, work)
 
     async def upload_code(self, project: str, code: str, language: str) -> Script:
-        """Keep the text of a one-file script; it is called `main` and the language's ending. Raises as `upload`."""
+        """Store a script of one file, named `main` with the language's extension. Raises like `upload`."""
         name = file_name("", named_language(language, self._images.languages()))
         return await self.upload_files(project, {name: code}, language=language, entrypoint=name)
 
     async def get(self, project: str, script_id: str) -> Script:
-        """Raises NotFound."""
+        """Return the project's record of the script. Raises NotFound."""
         script = await self._store.get(project, script_id)
         if script is None:
             raise _missing(script_id)
@@ -132,23 +133,19 @@ class ScriptService:
     async def list(
         self, project: str, *, limit: int = 50, cursor: str | None = None
     ) -> tuple[list[Script], str | None]:
-        """The project's scripts, newest first, and the cursor of the next page."""
+        """Return a page of the project's scripts, newest first, and the cursor of the next page."""
         return await self._store.list(project, limit, cursor)
 
     async def delete(self, project: str, script_id: str) -> None:
-        """Forget the script; its disk goes when nobody else has it. Raises NotFound."""
-        async with self._changing_one(script_id):
+        """Delete the record, and the disk unless another project or a job needs it. Raises NotFound."""
+        async with self._locked(script_id):
             still_needed = await self._store.delete(project, script_id)
             if still_needed is None:
                 raise _missing(script_id)
             if not still_needed:
                 await self._blobs.delete(disk_blob(script_id))
 
-    async def disk(self, script_id: str) -> Path:
-        """The packed filesystem image as a local file, to be read only. Raises NotFound, DiskFull."""
-        return await self._disks.disk(script_id)
-
-    async def _keep(self, project: str, unpacked: UnpackedScript, work: Path) -> Script:
+    async def _store_script(self, project: str, unpacked: UnpackedScript, work: Path) -> Script:
         script = Script(
             id=unpacked.id,
             project=project,
@@ -160,8 +157,8 @@ class ScriptService:
             created_at=datetime.now(UTC),
             dependencies=unpacked.dependencies,
         )
-        async with self._changing_one(script.id):
-            if not await self._blobs.size(disk_blob(script.id)):  # none, or empty after a power failure
+        async with self._locked(script.id):
+            if not await self._blobs.size(disk_blob(script.id)):  # missing, or empty after a power failure
                 await self._pack(unpacked, work)
             return await self._store.add(script)
 
@@ -171,8 +168,8 @@ class ScriptService:
         await self._blobs.put_file(disk_blob(unpacked.id), disk, durable=True)
 
     @asynccontextmanager
-    async def _changing_one(self, script_id: str) -> AsyncIterator[None]:
-        async with self._changing.setdefault(script_id, asyncio.Lock()), script_lock(self._data_dir, script_id):
+    async def _locked(self, script_id: str) -> AsyncIterator[None]:
+        async with self._locks.setdefault(script_id, asyncio.Lock()), script_lock(self._data_dir, script_id):
             yield
 
 

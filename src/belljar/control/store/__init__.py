@@ -1,1 +1,1 @@
-"""Metadata over SQLAlchemy: SQLite by default, PostgreSQL for a fleet; migrations; claim and lease. All SQL is here."""
+"""The metadata of the control plane in SQLite: schema, migrations, queries. All SQL is here."""

@@ -1,4 +1,4 @@
-"""What workers write about jobs: claim, renew, running, finish, give back.
+"""What workers write of jobs: claim, renew, running, finish, requeue.
 
 Every write is guarded by who holds the job (worker and attempt) and by the table of transitions, in the statement that
 writes: an attempt whose lease was lost changes nothing, and a job ends once.
@@ -28,28 +28,28 @@ from belljar.model.states import Status, may_become
 
 log = structlog.get_logger()
 
-#: How many jobs are ended in one transaction.
+#: Maximum jobs that end in one transaction.
 _BATCH = 100
-#: A job's id and the number of the attempt: whose lease it is.
+#: The key of a lease: a job's id and the number of the attempt.
 Attempt = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """What became of the leases that a worker wanted renewed; those in neither set go on."""
+    """The result of a renewal; leases in neither set continue."""
 
-    #: The worker holds these attempts no more: nothing that it writes about them counts.
+    #: The worker does not hold these attempts any more, and its writes about them are refused.
     lost: frozenset[Attempt]
-    #: Somebody wants these cancelled.
+    #: These are to be cancelled.
     cancel_requested: frozenset[Attempt]
 
 
 class SqlClaims:
-    """The queue, as workers see it."""
+    """The queue for workers."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        #: The database's clock and this process's own, when they were last looked at together.
+        #: The last readings of the database's clock and of this process's monotonic clock.
         self._clock_seen: tuple[float, float] | None = None
         self._no_expiry_before = 0.0
 
@@ -66,23 +66,23 @@ class SqlClaims:
         disk_mb: int | None = None,
         incarnation: str = "",
     ) -> Job | None:
-        """Take the next queued job: by priority, then by age. None when there is none, or no room for it yet.
+        """Claim the next queued job, by priority, then by age. None when there is none, or it does not fit yet.
 
-        `vcpus` and `memory_mb` are what is free; `largest` is what this worker has when nothing runs (None: the same),
-        and `images` the digests of the images that it has (None: all). A job that could never run here is passed over.
-        The first of the others is the next, and nothing behind it is taken before it: what it waits for is kept free,
-        or a stream of smaller jobs could keep it waiting for ever.
+        `vcpus` and `memory_mb` are free; `largest` are the worker's resources when nothing runs (None: the same), and
+        `images` the digests of its images (None: all). Jobs that could never run on this worker are skipped. No job is
+        claimed before the first of the others: the resources that it waits for stay free, since a stream of smaller
+        jobs could delay it for ever.
 
-        `disk_mb` is the largest scratch disk that there is room for; None: any. `expected`: there is likely to be one,
-        and it need not be looked for first.
+        `disk_mb` is the largest scratch disk that fits; None: any. With `expected` the claim does not check for a job
+        before it takes the write lock.
         """
-        most = largest or NodeLimits(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb)
-        possible: list[Any] = [QUEUED, jobs.c.vcpus <= most.vcpus, jobs.c.memory_mb <= most.memory_mb]
-        if most.disk_mb is not None:
-            possible.append(jobs.c.disk_mb <= most.disk_mb)
+        limits = largest or NodeLimits(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb)
+        possible: list[Any] = [QUEUED, jobs.c.vcpus <= limits.vcpus, jobs.c.memory_mb <= limits.memory_mb]
+        if limits.disk_mb is not None:
+            possible.append(jobs.c.disk_mb <= limits.disk_mb)
         if images is not None:
             possible.append(jobs.c.image_digest.is_(None) | jobs.c.image_digest.in_(sorted(images)))
-        # One index, ix_jobs_queue, in its own order.
+        # Reads the index ix_jobs_queue in its order.
         first = select(jobs.c.id).where(*possible).order_by(jobs.c.priority.desc(), jobs.c.id).limit(1)
         fits = [jobs.c.id == first.scalar_subquery(), jobs.c.vcpus <= vcpus, jobs.c.memory_mb <= memory_mb]
         if disk_mb is not None:
@@ -120,19 +120,19 @@ class SqlClaims:
             raise
 
     async def put_back(self, worker: str, job: Job, *, incarnation: str = "") -> None:
-        """Undo a claim whose caller was cancelled: no attempt was made. Raises nothing that the store refuses with."""
+        """Undo a claim whose caller was cancelled; the attempt does not count. Raises no HostError."""
         query = (
             jobs.update()
             .where(*_of_holder(worker, incarnation), jobs.c.id == job.id, jobs.c.attempt == job.attempt)
             .values(status=Status.QUEUED.value, worker=None, attempt=job.attempt - 1, lease_until=None)
         )
-        with contextlib.suppress(HostError):  # then its lease runs out
+        with contextlib.suppress(HostError):  # then its lease expires
             await self._database.writing(lambda connection: connection.execute(query))
 
     async def renew(
         self, worker: str, attempts: Iterable[Attempt], lease_seconds: float, *, incarnation: str = ""
     ) -> Renewed:
-        """Hold these attempts for another lease; an attempt that this process does not hold any more is `lost`."""
+        """Renew the leases of these attempts; those that this process does not hold any more are `lost`."""
         wanted = frozenset(attempts)
         if not wanted:
             return Renewed(frozenset(), frozenset())
@@ -148,7 +148,7 @@ class SqlClaims:
         return Renewed(lost=wanted - held.keys(), cancel_requested=wanted & cancelled)
 
     async def adopt(self, worker: str, incarnation: str, lease_seconds: float) -> list[Job]:
-        """Give all jobs that the worker holds to this process of it, for another lease, and return them.
+        """Transfer all leases of the worker to this process of it, renew them, and return the jobs.
 
         An earlier process of the worker holds none of them any more.
         """
@@ -177,7 +177,7 @@ class SqlClaims:
         return status is not None and Status(status).terminal
 
     async def statuses(self, job_ids: Iterable[str]) -> dict[str, tuple[Status, str | None]]:
-        """Return the status and the last worker of each of these jobs that there is."""
+        """Return the status and the last worker of each of these jobs that exists."""
         query = select(jobs.c.id, jobs.c.status, jobs.c.worker).where(jobs.c.id.in_(list(job_ids)))
         rows = await self._database.reading(lambda connection: connection.execute(query).all())
         return {job_id: (Status(status), worker) for job_id, status, worker in rows}
@@ -200,28 +200,28 @@ class SqlClaims:
         timings: Timings,
         incarnation: str = "",
     ) -> bool:
-        """Note that the entrypoint runs. Return False when this attempt does not hold the job any more."""
+        """Record that the script runs. Return False when this attempt does not hold the job any more."""
 
         def write(connection: Connection) -> bool:
             now = _held(connection, worker, incarnation, job.id, job.attempt)
             if now is None:
                 return False
             if now.status is Status.RUNNING:
-                return True  # noted already
+                return True  # recorded already
             after = now.model_copy(update={"machine": machine, "timings": timings})
             return _write(connection, now, Status.RUNNING, result=result_of(after), started_at=started_at)
 
         return await self._database.writing(write)
 
     async def finish(self, worker: str, job: Job, outcome: Outcome, *, incarnation: str = "") -> bool:
-        """End the job. Return False when this attempt does not hold it any more: nothing is written then."""
+        """End the job. Return False, and write nothing, when this attempt does not hold it any more."""
         known = outcome.model_dump(exclude={"status", "started_at", "finished_at"})
         started = {} if outcome.started_at is None else {"started_at": outcome.started_at}
 
         def write(connection: Connection) -> bool:
             now = _held(connection, worker, incarnation, job.id, job.attempt)
             if now is None or (outcome.status is Status.SUCCEEDED and not (outcome.started_at or now.started_at)):
-                return False  # what has not begun has not succeeded
+                return False  # a script that did not start cannot succeed
             after = Job.model_validate({**now.model_dump(), **known})
             return _write(
                 connection,
@@ -236,7 +236,7 @@ class SqlClaims:
         return await self._database.writing(write)
 
     async def requeue(self, worker: str, job: Job, *, reason: str, code: str, incarnation: str = "") -> Job | None:
-        """Infrastructure lost the attempt: queue the job again, or end it when it has had its attempts.
+        """Record a lost attempt: queue the job again, or end it after its last attempt.
 
         Returns the job as it is then; None when this attempt does not hold it any more.
         """
@@ -248,11 +248,11 @@ class SqlClaims:
         return await self._database.writing(write)
 
     async def watch_clock(self) -> None:
-        """Look at the database's clock now, so that `expire` notices when it is set."""
+        """Read the database's clock, so that `expire` detects that it was set."""
         await self._clock_jump()
 
     async def expire(self, lease_seconds: float = 30.0) -> list[Job]:
-        """Lose the attempts of workers that have been silent for longer than their leases.
+        """Requeue or end the attempts whose leases have expired.
 
         To be called every few seconds. When the clock was set forward since the last call, living workers get the time
         of a lease to renew theirs first; when it was set back, leases are cut to the length that they may have.
@@ -272,9 +272,9 @@ class SqlClaims:
         return await self._lose_all(silent, "lease_expired", "its worker has been silent for too long")
 
     async def fail_without_image(self, images: Collection[str], waited_seconds: float) -> list[Job]:
-        """End queued jobs whose image is not among `images`, those of all nodes, and that have waited so long."""
+        """End queued jobs that have waited that long and whose image is not among `images`, those of all nodes."""
         if time.monotonic() < self._no_expiry_before:
-            return []  # a clock that was set makes living nodes look dead
+            return []  # after a clock jump living nodes look dead
         long_ago = NOW_US - int(waited_seconds * 1_000_000)
         query = select(jobs).where(
             QUEUED, jobs.c.image_digest.not_in(sorted(images)), type_coerce(jobs.c.created_at, BigInteger) < long_ago
@@ -289,7 +289,7 @@ class SqlClaims:
         return await self._database.writing(write)
 
     async def _clock_jump(self) -> float:
-        """By how many seconds the database's clock was set since the last call, as far as can be told."""
+        """Return by how many seconds the database's clock was set since the last call."""
         now_us = await self._database.reading(lambda connection: connection.execute(select(NOW_US)).scalar_one())
         seen, self._clock_seen = self._clock_seen, (now_us / 1_000_000, time.monotonic())
         if seen is None:
@@ -309,7 +309,7 @@ class SqlClaims:
 
 
 def _lease(seconds: float) -> ColumnElement[Any]:
-    """The end of a lease that begins now, by the database's clock."""
+    """Return the end of a lease that begins now, by the database's clock."""
     return type_coerce(NOW_US + int(seconds * 1_000_000), UtcTime)
 
 
@@ -332,7 +332,7 @@ def _write(connection: Connection, job: Job, status: Status, **values: Any) -> b
 
 
 def _lose(connection: Connection, job: Job, code: str, reason: str) -> Job:
-    """Write down a lost attempt; what comes next depends on how many there were and whether anybody still wants it."""
+    """Record a lost attempt, and requeue, cancel or end the job."""
     lost = LostAttempt(
         attempt=job.attempt,
         worker=job.worker or "",
@@ -358,8 +358,8 @@ def _lose(connection: Connection, job: Job, code: str, reason: str) -> Job:
 
 def _fail_without_image(connection: Connection, job: Job) -> Job:
     message = (
-        f"no node here has the image {job.image} (sha256:{(job.image_digest or '')[:12]}) any more; build or "
-        "import it, and submit the job again"
+        f"no node here has the image {job.image} (sha256:{(job.image_digest or '')[:12]}) ; build or import "
+        "it, and submit the job again"
     )
     after = job.model_copy(update={"error": JobError(code=UnknownImage.code, message=message)})
     _write(connection, job, Status.FAILED, result=result_of(after), finished_at=datetime.now(UTC))

@@ -1,4 +1,4 @@
-"""Where a listing goes on: a moment and an id, as one opaque word."""
+"""Cursors of listings: a time and an id in one opaque string."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from belljar.model.errors import InvalidRequest
 
 
 def encode(at: datetime, name: str) -> str:
-    """The cursor behind the entry with that moment and name."""
+    """Return the cursor after the entry with this time and name."""
     return base64.urlsafe_b64encode(f"{at.isoformat()} {name}".encode()).decode().rstrip("=")
 
 
 def decode(cursor: str) -> tuple[datetime, str]:
-    """What `encode` was given. Raises InvalidRequest for anything else."""
+    """Return the time and the name of a cursor. Raises InvalidRequest for an invalid one."""
     try:
-        words = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-        at, _, name = words.partition(" ")
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        at, _, name = text.partition(" ")
         return datetime.fromisoformat(at).astimezone(UTC), name
     except (ValueError, binascii.Error, OverflowError):
-        raise InvalidRequest("the cursor is not one of ours; use the next_cursor of the page before") from None
+        raise InvalidRequest("invalid cursor; use next_cursor from the previous page") from None

@@ -1,4 +1,4 @@
-"""Jobs as callers write and read them. What workers write is in claims.py."""
+"""What callers read and write of jobs. What workers write is in claims.py."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from sqlalchemy import ColumnElement, Connection, bindparam, func, select, union
 from sqlalchemy.dialects.sqlite import insert
 
 from belljar.control.store.database import Database
+from belljar.control.store.opening import open_database
 from belljar.control.store.rows import job_of, values_of
 from belljar.control.store.schema import HELD, QUEUED, job_counts, job_labels, jobs, scripts
 from belljar.model.errors import NotFound
 from belljar.model.job import Job
 from belljar.model.states import Status
+from belljar.settings import Settings
 
 #: SQLite takes some thousands of values in one statement.
 _IDS_AT_ONCE = 500
-#: A page ends early where its jobs are long: a job may have a megabyte of arguments.
+#: A page of large jobs ends early: a job may have a megabyte of arguments.
 _PAGE_CHARACTERS = 2 * 1024 * 1024
 
 _INSERT = insert(jobs).on_conflict_do_nothing()
-_ONE = select(jobs).where(jobs.c.id == bindparam("of_id"))
+_BY_ID = select(jobs).where(jobs.c.id == bindparam("of_id"))
 
 
 class SqlJobs:
@@ -31,6 +33,7 @@ class SqlJobs:
         self._database = database
 
     async def insert(self, job: Job, *, needs_script: bool = False) -> Job:
+        """Store a new job; return the existing one with its idempotency key, if any. Raises NotFound."""
         values = values_of(job)
         labels = [
             {"job_id": job.id, "name": name, "value": value, "project": job.project}
@@ -39,7 +42,7 @@ class SqlJobs:
 
         def insert_job(connection: Connection) -> Job:
             if needs_script and not _has_script(connection, job):
-                raise NotFound(f"the script {job.script_id} was deleted meanwhile; upload it again")
+                raise NotFound(f"the script {job.script_id} was deleted; upload it again")
             if connection.execute(_INSERT, values).rowcount == 0:
                 assert job.idempotency_key is not None
                 first = _by_key(connection, job.project, job.idempotency_key)
@@ -52,14 +55,16 @@ class SqlJobs:
         return await self._database.writing(insert_job)
 
     async def get(self, project: str | None, job_id: str) -> Job | None:
+        """Return the job; None when the project (None: any) does not have it."""
 
         def get(connection: Connection) -> Job | None:
-            row = connection.execute(_ONE, {"of_id": job_id}).one_or_none()
+            row = connection.execute(_BY_ID, {"of_id": job_id}).one_or_none()
             return None if row is None or project not in (None, row.project) else job_of(row)
 
         return await self._database.reading(get)
 
     async def by_key(self, project: str, idempotency_key: str) -> Job | None:
+        """Return the project's job with this idempotency key."""
         return await self._database.reading(lambda connection: _by_key(connection, project, idempotency_key))
 
     async def list(
@@ -72,10 +77,11 @@ class SqlJobs:
         limit: int = 50,
         cursor: str | None = None,
     ) -> tuple[list[Job], str | None]:
+        """Return a page of jobs, newest first, and the cursor of the next page. `label` is NAME or NAME=VALUE."""
         query = select(jobs).limit(limit + 1)
         newest = jobs.c.id
         if label is not None:
-            # Read in the order of the labels' own index: one project's, the newest first.
+            # Read in the order of the labels' index: one project, newest first.
             newest = job_labels.c.job_id
             query = query.join_from(job_labels, jobs, jobs.c.id == job_labels.c.job_id).where(*_labelled(label))
             if project is not None:
@@ -96,10 +102,11 @@ class SqlJobs:
             count = min(limit, _page_length(lengths))
             return [job_of(row) for row in connection.execute(query.limit(count)).all()], len(lengths) > count
 
-        found, more = await self._database.reading(page)
-        return found, found[-1].id if more else None
+        jobs_of_page, has_more = await self._database.reading(page)
+        return jobs_of_page, jobs_of_page[-1].id if has_more else None
 
     async def cancel(self, project: str, job_id: str) -> Job | None:
+        """Cancel a queued job, or mark a running one for its worker. Return the job; None when there is none."""
         this = (jobs.c.id == job_id) & (jobs.c.project == project)
         held = jobs.c.status.in_([Status.STARTING.value, Status.RUNNING.value])
 
@@ -116,27 +123,41 @@ class SqlJobs:
         return await self._database.writing(cancel)
 
     async def states(self, job_ids: Sequence[str]) -> dict[str, tuple[str, int, bool]]:
-        """What waiters wait for: status, attempt, and whether it is to be cancelled, of those jobs that are there."""
+        """Return status, attempt and whether to cancel, of each of these jobs that exists."""
         columns = select(jobs.c.id, jobs.c.status, jobs.c.attempt, jobs.c.cancel_requested)
 
         def states(connection: Connection) -> dict[str, tuple[str, int, bool]]:
-            pieces = (job_ids[at : at + _IDS_AT_ONCE] for at in range(0, len(job_ids), _IDS_AT_ONCE))
-            rows = (row for some in pieces for row in connection.execute(columns.where(jobs.c.id.in_(some))))
+            chunks = (job_ids[at : at + _IDS_AT_ONCE] for at in range(0, len(job_ids), _IDS_AT_ONCE))
+            rows = (row for chunk in chunks for row in connection.execute(columns.where(jobs.c.id.in_(chunk))))
             return {job_id: (status, attempt, cancel) for job_id, status, attempt, cancel in rows}
 
         return await self._database.reading(states)
 
     async def image_digests(self) -> set[str]:
-        """The images of jobs that have not ended."""
+        """Return the digests of the images of jobs that have not ended."""
         query = union(*(select(jobs.c.image_digest).where(alive) for alive in (QUEUED, HELD)))
-        found = await self._database.reading(lambda connection: connection.execute(query).scalars().all())
-        return {digest for digest in found if digest is not None}
+        digests = await self._database.reading(lambda connection: connection.execute(query).scalars().all())
+        return {digest for digest in digests if digest is not None}
 
     async def counts(self) -> dict[Status, int]:
-        """How many jobs there are of each status that has any."""
+        """Return the number of jobs of each status that has any."""
         query = select(job_counts.c.status, job_counts.c.number).where(job_counts.c.number > 0)
         rows = await self._database.reading(lambda connection: connection.execute(query).all())
         return {Status(status): number for status, number in rows}
+
+
+async def needed_images(settings: Settings) -> set[str]:
+    """Return the digests of the images of jobs that have not ended, for commands that delete images.
+
+    Raises DataFolderError, HostError; then delete nothing.
+    """
+    if settings.database_url is None and not settings.paths.database.exists():
+        return set()  # no server has used this data folder
+    database = await open_database(settings, migrate=False)
+    try:
+        return await SqlJobs(database).image_digests()
+    finally:
+        await database.close()
 
 
 def _has_script(connection: Connection, job: Job) -> bool:
@@ -145,7 +166,7 @@ def _has_script(connection: Connection, job: Job) -> bool:
 
 
 def _page_length(lengths: Sequence[int]) -> int:
-    """How many jobs of these lengths make a page: one at least."""
+    """Return how many jobs of these lengths fit into a page: at least one."""
     total = 0
     for count, length in enumerate(lengths):
         total += length

@@ -1,7 +1,6 @@
-"""Opening the metadata: what is new is made, what an older belljar wrote is migrated, anything else is refused.
+"""Opens the metadata: creates a new database, migrates that of an older version, and refuses any other.
 
-A migration runs alone: while another belljar works on the data folder, nothing is changed under it. A copy of the
-database as it was is kept beside it.
+A migration requires that no other process works on the data folder. A backup of the database is kept beside it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 
-from belljar.control.store.database import UNWRITABLE, Database, is_full, sqlite_engine, told
+from belljar.control.store.database import UNWRITABLE, Database, is_full, sqlite_engine, translate_db_error
 from belljar.control.store.schema import HEAD, metadata
 from belljar.data_dir import alone, data_folder_error, private_data_dir, private_file, private_folder
 from belljar.model.errors import DataFolderError, DiskFull, HostError
@@ -29,43 +28,43 @@ from belljar.system.atomic_write import atomic_path
 
 log = structlog.get_logger()
 
-#: So many copies of before a migration are kept; the oldest are removed.
-_BACKUPS = 3
+#: Number of backups from before migrations; older ones are removed.
+_MAX_BACKUPS = 3
 _MIGRATIONS = Path(__file__).with_name("migrations")
-_one_at_a_time = threading.Lock()
+_opening_lock = threading.Lock()
 
 
 async def open_database(settings: StorageSettings, *, migrate: bool = True) -> Database:
-    """Open the database that the settings name; with `migrate` off, one of another version is refused.
+    """Open the database of the settings. Without `migrate`, one of an older version is refused.
 
-    Raises DataFolderError when it cannot be written, is damaged, is a newer belljar's, or is gone while what belongs to
-    it is still there; DiskFull, HostError.
+    Raises DataFolderError when it is not writable, damaged, of a newer version, or missing while files that belong to
+    it exist; DiskFull, HostError.
     """
     path = database_path(settings)
-    return await asyncio.to_thread(_opened, settings, path, migrate)
+    return await asyncio.to_thread(_open, settings, path, migrate)
 
 
 def database_path(settings: StorageSettings) -> Path:
-    """Where the database lies. Raises HostError for a URL of another kind."""
+    """Return the path of the database. Raises HostError for another URL than sqlite:///."""
     url = settings.database_url
     if url is None:
         return settings.paths.database
     if not url.startswith("sqlite:///"):
         raise HostError(
-            "this version keeps its metadata in SQLite; give database_url as sqlite:///PATH or leave it out"
+            "invalid setting database_url: this version supports SQLite only; set sqlite:///PATH, or remove the setting"
         )
     return Path(url.removeprefix("sqlite:///")).absolute()
 
 
-def _opened(settings: StorageSettings, path: Path, migrate: bool) -> Database:
-    with _one_at_a_time:
+def _open(settings: StorageSettings, path: Path, migrate: bool) -> Database:
+    with _opening_lock:
         _make_private(settings, path)
         engine = sqlite_engine(path)
         try:
-            _bring_up_to_date(engine, settings, path, migrate)
+            _create_or_migrate(engine, settings, path, migrate)
         except DatabaseError as error:
             engine.dispose()
-            raise told(error, path) from error
+            raise translate_db_error(error, path) from error
         except BaseException:
             engine.dispose()
             raise
@@ -77,28 +76,28 @@ def _make_private(settings: StorageSettings, path: Path) -> None:
         private_data_dir(settings.data_dir)
     else:
         private_folder(path.parent)
-    # Not tried by opening: closing a file drops the locks that this process's other connections have on it (fcntl(2)).
+    # Not by opening it: closing a file releases the locks of this process's other connections on it (fcntl(2)).
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise DataFolderError(UNWRITABLE.format(path))
-    left = _left_of_another(settings) if _is_empty(path) else []
-    if left and _is_empty(path):  # still: another process may just have made it
+    left = _files_of_a_database(settings) if _is_empty(path) else []
+    if left and _is_empty(path):  # checked again: another process may have just created it
         raise _lost(path, left)
     try:
-        private_file(path)  # SQLite gives its own files beside it the same mode
+        private_file(path)  # SQLite creates its files beside it with the same mode
     except OSError as error:
         raise data_folder_error(path.parent, error) from error
 
 
 def _is_empty(path: Path) -> bool:
-    """Whether no database is there, not even one without tables."""
+    """Return whether the file is missing or empty."""
     try:
         return path.stat().st_size == 0
     except FileNotFoundError:
         return True
 
 
-def _left_of_another(settings: StorageSettings) -> list[Path]:
-    """What a database that was here before knew of."""
+def _files_of_a_database(settings: StorageSettings) -> list[Path]:
+    """Return the existing files that only a database in use could have created."""
     blobs, admin_key = settings.paths.blobs, settings.paths.admin_key
     left = [admin_key] if admin_key.exists() else []
     if settings.blobs_url is None and blobs.is_dir() and any(blobs.iterdir()):
@@ -107,17 +106,17 @@ def _left_of_another(settings: StorageSettings) -> list[Path]:
 
 
 def _lost(path: Path, left: list[Path]) -> DataFolderError:
-    there = " and ".join(map(str, left))
+    names = " and ".join(map(str, left))
     return DataFolderError(
-        f"{path} is empty or gone, but {there} of before is still there: put a backup of the database in its place "
-        f"({path.name}.backup-… if there is one), or move {there} away to begin anew"
+        f"{path} is empty or missing, but {names} of the earlier database exists: restore a backup of the database "
+        f"({path.name}.backup-… if there is one), or move {names} away to start with a new one"
     )
 
 
-def _bring_up_to_date(engine: Engine, settings: StorageSettings, path: Path, migrate: bool) -> None:
+def _create_or_migrate(engine: Engine, settings: StorageSettings, path: Path, migrate: bool) -> None:
     version = _read_version(engine, path)
     if version is None:
-        left = _left_of_another(settings)
+        left = _files_of_a_database(settings)
         if left and _read_version(engine, path) is None:
             raise _lost(path, left)
         _migrate(engine, path)
@@ -125,10 +124,10 @@ def _bring_up_to_date(engine: Engine, settings: StorageSettings, path: Path, mig
         _check_known(version, path)
         if not migrate:
             raise DataFolderError(
-                f"{path} is an older belljar's (schema {version}, this one's is {HEAD}); stop the server that works on "
-                "it and start belljar serve, which brings it up to date"
+                f"{path} is of an older version (schema {version}, this version has {HEAD}); stop its server, and "
+                "start belljar serve, which migrates it"
             )
-        with alone(settings.data_dir, f"{path} is to be brought up to date (schema {version} to {HEAD})"):
+        with alone(settings.data_dir, f"{path} must be migrated (schema {version} to {HEAD})"):
             log.info("database_migration_started", schema=version, size_mb=path.stat().st_size >> 20)
             started = time.monotonic()
             backup = _back_up(path, version)
@@ -136,7 +135,7 @@ def _bring_up_to_date(engine: Engine, settings: StorageSettings, path: Path, mig
             seconds = round(time.monotonic() - started, 1)
             log.info("database_migrated", schema=HEAD, seconds=seconds, backup=str(backup))
     with engine.connect() as connection:
-        _check_whole(connection, path)
+        _check_complete(connection, path)
         connection.rollback()
 
 
@@ -148,14 +147,14 @@ def _read_version(engine: Engine, path: Path) -> str | None:
 
 
 def _version(connection: Connection, path: Path) -> str | None:
-    """The migration that the database is at; None when there is nothing in it at all. Raises DataFolderError."""
+    """Return the version of the schema; None when the database is empty. Raises DataFolderError."""
     names = _tables(connection)
     if "alembic_version" in names:
-        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
-        if len(found) == 1:
-            return str(found[0])
+        versions = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
+        if len(versions) == 1:
+            return str(versions[0])
     if names:
-        raise DataFolderError(f"{path} is not whole: it does not tell its version; put a backup in its place")
+        raise DataFolderError(f"{path} is incomplete: it has no schema version; restore a backup")
     return None
 
 
@@ -165,21 +164,21 @@ def _tables(connection: Connection) -> set[str]:
 
 def _check_known(version: str, path: Path) -> None:
     if not any((_MIGRATIONS / "versions").glob(f"{version}_*.py")):
-        raise DataFolderError(f"{path} was written by a newer belljar (schema {version}); upgrade belljar to use it")
+        raise DataFolderError(f"{path} is of a newer version (schema {version}); upgrade belljar to use it")
 
 
-def _check_whole(connection: Connection, path: Path) -> None:
+def _check_complete(connection: Connection, path: Path) -> None:
     missing = sorted(metadata.tables.keys() - _tables(connection))
     if missing:
-        raise DataFolderError(f"{path} is not whole: it has no table {missing[0]}; put a backup in its place")
+        raise DataFolderError(f"{path} is incomplete: it has no table {missing[0]}; restore a backup")
 
 
 def _migrate(engine: Engine, path: Path) -> None:
-    """Bring the schema to HEAD, in one transaction that holds the write lock."""
+    """Migrate the schema to HEAD in one transaction, which holds the write lock."""
     with engine.connect() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         try:
-            if _version(connection, path) != HEAD:  # else another process was first
+            if _version(connection, path) != HEAD:  # otherwise another process has migrated it
                 _upgrade(connection)
             connection.commit()
         except BaseException:
@@ -188,7 +187,7 @@ def _migrate(engine: Engine, path: Path) -> None:
 
 
 def _upgrade(connection: Connection) -> None:
-    # Loaded only when there is something to do: it costs a tenth of a second.
+    # Imported only here, because it takes a tenth of a second.
     from alembic import command
     from alembic.config import Config
 
@@ -199,7 +198,7 @@ def _upgrade(connection: Connection) -> None:
 
 
 def _back_up(path: Path, version: str) -> Path:
-    """Copy the database as it is to `NAME.backup-SCHEMA-TIMESTAMP`. Raises DiskFull, DataFolderError."""
+    """Copy the database to `NAME.backup-SCHEMA-TIMESTAMP`. Raises DiskFull, DataFolderError."""
     name = f"{path.name}.backup-{version}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     partial, backup = path.with_name(f"{name}.partial"), path.with_name(name)
     try:
@@ -208,16 +207,16 @@ def _back_up(path: Path, version: str) -> Path:
             private_file(partial)
             with _connected(path) as source, _connected(partial) as copy:
                 source.backup(copy)
-        for old in sorted(path.parent.glob(f"{path.name}.backup-*[!l]"), key=_modified)[:-_BACKUPS]:
+        for old in sorted(path.parent.glob(f"{path.name}.backup-*[!l]"), key=_modified)[:-_MAX_BACKUPS]:
             old.unlink(missing_ok=True)
         return backup
     except (OSError, sqlite3.Error) as error:
         if is_full(path.parent) or "full" in str(error):
             raise DiskFull(
-                f"no room left in {path.parent} for a copy of the database before it is brought up to date: free some "
+                f"no space in {path.parent} for a backup of the database before its migration: free some "
                 f"space ({path.stat().st_size >> 20} MB are needed)"
             ) from error
-        raise DataFolderError(f"cannot copy {path} before it is brought up to date: {error}") from error
+        raise DataFolderError(f"cannot back up {path} before its migration: {error}") from error
 
 
 def _modified(path: Path) -> float:

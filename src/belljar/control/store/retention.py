@@ -1,7 +1,7 @@
-"""What maintenance reads and removes: short transactions over bounded batches, each found by an index.
+"""Reads and removals of maintenance: short transactions over bounded batches, each found by an index.
 
-A row goes before its blobs. In the transaction that removes a job's row its id is kept in `removed_jobs`, until its
-blobs are gone: whatever dies in between, no row is left without its blobs, and no blob is forgotten.
+A row is removed before its blobs. The transaction that removes a job's row adds its id to `removed_jobs`, until its
+blobs are removed: after a crash in between, no row is without its blobs, and no blob is left for ever.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from belljar.model.states import Status
 
 
 class Batch(NamedTuple):
-    """Jobs whose rows were removed, and how long the transaction held the write lock."""
+    """The jobs whose rows were removed, and how long the transaction held the write lock."""
 
     job_ids: list[str]
     seconds: float
 
 
 class EndedJob(NamedTuple):
-    """A job that has ended, and the place of it in the order of their ends."""
+    """An ended job and the time of its end."""
 
     id: str
     finished_at: datetime
@@ -34,20 +34,20 @@ class EndedJob(NamedTuple):
 
 
 class ScriptKey(NamedTuple):
-    """What names a script's record."""
+    """The key of a script's record."""
 
     project: str
     id: str
 
 
 class SqlRetention:
-    """Reads and removals of maintenance."""
+    """The queries of maintenance."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def remove_ended(self, status: Status, before: datetime, limit: int) -> Batch:
-        """Remove the rows of at most `limit` jobs that ended so before then, those that ended first."""
+        """Remove the rows of at most `limit` jobs that ended with this status before then, oldest first."""
         which = (
             select(jobs.c.id, jobs.c.project, jobs.c.script_id, jobs.c.created_at)
             .where(*_ended_before(status, before))
@@ -60,7 +60,7 @@ class SqlRetention:
             rows = connection.execute(which).all()
             ids = [row.id for row in rows]
             if ids:
-                _note_uses(connection, rows)
+                _record_script_uses(connection, rows)
                 now = datetime.now(UTC)
                 connection.execute(removed_jobs.insert(), [{"id": each, "removed_at": now} for each in ids])
                 connection.execute(job_labels.delete().where(job_labels.c.job_id.in_(ids)))
@@ -68,20 +68,20 @@ class SqlRetention:
             return ids, started
 
         ids, started = await self._database.writing(remove)
-        return Batch(ids, time.monotonic() - started)  # committing is a part of it, and not the smallest
+        return Batch(ids, time.monotonic() - started)  # committing is part of it
 
     async def removing(self, limit: int) -> list[str]:
-        """At most `limit` jobs whose rows are gone and whose blobs may still be there."""
+        """Return at most `limit` ids of jobs whose rows are removed and whose blobs may exist."""
         query = select(removed_jobs.c.id).limit(limit)
         return await self._database.reading(lambda connection: list(connection.execute(query).scalars()))
 
     async def removed(self, job_ids: Collection[str]) -> None:
-        """The blobs of these jobs are gone."""
+        """Record that the blobs of these jobs are removed."""
         query = removed_jobs.delete().where(removed_jobs.c.id.in_(list(job_ids)))
         await self._database.writing(lambda connection: connection.execute(query))
 
     async def ended(self, status: Status, after: datetime | None, before: datetime, limit: int) -> list[EndedJob]:
-        """Jobs that ended so in that time, in the order of their ends. Those that ended at one moment stay together."""
+        """Return jobs that ended with this status in that time, by their end; equal times stay on one page."""
         stdin = jobs.c.spec["stdin_bytes"].as_integer()
         query = select(jobs.c.id, jobs.c.finished_at, stdin).where(*_ended_before(status, before))
         if after is not None:
@@ -98,25 +98,25 @@ class SqlRetention:
         return await self._database.reading(read)
 
     async def known_jobs(self, job_ids: Collection[str]) -> dict[str, Status]:
-        """Those of these jobs that there are, with their status."""
+        """Return the status of each of these jobs that exists."""
         query = select(jobs.c.id, jobs.c.status).where(jobs.c.id.in_(list(job_ids)))
         rows = await self._database.reading(lambda connection: connection.execute(query).all())
         return {row.id: Status(row.status) for row in rows}
 
     async def needed_scripts(self, script_ids: Collection[str]) -> set[str]:
-        """Those of these scripts that a project has, or that a job that has not ended runs."""
-        wanted = list(script_ids)
-        recorded = select(scripts.c.id).where(scripts.c.id.in_(wanted))
-        awaited = select(jobs.c.script_id).where(jobs.c.script_id.in_(wanted), AWAITED)
+        """Return which of these scripts a project has, or a job needs that has not ended."""
+        ids = list(script_ids)
+        recorded = select(scripts.c.id).where(scripts.c.id.in_(ids))
+        awaited = select(jobs.c.script_id).where(jobs.c.script_id.in_(ids), AWAITED)
         query = recorded.union(awaited)
         return await self._database.reading(lambda connection: set(connection.execute(query).scalars()))
 
     async def scripts_after(self, after: ScriptKey | None, limit: int) -> list[ScriptKey]:
-        """Records of scripts in the order of their keys."""
+        """Return a page of the records of scripts, by key."""
         return await self._scripts(_scripts_after(after, limit))
 
     async def unused_scripts(self, before: datetime, after: ScriptKey | None, limit: int) -> list[ScriptKey]:
-        """Records of scripts without any job that were not used since then, in the order of their keys."""
+        """Return a page of the records of scripts without jobs that were not used since then, by key."""
         return await self._scripts(_scripts_after(after, limit).where(_unused(before)))
 
     async def _scripts(self, query: Select[tuple[str, str]]) -> list[ScriptKey]:
@@ -124,7 +124,7 @@ class SqlRetention:
         return [ScriptKey(row.project, row.id) for row in rows]
 
     async def remove_unused_script(self, script: ScriptKey, before: datetime) -> bool:
-        """Remove one record, if it is still unused. True when no other project and no job needs the script's blob."""
+        """Remove one record if it is still unused. Return whether nothing else needs the script's blob."""
         this = and_(scripts.c.project == script.project, scripts.c.id == script.id)
         awaited = exists().where(jobs.c.script_id == script.id, AWAITED)
         needed = select(or_(exists().where(scripts.c.id == script.id), awaited))
@@ -146,15 +146,15 @@ class SqlRetention:
 
     async def _records(self, table: Table, which: ColumnElement[bool], remove: bool) -> int:
         count = select(func.count()).select_from(table).where(which)
-        found = await self._database.reading(lambda connection: connection.execute(count).scalar_one())
-        if not (found and remove):
-            return found
+        number = await self._database.reading(lambda connection: connection.execute(count).scalar_one())
+        if not (number and remove):
+            return number
         query = table.delete().where(which)
         return await self._database.writing(lambda connection: connection.execute(query).rowcount)
 
 
-def _note_uses(connection: Connection, removed: Iterable[Any]) -> None:
-    """Keep of jobs that go when their scripts were used last."""
+def _record_script_uses(connection: Connection, removed: Iterable[Any]) -> None:
+    """Store when the scripts of removed jobs were last used."""
     used: dict[ScriptKey, datetime] = {}
     for row in removed:
         script = ScriptKey(row.project, row.script_id)
@@ -166,8 +166,8 @@ def _note_uses(connection: Connection, removed: Iterable[Any]) -> None:
 
 
 def _ended_before(status: Status, before: datetime) -> Sequence[ColumnElement[bool]]:
-    """Read by ix_jobs_ended, which holds the ended jobs alone."""
-    assert status.terminal, f"{status} is no end"
+    """Return the conditions of ix_jobs_ended, which has ended jobs only."""
+    assert status.terminal, f"{status} is not terminal"
     return jobs.c.status == status.value, jobs.c.finished_at < before
 
 

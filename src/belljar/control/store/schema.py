@@ -1,4 +1,4 @@
-"""The tables. A migration makes them (migrations/versions); a test holds both equal."""
+"""The tables. Migrations create them (migrations/versions); a test holds both equal."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ HEAD = "0006"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-# The conditions of the partial indexes. A query uses such an index only when it has the same words: no bound values.
+# The conditions of the partial indexes. A query uses such an index only with the same text: no bound values.
 QUEUED = text("status = 'queued'")
 HELD = text("status IN ('starting', 'running')")
 AWAITED = text("status IN ('queued', 'starting', 'running')")
 
-#: The database's own clock, as UtcTime keeps moments. The only one that leases are written and compared by.
+#: The database's clock in the format of UtcTime. Leases are written and compared with this clock only.
 NOW_US = literal_column("(CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000)", BigInteger)
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A moment as microseconds since 1970: exact, sorted, and the same in every database."""
+    """A time as microseconds since 1970: exact, sortable, and portable."""
 
     impl = BigInteger
     cache_ok = True
@@ -71,8 +71,7 @@ scripts = Table(
     Column("file_count", Integer, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("dependencies", JSON(none_as_null=True)),
-    #: When it was last uploaded again, or when the last job of it that is gone was submitted. None: not since it was
-    #: created.
+    #: When it was last uploaded again, or its newest removed job was submitted. None: not since created_at.
     Column("used_at", UtcTime),
     Index("ix_scripts_id", "id"),
     Index("ix_scripts_newest", "project", "created_at", "id"),
@@ -98,7 +97,7 @@ jobs = Table(
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),
     Column("worker", String),
-    #: The process of that worker which holds the job; empty where processes are not told apart.
+    #: The process of that worker which holds the job; empty when the worker sends none.
     Column("incarnation", String, nullable=False, server_default=text("''")),
     Column("lease_until", UtcTime),
     Column("cancel_requested", Boolean(create_constraint=False), nullable=False),
@@ -110,7 +109,7 @@ jobs = Table(
     #: The results so far.
     Column("result", JSON, nullable=False),
     UniqueConstraint("project", "idempotency_key"),
-    # A claim reads this index alone, from its beginning on, until a job fits; ended jobs are not in it.
+    # A claim reads only this index, from its start until a job fits; it has no ended jobs.
     Index(
         "ix_jobs_queue",
         text("priority DESC"),
@@ -122,15 +121,15 @@ jobs = Table(
         "status",
         sqlite_where=QUEUED,
     ),
-    # Recovery, leases and cancelling read the few jobs that workers hold.
+    # Recovery, leases and cancellation read the few jobs that workers hold.
     Index("ix_jobs_held", "worker", "id", sqlite_where=HELD),
-    # Whether a script is still wanted.
+    # Whether jobs that have not ended need a script.
     Index("ix_jobs_awaited", "script_id", "status", sqlite_where=AWAITED),
     # Lists: the newest first.
     Index("ix_jobs_project", "project", "id"),
     Index("ix_jobs_status", "project", "status", "id"),
     Index("ix_jobs_script", "script_id", "id"),
-    # Retention reads the ended jobs of one status, those that ended first.
+    # Retention reads the ended jobs of one status, by their end.
     Index("ix_jobs_ended", "status", "finished_at", sqlite_where=_ENDED, postgresql_where=_ENDED),
 )
 
@@ -145,7 +144,7 @@ job_labels = Table(
     Index("ix_job_labels_name", "project", "name", "job_id"),
 )
 
-#: How many jobs there are of each status. Triggers on `jobs` keep it, so that nobody has to count.
+#: The number of jobs by status. Triggers on `jobs` update it, so that no query counts rows.
 job_counts = Table(
     "job_counts",
     metadata,
@@ -190,7 +189,7 @@ nodes = Table(
     Column("facts", JSON, nullable=False),
 )
 
-#: Jobs whose rows are gone and whose blobs are being deleted.
+#: Jobs whose rows are removed and whose blobs are being removed.
 removed_jobs = Table(
     "removed_jobs",
     metadata,
@@ -198,7 +197,7 @@ removed_jobs = Table(
     Column("removed_at", UtcTime, nullable=False),
 )
 
-#: What each maintenance service has done, and how far it has come.
+#: The record of each maintenance service.
 maintenance = Table(
     "maintenance",
     metadata,
@@ -209,8 +208,8 @@ maintenance = Table(
     Column("removed_count", BigInteger, nullable=False),
     Column("removed_bytes", BigInteger, nullable=False),
     Column("failures", BigInteger, nullable=False),
-    #: Why the last run failed; None when it did not.
+    #: Why the last run failed; None when it succeeded.
     Column("error", String),
-    #: Everything that ended before this moment has been seen to.
+    #: Everything that ended before this time has been processed.
     Column("done_until", UtcTime),
 )

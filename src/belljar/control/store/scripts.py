@@ -1,4 +1,4 @@
-"""Records of scripts."""
+"""The records of scripts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from belljar.control.store.database import Database
 from belljar.control.store.schema import AWAITED, jobs, scripts
 from belljar.model.script import Script
 
-#: A use is not noted again before this time has passed: periods are counted in days.
-_USED_LATELY = timedelta(hours=1)
-#: Made once: each submitted job looks its script up.
-_ONE = select(scripts).where(scripts.c.project == bindparam("in_project"), scripts.c.id == bindparam("of_id"))
+#: A use is stored at most this often: retention periods are in days.
+_USE_INTERVAL = timedelta(hours=1)
+#: Compiled once: each submission reads its script.
+_BY_ID = select(scripts).where(scripts.c.project == bindparam("in_project"), scripts.c.id == bindparam("of_id"))
 
 
 class SqlScripts:
@@ -26,13 +26,14 @@ class SqlScripts:
         self._database = database
 
     async def add(self, script: Script) -> Script:
-        which = {"in_project": script.project, "of_id": script.id}
-        there = await self._database.reading(lambda connection: connection.execute(_ONE, which).one_or_none())
-        if there is not None and _script(there).dependencies == script.dependencies:
-            await self._note_use(there)
-            return _script(there)
+        """Store the record; return the existing one when the project has the script."""
+        key = {"in_project": script.project, "of_id": script.id}
+        row = await self._database.reading(lambda connection: connection.execute(_BY_ID, key).one_or_none())
+        if row is not None and _script(row).dependencies == script.dependencies:
+            await self._record_use(row)
+            return _script(row)
         values = script.model_dump() | {"dependencies": _dependencies(script)}
-        # Of a script that an older belljar took it is not known yet; of any other it is the same.
+        # A script from an older version has no dependencies in its record; for any other they are equal.
         query = insert(scripts).values(values)
         query = query.on_conflict_do_update(
             index_elements=["project", "id"], set_={"dependencies": query.excluded.dependencies}
@@ -40,44 +41,47 @@ class SqlScripts:
 
         def add(connection: Connection) -> Script:
             connection.execute(query)
-            return _script(connection.execute(_ONE, which).one())
+            return _script(connection.execute(_BY_ID, key).one())
 
         return await self._database.writing(add)
 
-    async def _note_use(self, row: Row[Any]) -> None:
-        """Whoever uploads a script again means to use it: then it is kept as if it were new."""
+    async def _record_use(self, row: Row[Any]) -> None:
+        """Count a repeated upload as a use, which starts the retention period again."""
         now = datetime.now(UTC)
-        if now - (row.used_at or row.created_at) < _USED_LATELY:
+        if now - (row.used_at or row.created_at) < _USE_INTERVAL:
             return
         this = (scripts.c.project == row.project) & (scripts.c.id == row.id)
         query = scripts.update().where(this).values(used_at=now)
         await self._database.writing(lambda connection: connection.execute(query))
 
     async def get(self, project: str, script_id: str) -> Script | None:
-        which = {"in_project": project, "of_id": script_id}
-        row = await self._database.reading(lambda connection: connection.execute(_ONE, which).one_or_none())
+        """Return the record; None when the project does not have the script."""
+        key = {"in_project": project, "of_id": script_id}
+        row = await self._database.reading(lambda connection: connection.execute(_BY_ID, key).one_or_none())
         return None if row is None else _script(row)
 
     async def list(self, project: str, limit: int, cursor: str | None) -> tuple[list[Script], str | None]:
+        """Return a page of the project's scripts, newest first, and the cursor of the next page."""
         query = select(scripts).where(scripts.c.project == project)
         if cursor is not None:
             at, script_id = decode(cursor)
             older = scripts.c.created_at < at
-            query = query.where(scripts.c.created_at <= at)  # where the index is read from
+            query = query.where(scripts.c.created_at <= at)  # the start in the index
             query = query.where(or_(older, and_(scripts.c.created_at == at, scripts.c.id < script_id)))
         query = query.order_by(scripts.c.created_at.desc(), scripts.c.id.desc()).limit(limit + 1)
         async with self._database.read() as connection:
-            found = [_script(row) for row in await connection.execute(query)]
-        if len(found) <= limit:
-            return found, None
-        last = found[limit - 1]
-        return found[:limit], encode(last.created_at, last.id)
+            page = [_script(row) for row in await connection.execute(query)]
+        if len(page) <= limit:
+            return page, None
+        last = page[limit - 1]
+        return page[:limit], encode(last.created_at, last.id)
 
     async def delete(self, project: str, script_id: str) -> bool | None:
+        """Delete the record. Return whether the disk is still needed; None when there was no record."""
         this = (scripts.c.project == project) & (scripts.c.id == script_id)
 
         def delete(connection: Connection) -> bool | None:
-            # One transaction: a job is accepted before it, and counts, or after it, and finds no script.
+            # One transaction: a job is submitted before it and counts, or after it and finds no script.
             if connection.execute(scripts.delete().where(this)).rowcount == 0:
                 return None
             return _used(connection, script_id)
@@ -85,6 +89,7 @@ class SqlScripts:
         return await self._database.writing(delete)
 
     async def used(self, script_id: str) -> bool:
+        """Return whether any project has the script, or a job that has not ended runs it."""
         return await self._database.reading(lambda connection: _used(connection, script_id))
 
 

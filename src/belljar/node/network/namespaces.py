@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from belljar.model.errors import NetworkError
-from belljar.node.machines.host.namespace import check, in_fresh_thread, leave_to_new
+from belljar.node.machines.host.namespace import check, in_fresh_thread, unshare_network
 from belljar.node.network.layout import NAMESPACES, namespace_name, parse_namespace_name
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ def create(path: Path, work: Callable[[], T]) -> T:
     """Mount a new namespace on an existing file, and return the result of `work` inside it. Raises OSError."""
 
     def leave_and_work() -> T:
-        leave_to_new()
+        unshare_network()
         own = Path(f"/proc/self/task/{threading.get_native_id()}/ns/net")
         if (number := _mount(own, path, _MS_BIND)) != 0:
             raise OSError(number, f"mount {path}: {os.strerror(number)}")

@@ -21,7 +21,7 @@ from ipaddress import IPv4Network
 from typing import Any
 
 from belljar.model.errors import BelljarError
-from belljar.node.machines.host.namespace import become_own_root, check, inside
+from belljar.node.machines.host.namespace import check, enter_user_namespace, run_in_namespace
 from belljar.node.machines.host.tap import attach_tap
 from belljar.node.network.kernel_backend import KernelBackend
 from belljar.node.network.layout import TAP, Layout, layout_from_json
@@ -65,7 +65,7 @@ class RootlessHelper:
         assert self._backend is not None
         slot = self._backend.create_slot()
         self._slots[slot.number] = slot
-        tap = inside(slot.path, lambda: attach_tap(TAP))
+        tap = run_in_namespace(slot.path, lambda: attach_tap(TAP))
         dns_sockets = [slot.dns_sockets.udp.detach(), slot.dns_sockets.tcp.detach()]
         return {"number": slot.number, "namespace": str(slot.path)}, [*dns_sockets, tap]
 
@@ -132,7 +132,7 @@ def main() -> None:
     channel, owner, layout = sys.argv[1:]
     with socket.socket(fileno=int(channel)) as control:
         try:
-            become_own_root()
+            enter_user_namespace()
             _mount_own_run()
         except OSError as error:
             control.send(str(error).encode())

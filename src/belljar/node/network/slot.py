@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from belljar.model.errors import NetworkError
-from belljar.node.machines.host.namespace import inside
+from belljar.node.machines.host.namespace import run_in_namespace
 from belljar.node.machines.host.tap import attach_tap
 from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.network import namespaces
@@ -124,7 +124,7 @@ class KernelSlot:
     def apply_commands(self, commands: str, mbit: float | None) -> None:
         """Apply the commands of `rules.policy_rules`, as `apply_policy` does. Raises NetworkError."""
         if mbit is not None and mbit < self._layout.mbit:
-            inside(self.path, lambda: run_netlink(lambda route: shape_slot(route, mbit, "replace")))
+            run_in_namespace(self.path, lambda: run_netlink(lambda route: shape_slot(route, mbit, "replace")))
         rules, self._rules = self._rules, None
         if rules is None:
             raise NetworkError("a policy was already applied to this network")
@@ -143,7 +143,7 @@ class KernelSlot:
                 nft.run(commands)
 
         try:
-            inside(self.path, run)
+            run_in_namespace(self.path, run)
         except OSError as error:
             raise NetworkError(f"cannot change a network: {error}") from error
 
@@ -166,7 +166,7 @@ class KernelSlot:
                 )
 
         try:
-            return inside(self.path, read_counters)
+            return run_in_namespace(self.path, read_counters)
         except OSError as error:
             raise NetworkError(f"cannot read a network's counters: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Machines of the real driver: over the stand-in everywhere, over the real executables where they are on PATH."""
+"""Machines of the real driver: over the fake everywhere, over the real executables where they are on PATH."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from belljar.images.catalog import Images
 from belljar.model.image import Image, Manifest, Part
 from belljar.node.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.settings import Settings
-from support.firecracker.building import build_stand_ins
+from support.firecracker.building import build_fakes
 from support.firecracker.leftovers import left_behind
 from support.firecracker.tiny_guest import RESET, tiny_guest
 
 
 @pytest.fixture(scope="session")
-def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The stand-ins for firecracker and jailer, without faults."""
-    return build_stand_ins(tmp_path_factory.mktemp("stand-in"))
+def fakes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The fakes for firecracker and jailer, without faults."""
+    return build_fakes(tmp_path_factory.mktemp("fake"))
 
 
 @pytest.fixture
-def settings(data_dir: Path, stand_ins: tuple[Path, Path]) -> Settings:
-    """Settings of a data folder with images, and the stand-ins."""
-    firecracker, jailer = stand_ins
+def settings(data_dir: Path, fakes: tuple[Path, Path]) -> Settings:
+    """Settings of a data folder with images, and the fakes."""
+    firecracker, jailer = fakes
     return Settings(data_dir=data_dir, hypervisor="firecracker", firecracker=str(firecracker), jailer=str(jailer))
 
 
 @pytest.fixture
 def hypervisor(settings: Settings) -> Iterator[FirecrackerHypervisor]:
-    """The driver over the stand-ins; whatever it started is gone at the end."""
+    """The driver over the fakes; whatever it started is gone at the end."""
     yield FirecrackerHypervisor(settings)
     assert left_behind(settings) == []
 

@@ -1,4 +1,4 @@
-"""The API client against the stand-in as an ordinary process: requests, their order, and refusals."""
+"""The API client against the fake as an ordinary process: requests, their order, and refusals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from belljar.node.machines.firecracker.bodies import (
     TokenBucket,
     body,
 )
-from support.firecracker.building import build_stand_ins, official_description
+from support.firecracker.building import build_fakes, official_description
 
 Opener = Callable[..., AbstractAsyncContextManager[FirecrackerApi]]
 
@@ -33,7 +33,7 @@ Opener = Callable[..., AbstractAsyncContextManager[FirecrackerApi]]
 def open_api(tmp_path: Path) -> Opener:
     @asynccontextmanager
     async def opened(**faults: object) -> AsyncIterator[FirecrackerApi]:
-        firecracker, _ = build_stand_ins(tmp_path / "programs", **faults)
+        firecracker, _ = build_fakes(tmp_path / "programs", **faults)
         process = subprocess.Popen(
             [firecracker, "--id", "a-test", "--api-sock", "api.sock"], cwd=tmp_path, stdout=subprocess.DEVNULL
         )

@@ -1,4 +1,4 @@
-"""Snapshots and clones of the Firecracker driver, over the stand-in."""
+"""Snapshots and clones of the Firecracker driver, over the fake."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, Clone, DeathCause
 from belljar.settings import Settings
 from support.conversation import hang_up
 from support.firecracker.api_requests import opened, requests_of, run, spec_of
-from support.firecracker.building import build_stand_ins
+from support.firecracker.building import build_fakes
 from support.firecracker.leftovers import left_behind
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
@@ -43,12 +43,12 @@ async def resumed(clone: Clone) -> AgentConnection:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def frozen(
-    built_images: Path, stand_ins: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+    built_images: Path, fakes: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Path]:
     """A snapshot that the tests of this file share, and none of them changes."""
     data_dir = tmp_path_factory.mktemp("frozen")
     (data_dir / "images").symlink_to(built_images / "images")
-    firecracker, jailer = stand_ins
+    firecracker, jailer = fakes
     settings = Settings(data_dir=data_dir, firecracker=str(firecracker), jailer=str(jailer))
     folder = data_dir / "snapshot"
     await freeze(FirecrackerHypervisor(settings), Images(data_dir).get("shell"), folder)
@@ -146,7 +146,7 @@ async def test_a_snapshot_that_is_not_whole_is_an_error_that_says_what_to_do(
 async def test_a_process_that_dies_under_a_request_is_a_machine_that_died(
     settings: Settings, shell: Image, frozen: Path, tmp_path: Path
 ) -> None:
-    firecracker, jailer = build_stand_ins(tmp_path / "faulty", die_on="/snapshot/load")
+    firecracker, jailer = build_fakes(tmp_path / "faulty", die_on="/snapshot/load")
     faulty = FirecrackerHypervisor(settings.model_copy(update={"firecracker": str(firecracker), "jailer": str(jailer)}))
     with pytest.raises(MachineDied, match="during PUT /snapshot/load"):
         async with faulty.clone(spec_of(shell, frozen=True), frozen):

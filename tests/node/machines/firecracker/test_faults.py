@@ -18,7 +18,7 @@ from belljar.node.machines.firecracker.program import find_programs, is_new_enou
 from belljar.node.machines.protocol import DeathCause
 from belljar.settings import Settings
 from support.firecracker.api_requests import spec_of
-from support.firecracker.building import build_stand_ins
+from support.firecracker.building import build_fakes
 from support.firecracker.leftovers import left_behind
 
 
@@ -33,13 +33,13 @@ def test_an_executable_that_is_not_there_says_where_to_take_it_from(tmp_path: Pa
 
 
 def test_a_jailer_that_is_not_there_is_named(tmp_path: Path) -> None:
-    firecracker, _ = build_stand_ins(tmp_path)
+    firecracker, _ = build_fakes(tmp_path)
     with pytest.raises(MissingTool, match="setting jailer"):
         find_programs(_settings(tmp_path, firecracker, tmp_path / "absent"), jailed=True)
 
 
 def test_a_version_that_is_too_old_is_an_error_with_the_oldest_allowed(tmp_path: Path) -> None:
-    programs = build_stand_ins(tmp_path, version="1.9.1")
+    programs = build_fakes(tmp_path, version="1.9.1")
     with pytest.raises(HostError, match=r"1\.9\.1 is too old: belljar needs 1\.16 or newer"):
         find_programs(_settings(tmp_path, *programs), jailed=True)
 
@@ -52,7 +52,7 @@ def test_versions_are_compared_as_numbers(version: str, enough: bool) -> None:
 
 
 def test_a_jailer_of_another_release_is_refused(tmp_path: Path) -> None:
-    programs = build_stand_ins(tmp_path, jailer_version="1.15.0")
+    programs = build_fakes(tmp_path, jailer_version="1.15.0")
     with pytest.raises(HostError, match=r"jailer is of version 1\.15\.0, Firecracker of 1\.16\.1"):
         find_programs(_settings(tmp_path, *programs), jailed=True)
 
@@ -74,7 +74,7 @@ def test_a_program_that_is_no_firecracker_is_that_error(tmp_path: Path) -> None:
 
 
 def test_a_dynamically_linked_firecracker_is_refused_before_the_jailer_fails_on_it(tmp_path: Path) -> None:
-    _, jailer = build_stand_ins(tmp_path)
+    _, jailer = build_fakes(tmp_path)
     source = tmp_path / "firecracker.c"
     source.write_text('#include <stdio.h>\nint main(void) { puts("Firecracker v1.16.1"); return 0; }\n')
     dynamic = tmp_path / "dynamic"
@@ -92,7 +92,7 @@ async def test_a_socket_that_never_appears_is_an_error_after_its_deadline(
     settings: Settings, shell: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine_module, "_SOCKET_SECONDS", 1.0)
-    programs = build_stand_ins(tmp_path / "mute", never_listen=True)
+    programs = build_fakes(tmp_path / "mute", never_listen=True)
     (tmp_path / "frozen.json").write_text('{"format": 1, "tap": null}')
     for name in ("state", "memory"):
         (tmp_path / name).write_bytes(b"")
@@ -108,7 +108,7 @@ async def test_a_socket_that_never_appears_is_an_error_after_its_deadline(
 @pytest.mark.root
 @pytest.mark.vm
 async def test_a_jailers_refusal_is_reported_in_its_own_words(settings: Settings, shell: Image, tmp_path: Path) -> None:
-    programs = build_stand_ins(tmp_path / "refusing", jailer_refuses=True)
+    programs = build_fakes(tmp_path / "refusing", jailer_refuses=True)
     refusing = FirecrackerHypervisor(
         settings.model_copy(update={"firecracker": str(programs[0]), "jailer": str(programs[1])})
     )

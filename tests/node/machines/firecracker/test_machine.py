@@ -1,4 +1,4 @@
-"""Whole machines of the Firecracker driver over the stand-in: booted, talked to, killed, and nothing left."""
+"""Whole machines of the Firecracker driver over the fake: booted, talked to, killed, and nothing left."""
 
 from __future__ import annotations
 

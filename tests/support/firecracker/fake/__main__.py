@@ -1,4 +1,4 @@
-"""A stand-in for the firecracker executable: the same command line, the same API, and QEMU's emulation behind it.
+"""A fake for the firecracker executable: the same command line, the same API, and QEMU's emulation behind it.
 
 Made into one executable file by `building.py`; it uses nothing but Python's own library, so that it runs in a jail that
 shows it /usr. What it refuses, the real one refuses: every body is held against the official description where that is
@@ -75,7 +75,7 @@ def _options() -> argparse.Namespace:
 def _logger(options: argparse.Namespace):
     if not options.log_path:
         return lambda level, text: print(f"[{options.id}:main:{level}] {text}", flush=True)
-    # As the real one does: without waiting, so that a pipe that nobody empties stops nothing.
+    # Without waiting, as the real one does: a full pipe blocks nothing.
     log = os.open(options.log_path, os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND)
 
     def write(level: str, text: str) -> None:

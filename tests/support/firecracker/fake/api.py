@@ -19,7 +19,7 @@ def serve(listener: socket.socket, vmm: Vmm) -> None:
         try:
             _Handler(connection, vmm)
         except OSError:
-            pass  # whoever asked is gone
+            pass  # the client has disconnected
         finally:
             connection.close()
 

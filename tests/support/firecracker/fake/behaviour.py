@@ -1,4 +1,4 @@
-"""What the stand-in's machine is told and when it may be: the order that Firecracker enforces, with its own words."""
+"""The requests that the fake accepts and their order, with Firecracker's own messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Refused(Exception):
 
 
 class Vmm:
-    """One microVM of the stand-in."""
+    """One microVM of the fake."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Vmm:
         self._begun = threading.Event()
 
     def configure(self, config: dict[str, Any]) -> None:
-        """What `--config-file` says, and then the start."""
+        """Apply `--config-file`, and start."""
         unknown = set(config) - set(_PARTS)
         if unknown:
             raise Refused(f"unknown field `{unknown.pop()}`")
@@ -57,7 +57,7 @@ class Vmm:
         self.request("PUT", "/actions", {"action_type": "InstanceStart"})
 
     def wait(self) -> int:
-        """Until the machine has ended; returns Firecracker's exit code."""
+        """Wait until the machine has ended, and return Firecracker's exit code."""
         self._begun.wait()
         assert self._emulator is not None
         code = self._emulator.wait()
@@ -68,7 +68,7 @@ class Vmm:
         return 0
 
     def request(self, method: str, path: str, body: Any) -> dict[str, Any] | None:
-        """One call of the API. Raises Refused."""
+        """Handle one call of the API. Raises Refused."""
         self.log("INFO", f'The API server received a {method.capitalize()} request on "{path}".')
         if self._description is not None:
             wrong = complaint(self._description, method, path, body)
@@ -157,7 +157,7 @@ class Vmm:
         self._running()
         if drive["drive_id"] not in self._config["drives"]:
             raise Refused(f"Invalid device ID: {drive['drive_id']}")
-        raise Refused("this stand-in cannot change the file of a drive")
+        raise Refused("this fake cannot change the file of a drive")
 
     def _create(self, snapshot: dict[str, Any]) -> None:
         emulator = self._running()

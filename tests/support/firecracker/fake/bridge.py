@@ -11,11 +11,11 @@ _CHUNK = 65536
 
 
 class Bridge:
-    """Joins what connects to the socket with the one stream that the guest's agent has."""
+    """Connects clients of the socket to the only stream of the guest's agent."""
 
     def __init__(self, path: str, agent: socket.socket, *, spoken: bool) -> None:
         self._agent = agent
-        #: What the agent said before anybody came. It listens, for whoever asks, once it has said something.
+        #: Output of the agent before the first client. The agent counts as listening after its first output.
         self._first = b""
         self._spoken = threading.Event()
         if spoken:
@@ -36,7 +36,7 @@ class Bridge:
             host, _ = self._listener.accept()
             if self._shakes_hands(host):
                 break
-            host.close()  # nobody listens there: no answer
+            host.close()  # no listener on that port: no answer
         threading.Thread(target=_pump, args=(host, self._agent), daemon=True).start()
         with contextlib.suppress(OSError):
             host.sendall(self._first)

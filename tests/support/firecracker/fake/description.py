@@ -1,4 +1,4 @@
-"""Holds a request against Firecracker's official OpenAPI (Swagger 2.0) description, as far as that goes."""
+"""Checks a request against Firecracker's official OpenAPI (Swagger 2.0) description."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def complaint(description: dict[str, Any], method: str, path: str, body: Any) -> str | None:
-    """What is wrong with a request, or None."""
+    """Return the fault of a request, or None."""
     operation = _operation(description, method, path)
     if operation is None:
         return f"Invalid request method and/or path: {method} {path}."
@@ -20,7 +20,7 @@ def complaint(description: dict[str, Any], method: str, path: str, body: Any) ->
 
 
 def mismatch(description: dict[str, Any], schema: dict[str, Any], value: Any, where: str) -> str | None:
-    """Where and how a value is not what a schema says, or None."""
+    """Return where and how a value violates a schema, or None."""
     if "$ref" in schema:
         schema = description["definitions"][schema["$ref"].rpartition("/")[2]]
     kind = schema.get("type")
@@ -29,8 +29,8 @@ def mismatch(description: dict[str, Any], schema: dict[str, Any], value: Any, wh
     if kind == "array":
         if not isinstance(value, list):
             return f"{where} is no array"
-        found = (mismatch(description, schema["items"], each, f"{where}[{n}]") for n, each in enumerate(value))
-        return next((each for each in found if each), None)
+        mismatches = (mismatch(description, schema["items"], each, f"{where}[{n}]") for n, each in enumerate(value))
+        return next((each for each in mismatches if each), None)
     types = {"string": str, "integer": int, "boolean": bool, "number": (int, float)}
     wrong = kind in types and (not isinstance(value, types[kind]) or (kind == "integer" and isinstance(value, bool)))
     if wrong:
@@ -52,8 +52,8 @@ def _object(description: dict[str, Any], schema: dict[str, Any], value: Any, whe
     for name, each in value.items():
         if name not in properties:
             return f"unknown field `{name}` in {where}"
-        if found := mismatch(description, properties[name], each, f"{where}.{name}"):
-            return found
+        if fault := mismatch(description, properties[name], each, f"{where}.{name}"):
+            return fault
     return None
 
 

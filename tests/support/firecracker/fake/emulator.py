@@ -1,6 +1,6 @@
-"""The machine behind the stand-in: QEMU's microvm under software emulation, in the same jail.
+"""The machine behind the fake: QEMU's microvm under software emulation, in the same jail.
 
-Its agent's virtio-serial port is what the stand-in's vsock socket leads to; there is no vsock device without vhost.
+Its agent's virtio-serial port is what the fake's vsock socket leads to; there is no vsock device without vhost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MEMORY = "emulator.memory"
 _AGENT = "emulator.agent"
 _MONITOR = "emulator.qmp"
 _INCOMING = "emulator.incoming"
-_HEADER = b"stand-in snapshot 1\n"
+_HEADER = b"fake snapshot 1\n"
 
 
 class Emulator:
@@ -55,7 +55,7 @@ class Emulator:
         if "vsock_override" in snapshot:
             config["vsock"]["uds_path"] = snapshot["vsock_override"]["uds_path"]
         Path(_INCOMING).write_bytes(stream)
-        # QEMU would open the memory for writing even where it maps it privately.
+        # QEMU opens the memory for writing even where it maps it privately.
         subprocess.run(["cp", "--sparse=always", memory, _MEMORY], check=True)
         os.chmod(_MEMORY, 0o600)
         return cls(config, incoming=True)
@@ -87,7 +87,7 @@ class Emulator:
             argv += ["-incoming", "defer"]
             return argv + self._devices()
         source = self._config["boot-source"]
-        # This machine has no keyboard controller to reset it by, and must be told the clock's frequency.
+        # This machine has no keyboard controller for a reset, and cannot measure the clock's frequency.
         line = source["boot_args"].replace("reboot=k", "reboot=t") + f" tsc_early_khz={tsc_khz()} tsc=reliable"
         argv += ["-kernel", source["kernel_image_path"], "-initrd", source["initrd_path"], "-append", line]
         return argv + self._devices()
@@ -110,7 +110,7 @@ class Emulator:
 
 
 class _Monitor:
-    """QMP, as much as is needed."""
+    """The part of QMP that is needed."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._file = connection.makefile("rw")

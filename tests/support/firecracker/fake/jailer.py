@@ -1,6 +1,6 @@
-"""A stand-in for Firecracker's jailer: does what docs/jailer.md says, and shows the jail /usr besides.
+"""A fake for Firecracker's jailer: follows docs/jailer.md, and also shows the jail /usr.
 
-What the stand-in for Firecracker is made of, Python and QEMU, is in the host's /usr; it is bound into the chroot in the
+What the fake for Firecracker is made of, Python and QEMU, is in the host's /usr; it is bound into the chroot in the
 jail's own mount namespace, so that nothing of it is left.
 """
 

@@ -1,4 +1,4 @@
-"""/v1/keys: made, listed and revoked by admin keys."""
+"""/v1/keys: create, list and revoke keys, with an admin key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from belljar.control.api.bodies import read_small
-from belljar.control.api.dependencies import Admin, ServicesDep
+from belljar.control.api.dependencies import AdminDep, ServicesDep
 from belljar.control.api.openapi import body_of
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
@@ -25,21 +25,22 @@ class NewKey(BaseModel):
 
 
 @router.post("", status_code=201, openapi_extra=body_of(NewKey))
-async def create_key(request: Request, services: ServicesDep, _admin: Admin) -> dict[str, Any]:
-    """A new key. Its `secret` is in this answer and nowhere else."""
+async def create_key(request: Request, services: ServicesDep, _admin: AdminDep) -> dict[str, Any]:
+    """Create a key. This response is the only one with its `secret`."""
     new = await read_small(request, NewKey)
     key, secret = await services.keys.create(new.project, new.name, admin=new.admin)
     return {**key.model_dump(mode="json"), "secret": secret}
 
 
 @router.get("")
-async def list_keys(services: ServicesDep, _admin: Admin) -> dict[str, Any]:
+async def list_keys(services: ServicesDep, _admin: AdminDep) -> dict[str, Any]:
+    """List all keys, without their secrets."""
     return {"keys": [key.model_dump(mode="json") for key in await services.keys.list()]}
 
 
 @router.delete("/{key_id}")
-async def revoke_key(key_id: str, services: ServicesDep, _admin: Admin) -> dict[str, Any]:
-    """Make a key worthless, at once: what it has open ends too."""
+async def revoke_key(key_id: str, services: ServicesDep, _admin: AdminDep) -> dict[str, Any]:
+    """Revoke a key at once; its open streams end."""
     key = await services.keys.revoke(key_id)
     services.changes.notify_revoked(key.id)
     return key.model_dump(mode="json")

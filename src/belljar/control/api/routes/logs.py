@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/logs: what a job said, as text or as server-sent events, up to now or until it ends."""
+"""/v1/jobs/{id}/logs: a job's output as text or as server-sent events, up to now or until its end."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 
-from belljar.control.api.dependencies import Caller, ServicesDep
+from belljar.control.api.dependencies import KeyDep, ServicesDep
 from belljar.control.api.services import Services
-from belljar.control.api.streams import Stream, StreamBroken
+from belljar.control.api.streams import Stream, StreamAborted
 from belljar.control.jobs.changes import Watch
 from belljar.control.logs.log import MAX_ATTEMPT, JobLog, Record
 from belljar.control.store.keys import Key
@@ -23,11 +23,14 @@ from belljar.model.log_stream import LogStream
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/logs", tags=["jobs"])
 
-#: A comment line this often keeps proxies from closing a quiet stream, and tells the server when its reader has left.
+#: The interval of comment lines in a stream without output: they keep proxies from closing it, and show the server that
+#: the client has disconnected.
 _HEARTBEAT_SECONDS = 15
 
 
 class Which(StrEnum):
+    """The streams of a log that a client selects."""
+
     STDOUT = "stdout"
     STDERR = "stderr"
     CONSOLE = "console"
@@ -43,8 +46,8 @@ _STREAMS = {
     Which.ALL: set(LogStream),
     None: {LogStream.STDOUT, LogStream.STDERR},
 }
-#: What a job wrote is never shown as a page of this server's.
-_NO_PAGE = {"X-Content-Type-Options": "nosniff"}
+#: Browsers must not display a job's output as a page of this server.
+_NO_SNIFF = {"X-Content-Type-Options": "nosniff"}
 _CONTENT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}, "text/event-stream": {}}}}
 
 
@@ -52,36 +55,36 @@ _CONTENT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {},
 async def read_logs(
     job_id: str,
     services: ServicesDep,
-    key: Caller,
-    stream: Annotated[Which | None, Query(description="Default: stdout and stderr, in their order.")] = None,
-    follow: Annotated[bool, Query(description="Go on until the job has ended.")] = False,
+    key: KeyDep,
+    stream: Annotated[Which | None, Query(description="Default: stdout and stderr, in order.")] = None,
+    follow: Annotated[bool, Query(description="Continue until the job has ended.")] = False,
     accept: Annotated[str, Header()] = "",
-    last_event_id: Annotated[str | None, Header(description="Resume behind this event.")] = None,
+    last_event_id: Annotated[str | None, Header(description="Resume after this event.")] = None,
 ) -> Stream:
-    """The bytes as they were written; or, for `Accept: text/event-stream`, events with an id to resume from.
+    """Return the bytes as they were written; with `Accept: text/event-stream`, events with an id to resume from.
 
-    `stdout` and `stderr` are those of the job's last attempt; with `stream=all` one reads what lost attempts said too,
-    and why they were lost. Who follows a job while an attempt is lost has read its output: the events' `attempt` tells
-    which one it is of.
+    `stdout` and `stderr` are those of the job's last attempt; `stream=all` includes the output of lost attempts and why
+    they were lost. A client that follows a job may have read the output of an attempt that was lost later: `attempt` of
+    each event is the number of its attempt.
     """
     job = await services.jobs.get(key.project, job_id)
     reading = _Reading(services, key, job_id, 0 if stream is Which.ALL else job.attempt)
-    wanted = _STREAMS[stream]
+    streams = _STREAMS[stream]
     if "text/event-stream" in accept:
         start = _offset(last_event_id)
         await reading.check(start)
-        events = reading.events(wanted, start, follow=follow)
-        headers = {"Cache-Control": "no-cache", **_NO_PAGE}
-        return Stream(events, media_type="text/event-stream", headers=headers, on_left=reading.leave)
-    text = reading.text(wanted, follow=follow)
-    return Stream(text, media_type="text/plain; charset=utf-8", headers=_NO_PAGE, on_left=reading.leave)
+        events = reading.events(streams, start, follow=follow)
+        headers = {"Cache-Control": "no-cache", **_NO_SNIFF}
+        return Stream(events, media_type="text/event-stream", headers=headers, on_disconnect=reading.disconnect)
+    text = reading.text(streams, follow=follow)
+    return Stream(text, media_type="text/plain; charset=utf-8", headers=_NO_SNIFF, on_disconnect=reading.disconnect)
 
 
 def _offset(last_event_id: str | None) -> int:
     if last_event_id is None:
         return 0
     if not last_event_id.isascii() or not last_event_id.isdigit() or len(last_event_id) > 15:
-        raise InvalidRequest("Last-Event-ID is not one of ours; send the id of an event that was received")
+        raise InvalidRequest("invalid Last-Event-ID; send the id of an event from this stream")
     return int(last_event_id)
 
 
@@ -89,22 +92,22 @@ class _Reading:
     """One reader of one log."""
 
     def __init__(self, services: Services, key: Key, job_id: str, attempt: int) -> None:
-        """Output of attempts before `attempt` is left out."""
+        """Omit the output of attempts before `attempt`."""
         self._services = services
         self._changes = services.changes
         self._key = key
         self._attempt = min(attempt, MAX_ATTEMPT)
         self._job_id = job_id
         self._log = JobLog(services.settings.data_dir, services.blobs, job_id)
-        self._has_left = False
+        self._is_disconnected = False
 
-    def leave(self) -> None:
-        """The reader has left: end what waits for more."""
-        self._has_left = True
+    def disconnect(self) -> None:
+        """End the wait for more output, because the client has disconnected."""
+        self._is_disconnected = True
         self._changes.notify_log(self._job_id)
 
     async def check(self, start: int) -> None:
-        """Raises InvalidRequest where no record begins: once the answer has begun nothing can be said any more."""
+        """Raise InvalidRequest unless a record begins at `start`, while an error response is still possible."""
         async with contextlib.aclosing(self._log.read(start)) as records:
             await anext(records, None)
 
@@ -117,7 +120,7 @@ class _Reading:
                     yield record
 
     def _ended(self, watch: Watch) -> Callable[[], Awaitable[bool]]:
-        """Whether the job has ended; asks the store only after the job was changed."""
+        """Return a function that returns whether the job has ended; it reads the store only after a change."""
 
         async def ended() -> bool:
             self._check_open()
@@ -128,38 +131,38 @@ class _Reading:
         return ended
 
     def _check_open(self) -> None:
-        if self._has_left:
-            raise StreamBroken("the client left")
+        if self._is_disconnected:
+            raise StreamAborted("the client disconnected")
         if self._changes.is_revoked(self._key.id):
-            raise StreamBroken("its key was revoked")
+            raise StreamAborted("the key was revoked")
         if self._changes.stopping:
-            raise StreamBroken("the server stops")
+            raise StreamAborted("the server stops")
 
     def _is_current(self, record: Record) -> bool:
-        """Whether no later attempt has said the same again. Logs of earlier releases do not say whose output it is."""
+        """Return whether the record is of the last attempt. Logs of earlier releases have no attempt (0)."""
         is_output = record.stream in (LogStream.STDOUT, LogStream.STDERR)
         return not is_output or record.attempt == 0 or record.attempt >= self._attempt
 
-    async def text(self, wanted: set[LogStream], *, follow: bool) -> AsyncGenerator[bytes | str, None]:
-        """The bytes as they were written."""
+    async def text(self, streams: set[LogStream], *, follow: bool) -> AsyncGenerator[bytes | str, None]:
+        """Yield the bytes as they were written."""
         async with contextlib.aclosing(self._records(0, follow=follow)) as records:
             async for record in records:
-                if record is not None and record.stream in wanted and self._is_current(record):
+                if record is not None and record.stream in streams and self._is_current(record):
                     yield record.data
 
-    async def events(self, wanted: set[LogStream], start: int, *, follow: bool) -> AsyncGenerator[bytes | str, None]:
-        """Events named for their stream, with a JSON object {"text", "attempt"}; then `end` with the job's status."""
+    async def events(self, streams: set[LogStream], start: int, *, follow: bool) -> AsyncGenerator[bytes | str, None]:
+        """Yield events named for their stream with a JSON object {"text", "attempt"}, and `end` with the status."""
         decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in LogStream}
-        said = time.monotonic()
+        sent_at = time.monotonic()
         async with contextlib.aclosing(self._records(start, follow=follow)) as records:
             async for record in records:
                 now = time.monotonic()
                 if record is None:
-                    if now - said > _HEARTBEAT_SECONDS:
-                        said = now
+                    if now - sent_at > _HEARTBEAT_SECONDS:
+                        sent_at = now
                         yield ": still here\n\n"
-                elif record.stream in wanted and self._is_current(record):
-                    said = now
+                elif record.stream in streams and self._is_current(record):
+                    sent_at = now
                     text = decoders[record.stream].decode(record.data)
                     yield _event(record.stream.name.lower(), {"text": text, "attempt": record.attempt}, record.end)
         job = await self._services.jobs.get(self._key.project, self._job_id)

@@ -1,4 +1,4 @@
-"""/v1/scripts: upload, look at, delete."""
+"""/v1/scripts: upload, list, show and delete scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import UploadFile
 
-from belljar.control.api.dependencies import Caller, Cursor, Limit, Project, ServicesDep
+from belljar.control.api.dependencies import Cursor, KeyDep, Limit, ProjectDep, ServicesDep
 from belljar.control.api.forms import is_form, received_form
 from belljar.model.errors import InvalidRequest
 
@@ -29,8 +29,8 @@ _UPLOAD = {
                             "format": "binary",
                             "description": "One file, or a .zip, .tar.gz or .tar.xz with an entrypoint.",
                         },
-                        "language": {"type": "string", "description": "Else told from the extension or `#!` line."},
-                        "entrypoint": {"type": "string", "description": "Path of the file to run in an archive."},
+                        "language": {"type": "string", "description": "Default: by the file's extension or `#!` line."},
+                        "entrypoint": {"type": "string", "description": "Path of the file to run, in an archive."},
                     },
                 }
             }
@@ -40,21 +40,21 @@ _UPLOAD = {
 
 
 @router.post("", status_code=201, openapi_extra=_UPLOAD)
-async def upload_script(request: Request, services: ServicesDep, key: Caller) -> dict[str, Any]:
-    """Keep a script: a file or an archive. The same content gives the same `script_id`."""
+async def upload_script(request: Request, services: ServicesDep, key: KeyDep) -> dict[str, Any]:
+    """Upload a script: a file or an archive. The same content gives the same `script_id`."""
     services.disk.require()  # before the body is received
     if not is_form(request.headers.get("content-type", "")):
-        raise InvalidRequest("send the script as multipart/form-data: curl -F script=@FILE")
+        raise InvalidRequest("the body must be multipart/form-data; send it with curl -F script=@FILE")
     async with received_form(request) as form:
         unknown = sorted(set(form) - {"script", "language", "entrypoint"})
         if unknown:
-            raise InvalidRequest(f"the form has no field {unknown[0][:64]!r}; there are script, language, entrypoint")
+            raise InvalidRequest(f"unknown form field {unknown[0][:64]!r}; the fields are script, language, entrypoint")
         part, language, entrypoint = form.get("script"), form.get("language"), form.get("entrypoint")
         if not isinstance(part, UploadFile):
-            raise InvalidRequest("the form has no file in its field script: curl -F script=@FILE")
+            raise InvalidRequest("the form field script has no file; send it with curl -F script=@FILE")
         if isinstance(language, UploadFile) or isinstance(entrypoint, UploadFile):
-            raise InvalidRequest("language and entrypoint are plain fields, not files")
-        async with services.uploading.turn(key.id), services.submitting.turn(key.id):
+            raise InvalidRequest("language and entrypoint must be plain fields, not files")
+        async with services.uploading.slot(key.id), services.submitting.slot(key.id):
             script = await services.scripts.upload(
                 key.project,
                 _chunks(part),
@@ -72,20 +72,21 @@ async def _chunks(part: UploadFile) -> AsyncIterator[bytes]:
 
 @router.get("")
 async def list_scripts(
-    services: ServicesDep, project: Project, limit: Limit = 50, cursor: Cursor = None
+    services: ServicesDep, project: ProjectDep, limit: Limit = 50, cursor: Cursor = None
 ) -> dict[str, Any]:
-    """The project's scripts, newest first."""
+    """List the project's scripts, newest first."""
     scripts, next_cursor = await services.scripts.list(project, limit=limit, cursor=cursor)
     return {"scripts": [script.public() for script in scripts], "next_cursor": next_cursor}
 
 
 @router.get("/{script_id}")
-async def get_script(script_id: str, services: ServicesDep, project: Project) -> dict[str, Any]:
+async def get_script(script_id: str, services: ServicesDep, project: ProjectDep) -> dict[str, Any]:
+    """Return the script's record."""
     return (await services.scripts.get(project, script_id)).public()
 
 
 @router.delete("/{script_id}", status_code=204)
-async def delete_script(script_id: str, services: ServicesDep, project: Project) -> Response:
-    """Forget a script. Jobs that were submitted with it still run."""
+async def delete_script(script_id: str, services: ServicesDep, project: ProjectDep) -> Response:
+    """Delete a script. Queued jobs that use it still run."""
     await services.scripts.delete(project, script_id)
     return Response(status_code=204)

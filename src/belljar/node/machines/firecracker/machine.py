@@ -69,7 +69,7 @@ class FirecrackerMachine:
         self._death = asyncio.create_task(self._await_death())
 
     def pids(self) -> list[int]:
-        """As the protocol says."""
+        """Implement `Machine.pids`."""
         return [self._process.pid, *children(self._process.pid)] if self._process.returncode is None else []
 
     def connect_in_background(self) -> None:
@@ -111,11 +111,11 @@ class FirecrackerMachine:
                     raise
 
     async def death(self) -> Death:
-        """As the protocol says."""
+        """Implement `Machine.death`."""
         return await asyncio.shield(self._death)
 
     async def kill(self) -> None:
-        """As the protocol says."""
+        """Implement `Machine.kill`."""
         if self._process.returncode is None:
             kill_tree(self._process.pid)
         exited = asyncio.create_task(self._process.wait())

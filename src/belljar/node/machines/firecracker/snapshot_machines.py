@@ -42,11 +42,11 @@ class FirecrackerClone(FirecrackerMachine):
         self._script_disk = script_disk
 
     def set_foreground(self) -> None:
-        """As the protocol says."""
+        """Implement `Clone.set_foreground`."""
         self._group.set_weight(100)
 
     async def attach_script(self, script_disk: Path) -> None:
-        """As the protocol says."""
+        """Implement `Clone.attach_script`."""
         await self._script_disk.write(script_disk)
 
 
@@ -59,7 +59,7 @@ class FirecrackerSnapshotSource(FirecrackerClone):
         self._snapshot, self._spec = snapshot, spec
 
     async def freeze(self) -> None:
-        """As the protocol says. Raises MachineError, HostError, DiskFull."""
+        """Implement `SnapshotSource.freeze`. Raises MachineError, HostError, DiskFull."""
         async with self.api() as api:
             await api.pause()
             await api.create_snapshot(SnapshotCreate(snapshot_path=STATE, mem_file_path=MEMORY))

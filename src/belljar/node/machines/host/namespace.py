@@ -54,7 +54,7 @@ def in_fresh_thread(work: Callable[[], T]) -> T:
     return results[0]
 
 
-def inside(namespace: Path, work: Callable[[], T]) -> T:
+def run_in_namespace(namespace: Path, work: Callable[[], T]) -> T:
     """Return the result of `work`, called in the network namespace mounted at that path. Blocks. Raises OSError."""
 
     def enter_and_work() -> T:
@@ -68,12 +68,12 @@ def inside(namespace: Path, work: Callable[[], T]) -> T:
     return in_fresh_thread(enter_and_work)
 
 
-def leave_to_new() -> None:
+def unshare_network() -> None:
     """Move the calling thread, which must be new, into a new network namespace. Raises OSError."""
     check(_libc.unshare(_CLONE_NEWNET), "unshare")
 
 
-def become_own_root() -> None:
+def enter_user_namespace() -> None:
     """Move this process, which must have one thread, into new user, network and mount namespaces, as root there.
 
     Raises OSError where the host does not let its users do so.

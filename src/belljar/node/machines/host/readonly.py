@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from belljar.node.machines.host.descriptors import check_descriptors
-from belljar.node.machines.host.namespace import become_own_root, check
+from belljar.node.machines.host.namespace import check, enter_user_namespace
 
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 #: Mount flags that a remount must keep, as numbered by statvfs(3) and by mount(2).
@@ -130,7 +130,7 @@ def read_only_folder(folder: Path) -> int:
 
 def make_mount(channel: int, folder: str) -> None:
     """Make the mount in the helper process, and send a descriptor of it over the socket `channel`. Raises OSError."""
-    become_own_root()
+    enter_user_namespace()
     _mount(None, "/", _MS_REC | _MS_PRIVATE)
     _mount(folder, folder, _MS_BIND | _MS_REC)  # recursive: in a user namespace the kernel allows nothing else
     current = os.statvfs(folder).f_flag

@@ -18,7 +18,12 @@ from pathlib import Path
 
 from belljar.model.errors import HostError
 from belljar.node.machines.host.descriptors import check_descriptors
-from belljar.node.machines.host.namespace import become_own_root, in_fresh_thread, inside, leave_to_new
+from belljar.node.machines.host.namespace import (
+    enter_user_namespace,
+    in_fresh_thread,
+    run_in_namespace,
+    unshare_network,
+)
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.protocol import GUEST_MAC, NetworkSlot
@@ -36,7 +41,7 @@ def open_tap(slot: NetworkSlot) -> int:
     try:
         if slot.device is not None:
             return os.dup(slot.device)
-        return inside(Path(slot.namespace), lambda: attach_tap(slot.tap))
+        return run_in_namespace(Path(slot.namespace), lambda: attach_tap(slot.tap))
     except OSError as error:
         raise HostError(f"cannot open the machine's network device: {error}") from error
 
@@ -53,7 +58,7 @@ async def enter_isolated_tap(stack: AsyncExitStack) -> int:
     """
 
     def make() -> int:
-        leave_to_new()
+        unshare_network()
         return attach_tap(_ISOLATED_TAP)
 
     work = (lambda: in_fresh_thread(make)) if os.geteuid() == 0 else _make_in_helper
@@ -70,7 +75,7 @@ async def enter_isolated_slot(stack: AsyncExitStack) -> NetworkSlot:
     """
 
     def make() -> int:
-        leave_to_new()
+        unshare_network()
         os.close(attach_tap(_ISOLATED_TAP, persist=True))
         return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -108,7 +113,7 @@ def _make_in_helper() -> int:
 
 def send_isolated_tap(channel: int) -> None:
     """Make the device in the helper process, and send its descriptor over the socket `channel`. Raises OSError."""
-    become_own_root()
+    enter_user_namespace()
     with socket.socket(fileno=channel) as replies:
         socket.send_fds(replies, [b"."], [attach_tap(_ISOLATED_TAP)])
 

@@ -66,15 +66,15 @@ class QemuMachine:
         self._death = asyncio.create_task(self._await_death())
 
     def pids(self) -> list[int]:
-        """As the protocol says."""
+        """Implement `Machine.pids`."""
         return [self._process.pid, *children(self._process.pid)] if self._process.returncode is None else []
 
     async def death(self) -> Death:
-        """As the protocol says."""
+        """Implement `Machine.death`."""
         return await asyncio.shield(self._death)
 
     async def kill(self) -> None:
-        """As the protocol says."""
+        """Implement `Machine.kill`."""
         if self._process.returncode is None:
             kill_tree(self._process.pid)
         exited = asyncio.create_task(self._process.wait())
@@ -144,11 +144,11 @@ class QemuClone(QemuMachine):
             self._restore.sendall(restore_commands(state))
 
     async def attach_script(self, script_disk: Path) -> None:
-        """As the protocol says."""
+        """Implement `Clone.attach_script`."""
         await self._script_disk.write(script_disk)
 
     def set_foreground(self) -> None:
-        """As the protocol says."""
+        """Implement `Clone.set_foreground`."""
         self._group.set_weight(100)
 
 
@@ -163,7 +163,7 @@ class QemuSnapshotSource(QemuClone):
         self._folder, self._memory, self._scratch = folder, memory, scratch
 
     async def freeze(self) -> None:
-        """As the protocol says."""
+        """Implement `SnapshotSource.freeze`."""
         with (self._folder / STATE).open("xb") as state:
             await self._monitor.freeze(state.fileno())
         await self.kill()  # memory can be sealed only when no process maps it any more
