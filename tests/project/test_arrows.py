@@ -19,7 +19,7 @@ ARROWS: dict[str, set[str]] = {
     # Where things lie in the data folder; `local_server` reads what a server leaves there for commands on its host.
     "data_dir": {"model", "system"},
     "settings": {"model", "system", "data_dir"},
-    "local_server": {"data_dir"},
+    "local_server": {"system", "data_dir"},
     "images": {"model", "system", "settings", "data_dir"},
     "packages": {"model", "system", "settings", "data_dir", "images"},
     "scripts": {"model", "system", "settings", "data_dir", "images", "packages"},
@@ -27,7 +27,19 @@ ARROWS: dict[str, set[str]] = {
     "client": {"model"},
     "control": {"model", "system", "settings", "data_dir", "local_server", "images", "packages", "scripts", "link"},
     "node": {"model", "system", "settings", "data_dir", "images", "packages", "scripts", "link"},
-    "app": {"model", "system", "settings", "data_dir", "images", "packages", "scripts", "link", "control", "node"},
+    "app": {
+        "model",
+        "system",
+        "settings",
+        "data_dir",
+        "local_server",
+        "images",
+        "packages",
+        "scripts",
+        "link",
+        "control",
+        "node",
+    },
 }
 _BELOW_COMMANDS = {*ARROWS}
 ARROWS |= {

@@ -18,6 +18,7 @@ from belljar.node.network.policy import NameRule, NetworkRule, Policy
 from belljar.node.network.traffic import RefusedDestination, Traffic
 from belljar.packages.registries import package_destinations, package_environment
 from belljar.settings import Settings
+from belljar.settings.packages import PackageSettings
 
 if TYPE_CHECKING:
     from belljar.node.network.pool import SlotPool
@@ -122,7 +123,7 @@ def policy_of(destinations: tuple[Destination, ...], excepted: tuple[NetworkRule
     )
 
 
-def _private_rules(settings: Settings) -> tuple[NetworkRule, ...]:
+def _private_rules(settings: PackageSettings) -> tuple[NetworkRule, ...]:
     """Return the private networks that package registries may be in. Raises InvalidOption for a malformed setting."""
     rules = []
     for entry in settings.package_private_networks:
