@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.worker_harness import build_agent, opened_harness
 from support.soak import Report, soak
+from support.worker_harness import build_agent, opened_harness
 
 
 async def main(jobs: int, seed: int) -> Report:

@@ -29,7 +29,7 @@ TROUBLES = (
     "claims.* 1\n",
     "blobs.* 1\n",
     "*.* 0.05\n",
-    "provisioner.machine 0.3\nscripts.disk 0.3\nnodes.* 0.5\n",
+    "provisioner.machine 0.3\nscript_disks.path 0.3\nnodes.* 0.5\n",
 )
 
 

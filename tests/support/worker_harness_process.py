@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from belljar.model.errors import DiskFull, HostError
+from support.faults import EIO, EMFILE, ENOSPC, Faults, Rule
 from support.paths import TESTS
-from support.worker_harness import EIO, EMFILE, ENOSPC, Faults, Rule, opened_harness
+from support.worker_harness import opened_harness
 
 _ERRORS = (lambda: HostError("it refuses"), lambda: DiskFull("no room left"), EMFILE, ENOSPC, EIO)
 

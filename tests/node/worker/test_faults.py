@@ -11,7 +11,8 @@ import pytest
 from belljar.model.errors import DiskFull, HostError
 from belljar.model.job import Job
 from belljar.model.states import Status
-from support.worker_harness import EIO, EMFILE, ENOSPC, WorkerHarness, idle
+from support.faults import EIO, EMFILE, ENOSPC
+from support.worker_harness import WorkerHarness, idle
 
 Error = Callable[[], Exception]
 
@@ -22,7 +23,7 @@ BEFORE_THE_SCRIPT = [
     "link.append_output",
     "images.verify",
     "link.script_disk",
-    "scripts.disk",
+    "script_disks.path",
     "blobs.get_bytes",
     "warm_ups.of",
     "provisioner.machine",
@@ -142,7 +143,7 @@ async def test_a_log_that_could_not_be_kept_is_kept_later(bed: WorkerHarness) ->
 
 
 async def test_a_bug_loses_one_attempt_and_not_the_worker(bed: WorkerHarness, tmp_path: Path) -> None:
-    bed.faults.refuse("scripts.disk", lambda: RuntimeError("a bug"), times=1)
+    bed.faults.refuse("script_disks.path", lambda: RuntimeError("a bug"), times=1)
     found = await run_with(bed, tmp_path)
     assert (found.status, found.attempt) == (Status.SUCCEEDED, 2)
     assert [lost.code for lost in found.lost_attempts] == ["internal_error"]

@@ -14,7 +14,8 @@ from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.model.states import Status
 from belljar.system.counters import counter_value
-from support.worker_harness import Faults, WorkerHarness, opened_harness
+from support.faults import Faults
+from support.worker_harness import WorkerHarness, opened_harness
 from support.worker_harness_process import worker_process
 
 LEASE_SECONDS = 1.5
