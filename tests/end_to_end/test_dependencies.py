@@ -132,14 +132,18 @@ def test_clones_that_waited_for_any_job_find_the_packages(installing: Server) ->
     raise AssertionError(sources)
 
 
+#: Of two tests, which install them once.
+BOTH = '"pathy", "fromsource"'
+
+
 def test_what_is_read_only_when_python_starts_is_there_too(installing: Server) -> None:
-    code = needing('"pathy"', "import sys\nprint(sys.started_with_pathy)\n")
+    code = needing(BOTH, "import sys\nprint(sys.started_with_pathy)\n")
     for _ in range(2):
         assert said(installing, installing.run(code)) == "True\n"
 
 
 def test_code_of_a_package_runs_in_the_machine_alone(installing: Server) -> None:
-    code = needing('"fromsource"', "import fromsource\nprint(fromsource.BUILT_ON, fromsource.BUILT_BY)\n")
+    code = needing(BOTH, "import fromsource\nprint(fromsource.BUILT_ON, fromsource.BUILT_BY)\n")
     machine, user = said(installing, installing.run(code)).split()
     assert machine != os.uname().nodename and user == "1000"
 
@@ -210,7 +214,8 @@ def test_a_server_that_is_killed_while_packages_are_installed_installs_them_when
     data_dir = data_dir_with(built_images, tmp_path)
     index.held["slow"] = threading.Event()
     index.requested.clear()
-    with serving(data_dir, **ENVIRONMENT) as server:
+    environment = ENVIRONMENT | {"BELLJAR_SNAPSHOTS": "off"}
+    with serving(data_dir, **environment) as server:
         job_id = server.submit(needing('"slow"', "import slow\nprint(slow.word)\n"))
         deadline = time.monotonic() + 60
         while "slow" not in index.requested:
@@ -220,7 +225,7 @@ def test_a_server_that_is_killed_while_packages_are_installed_installs_them_when
         server.process.wait(10)
     assert [path.is_dir() for path in (data_dir / "layers/building").iterdir()].count(True) == 1
     index.held.pop("slow").set()
-    with serving(data_dir, **ENVIRONMENT) as server:
+    with serving(data_dir, **environment) as server:
         assert said(server, server.wait(job_id)) == "slow\n"
         assert [*(data_dir / "layers/building").iterdir()] == []
 

@@ -113,7 +113,7 @@ def test_a_killed_machine_is_a_lost_attempt_and_the_job_is_tried_again(server: S
 
 
 def test_after_kill_9_nothing_is_left_and_no_job_is_stuck(data_dir: Path) -> None:
-    with serving(data_dir) as server:
+    with serving(data_dir, BELLJAR_SNAPSHOTS="off") as server:
         once = server.submit("import time\ntime.sleep(60)\n", max_attempts=1)
         server.until(once, "running")
         # Long enough to be killed in the middle, on a busy host too.
@@ -128,7 +128,7 @@ def test_after_kill_9_nothing_is_left_and_no_job_is_stuck(data_dir: Path) -> Non
         while any(alive(pid) for pid in machines):
             assert time.monotonic() < deadline, "machines live on without their worker"
             time.sleep(0.05)
-    with serving(data_dir) as server:
+    with serving(data_dir, BELLJAR_SNAPSHOTS="off") as server:
         lost, again = server.wait(once), server.wait(twice)
         assert (lost["status"], lost["error"]["code"], lost["attempt"]) == ("lost", "worker_died", 1)
         assert (again["status"], again["attempt"], len(again["lost_attempts"])) == ("succeeded", 2, 1)
@@ -141,9 +141,9 @@ def test_after_kill_9_nothing_is_left_and_no_job_is_stuck(data_dir: Path) -> Non
 
 
 def test_stopping_hands_running_jobs_back(data_dir: Path) -> None:
-    with serving(data_dir) as server:
+    with serving(data_dir, BELLJAR_SNAPSHOTS="off") as server:
         job_id = server.submit("import time\ntime.sleep(2)\nprint('whole')\n")
         server.until(job_id, "running")
-    with serving(data_dir) as server:
+    with serving(data_dir, BELLJAR_SNAPSHOTS="off") as server:
         job = server.wait(job_id)
         assert (job["status"], job["attempt"], job["lost_attempts"][0]["code"]) == ("succeeded", 2, "worker_stopped")

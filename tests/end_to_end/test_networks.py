@@ -213,7 +213,7 @@ def test_machines_side_by_side_do_not_see_one_another(networked: Server) -> None
     serve = """
 import socket, time
 server = socket.create_server(("0.0.0.0", 8000))
-server.settimeout(15)
+server.settimeout(8)
 print("up", flush=True)
 try:
     print("visited by", server.accept()[1])

@@ -35,14 +35,14 @@ def test_belljar_run_shows_what_was_refused(internet: SimulatedInternet, data_di
 
 def test_after_kill_9_the_next_start_clears_the_networks(internet: SimulatedInternet, data_dir: Path) -> None:
     before = host_state()
-    with serving(data_dir) as server:
+    with serving(data_dir, BELLJAR_SNAPSHOTS="off") as server:
         job = server.submit("import time\ntime.sleep(60)\n", egress="open", max_attempts=1)
         server.until(job, "running")
         assert host_state() != before
         server.process.send_signal(signal.SIGKILL)
         server.process.wait()
     assert host_state() != before
-    with serving(data_dir) as server:
+    with serving(data_dir, BELLJAR_SNAPSHOTS="off") as server:
         assert server.wait(job)["status"] == "lost"
         deadline = time.monotonic() + 10
         while host_state() != before:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from belljar.model.errors import InvalidScript, TooLarge
 from belljar.scripts.limits import MB, UploadLimits
 from support.archives import TAR_MODES, entry, tar, unpacked, zipped
+from support.examples import examples
 
 BAD_NAMES = ["../a", "a/../../b", "/etc/cron.d/a", "a\\..\\b", "C:/a", "c:\\a", "..", "a/" * 6 + "b", "n" * 256]
 
@@ -30,7 +31,7 @@ def test_a_name_that_leaves_the_tree_is_refused(tmp_path: Path, name: str, make:
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("upload", "tree")] == []
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(names=st.lists(st.text(alphabet="ab./\\é", min_size=1, max_size=6), max_size=4), as_zip=st.booleans())
 def test_whatever_the_names_nothing_lands_outside(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], as_zip: bool
@@ -246,7 +247,7 @@ def test_something_else_compressed_is_not_read_as_a_tar(tmp_path: Path) -> None:
         unpacked(tmp_path, lzma.compress(b"print(1)\n"))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_any_damage_gives_a_tree_or_a_clear_refusal(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -26,6 +26,7 @@ from belljar.model.job import Job
 from belljar.model.script import Script
 from belljar.model.states import Status
 from belljar.settings import Settings
+from support.empty_database import place_empty_database
 from support.job_queue import ended, queued, uploaded
 
 SCRIPT = "a" * 64
@@ -105,6 +106,7 @@ def _micros(at: datetime) -> int:
 @asynccontextmanager
 async def opened(path: Path, **settings: Any) -> AsyncIterator[Folder]:
     configured = Settings(data_dir=path, **settings)
+    await place_empty_database(configured)
     database = await open_database(configured)
     try:
         yield Folder(configured, database, open_blobs(configured))

@@ -19,6 +19,7 @@ from belljar.model.job import Job, MachineInfo, Timings
 from belljar.model.outcome import Outcome
 from belljar.model.states import Status
 from belljar.settings import Settings
+from support.empty_database import place_empty_database
 
 URL = "http://127.0.0.1:8080"
 
@@ -72,7 +73,9 @@ class Served:
 
 @asynccontextmanager
 async def served(data_dir: Path, **settings: Any) -> AsyncIterator[Served]:
-    async with open_services(Settings(data_dir=data_dir, **settings)) as services:
+    configured = Settings(data_dir=data_dir, **settings)
+    await place_empty_database(configured)
+    async with open_services(configured) as services:
         await ensure_admin_key(services.keys, data_dir)
         transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
         headers = {"Authorization": f"Bearer {read_admin_key(data_dir)}"}

@@ -49,6 +49,7 @@ from belljar.node.worker.worker import Worker
 from belljar.settings import Settings
 from support.agent_process import ProcessHypervisor
 from support.conversation import AGENT, compile_with_agent
+from support.empty_database import place_empty_database
 from support.faults import Faults, Faulty
 
 #: Pauses that a test has time for.
@@ -296,6 +297,7 @@ async def opened_harness(
 ) -> AsyncIterator[WorkerHarness]:
     """A bed in that folder. Several processes may open one folder."""
     chosen = Settings(data_dir=data_dir, snapshots="off", pool="off", grace_seconds=0.2, **settings)
+    await place_empty_database(chosen)
     database = await open_database(chosen)
     try:
         yield WorkerHarness(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from belljar.control.api.json_stream import Base64Sink, BytesSink, JsonLimits, JsonStream, Sink
 from belljar.model.errors import BelljarError, InvalidOption, InvalidRequest, TooLarge
+from support.examples import examples
 
 LIMITS = JsonLimits(max_bytes=10_000_000, max_values=1000, max_text_bytes=3_000_000)
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=40)
@@ -40,7 +41,7 @@ def test_a_document_is_read_as_it_was_written(value: Any, ascii_only: bool, inde
     assert read(body, piece)[0] == value
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(st.lists(st.sampled_from(["a", "\n", '"', "\\", "é", "😀", "\u2028", "\x01", "中", "x" * 97]), min_size=1))
 def test_long_strings_are_read_as_they_were_written(parts: list[str]) -> None:
     text = "".join(parts) * (100_000 // sum(map(len, parts)))
@@ -59,7 +60,7 @@ def test_a_long_name_is_text_after_any_other_name(value: bytes) -> None:
     assert set(found) == {"stdin", "A" * 70_000}
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(st.binary(max_size=200), st.integers(997, 70_000))
 def test_base64_is_decoded_while_it_arrives(seed: bytes, piece: int) -> None:
     data = (seed + b"x") * (300_000 // (len(seed) + 1))

@@ -27,6 +27,7 @@ from belljar.control.logs.log import (
 )
 from belljar.model.log_stream import LogStream
 from belljar.settings import Settings
+from support.examples import examples
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ async def test_half_a_record_left_by_a_crash_is_cut_off_and_the_next_attempt_app
     assert await records(JobLog(tmp_path, blobs, "j").read()) == expected
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(LogStream), st.integers(0, 3 * MAX_RECORD)), max_size=8))
 def test_every_byte_of_every_stream_comes_back(tmp_path: Path, pieces: list[tuple[LogStream, int]]) -> None:
     async def scenario() -> None:

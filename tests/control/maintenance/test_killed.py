@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from belljar.control.scripts.disks import disk_blob
 from belljar.model.states import Status
 from support.data_folder import Folder, opened
+from support.examples import examples
 from support.paths import TESTS
 
 pytestmark = pytest.mark.process
@@ -40,7 +41,7 @@ async def check_nothing_is_missing(folder: Folder) -> None:
         assert await folder.blobs.size(disk_blob(script_id)), script_id
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(8), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(st.integers(0, STEPS), min_size=1, max_size=3))
 async def test_the_next_sweeps_complete_a_killed_one(steps: list[int]) -> None:
     with tempfile.TemporaryDirectory() as name:

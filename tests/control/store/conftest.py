@@ -12,11 +12,14 @@ from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.opening import open_database
 from belljar.settings import Settings
+from support.empty_database import place_empty_database
 
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = await open_database(Settings(data_dir=tmp_path))
+    settings = Settings(data_dir=tmp_path)
+    await place_empty_database(settings)
+    database = await open_database(settings)
     yield database
     await database.close()
 

@@ -19,6 +19,7 @@ from belljar.control.store.opening import open_database
 from belljar.model.job import Job
 from belljar.model.states import TERMINAL, TRANSITIONS, Status
 from belljar.settings import Settings
+from support.examples import examples
 from support.job_queue import begin, ended, lose_all, queued, take
 
 WORKERS = st.sampled_from(["w1", "w2"])
@@ -107,7 +108,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(steps=st.lists(STEP, min_size=5, max_size=25))
 def test_every_change_is_in_the_table_and_an_end_is_an_end(empty: Path, steps: list[tuple[object, ...]]) -> None:
     async def play(folder: str) -> None:

@@ -19,6 +19,7 @@ from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.frame_stream import WINDOW
 from belljar.node.guest.wire import FrameType, Stream
 from support.conversation import Collector
+from support.examples import examples
 
 HELLO = wire.HEADER.pack(16, FrameType.HELLO, 0, 0) + struct.pack("<HHIQ", wire.VERSION, 0, 0, 1)
 STARTED = wire.HEADER.pack(4, FrameType.STARTED, 0, 0) + struct.pack("<I", 7)
@@ -228,7 +229,7 @@ async def test_a_guest_that_hangs_up_is_a_dead_machine() -> None:
     writer.close()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from([HELLO, STARTED, output(3), EXITED, PONG, b"\0", b"\xff" * 9]), max_size=6))
 def test_whatever_the_guest_sends_a_command_ends_with_an_exit_or_one_clear_error(pieces: list[bytes]) -> None:
     async def scenario() -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 import structlog.testing
-from hypothesis import settings as examples
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -17,6 +17,7 @@ from belljar.model.errors import NetworkError
 from belljar.node.network import pool as pool_module
 from belljar.node.network.pool import SlotPool
 from belljar.settings import Settings
+from support.examples import examples
 from support.interleaving import Gates, Steps
 
 NUMBERS = st.integers(0, 7)
@@ -183,5 +184,5 @@ class SlotMachine(RuleBasedStateMachine):
         return True
 
 
-SlotMachine.TestCase.settings = examples(max_examples=40, stateful_step_count=40, deadline=None)
+SlotMachine.TestCase.settings = hypothesis_settings(max_examples=examples(40), stateful_step_count=40, deadline=None)
 TestSlotInterleavings = SlotMachine.TestCase

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from belljar.model.job import Resources
 from belljar.node.worker.capacity import MACHINE_OVERHEAD_MB, Capacity
+from support.examples import examples
 
 SMALL, BUILDER = Resources(vcpus=1, memory_mb=128), Resources(vcpus=2, memory_mb=1024)
 
@@ -118,7 +119,7 @@ async def test_one_that_is_cancelled_in_the_moment_of_its_turn_holds_nothing(ste
     assert capacity.jobs == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(1, 4), st.integers(64, 900), st.booleans(), st.integers(0, 3)), min_size=1, max_size=12

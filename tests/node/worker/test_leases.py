@@ -13,7 +13,7 @@ import pytest
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.model.states import Status
-from belljar.system.counters import counted
+from belljar.system.counters import counter_value
 from support.faults import Faults
 from support.worker_harness import WorkerHarness, opened_harness
 from support.worker_harness_process import worker_process
@@ -58,14 +58,14 @@ async def test_a_worker_that_cannot_renew_ends_its_machine_before_another_begins
     bed: WorkerHarness, tmp_path: Path
 ) -> None:
     notes, stuck = tmp_path / "notes", Faults()
-    lost = counted("belljar_lost_leases")
+    lost = counter_value("belljar_lost_leases")
     job = await bed.submit(endless_at_first(notes))
     async with bed.working("w1", faults=stuck):
         await bed.running(job)
         stuck.refuse("claims.*")
         async with bed.working("w2", faults=Faults()):
             found = await bed.ended(job)
-            assert counted("belljar_lost_leases") == lost + 1
+            assert counter_value("belljar_lost_leases") == lost + 1
     assert (found.status, found.attempt, found.worker) == (Status.SUCCEEDED, 2, "w2")
     assert [each.code for each in found.lost_attempts] == ["lease_expired"]
     assert_one_at_a_time(notes)

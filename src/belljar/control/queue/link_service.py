@@ -34,7 +34,7 @@ from belljar.model.job import Job
 from belljar.model.outcome import Outcome
 from belljar.model.states import Status
 from belljar.settings import Settings
-from belljar.system.counters import count
+from belljar.system.counters import increment
 
 log = structlog.get_logger()
 
@@ -233,7 +233,7 @@ class LinkService:
                 raise LeaseLost
             return
         await self.leases.lose(lease)
-        count("belljar_attempts", outcome=outcome.status)
+        increment("belljar_attempts", outcome=outcome.status)
         self._changes.notify(lease.job_id)
 
     async def requeue(self, lease: LeaseKey, *, code: str, reason: str) -> Status:
@@ -245,7 +245,7 @@ class LinkService:
         await self.leases.lose(lease)
         if after is None:
             raise LeaseLost
-        count("belljar_attempts", outcome="lost")
+        increment("belljar_attempts", outcome="lost")
         self._logs.note_lost(after)
         if was_open:  # the next attempt continues it, whichever process serves that
             await self._logs.keep(lease.job_id)

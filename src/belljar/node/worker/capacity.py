@@ -16,6 +16,7 @@ from belljar.model.job import Job, Resources
 from belljar.model.resources import NodeLimits
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
+from belljar.settings.jobs import JobSettings
 from belljar.system.disk_space import MB, DiskSpace
 
 log = structlog.get_logger()
@@ -31,7 +32,7 @@ def host_memory_mb() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1024 * 1024)
 
 
-def output_mb(job: Job, settings: Settings) -> int:
+def output_mb(job: Job, settings: JobSettings) -> int:
     """Return how much disk a job's log and artifacts may take, in MiB."""
     artifacts_mb = settings.max_artifacts_mb if job.artifacts else 0
     return math.ceil(2 * settings.max_output_mb + artifacts_mb)

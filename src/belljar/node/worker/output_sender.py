@@ -18,8 +18,8 @@ from belljar.link.output import MAX_PIECE_BYTES, OutputPiece
 from belljar.model.errors import BelljarError, HostError
 from belljar.model.log_stream import LogStream
 from belljar.node.worker.retry import RetryTimes
-from belljar.system.background import note_failure
-from belljar.system.counters import count
+from belljar.system.background import report_failure
+from belljar.system.counters import increment
 
 log = structlog.get_logger()
 
@@ -154,11 +154,11 @@ class OutputSender:
                 self._fail(error)
             except (HostError, OSError) as error:
                 pause_seconds = backoff.next()
-                count("belljar_write_retries", what="output")
+                increment("belljar_write_retries", what="output")
                 log.error("output_not_sent", lease=str(self._lease), error=str(error), retry_seconds=pause_seconds)
                 await asyncio.sleep(pause_seconds)
             except Exception as error:  # noqa: BLE001 (a bug costs the rest of the log, not the job)
-                note_failure("send_output", error, lease=str(self._lease))
+                report_failure("send_output", error, lease=str(self._lease))
                 self._fail(HostError("belljar itself failed; the server's log has the details"))
             else:
                 return

@@ -12,7 +12,7 @@ import structlog
 from belljar.link.errors import LeaseLost
 from belljar.model.errors import DamagedImage, HostError, MissingTool
 from belljar.system.background import Backoff
-from belljar.system.counters import count
+from belljar.system.counters import increment
 
 log = structlog.get_logger()
 
@@ -106,7 +106,7 @@ async def wait_for_event(event: asyncio.Event, seconds: float) -> bool:
 
 
 def _note(what: str, error: Exception, tries: int, pause_seconds: float, fields: dict[str, object]) -> None:
-    count("belljar_write_retries", what=what)
+    increment("belljar_write_retries", what=what)
     bug = None if isinstance(error, (HostError, OSError)) else error
     log.error(
         "operation_refused",

@@ -17,6 +17,7 @@ from belljar.node.machines.provision import pool as pool_module
 from belljar.node.machines.provision import warm_clone as warm_clone_module
 from belljar.node.machines.provision.pool import WarmPool
 from belljar.node.machines.provision.warm_clone import WarmClone
+from support.examples import examples
 from support.interleaving import Clock, Gates, Steps
 
 BUCKETS = st.sampled_from("abc")
@@ -183,5 +184,5 @@ class PoolMachine(RuleBasedStateMachine):
             self.steps.settle()
 
 
-PoolMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=examples(40), stateful_step_count=30, deadline=None)
 TestPoolInterleavings = PoolMachine.TestCase

@@ -35,6 +35,7 @@ from belljar.node.machines.provision.provisioner import MachineProvisioner
 from belljar.node.machines.provision.snapshots import Snapshots
 from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.machines.racing import MachineDead
+from support.examples import examples
 from support.interleaving import Clock, Gates, Steps
 
 NUMBERS = st.integers(0, 7)
@@ -274,5 +275,5 @@ class ProvisionerMachine(RuleBasedStateMachine):
             self.steps.close()
 
 
-ProvisionerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+ProvisionerMachine.TestCase.settings = settings(max_examples=examples(40), stateful_step_count=40, deadline=None)
 TestProvisionerInterleavings = ProvisionerMachine.TestCase
