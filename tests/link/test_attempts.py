@@ -33,7 +33,7 @@ async def test_script_and_input_are_those_of_the_job(link: ControlLink, control:
 
 
 async def test_a_script_that_was_deleted_is_not_found(link: ControlLink, control: ControlPlane, held: LeaseKey) -> None:
-    await control.blobs.delete_prefix("scripts")
+    await control.blobs.delete_prefixes(["scripts"])
     with pytest.raises(NotFound):
         await link.script_disk(held)
 

@@ -2,7 +2,7 @@
 and the real agent's process, with its namespace of processes where root allows that.
 
 A script's disk is the text of a shell script, run in the machine's folder. Faults are put in front of the store, the
-blobs and the rest by name: `bed.faults.refuse("claims.finish", times=3)`.
+blobs and the rest by name: `harness.faults.refuse("claims.finish", times=3)`.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class FolderSupply(MachineProvisioner):
             shutil.rmtree(folder)
 
 
-# --- the bed ----------------------------------------------------------------------------------------------------------
+# --- the harness ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -158,7 +158,7 @@ class WorkerHarness:
             "created_at": _now(),
             "language": "shell",
             "entrypoint": "main.sh",
-            "image": "bed",
+            "image": "harness",
             "resources": Resources(vcpus=1, memory_mb=128),
             "timeout_seconds": 30,
             "stdin_bytes": len(stdin),
@@ -237,7 +237,7 @@ class WorkerHarness:
         return Worker(WorkerContext(**context), name, Capacity(vcpus=vcpus, memory_mb=memory_mb))
 
     def node_settings(self, name: str) -> Settings:
-        """w1 has the bed's folder; every other worker is a node with one of its own, over the same store and blobs."""
+        """w1 has the harness's folder; every other worker has one of its own, over the same store and blobs."""
         if name == "w1":
             return self.settings
         base = self.settings.data_dir
@@ -295,7 +295,7 @@ async def opened_harness(
     upload_times: UploadTimes = QUICK_UPLOADS,
     **settings: Any,
 ) -> AsyncIterator[WorkerHarness]:
-    """A bed in that folder. Several processes may open one folder."""
+    """A harness in that folder. Several processes may open one folder."""
     chosen = Settings(data_dir=data_dir, snapshots="off", pool="off", grace_seconds=0.2, **settings)
     await place_empty_database(chosen)
     database = await open_database(chosen)
@@ -309,7 +309,7 @@ async def opened_harness(
 
 def _register(data_dir: Path) -> Image:
     images = Images(data_dir)
-    if (found := images.find("bed")) is not None:
+    if (found := images.find("harness")) is not None:
         return found
     images.blobs.folder.mkdir(parents=True, exist_ok=True)
 
@@ -319,7 +319,7 @@ def _register(data_dir: Path) -> Image:
         return Part(sha256=digest, size_bytes=len(text), origin="a test")
 
     manifest = Manifest(
-        name="bed",
+        name="harness",
         architecture=platform.machine(),
         digest="",
         kernel=part(b"kernel"),

@@ -90,7 +90,7 @@ class JobAttempts:
             except asyncio.CancelledError:
                 await self._within_stop(self._stopped(running, recorder))
                 raise
-            except Exception as error:  # noqa: BLE001 (told apart in there)
+            except Exception as error:  # noqa: BLE001 (`_failed` distinguishes them)
                 await self._failed(running, recorder, error)
 
     async def _run(self, recorder: Recorder, running: RunningAttempt) -> None:

@@ -33,7 +33,7 @@ class RetryTimes:
     prepare_seconds: float = 120.0
     #: The output of an attempt that ended is given this long to reach the control plane; then its log is incomplete.
     drain_seconds: float = 30.0
-    #: What is written about an attempt when its worker is told to stop.
+    #: The last reports about an attempt when its worker is stopped.
     stop_seconds: float = 5.0
 
     def backoff(self) -> Backoff:
