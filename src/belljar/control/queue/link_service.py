@@ -153,6 +153,7 @@ class LinkService:
                 await self.leases.lose(lease)
             else:
                 self.leases.extend(lease, since)
+        await self.leases.drop_stale()
         return Renewal(
             lost=frozenset(lost),
             cancelled=frozenset(keys[attempt] for attempt in renewed.cancel_requested),
