@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from belljar.node.machines.host import threads
+from belljar.node.machines.host.threads import in_thread
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 #: Folders in which belljar and ip(8) keep what belongs to one network namespace.
@@ -43,14 +44,15 @@ class PrivateHost:
 
         The threads that machines and networks share are made anew: those that are there are in the other network.
         """
-        shared, threads._threads = threads._threads, ThreadPoolExecutor(threads._MAX_THREADS)
+        pool: Any = getattr(in_thread, "__self__")  # noqa: B009
+        shared, pool._executor = pool._executor, ThreadPoolExecutor(pool._executor._max_workers)
         self._switch(self._own)
         try:
             yield
         finally:
             self._switch(self._shared)
-            threads._threads.shutdown()
-            threads._threads = shared
+            pool._executor.shutdown()
+            pool._executor = shared
 
     def _switch(self, namespace: int) -> None:
         _check(_libc.setns(namespace, _CLONE_NEWNET), "setns")
