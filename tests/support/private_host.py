@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from belljar.node.machines.host.threads import in_thread
+from belljar.node.machines.host.threads import machine_threads
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 #: Folders in which belljar and ip(8) keep what belongs to one network namespace.
@@ -42,17 +41,17 @@ class PrivateHost:
     def entered(self) -> Iterator[None]:
         """Be in the private network: this thread, and the threads and processes that it starts.
 
-        The threads that machines and networks share are made anew: those that are there are in the other network.
+        The threads of machines and networks are new ones meanwhile: those that exist are in the other network.
         """
-        pool: Any = getattr(in_thread, "__self__")  # noqa: B009
-        shared, pool._executor = pool._executor, ThreadPoolExecutor(pool._executor._max_workers)
+        executor = machine_threads._executor
+        machine_threads._executor = ThreadPoolExecutor(executor._max_workers)
         self._switch(self._own)
         try:
             yield
         finally:
             self._switch(self._shared)
-            pool._executor.shutdown()
-            pool._executor = shared
+            machine_threads._executor.shutdown()
+            machine_threads._executor = executor
 
     def _switch(self, namespace: int) -> None:
         _check(_libc.setns(namespace, _CLONE_NEWNET), "setns")
