@@ -358,8 +358,8 @@ def _lose(connection: Connection, job: Job, code: str, reason: str) -> Job:
 
 def _fail_without_image(connection: Connection, job: Job) -> Job:
     message = (
-        f"no node here has the image {job.image} (sha256:{(job.image_digest or '')[:12]}) ; build or import "
-        "it, and submit the job again"
+        f"no node here has the image {job.image} (sha256:{(job.image_digest or '')[:12]}) any more; build or "
+        "import it, and submit the job again"
     )
     after = job.model_copy(update={"error": JobError(code=UnknownImage.code, message=message)})
     _write(connection, job, Status.FAILED, result=result_of(after), finished_at=datetime.now(UTC))
