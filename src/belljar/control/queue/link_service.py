@@ -226,7 +226,7 @@ class LinkService:
             raise
         # The log is whole before the end is visible. A log that was not open here is uploaded by the next sweep.
         if await attempt.log.close():
-            await self._logs.keep(lease.job_id)
+            await self._logs.keep(lease.job_id, is_first=lease.attempt == 1)
         if not await self._claims.finish(name, attempt.job, outcome, incarnation=incarnation):
             await self.leases.lose(lease)
             if not await self._claims.ended_by(name, (lease.job_id, lease.attempt), incarnation=incarnation):
