@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.logs.job_logs import JobLogs
-from belljar.control.logs.log import JobLog, LogWriter, log_blob, log_path
+from belljar.control.logs.log import HEADER, JobLog, LogWriter, log_blob, log_path
 from belljar.model.errors import HostError
 from belljar.model.job import Job, LostAttempt
 from belljar.model.log_stream import LogStream
@@ -95,10 +96,7 @@ async def test_a_log_found_after_its_job_ended_elsewhere_is_put_in_front(tmp_pat
     assert not log_path(tmp_path / "a", job.id).exists()
 
 
-@pytest.mark.parametrize("status", [Status.QUEUED, Status.SUCCEEDED])
-async def test_a_log_found_when_another_node_has_left_its_own_replaces_nothing(
-    tmp_path: Path, blobs: Blobs, status: Status
-) -> None:
+async def test_a_log_found_when_another_node_has_left_its_own_replaces_nothing(tmp_path: Path, blobs: Blobs) -> None:
     """The first node was cut off with its log, and came back when the second had lost its attempt too."""
     here, there = JobLogs(tmp_path / "a", blobs, QUICK_UPLOADS), JobLogs(tmp_path / "b", blobs, QUICK_UPLOADS)
     jobs: Any = Jobs()
@@ -106,9 +104,81 @@ async def test_a_log_found_when_another_node_has_left_its_own_replaces_nothing(
     await say(here, job, "one")
     await say(there, job.model_copy(update={"attempt": 2}), "two")
     await there.keep(job.id)
-    jobs.known[job.id] = status, None
+    jobs.known[job.id] = Status.SUCCEEDED, None
     await here.sweep(jobs)
     assert await said(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.STARTING])
+async def test_another_process_over_the_same_folder_takes_no_log_away_from_an_attempt(
+    tmp_path: Path, blobs: Blobs, status: Status
+) -> None:
+    """A server and a worker beside it share the folder. The server may have looked before the job was claimed."""
+    worker, server = JobLogs(tmp_path, blobs, QUICK_UPLOADS), JobLogs(tmp_path, blobs, QUICK_UPLOADS)
+    jobs: Any = Jobs()
+    job = queued(attempt=1)
+    await say(worker, job, "one")
+    jobs.known[job.id] = status, None
+    async with worker.opened(job.model_copy(update={"attempt": 2})) as writer:
+        await server.sweep(jobs)
+        writer.append(LogStream.STDOUT, b"two")
+    await worker.keep(job.id)
+    assert await said(blobs, tmp_path, job) == [(1, b"one"), (2, b"two")]
+
+
+async def test_one_process_at_a_time_uploads_a_log(tmp_path: Path, blobs: Blobs) -> None:
+    faults = Faults()
+    hanging: Any = Faulty(blobs, "blobs", faults)
+    first, second = JobLogs(tmp_path, hanging, QUICK_UPLOADS), JobLogs(tmp_path, blobs, QUICK_UPLOADS)
+    jobs: Any = Jobs()
+    job = queued(attempt=1)
+    await blobs.put_bytes(log_blob(job.id), HEADER.pack(3, LogStream.STDOUT, 2) + b"two")
+    await say(first, job, "one")
+    jobs.known[job.id] = Status.SUCCEEDED, None
+    faults.hang("blobs.put_file", times=1)
+    uploading = asyncio.create_task(first.sweep(jobs))
+    async with asyncio.timeout(5):
+        while not faults.calls["blobs.put_file"]:
+            await asyncio.sleep(0.01)
+    path = log_path(tmp_path, job.id)
+    files = {each: each.read_bytes() for each in path.parent.iterdir()}
+    await second.sweep(jobs)
+    assert {each: each.read_bytes() for each in path.parent.iterdir()} == files
+    uploading.cancel()
+    await asyncio.wait({uploading})
+    await second.sweep(jobs)
+    assert await said(blobs, tmp_path, job) == [(1, b"one"), (2, b"two")]
+    assert list(path.parent.iterdir()) == []
+
+
+async def test_what_is_added_while_a_log_is_uploaded_is_kept(tmp_path: Path, blobs: Blobs) -> None:
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(blobs, name)
+
+        async def put_file(self, name: str, path: Path) -> None:
+            await blobs.put_file(name, path)
+            JobLogs(tmp_path, blobs, QUICK_UPLOADS).note_lost(lost(job))
+
+    slow: Any = Slow()
+    jobs: Any = Jobs()
+    job = queued(attempt=1)
+    await say(JobLogs(tmp_path, blobs, QUICK_UPLOADS), job, "one")
+    jobs.known[job.id] = Status.LOST, None
+    await JobLogs(tmp_path, slow, QUICK_UPLOADS).sweep(jobs)
+    await JobLogs(tmp_path, blobs, QUICK_UPLOADS).sweep(jobs)
+    assert await said(blobs, tmp_path, job) == [(1, b"one"), (1, b"[belljar: attempt 1 was lost: its node died]")]
+
+
+async def test_a_note_that_another_process_is_ahead_of_replaces_no_log(tmp_path: Path, blobs: Blobs) -> None:
+    """The server has uploaded the log of the last attempt before the worker has noted that it was lost."""
+    logs = JobLogs(tmp_path, blobs, QUICK_UPLOADS)
+    job = queued(attempt=1)
+    await say(logs, job, "one")
+    await logs.keep(job.id)
+    logs.note_lost(lost(job))
+    await logs.keep(job.id)
+    assert (1, b"one") in await said(blobs, tmp_path, job)
 
 
 async def test_a_log_that_goes_on_from_what_is_kept_replaces_it(tmp_path: Path, blobs: Blobs) -> None:

@@ -51,6 +51,8 @@ class Recovery:
             lease = leases.get((entry.job_id, entry.attempt)) if entry is not None else None
             if lease is not None and entry is not None and await self._finish(lease, entry):
                 del leases[(entry.job_id, entry.attempt)]
+            elif entry is not None and entry.outcome.started_at is not None:
+                continue  # the lease ran out while no process was here: this node may be given the job again
             path.unlink(missing_ok=True)
         for lease in leases.values():
             with contextlib.suppress(LeaseLost):
