@@ -2,7 +2,7 @@
 
     .venv/bin/python bench/fault_soak.py [JOBS [SEED]]
 
-No virtual machines: the real workers, store, blobs and agents as processes (tests/worker/bed.py). Prints what was lost,
+No virtual machines: the real workers, store, blobs and agents as processes (tests/support/worker_harness.py). Prints what was lost,
 doubled and left over; exit code 1 unless that is nothing.
 """
 
@@ -16,15 +16,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.worker_harness import build_agent, opened_harness
 from support.soak import Report, soak
+from support.worker_harness import build_agent, opened_harness
 
 
 async def main(jobs: int, seed: int) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         agent = build_agent(Path(folder))
-        async with opened_harness(Path(folder) / "data", agent, lease_seconds=30) as bed:
-            return await soak(bed, agent, jobs, workers=2, kill_seconds=6, seed=seed)
+        async with opened_harness(Path(folder) / "data", agent, lease_seconds=30) as harness:
+            return await soak(harness, agent, jobs, workers=2, kill_seconds=6, seed=seed)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from belljar.data_dir import DataDir, data_folder_error, is_served, private_file, private_folder
+from belljar.data_dir import DataDir, data_folder_error, is_served, private_folder
+from belljar.system.atomic_write import atomic_write
 
 _MAX_BYTES = 4096
 
@@ -53,12 +54,8 @@ def address_file(data_dir: Path, url: str) -> Iterator[None]:
     """Keep the server's URL where commands on this host find it, while the block runs. Raises DataFolderError."""
     path = DataDir(data_dir).server_address
     private_folder(path.parent)
-    partial = path.with_suffix(".partial")
     try:
-        partial.unlink(missing_ok=True)
-        private_file(partial)
-        partial.write_text(json.dumps({"url": url, "pid": os.getpid()}))
-        partial.replace(path)
+        atomic_write(path, json.dumps({"url": url, "pid": os.getpid()}), mode=0o600)
     except OSError as error:
         raise data_folder_error(path, error) from error
     try:

@@ -21,6 +21,7 @@ from belljar.images.build_context import build_dir
 from belljar.images.catalog import Images
 from belljar.model.errors import DataFolderError, DiskFull, ImageBuildError, UnknownImage
 from belljar.settings import Settings
+from support.built_images import copy_build_cache
 from support.running import alive, descendants
 from support.silent_progress import SilentProgress
 
@@ -133,7 +134,7 @@ def test_a_killed_build_ends_its_tools_and_the_next_one_removes_its_files(own_im
 @contextlib.contextmanager
 def half_built(own_images: Path, data_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[int], Path]]:
     """Start a build and wait until it builds the root filesystem; yield its process and its output."""
-    shutil.copytree(own_images / "cache/apt", data_dir / "cache/apt")  # so that little is fetched again
+    copy_build_cache(own_images / "cache/apt", data_dir / "cache/apt")  # so that little is fetched again
     command = [sys.executable, "-m", "belljar", "image", "build", "shell", "--data-dir", str(data_dir)]
     progress = data_dir / "progress"
     with progress.open("wb") as stderr:

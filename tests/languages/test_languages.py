@@ -48,7 +48,7 @@ def server(language_images: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 def jobs(server: Server) -> dict[tuple[str, str], str]:
     """Ids of all jobs, by language and kind; what takes longest to compile comes first."""
     found = {}
-    options: dict[str, Any] = {"timeout_seconds": 240}
+    options: dict[str, Any] = {"timeout_seconds": 600}
     for name in LONGEST_FIRST:
         found[name, "example"] = _submit_file(server, EXAMPLES / PROGRAMS[name].example, stdin=TEXT, **options)
     for name in (INTERPRETED, COMPILED):

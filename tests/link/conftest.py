@@ -1,4 +1,4 @@
-"""Every implementation of the link is opened here, and passes the same tests (test_conformance.py)."""
+"""Every implementation of the link is opened here, and passes the same tests: all of this folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from belljar.link.interface import ControlLink
+from belljar.link.leases import LeaseKey
 from support.control_plane import ControlPlane, opened_control_plane
+from support.link_calls import claim_next
 
 
 @asynccontextmanager
@@ -37,3 +39,10 @@ async def link(request: pytest.FixtureRequest, control: ControlPlane) -> AsyncIt
     """A node's link to `control`."""
     async with IMPLEMENTATIONS[request.param](control) as link:
         yield link
+
+
+@pytest.fixture
+async def held(link: ControlLink, control: ControlPlane) -> LeaseKey:
+    """The lease of a job that NODE holds."""
+    await control.submit(stdin=b"input", max_attempts=3)
+    return (await claim_next(link)).lease

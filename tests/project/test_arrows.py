@@ -19,7 +19,7 @@ ARROWS: dict[str, set[str]] = {
     # Where things lie in the data folder; `local_server` reads what a server leaves there for commands on its host.
     "data_dir": {"model", "system"},
     "settings": {"model", "system", "data_dir"},
-    "local_server": {"data_dir"},
+    "local_server": {"system", "data_dir"},
     "images": {"model", "system", "settings", "data_dir"},
     "packages": {"model", "system", "settings", "data_dir", "images"},
     "scripts": {"model", "system", "settings", "data_dir", "images", "packages"},
@@ -27,7 +27,19 @@ ARROWS: dict[str, set[str]] = {
     "client": {"model"},
     "control": {"model", "system", "settings", "data_dir", "local_server", "images", "packages", "scripts", "link"},
     "node": {"model", "system", "settings", "data_dir", "images", "packages", "scripts", "link"},
-    "app": {"model", "system", "settings", "data_dir", "images", "packages", "scripts", "link", "control", "node"},
+    "app": {
+        "model",
+        "system",
+        "settings",
+        "data_dir",
+        "local_server",
+        "images",
+        "packages",
+        "scripts",
+        "link",
+        "control",
+        "node",
+    },
 }
 _BELOW_COMMANDS = {*ARROWS}
 ARROWS |= {
@@ -119,6 +131,17 @@ def test_the_api_loads_nothing_that_starts_machines() -> None:
     packages = {name.split(".")[1] for name in run.stdout.split()}
     assert "control" in packages
     assert "node" not in packages
+
+
+def test_a_run_without_a_server_loads_no_part_of_a_server() -> None:
+    """Its start is what a user waits for: a database, an object store or the networks take longer to load than it."""
+    code = "import sys; import belljar.app.local_run, belljar.cli.run_here, belljar.cli.terminal; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    loaded = set(run.stdout.split())
+    assert "belljar.node.worker.runner" in loaded
+    assert not loaded & {"sqlalchemy", "fastapi", "starlette", "uvicorn", "obstore", "pyroute2", "dns"}
+    control = {name for name in loaded if name.startswith("belljar.control.")}
+    assert control == {f"belljar.control.{name}" for name in ("jobs", "jobs.egress_limit", "jobs.resolve")}
 
 
 def test_no_module_is_named_for_nothing() -> None:

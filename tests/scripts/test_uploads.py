@@ -122,7 +122,7 @@ async def test_cancelled_work_is_stopped_and_awaited() -> None:
         stop.wait(30)
         ended.set()
 
-    task = asyncio.create_task(in_thread(work, stop.set))
+    task = asyncio.create_task(in_thread(work, stop=stop.set))
     await asyncio.to_thread(started.wait, 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -22,14 +22,14 @@ agent, folder, script = sys.argv[1:4]
 hypervisor = ProcessHypervisor(Path(agent))
 
 
-class Chosen:
+class FixedSelector:
     def __init__(self, settings: Any) -> None: ...
 
     async def hypervisor(self, image: Any) -> ProcessHypervisor:
         return hypervisor
 
 
-class Supplied:
+class ProcessProvisioner:
     pool = None
 
     def __init__(self, snapshots: Any) -> None: ...
@@ -40,7 +40,7 @@ class Supplied:
             yield ready
 
 
-class Prepared:
+class NoWarmUps:
     def __init__(self, settings: Any) -> None: ...
 
     async def of(self, image: Any) -> None: ...
@@ -49,7 +49,7 @@ class Prepared:
 plan_attempt = runner.plan_attempt
 
 
-def planned(job: Any, *rest: Any, **more: Any) -> Any:
+def plan_for_this_host(job: Any, *rest: Any, **more: Any) -> Any:
     plan = plan_attempt(job, *rest, **more)
     command = replace(
         plan.command,
@@ -63,8 +63,10 @@ def planned(job: Any, *rest: Any, **more: Any) -> Any:
 
 
 patched_app: Any = app
-patched_app.HypervisorSelector, patched_app.MachineProvisioner, patched_app.WarmUps = Chosen, Supplied, Prepared
+patched_app.HypervisorSelector = FixedSelector
+patched_app.MachineProvisioner = ProcessProvisioner
+patched_app.WarmUps = NoWarmUps
 patched_runner: Any = runner
-patched_runner.plan_attempt = planned
+patched_runner.plan_attempt = plan_for_this_host
 sys.argv[:] = ["belljar", *sys.argv[4:]]
 main()

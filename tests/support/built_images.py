@@ -132,7 +132,7 @@ class BuiltImages:
         self.need("python", "shell")
         shutil.copytree(self.data_dir / "images", folder / "images", copy_function=link_or_copy)
         with self._build_lock():
-            shutil.copytree(self._build_folder / "cache", folder / "cache", symlinks=True)
+            copy_build_cache(self._build_folder / "cache", folder / "cache")
         images = Images(folder)
         for image in images.list():
             if image.name not in ("python", "shell"):
@@ -156,6 +156,15 @@ class BuiltImages:
                     yield True
                     return
             yield False
+
+
+def copy_build_cache(source: Path, target: Path) -> None:
+    """Copy what builds fetched; the packages, which no build changes, are linked."""
+
+    def copy(file: str, to: str) -> None:
+        link_or_copy(file, to) if Path(file).suffix == ".deb" else shutil.copy2(file, to)
+
+    shutil.copytree(source, target, symlinks=True, copy_function=copy)
 
 
 def link_or_copy(source: str, target: str) -> None:

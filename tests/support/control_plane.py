@@ -14,14 +14,12 @@ from belljar.control.jobs.blob_names import artifact_blob, stdin_blob
 from belljar.control.jobs.changes import Changes
 from belljar.control.logs.log import JobLog
 from belljar.control.queue.queue import Queue
-from belljar.control.scripts.disks import disk_blob
-from belljar.control.scripts.service import ScriptService
+from belljar.control.scripts.disks import ScriptDisks, disk_blob
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
-from belljar.control.store.scripts import SqlScripts
 from belljar.images.catalog import Images
 from belljar.model.job import Job
 from belljar.model.log_stream import LogStream
@@ -88,7 +86,8 @@ def open_queue(settings: Settings, database: Database, blobs: Blobs, changes: Ch
         settings=settings,
         claims=SqlClaims(database),
         nodes=SqlNodes(database),
-        scripts=ScriptService(SqlScripts(database), blobs, Images(settings.data_dir), settings),
+        script_disks=ScriptDisks(blobs, settings.paths.script_cache),
+        images=Images(settings.data_dir),
         blobs=blobs,
         changes=changes,
     )

@@ -29,7 +29,7 @@ TROUBLES = (
     "claims.* 1\n",
     "blobs.* 1\n",
     "*.* 0.05\n",
-    "provisioner.machine 0.3\nscripts.disk 0.3\nnodes.* 0.5\n",
+    "provisioner.machine 0.3\nscript_disks.path 0.3\nnodes.* 0.5\n",
 )
 
 
@@ -60,30 +60,32 @@ def script_of(number: int) -> str:
     return f"cat; echo job {number}; sleep {pause}; echo made > out{number}.txt; exit {number % 3}"
 
 
-async def soak(bed: WorkerHarness, agent: Path, count: int, *, workers: int, kill_seconds: float, seed: int) -> Report:
+async def soak(
+    harness: WorkerHarness, agent: Path, count: int, *, workers: int, kill_seconds: float, seed: int
+) -> Report:
     """Run so many jobs. Every `kill_seconds`, on average, one worker is killed and started again."""
     chance, report = random.Random(seed), Report(count)
     jobs = [
-        await bed.submit(script_of(number), stdin=b"in\n", artifacts=("*.txt",), max_attempts=50)
+        await harness.submit(script_of(number), stdin=b"in\n", artifacts=("*.txt",), max_attempts=50)
         for number in range(count)
     ]
-    troubled = asyncio.create_task(_trouble(bed.settings.data_dir, chance))
+    troubled = asyncio.create_task(_trouble(harness.settings.data_dir, chance))
     names = [f"w{number}" for number in range(1, workers + 1)]
     stop = asyncio.Event()
-    keepers = [asyncio.create_task(_keep(bed, agent, name, chance, kill_seconds, stop, report)) for name in names]
+    keepers = [asyncio.create_task(_keep(harness, agent, name, chance, kill_seconds, stop, report)) for name in names]
     try:
-        await _until_ended(bed, count)
+        await _until_ended(harness, count)
         troubled.cancel()
-        (bed.settings.data_dir / "faults").write_text("")
-        await _until_quiet(bed, names, report)
+        (harness.settings.data_dir / "faults").write_text("")
+        await _until_quiet(harness, names, report)
     finally:
         troubled.cancel()
         stop.set()
         await asyncio.gather(*keepers)
     for number, job in enumerate(jobs):
-        await _judge(bed, number, await bed.get(job), report)
-    report.doubled = _doubled(bed.settings.data_dir, names)
-    report.leaked += [name for name in bed.leftovers() if "machines/" not in name]
+        await _judge(harness, number, await harness.get(job), report)
+    report.doubled = _doubled(harness.settings.data_dir, names)
+    report.leaked += [name for name in harness.leftovers() if "machines/" not in name]
     report.leaked += _processes_of(agent)
     return report
 
@@ -96,7 +98,7 @@ async def _trouble(data_dir: Path, chance: random.Random) -> None:
 
 
 async def _keep(
-    bed: WorkerHarness,
+    harness: WorkerHarness,
     agent: Path,
     name: str,
     chance: random.Random,
@@ -106,7 +108,7 @@ async def _keep(
 ) -> None:
     """A worker of that name, killed and started again until told to stop."""
     while not stop.is_set():
-        async with worker_process(bed.settings.data_dir, agent, name, bed.settings.lease_seconds) as process:
+        async with worker_process(harness.settings.data_dir, agent, name, harness.settings.lease_seconds) as process:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(chance.uniform(0.5, 1.5) * kill_seconds):
                     await stop.wait()
@@ -118,24 +120,24 @@ async def _keep(
             report.kills += 1
 
 
-async def _until_ended(bed: WorkerHarness, count: int) -> None:
+async def _until_ended(harness: WorkerHarness, count: int) -> None:
     while True:
-        counts = await bed.jobs.counts()
+        counts = await harness.jobs.counts()
         if sum(number for status, number in counts.items() if status.terminal) == count:
             return
         await asyncio.sleep(0.2)
 
 
-async def _until_quiet(bed: WorkerHarness, names: list[str], report: Report) -> None:
+async def _until_quiet(harness: WorkerHarness, names: list[str], report: Report) -> None:
     """Wait until every worker says that it holds nothing and every log is in the blob store; tell when it does not."""
     logs: list[str] = []
     busy: list[str] = []
     try:
         async with asyncio.timeout(60):
             while True:
-                nodes = {node.id: node for node in await SqlNodes(bed.database).list()}
+                nodes = {node.id: node for node in await SqlNodes(harness.database).list()}
                 busy = [name for name in names if nodes[name].running_jobs or nodes[name].vcpus_free != 4]
-                logs = [name for name in bed.leftovers() if name.endswith(".log")]
+                logs = [name for name in harness.leftovers() if name.endswith(".log")]
                 if not busy and not logs:
                     return
                 await asyncio.sleep(0.2)
@@ -143,13 +145,13 @@ async def _until_quiet(bed: WorkerHarness, names: list[str], report: Report) -> 
         report.leaked.append(f"capacity of {busy}, logs {logs}")
 
 
-async def _judge(bed: WorkerHarness, number: int, job: Job, report: Report) -> None:
+async def _judge(harness: WorkerHarness, number: int, job: Job, report: Report) -> None:
     report.statuses[job.status] += 1
     report.attempts[job.attempt] += 1
     expected = Status.FAILED if number % 3 else Status.SUCCEEDED
     if (job.status, job.exit_code) != (expected, number % 3):
         report.lost.append(f"{job.id}: {job.status} {job.exit_code} {job.error}")
-    log = JobLog(bed.settings.data_dir, open_blobs(bed.settings), job.id)
+    log = JobLog(harness.settings.data_dir, open_blobs(harness.settings), job.id)
     records = [record async for record in log.read()]
     said = b"".join(each.data for each in records if each.stream is LogStream.STDOUT and each.attempt == job.attempt)
     whole = said == b"in\njob %d\n" % number and job.logs.stdout_bytes == len(said)

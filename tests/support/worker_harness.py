@@ -2,20 +2,17 @@
 and the real agent's process, with its namespace of processes where root allows that.
 
 A script's disk is the text of a shell script, run in the machine's folder. Faults are put in front of the store, the
-blobs and the rest by name: `bed.faults.refuse("claims.finish", times=3)`.
+blobs and the rest by name: `harness.faults.refuse("claims.finish", times=3)`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fnmatch
 import hashlib
 import os
 import platform
 import shutil
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -27,17 +24,14 @@ from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import UploadTimes
 from belljar.control.queue.queue import Queue
-from belljar.control.scripts.disks import disk_blob
-from belljar.control.scripts.service import ScriptService
+from belljar.control.scripts.disks import ScriptDisks, disk_blob
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
-from belljar.control.store.scripts import SqlScripts
 from belljar.images.build import manifest_digest
 from belljar.images.catalog import Images
-from belljar.model.errors import HostError
 from belljar.model.ids import new_id
 from belljar.model.image import Image, Language, Manifest, Part
 from belljar.model.job import Job, Resources
@@ -56,6 +50,7 @@ from belljar.settings import Settings
 from support.agent_process import ProcessHypervisor
 from support.conversation import AGENT, compile_with_agent
 from support.empty_database import place_empty_database
+from support.faults import Faults, Faulty
 
 #: Pauses that a test has time for.
 QUICK = RetryTimes(
@@ -74,100 +69,6 @@ def build_agent(folder: Path) -> Path:
     binary = folder / "agent"
     compile_with_agent(binary, AGENT / "main.c", sanitizers=[])
     return binary
-
-
-# --- faults -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Rule:
-    """What calls of these names meet, so many times."""
-
-    pattern: str
-    error: Callable[[], Exception] | None
-    left: float
-    after: bool
-    hang: bool = False
-    met: int = 0
-
-
-@dataclass
-class Faults:
-    """What goes wrong, by the names of methods such as `claims.finish` and `blobs.put_file`."""
-
-    rules: list[Rule] = field(default_factory=list)
-    calls: Counter[str] = field(default_factory=Counter)
-
-    def refuse(
-        self,
-        pattern: str,
-        error: Callable[[], Exception] = lambda: HostError("it refuses"),
-        *,
-        times: float = float("inf"),
-        after: bool = False,
-    ) -> Rule:
-        """Raise instead of doing it, or `after` it was done."""
-        self.rules.append(Rule(pattern, error, times, after))
-        return self.rules[-1]
-
-    def hang(self, pattern: str, times: float = float("inf")) -> Rule:
-        self.rules.append(Rule(pattern, None, times, after=False, hang=True))
-        return self.rules[-1]
-
-    def clear(self) -> None:
-        self.rules.clear()
-
-    def meet(self, name: str, *, after: bool = False) -> Rule | None:
-        """The rule that this call meets; raises its error."""
-        if not after:
-            self.calls[name] += 1
-        for rule in self.rules:
-            if rule.left > 0 and rule.after is after and fnmatch.fnmatch(name, rule.pattern):
-                rule.left -= 1
-                rule.met += 1
-                if rule.error is not None:
-                    raise rule.error()
-                return rule
-        return None
-
-
-def os_error(number: int) -> Callable[[], Exception]:
-    return lambda: OSError(number, os.strerror(number))
-
-
-EMFILE, ENOSPC, EIO = os_error(errno.EMFILE), os_error(errno.ENOSPC), os_error(errno.EIO)
-
-
-class Faulty:
-    """Stands in front of an object; its methods meet the faults of their names first."""
-
-    def __init__(self, target: Any, prefix: str, faults: Faults) -> None:
-        self._target = target
-        self._prefix = prefix
-        self._faults = faults
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._target, name)
-        if not callable(value):
-            return value
-        called, faults = f"{self._prefix}.{name}", self._faults
-        if asyncio.iscoroutinefunction(value):
-
-            async def met(*args: Any, **options: Any) -> Any:
-                rule = faults.meet(called)
-                if rule is not None and rule.hang:
-                    await asyncio.get_running_loop().create_future()
-                result = await value(*args, **options)
-                faults.meet(called, after=True)
-                return result
-
-            return met
-
-        def direct(*args: Any, **options: Any) -> Any:
-            faults.meet(called)
-            return value(*args, **options)
-
-        return direct
 
 
 # --- machines ---------------------------------------------------------------------------------------------------------
@@ -224,7 +125,7 @@ class FolderSupply(MachineProvisioner):
             shutil.rmtree(folder)
 
 
-# --- the bed ----------------------------------------------------------------------------------------------------------
+# --- the harness ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -257,7 +158,7 @@ class WorkerHarness:
             "created_at": _now(),
             "language": "shell",
             "entrypoint": "main.sh",
-            "image": "bed",
+            "image": "harness",
             "resources": Resources(vcpus=1, memory_mb=128),
             "timeout_seconds": 30,
             "stdin_bytes": len(stdin),
@@ -295,12 +196,12 @@ class WorkerHarness:
         """Return a control plane over the harness's store, as the process of that worker has it."""
         faults, own = self.faults if faults is None else faults, self.node_settings(name)
         blobs: Any = Faulty(open_blobs(own), "blobs", faults)
-        scripts = ScriptService(SqlScripts(self.database), blobs, Images(own.data_dir), own)
         parts: dict[str, Any] = {
             "settings": own,
             "claims": Faulty(SqlClaims(self.database), "claims", faults),
             "nodes": Faulty(SqlNodes(self.database), "nodes", faults),
-            "scripts": Faulty(scripts, "scripts", faults),
+            "script_disks": Faulty(ScriptDisks(blobs, own.paths.script_cache), "script_disks", faults),
+            "images": Images(own.data_dir),
             "blobs": blobs,
             "changes": self.changes,
             "times": self.upload_times,
@@ -336,7 +237,7 @@ class WorkerHarness:
         return Worker(WorkerContext(**context), name, Capacity(vcpus=vcpus, memory_mb=memory_mb))
 
     def node_settings(self, name: str) -> Settings:
-        """w1 has the bed's folder; every other worker is a node with one of its own, over the same store and blobs."""
+        """w1 has the harness's folder; every other worker has one of its own, over the same store and blobs."""
         if name == "w1":
             return self.settings
         base = self.settings.data_dir
@@ -394,7 +295,7 @@ async def opened_harness(
     upload_times: UploadTimes = QUICK_UPLOADS,
     **settings: Any,
 ) -> AsyncIterator[WorkerHarness]:
-    """A bed in that folder. Several processes may open one folder."""
+    """A harness in that folder. Several processes may open one folder."""
     chosen = Settings(data_dir=data_dir, snapshots="off", pool="off", grace_seconds=0.2, **settings)
     await place_empty_database(chosen)
     database = await open_database(chosen)
@@ -408,7 +309,7 @@ async def opened_harness(
 
 def _register(data_dir: Path) -> Image:
     images = Images(data_dir)
-    if (found := images.find("bed")) is not None:
+    if (found := images.find("harness")) is not None:
         return found
     images.blobs.folder.mkdir(parents=True, exist_ok=True)
 
@@ -418,7 +319,7 @@ def _register(data_dir: Path) -> Image:
         return Part(sha256=digest, size_bytes=len(text), origin="a test")
 
     manifest = Manifest(
-        name="bed",
+        name="harness",
         architecture=platform.machine(),
         digest="",
         kernel=part(b"kernel"),

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from belljar.model.errors import DiskFull, HostError
+from support.faults import EIO, EMFILE, ENOSPC, Faults, Rule
 from support.paths import TESTS
-from support.worker_harness import EIO, EMFILE, ENOSPC, Faults, Rule, opened_harness
+from support.worker_harness import opened_harness
 
 _ERRORS = (lambda: HostError("it refuses"), lambda: DiskFull("no room left"), EMFILE, ENOSPC, EIO)
 
@@ -41,11 +42,11 @@ class FileFaults(Faults):
 
 
 async def work(data_dir: Path, agent: Path, name: str, lease_seconds: float) -> None:
-    async with opened_harness(data_dir, agent, lease_seconds=lease_seconds) as bed:
+    async with opened_harness(data_dir, agent, lease_seconds=lease_seconds) as harness:
         (data_dir / f"{name}.pid").write_text(str(os.getpid()))
         stopped = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-        async with bed.working(name, faults=FileFaults(data_dir / "faults")):
+        async with harness.working(name, faults=FileFaults(data_dir / "faults")):
             await stopped.wait()
 
 

@@ -9,8 +9,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from belljar.model.errors import HostError
-from belljar.system.background import Backoff, failures, supervise
-from belljar.system.counters import all_counts, count
+from belljar.system.background import Backoff, failure_count, supervise
+from belljar.system.counters import all_counts, increment
 
 
 class Flaky:
@@ -36,7 +36,7 @@ class Flaky:
 async def test_a_task_that_fails_starts_again_and_its_neighbour_goes_on(error: Exception) -> None:
     name = f"test_{type(error).__name__}"
     flaky, steady = Flaky(error, error), Flaky()
-    before = failures(name)
+    before = failure_count(name)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         group.create_task(supervise(name, flaky, first_pause_seconds=0.001))
         group.create_task(supervise("test_steady", steady, first_pause_seconds=0.001))
@@ -45,7 +45,7 @@ async def test_a_task_that_fails_starts_again_and_its_neighbour_goes_on(error: E
         flaky.stop.set()
         steady.stop.set()
     assert flaky.calls == 3
-    assert failures(name) - before == 2
+    assert failure_count(name) - before == 2
 
 
 async def test_a_failure_is_logged_with_its_task_and_a_bug_with_its_traceback() -> None:
@@ -84,7 +84,7 @@ def test_pauses_grow_up_to_a_bound_and_start_over_after_a_success() -> None:
     assert backoff.next() == 1
 
 
-def test_a_counter_that_nobody_described_cannot_be_counted() -> None:
+def test_a_counter_without_a_description_is_refused() -> None:
     with pytest.raises(KeyError):
-        count("belljar_nonsense")
+        increment("belljar_nonsense")
     assert "belljar_nonsense" not in all_counts()

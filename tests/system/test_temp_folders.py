@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from belljar.system.temp_folders import clear_owned, owned_folder
+from belljar.system.temp_folders import remove_abandoned, temp_folder
 
 _HOLD = """
 import sys, time
 from pathlib import Path
-from belljar.system.temp_folders import owned_folder
-with owned_folder(Path(sys.argv[1])) as folder:
+from belljar.system.temp_folders import temp_folder
+with temp_folder(Path(sys.argv[1])) as folder:
     (folder / "file").write_text("x")
     print(folder, flush=True)
     time.sleep(60)
@@ -27,7 +27,7 @@ def holder(root: Path) -> tuple[subprocess.Popen[str], Path]:
 
 
 def test_a_folder_is_gone_with_its_block(tmp_path: Path) -> None:
-    with owned_folder(tmp_path / "root") as folder:
+    with temp_folder(tmp_path / "root") as folder:
         (folder / "file").write_text("x")
         assert folder.stat().st_mode & 0o777 == 0o700
     assert list((tmp_path / "root").iterdir()) == []
@@ -39,12 +39,12 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_has_stays(tmp_pat
         killed.send_signal(signal.SIGKILL)
         killed.wait()
         assert left.exists()
-        with owned_folder(tmp_path) as mine:
+        with temp_folder(tmp_path) as mine:
             assert sorted(tmp_path.iterdir()) == sorted([mine, kept])
     finally:
         alive.kill()
         alive.wait()
-    assert clear_owned(tmp_path) == 1
+    assert remove_abandoned(tmp_path) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -57,7 +57,7 @@ def test_strange_things_are_removed_and_links_are_not_followed(tmp_path: Path) -
     (root / "dangling").symlink_to("nowhere")
     (root / "file").write_text("x")
     (root / "tmpold").mkdir()
-    assert clear_owned(root) == 4
+    assert remove_abandoned(root) == 4
     assert list(root.iterdir()) == []
     assert (elsewhere / "file").exists()
-    assert clear_owned(tmp_path / "none") == 0
+    assert remove_abandoned(tmp_path / "none") == 0

@@ -21,6 +21,7 @@ from belljar.model.errors import InvalidOption
 from belljar.node.worker.node_name import node_name
 from belljar.node.worker.work_folder import clear_work_folders
 from belljar.settings import Settings
+from belljar.settings.server import ServerSettings
 from belljar.system.background import supervise
 
 #: How long a computing thread keeps the interpreter from other threads. With Python's default of 5 ms, each step of a
@@ -67,7 +68,7 @@ async def _stop_server(server: Server, stop: asyncio.Event) -> None:
     server.should_exit = True
 
 
-def _check_auth(settings: Settings) -> None:
+def _check_auth(settings: ServerSettings) -> None:
     if settings.auth == "on" or is_loopback(settings.host):
         return
     raise InvalidOption(f"--auth off needs a loopback address, and {settings.host} is none", option="auth")

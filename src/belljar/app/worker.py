@@ -38,7 +38,8 @@ def open_queue(services: Services) -> Queue:
         settings=services.settings,
         claims=services.claims,
         nodes=services.nodes,
-        scripts=services.scripts,
+        script_disks=services.scripts.disks,
+        images=services.images,
         blobs=services.blobs,
         changes=services.changes,
     )

@@ -12,7 +12,7 @@ import structlog
 from structlog.typing import EventDict, ExcInfo
 
 from belljar.cli.printing import printable, printable_lines
-from belljar.settings import Settings
+from belljar.settings.logs import LogSettings
 
 
 class _Log:
@@ -44,7 +44,7 @@ def _write_traceback(out: TextIO, error: ExcInfo) -> None:
     out.write(printable_lines(text.getvalue()))
 
 
-def start_logging(settings: Settings, level_name: str | None = None) -> None:
+def start_logging(settings: LogSettings, level_name: str | None = None) -> None:
     """Configure structlog, and the loggers of the libraries that use the standard one."""
     level = getattr(logging, (level_name or settings.log_level).upper())
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())

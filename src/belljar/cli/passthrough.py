@@ -10,7 +10,7 @@ import select
 import stat
 from collections.abc import Callable, Iterator
 
-from belljar.model.errors import DiskFull, HostError
+from belljar.model.errors import DiskFull, HostError, is_disk_full
 from belljar.model.job import LogInfo
 from belljar.node.guest.wire import Stream
 
@@ -52,7 +52,7 @@ class PassthroughOutput:
 
 def write_error(error: OSError) -> HostError:
     """Return the error for output that cannot be written, with what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return DiskFull("no room left where the output is written to; free some space")
     return HostError(f"cannot write the output: {error.strerror}")
 

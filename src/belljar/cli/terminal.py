@@ -45,7 +45,7 @@ class TerminalObserver(LocalObserver):
         print_message(sentence)
 
     def on_build_notice(self, sentence: str) -> None:
-        self.notify(sentence.removeprefix("belljar: "))
+        self.notify(sentence)
 
     def on_build_output(self, data: bytes) -> None:
         if self._verbose:

@@ -17,6 +17,7 @@ from belljar.node.machines.host.cgroup import CONTROLLERS, find_hierarchies
 from belljar.node.worker.capacity import host_memory_mb
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
+from belljar.settings.storage import StorageSettings
 from belljar.system.executables import find_executable
 
 _TOOLS = {
@@ -97,7 +98,7 @@ def _cgroups() -> Iterator[Check]:
         )
 
 
-def _space(settings: Settings) -> Iterator[Check]:
+def _space(settings: StorageSettings) -> Iterator[Check]:
     folder = settings.data_dir
     while not folder.exists():
         folder = folder.parent
@@ -111,7 +112,7 @@ def _space(settings: Settings) -> Iterator[Check]:
     )  # fmt: skip
 
 
-def _disk(settings: Settings) -> Iterator[Check]:
+def _disk(settings: StorageSettings) -> Iterator[Check]:
     for space in disk_space_of(settings).measure():
         free_mb = space.free_bytes >> 20
         free = f"{free_mb} MB and {space.free_inodes} files free in {space.folder}"
@@ -122,7 +123,7 @@ def _disk(settings: Settings) -> Iterator[Check]:
             yield check_that("disk", free_mb >= _MIN_DISK_MB, free, free, fix="free disk space")
 
 
-def _stored(settings: Settings) -> Check:
+def _stored(settings: StorageSettings) -> Check:
     """Report the size of the data folder by kind."""
     from belljar.doctor.sizes import measure_sizes
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from belljar.data_dir import DataDir
-from belljar.settings import Settings
+from belljar.settings.storage import StorageSettings
 from belljar.system.removal import Extent
 
 #: Kinds in the order of display.
@@ -43,7 +43,7 @@ class Sizes:
         return sum(self.kinds.values(), Extent())
 
 
-def measure_sizes(settings: Settings, seconds: float = _LOOK_SECONDS) -> Sizes:
+def measure_sizes(settings: StorageSettings, seconds: float = _LOOK_SECONDS) -> Sizes:
     """Measure the readable files of the data folder. Blocks for about `seconds` at most.
 
     Blobs in an object store are not counted: listing them all may take hours, and costs money.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from belljar.images.image_blobs import ImageBlobs
 from belljar.images.recipe import IMAGE_NAME, default_image, recipes
 from belljar.model.errors import DataFolderError, InvalidOption, UnknownImage, UnknownLanguage
 from belljar.model.image import Image, Language, Manifest
+from belljar.system.atomic_write import atomic_write
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(:[A-Za-z0-9_][A-Za-z0-9._-]{0,62})?\Z")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{12,64})\Z")
@@ -139,9 +139,7 @@ class Images:
         self.manifests.mkdir(parents=True, exist_ok=True)
         text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
         for path in (self.manifests / f"{manifest.digest}.json", self.folder / f"{manifest.name}.json"):
-            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-            partial.write_text(text)
-            partial.replace(path)
+            atomic_write(path, text)
         return self.image(manifest)
 
     def tag(self, reference: str, name: str) -> Image:

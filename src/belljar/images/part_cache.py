@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from pathlib import Path
 
 from belljar.images.image_blobs import ImageBlobs, file_sha256
 from belljar.images.rootfs_source import RootfsMetadata
 from belljar.model.image import Part
 from belljar.settings import Settings
+from belljar.system.atomic_write import atomic_write
 
 
 class PartCache:
@@ -46,9 +46,9 @@ class PartCache:
         part = Part(sha256=digest, size_bytes=file.stat().st_size, origin=origin)
         self._blobs.make_room(part.size_bytes, self._settings)
         if metadata is not None:
-            _write_atomically(self._metadata_note(inputs), metadata.model_dump_json())
+            _write_note(self._metadata_note(inputs), metadata.model_dump_json())
         self._blobs.add(file, digest)
-        _write_atomically(self._note(kind, inputs), part.model_dump_json())
+        _write_note(self._note(kind, inputs), part.model_dump_json())
         return part
 
     def _metadata_note(self, inputs: list[str]) -> Path:
@@ -58,8 +58,6 @@ class PartCache:
         return self._notes / f"{kind}-{hashlib.sha256(chr(0).join(inputs).encode()).hexdigest()[:32]}.json"
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _write_note(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
+    atomic_write(path, text)

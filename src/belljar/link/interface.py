@@ -15,12 +15,13 @@ from typing import Protocol
 from belljar.link.leases import Assignment, ClaimRequest, LeaseKey, NodeIdentity, Renewal, StartReport
 from belljar.link.nodes import NodeReport
 from belljar.link.output import OutputOffsets, OutputPiece
+from belljar.model.image import Manifest
 from belljar.model.outcome import Outcome
 from belljar.model.states import Status
 
 
 class ControlLink(Protocol):
-    """What the control plane does for a node. Implementations pass tests/link/conformance.py."""
+    """What the control plane does for a node. Every implementation passes the tests in tests/link."""
 
     async def register(self, node: NodeIdentity) -> tuple[LeaseKey, ...]:
         """Begin to work as this process, and return the leases that earlier processes of the node left.
@@ -31,6 +32,14 @@ class ControlLink(Protocol):
 
     async def heartbeat(self, node: NodeIdentity, report: NodeReport) -> None:
         """Keep the report as the node's newest: it is alive now."""
+        ...
+
+    async def images(self) -> tuple[Manifest, ...]:
+        """Return the manifests of the images that the control plane has."""
+        ...
+
+    async def image_part(self, sha256: str, target: Path) -> None:
+        """Write one part of those images to a new local file, whole or not at all. Raises NotFound, DiskFull."""
         ...
 
     async def claim(self, node: NodeIdentity, request: ClaimRequest, wait_seconds: float) -> Assignment | None:

@@ -60,7 +60,7 @@ class Assignment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Renewal:
-    """What became of the leases that a node wanted renewed; those in neither set go on."""
+    """The answer to a renewal: leases in neither set are renewed."""
 
     #: The node holds these no more: nothing that it writes about them counts.
     lost: frozenset[LeaseKey] = frozenset()

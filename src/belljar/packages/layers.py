@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -28,6 +27,7 @@ from belljar.model.errors import ImageBuildError, InvalidImage, LayerBuildError
 from belljar.model.value import Value
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
+from belljar.system.atomic_write import atomic_path, atomic_write
 from belljar.system.file_locks import try_lock
 
 #: Differs from the images' time: an interpreter that read a folder before the layer was mounted over it must see a
@@ -156,8 +156,8 @@ class LayerCache:
             packed.chmod(0o444)
             packed.replace(disk)
         self._entries.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write_atomically(self.folder / f"{digest}.json", lock.model_dump_json())
-        _write_atomically(self._entries / key, digest)
+        atomic_write(self.folder / f"{digest}.json", lock.model_dump_json())
+        atomic_write(self._entries / key, digest)
         await asyncio.to_thread(self.evict)
         return PackageLayer(digest=digest, lock=lock, disk=disk)
 
@@ -166,14 +166,9 @@ class LayerCache:
         self._script_disks.mkdir(parents=True, exist_ok=True, mode=0o700)
         disk = self._script_disks / f"{script_id[:32]}-{layer.digest[:32]}.erofs"
         if not disk.exists():
-            part = self._script_disks / f".{secrets.token_hex(8)}.part"
-            try:
-                with part.open("xb") as out:
-                    for source in (script_disk, layer.disk):
-                        _append(out.fileno(), source)
-                part.replace(disk)
-            finally:
-                part.unlink(missing_ok=True)
+            with atomic_path(disk) as part, part.open("xb") as out:
+                for source in (script_disk, layer.disk):
+                    _append(out.fileno(), source)
             self.evict()
         os.utime(disk)
         return disk
@@ -240,12 +235,6 @@ def _stats(paths: Iterable[Path]) -> Iterator[tuple[os.stat_result, Path]]:
     for path in paths:
         with contextlib.suppress(FileNotFoundError):  # deleted by another process meanwhile
             yield path.stat(), path
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _append(out: int, source: Path) -> None:

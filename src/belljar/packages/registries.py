@@ -6,12 +6,12 @@ from urllib.parse import urlsplit
 
 from belljar.model.egress import Destination, parse_destination, parse_destinations
 from belljar.model.errors import InvalidOption
-from belljar.settings import Settings
+from belljar.settings.packages import PackageSettings
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def package_destinations(settings: Settings) -> tuple[Destination, ...]:
+def package_destinations(settings: PackageSettings) -> tuple[Destination, ...]:
     """Return the destinations that the egress `packages` stands for: package_hosts, and the hosts of the mirrors.
 
     Raises InvalidOption when a setting is malformed.
@@ -35,7 +35,7 @@ def _mirror_destination(url: str) -> Destination:
     return parse_destination(f"{parts.hostname}:{parts.port or _DEFAULT_PORTS[parts.scheme]}", private=True)
 
 
-def package_environment(settings: Settings) -> dict[str, str]:
+def package_environment(settings: PackageSettings) -> dict[str, str]:
     """Return the environment variables that point pip and npm to the mirrors in the settings."""
     environment = {}
     if settings.package_pypi_url is not None:

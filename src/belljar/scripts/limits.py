@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from belljar.model.errors import InvalidScript, TooLarge
-from belljar.settings import Settings
+from belljar.settings.server import ServerSettings
 
 MB = 1024 * 1024
 
@@ -31,7 +31,7 @@ class UploadLimits:
     unpack_seconds: float = 60
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> UploadLimits:
+    def from_settings(cls, settings: ServerSettings) -> UploadLimits:
         """Return the limits that the settings configure."""
         return cls(
             max_upload_bytes=settings.max_upload_mb * MB,

@@ -7,10 +7,12 @@ reading a page from the host's page cache is faster than decompressing it in the
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
-from belljar.model.errors import DiskFull, HostError, MissingTool
-from belljar.scripts.uploads import disk_full_in
+from belljar.model.errors import HostError, MissingTool, host_error
+from belljar.system.atomic_write import atomic_path
+from belljar.system.host_errors import disk_full_errors
 
 #: virtio-blk needs whole sectors of 512 bytes, erofs blocks of 4096.
 BLOCK_BYTES = 4096
@@ -34,14 +36,9 @@ async def pack_tree(tree: Path, out: Path) -> None:
 
     Raises MissingTool, DiskFull, HostError.
     """
-    part = out.with_name(f".{out.name}.part")
-    try:
+    with disk_full_errors("pack the script"), atomic_path(out) as part:
         await _make_filesystem(tree, part)
-        with disk_full_in(out.parent):
-            _pad(part)
-            part.rename(out)
-    finally:
-        part.unlink(missing_ok=True)
+        _pad(part)
 
 
 async def _make_filesystem(tree: Path, out: Path) -> None:
@@ -67,12 +64,12 @@ async def _make_filesystem(tree: Path, out: Path) -> None:
             process.kill()
             await process.wait()
     if process.returncode != 0:
-        raise _mkfs_error(stderr.decode("utf-8", "replace"), out)
+        raise _mkfs_error(stderr.decode("utf-8", "replace"))
 
 
-def _mkfs_error(stderr: str, out: Path) -> HostError:
+def _mkfs_error(stderr: str) -> HostError:
     if "No space left" in stderr or "Disk quota exceeded" in stderr:
-        return DiskFull(f"no room left in {out.parent} to pack the script: free some space or move the data folder")
+        return host_error(OSError(errno.ENOSPC, ""), "pack the script")
     reason = next((line for line in stderr.splitlines() if "<E>" in line), "no reason given")
     return HostError(f"mkfs.erofs failed ({reason.strip()[:200]}); belljar needs erofs-utils 1.5 or newer")
 

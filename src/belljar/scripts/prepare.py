@@ -25,7 +25,8 @@ from belljar.scripts.limits import ExtractionBudget, UploadLimits
 from belljar.scripts.pack import pack_tree
 from belljar.scripts.selection import Selection
 from belljar.scripts.tree import CHUNK_BYTES, Tree
-from belljar.scripts.uploads import disk_full_in, in_thread, too_large
+from belljar.scripts.uploads import in_thread, too_large
+from belljar.system.host_errors import disk_full_errors
 
 _MAX_NAME = 255
 
@@ -140,14 +141,14 @@ async def _run_steps(steps: Callable[[], UnpackedScript], budget: ExtractionBudg
 
     def run() -> UnpackedScript:
         try:
-            with disk_full_in(work):
+            with disk_full_errors("unpack the script"):
                 return steps()
         except PermissionError as error:
             raise InvalidScript(
                 f"cannot read {error.filename}; make it readable for the user that runs belljar"
             ) from error
 
-    return await in_thread(run, budget.stop.set)
+    return await in_thread(run, stop=budget.stop.set)
 
 
 # --- the steps: they block, and run in a thread ---------------------------------------------------------------------

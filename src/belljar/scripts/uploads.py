@@ -6,38 +6,35 @@ drops the lock of a process that dies; `clear_stale_uploads` removes the folders
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import errno
 import os
-import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from belljar.data_dir import DataDir
-from belljar.model.errors import DataFolderError, DiskFull, TooLarge
+from belljar.model.errors import DataFolderError, TooLarge
 from belljar.scripts.limits import MB
-from belljar.system.temp_folders import clear_owned, make_owned
+from belljar.system.host_errors import disk_full_errors
+from belljar.system.temp_folders import LockedFolder, make_temp_folder, remove_abandoned
+from belljar.system.threads import Threads
 
 T = TypeVar("T")
 
 _BUFFER_BYTES = 1024 * 1024
 #: Separate from the event loop's default executor, because an upload may occupy a thread for seconds.
-_threads = ThreadPoolExecutor(4, thread_name_prefix="upload")
+in_thread = Threads("belljar-uploads", 4).run_to_end
 
 
 @asynccontextmanager
 async def upload_folder(data_dir: Path) -> AsyncIterator[Path]:
     """Yield an empty folder for one upload, removed when the block ends. Raises DiskFull, DataFolderError."""
-    folder, lock = await in_thread(partial(_make_folder, data_dir))
+    folder = await in_thread(partial(_make_folder, data_dir), undo=LockedFolder.remove)
     try:
-        yield folder
+        yield folder.path
     finally:
-        await in_thread(partial(_remove_folder, folder, lock))
+        await in_thread(folder.remove)
 
 
 def clear_stale_uploads(data_dir: Path) -> int:
@@ -45,7 +42,7 @@ def clear_stale_uploads(data_dir: Path) -> int:
 
     Other files there are removed too; errors are logged.
     """
-    return clear_owned(_uploads(data_dir))
+    return remove_abandoned(_uploads(data_dir))
 
 
 async def receive(chunks: AsyncIterator[bytes], path: Path, max_bytes: int) -> int:
@@ -73,64 +70,23 @@ def too_large(max_bytes: int) -> TooLarge:
     return TooLarge(f"the upload is over {max_bytes / MB:g} MB; make it smaller, or raise max_upload_mb")
 
 
-async def in_thread(work: Callable[[], T], stop: Callable[[], None] = lambda: None) -> T:
-    """Run blocking work in a thread. On cancellation call `stop` and wait for the thread to end.
-
-    The caller may then remove the files that the thread was writing.
-    """
-    context = contextvars.copy_context()
-    task = asyncio.get_running_loop().run_in_executor(_threads, partial(context.run, work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        stop()
-        await _until_done(task)
-        raise
-
-
-@contextmanager
-def disk_full_in(folder: Path) -> Iterator[None]:
-    """Raise DiskFull instead of the OSErrors ENOSPC and EDQUOT."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFull(f"no room left in {folder}: free some space or move the data folder") from error
-
-
-async def _until_done(task: asyncio.Future[T]) -> None:
-    while not task.done():
-        with suppress(asyncio.CancelledError):  # a second cancellation must not end the wait
-            await asyncio.wait([task])
-    if not task.cancelled():
-        task.exception()  # marked as retrieved, so asyncio does not report it
-
-
 def _uploads(data_dir: Path) -> Path:
     return DataDir(data_dir).uploads
 
 
-def _make_folder(data_dir: Path) -> tuple[Path, int]:
+def _make_folder(data_dir: Path) -> LockedFolder:
     uploads = _uploads(data_dir)
     try:
-        with disk_full_in(data_dir):
+        with disk_full_errors("receive an upload"):
             uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return make_owned(uploads)
+            return make_temp_folder(uploads)
     except OSError as error:
         message = f"cannot write to {uploads}: {error.strerror}; make it writable or choose another with --data-dir"
         raise DataFolderError(message) from error
 
 
-def _remove_folder(folder: Path, lock: int) -> None:
-    try:
-        shutil.rmtree(folder)
-    finally:
-        os.close(lock)
-
-
 def _write(descriptor: int, data: bytearray, path: Path) -> None:
-    with disk_full_in(path.parent), memoryview(data) as view:
+    with disk_full_errors("store an upload"), memoryview(data) as view:
         at = 0
         while at < len(view):
             at += os.write(descriptor, view[at:])

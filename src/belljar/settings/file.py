@@ -1,7 +1,7 @@
 """Which `belljar.toml` is read, and reading it.
 
-A file decides which programs run on this host and where keys are sent. So it is never taken from the working folder,
-which may be anybody's repository, and it is refused when somebody else could have written it.
+A settings file decides which programs run on this host and where keys are sent. So it is never read from the working
+folder, which may be another person's repository, and it is refused if another user could have written it.
 """
 
 from __future__ import annotations
@@ -9,25 +9,28 @@ from __future__ import annotations
 import os
 import pwd
 import stat
-import tomllib
 from pathlib import Path
 from typing import Any
 
+from belljar.data_dir import DataDir
 from belljar.model.errors import InvalidOption
 from belljar.system.ownership import why_file_unsafe, why_unsafe
 
 NAME = "belljar.toml"
 SYSTEM_FOLDER = Path("/etc/belljar")
 _MAX_BYTES = 256 * 1024
-#: Settings that are paths, and what stands before them; relative ones in a file would depend on the working folder.
-_PATHS = {"data_dir": "", "package_ca_file": "", "database_url": "sqlite:///", "blobs_url": "file://"}
+#: Settings that hold a path, with the prefix of the path. A relative one in a file would depend on the working folder.
+_PATH_PREFIXES = {"data_dir": "", "package_ca_file": "", "database_url": "sqlite:///", "blobs_url": "file://"}
 
 
 def user_folder(variable: str, default: str) -> Path:
-    """A folder of the user's by the XDG Base Directory Specification, which says to ignore relative paths."""
-    chosen = Path(os.environ.get(variable) or ".")
-    if chosen.is_absolute():
-        return chosen
+    """Return a folder of the user by the XDG Base Directory Specification, which says to ignore relative paths.
+
+    `default` is relative to the home folder. Raises InvalidOption for a user without one.
+    """
+    folder = Path(os.environ.get(variable) or ".")
+    if folder.is_absolute():
+        return folder
     home = Path(os.environ.get("HOME") or ".")
     if not home.is_absolute():
         try:
@@ -38,9 +41,9 @@ def user_folder(variable: str, default: str) -> Path:
 
 
 def find_settings_file(config: Path | None, data_dir: Path) -> Path | None:
-    """The settings file: the one that is named, else the first there is in the data, user's and system's folders.
+    """Return the settings file that was named, else the first in the data folder, the user's folder, the system's.
 
-    Raises InvalidOption when a file was named that is not there.
+    Raises InvalidOption when the named file does not exist.
     """
     named = config or os.environ.get("BELLJAR_CONFIG")
     if named:
@@ -49,65 +52,67 @@ def find_settings_file(config: Path | None, data_dir: Path) -> Path | None:
             raise InvalidOption(f"there is no settings file {path}; see docs/settings.md", option="config")
         return path
     user = user_folder("XDG_CONFIG_HOME", ".config") / "belljar"
-    folders = (data_dir.expanduser(), user, SYSTEM_FOLDER)
-    return next((folder / NAME for folder in folders if _is_there(folder / NAME)), None)
+    paths = (DataDir(data_dir.expanduser()).settings_file, user / NAME, SYSTEM_FOLDER / NAME)
+    return next((path for path in paths if _exists(path)), None)
 
 
-def _is_there(path: Path) -> bool:
-    """Whether there is something of this name; what may not be looked at is an error later, not an absence."""
+def _exists(path: Path) -> bool:
+    """Return whether the path names something; a path that cannot be checked fails later, when it is read."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        # A folder that is not ours to enter holds no settings of ours; the command says so when it needs the folder.
+        # A folder that this user may not enter holds no settings for this user.
         return not isinstance(error, PermissionError)
     return True
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
-    """What the file sets, name → value. Raises InvalidOption for one that cannot be read or is not safe."""
+    """Return the values in the file, by setting. Raises InvalidOption for a file that cannot be read or is not safe."""
+    import tomllib  # here, because most commands have no settings file, and it takes milliseconds to load
+
     try:
         text = _read(path)
-        found = tomllib.loads(text)
-    except (OSError, ValueError, RecursionError) as error:  # not this user's to read, not UTF-8, not TOML
-        reason = getattr(error, "strerror", None) or str(error) or "it is nested too deeply"
+        values = tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:  # no permission, not UTF-8, not TOML
+        reason = getattr(error, "strerror", None) or str(error) or "nested too deeply"
         raise InvalidOption(f"{path} cannot be read: {reason}; see docs/settings.md", option="settings") from None
-    for name, scheme in _PATHS.items():
-        value = found.get(name)
-        if isinstance(value, str) and value.startswith(scheme):
-            place = value.removeprefix(scheme)
-            if not place.startswith(("/", "~")):
-                raise InvalidOption(
-                    f"the setting {name} is wrong: {value[:80]!r} in {path} would depend on the working folder; "
-                    "give an absolute path",
-                    option=name,
-                )
-    return found
+    for name, prefix in _PATH_PREFIXES.items():
+        value = values.get(name)
+        if not isinstance(value, str) or not value.startswith(prefix):
+            continue
+        if not value.removeprefix(prefix).startswith(("/", "~")):
+            raise InvalidOption(
+                f"invalid setting {name}: {value[:80]!r} in {path} depends on the working folder; "
+                "give an absolute path",
+                option=name,
+            )
+    return values
 
 
 def _read(path: Path) -> str:
-    place = path.absolute()
-    reason = why_unsafe(place)
+    absolute = path.absolute()
+    reason = why_unsafe(absolute)
     if reason is not None:
         raise _refused(path, reason)
-    descriptor = os.open(place.resolve(), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(absolute.resolve(), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise _refused(path, "it is no regular file")
+            raise _refused(path, "it is not a regular file")
         reason = why_file_unsafe(path, status)
         if reason is not None:
             raise _refused(path, reason)
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
-        raise _refused(path, f"it has over {_MAX_BYTES // 1024} KB")
+        raise _refused(path, f"it is larger than {_MAX_BYTES // 1024} KB")
     return data.decode()
 
 
 def _refused(path: Path, reason: str) -> InvalidOption:
     return InvalidOption(
-        f"{path} is not used: {reason}. A settings file decides which programs run here, so only you and root may be "
-        "able to write it",
+        f"{path} is not used: {reason}. A settings file decides which programs run on this host, so only you and root "
+        "may have write access",
         option="settings",
     )

@@ -1,1 +1,1 @@
-"""What every package needs of the operating system: locks, temporary folders, disk space, background tasks."""
+"""What every package needs of the operating system: locks, files, temporary folders, disk space, threads, tasks."""

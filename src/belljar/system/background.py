@@ -1,10 +1,10 @@
-"""Background tasks that outlive their failures: logged, counted, started again after a pause, and nobody else's end.
+"""Background tasks: a failure is logged and counted, and the task restarts after a pause, without ending its group.
 
     async with asyncio.TaskGroup() as group:
         group.create_task(supervise("pool_filler", self._fill))
 
-A task that runs under `supervise` ends its group only by being cancelled. What it works on must stay usable when the
-function is left by an exception at any `await` and called again.
+The data that such a task works on must stay usable when an exception leaves the function at any `await`, and the
+function is called again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from belljar.model.errors import BelljarError
-from belljar.system.counters import count, counted
+from belljar.system.counters import counter_value, increment
 
 log = structlog.get_logger()
 
@@ -25,7 +25,7 @@ MAX_PAUSE_SECONDS = 30.0
 
 
 class Backoff:
-    """Pauses between tries that grow from the first to the longest; `reset` after a success."""
+    """Pauses between tries, which grow from the first to the longest; `reset` it after a success."""
 
     def __init__(
         self, first_seconds: float = FIRST_PAUSE_SECONDS, max_seconds: float = MAX_PAUSE_SECONDS, factor: float = 2.0
@@ -42,7 +42,7 @@ class Backoff:
         return seconds
 
     def reset(self) -> None:
-        """Begin again with the first pause."""
+        """Start again with the first pause."""
         self._next_seconds = self._first_seconds
 
 
@@ -53,33 +53,32 @@ async def supervise(
     first_pause_seconds: float = FIRST_PAUSE_SECONDS,
     max_pause_seconds: float = MAX_PAUSE_SECONDS,
 ) -> None:
-    """Run `work()` until it returns; call it again, after a pause that grows, whenever it raises an exception.
+    """Run `work()` until it returns; if it raises an exception, call it again after a pause, which grows.
 
-    `name` is the task's name in the log (`background_task_failed`) and in the counter of failures. A run that lasted
-    longer than the longest pause counts as a success: the next pause is short again. Raises nothing but what is no
-    Exception: cancelling ends it at once.
+    `name` is the task's name in the log (`background_task_failed`) and in the counter of failures. A run longer than
+    the longest pause counts as a success, after which the next pause is short. Cancelling ends it at once.
     """
     backoff = Backoff(first_pause_seconds, max_pause_seconds)
     while True:
         started = time.monotonic()
         try:
             await work()
-        except Exception as error:  # noqa: BLE001 (nothing of what it raises may end its neighbours)
+        except Exception as error:  # noqa: BLE001 (a failure must not end other tasks of the group)
             if time.monotonic() - started > max_pause_seconds:
                 backoff.reset()
             pause_seconds = backoff.next()
-            note_failure(name, error, retry_seconds=pause_seconds)
+            report_failure(name, error, retry_seconds=pause_seconds)
             await asyncio.sleep(pause_seconds)
         else:
             return
 
 
-def note_failure(name: str, error: Exception, **fields: object) -> None:
-    """Log and count one failure of a background task: for loops that handle their failures themselves.
+def report_failure(name: str, error: Exception, **fields: object) -> None:
+    """Log and count one failure of a background task; for loops that handle their failures themselves.
 
-    An error that says what to do is logged as its sentence, a bug with its traceback.
+    An error of belljar or of the operating system is logged as its message, a bug with its traceback.
     """
-    count("belljar_background_failures", task=name)
+    increment("belljar_background_failures", task=name)
     known = isinstance(error, (BelljarError, OSError))
     log.error(
         "background_task_failed",
@@ -90,6 +89,6 @@ def note_failure(name: str, error: Exception, **fields: object) -> None:
     )
 
 
-def failures(name: str) -> int:
-    """Return how often the background task of that name has failed in this process."""
-    return counted("belljar_background_failures", task=name)
+def failure_count(name: str) -> int:
+    """Return how often the background task of this name has failed in this process."""
+    return counter_value("belljar_background_failures", task=name)

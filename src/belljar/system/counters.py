@@ -1,16 +1,16 @@
-"""Numbers that only grow while this process lives, by name and labels: what `/metrics` shows as Prometheus counters."""
+"""Counters of this process, by name and labels, which `/metrics` exports to Prometheus."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 
-#: What each counter means; a counter that is not in here cannot be counted.
+#: The help text of each counter; only these counters exist.
 DESCRIPTIONS = {
-    "belljar_attempts": "Attempts at jobs that this process's worker ended, by outcome: a job's status, or lost.",
-    "belljar_background_failures": "Failures of background tasks, which were restarted, by task.",
-    "belljar_lost_leases": "Attempts that were stopped here because their lease was lost or could not be renewed.",
-    "belljar_write_retries": "Writes about jobs that the database or the blob store refused and that were tried again.",
+    "belljar_attempts": "Attempts that the worker of this process ended, by outcome: the job's status, or lost.",
+    "belljar_background_failures": "Failures of background tasks, after which they were restarted, by task.",
+    "belljar_lost_leases": "Attempts that were stopped because their lease was lost or could not be renewed.",
+    "belljar_write_retries": "Writes that failed in the database or the blob store and were retried.",
 }
 
 Labels = tuple[tuple[str, str], ...]
@@ -18,16 +18,16 @@ Labels = tuple[tuple[str, str], ...]
 _counts: dict[str, Counter[Labels]] = {name: Counter() for name in DESCRIPTIONS}
 
 
-def count(name: str, **labels: str) -> None:
-    """Add one. The values of labels must come from a small fixed set."""
+def increment(name: str, **labels: str) -> None:
+    """Add one to a counter. The values of labels must come from a small fixed set."""
     _counts[name][tuple(sorted(labels.items()))] += 1
 
 
-def counted(name: str, **labels: str) -> int:
-    """Return how often that was counted with exactly these labels."""
+def counter_value(name: str, **labels: str) -> int:
+    """Return the value of a counter for exactly these labels."""
     return _counts[name][tuple(sorted(labels.items()))]
 
 
 def all_counts() -> Mapping[str, Mapping[Labels, int]]:
-    """Return every counter with what was counted so far, by its labels."""
+    """Return the values of every counter, by its labels."""
     return {name: dict(values) for name, values in _counts.items()}

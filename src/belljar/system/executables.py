@@ -1,7 +1,8 @@
-"""Programs of this host: where they are looked for.
+"""The search path for programs of this host.
 
-Never in the working folder, which may be anybody's: parts of PATH that are empty, `.` or relative are left out. Always
-in the system's folders too, which the PATH of an ordinary user lacks on Debian (mkfs.ext4 is there).
+It never contains the working folder, where another person may have put files: empty, `.` and relative parts of PATH are
+left out. It always contains the system's folders for administrators, which the PATH of an ordinary user on Debian lacks
+(mkfs.ext4 is there).
 """
 
 from __future__ import annotations
@@ -9,23 +10,23 @@ from __future__ import annotations
 import os
 import shutil
 
-#: In which distributions keep programs for administrators, hierarchy of hier(7).
+#: Where distributions keep programs for administrators (hier(7)).
 _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 
 def search_path() -> str:
-    """PATH as belljar uses it, for itself and for the programs that it starts."""
-    given = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder.startswith("/")]
-    return os.pathsep.join(dict.fromkeys((*given, *_SYSTEM_FOLDERS)))
+    """Return PATH as belljar uses it, for itself and for the programs that it starts."""
+    folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder.startswith("/")]
+    return os.pathsep.join(dict.fromkeys((*folders, *_SYSTEM_FOLDERS)))
 
 
 def find_executable(name: str) -> str | None:
-    """The absolute path of a program by its name or absolute path; None when there is none that can be executed."""
+    """Return the absolute path of a program, by its name or absolute path; None when there is no such executable."""
     if "/" in name and not name.startswith("/"):
         return None
     return shutil.which(name, path=search_path())
 
 
 def use_safe_search_path() -> None:
-    """Make PATH of this process and its children `search_path`: for the start of a command."""
+    """Set PATH of this process and its children to `search_path`; call it when a command starts."""
     os.environ["PATH"] = search_path()

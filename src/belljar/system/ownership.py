@@ -1,8 +1,8 @@
-"""Who could have written a file: what decides which programs run must be root's or this user's own, all the way down.
+"""Whether another user could have written a file: for files that decide which programs run.
 
-A file counts as safe when it, each folder above it and each link on its way belong to root or to this user, and nobody
-else may write them. A folder that all may write with the sticky bit, such as /tmp, is allowed above: what is in it
-belongs to its owner.
+A file is safe if root or this user owns it, each folder above it and each link on its way, and nobody else may write
+them. Folders above may be writable by all if they have the sticky bit, such as /tmp: there, only the owner of an entry
+may replace it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import os
 import stat
 from pathlib import Path
 
-#: Links followed for one path before it counts as a circle, as Linux does (path_resolution(7)).
+#: Links followed for one path before it counts as a loop, as in Linux (path_resolution(7)).
 _MAX_LINKS = 40
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def why_unsafe(path: Path) -> str | None:
-    """Why others could have written what this absolute path names, in words with what to do; None when they could not.
+    """Return why another user could have written the file at this absolute path, and what to do; None when it is safe.
 
-    Raises OSError for what cannot be looked at.
+    Raises OSError for a part of the path that cannot be read.
     """
     todo = [part for part in path.parts[::-1] if part != "/"]
     done = Path("/")
@@ -38,7 +38,7 @@ def why_unsafe(path: Path) -> str | None:
             continue
         links += 1
         if links > _MAX_LINKS:
-            return f"{path} is a link in a circle"
+            return f"{path} is a link in a loop"
         target = place.readlink()
         done = Path("/") if target.is_absolute() else done
         todo += [part for part in target.parts[::-1] if part != "/"]
@@ -46,7 +46,7 @@ def why_unsafe(path: Path) -> str | None:
 
 
 def why_file_unsafe(place: Path, status: os.stat_result) -> str | None:
-    """The same for one file that is open, whose way was looked at already."""
+    """Return the same for one open file, whose path was checked already."""
     return _why(place, status, last=True)
 
 

@@ -1,4 +1,4 @@
-"""Removing many files and folders of a local file system. Blocks: for a thread."""
+"""Remove many files and folders of a local file system. All of it blocks: call it in a thread."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_AT_ONCE = 4
+_MAX_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How many things there are, and their bytes together."""
+    """A number of files or other entries, and their total size."""
 
     count: int = 0
     size_bytes: int = 0
@@ -28,12 +28,12 @@ NOTHING = Extent()
 
 
 def remove_folders(folders: Iterable[Path], top: Path | None = None) -> Extent:
-    """Remove folders with all that is in them, following no link; returns what files that were. Raises OSError.
+    """Remove folders with their content, following no links; return the extent of the files. Raises OSError.
 
-    Those above them that are empty then go as well, up to `top`, which stays. Several at once, in threads of its own: a
-    disk answers more requests together than one after the other.
+    Folders above them, up to but without `top`, are removed too if they are empty then. Several folders at once, in
+    threads of its own: a disk serves parallel requests faster.
     """
-    with ThreadPoolExecutor(_AT_ONCE, "belljar-removes") as threads:
+    with ThreadPoolExecutor(_MAX_THREADS, "belljar-removes") as threads:
         return sum(threads.map(lambda folder: _remove_upwards(folder, top), folders), NOTHING)
 
 
@@ -48,7 +48,7 @@ def _remove_upwards(folder: Path, top: Path | None) -> Extent:
 def _remove_if_empty(folder: Path) -> bool:
     try:
         folder.rmdir()
-    except OSError:  # not empty, or gone
+    except OSError:  # not empty, or missing
         return False
     return True
 
@@ -58,20 +58,20 @@ def _remove_folder(folder: Path) -> Extent:
     for root, names, files in os.walk(folder, topdown=False):
         for name in (*files, *names):
             path = Path(root, name)
-            with suppress(FileNotFoundError):  # somebody else removes too
-                about = path.lstat()
-                if stat.S_ISDIR(about.st_mode):
+            with suppress(FileNotFoundError):  # another process removes it too
+                status = path.lstat()
+                if stat.S_ISDIR(status.st_mode):
                     path.rmdir()
                     continue
                 path.unlink()
-                count, size_bytes = count + 1, size_bytes + about.st_size
+                count, size_bytes = count + 1, size_bytes + status.st_size
     with suppress(FileNotFoundError):
         folder.rmdir()
     return Extent(count, size_bytes)
 
 
 def remove_empty(top: Path, changed_before: float) -> int:
-    """Remove folders below `top` that hold nothing and have not changed since then; returns how many."""
+    """Remove empty folders below `top` that were last changed before a Unix time; return their number."""
     removed = 0
     for root, _, _ in os.walk(top, topdown=False):
         folder = Path(root)

@@ -17,7 +17,7 @@ from belljar.control.store.nodes import Node
 from belljar.control.store.schema import nodes
 from belljar.model.job import Artifact, Job, JobError, Usage
 from belljar.model.states import Status
-from belljar.system.counters import count
+from belljar.system.counters import increment
 from support.served import Served, problem
 
 
@@ -250,12 +250,12 @@ async def test_metrics_count_outcomes_and_failures_of_the_background(api: Served
     async def count_all() -> list[str]:
         return (await api.http.get("/metrics")).text.splitlines()
 
-    count("belljar_attempts", outcome="succeeded")
-    count("belljar_background_failures", task="test_metrics")
+    increment("belljar_attempts", outcome="succeeded")
+    increment("belljar_background_failures", task="test_metrics")
     lines = await count_all()
     assert 'belljar_background_failures_total{task="test_metrics"} 1.0' in lines
     assert any(line.startswith('belljar_attempts_total{outcome="succeeded"} ') for line in lines)
-    count("belljar_background_failures", task="test_metrics")
+    increment("belljar_background_failures", task="test_metrics")
     assert 'belljar_background_failures_total{task="test_metrics"} 2.0' in await count_all()
 
 

@@ -15,8 +15,9 @@ from belljar.model.job import Job, LostAttempt
 from belljar.model.log_stream import LogStream
 from belljar.model.states import Status
 from belljar.settings import Settings
+from support.faults import EIO, Faults, Faulty
 from support.job_queue import queued
-from support.worker_harness import EIO, QUICK_UPLOADS, Faults, Faulty
+from support.worker_harness import QUICK_UPLOADS
 
 
 class Jobs:

@@ -78,6 +78,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.process
 async def test_workers_in_several_processes_never_claim_the_same_job(tmp_path: Path) -> None:
     database = await open_database(Settings(data_dir=tmp_path))
     kept = [(await SqlJobs(database).insert(queued())).id for _ in range(500)]

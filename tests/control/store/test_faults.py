@@ -26,6 +26,8 @@ from belljar.settings import Settings
 from support.job_queue import lose_all, queued, take
 from support.paths import TESTS
 
+pytestmark = pytest.mark.process
+
 
 async def several_statements(database: Database) -> None:
     async with database.write() as connection:

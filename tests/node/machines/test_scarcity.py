@@ -85,7 +85,10 @@ async def main():
             finally:
                 resource.setrlimit(limit, (hard, hard))
             hypervisor.release_snapshot(place / "snapshot")
-            await asyncio.sleep(0.01)
+            for _ in range(200):  # a process that failed to start is reaped a moment later
+                await asyncio.sleep(0.01)
+                if descriptors() == before and not children():
+                    break
             left = {"descriptors": descriptors() - before, "groups": groups(), "children": children()}
             left["files"] = [str(path) for path in (place / "data" / "run").rglob("*") if path.is_file()]
             print(json.dumps({"how": how, "value": value, "result": result, "left": left}), flush=True)

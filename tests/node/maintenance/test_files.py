@@ -6,7 +6,7 @@ import fcntl
 import json
 from pathlib import Path
 
-from belljar.system.temp_folders import owned_folder
+from belljar.system.temp_folders import temp_folder
 from support.data_folder import Folder
 from support.old_files import old_file, set_age
 
@@ -57,7 +57,7 @@ async def test_leftovers_are_removed_when_their_process_died(folder: Folder) -> 
     run = folder.path / "run"
     old_file(run / "embedded/killed/file", 0)
     artifact, young = old_file(run / "artifacts/x.artifact", 3), old_file(run / "artifacts/y.artifact", 0)
-    with owned_folder(run / "embedded") as mine:
+    with temp_folder(run / "embedded") as mine:
         old_file(run / "embedded/killed/file", 0)
         old_file(mine / "file", 400)
         set_age(mine, 400)

@@ -15,7 +15,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def bed(agent: Path, tmp_path: Path) -> AsyncIterator[WorkerHarness]:
+async def harness(agent: Path, tmp_path: Path) -> AsyncIterator[WorkerHarness]:
     """A data folder with a store, blobs and an image, for workers without virtual machines."""
-    async with opened_harness(tmp_path / "data", agent) as bed:
-        yield bed
+    async with opened_harness(tmp_path / "data", agent) as harness:
+        yield harness

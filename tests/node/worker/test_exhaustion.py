@@ -18,10 +18,10 @@ from support.worker_harness import WorkerHarness, idle, opened_harness
 
 @pytest.fixture
 async def small(agent: Path, tmp_path: Path) -> AsyncIterator[WorkerHarness]:
-    """A bed whose data folder is a file system of 4 MB with few files."""
+    """A harness whose data folder is a file system of 4 MB with few files."""
     with small_tmpfs(tmp_path / "small", "size=4m,nr_inodes=200") as folder:
-        async with opened_harness(folder / "data", agent) as bed:
-            yield bed
+        async with opened_harness(folder / "data", agent) as harness:
+            yield harness
 
 
 def fill(folder: Path) -> Path:
@@ -95,12 +95,12 @@ async def test_without_a_file_to_make_jobs_wait_and_the_worker_lives(small: Work
     assert (found.status, found.exit_code) == (Status.SUCCEEDED, 0)
 
 
-async def test_without_a_descriptor_jobs_wait_and_the_worker_lives(bed: WorkerHarness, tmp_path: Path) -> None:
+async def test_without_a_descriptor_jobs_wait_and_the_worker_lives(harness: WorkerHarness, tmp_path: Path) -> None:
     """The limit is put where the process stands, again and again: whatever needs a descriptor then fails."""
-    jobs = [await bed.submit(f"echo {number} >> {tmp_path}/runs; sleep 0.1") for number in range(12)]
+    jobs = [await harness.submit(f"echo {number} >> {tmp_path}/runs; sleep 0.1") for number in range(12)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    async with bed.working(vcpus=2) as worker:
-        await bed.ended(jobs[0])
+    async with harness.working(vcpus=2) as worker:
+        await harness.ended(jobs[0])
         try:
             for _ in range(12):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, hard))
@@ -109,13 +109,13 @@ async def test_without_a_descriptor_jobs_wait_and_the_worker_lives(bed: WorkerHa
                 await asyncio.sleep(0.05)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        found = [await bed.ended(job, 60) for job in jobs]
+        found = [await harness.ended(job, 60) for job in jobs]
         await idle(worker)
         async with asyncio.timeout(10):
-            while any((bed.settings.data_dir / "run" / "logs").iterdir()):
+            while any((harness.settings.data_dir / "run" / "logs").iterdir()):
                 await asyncio.sleep(0.05)
     assert {(job.status, job.exit_code) for job in found} == {(Status.SUCCEEDED, 0)}
     assert sorted(map(int, (tmp_path / "runs").read_text().split())) == list(range(12))
-    assert bed.hypervisor.alive == 0
-    # A machine's folder, which the bed could not even list to remove it, is not the worker's.
-    assert [each for each in bed.leftovers() if not each.startswith("machines/")] == []
+    assert harness.hypervisor.alive == 0
+    # A machine's folder, which the harness could not even list to remove it, is not the worker's.
+    assert [each for each in harness.leftovers() if not each.startswith("machines/")] == []

@@ -11,7 +11,8 @@ import pytest
 from belljar.model.errors import DiskFull, HostError
 from belljar.model.job import Job
 from belljar.model.states import Status
-from support.worker_harness import EIO, EMFILE, ENOSPC, WorkerHarness, idle
+from support.faults import EIO, EMFILE, ENOSPC
+from support.worker_harness import WorkerHarness, idle
 
 Error = Callable[[], Exception]
 
@@ -22,7 +23,7 @@ BEFORE_THE_SCRIPT = [
     "link.append_output",
     "images.verify",
     "link.script_disk",
-    "scripts.disk",
+    "script_disks.path",
     "blobs.get_bytes",
     "warm_ups.of",
     "provisioner.machine",
@@ -65,35 +66,35 @@ def runs(folder: Path) -> int:
     return len(noted.read_text().splitlines()) if noted.exists() else 0
 
 
-async def run_with(bed: WorkerHarness, folder: Path, **options: object) -> Job:
-    job = await bed.submit(counting(folder), stdin=b"input", artifacts=("*.txt",), **options)
-    async with bed.working() as worker:
-        found = await bed.ended(job)
+async def run_with(harness: WorkerHarness, folder: Path, **options: object) -> Job:
+    job = await harness.submit(counting(folder), stdin=b"input", artifacts=("*.txt",), **options)
+    async with harness.working() as worker:
+        found = await harness.ended(job)
         await idle(worker)
-    assert bed.hypervisor.alive == 0
+    assert harness.hypervisor.alive == 0
     return found
 
 
 @pytest.mark.parametrize("error", [name for name in ERRORS if name != "bug"])
 @pytest.mark.parametrize("call", BEFORE_THE_SCRIPT)
 async def test_what_is_refused_for_a_moment_before_the_script_costs_no_attempt(
-    bed: WorkerHarness, tmp_path: Path, call: str, error: str
+    harness: WorkerHarness, tmp_path: Path, call: str, error: str
 ) -> None:
-    rule = bed.faults.refuse(call, ERRORS[error], times=3)
-    found = await run_with(bed, tmp_path)
+    rule = harness.faults.refuse(call, ERRORS[error], times=3)
+    found = await run_with(harness, tmp_path)
     assert rule.met == 3
     assert (found.status, found.attempt, found.error) == (Status.SUCCEEDED, 1, None)
     assert runs(tmp_path) == 1
-    assert bed.leftovers() == []
+    assert harness.leftovers() == []
 
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("call", AFTER_THE_SCRIPT)
 async def test_what_is_refused_after_the_script_does_not_run_it_again(
-    bed: WorkerHarness, tmp_path: Path, call: str, error: str
+    harness: WorkerHarness, tmp_path: Path, call: str, error: str
 ) -> None:
-    rule = bed.faults.refuse(call, ERRORS[error], times=3)
-    found = await run_with(bed, tmp_path)
+    rule = harness.faults.refuse(call, ERRORS[error], times=3)
+    found = await run_with(harness, tmp_path)
     assert rule.met >= 2 or call in ("claims.running", "link.started", "link.put_artifact")
     assert (found.status, found.exit_code, found.attempt) == (Status.SUCCEEDED, 0, 1)
     assert runs(tmp_path) == 1
@@ -103,127 +104,129 @@ async def test_what_is_refused_after_the_script_does_not_run_it_again(
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("call", BESIDE_THE_JOB)
 async def test_what_fails_beside_a_job_does_not_touch_it(
-    bed: WorkerHarness, tmp_path: Path, call: str, error: str
+    harness: WorkerHarness, tmp_path: Path, call: str, error: str
 ) -> None:
-    bed.faults.refuse(call, ERRORS[error], times=2)
-    found = await run_with(bed, tmp_path)
+    harness.faults.refuse(call, ERRORS[error], times=2)
+    found = await run_with(harness, tmp_path)
     assert (found.status, found.attempt) == (Status.SUCCEEDED, 1)
     assert runs(tmp_path) == 1
 
 
 @pytest.mark.parametrize("error", ERRORS)
 async def test_blobs_that_refuse_for_good_leave_the_end_as_it_was(
-    bed: WorkerHarness, tmp_path: Path, error: str, monkeypatch: pytest.MonkeyPatch
+    harness: WorkerHarness, tmp_path: Path, error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("belljar.node.worker.script_run.COLLECT_SECONDS", 0.5)
-    bed.faults.refuse("blobs.put_file", ERRORS[error])
-    found = await run_with(bed, tmp_path, timeout_seconds=30)
+    harness.faults.refuse("blobs.put_file", ERRORS[error])
+    found = await run_with(harness, tmp_path, timeout_seconds=30)
     assert (found.status, found.exit_code, found.attempt) == (Status.SUCCEEDED, 0, 1)
     assert found.error is not None and found.error.code == "artifacts_incomplete"
     assert found.kept_artifacts == ()
     assert runs(tmp_path) == 1
 
 
-async def test_a_log_that_could_not_be_kept_is_kept_later(bed: WorkerHarness) -> None:
-    job = await bed.submit("echo hello")
-    bed.faults.refuse("blobs.put_file")
-    log = bed.settings.data_dir / "run" / "logs" / f"{job.id}.log"
-    kept = bed.settings.data_dir / "blobs" / "jobs" / job.id / "log"
-    async with bed.working():
-        found = await bed.ended(job)
+async def test_a_log_that_could_not_be_kept_is_kept_later(harness: WorkerHarness) -> None:
+    job = await harness.submit("echo hello")
+    harness.faults.refuse("blobs.put_file")
+    log = harness.settings.data_dir / "run" / "logs" / f"{job.id}.log"
+    kept = harness.settings.data_dir / "blobs" / "jobs" / job.id / "log"
+    async with harness.working():
+        found = await harness.ended(job)
         assert (found.status, found.error) == (Status.SUCCEEDED, None)
         assert log.exists() and not kept.exists()
-        bed.faults.clear()
+        harness.faults.clear()
         async with asyncio.timeout(10):
             while log.exists():
                 await asyncio.sleep(0.02)
     assert b"hello" in kept.read_bytes()
-    assert bed.leftovers() == []
+    assert harness.leftovers() == []
 
 
-async def test_a_bug_loses_one_attempt_and_not_the_worker(bed: WorkerHarness, tmp_path: Path) -> None:
-    bed.faults.refuse("scripts.disk", lambda: RuntimeError("a bug"), times=1)
-    found = await run_with(bed, tmp_path)
+async def test_a_bug_loses_one_attempt_and_not_the_worker(harness: WorkerHarness, tmp_path: Path) -> None:
+    harness.faults.refuse("script_disks.path", lambda: RuntimeError("a bug"), times=1)
+    found = await run_with(harness, tmp_path)
     assert (found.status, found.attempt) == (Status.SUCCEEDED, 2)
     assert [lost.code for lost in found.lost_attempts] == ["internal_error"]
-    assert bed.leftovers() == []
+    assert harness.leftovers() == []
 
 
-async def test_the_machine_is_gone_before_the_store_takes_the_end(bed: WorkerHarness, tmp_path: Path) -> None:
+async def test_the_machine_is_gone_before_the_store_takes_the_end(harness: WorkerHarness, tmp_path: Path) -> None:
     """A job's own scratch disk may be what fills the disk that its end is to be written to."""
-    bed.faults.refuse("claims.finish", lambda: DiskFull("no room left"))
-    job = await bed.submit(counting(tmp_path))
-    async with bed.working() as worker:
+    harness.faults.refuse("claims.finish", lambda: DiskFull("no room left"))
+    job = await harness.submit(counting(tmp_path))
+    async with harness.working() as worker:
         async with asyncio.timeout(10):
-            while not bed.faults.calls["claims.finish"] or list((bed.settings.data_dir / "machines" / "w1").iterdir()):
+            while not harness.faults.calls["claims.finish"] or list(
+                (harness.settings.data_dir / "machines" / "w1").iterdir()
+            ):
                 await asyncio.sleep(0.01)
-        assert bed.hypervisor.alive == 0
-        assert (await bed.get(job)).status in (Status.STARTING, Status.RUNNING)
-        bed.faults.clear()
-        found = await bed.ended(job)
+        assert harness.hypervisor.alive == 0
+        assert (await harness.get(job)).status in (Status.STARTING, Status.RUNNING)
+        harness.faults.clear()
+        found = await harness.ended(job)
     assert (found.status, found.attempt) == (Status.SUCCEEDED, 1)
     assert worker.capacity.jobs == 0
 
 
-async def test_a_machine_that_cannot_be_removed_does_not_undo_the_end(bed: WorkerHarness, tmp_path: Path) -> None:
-    bed.faults.refuse("provisioner.release", EIO)
-    found = await run_with(bed, tmp_path)
+async def test_a_machine_that_cannot_be_removed_does_not_undo_the_end(harness: WorkerHarness, tmp_path: Path) -> None:
+    harness.faults.refuse("provisioner.release", EIO)
+    found = await run_with(harness, tmp_path)
     assert (found.status, found.attempt) == (Status.SUCCEEDED, 1)
     assert runs(tmp_path) == 1
 
 
 @pytest.mark.parametrize("refused", ["claims.finish", "claims.*", "link.*", "*.*"])
 async def test_stopping_ends_in_time_while_the_store_refuses_and_the_next_start_knows_the_end(
-    bed: WorkerHarness, tmp_path: Path, refused: str
+    harness: WorkerHarness, tmp_path: Path, refused: str
 ) -> None:
-    job = await bed.submit(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; {counting(tmp_path, code=7)}")
-    async with bed.working():
-        await bed.running(job)
-        bed.faults.refuse(refused)
+    job = await harness.submit(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; {counting(tmp_path, code=7)}")
+    async with harness.working():
+        await harness.running(job)
+        harness.faults.refuse(refused)
         (tmp_path / "go").touch()
         async with asyncio.timeout(10):
-            while not bed.faults.calls["link.finish"]:
+            while not harness.faults.calls["link.finish"]:
                 await asyncio.sleep(0.01)
-    assert not (await bed.get(job)).status.terminal
-    bed.faults.clear()
-    async with bed.working():
-        found = await bed.ended(job)
+    assert not (await harness.get(job)).status.terminal
+    harness.faults.clear()
+    async with harness.working():
+        found = await harness.ended(job)
         async with asyncio.timeout(60):
-            while bed.leftovers():  # its log is brought away after its end was written
+            while harness.leftovers():  # its log is brought away after its end was written
                 await asyncio.sleep(0.02)
     assert (found.status, found.exit_code, found.attempt) == (Status.FAILED, 7, 1)
     assert runs(tmp_path) == 1
 
 
-async def test_stopping_while_a_script_runs_gives_its_job_back(bed: WorkerHarness, tmp_path: Path) -> None:
-    job = await bed.submit("sleep 60")
-    async with bed.working():
-        await bed.running(job)
-    found = await bed.get(job)
+async def test_stopping_while_a_script_runs_gives_its_job_back(harness: WorkerHarness, tmp_path: Path) -> None:
+    job = await harness.submit("sleep 60")
+    async with harness.working():
+        await harness.running(job)
+    found = await harness.get(job)
     assert found.status is Status.QUEUED and [lost.code for lost in found.lost_attempts] == ["worker_stopped"]
-    assert bed.hypervisor.alive == 0 and bed.leftovers() == []
+    assert harness.hypervisor.alive == 0 and harness.leftovers() == []
 
 
-async def test_a_job_is_cancelled_while_its_blobs_refuse(bed: WorkerHarness) -> None:
-    bed.faults.refuse("blobs.get_bytes")
-    job = await bed.submit("cat", stdin=b"input")
-    async with bed.working():
-        await bed.until(job, lambda found: found.status is Status.STARTING)
-        await bed.cancel(job)
-        found = await bed.ended(job)
+async def test_a_job_is_cancelled_while_its_blobs_refuse(harness: WorkerHarness) -> None:
+    harness.faults.refuse("blobs.get_bytes")
+    job = await harness.submit("cat", stdin=b"input")
+    async with harness.working():
+        await harness.until(job, lambda found: found.status is Status.STARTING)
+        await harness.cancel(job)
+        found = await harness.ended(job)
     assert found.status is Status.CANCELLED
-    assert bed.hypervisor.made == []
+    assert harness.hypervisor.made == []
 
 
-async def test_cancelling_ends_the_fetching_of_artifacts(bed: WorkerHarness) -> None:
-    bed.faults.hang("blobs.put_file")
-    job = await bed.submit("echo made > out.txt", artifacts=("*.txt",))
-    async with bed.working():
+async def test_cancelling_ends_the_fetching_of_artifacts(harness: WorkerHarness) -> None:
+    harness.faults.hang("blobs.put_file")
+    job = await harness.submit("echo made > out.txt", artifacts=("*.txt",))
+    async with harness.working():
         async with asyncio.timeout(10):
-            while not bed.faults.calls["blobs.put_file"]:
+            while not harness.faults.calls["blobs.put_file"]:
                 await asyncio.sleep(0.01)
-        await bed.cancel(job)
-        found = await bed.ended(job)
+        await harness.cancel(job)
+        found = await harness.ended(job)
     assert (found.status, found.exit_code) == (Status.SUCCEEDED, 0)
     assert found.error is not None and found.error.code == "artifacts_incomplete"
     assert "cancelled" in found.error.message

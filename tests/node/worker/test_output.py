@@ -13,31 +13,35 @@ from belljar.model.states import Status
 from support.worker_harness import QUICK_UPLOADS, WorkerHarness, opened_harness
 
 
-async def test_stdout_bytes_count_the_attempt_that_ended(bed: WorkerHarness, tmp_path: Path) -> None:
-    job = await bed.submit(f"echo output; [ -e {tmp_path}/again ] || {{ touch {tmp_path}/again; sleep 60; }}")
-    async with bed.working():
-        await bed.running(job)
-        bed.hypervisor.made[0].process.kill()
-        found = await bed.ended(job)
+async def test_stdout_bytes_count_the_attempt_that_ended(harness: WorkerHarness, tmp_path: Path) -> None:
+    job = await harness.submit(f"echo output; [ -e {tmp_path}/again ] || {{ touch {tmp_path}/again; sleep 60; }}")
+    async with harness.working():
+        await harness.running(job)
+        harness.hypervisor.made[0].process.kill()
+        found = await harness.ended(job)
     assert (found.status, found.attempt, found.logs.stdout_bytes) == (Status.SUCCEEDED, 2, 7)
-    records = [record async for record in JobLog(bed.settings.data_dir, open_blobs(bed.settings), job.id).read()]
+    records = [
+        record async for record in JobLog(harness.settings.data_dir, open_blobs(harness.settings), job.id).read()
+    ]
     output = [(record.attempt, record.data) for record in records if record.stream is LogStream.STDOUT]
     assert output == [(1, b"output\n"), (2, b"output\n")]
-    assert bed.leftovers() == []
+    assert harness.leftovers() == []
 
 
 async def test_blobs_that_hang_keep_no_worker_from_its_first_claim(agent: Path, tmp_path: Path) -> None:
     """The logs of what it puts right at its start wait, and not the jobs behind them."""
-    async with opened_harness(tmp_path / "data", agent, upload_times=replace(QUICK_UPLOADS, upload_seconds=600)) as bed:
-        held = await bed.submit("exit 0", max_attempts=1)
-        assert await SqlClaims(bed.database).claim("w1", vcpus=1, memory_mb=1024, lease_seconds=30)
-        with LogWriter(log_path(bed.settings.data_dir, held.id)) as writer:
+    async with opened_harness(
+        tmp_path / "data", agent, upload_times=replace(QUICK_UPLOADS, upload_seconds=600)
+    ) as harness:
+        held = await harness.submit("exit 0", max_attempts=1)
+        assert await SqlClaims(harness.database).claim("w1", vcpus=1, memory_mb=1024, lease_seconds=30)
+        with LogWriter(log_path(harness.settings.data_dir, held.id)) as writer:
             writer.append(LogStream.STDOUT, b"text")
-        hanging = bed.faults.hang("blobs.put_file")
-        job = await bed.submit("sleep 60")
-        async with bed.working():
-            await bed.running(job)
-            assert (await bed.get(held)).status is Status.LOST
+        hanging = harness.faults.hang("blobs.put_file")
+        job = await harness.submit("sleep 60")
+        async with harness.working():
+            await harness.running(job)
+            assert (await harness.get(held)).status is Status.LOST
             hanging.left = 0
-            await bed.cancel(job)
-            await bed.ended(job)
+            await harness.cancel(job)
+            await harness.ended(job)

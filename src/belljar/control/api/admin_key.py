@@ -5,15 +5,15 @@ The command line reads it there, so that it needs no other key on the same machi
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 from belljar.control.store.keys import Key, SqlKeys, new_secret
-from belljar.data_dir import DataDir
+from belljar.data_dir import DataDir, private_file
 from belljar.local_server import read_admin_key
 from belljar.model.errors import DataFolderError
 from belljar.model.ids import new_id
+from belljar.system.atomic_write import atomic_path
 
 PROJECT = "default"
 
@@ -28,16 +28,13 @@ async def ensure_admin_key(keys: SqlKeys, data_dir: Path) -> bool:
         return False
     secret = new_secret()
     path = DataDir(data_dir).admin_key
-    partial = path.with_suffix(".partial")
     try:
-        partial.unlink(missing_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secret + "\n")
-        # The record first, then the file: a crash in between leaves a key whose secret is lost.
-        key = Key(id=new_id("key"), name="admin", project=PROJECT, admin=True, created_at=datetime.now(UTC))
-        await keys.add(key, secret)
-        partial.replace(path)
+        with atomic_path(path) as part:
+            private_file(part)
+            part.write_text(secret + "\n")
+            # The record first, then the file: a crash in between leaves a key whose secret is lost.
+            key = Key(id=new_id("key"), name="admin", project=PROJECT, admin=True, created_at=datetime.now(UTC))
+            await keys.add(key, secret)
     except OSError as error:
         raise DataFolderError(f"cannot write {path}: {error.strerror}; set --data-dir to another folder") from error
     return True

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
@@ -15,7 +13,7 @@ from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from belljar.model.errors import InvalidRequest
-from belljar.scripts.uploads import disk_full_in
+from belljar.system.host_errors import disk_full_errors
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]\Z")
 #: Bytes that are parsed before the event loop may run other tasks.
@@ -32,7 +30,7 @@ async def received_form(request: Request) -> AsyncIterator[FormData]:
     """Receive the whole form. Raises InvalidRequest, TooLarge, DiskFull."""
     # The boundary alone: the parser would look up any `charset`, and forms are UTF-8 (RFC 7578).
     headers = Headers({"content-type": f'multipart/form-data; boundary="{_boundary(request)}"'})
-    with disk_full_in(Path(tempfile.gettempdir())):
+    with disk_full_errors("receive a form"):
         async with aclosing(_chunks(request)) as chunks:
             try:
                 parser = MultiPartParser(headers, chunks, max_files=1, max_fields=4, max_part_size=4096)

@@ -7,7 +7,6 @@ visible to readers.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
@@ -22,7 +21,8 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from belljar.data_dir import private_folder
 from belljar.model.errors import BelljarError, DiskFull, HostError, NotFound
-from belljar.settings import Settings
+from belljar.settings.storage import StorageSettings
+from belljar.system.atomic_write import sync_file
 from belljar.system.removal import Extent, remove_empty, remove_folders
 
 #: One part of a name, in characters that every store accepts. The local store marks unfinished files with `#`.
@@ -69,7 +69,7 @@ class Blobs:
         with self._errors(name, writing=True):
             await obstore.put_async(self._store, name, path)
             if durable and self._folder is not None:
-                await asyncio.to_thread(_sync, self._folder / name)
+                await asyncio.to_thread(sync_file, self._folder / name)
 
     async def put_bytes(self, name: str, data: bytes) -> None:
         """Store these bytes under this name, replacing an existing blob. Raises DiskFull."""
@@ -222,7 +222,7 @@ class Blobs:
         return HostError(f"the blob store failed: {text.splitlines()[0]}; check blobs_url and the data folder")
 
 
-def open_blobs(settings: Settings) -> Blobs:
+def open_blobs(settings: StorageSettings) -> Blobs:
     """Open the blob store of the settings: `blobs_url`, by default the folder `blobs` of the data folder.
 
     Raises DataFolderError when the folder cannot be created, HostError for an invalid URL.
@@ -252,12 +252,3 @@ def _check(name: str) -> None:
 
 def _missing(name: str) -> NotFound:
     return NotFound(f"there is no blob {name}; it may have been deleted")
-
-
-def _sync(path: Path) -> None:
-    for part in (path, path.parent):
-        descriptor = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -8,6 +8,7 @@ from belljar.model.egress import Egress, first_denied, parse_egress
 from belljar.model.errors import InvalidDependencies, InvalidOption
 from belljar.packages.registries import package_destinations
 from belljar.settings import Settings
+from belljar.settings.network import NetworkSettings
 
 
 def check_egress(requested: str | Sequence[str], project: str, settings: Settings) -> None:
@@ -33,7 +34,7 @@ def check_packages(origin: str, project: str, settings: Settings) -> None:
         )
 
 
-def egress_limit_of(project: str, settings: Settings) -> Egress:
+def egress_limit_of(project: str, settings: NetworkSettings) -> Egress:
     """Return the project's limit, by default that of all projects. Raises InvalidOption for an invalid setting."""
     try:
         return parse_egress(settings.project_max_egress.get(project, settings.max_egress))

@@ -18,6 +18,7 @@ from belljar.model.script import Dependencies
 from belljar.model.states import Status
 from belljar.packages.requirements import check_runtime
 from belljar.settings import Settings
+from belljar.settings.jobs import JobSettings
 
 #: The limits of the agent: strings of each kind (MAX_STRINGS), and bytes of all strings, less those of a path.
 MAX_AGENT_STRINGS = 8192
@@ -141,7 +142,7 @@ def resolve_job(
     )
 
 
-def _rate(name: str, options: JobOptions, settings: Settings) -> Any:
+def _rate(name: str, options: JobOptions, settings: JobSettings) -> Any:
     """Return the limit of a rate: the option, else the default, else the maximum of the settings; None without any.
 
     Raises InvalidOption for more than the maximum.

@@ -25,7 +25,7 @@ from belljar.model.errors import HostError, NotFound, host_error, without_paths
 from belljar.model.job import Job
 from belljar.model.log_stream import LogStream
 from belljar.model.states import Status
-from belljar.system.background import note_failure
+from belljar.system.background import report_failure
 
 log = structlog.get_logger()
 
@@ -153,7 +153,7 @@ class JobLogs:
                 await self._blobs.put_file(log_blob(job_id), path)
             path.unlink(missing_ok=True)
         except Exception as error:  # noqa: BLE001 (the job ends without its log in the blob store)
-            note_failure("upload_log", error, job=job_id)
+            report_failure("upload_log", error, job=job_id)
             return False
         return True
 
@@ -161,7 +161,7 @@ class JobLogs:
         try:
             await self._merge(job_id)
         except (HostError, NotFound) as error:  # the other logs are uploaded all the same
-            note_failure("upload_log", error, job=job_id)
+            report_failure("upload_log", error, job=job_id)
 
     async def _merge(self, job_id: str) -> None:
         """Upload the log together with what is uploaded of it already: other processes may have served attempts."""

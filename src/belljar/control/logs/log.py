@@ -1,10 +1,10 @@
-"""The log of a job: what its streams said, in order, as one append-only file of records.
+"""The log of a job: the output of its streams, in order, as one append-only file of records.
 
 A record is a header of 8 bytes, little-endian (length u32, stream u8, attempt u8, two zero bytes) and its bytes. While
-the job runs the file grows in the data folder of the worker that holds it; when it has ended the file becomes the blob
-`jobs/<id>/log`. An offset between two records is a place to resume from, and stays valid when the file moves.
+the job runs the file grows in the data folder; when it has ended the file becomes the blob `jobs/<id>/log`. An offset
+between two records is a place to resume from, and stays valid when the file moves.
 
-The log holds what all attempts at the job said, one after the other; each record says of which attempt it is.
+The log holds the output of all attempts at the job, one after the other; each record names its attempt.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BYTES_FOR_RECORD = 64
 RECORDS_AT_ONCE = 128
 #: A follower reads at most this often, however often it is woken.
 FOLLOW_SECONDS = 0.025
-#: A follower says this often that it is still there, when there is nothing new.
+#: How often a follower that sees nothing new yields None.
 IDLE_SECONDS = 5.0
 
 
@@ -49,17 +49,17 @@ class Record:
     data: bytes
     #: Offset of the next record: what a reader resumes from when it has this one.
     end: int
-    #: The attempt that said it; 0 in logs of releases that did not note it.
+    #: The attempt whose output it is; 0 in logs of releases that did not note it.
     attempt: int = 0
 
 
 def log_path(data_dir: Path, job_id: str) -> Path:
-    """Where the log of a job lies while it runs here."""
+    """Return the path of a job's log while the job runs."""
     return DataDir(data_dir).logs / f"{job_id}.log"
 
 
 def log_blob(job_id: str) -> str:
-    """Name of the blob that holds the log of a job that has ended."""
+    """Return the name of the blob that holds the log of a job that has ended."""
     return f"jobs/{job_id}/log"
 
 
@@ -137,7 +137,7 @@ class LogWriter:
             return
         waiting, self._waiting = self._waiting, {}
         for stream, buffer in waiting.items():
-            view = memoryview(bytes(buffer))
+            view = memoryview(buffer)
             for at in range(0, len(view), MAX_RECORD):
                 self._write(stream, view[at : at + MAX_RECORD])
         self._written()
@@ -146,12 +146,15 @@ class LogWriter:
         if self.failure is not None:
             return
         self._records += 1
-        record = HEADER.pack(len(piece), stream, self._attempt) + piece
+        header = HEADER.pack(len(piece), stream, self._attempt)
         start = None
         try:
             start = os.fstat(self._file).st_size
-            while record:
-                record = record[os.write(self._file, record) :]
+            written = os.writev(self._file, [header, piece])
+            if written < len(header) + len(piece):
+                rest = (header + piece)[written:]
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
         except OSError as error:
             self.failure = error
             if start is not None:
@@ -193,7 +196,7 @@ class JobLog:
         self._blob = log_blob(job_id)
 
     async def read(self, start: int = 0) -> AsyncGenerator[Record, None]:
-        """The records from offset `start` to the present end."""
+        """Yield the records from offset `start` to the present end."""
         count = 0
         if self._path.exists():
             async for record in self._read_file(start):
@@ -215,10 +218,10 @@ class JobLog:
         wait: Callable[[float], Awaitable[bool]],
         start: int = 0,
     ) -> AsyncGenerator[Record | None, None]:
-        """The records from offset `start` on, until `ended` is true and all was read.
+        """Yield the records from offset `start` on, until `ended` is true and all was read.
 
         `wait(seconds)` returns when there may be more, or when time is up. None is yielded each time that there was
-        nothing new, so that the reader can look to its own affairs (a heartbeat, a client that left).
+        nothing new, so that the reader can send a heartbeat or notice that its client left.
         """
         while True:
             last_round = await ended()
@@ -269,9 +272,9 @@ class JobLog:
 
 
 def _parse(header: bytes) -> tuple[int, LogStream, int]:
-    """A record's length, stream and attempt.
+    """Return a record's length, stream and attempt.
 
-    Raises InvalidRequest: it takes a reader's own offset to meet anything else.
+    Raises InvalidRequest: only a wrong offset of the reader's leads to anything else.
     """
     length, stream, attempt = HEADER.unpack(header)
     if length > MAX_RECORD or stream not in iter(LogStream):

@@ -13,6 +13,7 @@ from belljar.control.maintenance.pace import Pace
 from belljar.control.store.retention import EndedJob, SqlRetention
 from belljar.model.states import Status
 from belljar.settings import Settings
+from belljar.settings.retention import RetentionSettings
 from belljar.system.maintenance import MaintenanceResult, ServiceRecord, cutoff
 from belljar.system.old_files import extent_of_files
 from belljar.system.removal import Extent
@@ -20,7 +21,7 @@ from belljar.system.removal import Extent
 _PAGE = 500
 
 
-def job_periods(settings: Settings) -> dict[Status, float]:
+def job_periods(settings: RetentionSettings) -> dict[Status, float]:
     """Return how many days jobs are kept, by terminal status."""
     return {
         Status.SUCCEEDED: settings.keep_succeeded_jobs_days,

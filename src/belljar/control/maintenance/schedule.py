@@ -15,7 +15,7 @@ from belljar.control.store.database import Database
 from belljar.control.store.maintenance import SqlMaintenance
 from belljar.model.errors import BelljarError, HostError
 from belljar.settings import Settings
-from belljar.system.background import Backoff, note_failure
+from belljar.system.background import Backoff, report_failure
 from belljar.system.file_locks import try_lock
 from belljar.system.maintenance import MaintenanceResult, MaintenanceService, ServiceRecord
 
@@ -110,7 +110,7 @@ class Maintenance:
         return ServiceOutcome(service=name, result=result)
 
     async def _failed(self, name: str, error: Exception, dry_run: bool) -> ServiceOutcome:
-        note_failure(f"maintenance_{name}", error)
+        report_failure(f"maintenance_{name}", error)
         known = error if isinstance(error, (BelljarError, OSError)) else HostError(f"{name}: internal error")
         if not dry_run:
             try:

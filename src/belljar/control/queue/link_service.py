@@ -6,6 +6,8 @@ It must never trust a node with more than its lease: every write names the lease
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -18,19 +20,21 @@ from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import JobLogs
 from belljar.control.queue.attempt_log import AttemptLog
 from belljar.control.queue.held_leases import HeldAttempt, HeldLeases
-from belljar.control.scripts.service import ScriptService
+from belljar.control.scripts.disks import ScriptDisks
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.nodes import Node, SqlNodes
+from belljar.images.catalog import Images
 from belljar.link.errors import LeaseLost
 from belljar.link.leases import Assignment, ClaimRequest, LeaseKey, NodeIdentity, Renewal, StartReport
 from belljar.link.nodes import NodeReport
 from belljar.link.output import OutputOffsets, OutputPiece
-from belljar.model.errors import InvalidRequest, TooLarge, host_error
+from belljar.model.errors import InvalidRequest, NotFound, TooLarge, host_error
+from belljar.model.image import Manifest
 from belljar.model.job import Job
 from belljar.model.outcome import Outcome
 from belljar.model.states import Status
 from belljar.settings import Settings
-from belljar.system.counters import count
+from belljar.system.counters import increment
 
 log = structlog.get_logger()
 
@@ -50,7 +54,8 @@ class LinkService:
         settings: Settings,
         claims: SqlClaims,
         nodes: SqlNodes,
-        scripts: ScriptService,
+        script_disks: ScriptDisks,
+        images: Images,
         blobs: Blobs,
         changes: Changes,
         logs: JobLogs,
@@ -60,7 +65,8 @@ class LinkService:
         self._settings = settings
         self._claims = claims
         self._nodes = nodes
-        self._scripts = scripts
+        self._script_disks = script_disks
+        self._images = images
         self._blobs = blobs
         self._changes = changes
         self._logs = logs
@@ -86,6 +92,20 @@ class LinkService:
 
     async def heartbeat(self, node: NodeIdentity, report: NodeReport) -> None:
         await self._nodes.heartbeat(Node.of_report(node.name, report))
+
+    # --- images ---------------------------------------------------------------------------------------------------
+
+    async def images(self) -> tuple[Manifest, ...]:
+        return tuple(image.manifest for image in await asyncio.to_thread(self._images.list))
+
+    async def image_part(self, sha256: str, target: Path) -> None:
+        for image in await asyncio.to_thread(self._images.list):
+            paths = (image.kernel, image.initramfs, image.root)
+            for part, path in zip(image.manifest.parts, paths, strict=True):
+                if part.sha256 == sha256:
+                    await asyncio.to_thread(_copy, path, target)
+                    return
+        raise NotFound(f"no image here has a part sha256:{sha256[:64]}")
 
     # --- leases ---------------------------------------------------------------------------------------------------
 
@@ -148,7 +168,7 @@ class LinkService:
 
     async def script_disk(self, lease: LeaseKey) -> Path:
         attempt = await self.leases.get(lease)
-        return await self._scripts.disks.path(attempt.job.script_id)
+        return await self._script_disks.path(attempt.job.script_id)
 
     async def stdin(self, lease: LeaseKey) -> bytes:
         attempt = await self.leases.get(lease)
@@ -213,7 +233,7 @@ class LinkService:
                 raise LeaseLost
             return
         await self.leases.lose(lease)
-        count("belljar_attempts", outcome=outcome.status)
+        increment("belljar_attempts", outcome=outcome.status)
         self._changes.notify(lease.job_id)
 
     async def requeue(self, lease: LeaseKey, *, code: str, reason: str) -> Status:
@@ -225,10 +245,22 @@ class LinkService:
         await self.leases.lose(lease)
         if after is None:
             raise LeaseLost
-        count("belljar_attempts", outcome="lost")
+        increment("belljar_attempts", outcome="lost")
         self._logs.note_lost(after)
         if was_open:  # the next attempt continues it, whichever process serves that
             await self._logs.keep(lease.job_id)
         self._changes.notify(lease.job_id)
         self._changes.notify_queued()
         return after.status
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file under another name and rename it: the target is whole or not there. Raises DiskFull, HostError."""
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.copyfile(source, partial)
+        os.link(partial, target)
+    except OSError as error:
+        raise host_error(error, "copy a part of an image") from error
+    finally:
+        partial.unlink(missing_ok=True)

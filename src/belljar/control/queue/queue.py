@@ -9,9 +9,10 @@ from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import JobLogs, UploadTimes
 from belljar.control.queue.link_service import LinkService
 from belljar.control.queue.rescuer import JobRescuer, MissingImageService
-from belljar.control.scripts.service import ScriptService
+from belljar.control.scripts.disks import ScriptDisks
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.nodes import SqlNodes
+from belljar.images.catalog import Images
 from belljar.settings import Settings
 from belljar.system.background import supervise
 
@@ -30,7 +31,8 @@ class Queue:
         settings: Settings,
         claims: SqlClaims,
         nodes: SqlNodes,
-        scripts: ScriptService,
+        script_disks: ScriptDisks,
+        images: Images,
         blobs: Blobs,
         changes: Changes,
         times: UploadTimes | None = None,
@@ -43,7 +45,8 @@ class Queue:
             settings=settings,
             claims=claims,
             nodes=nodes,
-            scripts=scripts,
+            script_disks=script_disks,
+            images=images,
             blobs=blobs,
             changes=changes,
             logs=self._logs,

@@ -1,4 +1,4 @@
-"""Repairs what nodes that died or lost their images left in the queue."""
+"""Services that repair the queue: for jobs of nodes that died, and jobs whose image no node has any more."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from weakref import WeakValueDictionary
 from belljar.control.blobs.store import Blobs
 from belljar.model.errors import NotFound
 from belljar.scripts.uploads import in_thread, receive
+from belljar.system.atomic_write import atomic_path
 
 #: Maximum copies in the cache; the least recently used are evicted.
 _MAX_COPIES = 256
@@ -50,13 +50,9 @@ class ScriptDisks:
         return copy
 
     async def _fetch(self, script_id: str, copy: Path) -> None:
-        part = self._folder / f".{script_id}.{secrets.token_hex(4)}.part"
         await in_thread(partial(self._folder.mkdir, mode=0o700, parents=True, exist_ok=True))
-        try:
+        with atomic_path(copy) as part:
             await receive(self._blobs.stream(disk_blob(script_id)), part, _MAX_DISK_BYTES)
-            await in_thread(partial(part.rename, copy))
-        finally:
-            await in_thread(partial(part.unlink, missing_ok=True))
         await in_thread(self._evict)
 
     def _evict(self) -> None:

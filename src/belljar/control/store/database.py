@@ -14,7 +14,6 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import QueuePool
 
 from belljar.model.errors import BelljarError, DataFolderError, DiskFull, HostError
+from belljar.system.threads import Threads
 
 T = TypeVar("T")
 
@@ -47,8 +47,8 @@ class Database:
     def __init__(self, engine: Engine, path: Path) -> None:
         self._engine = engine
         self._path = path
-        self._readers = ThreadPoolExecutor(_READERS, "belljar-reads")
-        self._writer = ThreadPoolExecutor(1, "belljar-writes")
+        self._readers = Threads("belljar-reads", _READERS)
+        self._writer = Threads("belljar-writes", 1)
         #: As many as connections, so that no thread waits for one.
         self._may_read = asyncio.Semaphore(_READERS)
         self._may_write = asyncio.Lock()
@@ -56,12 +56,12 @@ class Database:
     async def reading(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a read transaction, which sees one snapshot of the data. Raises HostError."""
         async with self._may_read:
-            return await self._run(self._readers, lambda: self._transaction("BEGIN", work))
+            return await self._readers.run_to_end(lambda: self._transaction("BEGIN", work))
 
     async def writing(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a write transaction, which is committed when it returns. Raises DiskFull, HostError."""
         async with self._may_write:
-            return await self._run(self._writer, lambda: self._transaction("BEGIN IMMEDIATE", work))
+            return await self._writer.run_to_end(lambda: self._transaction("BEGIN IMMEDIATE", work))
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Transaction]:
@@ -97,7 +97,7 @@ class Database:
             return result
 
     @asynccontextmanager
-    async def _opened(self, threads: ThreadPoolExecutor, begin: str) -> AsyncIterator[Transaction]:
+    async def _opened(self, threads: Threads, begin: str) -> AsyncIterator[Transaction]:
         def begin_transaction() -> Connection:
             with self._translate_errors():
                 connection = self._engine.connect()
@@ -112,31 +112,13 @@ class Database:
             with self._translate_errors(), contextlib.closing(connection):
                 end()
 
-        connection = await self._run(threads, begin_transaction, undo=lambda connection: connection.close())
+        connection = await threads.run_to_end(begin_transaction, undo=lambda connection: connection.close())
         try:
-            yield Transaction(lambda work: self._run(threads, work), connection, self._translate_errors)
+            yield Transaction(threads.run_to_end, connection, self._translate_errors)
         except BaseException:
-            await self._run(threads, lambda: end_transaction(connection.rollback, connection))
+            await threads.run_to_end(lambda: end_transaction(connection.rollback, connection))
             raise
-        await self._run(threads, lambda: end_transaction(connection.commit, connection))
-
-    async def _run(
-        self, threads: ThreadPoolExecutor, work: Callable[[], T], undo: Callable[[T], None] | None = None
-    ) -> T:
-        """Run `work` in a thread and wait for its end, also when the caller is cancelled meanwhile.
-
-        `undo` releases the result of `work` for a cancelled caller.
-        """
-        future = asyncio.get_running_loop().run_in_executor(threads, work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            while not future.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait({future})
-            if future.exception() is None and undo is not None:
-                undo(future.result())
-            raise
+        await threads.run_to_end(lambda: end_transaction(connection.commit, connection))
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:

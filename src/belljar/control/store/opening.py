@@ -23,7 +23,8 @@ from belljar.control.store.database import UNWRITABLE, Database, is_full, sqlite
 from belljar.control.store.schema import HEAD, metadata
 from belljar.data_dir import alone, data_folder_error, private_data_dir, private_file, private_folder
 from belljar.model.errors import DataFolderError, DiskFull, HostError
-from belljar.settings import Settings
+from belljar.settings.storage import StorageSettings
+from belljar.system.atomic_write import atomic_path
 
 log = structlog.get_logger()
 
@@ -33,7 +34,7 @@ _MIGRATIONS = Path(__file__).with_name("migrations")
 _opening_lock = threading.Lock()
 
 
-async def open_database(settings: Settings, *, migrate: bool = True) -> Database:
+async def open_database(settings: StorageSettings, *, migrate: bool = True) -> Database:
     """Open the database of the settings. Without `migrate`, one of an older version is refused.
 
     Raises DataFolderError when it is not writable, damaged, of a newer version, or missing while files that belong to
@@ -43,7 +44,7 @@ async def open_database(settings: Settings, *, migrate: bool = True) -> Database
     return await asyncio.to_thread(_open, settings, path, migrate)
 
 
-def database_path(settings: Settings) -> Path:
+def database_path(settings: StorageSettings) -> Path:
     """Return the path of the database. Raises HostError for another URL than sqlite:///."""
     url = settings.database_url
     if url is None:
@@ -55,7 +56,7 @@ def database_path(settings: Settings) -> Path:
     return Path(url.removeprefix("sqlite:///")).absolute()
 
 
-def _open(settings: Settings, path: Path, migrate: bool) -> Database:
+def _open(settings: StorageSettings, path: Path, migrate: bool) -> Database:
     with _opening_lock:
         _make_private(settings, path)
         engine = sqlite_engine(path)
@@ -70,7 +71,7 @@ def _open(settings: Settings, path: Path, migrate: bool) -> Database:
         return Database(engine, path)
 
 
-def _make_private(settings: Settings, path: Path) -> None:
+def _make_private(settings: StorageSettings, path: Path) -> None:
     if path.parent == settings.data_dir:
         private_data_dir(settings.data_dir)
     else:
@@ -95,7 +96,7 @@ def _is_empty(path: Path) -> bool:
         return True
 
 
-def _files_of_a_database(settings: Settings) -> list[Path]:
+def _files_of_a_database(settings: StorageSettings) -> list[Path]:
     """Return the existing files that only a database in use could have created."""
     blobs, admin_key = settings.paths.blobs, settings.paths.admin_key
     left = [admin_key] if admin_key.exists() else []
@@ -112,7 +113,7 @@ def _lost(path: Path, left: list[Path]) -> DataFolderError:
     )
 
 
-def _create_or_migrate(engine: Engine, settings: Settings, path: Path, migrate: bool) -> None:
+def _create_or_migrate(engine: Engine, settings: StorageSettings, path: Path, migrate: bool) -> None:
     version = _read_version(engine, path)
     if version is None:
         left = _files_of_a_database(settings)
@@ -202,17 +203,14 @@ def _back_up(path: Path, version: str) -> Path:
     partial, backup = path.with_name(f"{name}.partial"), path.with_name(name)
     try:
         partial.unlink(missing_ok=True)
-        private_file(partial)
-        with _connected(path) as source, _connected(partial) as copy:
-            source.backup(copy)
-        _sync(partial)
-        partial.replace(backup)
-        _sync(path.parent)
+        with atomic_path(backup, temporary=partial, durable=True):
+            private_file(partial)
+            with _connected(path) as source, _connected(partial) as copy:
+                source.backup(copy)
         for old in sorted(path.parent.glob(f"{path.name}.backup-*[!l]"), key=_modified)[:-_MAX_BACKUPS]:
             old.unlink(missing_ok=True)
         return backup
     except (OSError, sqlite3.Error) as error:
-        partial.unlink(missing_ok=True)
         if is_full(path.parent) or "full" in str(error):
             raise DiskFull(
                 f"no space in {path.parent} for a backup of the database before its migration: free some "
@@ -229,11 +227,3 @@ def _modified(path: Path) -> float:
 def _connected(path: Path) -> Iterator[sqlite3.Connection]:
     with contextlib.closing(sqlite3.connect(path, timeout=5)) as connection:
         yield connection
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

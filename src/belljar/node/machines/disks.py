@@ -21,6 +21,7 @@ from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.protocol import SCRIPT_DISK_BYTES
 from belljar.system.executables import find_executable
+from belljar.system.host_errors import host_errors
 
 _CHUNK = 8 << 20
 #: Where the kernel cannot copy between the two files, the bytes pass through this process in pieces of this size.
@@ -80,7 +81,7 @@ class ScriptDisk:
 
     async def write(self, source: Path) -> None:
         """Make the file `source` the disk's contents. Raises DiskFull, HostError when it is over SCRIPT_DISK_BYTES."""
-        with _copy_errors(source):
+        with host_errors(f"copy {source}"):
             size = source.stat().st_size
         if size <= _SMALL_BYTES:
             self._write(source)
@@ -98,7 +99,7 @@ def overwrite(disk: int, source: Path, *, max_bytes: int, previous_bytes: int) -
 
     Raises HostError when the file is over `max_bytes`, DiskFull.
     """
-    with _copy_errors(source), source.open("rb") as file:
+    with host_errors(f"copy {source}"), source.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise HostError(
@@ -121,14 +122,14 @@ def copy_sparse(source: int, target: int) -> None:
 
 def copy_sparse_file(source: Path, target: Path) -> None:
     """Copy a file without its holes to a new one, shared where the file system can. Raises HostError, DiskFull."""
-    with _copy_errors(target), source.open("rb") as read, target.open("xb") as written:
+    with host_errors(f"copy {source}"), source.open("rb") as read, target.open("xb") as written:
         target.chmod(0o600)
         copy_sparse(read.fileno(), written.fileno())
 
 
 def move_sparse(source: Path, target: Path) -> None:
     """Move a file and turn its pages of zeros into holes. Raises HostError, DiskFull."""
-    with _copy_errors(target):
+    with host_errors(f"copy {source}"):
         try:
             source.rename(target)
         except OSError as error:
@@ -168,13 +169,3 @@ def _copy_range(source: int, target: int, start: int, end: int) -> None:
         if count == 0:
             raise HostError("a file became shorter while it was copied; check that nothing else writes to it")
         at += count
-
-
-@contextlib.contextmanager
-def _copy_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"no room left for {path}; free some space or move the data folder") from error
-        raise HostError(f"cannot copy {error.filename or path}: {error.strerror}") from error

@@ -28,6 +28,7 @@ from belljar.node.machines.probe import probe
 from belljar.node.machines.protocol import Hypervisor
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.settings import Settings
+from belljar.system.atomic_write import atomic_write
 
 log = structlog.get_logger()
 
@@ -178,10 +179,8 @@ class _ChoiceCache:
         """Cache the choice; a provisional one for a day."""
         expires = time.time() + _RETRY_SECONDS if choice.provisional else None
         text = json.dumps({"key": self._key, "expires": expires, "choice": dataclasses.asdict(choice)})
-        partial = self._path.with_suffix(f".{os.getpid()}")
         try:
             private_folder(self._path.parent)
-            partial.write_text(text)
-            partial.replace(self._path)
+            atomic_write(self._path, text)
         except (OSError, HostError) as error:
             log.warning("choice_cache_write_failed", error=str(error))

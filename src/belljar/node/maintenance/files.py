@@ -13,7 +13,7 @@ from belljar.settings import Settings
 from belljar.system.maintenance import MaintenanceResult, MaintenanceService, ServiceRecord
 from belljar.system.old_files import DAY_SECONDS, extent_of_files, extent_of_folder, older_than, unused
 from belljar.system.removal import Extent, remove_folders
-from belljar.system.temp_folders import clear_owned
+from belljar.system.temp_folders import remove_abandoned
 
 #: An attempt may take this much longer than its timeout, for its machine and its artifacts.
 _ATTEMPT_SLACK_SECONDS = DAY_SECONDS
@@ -59,7 +59,7 @@ class LeftoverCleaner(_FileCleaner):
             return extent
         for path in files:
             path.unlink(missing_ok=True)
-        return extent + Extent(clear_owned(self._paths.local_runs))
+        return extent + Extent(remove_abandoned(self._paths.local_runs))
 
 
 class SnapshotCleaner(_FileCleaner):

@@ -15,7 +15,7 @@ from typing import Any
 from belljar.model.egress import BLOCKED_NETWORKS
 from belljar.model.errors import NoNetwork
 from belljar.node.machines.protocol import GUEST_MAC, NetworkSlot
-from belljar.settings import Settings
+from belljar.settings.network import NetworkSettings
 
 TAP = "tap0"
 UPLINK = "up0"
@@ -85,7 +85,7 @@ class Layout:
         )
 
 
-def build_layout(settings: Settings, host: HostNetworks) -> Layout:
+def build_layout(settings: NetworkSettings, host: HostNetworks) -> Layout:
     """Return the layout for this host. Raises NoNetwork when the settings' ranges are too small or in use here."""
     network_range, guest_network = settings.network_range, settings.guest_network
     for setting, network in (("network_range", network_range), ("guest_network", guest_network)):

@@ -19,7 +19,6 @@ from typing import TypeVar
 import structlog
 
 from belljar.model.errors import DiskFull, HostError, MissingTool, NetworkError, NoNetwork
-from belljar.node.machines.host.host_errors import host_errors
 from belljar.node.machines.host.owner import owner_name
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.threads import in_thread
@@ -34,8 +33,9 @@ from belljar.node.network.policy import NetworkRule, Policy
 from belljar.node.network.resolver import Resolver
 from belljar.node.network.rootless import RootlessBackend, rootless_unavailable_reason
 from belljar.node.network.traffic import Traffic
-from belljar.settings import Settings
-from belljar.system.background import note_failure, supervise
+from belljar.settings.network import NetworkSettings
+from belljar.system.background import report_failure, supervise
+from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
 
@@ -73,7 +73,7 @@ class _Setup:
 class SlotPool:
     """A pool of slots: an async context manager that belongs to one event loop."""
 
-    def __init__(self, settings: Settings, exceptions: Iterable[NetworkRule] = ()) -> None:
+    def __init__(self, settings: NetworkSettings, exceptions: Iterable[NetworkRule] = ()) -> None:
         self._settings = settings
         self._exceptions = tuple(exceptions)
         self._owner = owner_name(os.getpid())
@@ -237,7 +237,7 @@ class SlotPool:
                 return
             except Exception as error:  # noqa: BLE001 (on any error the slot still exists)
                 last = pause is None or self._closed.is_set()
-                note_failure("slot_removal", error, number=slot.number, gave_up=last)
+                report_failure("slot_removal", error, number=slot.number, gave_up=last)
                 if last:
                     return
             with contextlib.suppress(TimeoutError):
@@ -266,7 +266,7 @@ class SlotPool:
         try:
             await in_thread(setup.backend.close)
         except Exception as error:  # noqa: BLE001 (the next start of belljar removes the leftovers)
-            note_failure("network_close", error)
+            report_failure("network_close", error)
 
 
 def _has_failed(task: asyncio.Task[_Setup]) -> bool:
@@ -323,7 +323,7 @@ async def _read_traffic(slot: Slot, resolver: Resolver) -> Traffic | None:
     )
 
 
-def nameservers(settings: Settings, resolv_conf: Path = _RESOLV_CONF) -> tuple[IPv4Address, ...]:
+def nameservers(settings: NetworkSettings, resolv_conf: Path = _RESOLV_CONF) -> tuple[IPv4Address, ...]:
     """Return the upstream name servers: the settings', else the host's own IPv4 ones and two public ones."""
     if settings.nameservers:
         return settings.nameservers

@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.model.errors import InvalidOption
+from belljar.model.errors import InvalidOption, is_disk_full
 from belljar.model.job import Artifact
 
 _MAX_NAME_BYTES = 255
@@ -190,6 +190,6 @@ def _reason(error: OSError) -> str:
         if error.errno == errno.ENOTDIR:
             return f"{error.filename} is a link or not a folder"
         return str(error.strerror)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return "no room left on the disk"
     return error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""What this node has for jobs: vCPUs, memory and disk, counted as they are promised, and watched as they are used."""
+"""The vCPUs, memory and disk that a node has for jobs: what is promised to them, and what they really use."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from belljar.model.job import Job, Resources
 from belljar.model.resources import NodeLimits
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
+from belljar.settings.jobs import JobSettings
 from belljar.system.disk_space import MB, DiskSpace
 
 log = structlog.get_logger()
@@ -27,19 +28,19 @@ _NO_LIMIT_MB = 1 << 30
 
 
 def host_memory_mb() -> int:
-    """All memory of this host, in MiB."""
+    """Return the memory of this host, in MiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1024 * 1024)
 
 
-def output_mb(job: Job, settings: Settings) -> int:
-    """Disk that a job's log and artifacts may take at most, in MiB."""
+def output_mb(job: Job, settings: JobSettings) -> int:
+    """Return how much disk a job's log and artifacts may take, in MiB."""
     artifacts_mb = settings.max_artifacts_mb if job.artifacts else 0
     return math.ceil(2 * settings.max_output_mb + artifacts_mb)
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """One that waits for room; `admitted` is set when it has it."""
+    """A request for room; `admitted` is set when it has got it."""
 
     key: str
     resources: Resources
@@ -50,7 +51,7 @@ class _Waiting:
 class Capacity:
     """vCPUs and MiB that jobs may hold together, and what is held now.
 
-    Who waits for room holds none, and is served in turn before any new job: so nobody waits for ever.
+    Requests that wait hold nothing, and are served in turn before any new job: so none waits for ever.
     """
 
     vcpus: int
@@ -72,7 +73,10 @@ class Capacity:
 
     @classmethod
     def of_host(cls, settings: Settings) -> Capacity:
-        """From the settings, else twice the cores (jobs wait more than they compute) and 80 % of the memory."""
+        """Return the capacity that the settings name, else twice the cores and 80 % of the memory.
+
+        Jobs wait more than they compute, so there are more vCPUs than cores.
+        """
         return cls(
             vcpus=settings.worker_vcpus or 2 * (os.cpu_count() or 1),
             memory_mb=settings.worker_memory_mb or host_memory_mb() * 8 // 10,
@@ -81,12 +85,12 @@ class Capacity:
         )
 
     def largest(self) -> NodeLimits:
-        """The largest job that could ever run here."""
+        """Return the largest job that could ever run here."""
         memory_mb = max(0, self.memory_mb - MACHINE_OVERHEAD_MB)
         return NodeLimits(vcpus=self.vcpus, memory_mb=memory_mb, disk_mb=self._largest_disk_mb())
 
     def free(self) -> tuple[int, int]:
-        """vCPUs and memory of the largest new job that fits now; zeros when none does, or others wait for room."""
+        """Return vCPUs and MiB of the largest new job that fits now; zeros when none does or requests wait."""
         return (0, 0) if self._waiting else self._left([*self._held.values(), *self._lent.values()])
 
     def _left(self, held: list[Resources]) -> tuple[int, int]:
@@ -98,7 +102,7 @@ class Capacity:
         return max(0, vcpus), max(0, min(int(memory_mb), self.memory_mb) - MACHINE_OVERHEAD_MB)
 
     def free_disk_mb(self) -> int | None:
-        """Scratch disk of the largest job that fits now, in MiB; None when no job fits, not even one without any.
+        """Return the scratch disk of the largest job that fits now, in MiB; None when no job fits, even without one.
 
         A scratch disk is a sparse file: what a job was promised is counted in full until it ends, and what it has
         written is missing from the free disk besides. A node that runs nothing always takes a job without a scratch
@@ -113,9 +117,9 @@ class Capacity:
         return None if left_mb < 0 and self._held else max(0, left_mb)
 
     def _largest_disk_mb(self) -> int | None:
-        """The largest scratch disk that there could be room for if nothing ran here; None when that is not known.
+        """Return the largest scratch disk that would fit if nothing ran here; None when that is not known.
 
-        Each scratch disk that runs is taken for full: so nothing is refused that could fit.
+        Each scratch disk in use counts as full: so nothing is refused that could fit.
         """
         usable_mb = self._usable_disk_mb()
         return None if usable_mb is None else usable_mb + self._promised_disk_mb()
@@ -142,9 +146,9 @@ class Capacity:
         self._admit()
 
     async def acquire(self, key: str, resources: Resources, cancel: asyncio.Event) -> bool:
-        """Hold these resources as soon as there is room for them; False when `cancel` is set first.
+        """Hold these resources as soon as there is room for them; return False when `cancel` is set first.
 
-        What is larger than all that there is gets it when nothing else is held.
+        A request that is larger than the whole node is admitted when nothing else is held.
         """
         waiting = _Waiting(key, resources)
         self._waiting.append(waiting)
@@ -161,13 +165,13 @@ class Capacity:
             if not waiting.admitted.is_set():
                 self._waiting.remove(waiting)
                 self._admit()
-            # Nothing is awaited from here on: who is cancelled then would keep what nobody releases.
+            # Nothing is awaited from here on: a cancelled caller would keep resources that are never released.
             for task in (admitted, cancelled):
                 task.cancel()
         return waiting.admitted.is_set()
 
     def _admit(self) -> None:
-        """Give room to those who wait, in turn, as far as it goes."""
+        """Admit waiting requests in turn, as far as there is room."""
         self.changed.set()
         while self._waiting:
             first = self._waiting[0]
@@ -181,7 +185,7 @@ class Capacity:
 
     @asynccontextmanager
     async def lent(self, key: str, cancel: asyncio.Event) -> AsyncIterator[None]:
-        """Give up what is held under the key for the block, which has no machine under it, and have it back after."""
+        """Give up what is held under the key for the block, which uses no machine, and take it back afterwards."""
         resources, output_mb = self._held.get(key), self._outputs_mb.get(key, 0)
         if resources is None:
             yield
@@ -197,7 +201,7 @@ class Capacity:
 
     @asynccontextmanager
     async def held(self, key: str, resources: Resources, cancel: asyncio.Event) -> AsyncIterator[bool]:
-        """Hold these resources for the block, whenever there is room; False when `cancel` was set first."""
+        """Hold these resources for the block once there is room; yield False when `cancel` was set first."""
         admitted = await self.acquire(key, resources, cancel)
         try:
             yield admitted
@@ -206,11 +210,11 @@ class Capacity:
                 self.release(key)
 
     def spare_mb(self) -> float:
-        """Memory that jobs leave now, MiB: waiting clones may have it until a job wants it."""
+        """Return the memory that jobs leave now, in MiB: waiting clones may use it until a job needs it."""
         return max(0.0, self.memory_mb - max(_promised_mb([*self._held.values()]) / self.overcommit, self.used_mb))
 
     def is_busy(self) -> bool:
-        """Whether jobs want every processor of this host."""
+        """Return whether jobs use every processor of this host."""
         return sum(held.vcpus for held in self._held.values()) >= (os.cpu_count() or 1)
 
     @property

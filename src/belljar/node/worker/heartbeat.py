@@ -13,7 +13,7 @@ from belljar.link.nodes import NodeReport
 from belljar.node.machines.protocol import Hypervisor
 from belljar.node.worker.capacity import Capacity
 from belljar.node.worker.context import WorkerContext
-from belljar.system.background import note_failure
+from belljar.system.background import report_failure
 
 
 class Heartbeat:
@@ -70,5 +70,5 @@ class Heartbeat:
             try:
                 self._snapshots = tuple(await asyncio.to_thread(snapshots.list))
             except OSError as error:
-                note_failure("list_snapshots", error)
+                report_failure("list_snapshots", error)
         return self._snapshots

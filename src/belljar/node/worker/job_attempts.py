@@ -31,8 +31,8 @@ from belljar.node.worker.package_installer import Installer
 from belljar.node.worker.recorder import Recorder, recording
 from belljar.node.worker.retry import retry_until_written
 from belljar.node.worker.runner import JobInput, JobRun, JobRunner, RetryUntilCancelled
-from belljar.system.background import note_failure
-from belljar.system.counters import count
+from belljar.system.background import report_failure
+from belljar.system.counters import increment
 
 log = structlog.get_logger()
 
@@ -69,7 +69,7 @@ class JobAttempts:
         try:
             await self._run_and_record(running)
         except Exception as error:  # noqa: BLE001 (its lease runs out, and the job is given to another)
-            note_failure("attempt", error, **running.ids)
+            report_failure("attempt", error, **running.ids)
 
     async def decline(self, lease: LeaseKey) -> None:
         """Return a job that was assigned while the worker was being stopped."""
@@ -90,7 +90,7 @@ class JobAttempts:
             except asyncio.CancelledError:
                 await self._within_stop(self._stopped(running, recorder))
                 raise
-            except Exception as error:  # noqa: BLE001 (told apart in there)
+            except Exception as error:  # noqa: BLE001 (`_failed` distinguishes them)
                 await self._failed(running, recorder, error)
 
     async def _run(self, recorder: Recorder, running: RunningAttempt) -> None:
@@ -120,14 +120,14 @@ class JobAttempts:
         if recorder is not None and recorder.outcome is not None:
             running.lease.release()
             if not isinstance(error, TimeoutError):
-                note_failure("attempt_end", error, **running.ids)
+                report_failure("attempt_end", error, **running.ids)
             await recorder.record()
             return
         if isinstance(error, JobCancelled):
             await self._cancelled(running, recorder)
             return
         if running.lease.lost is not None or isinstance(error, LeaseLost):
-            count("belljar_lost_leases")
+            increment("belljar_lost_leases")
             reason, code = running.lease.lost or str(error), LeaseLost.code
         elif isinstance(error, (MachineError, HostError)):
             reason, code = error.message, error.code
@@ -138,7 +138,7 @@ class JobAttempts:
             refusal = host_error(error, "run the job")
             reason, code = refusal.message, refusal.code
         else:
-            note_failure("attempt", error, **running.ids)
+            report_failure("attempt", error, **running.ids)
             reason, code = "belljar itself failed; the server's log has the details", "internal_error"
         if recorder is not None:
             await recorder.flush()

@@ -18,6 +18,7 @@ from belljar.node.network.policy import NameRule, NetworkRule, Policy
 from belljar.node.network.traffic import RefusedDestination, Traffic
 from belljar.packages.registries import package_destinations, package_environment
 from belljar.settings import Settings
+from belljar.settings.packages import PackageSettings
 
 if TYPE_CHECKING:
     from belljar.node.network.pool import SlotPool
@@ -122,7 +123,7 @@ def policy_of(destinations: tuple[Destination, ...], excepted: tuple[NetworkRule
     )
 
 
-def _private_rules(settings: Settings) -> tuple[NetworkRule, ...]:
+def _private_rules(settings: PackageSettings) -> tuple[NetworkRule, ...]:
     """Return the private networks that package registries may be in. Raises InvalidOption for a malformed setting."""
     rules = []
     for entry in settings.package_private_networks:
@@ -168,12 +169,12 @@ def format_refusals(use: NetworkUse, job: Job) -> Iterator[str]:
     for refusal in use.refused:
         times = f" ({refusal.count} times)" if refusal.count > 1 else ""
         why = "no job may reach private or local addresses" if refusal.always_blocked else f"egress is {allowed}"
-        yield f"belljar: refused {_describe(refusal)}{times}: {why}"
+        yield f"refused {_describe(refusal)}{times}: {why}"
     more = use.refused_count - sum(refusal.count for refusal in use.refused)
     if more > 0:
-        yield f"belljar: refused {more} more connections or names"
+        yield f"refused {more} more connections or names"
     if use.limited_count:
-        yield f"belljar: dropped {use.limited_count} connections (connection or rate limit)"
+        yield f"dropped {use.limited_count} connections (connection or rate limit)"
 
 
 def _describe(refusal: Refusal) -> str:

@@ -1,6 +1,6 @@
-"""How attempts ended that the store may not know yet, in files of this host: a worker that is killed does not forget.
+"""The ends of attempts that the control plane may not know yet, in files of this host: they outlive a killed worker.
 
-An attempt's file is made, with its space, before the attempt begins, so that a full disk cannot keep the end out of it.
+An attempt's file is made, with its space, before the attempt begins, so that the end fits on a full disk too.
 Each line is a checksum and a JSON object; the last whole line counts. It is not synchronised to the disk: it outlives
 the worker's process, not the host's power.
 """
@@ -38,7 +38,7 @@ class Entry:
 
 
 class AttemptJournal:
-    """One attempt's file. `close` when nothing more is to be noted, `remove` when the store knows the end."""
+    """One attempt's file. `close` it when nothing more is to be noted, `remove` it when the end was reported."""
 
     def __init__(self, path: Path, job: Job) -> None:
         """Make the file. Raises DiskFull, HostError."""
@@ -55,7 +55,7 @@ class AttemptJournal:
             raise host_error(error, "keep a place for the job's end") from error
 
     def note(self, outcome: Outcome) -> None:
-        """Note the end as it is known now; the last note counts. Never raises: the store is told all the same."""
+        """Note the end as it is known now; the last note counts. Never raises: the end is reported all the same."""
         if self._file < 0:
             return
         if not self._append(outcome):
@@ -77,7 +77,7 @@ class AttemptJournal:
         return True
 
     def close(self) -> None:
-        """Let go of the file, which stays."""
+        """Close the file, which stays."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -90,7 +90,7 @@ class AttemptJournal:
 
 
 def _reduced(outcome: Outcome) -> Outcome:
-    """What fits in any case: no list of artifacts, which may be long."""
+    """Return the outcome without the list of artifacts, which may be too long."""
     error = outcome.error or JobError(code="artifacts_incomplete", message="the list of artifacts was lost")
     message = error.message[:500]
     return outcome.model_copy(
@@ -103,12 +103,12 @@ def _reduced(outcome: Outcome) -> Outcome:
 
 
 def journal_path(data_dir: Path, job: Job) -> Path:
-    """Where the end of that attempt is noted."""
+    """Return the path of the attempt's file."""
     return DataDir(data_dir).outcomes / f"{job.id}.{job.attempt}"
 
 
 def read_journal(data_dir: Path) -> Iterator[tuple[Path, Entry | None]]:
-    """Yield every file that a killed worker left, with what is in it; None when the attempt had not ended."""
+    """Yield every file that a killed worker left, with its last entry; None when the attempt had not ended."""
     for path in sorted(DataDir(data_dir).outcomes.glob("*")):
         try:
             lines = path.read_bytes().split(b"\n")

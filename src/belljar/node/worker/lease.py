@@ -1,7 +1,7 @@
 """The lease of one attempt, by this node's own monotonic clock: an attempt that outlives it is stopped.
 
-Whoever else may be given the job afterwards must not meet this node's machine: so it ends a little before the lease
-does, or at once when the store says that the lease is gone.
+The job may be given to another node when the lease ends: so this node's machine ends a little before that, or at once
+when the control plane says that the lease is lost.
 """
 
 from __future__ import annotations
@@ -9,43 +9,44 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
-#: Part of a lease that is kept for ending the machine.
+#: The share of a lease that is reserved for ending the machine.
 _MARGIN = 0.1
 
 
 class Lease:
-    """An async context manager for what may only be done under the lease. Raises TimeoutError when it runs out.
+    """An async context manager for work that needs the lease. Raises TimeoutError when the lease runs out.
 
-    Whether a TimeoutError is the lease's is what `lost` says.
+    `lost` tells whether a TimeoutError is the lease's.
     """
 
-    def __init__(self, asked_at: float, seconds: float) -> None:
-        """`asked_at` is the event loop's time before the store was asked for the lease of so many seconds."""
-        self._timeout = asyncio.timeout_at(_until(asked_at, seconds))
+    def __init__(self, requested_at: float, seconds: float) -> None:
+        """`requested_at` is the event loop's time before the lease of so many seconds was requested."""
+        self._timeout = asyncio.timeout_at(_deadline(requested_at, seconds))
         self._open = False
         #: Why this node does not hold it any more.
         self.lost: str | None = None
 
     @property
     def is_open(self) -> bool:
-        """Whether something is done under it now."""
+        """Whether work is done under it now."""
         return self._open
 
-    def renewed(self, asked_at: float, seconds: float) -> None:
-        """The store has given it for so many seconds from `asked_at` on."""
+    def renewed(self, requested_at: float, seconds: float) -> None:
+        """Move the end to so many seconds after `requested_at`."""
         if self._open and self.lost is None and not self._timeout.expired():
-            self._timeout.reschedule(_until(asked_at, seconds))
+            self._timeout.reschedule(_deadline(requested_at, seconds))
 
     def lose(self, reason: str) -> None:
-        """The store says that it is gone: stop what is done under it."""
+        """Stop the work under the lease: the control plane says that it is lost."""
         self.lost = self.lost or reason
         if self._open and not self._timeout.expired():
             self._timeout.reschedule(asyncio.get_running_loop().time())
 
     def release(self) -> None:
-        """The machine is ended: what is left to do is guarded by the store, and is not stopped.
+        """Let the rest of the work go on without a deadline: the machine has ended.
 
-        From here on the store alone says whether it is lost: it is renewed until the store knows how the job ended.
+        What is left to do is guarded by the control plane, which alone says from here on whether the lease is lost. It
+        is renewed until the control plane knows how the job ended.
         """
         if self._open and not self._timeout.expired():
             self._timeout.reschedule(None)
@@ -70,5 +71,5 @@ class Lease:
             raise
 
 
-def _until(asked_at: float, seconds: float) -> float:
-    return asked_at + seconds * (1 - _MARGIN)
+def _deadline(requested_at: float, seconds: float) -> float:
+    return requested_at + seconds * (1 - _MARGIN)

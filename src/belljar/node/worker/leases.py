@@ -12,7 +12,7 @@ from belljar.link.interface import ControlLink
 from belljar.link.leases import Assignment, LeaseKey, NodeIdentity
 from belljar.model.job import Job
 from belljar.node.worker.lease import Lease
-from belljar.system.background import note_failure
+from belljar.system.background import report_failure
 
 log = structlog.get_logger()
 
@@ -99,7 +99,7 @@ class Leases:
             async with asyncio.timeout(self.interval_seconds):
                 renewal = await self._link.renew(self._node, list(renewing))
         except Exception as error:  # noqa: BLE001 (each lease has its own clock, and this is tried again before that)
-            note_failure("renew_leases", error)
+            report_failure("renew_leases", error)
             return False
         for key, running in renewing.items():
             if key in renewal.lost:

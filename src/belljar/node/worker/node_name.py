@@ -1,4 +1,4 @@
-"""This node's name, and the promise that only one worker works on its data folder."""
+"""The node's name, and the lock that lets one worker work on its data folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,80}\Z")
 
 @contextlib.contextmanager
 def node_name(data_dir: Path) -> Iterator[str]:
-    """The name that this folder's worker always has, held until the block ends.
+    """Return the name of this folder's worker, which stays the same, and lock it until the block ends.
 
     Raises DataFolderError while another process holds it, or when the folder cannot be written.
     """

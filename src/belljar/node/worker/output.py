@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,13 +12,14 @@ import structlog
 
 from belljar.link.interface import ControlLink
 from belljar.link.leases import LeaseKey
-from belljar.model.errors import DiskFull, HostError, host_error
+from belljar.model.errors import DiskFull, HostError
 from belljar.model.job import Artifact, LogInfo
 from belljar.model.log_stream import LogStream
 from belljar.node.guest.wire import Stream
 from belljar.node.worker.output_sender import OutputSender
 from belljar.node.worker.retry import RetryTimes
-from belljar.system.counters import count
+from belljar.system.counters import increment
+from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
 
@@ -76,18 +76,18 @@ class LinkedArtifacts:
 
     async def begin(self, path: str, size: int) -> None:
         self._current = Artifact(path=path, size_bytes=size)
-        with _host_errors(path):
+        with host_errors(_keeping(path)):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._file = self._path.open("wb")
 
     async def write(self, data: bytes) -> None:
         assert self._file is not None and self._current is not None
-        with _host_errors(self._current.path):
+        with host_errors(_keeping(self._current.path)):
             self._file.write(data)
 
     async def end(self) -> None:
         assert self._file is not None and self._current is not None
-        with _host_errors(self._current.path):
+        with host_errors(_keeping(self._current.path)):
             self._file.close()
         await self._put(len(self.kept))
         self.kept.append(self._current)
@@ -101,7 +101,7 @@ class LinkedArtifacts:
                 raise
             except HostError as error:
                 pause_seconds = backoff.next()
-                count("belljar_write_retries", what="artifact")
+                increment("belljar_write_retries", what="artifact")
                 log.error("artifact_refused", lease=str(self._lease), error=error.message, retry_seconds=pause_seconds)
                 await asyncio.sleep(pause_seconds)
 
@@ -114,9 +114,5 @@ class LinkedArtifacts:
             self._path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _host_errors(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise host_error(error, f"keep the artifact {path[:80]!r}") from error
+def _keeping(path: str) -> str:
+    return f"keep the artifact {path[:80]!r}"

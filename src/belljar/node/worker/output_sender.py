@@ -18,8 +18,8 @@ from belljar.link.output import MAX_PIECE_BYTES, OutputPiece
 from belljar.model.errors import BelljarError, HostError
 from belljar.model.log_stream import LogStream
 from belljar.node.worker.retry import RetryTimes
-from belljar.system.background import note_failure
-from belljar.system.counters import count
+from belljar.system.background import report_failure
+from belljar.system.counters import increment
 
 log = structlog.get_logger()
 
@@ -46,7 +46,7 @@ class OutputSender:
         self._on_lease_lost = on_lease_lost
         #: Where the next byte of each stream goes.
         self._offsets: Counter[LogStream] = Counter()
-        self._unsent: list[tuple[LogStream, bytearray]] = []
+        self._unsent: list[tuple[LogStream, list[bytes]]] = []
         self._unsent_bytes = self._in_flight_bytes = 0
         self._is_draining = False
         self._task: asyncio.Task[None] | None = None
@@ -65,7 +65,7 @@ class OutputSender:
         """Add bytes to a stream, to be sent soon. For output that is bounded by itself."""
         if self.failure is not None or not data:
             return
-        self._buffer(stream).extend(data)
+        self._chunks(stream).append(data)
         self._unsent_bytes += len(data)
         self._is_idle.clear()
         if self._unsent_bytes + self._in_flight_bytes > _MAX_UNACKNOWLEDGED_BYTES:
@@ -99,14 +99,15 @@ class OutputSender:
             self._task.cancel()
             await asyncio.wait({self._task})
 
-    def _buffer(self, stream: LogStream) -> bytearray:
+    def _chunks(self, stream: LogStream) -> list[bytes]:
+        """Return where the next bytes of the stream go."""
         if self._unsent and self._unsent[-1][0] is stream:
             return self._unsent[-1][1]
         if len(self._unsent) >= _MAX_PIECES:
-            for earlier, buffer in reversed(self._unsent):
+            for earlier, chunks in reversed(self._unsent):
                 if earlier is stream:
-                    return buffer
-        self._unsent.append((stream, bytearray()))
+                    return chunks
+        self._unsent.append((stream, []))
         return self._unsent[-1][1]
 
     def _cancel_timer(self) -> None:
@@ -121,11 +122,12 @@ class OutputSender:
         unsent, self._unsent = self._unsent, []
         self._in_flight_bytes, self._unsent_bytes = self._unsent_bytes, 0
         pieces = []
-        for stream, buffer in unsent:
-            for at in range(0, len(buffer), MAX_PIECE_BYTES):
-                data = bytes(buffer[at : at + MAX_PIECE_BYTES])
-                pieces.append(OutputPiece(stream, self._offsets[stream], data))
-                self._offsets[stream] += len(data)
+        for stream, chunks in unsent:
+            data = b"".join(chunks)
+            for at in range(0, len(data), MAX_PIECE_BYTES):
+                piece = data[at : at + MAX_PIECE_BYTES]
+                pieces.append(OutputPiece(stream, self._offsets[stream], piece))
+                self._offsets[stream] += len(piece)
         return pieces
 
     async def _run(self) -> None:
@@ -152,11 +154,11 @@ class OutputSender:
                 self._fail(error)
             except (HostError, OSError) as error:
                 pause_seconds = backoff.next()
-                count("belljar_write_retries", what="output")
+                increment("belljar_write_retries", what="output")
                 log.error("output_not_sent", lease=str(self._lease), error=str(error), retry_seconds=pause_seconds)
                 await asyncio.sleep(pause_seconds)
             except Exception as error:  # noqa: BLE001 (a bug costs the rest of the log, not the job)
-                note_failure("send_output", error, lease=str(self._lease))
+                report_failure("send_output", error, lease=str(self._lease))
                 self._fail(HostError("belljar itself failed; the server's log has the details"))
             else:
                 return

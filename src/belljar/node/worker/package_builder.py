@@ -35,7 +35,9 @@ from belljar.node.worker.plan import DEFAULT_ENV, WORKING_FOLDER, AttemptPlan
 from belljar.packages.layers import LayerCache, PackageLayer, PackageLock, read_report
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
+from belljar.settings.packages import PackageSettings
 from belljar.system.executables import find_executable
+from belljar.system.host_errors import host_errors
 
 _MB = 1024 * 1024
 _MAX_LOG_BYTES = 256 * 1024
@@ -91,10 +93,9 @@ async def pack_builder(needs: Dependencies, disk: Path, settings: Settings) -> N
             shutil.copyfile(certificates, tree / "certificates.pem")
 
     try:
-        await asyncio.to_thread(write_tree)
-        await pack_tree(tree, disk)
-    except OSError as error:
-        raise DiskFull(f"no room left to prepare a builder's disk: {error.strerror}; free some space") from error
+        with host_errors("prepare the packages that the script requires"):
+            await asyncio.to_thread(write_tree)
+            await pack_tree(tree, disk)
     finally:
         await asyncio.to_thread(shutil.rmtree, tree, ignore_errors=True)
 
@@ -119,7 +120,7 @@ def _uv() -> Path:
     return Path(uv)
 
 
-def _certificates(settings: Settings) -> Path | None:
+def _certificates(settings: PackageSettings) -> Path | None:
     """Return the certificates that this host trusts; None if there are none: uv has the usual ones built in."""
     if settings.package_ca_file is not None:
         return settings.package_ca_file
@@ -127,7 +128,7 @@ def _certificates(settings: Settings) -> Path | None:
     return next((Path(each) for each in (own, *_CERTIFICATES) if each and Path(each).is_file()), None)
 
 
-def builder_resources(settings: Settings) -> Resources:
+def builder_resources(settings: PackageSettings) -> Resources:
     """Return the resources of a builder machine."""
     return Resources(
         vcpus=min(_VCPUS, os.cpu_count() or 1),
@@ -199,12 +200,10 @@ async def build_layer(build: PackageBuild, settings: Settings) -> PackageLayer |
     await pack_builder(needs, disk, settings)
     plan = builder_plan(needs, build.image, disk, settings)
     output = BuilderOutput(FolderArtifacts(folder), build.observer)
-    try:
+    with host_errors("store the packages that the script requires"):
         async with attempt(plan, build.machine_factory, output, build.cancel, build.network.traffic) as end:
             for sentence in format_refusals(network_use(end.traffic), build.job):
                 build.observer.on_build_notice(sentence)
-    except OSError as error:
-        raise DiskFull(f"no room left for the script's packages: {error.strerror}; free some space") from error
     if end.stop is Stop.CANCELLED:
         return None
     failure = _failure(end, plan, output.text.decode(errors="replace"))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from belljar.model.errors import DiskFull, LayerBuildError, NoNetwork
+from belljar.model.errors import LayerBuildError, NoNetwork
 from belljar.model.image import Image
 from belljar.model.job import Job
 from belljar.model.script import Dependencies
@@ -30,6 +30,7 @@ from belljar.node.worker.package_builder import PackageBuild, build_layer, build
 from belljar.node.worker.plan import AttemptPlan, ScriptDiskLayout
 from belljar.packages.layers import LayerCache, PackageLayer
 from belljar.settings import Settings
+from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
 
@@ -109,12 +110,8 @@ class Installer:
         if layer is None:
             return None
         script_disk, installed = request.script_disk, layer.lock.installed
-        try:
+        with host_errors("make a disk with the script's packages"):
             disk = await asyncio.to_thread(self._layers.concatenate, request.job.script_id, script_disk, layer)
-        except OSError as error:
-            raise DiskFull(
-                f"no room left for a disk with the script's packages: {error.strerror}; free some space"
-            ) from error
         layout = ScriptDiskLayout(
             script_bytes=script_disk.stat().st_size, layer_bytes=layer.disk.stat().st_size, path=installed.path
         )

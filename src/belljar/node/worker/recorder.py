@@ -122,7 +122,7 @@ class Recorder(AttemptRecord):
         self._sender.append(LogStream.CONSOLE, data)
 
     def on_build_notice(self, sentence: str) -> None:
-        self._sender.append(LogStream.BUILD, f"[belljar: {sentence.removeprefix('belljar: ')}]\n".encode())
+        self._sender.append(LogStream.BUILD, f"[belljar: {sentence}]\n".encode())
 
     def on_build_output(self, data: bytes) -> None:
         self._sender.append(LogStream.BUILD, data)
@@ -141,7 +141,7 @@ class Recorder(AttemptRecord):
     async def ended(self, end: AttemptEnd) -> None:
         """Report how the script ended, with all that came of it."""
         for sentence in format_refusals(network_use(end.traffic), self._job):
-            self._sender.append(LogStream.CONSOLE, f"\n[{sentence}]\n".encode())
+            self._sender.append(LogStream.CONSOLE, f"\n[belljar: {sentence}]\n".encode())
         await self._sender.drain(self._retry_times.drain_seconds)
         self._set(self._outcome(end))
         await self.record()

@@ -18,7 +18,7 @@ from belljar.node.network.leftovers import clear_network_leftovers
 from belljar.node.worker.context import WorkerContext
 from belljar.node.worker.journal import Entry, read_journal
 from belljar.node.worker.package_installer import Installer
-from belljar.system.background import note_failure
+from belljar.system.background import report_failure
 
 log = structlog.get_logger()
 
@@ -82,7 +82,7 @@ async def _attempted(name: str, work: Callable[[], Awaitable[int]]) -> int:
     try:
         return await work()
     except Exception as error:  # noqa: BLE001 (leftovers keep no worker from working)
-        note_failure(name, error)
+        report_failure(name, error)
         return 0
 
 

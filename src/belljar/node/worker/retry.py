@@ -12,7 +12,7 @@ import structlog
 from belljar.link.errors import LeaseLost
 from belljar.model.errors import DamagedImage, HostError, MissingTool
 from belljar.system.background import Backoff
-from belljar.system.counters import count
+from belljar.system.counters import increment
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ class RetryTimes:
     prepare_seconds: float = 120.0
     #: The output of an attempt that ended is given this long to reach the control plane; then its log is incomplete.
     drain_seconds: float = 30.0
-    #: What is written about an attempt when its worker is told to stop.
+    #: The last reports about an attempt when its worker is stopped.
     stop_seconds: float = 5.0
 
     def backoff(self) -> Backoff:
@@ -106,7 +106,7 @@ async def wait_for_event(event: asyncio.Event, seconds: float) -> bool:
 
 
 def _note(what: str, error: Exception, tries: int, pause_seconds: float, fields: dict[str, object]) -> None:
-    count("belljar_write_retries", what=what)
+    increment("belljar_write_retries", what=what)
     bug = None if isinstance(error, (HostError, OSError)) else error
     log.error(
         "operation_refused",

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from belljar.images.prefork_programs import prefork_command
-from belljar.model.errors import host_error
 from belljar.model.image import Image, Language
 from belljar.node.guest.command import Command
 from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.worker.plan import command_for, default_env
 from belljar.scripts.pack import pack_tree
 from belljar.settings import Settings
-from belljar.system.temp_folders import owned_folder
+from belljar.system.host_errors import host_errors
+from belljar.system.temp_folders import temp_folder
 
 
 class WarmUps:
@@ -65,16 +65,13 @@ class WarmUps:
         digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]
         path = self._settings.paths.warm_up_cache / f"{digest}.erofs"
         if not path.exists():
-            try:
-                with owned_folder(path.parent / "making") as folder:
-                    tree = folder / "tree"
-                    tree.mkdir()
-                    for name, text in files.items():
-                        (tree / name).write_text(text)
-                    await pack_tree(tree, folder / "disk")
-                    (folder / "disk").replace(path)
-            except OSError as error:
-                raise host_error(error, "write the disk of the image's warm-up") from error
+            with host_errors("write the disk of the image's warm-up"), temp_folder(path.parent / "making") as folder:
+                tree = folder / "tree"
+                tree.mkdir()
+                for name, text in files.items():
+                    (tree / name).write_text(text)
+                await pack_tree(tree, folder / "disk")
+                (folder / "disk").replace(path)
         return path
 
 

@@ -6,9 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from belljar.data_dir import DataDir, private_folder
-from belljar.model.errors import DataFolderError
-from belljar.system.temp_folders import clear_owned, owned_folder
+from belljar.data_dir import DataDir, data_folder_error, private_folder
+from belljar.system.temp_folders import remove_abandoned, temp_folder
 
 
 @contextlib.contextmanager
@@ -18,12 +17,12 @@ def work_folder(data_dir: Path) -> Iterator[Path]:
     private_folder(root)
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(owned_folder(root))
+            folder = stack.enter_context(temp_folder(root))
         except OSError as error:
-            raise DataFolderError(f"cannot write {root}: {error.strerror}; set --data-dir to another folder") from error
+            raise data_folder_error(root, error) from error
         yield folder
 
 
 def clear_work_folders(data_dir: Path) -> None:
     """Remove the folders of killed runs."""
-    clear_owned(DataDir(data_dir).local_runs)
+    remove_abandoned(DataDir(data_dir).local_runs)

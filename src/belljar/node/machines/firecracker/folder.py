@@ -21,9 +21,10 @@ from pathlib import Path
 
 import structlog
 
-from belljar.model.errors import DiskFull, HostError
+from belljar.model.errors import HostError
 from belljar.node.machines.host.owner import is_dead
 from belljar.node.machines.host.threads import in_thread
+from belljar.system.host_errors import host_errors
 
 log = structlog.get_logger()
 
@@ -88,14 +89,14 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the machine's own, which its process may read. Raises HostError, DiskFull."""
-        with self.created(name) as descriptor, _write_errors(self.path):
+        with self.created(name) as descriptor, host_errors("write a machine's files"):
             _write_all(descriptor, data)
         self.give(name, 0o400)
 
     @contextlib.contextmanager
     def created(self, name: str, size: int = 0) -> Iterator[int]:
         """Make a file of `size` zeros and provide a descriptor of it. Raises HostError, DiskFull."""
-        with _write_errors(self.path):
+        with host_errors("write a machine's files"):
             descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.descriptor)
             try:
                 os.ftruncate(descriptor, size)
@@ -128,7 +129,7 @@ class Folder:
 
     def pipe(self, name: str) -> int:
         """Make a named pipe that the process writes to; return a descriptor of it, the caller's to close."""
-        with _write_errors(self.path):
+        with host_errors("write a machine's files"):
             os.mkfifo(name, 0o600, dir_fd=self.descriptor)
             self.give(name, 0o600)
             # Opened for writing too, so it never reaches its end and the process always finds a reader.
@@ -140,28 +141,18 @@ def _write_all(descriptor: int, data: bytes) -> None:
         file.write(data)
 
 
-@contextlib.contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"no room left in {path}; free some space or move the data folder") from error
-        raise HostError(f"cannot write a machine's files in {path}: {error.strerror}") from error
-
-
 @asynccontextmanager
 async def machine_folder(base: Path, name: str, machine_id: str, uid: int | None) -> AsyncIterator[Folder]:
     """Make a folder for one machine, and remove it with its contents at the end. Raises HostError, DiskFull."""
     parent = base / name / machine_id
     path = parent / "root"
-    with _write_errors(base):
+    with host_errors("write a machine's files"):
         for folder in (base, base / name):
             folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         parent.mkdir(mode=0o755)
     descriptor = -1
     try:
-        with _write_errors(base):
+        with host_errors("write a machine's files"):
             path.mkdir(mode=0o700)
             descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         yield Folder(path=path, descriptor=descriptor, uid=uid)

@@ -29,7 +29,6 @@ from belljar.node.machines.firecracker.snapshot_machines import (
 )
 from belljar.node.machines.firecracker.start import Start, bounds
 from belljar.node.machines.host.cgroup import find_hierarchies, machine_group
-from belljar.node.machines.host.host_errors import host_errors
 from belljar.node.machines.host.jail import machine_uid
 from belljar.node.machines.host.owner import owner_name
 from belljar.node.machines.host.shielded_stack import shielded_exit_stack, uninterrupted
@@ -38,6 +37,7 @@ from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.protocol import Clone, Machine, MachineSpec, SnapshotSource
 from belljar.node.machines.timings import StepTimings
 from belljar.settings import Settings
+from belljar.system.host_errors import host_errors
 
 #: A clone's agent listens already; the time is for a host under load.
 _CONNECT_SECONDS = 10.0

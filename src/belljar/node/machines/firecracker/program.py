@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from belljar.model.errors import HostError, MissingTool
-from belljar.settings import Settings
+from belljar.settings.machines import MachineSettings
 from belljar.system.executables import find_executable
 
 #: Since this release a clone may have a socket path of its own, the serial port and vsock survive a snapshot, and
@@ -39,7 +39,7 @@ class Programs:
         return f"{self.firecracker}:{status.st_size}:{status.st_mtime_ns}:{platform.release()}:{_cpu_model()}"
 
 
-def find_programs(settings: Settings, *, jailed: bool) -> Programs:
+def find_programs(settings: MachineSettings, *, jailed: bool) -> Programs:
     """Return the executables that the settings name. Raises MissingTool, and HostError for an unusable one."""
     firecracker = _find(settings.firecracker, "firecracker")
     version = version_of(firecracker)

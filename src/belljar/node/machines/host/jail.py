@@ -23,7 +23,7 @@ from typing import Any
 from belljar.model.errors import HostError, MissingTool
 from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.host.descriptors import check_descriptors
-from belljar.settings import Settings
+from belljar.settings.machines import MachineSettings
 from belljar.system.executables import find_executable
 from belljar.system.file_locks import try_lock
 
@@ -71,7 +71,7 @@ def _outermost(paths: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def machine_uid(settings: Settings) -> Iterator[int | None]:
+def machine_uid(settings: MachineSettings) -> Iterator[int | None]:
     """Reserve a user id that no other machine on this host has during the block; None when belljar is not root.
 
     Raises HostError when all are in use.

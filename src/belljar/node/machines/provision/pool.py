@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.provision.warm_clone import PoolBucket, WarmClone
-from belljar.system.background import note_failure, supervise
+from belljar.system.background import report_failure, supervise
 
 #: Pause of a bucket after a clone that could not be made.
 _RETRY_SECONDS = 5.0
@@ -197,7 +197,7 @@ class WarmPool:
         try:
             return await bucket.make()
         except Exception as error:  # noqa: BLE001 (a bucket that cannot be filled must not affect the others)
-            note_failure("pool_clone", error, bucket=name, retry_seconds=_RETRY_SECONDS)
+            report_failure("pool_clone", error, bucket=name, retry_seconds=_RETRY_SECONDS)
             return None
 
     async def _end_all(self) -> None:
@@ -211,4 +211,4 @@ async def _end(clone: WarmClone) -> None:
     try:
         await clone.end()
     except Exception as error:  # noqa: BLE001 (a clone that does not end cleanly is one line in the log)
-        note_failure("pool_clone_end", error, machine=clone.clone.id)
+        report_failure("pool_clone_end", error, machine=clone.clone.id)

@@ -16,7 +16,7 @@ from pathlib import Path
 from belljar.model.errors import HostError, host_error
 from belljar.node.machines.disks import ScriptDisk, copy_sparse
 from belljar.node.machines.host.cgroup import find_hierarchies
-from belljar.node.machines.host.host_errors import HOST_ERRNOS, host_errors
+from belljar.node.machines.host.host_errors import HOST_ERRNOS
 from belljar.node.machines.host.jail import Program, find_program
 from belljar.node.machines.host.owner import owner_name
 from belljar.node.machines.host.readonly import ReadOnlyFiles
@@ -31,6 +31,7 @@ from belljar.node.machines.qemu.memory import new_memory, reopen_read_only
 from belljar.node.machines.qemu.scratch import scratch_disk
 from belljar.node.machines.qemu.snapshot_files import LoadedSnapshot
 from belljar.settings import Settings
+from belljar.system.host_errors import host_errors
 
 #: Where QEMU finds accelerators that are modules, and firmware; it opens them by name.
 _FOLDERS = (
@@ -181,7 +182,7 @@ class QemuHypervisor:
 
     def _empty_disk(self, size_bytes: int, stack: AsyncExitStack) -> int:
         """Return a sparse file without a name, closed with `stack`. Raises DiskFull, HostError."""
-        with host_errors(f"make a machine's disk in {self._disks}"):
+        with host_errors("make a machine's disk"):
             self._disks.mkdir(parents=True, exist_ok=True, mode=0o700)
             file = tempfile.TemporaryFile(dir=self._disks)  # noqa: SIM115 (the stack closes it)
             stack.callback(file.close)

@@ -8,15 +8,14 @@ the disk is read once, to fill the memfd.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from belljar.model.errors import DiskFull, HostError
+from belljar.model.errors import HostError
 from belljar.node.machines.disks import copy_sparse, data_extents
-from belljar.node.machines.host.host_errors import host_errors
+from belljar.system.host_errors import disk_full_errors, host_errors
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _CHUNK = 1 << 20
@@ -53,16 +52,11 @@ def reopen_read_only(descriptor: int, stack: contextlib.AsyncExitStack) -> int:
 
 def save(descriptor: int, path: Path) -> None:
     """Write a descriptor's contents to a new file, with holes for pages of zeros. Raises DiskFull, OSError."""
-    try:
-        with path.open("xb") as file:
-            file.truncate(os.fstat(descriptor).st_size)
-            for at, data in _nonzero_pages(descriptor):
-                os.pwrite(file.fileno(), data, at)
-            os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull("no room left for a snapshot; free some space or lower snapshot_disk_mb") from None
-        raise
+    with disk_full_errors("save a snapshot"), path.open("xb") as file:
+        file.truncate(os.fstat(descriptor).st_size)
+        for at, data in _nonzero_pages(descriptor):
+            os.pwrite(file.fileno(), data, at)
+        os.fsync(file.fileno())
 
 
 def load(path: Path) -> int:

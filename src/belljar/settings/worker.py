@@ -1,0 +1,25 @@
+"""Settings of the worker of this node."""
+
+from pydantic import Field
+
+from belljar.settings.area import Area
+
+
+class WorkerSettings(Area):
+    """Worker: how much of this host jobs may use, and its leases."""
+
+    worker_vcpus: int | None = Field(
+        None, ge=1, description="vCPUs for all running jobs together; default: twice the number of cores."
+    )
+    worker_memory_mb: int | None = Field(
+        None, ge=64, description="Memory for all running jobs together; default: 80 % of the host's."
+    )
+    memory_overcommit: float = Field(
+        1.0, ge=1, le=16, description="Overcommit ratio of the memory for jobs; actual use is monitored."
+    )
+    lease_seconds: float = Field(
+        30, gt=1, description="Validity of a lease; a worker without a heartbeat for this long loses its jobs."
+    )
+    grace_seconds: float = Field(
+        2, ge=0, description="Time between SIGTERM and SIGKILL for a job that is cancelled or timed out."
+    )
