@@ -51,6 +51,13 @@ def test_the_first_page_leads_to_every_kind_of_reader() -> None:
     assert set(DOORS) <= {path.removeprefix("docs/") for path, _ in links(ROOT / "README.md")}
 
 
+def test_every_term_of_the_glossary_is_linked_and_in_order() -> None:
+    terms = re.findall(r"^### (.+)$", (ROOT / "docs/glossary.md").read_text(), re.M)
+    assert terms == sorted(terms, key=str.lower)
+    linked = {anchor for page in PAGES for path, anchor in links(page) if path == "glossary.md"}
+    assert {term.lower().replace(" ", "-") for term in terms} - linked == set()
+
+
 class _Resources(HTMLParser):
     """Collects the addresses that a page loads by itself."""
 
