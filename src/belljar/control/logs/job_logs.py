@@ -52,6 +52,7 @@ class JobLogs:
         self._times = times
         self._changes = changes or Changes()
         self._open: Counter[str] = Counter()
+        self._sweep_requested = asyncio.Event()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
@@ -107,10 +108,17 @@ class JobLogs:
                     await self._try_merge(job_id)
 
     async def run(self, claims: SqlClaims) -> None:
-        """Sweep at intervals until cancelled. Raises HostError."""
+        """Sweep at intervals, and when it is requested, until cancelled. Raises HostError."""
         while True:
+            self._sweep_requested.clear()
             await self.sweep(claims)
-            await asyncio.sleep(self._times.sweep_seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._times.sweep_seconds):
+                    await self._sweep_requested.wait()
+
+    def request_sweep(self) -> None:
+        """Have `run` sweep soon: a job ended whose log no attempt has open."""
+        self._sweep_requested.set()
 
     def _closed(self) -> list[str]:
         folder = log_path(self._data_dir, "x").parent
