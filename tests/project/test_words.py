@@ -65,8 +65,8 @@ RETIRED_NAMES = {
     "tell_of_loss": "log_lost_attempt",
     "workshop": "build_dir",
 }
-#: Words that stand in no identifier, also not as a part of one (`_told`, `asked_at`, `store_told`). In the name of a test,
-#: which is a sentence, SENTENCE_WORDS may stand.
+#: Words that stand in no identifier, also not as a part of one (`_told`, `asked_at`, `store_told`). The name of a test
+#: is a sentence: SENTENCE_WORDS may stand in it.
 RETIRED_WORDS = {
     "ask": "request: an API is requested, a person is asked",
     "asked": "requested, or spec for a job's options",
@@ -91,7 +91,7 @@ RETIRED_WORDS = {
     "workshop": "build_dir",
 }
 SENTENCE_WORDS = frozenset({"asked", "least", "most", "said"})
-#: A stable piece of a retired sentence → what to write. Compared with sources and documents, without regard to line ends.
+#: A stable piece of a retired sentence → what to write. Compared with sources and documents; line ends do not matter.
 RETIRED_PHRASES = {
     "a ceiling of egress": "invalid setting max_egress",
     "a question that was not asked": "unexpected PONG from guest agent",

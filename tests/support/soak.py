@@ -157,7 +157,7 @@ async def _judge(harness: WorkerHarness, number: int, job: Job, report: Report) 
     whole = stdout == b"in\njob %d\n" % number and job.logs.stdout_bytes == len(stdout)
     has_error = job.logs.incomplete or (job.error is not None and job.error.code == "artifacts_incomplete")
     if not (whole or job.logs.incomplete) or not (len(job.kept_artifacts) == 1 or has_error):
-        report.output.append(f"{job.id}: {said!r} {job.logs} {job.kept_artifacts} {job.error}")
+        report.output.append(f"{job.id}: {stdout!r} {job.logs} {job.kept_artifacts} {job.error}")
 
 
 def _doubled(data_dir: Path, names: list[str]) -> list[str]:
