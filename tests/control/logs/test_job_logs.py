@@ -48,7 +48,7 @@ def lost(job: Job) -> Job:
     return job.model_copy(update={"lost_attempts": (attempt,)})
 
 
-async def said(blobs: Blobs, data_dir: Path, job: Job) -> list[tuple[int, bytes]]:
+async def records_of(blobs: Blobs, data_dir: Path, job: Job) -> list[tuple[int, bytes]]:
     records = [record async for record in JobLog(data_dir, blobs, job.id).read()]
     return [(record.attempt, record.data.strip()) for record in records]
 
@@ -65,7 +65,7 @@ async def test_an_attempt_goes_on_in_the_log_of_the_one_before(tmp_path: Path, b
     await nodes[second_node].keep(job.id)
     expected = [(1, b"one"), (1, b"[belljar: attempt 1 was lost: its node died]"), (2, b"two")]
     for name in nodes:
-        assert await said(blobs, tmp_path / name, job) == expected
+        assert await records_of(blobs, tmp_path / name, job) == expected
         assert not log_path(tmp_path / name, job.id).exists()
 
 
@@ -74,7 +74,7 @@ async def test_the_log_of_a_lost_attempt_names_no_path_of_the_host(tmp_path: Pat
     attempt = job.lost_attempts[0].model_copy(update={"message": "cannot read /srv/blobs/x: it is broken"})
     JobLogs(tmp_path, blobs, QUICK_UPLOADS).note_lost(job.model_copy(update={"lost_attempts": (attempt,)}))
     words = b"[belljar: attempt 1 was lost: cannot read PATH: it is broken]"
-    assert await said(blobs, tmp_path, job) == [(1, words)]
+    assert await records_of(blobs, tmp_path, job) == [(1, words)]
 
 
 async def test_a_log_found_after_its_job_ended_elsewhere_is_put_in_front(tmp_path: Path, blobs: Blobs) -> None:
@@ -92,7 +92,7 @@ async def test_a_log_found_after_its_job_ended_elsewhere_is_put_in_front(tmp_pat
     jobs.known[job.id] = Status.SUCCEEDED, "b"
     for _ in range(2):
         await here.sweep(jobs)
-        assert await said(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
+        assert await records_of(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
     assert not log_path(tmp_path / "a", job.id).exists()
 
 
@@ -106,7 +106,7 @@ async def test_a_log_found_when_another_node_has_left_its_own_replaces_nothing(t
     await there.keep(job.id)
     jobs.known[job.id] = Status.SUCCEEDED, None
     await here.sweep(jobs)
-    assert await said(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.STARTING])
@@ -188,7 +188,7 @@ async def test_a_log_that_goes_on_from_what_is_kept_replaces_it(tmp_path: Path, 
     await say(logs, job.model_copy(update={"attempt": 2}), "two")
     jobs.known[job.id] = Status.SUCCEEDED, "a"
     await logs.sweep(jobs)  # type: ignore[arg-type]
-    assert await said(blobs, tmp_path / "elsewhere", job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path / "elsewhere", job) == [(1, b"one"), (2, b"two")]
     assert not log_path(tmp_path / "a", job.id).exists()
 
 
@@ -214,7 +214,7 @@ async def test_a_log_that_was_kept_and_not_removed_is_not_kept_twice(tmp_path: P
     log_path(tmp_path / "a", job.id).write_bytes(data)
     jobs.known[job.id] = Status.SUCCEEDED, worker
     await logs.sweep(jobs)  # type: ignore[arg-type]
-    assert await said(blobs, tmp_path / "a", job) == [(1, b"one")]
+    assert await records_of(blobs, tmp_path / "a", job) == [(1, b"one")]
     assert not log_path(tmp_path / "a", job.id).exists()
 
 
@@ -227,7 +227,7 @@ async def test_the_log_of_a_job_that_was_lost_for_good_while_its_node_was_away_i
     await say(logs, deleted, "none")
     jobs.known[job.id] = Status.LOST, "a"
     await logs.sweep(jobs)  # type: ignore[arg-type]
-    assert await said(blobs, tmp_path / "elsewhere", job) == [(1, b"one")]
+    assert await records_of(blobs, tmp_path / "elsewhere", job) == [(1, b"one")]
     assert list((tmp_path / "a" / "run" / "logs").iterdir()) == []
 
 
@@ -239,7 +239,7 @@ async def test_a_log_that_is_written_to_is_not_taken_away(tmp_path: Path, blobs:
         await logs.sweep(jobs)  # type: ignore[arg-type]
         await logs.keep(job.id)
         writer.append(LogStream.STDERR, b"two")
-    assert await said(blobs, tmp_path, job) == [(1, b"one"), (1, b"two")]
+    assert await records_of(blobs, tmp_path, job) == [(1, b"one"), (1, b"two")]
 
 
 async def test_blobs_that_refuse_do_not_begin_the_log_anew(tmp_path: Path, blobs: Blobs) -> None:
@@ -253,7 +253,7 @@ async def test_blobs_that_refuse_do_not_begin_the_log_anew(tmp_path: Path, blobs
         with pytest.raises(HostError):
             await say(logs, again, "two")
     await say(logs, again, "two")
-    assert await said(blobs, tmp_path / "b", job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path / "b", job) == [(1, b"one"), (2, b"two")]
 
 
 async def test_a_log_that_cannot_be_written_any_more_is_no_error_of_the_job(small_disk: Path) -> None:
