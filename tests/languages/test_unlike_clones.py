@@ -26,7 +26,7 @@ from support.running import descendants, name_of
 
 pytestmark = pytest.mark.vm
 
-#: Fifty clones of Python's machine are in tests/node/machines/provision/test_provisioner.py. Each of these takes seconds,
+#: tests/node/machines/provision/test_provisioner.py has fifty of Python. Each of these takes seconds,
 #: and two alike would do.
 CLONES = 5
 #: In so many of them a fresh interpreter is asked too.

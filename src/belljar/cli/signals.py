@@ -100,7 +100,9 @@ def run_until_signal(
 def run_until_stopped(
     start: Callable[[asyncio.Event, Callable[[str], None]], Coroutine[Any, Any, None]], announce: Callable[[str], None]
 ) -> None:
-    """Run a server, which SIGTERM ends in any case. After it has called its `on_ready`, a signal sets its `stop` event; before, a signal cancels it.
+    """Run a server. After it has called its `on_ready`, a signal sets its `stop` event; before, a signal cancels it.
+
+    SIGTERM ends it even if this process was started to ignore SIGTERM.
 
     `announce` prints the text that the server passes to `on_ready`. Raises Stopped when a signal cancelled the server.
     """

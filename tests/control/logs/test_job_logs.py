@@ -123,7 +123,7 @@ async def test_another_process_over_the_same_folder_takes_no_log_away_from_an_at
         await server.sweep(jobs)
         writer.append(LogStream.STDOUT, b"two")
     await worker.keep(job.id)
-    assert await said(blobs, tmp_path, job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path, job) == [(1, b"one"), (2, b"two")]
 
 
 async def test_one_process_at_a_time_uploads_a_log(tmp_path: Path, blobs: Blobs) -> None:
@@ -147,7 +147,7 @@ async def test_one_process_at_a_time_uploads_a_log(tmp_path: Path, blobs: Blobs)
     uploading.cancel()
     await asyncio.wait({uploading})
     await second.sweep(jobs)
-    assert await said(blobs, tmp_path, job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path, job) == [(1, b"one"), (2, b"two")]
     assert list(path.parent.iterdir()) == []
 
 
@@ -167,7 +167,7 @@ async def test_what_is_added_while_a_log_is_uploaded_is_kept(tmp_path: Path, blo
     jobs.known[job.id] = Status.LOST, None
     await JobLogs(tmp_path, slow, QUICK_UPLOADS).sweep(jobs)
     await JobLogs(tmp_path, blobs, QUICK_UPLOADS).sweep(jobs)
-    assert await said(blobs, tmp_path, job) == [(1, b"one"), (1, b"[belljar: attempt 1 was lost: its node died]")]
+    assert await records_of(blobs, tmp_path, job) == [(1, b"one"), (1, b"[belljar: attempt 1 was lost: its node died]")]
 
 
 async def test_a_note_that_another_process_is_ahead_of_replaces_no_log(tmp_path: Path, blobs: Blobs) -> None:
@@ -178,7 +178,7 @@ async def test_a_note_that_another_process_is_ahead_of_replaces_no_log(tmp_path:
     await logs.keep(job.id)
     logs.note_lost(lost(job))
     await logs.keep(job.id)
-    assert (1, b"one") in await said(blobs, tmp_path, job)
+    assert (1, b"one") in await records_of(blobs, tmp_path, job)
 
 
 async def test_a_log_that_goes_on_from_what_is_kept_replaces_it(tmp_path: Path, blobs: Blobs) -> None:
