@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -64,11 +64,13 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     return run_until_signal(work, lambda: False)[0]
 
 
-def run_until_signal(work: Coroutine[Any, Any, T], request_stop: Callable[[], bool]) -> tuple[T, int | None]:
+def run_until_signal(
+    work: Coroutine[Any, Any, T], request_stop: Callable[[], bool], always: Iterable[signal.Signals] = ()
+) -> tuple[T, int | None]:
     """Return the result of `work` and the first signal that arrived meanwhile. Raises Stopped when a signal ended it.
 
     Each signal calls `request_stop`, which returns whether the work will end by itself; if not, the first signal
-    cancels the work.
+    cancels the work. Signals in `always` end it even when it was started to ignore them.
     """
     arrived: list[int] = []
 
@@ -81,7 +83,7 @@ def run_until_signal(work: Coroutine[Any, Any, T], request_stop: Callable[[], bo
             if not request_stop() and len(arrived) == 1:
                 task.cancel()
 
-        for number in ending_signals():
+        for number in {*ending_signals(), *always}:
             asyncio.get_running_loop().add_signal_handler(number, stop, number)
         return await work
 
@@ -100,6 +102,8 @@ def run_until_stopped(
 ) -> None:
     """Run a server. After it has called its `on_ready`, a signal sets its `stop` event; before, a signal cancels it.
 
+    SIGTERM ends it even if this process was started to ignore SIGTERM.
+
     `announce` prints the text that the server passes to `on_ready`. Raises Stopped when a signal cancelled the server.
     """
     stop, is_ready = asyncio.Event(), False
@@ -113,4 +117,4 @@ def run_until_stopped(
         stop.set()
         return is_ready
 
-    run_until_signal(start(stop, on_ready), request_stop)
+    run_until_signal(start(stop, on_ready), request_stop, always=(signal.SIGTERM,))

@@ -39,7 +39,7 @@ def try_lock(path: Path, *, wait_seconds: float = 0) -> Iterator[bool]:
                 yield False
                 return
             time.sleep(_POLL_SECONDS)
-        yield _is_current(path, descriptor)
+        yield is_current(path, descriptor)
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _is_current(path: Path, descriptor: int) -> bool:
+def is_current(path: Path, descriptor: int) -> bool:
     """Return whether `path` still names this file: its last holder may have removed it after it was opened here."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))

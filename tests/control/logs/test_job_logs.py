@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.logs.job_logs import JobLogs
-from belljar.control.logs.log import JobLog, LogWriter, log_blob, log_path
+from belljar.control.logs.log import HEADER, JobLog, LogWriter, log_blob, log_path
 from belljar.model.errors import HostError
 from belljar.model.job import Job, LostAttempt
 from belljar.model.log_stream import LogStream
@@ -47,7 +48,7 @@ def lost(job: Job) -> Job:
     return job.model_copy(update={"lost_attempts": (attempt,)})
 
 
-async def said(blobs: Blobs, data_dir: Path, job: Job) -> list[tuple[int, bytes]]:
+async def records_of(blobs: Blobs, data_dir: Path, job: Job) -> list[tuple[int, bytes]]:
     records = [record async for record in JobLog(data_dir, blobs, job.id).read()]
     return [(record.attempt, record.data.strip()) for record in records]
 
@@ -64,7 +65,7 @@ async def test_an_attempt_goes_on_in_the_log_of_the_one_before(tmp_path: Path, b
     await nodes[second_node].keep(job.id)
     expected = [(1, b"one"), (1, b"[belljar: attempt 1 was lost: its node died]"), (2, b"two")]
     for name in nodes:
-        assert await said(blobs, tmp_path / name, job) == expected
+        assert await records_of(blobs, tmp_path / name, job) == expected
         assert not log_path(tmp_path / name, job.id).exists()
 
 
@@ -73,7 +74,7 @@ async def test_the_log_of_a_lost_attempt_names_no_path_of_the_host(tmp_path: Pat
     attempt = job.lost_attempts[0].model_copy(update={"message": "cannot read /srv/blobs/x: it is broken"})
     JobLogs(tmp_path, blobs, QUICK_UPLOADS).note_lost(job.model_copy(update={"lost_attempts": (attempt,)}))
     words = b"[belljar: attempt 1 was lost: cannot read PATH: it is broken]"
-    assert await said(blobs, tmp_path, job) == [(1, words)]
+    assert await records_of(blobs, tmp_path, job) == [(1, words)]
 
 
 async def test_a_log_found_after_its_job_ended_elsewhere_is_put_in_front(tmp_path: Path, blobs: Blobs) -> None:
@@ -91,14 +92,11 @@ async def test_a_log_found_after_its_job_ended_elsewhere_is_put_in_front(tmp_pat
     jobs.known[job.id] = Status.SUCCEEDED, "b"
     for _ in range(2):
         await here.sweep(jobs)
-        assert await said(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
+        assert await records_of(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
     assert not log_path(tmp_path / "a", job.id).exists()
 
 
-@pytest.mark.parametrize("status", [Status.QUEUED, Status.SUCCEEDED])
-async def test_a_log_found_when_another_node_has_left_its_own_replaces_nothing(
-    tmp_path: Path, blobs: Blobs, status: Status
-) -> None:
+async def test_a_log_found_when_another_node_has_left_its_own_replaces_nothing(tmp_path: Path, blobs: Blobs) -> None:
     """The first node was cut off with its log, and came back when the second had lost its attempt too."""
     here, there = JobLogs(tmp_path / "a", blobs, QUICK_UPLOADS), JobLogs(tmp_path / "b", blobs, QUICK_UPLOADS)
     jobs: Any = Jobs()
@@ -106,9 +104,81 @@ async def test_a_log_found_when_another_node_has_left_its_own_replaces_nothing(
     await say(here, job, "one")
     await say(there, job.model_copy(update={"attempt": 2}), "two")
     await there.keep(job.id)
-    jobs.known[job.id] = status, None
+    jobs.known[job.id] = Status.SUCCEEDED, None
     await here.sweep(jobs)
-    assert await said(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.STARTING])
+async def test_another_process_over_the_same_folder_takes_no_log_away_from_an_attempt(
+    tmp_path: Path, blobs: Blobs, status: Status
+) -> None:
+    """A server and a worker beside it share the folder. The server may have looked before the job was claimed."""
+    worker, server = JobLogs(tmp_path, blobs, QUICK_UPLOADS), JobLogs(tmp_path, blobs, QUICK_UPLOADS)
+    jobs: Any = Jobs()
+    job = queued(attempt=1)
+    await say(worker, job, "one")
+    jobs.known[job.id] = status, None
+    async with worker.opened(job.model_copy(update={"attempt": 2})) as writer:
+        await server.sweep(jobs)
+        writer.append(LogStream.STDOUT, b"two")
+    await worker.keep(job.id)
+    assert await records_of(blobs, tmp_path, job) == [(1, b"one"), (2, b"two")]
+
+
+async def test_one_process_at_a_time_uploads_a_log(tmp_path: Path, blobs: Blobs) -> None:
+    faults = Faults()
+    hanging: Any = Faulty(blobs, "blobs", faults)
+    first, second = JobLogs(tmp_path, hanging, QUICK_UPLOADS), JobLogs(tmp_path, blobs, QUICK_UPLOADS)
+    jobs: Any = Jobs()
+    job = queued(attempt=1)
+    await blobs.put_bytes(log_blob(job.id), HEADER.pack(3, LogStream.STDOUT, 2) + b"two")
+    await say(first, job, "one")
+    jobs.known[job.id] = Status.SUCCEEDED, None
+    faults.hang("blobs.put_file", times=1)
+    uploading = asyncio.create_task(first.sweep(jobs))
+    async with asyncio.timeout(5):
+        while not faults.calls["blobs.put_file"]:
+            await asyncio.sleep(0.01)
+    path = log_path(tmp_path, job.id)
+    files = {each: each.read_bytes() for each in path.parent.iterdir()}
+    await second.sweep(jobs)
+    assert {each: each.read_bytes() for each in path.parent.iterdir()} == files
+    uploading.cancel()
+    await asyncio.wait({uploading})
+    await second.sweep(jobs)
+    assert await records_of(blobs, tmp_path, job) == [(1, b"one"), (2, b"two")]
+    assert list(path.parent.iterdir()) == []
+
+
+async def test_what_is_added_while_a_log_is_uploaded_is_kept(tmp_path: Path, blobs: Blobs) -> None:
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(blobs, name)
+
+        async def put_file(self, name: str, path: Path) -> None:
+            await blobs.put_file(name, path)
+            JobLogs(tmp_path, blobs, QUICK_UPLOADS).note_lost(lost(job))
+
+    slow: Any = Slow()
+    jobs: Any = Jobs()
+    job = queued(attempt=1)
+    await say(JobLogs(tmp_path, blobs, QUICK_UPLOADS), job, "one")
+    jobs.known[job.id] = Status.LOST, None
+    await JobLogs(tmp_path, slow, QUICK_UPLOADS).sweep(jobs)
+    await JobLogs(tmp_path, blobs, QUICK_UPLOADS).sweep(jobs)
+    assert await records_of(blobs, tmp_path, job) == [(1, b"one"), (1, b"[belljar: attempt 1 was lost: its node died]")]
+
+
+async def test_a_note_that_another_process_is_ahead_of_replaces_no_log(tmp_path: Path, blobs: Blobs) -> None:
+    """The server has uploaded the log of the last attempt before the worker has noted that it was lost."""
+    logs = JobLogs(tmp_path, blobs, QUICK_UPLOADS)
+    job = queued(attempt=1)
+    await say(logs, job, "one")
+    await logs.keep(job.id)
+    logs.note_lost(lost(job))
+    await logs.keep(job.id)
+    assert (1, b"one") in await records_of(blobs, tmp_path, job)
 
 
 async def test_a_log_that_goes_on_from_what_is_kept_replaces_it(tmp_path: Path, blobs: Blobs) -> None:
@@ -118,7 +188,7 @@ async def test_a_log_that_goes_on_from_what_is_kept_replaces_it(tmp_path: Path, 
     await say(logs, job.model_copy(update={"attempt": 2}), "two")
     jobs.known[job.id] = Status.SUCCEEDED, "a"
     await logs.sweep(jobs)  # type: ignore[arg-type]
-    assert await said(blobs, tmp_path / "elsewhere", job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path / "elsewhere", job) == [(1, b"one"), (2, b"two")]
     assert not log_path(tmp_path / "a", job.id).exists()
 
 
@@ -144,7 +214,7 @@ async def test_a_log_that_was_kept_and_not_removed_is_not_kept_twice(tmp_path: P
     log_path(tmp_path / "a", job.id).write_bytes(data)
     jobs.known[job.id] = Status.SUCCEEDED, worker
     await logs.sweep(jobs)  # type: ignore[arg-type]
-    assert await said(blobs, tmp_path / "a", job) == [(1, b"one")]
+    assert await records_of(blobs, tmp_path / "a", job) == [(1, b"one")]
     assert not log_path(tmp_path / "a", job.id).exists()
 
 
@@ -157,7 +227,7 @@ async def test_the_log_of_a_job_that_was_lost_for_good_while_its_node_was_away_i
     await say(logs, deleted, "none")
     jobs.known[job.id] = Status.LOST, "a"
     await logs.sweep(jobs)  # type: ignore[arg-type]
-    assert await said(blobs, tmp_path / "elsewhere", job) == [(1, b"one")]
+    assert await records_of(blobs, tmp_path / "elsewhere", job) == [(1, b"one")]
     assert list((tmp_path / "a" / "run" / "logs").iterdir()) == []
 
 
@@ -169,7 +239,7 @@ async def test_a_log_that_is_written_to_is_not_taken_away(tmp_path: Path, blobs:
         await logs.sweep(jobs)  # type: ignore[arg-type]
         await logs.keep(job.id)
         writer.append(LogStream.STDERR, b"two")
-    assert await said(blobs, tmp_path, job) == [(1, b"one"), (1, b"two")]
+    assert await records_of(blobs, tmp_path, job) == [(1, b"one"), (1, b"two")]
 
 
 async def test_blobs_that_refuse_do_not_begin_the_log_anew(tmp_path: Path, blobs: Blobs) -> None:
@@ -183,7 +253,7 @@ async def test_blobs_that_refuse_do_not_begin_the_log_anew(tmp_path: Path, blobs
         with pytest.raises(HostError):
             await say(logs, again, "two")
     await say(logs, again, "two")
-    assert await said(blobs, tmp_path / "b", job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path / "b", job) == [(1, b"one"), (2, b"two")]
 
 
 async def test_a_log_that_cannot_be_written_any_more_is_no_error_of_the_job(small_disk: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from belljar.model.errors import DiskFull, HostError
 from belljar.model.job import Job
 from belljar.model.states import Status
+from belljar.node.worker.journal import Entry, read_journal
 from support.faults import EIO, EMFILE, ENOSPC
 from support.worker_harness import WorkerHarness, idle
 
@@ -230,3 +231,24 @@ async def test_cancelling_ends_the_fetching_of_artifacts(harness: WorkerHarness)
     assert (found.status, found.exit_code) == (Status.SUCCEEDED, 0)
     assert found.error is not None and found.error.code == "artifacts_incomplete"
     assert "cancelled" in found.error.message
+
+
+async def test_an_end_is_noted_with_an_incomplete_log_while_output_is_not_sent(
+    harness: WorkerHarness, tmp_path: Path
+) -> None:
+    """A worker that is killed before the control plane has all output must not call the log complete."""
+    job = await harness.submit(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; echo text")
+    async with harness.working(), asyncio.timeout(20):
+        await harness.running(job)
+        harness.faults.refuse("link.append_output")
+        (tmp_path / "go").touch()
+        entries: list[Entry | None] = [None]
+        while entries == [None]:
+            entries = [entry for _, entry in read_journal(harness.settings.data_dir)]
+            await asyncio.sleep(0.001)
+        (entry,) = entries
+        assert entry is not None and entry.outcome.logs.incomplete
+        assert entry.outcome.error is not None and entry.outcome.error.code == "log_incomplete"
+        harness.faults.clear()
+        found = await harness.ended(job)
+    assert (found.error, found.logs.incomplete, found.logs.stdout_bytes) == (None, False, 5)

@@ -15,7 +15,7 @@ from belljar.control.store.database import Database
 from belljar.model.states import Status
 from belljar.system.counters import counter_value
 from support.faults import Faults
-from support.worker_harness import WorkerHarness, opened_harness
+from support.worker_harness import WorkerHarness, idle, opened_harness
 from support.worker_harness_process import worker_process
 
 LEASE_SECONDS = 1.5
@@ -215,3 +215,36 @@ async def test_a_script_that_ended_before_its_worker_was_killed_is_not_run_again
     assert (found.status, found.exit_code, found.attempt) == (Status.FAILED, 9, 1)
     assert [each.path for each in found.kept_artifacts] == ["out.txt"]
     assert noted(notes) == ["start"]
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+async def test_a_script_that_ended_is_not_run_again_when_its_lease_ran_out_before_that_was_known(
+    harness: WorkerHarness, tmp_path: Path, is_stopped: bool
+) -> None:
+    """A server beside the worker lives, and rescues the job of a worker that is stopped, or cannot reach the store."""
+    notes, faults = tmp_path / "notes", Faults()
+    server = asyncio.create_task(harness.queue("w1", faults=Faults()).run())
+    job = await harness.submit(f"echo ran >> {notes}; cat; sleep 0.2; exit 5", stdin=b"in", max_attempts=5)
+    try:
+        async with harness.working(faults=faults) as worker:
+            await harness.running(job)
+            faults.refuse("claims.*")
+            async with asyncio.timeout(20):
+                while not faults.calls["claims.finish"]:
+                    await asyncio.sleep(0.01)
+                if not is_stopped:
+                    await harness.until(job, lambda found: found.status is Status.QUEUED)
+                    faults.clear()
+                    await harness.ended(job)
+        faults.clear()
+        await harness.until(job, lambda found: found.status is Status.QUEUED or found.status.terminal)
+        async with harness.working(faults=faults) as worker:
+            found = await harness.ended(job)
+            await idle(worker)
+    finally:
+        server.cancel()
+        await asyncio.wait({server})
+    assert [lost.code for lost in found.lost_attempts] == ["lease_expired"]
+    assert (found.status, found.exit_code, found.attempt) == (Status.FAILED, 5, 2)
+    assert noted(notes) == ["ran"]
+    assert list((harness.settings.data_dir / "run" / "outcomes").iterdir()) == []

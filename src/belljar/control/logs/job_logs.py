@@ -2,15 +2,16 @@
 
 An attempt that follows a lost one continues the same log. The log of a lost attempt is therefore uploaded too: the next
 attempt downloads it, whichever process of the control plane serves it. A log that could not be uploaded stays in the
-data folder, is read from there, and is tried again.
+data folder, is read from there, and is tried again when the job has ended: before, another process may write it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -24,8 +25,8 @@ from belljar.control.store.claims import SqlClaims
 from belljar.model.errors import HostError, NotFound, host_error, without_paths
 from belljar.model.job import Job
 from belljar.model.log_stream import LogStream
-from belljar.model.states import Status
 from belljar.system.background import report_failure
+from belljar.system.file_locks import is_current, try_flock
 
 log = structlog.get_logger()
 
@@ -73,15 +74,22 @@ class JobLogs:
             if not self._open[job.id]:
                 del self._open[job.id]
 
-    async def keep(self, job_id: str) -> None:
+    async def keep(self, job_id: str, *, is_first: bool = False) -> None:
         """Upload the log; when that fails it stays in the data folder. Never raises.
 
-        A log that is open stays too: its attempt uploads it.
+        A log that is open stays too: its attempt uploads it. `is_first` tells that nothing of it was uploaded before.
         """
+        if not is_first:
+            await self._try_merge(job_id, self._times.upload_seconds)
+            return
         async with self._lock(job_id):
             path = log_path(self._data_dir, job_id)
-            if job_id not in self._open and path.exists():
-                await self._upload(job_id, path, self._times.upload_seconds)
+            if (
+                job_id not in self._open
+                and path.exists()
+                and await self._upload(job_id, path, self._times.upload_seconds)
+            ):
+                path.unlink(missing_ok=True)
 
     def note_lost(self, job: Job) -> None:
         """Note in the job's log that its last attempt was lost, behind that attempt's output.
@@ -97,15 +105,18 @@ class JobLogs:
             log.error("job_log_incomplete", job=job.id, error=error.message)
 
     async def sweep(self, claims: SqlClaims) -> None:
-        """Upload the logs of jobs that no attempt runs, and remove those of deleted jobs. Raises HostError."""
+        """Upload the logs of jobs that have ended, and remove those of deleted jobs. Raises HostError.
+
+        Other processes over the same data folder may sweep it too.
+        """
         for batch in _batches(await asyncio.to_thread(self._closed)):
             jobs = await claims.statuses(batch)
             for job_id in batch:
                 status, _ = jobs.get(job_id, (None, None))
                 if status is None:
                     log_path(self._data_dir, job_id).unlink(missing_ok=True)  # deleted with its job
-                elif status.terminal or status is Status.QUEUED:
-                    await self._try_merge(job_id)
+                elif status.terminal:
+                    await self._try_merge(job_id, self._slow_seconds)
 
     async def run(self, claims: SqlClaims) -> None:
         """Sweep at intervals, and when it is requested, until cancelled. Raises HostError."""
@@ -159,40 +170,47 @@ class JobLogs:
         try:
             async with asyncio.timeout(seconds):
                 await self._blobs.put_file(log_blob(job_id), path)
-            path.unlink(missing_ok=True)
         except Exception as error:  # noqa: BLE001 (the job ends without its log in the blob store)
             report_failure("upload_log", error, job=job_id)
             return False
         return True
 
-    async def _try_merge(self, job_id: str) -> None:
+    async def _try_merge(self, job_id: str, seconds: float) -> None:
         try:
-            await self._merge(job_id)
-        except (HostError, NotFound) as error:  # the other logs are uploaded all the same
+            await self._merge(job_id, seconds)
+        except Exception as error:  # noqa: BLE001 (the other logs are uploaded all the same)
             report_failure("upload_log", error, job=job_id)
 
-    async def _merge(self, job_id: str) -> None:
+    async def _merge(self, job_id: str, seconds: float) -> None:
         """Upload the log together with what is uploaded of it already: other processes may have served attempts."""
+        path = log_path(self._data_dir, job_id)
         async with self._lock(job_id):
-            path = log_path(self._data_dir, job_id)
-            if self._open[job_id] or not path.exists():
+            if job_id in self._open:
                 return
             part = path.with_suffix(".part")
             try:
-                common, size, uploaded_size = await self._compare(job_id, path)
-                if common == size and uploaded_size:
-                    path.unlink()  # all of it is uploaded
-                elif common == uploaded_size:
-                    await self._upload(job_id, path, self._slow_seconds)
-                else:
-                    await self._append_uploaded(job_id, path, part)
-                    if await self._upload(job_id, part, self._slow_seconds):
-                        path.unlink()
+                with _locked(path) as is_locked:
+                    if is_locked:
+                        await self._merge_locked(job_id, path, part, seconds)
             except OSError as error:
                 raise host_error(error, "upload a job's log") from error
-            finally:
-                with contextlib.suppress(OSError):
-                    part.unlink(missing_ok=True)
+
+    async def _merge_locked(self, job_id: str, path: Path, part: Path, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                common, size, uploaded_size = await self._compare(job_id, path)
+            if common == size and uploaded_size:
+                is_uploaded = True
+            elif common == uploaded_size:
+                is_uploaded = await self._upload(job_id, path, seconds)
+            else:
+                await self._append_uploaded(job_id, path, part)
+                is_uploaded = await self._upload(job_id, part, seconds)
+            if is_uploaded and path.stat().st_size == size:  # what was added meanwhile is uploaded next time
+                path.unlink()
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
     async def _compare(self, job_id: str, path: Path) -> tuple[int, int, int]:
         """Return how many bytes the file and the uploaded log share from their beginnings on, and both lengths.
@@ -217,6 +235,23 @@ class JobLogs:
                     out.write(chunk)
             async for chunk in self._blobs.stream(log_blob(job_id)):
                 out.write(chunk)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Keep other processes from uploading the file at `path` for the block.
+
+    Yields False when one of them does, or when there is no such file. Raises OSError.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        yield try_flock(descriptor) and is_current(path, descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _batches(names: list[str]) -> list[list[str]]:

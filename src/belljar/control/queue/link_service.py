@@ -228,7 +228,7 @@ class LinkService:
         # The log is uploaded before the end is visible. One that is not open here is left to a sweep: nothing waits.
         was_open = await attempt.log.close()
         if was_open:
-            await self._logs.keep(lease.job_id)
+            await self._logs.keep(lease.job_id, is_first=lease.attempt == 1)
         if not await self._claims.finish(name, attempt.job, outcome, incarnation=incarnation):
             await self.leases.lose(lease)
             if not await self._claims.ended_by(name, (lease.job_id, lease.attempt), incarnation=incarnation):

@@ -269,7 +269,7 @@ class SqlClaims:
         if time.monotonic() < self._no_expiry_before:
             return []
         silent = type_coerce(jobs.c.lease_until, BigInteger) < NOW_US
-        return await self._lose_all(silent, "lease_expired", "its worker has been silent for too long")
+        return await self._lose_all(silent, "lease_expired", "the lease expired (no heartbeat from the worker)")
 
     async def fail_without_image(self, images: Collection[str], waited_seconds: float) -> list[Job]:
         """End queued jobs that have waited that long and whose image is not among `images`, those of all nodes."""

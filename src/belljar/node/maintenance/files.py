@@ -17,6 +17,8 @@ from belljar.system.temp_folders import remove_abandoned
 
 #: An attempt may take this much longer than its timeout, for its machine and its artifacts.
 _ATTEMPT_SLACK_SECONDS = DAY_SECONDS
+#: How long a node remembers how a script ended whose job was given to another attempt.
+_END_SECONDS = 30 * DAY_SECONDS
 
 
 def node_services(settings: Settings) -> list[MaintenanceService]:
@@ -47,13 +49,14 @@ class _FileCleaner(ABC):
 
 
 class LeftoverCleaner(_FileCleaner):
-    """Removes folders of local runs whose process died, and artifacts whose transfer never ended."""
+    """Removes folders of local runs whose process died, transfers of artifacts that never ended, and noted ends."""
 
     name = "leftovers"
 
     def _remove(self, dry_run: bool) -> Extent:
         seconds = self._settings.max_timeout_seconds + _ATTEMPT_SLACK_SECONDS
         files = older_than((path for path in self._paths.artifacts.glob("*") if path.is_file()), seconds)
+        files += older_than(self._paths.outcomes.glob("*"), _END_SECONDS)
         extent = extent_of_files(files)
         if dry_run:
             return extent

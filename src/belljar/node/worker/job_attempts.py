@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -26,6 +27,7 @@ from belljar.node.worker.cancellation import JobCancelled
 from belljar.node.worker.capacity import Capacity
 from belljar.node.worker.context import WorkerContext
 from belljar.node.worker.job_network import Networking
+from belljar.node.worker.journal import earlier_end
 from belljar.node.worker.leases import RunningAttempt
 from belljar.node.worker.package_installer import Installer
 from belljar.node.worker.recorder import Recorder, recording
@@ -80,6 +82,8 @@ class JobAttempts:
         async with AsyncExitStack() as stack:
             try:
                 async with running.lease:
+                    if await self._finish_as_before(running):
+                        return
                     recorder = await self._retry_of(running)(
                         "open_log",
                         lambda: stack.enter_async_context(
@@ -92,6 +96,22 @@ class JobAttempts:
                 raise
             except Exception as error:  # noqa: BLE001 (`_failed` distinguishes them)
                 await self._failed(running, recorder, error)
+
+    async def _finish_as_before(self, running: RunningAttempt) -> bool:
+        """End the job by the end that its script had in an earlier attempt here; return False when it had none.
+
+        That attempt's lease ran out before the control plane knew. Raises LeaseLost, OSError.
+        """
+        data_dir = self._context.settings.data_dir
+        noted = await asyncio.to_thread(earlier_end, data_dir, running.job) if running.job.attempt > 1 else None
+        if noted is None:
+            return False
+        path, entry = noted
+        finish = partial(self._link.finish, running.key, entry.outcome)
+        await retry_until_written(finish, "finish", self._retry_times, **running.ids)
+        path.unlink(missing_ok=True)
+        log.warning("job_end_recovered", **running.ids, status=entry.outcome.status, of_attempt=entry.attempt)
+        return True
 
     async def _run(self, recorder: Recorder, running: RunningAttempt) -> None:
         """Run the job in a machine, and record its end. Raises JobCancelled when it is cancelled before it has one."""
@@ -139,7 +159,7 @@ class JobAttempts:
             reason, code = refusal.message, refusal.code
         else:
             report_failure("attempt", error, **running.ids)
-            reason, code = "belljar itself failed; the server's log has the details", "internal_error"
+            reason, code = "internal error; see the server log", "internal_error"
         if recorder is not None:
             await recorder.flush()
         await retry_until_written(

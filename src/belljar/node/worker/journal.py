@@ -2,7 +2,8 @@
 
 An attempt's file is made, with its space, before the attempt begins, so that the end fits on a full disk too.
 Each line is a checksum and a JSON object; the last whole line counts. It is not synchronised to the disk: it outlives
-the worker's process, not the host's power.
+the worker's process, not the host's power. The file of an ended script whose lease was lost stays: if this node gets
+the job again, it reports that end and does not run the script a second time.
 """
 
 from __future__ import annotations
@@ -112,12 +113,32 @@ def read_journal(data_dir: Path) -> Iterator[tuple[Path, Entry | None]]:
     """Yield every file that a killed worker left, with its last entry; None when the attempt had not ended."""
     for path in sorted(DataDir(data_dir).outcomes.glob("*")):
         try:
-            lines = path.read_bytes().split(b"\n")
+            entry = _last_entry(path)
         except OSError as error:
             log.error("outcome_not_read", path=str(path), error=str(error))
             continue
-        entries = [entry for line in lines if (entry := _parse(line)) is not None]
-        yield path, entries[-1] if entries else None
+        yield path, entry
+
+
+def earlier_end(data_dir: Path, job: Job) -> tuple[Path, Entry] | None:
+    """Return how the job's script ended in an earlier attempt on this node, and the file that says so.
+
+    The control plane has not learned it: the lease ran out before. Raises OSError.
+    """
+    for attempt in range(job.attempt - 1, 0, -1):
+        path = journal_path(data_dir, job.model_copy(update={"attempt": attempt}))
+        try:
+            entry = _last_entry(path)
+        except FileNotFoundError:
+            continue
+        if entry is not None and entry.job_id == job.id and entry.outcome.started_at is not None:
+            return path, entry
+    return None
+
+
+def _last_entry(path: Path) -> Entry | None:
+    entries = [entry for line in path.read_bytes().split(b"\n") if (entry := _parse(line)) is not None]
+    return entries[-1] if entries else None
 
 
 def _parse(line: bytes) -> Entry | None:

@@ -51,11 +51,16 @@ class OutputSender:
         self._is_draining = False
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._wake, self._has_room, self._is_idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._wake, self._has_room, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._has_room.set()
-        self._is_idle.set()
+        self._idle.set()
         #: Why nothing more is sent; the job goes on without the rest of its output.
         self.failure: BelljarError | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all output is acknowledged, or given up."""
+        return self._idle.is_set()
 
     async def open(self) -> None:
         """Open the log at the control plane. Raises LeaseLost, HostError."""
@@ -67,7 +72,7 @@ class OutputSender:
             return
         self._chunks(stream).append(data)
         self._unsent_bytes += len(data)
-        self._is_idle.clear()
+        self._idle.clear()
         if self._unsent_bytes + self._in_flight_bytes > _MAX_UNACKNOWLEDGED_BYTES:
             self._has_room.clear()
         if self._task is None:
@@ -88,7 +93,7 @@ class OutputSender:
         self._wake.set()
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._is_idle.wait()
+                await self._idle.wait()
         except TimeoutError:
             self._fail(HostError(f"the control plane did not take the rest of it within {timeout_seconds:g} s"))
 
@@ -139,7 +144,7 @@ class OutputSender:
             self._in_flight_bytes = 0
             self._has_room.set()
             if not self._unsent:
-                self._is_idle.set()
+                self._idle.set()
 
     async def _send(self, pieces: list[OutputPiece]) -> None:
         """Send until it is acknowledged. What an earlier try has brought there is skipped there."""
@@ -159,7 +164,7 @@ class OutputSender:
                 await asyncio.sleep(pause_seconds)
             except Exception as error:  # noqa: BLE001 (a bug costs the rest of the log, not the job)
                 report_failure("send_output", error, lease=str(self._lease))
-                self._fail(HostError("belljar itself failed; the server's log has the details"))
+                self._fail(HostError("internal error; see the server log"))
             else:
                 return
 
@@ -169,4 +174,4 @@ class OutputSender:
         self._unsent.clear()
         self._unsent_bytes = 0
         self._has_room.set()
-        self._is_idle.set()
+        self._idle.set()

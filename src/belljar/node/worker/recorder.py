@@ -77,6 +77,8 @@ class Recorder(AttemptRecord):
         self.outcome: Outcome | None = None
         #: Whether the control plane knows how the job ended, or has nothing more to learn from this attempt.
         self.recorded = False
+        #: Whether this attempt has ended the job.
+        self._has_ended_job = False
         self.output = CappedOutput(sender, int(settings.max_output_mb * 1024 * 1024))
         self.artifacts = LinkedArtifacts(context.link, self._lease, settings.paths.artifacts, context.retry_times)
 
@@ -135,6 +137,10 @@ class Recorder(AttemptRecord):
         if self._job.artifacts and outcome.error is None:
             lost = JobError(code="artifacts_incomplete", message="the worker was stopped before it had all artifacts")
             outcome = outcome.model_copy(update={"error": lost})
+        if not self._sender.is_idle:
+            lost = JobError(code="log_incomplete", message="the worker was stopped before it had sent all output")
+            logs = outcome.logs.model_copy(update={"incomplete": True})
+            outcome = outcome.model_copy(update={"error": outcome.error or lost, "logs": logs})
         self._set(outcome)
         log.debug("script_ended", **self._ids(), status=outcome.status)
 
@@ -169,7 +175,7 @@ class Recorder(AttemptRecord):
                 status=outcome.status, exit_code=outcome.exit_code, error=error, finished_at=outcome.finished_at
             )
             is_written = await self._finish(plain.model_copy(update={"started_at": outcome.started_at}))
-        self.recorded = True
+        self.recorded, self._has_ended_job = True, is_written
         if not is_written:
             log.warning("outcome_discarded", **ids, status=outcome.status)
             return
@@ -221,12 +227,12 @@ class Recorder(AttemptRecord):
         return {"job": self._job.id, "attempt": self._job.attempt}
 
     def close(self) -> None:
-        """Release everything. An end that was not reported stays noted for the next start of this worker."""
+        """Release everything. An end that this attempt could not report stays noted: the job may come again."""
         self._over.set()
         if self._start_report is not None:
             self._start_report.cancel()
         self.artifacts.close()
-        if self.outcome is not None and not self.recorded:
+        if self.outcome is not None and not self._has_ended_job:
             self._journal.close()
         else:
             self._journal.remove()

@@ -51,11 +51,13 @@ class Recovery:
             lease = leases.get((entry.job_id, entry.attempt)) if entry is not None else None
             if lease is not None and entry is not None and await self._finish(lease, entry):
                 del leases[(entry.job_id, entry.attempt)]
+            elif entry is not None and entry.outcome.started_at is not None:
+                continue  # the lease ran out while no process was here: this node may be given the job again
             path.unlink(missing_ok=True)
         for lease in leases.values():
             with contextlib.suppress(LeaseLost):
                 status = await link.requeue(
-                    lease, code="worker_died", reason="the worker was killed in the middle of it"
+                    lease, code="worker_died", reason="the worker process crashed during the attempt"
                 )
                 log.warning("job_recovered", job=lease.job_id, status=status, attempt=lease.attempt)
 
