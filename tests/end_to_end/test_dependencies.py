@@ -162,7 +162,7 @@ def test_jobs_that_want_the_same_at_once_install_it_once(installing: Server) -> 
     ("requirement", "words"),
     [
         ("nothing-like-this", "nothing-like-this was not found"),
-        ("heavy", "the packages take 6 MB, and 4 MB is the most (the setting max_layer_mb)"),
+        ("heavy", "the packages take 6 MB, over the limit of 4 MB (setting max_layer_mb)"),
         ("huge", "do not fit into the 64 MB"),
     ],
 )

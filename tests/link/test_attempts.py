@@ -200,7 +200,7 @@ async def test_the_log_of_an_inherited_job_is_uploaded_soon(
     try:
         await asyncio.sleep(0.1)  # the sweep at the start has passed
         (inherited,) = await link.register(NodeIdentity(NODE.name, "second"))
-        await link.requeue(inherited, code="worker_died", reason="it was killed")
+        await link.finish(inherited, ended(Status.FAILED, exit_code=1))
         async with asyncio.timeout(10):
             while list((control.settings.data_dir / "run" / "logs").iterdir()):
                 await asyncio.sleep(0.02)
