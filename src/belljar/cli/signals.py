@@ -100,9 +100,10 @@ def run_until_signal(
 def run_until_stopped(
     start: Callable[[asyncio.Event, Callable[[str], None]], Coroutine[Any, Any, None]], announce: Callable[[str], None]
 ) -> None:
-    """Run a server, which SIGTERM ends in any case. After it has called its `on_ready`, a signal sets its `stop` event; before, a signal cancels it.
+    """Run a server. After it has called its `on_ready`, a signal sets its `stop` event; before, a signal cancels it.
 
-    `announce` prints the text that the server passes to `on_ready`. Raises Stopped when a signal cancelled the server.
+    SIGTERM ends it even when it was started to ignore it: supervisors send no other signal before SIGKILL. `announce`
+    prints the text that the server passes to `on_ready`. Raises Stopped when a signal cancelled the server.
     """
     stop, is_ready = asyncio.Event(), False
 
