@@ -208,7 +208,7 @@ async def test_output_in_tiny_pieces_takes_no_more_memory_than_it_has_bytes() ->
 
         async def print_pairs() -> None:
             while True:
-                await sender.write(STDOUT, b"ab")
+                await sender.write(STDOUT, bytes(2))  # a new object each time
 
         tracemalloc.start()
         try:

@@ -43,3 +43,16 @@ async def test_a_worker_that_is_stopped_waits_until_a_claim_is_undone(harness: W
     claiming.cancel()
     await asyncio.wait({claiming})
     assert claiming.cancelled() and undone == [True]
+
+
+async def test_a_claim_that_is_about_to_succeed_is_not_undone_when_the_capacity_changes(harness: WorkerHarness) -> None:
+    async def claim(*_: Any) -> str:
+        for _turn in range(5):
+            await asyncio.sleep(0)
+        return "an assignment"
+
+    worker = harness.worker()
+    link: Any = worker._context.link
+    link.claim = claim
+    worker.capacity.changed.set()
+    assert await worker._claim(ClaimRequest(vcpus=1, memory_mb=1)) == "an assignment"  # type: ignore[comparison-overlap]

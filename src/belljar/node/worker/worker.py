@@ -32,6 +32,8 @@ log = structlog.get_logger()
 
 #: How long one claim waits for a job. Short: a lease counts from the request, and disk and images change meanwhile.
 _CLAIM_WAIT_SECONDS = 0.5
+#: When the capacity changes, a claim that is about to be given a job has this long: undoing it costs two writes.
+_CLAIM_GRACE_SECONDS = 0.01
 _MEASURE_SECONDS = 1.0
 #: The image that most first jobs need.
 _FIRST_IMAGE = "python"
@@ -114,6 +116,7 @@ class Worker:
         changed = asyncio.create_task(self.capacity.changed.wait())
         try:
             await asyncio.wait({claim, changed}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({claim}, timeout=_CLAIM_GRACE_SECONDS)
             await _end_tasks(claim, changed)
         except asyncio.CancelledError:
             await _end_tasks(claim, changed)
