@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,31 @@ def test_the_second_is_refused_and_the_first_goes_on(tmp_path: Path, first: list
         assert httpx.post(f"{url}/v1/jobs", headers=headers, json=body, timeout=30).status_code == 202
         assert output(belljar("jobs", "ls", data_dir=folder)).count("queued") <= 1
     assert read_address(folder) is None
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0", "--no-worker"], ["worker"]])
+def test_a_server_that_was_started_to_ignore_signals_ends_at_sigterm(tmp_path: Path, command: list[str]) -> None:
+    ignoring = (
+        "import os, signal, sys; sys.argv.pop(0); [signal.signal(number, signal.SIG_IGN) for number in (1, 2, 15)]; "
+    )
+    options = ["-m", "belljar", *command, "--data-dir", str(tmp_path / "data")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{ignoring}os.execv(sys.executable, sys.argv)", sys.executable, *options],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        assert "data in" in process.stderr.readline()
+        for number in (signal.SIGINT, signal.SIGHUP):
+            process.send_signal(number)
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_key_that_was_revoked_on_this_machine_is_refused_when_the_command_ends(tmp_path: Path) -> None:

@@ -102,9 +102,8 @@ def run_until_stopped(
 ) -> None:
     """Run a server. After it has called its `on_ready`, a signal sets its `stop` event; before, a signal cancels it.
 
-    SIGTERM ends it even if this process was started to ignore SIGTERM.
-
-    `announce` prints the text that the server passes to `on_ready`. Raises Stopped when a signal cancelled the server.
+    SIGTERM ends it even when it was started to ignore it: supervisors send no other signal before SIGKILL. `announce`
+    prints the text that the server passes to `on_ready`. Raises Stopped when a signal cancelled the server.
     """
     stop, is_ready = asyncio.Event(), False
 

@@ -53,6 +53,12 @@ async def records_of(blobs: Blobs, data_dir: Path, job: Job) -> list[tuple[int, 
     return [(record.attempt, record.data.strip()) for record in records]
 
 
+async def sweep_until_verified(logs: JobLogs, jobs: Any) -> None:
+    """The first sweep uploads; the second finds the log uploaded, and removes the file."""
+    for _ in range(2):
+        await logs.sweep(jobs)
+
+
 @pytest.mark.parametrize("second_node", ["a", "b"])
 async def test_an_attempt_goes_on_in_the_log_of_the_one_before(tmp_path: Path, blobs: Blobs, second_node: str) -> None:
     nodes = {name: JobLogs(tmp_path / name, blobs, QUICK_UPLOADS) for name in ("a", "b")}
@@ -90,9 +96,8 @@ async def test_a_log_found_after_its_job_ended_elsewhere_is_put_in_front(tmp_pat
     assert log_path(tmp_path / "a", job.id).exists(), "the other attempt still writes its own"
     await there.keep(job.id)
     jobs.known[job.id] = Status.SUCCEEDED, "b"
-    for _ in range(2):
-        await here.sweep(jobs)
-        assert await records_of(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
+    await sweep_until_verified(here, jobs)
+    assert await records_of(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
     assert not log_path(tmp_path / "a", job.id).exists()
 
 
@@ -105,7 +110,7 @@ async def test_a_log_found_when_another_node_has_left_its_own_replaces_nothing(t
     await say(there, job.model_copy(update={"attempt": 2}), "two")
     await there.keep(job.id)
     jobs.known[job.id] = Status.SUCCEEDED, None
-    await here.sweep(jobs)
+    await sweep_until_verified(here, jobs)
     assert await records_of(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
 
 
@@ -146,9 +151,42 @@ async def test_one_process_at_a_time_uploads_a_log(tmp_path: Path, blobs: Blobs)
     assert {each: each.read_bytes() for each in path.parent.iterdir()} == files
     uploading.cancel()
     await asyncio.wait({uploading})
-    await second.sweep(jobs)
+    await sweep_until_verified(second, jobs)
     assert await records_of(blobs, tmp_path, job) == [(1, b"one"), (2, b"two")]
     assert list(path.parent.iterdir()) == []
+
+
+async def test_processes_that_upload_their_parts_at_the_same_time_lose_and_double_nothing(
+    tmp_path: Path, blobs: Blobs
+) -> None:
+    """Each has seen the blob before the other replaced it; each looks again before it removes its file."""
+    nodes = {name: JobLogs(tmp_path / name, blobs, QUICK_UPLOADS) for name in ("a", "b")}
+    jobs: Any = Jobs()
+    job = queued(attempt=1)
+    await say(nodes["a"], job, "one")
+    await say(nodes["b"], job.model_copy(update={"attempt": 2}), "two")
+    jobs.known[job.id] = Status.SUCCEEDED, None
+    for _ in range(3):
+        await asyncio.gather(*(logs.sweep(jobs) for logs in nodes.values()))
+    await sweep_until_verified(nodes["a"], jobs)
+    await sweep_until_verified(nodes["b"], jobs)
+    for name in nodes:
+        assert await records_of(blobs, tmp_path / name, job) == [(1, b"one"), (2, b"two")]
+        assert list((tmp_path / name / "run" / "logs").iterdir()) == []
+
+
+async def test_a_part_that_was_uploaded_and_merged_is_not_kept_twice(tmp_path: Path, blobs: Blobs) -> None:
+    """The process was killed before it removed its file, and another has put its own part in front."""
+    here, there = JobLogs(tmp_path / "a", blobs, QUICK_UPLOADS), JobLogs(tmp_path / "b", blobs, QUICK_UPLOADS)
+    jobs: Any = Jobs()
+    job = queued(attempt=1)
+    await say(here, job, "one")
+    await say(there, job.model_copy(update={"attempt": 2}), "two")
+    jobs.known[job.id] = Status.SUCCEEDED, None
+    await blobs.put_file(log_blob(job.id), log_path(tmp_path / "b", job.id))
+    await sweep_until_verified(here, jobs)
+    await sweep_until_verified(there, jobs)
+    assert await records_of(blobs, tmp_path / "b", job) == [(1, b"one"), (2, b"two")]
 
 
 async def test_what_is_added_while_a_log_is_uploaded_is_kept(tmp_path: Path, blobs: Blobs) -> None:
@@ -187,7 +225,7 @@ async def test_a_log_that_goes_on_from_what_is_kept_replaces_it(tmp_path: Path, 
     await blobs.put_file(log_blob(job.id), log_path(tmp_path / "a", job.id))
     await say(logs, job.model_copy(update={"attempt": 2}), "two")
     jobs.known[job.id] = Status.SUCCEEDED, "a"
-    await logs.sweep(jobs)  # type: ignore[arg-type]
+    await sweep_until_verified(logs, jobs)
     assert await records_of(blobs, tmp_path / "elsewhere", job) == [(1, b"one"), (2, b"two")]
     assert not log_path(tmp_path / "a", job.id).exists()
 
@@ -226,7 +264,7 @@ async def test_the_log_of_a_job_that_was_lost_for_good_while_its_node_was_away_i
     await say(logs, job, "one")
     await say(logs, deleted, "none")
     jobs.known[job.id] = Status.LOST, "a"
-    await logs.sweep(jobs)  # type: ignore[arg-type]
+    await sweep_until_verified(logs, jobs)
     assert await records_of(blobs, tmp_path / "elsewhere", job) == [(1, b"one")]
     assert list((tmp_path / "a" / "run" / "logs").iterdir()) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -198,3 +199,24 @@ async def test_whatever_fails_every_byte_arrives_once(
         assert sender.failure is None
     for stream in (STDOUT, STDERR, CONSOLE):
         assert receiver.kept.get(stream, b"") == b"".join(data for each, data in writes if each is stream)
+
+
+async def test_output_in_tiny_pieces_takes_no_more_memory_than_it_has_bytes() -> None:
+    receiver = Receiver()
+    async with sending(receiver) as sender:
+        receiver.open.clear()
+
+        async def print_pairs() -> None:
+            while True:
+                await sender.write(STDOUT, bytes(2))  # a new object each time
+
+        tracemalloc.start()
+        try:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await print_pairs()
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < 4 * MAX_PIECE_BYTES
+        receiver.open.set()

@@ -21,6 +21,7 @@ import structlog
 from belljar.control.blobs.store import Blobs
 from belljar.control.jobs.changes import Changes
 from belljar.control.logs.log import LogWriter, log_blob, log_path
+from belljar.control.logs.merge import merge_logs
 from belljar.control.store.claims import SqlClaims
 from belljar.model.errors import HostError, NotFound, host_error, without_paths
 from belljar.model.job import Job
@@ -80,7 +81,7 @@ class JobLogs:
         A log that is open stays too: its attempt uploads it. `is_first` tells that nothing of it was uploaded before.
         """
         if not is_first:
-            await self._try_merge(job_id, self._times.upload_seconds)
+            await self._try_merge(job_id, self._times.upload_seconds, is_holder=True)
             return
         async with self._lock(job_id):
             path = log_path(self._data_dir, job_id)
@@ -116,7 +117,7 @@ class JobLogs:
                 if status is None:
                     log_path(self._data_dir, job_id).unlink(missing_ok=True)  # deleted with its job
                 elif status.terminal:
-                    await self._try_merge(job_id, self._slow_seconds)
+                    await self._try_merge(job_id, self._slow_seconds, is_holder=False)
 
     async def run(self, claims: SqlClaims) -> None:
         """Sweep at intervals, and when it is requested, until cancelled. Raises HostError."""
@@ -148,18 +149,22 @@ class JobLogs:
             return
         part = path.with_suffix(".part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with part.open("wb") as file:
-                async for chunk in self._blobs.stream(log_blob(job_id)):
-                    file.write(chunk)
-            part.rename(path)
-        except NotFound:
-            return
+            if await self._download(job_id, part):
+                part.rename(path)
         except OSError as error:
             raise host_error(error, "download the job's log") from error
         finally:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
+
+    async def _download(self, job_id: str, target: Path) -> bool:
+        """Write the uploaded log to a file; return False when there is none. Raises HostError, OSError."""
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(NotFound), target.open("wb") as file:
+            async for chunk in self._blobs.stream(log_blob(job_id)):
+                file.write(chunk)
+            return True
+        return False
 
     @property
     def _slow_seconds(self) -> float:
@@ -175,66 +180,46 @@ class JobLogs:
             return False
         return True
 
-    async def _try_merge(self, job_id: str, seconds: float) -> None:
+    async def _try_merge(self, job_id: str, seconds: float, *, is_holder: bool) -> None:
         try:
-            await self._merge(job_id, seconds)
+            await self._merge(job_id, seconds, is_holder=is_holder)
         except Exception as error:  # noqa: BLE001 (the other logs are uploaded all the same)
             report_failure("upload_log", error, job=job_id)
 
-    async def _merge(self, job_id: str, seconds: float) -> None:
-        """Upload the log together with what is uploaded of it already: other processes may have served attempts."""
+    async def _merge(self, job_id: str, seconds: float, *, is_holder: bool) -> None:
+        """Upload the log merged with what is uploaded already: other processes may have served attempts.
+
+        Unless the job's lease is held here, another process may replace the blob at the same time. So the file stays
+        until the next sweep finds all of it there. Raises HostError, NotFound.
+        """
         path = log_path(self._data_dir, job_id)
         async with self._lock(job_id):
             if job_id in self._open:
                 return
-            part = path.with_suffix(".part")
             try:
                 with _locked(path) as is_locked:
                     if is_locked:
-                        await self._merge_locked(job_id, path, part, seconds)
+                        await self._merge_locked(job_id, path, seconds, is_holder=is_holder)
             except OSError as error:
                 raise host_error(error, "upload a job's log") from error
 
-    async def _merge_locked(self, job_id: str, path: Path, part: Path, seconds: float) -> None:
+    async def _merge_locked(self, job_id: str, path: Path, seconds: float, *, is_holder: bool) -> None:
+        uploaded, merged = path.with_suffix(".uploaded"), path.with_suffix(".part")
         try:
+            size, source, is_kept = path.stat().st_size, path, False
             async with asyncio.timeout(seconds):
-                common, size, uploaded_size = await self._compare(job_id, path)
-            if common == size and uploaded_size:
-                is_uploaded = True
-            elif common == uploaded_size:
-                is_uploaded = await self._upload(job_id, path, seconds)
-            else:
-                await self._append_uploaded(job_id, path, part)
-                is_uploaded = await self._upload(job_id, part, seconds)
-            if is_uploaded and path.stat().st_size == size:  # what was added meanwhile is uploaded next time
+                is_downloaded = await self._download(job_id, uploaded)
+            if is_downloaded:
+                source = merged
+                is_kept = not await asyncio.to_thread(merge_logs, path, uploaded, merged)
+            if not is_kept:
+                is_kept = await self._upload(job_id, source, seconds) and is_holder
+            if is_kept and path.stat().st_size == size:  # what was added meanwhile is uploaded next time
                 path.unlink()
         finally:
             with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-
-    async def _compare(self, job_id: str, path: Path) -> tuple[int, int, int]:
-        """Return how many bytes the file and the uploaded log share from their beginnings on, and both lengths.
-
-        A chunk that differs anywhere counts as not shared. A log that is not uploaded has the length 0.
-        """
-        size, uploaded_size, common = path.stat().st_size, await self._blobs.size(log_blob(job_id)) or 0, 0
-        if not uploaded_size:
-            return 0, size, 0
-        with path.open("rb") as file:
-            async for chunk in self._blobs.stream(log_blob(job_id)):
-                here = file.read(len(chunk))
-                if here != chunk[: len(here)]:
-                    break
-                common += len(here)
-        return common, size, uploaded_size
-
-    async def _append_uploaded(self, job_id: str, path: Path, part: Path) -> None:
-        with part.open("wb") as out:
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    out.write(chunk)
-            async for chunk in self._blobs.stream(log_blob(job_id)):
-                out.write(chunk)
+                uploaded.unlink(missing_ok=True)
+                merged.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

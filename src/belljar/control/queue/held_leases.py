@@ -40,12 +40,17 @@ class HeldLeases:
         self._held: dict[str, HeldAttempt] = {}
 
     async def grant(self, lease: LeaseKey, job: Job, since: float) -> None:
-        """Note a lease that the database has given at `since` or later, by `time.monotonic`."""
-        known = self._held.get(lease.job_id)
-        if known is not None and known.lease == lease:
-            known.valid_until = since + self._lease_seconds
-            return
-        await self.drop(lease.job_id)
+        """Note a lease that the database has given at `since` or later, by `time.monotonic`.
+
+        Raises LeaseLost when a later attempt was noted meanwhile.
+        """
+        while (known := self._held.get(lease.job_id)) is not None:
+            if known.lease == lease:
+                known.valid_until = since + self._lease_seconds
+                return
+            if known.lease.attempt > lease.attempt:
+                raise LeaseLost
+            await self.drop(lease.job_id)
         self._held[lease.job_id] = HeldAttempt(lease, job, self._open_log(job), since + self._lease_seconds)
 
     def extend(self, lease: LeaseKey, since: float) -> None:

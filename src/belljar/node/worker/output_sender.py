@@ -46,7 +46,8 @@ class OutputSender:
         self._on_lease_lost = on_lease_lost
         #: Where the next byte of each stream goes.
         self._offsets: Counter[LogStream] = Counter()
-        self._unsent: list[tuple[LogStream, list[bytes]]] = []
+        #: Bytes are copied: a script that prints one at a time must not take more memory than it prints.
+        self._unsent: list[tuple[LogStream, bytearray]] = []
         self._unsent_bytes = self._in_flight_bytes = 0
         self._is_draining = False
         self._task: asyncio.Task[None] | None = None
@@ -70,7 +71,7 @@ class OutputSender:
         """Add bytes to a stream, to be sent soon. For output that is bounded by itself."""
         if self.failure is not None or not data:
             return
-        self._chunks(stream).append(data)
+        self._buffer(stream).extend(data)
         self._unsent_bytes += len(data)
         self._idle.clear()
         if self._unsent_bytes + self._in_flight_bytes > _MAX_UNACKNOWLEDGED_BYTES:
@@ -104,15 +105,15 @@ class OutputSender:
             self._task.cancel()
             await asyncio.wait({self._task})
 
-    def _chunks(self, stream: LogStream) -> list[bytes]:
+    def _buffer(self, stream: LogStream) -> bytearray:
         """Return where the next bytes of the stream go."""
         if self._unsent and self._unsent[-1][0] is stream:
             return self._unsent[-1][1]
         if len(self._unsent) >= _MAX_PIECES:
-            for earlier, chunks in reversed(self._unsent):
+            for earlier, buffer in reversed(self._unsent):
                 if earlier is stream:
-                    return chunks
-        self._unsent.append((stream, []))
+                    return buffer
+        self._unsent.append((stream, bytearray()))
         return self._unsent[-1][1]
 
     def _cancel_timer(self) -> None:
@@ -127,10 +128,9 @@ class OutputSender:
         unsent, self._unsent = self._unsent, []
         self._in_flight_bytes, self._unsent_bytes = self._unsent_bytes, 0
         pieces = []
-        for stream, chunks in unsent:
-            data = b"".join(chunks)
+        for stream, data in unsent:
             for at in range(0, len(data), MAX_PIECE_BYTES):
-                piece = data[at : at + MAX_PIECE_BYTES]
+                piece = bytes(memoryview(data)[at : at + MAX_PIECE_BYTES])
                 pieces.append(OutputPiece(stream, self._offsets[stream], piece))
                 self._offsets[stream] += len(piece)
         return pieces

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 
 from belljar.link.leases import Assignment, ClaimRequest, NodeIdentity
 from belljar.model.errors import BelljarError
+from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.usage import resident_mb
 from belljar.node.machines.protocol import MachineSpec
 from belljar.node.machines.provision.shapes import round_up_shape
@@ -30,6 +32,8 @@ log = structlog.get_logger()
 
 #: How long one claim waits for a job. Short: a lease counts from the request, and disk and images change meanwhile.
 _CLAIM_WAIT_SECONDS = 0.5
+#: When the capacity changes, a claim that is about to be given a job has this long: undoing it costs two writes.
+_CLAIM_GRACE_SECONDS = 0.01
 _MEASURE_SECONDS = 1.0
 #: The image that most first jobs need.
 _FIRST_IMAGE = "python"
@@ -112,14 +116,13 @@ class Worker:
         changed = asyncio.create_task(self.capacity.changed.wait())
         try:
             await asyncio.wait({claim, changed}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({claim}, timeout=_CLAIM_GRACE_SECONDS)
+            await _end_tasks(claim, changed)
         except asyncio.CancelledError:
-            if claim.done() and claim.exception() is None and (assignment := claim.result()) is not None:
+            await _end_tasks(claim, changed)
+            if not claim.cancelled() and claim.exception() is None and (assignment := claim.result()) is not None:
                 await self._attempts.decline(assignment.lease)
             raise
-        finally:
-            claim.cancel()
-            changed.cancel()
-            await asyncio.wait({claim, changed})
         return None if claim.cancelled() else claim.result()
 
     async def _carry_out(self, running: RunningAttempt) -> None:
@@ -152,3 +155,10 @@ class Worker:
         while self.capacity.overcommit > 1:
             await asyncio.sleep(_MEASURE_SECONDS)
             self.capacity.used_mb = await asyncio.to_thread(resident_mb, self._context.provisioner.pids())
+
+
+async def _end_tasks(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel the tasks and wait for their ends, even when cancelled."""
+    for task in tasks:
+        task.cancel()
+    await uninterrupted(asyncio.wait(tasks))
