@@ -79,7 +79,7 @@ class SnapshotCleaner(_FileCleaner):
             for folder in old:
                 snapshots.discard(folder.name, "it has not been used for long")
             snapshots.clear_partial()
-            snapshots.trim()
+            snapshots.evict()
         return Extent(len(old), size_bytes)
 
 

@@ -330,7 +330,7 @@ async def test_the_least_recently_used_snapshots_are_evicted(lab: Lab) -> None:
     (folder.with_name("f" * 32)).mkdir()  # no snapshot at all
     each_mb = max(int(str(note["disk_bytes"])) for note in lab.snapshots.list()) >> 20
     small = Snapshots(lab.settings.model_copy(update={"snapshot_disk_mb": 2 * each_mb + each_mb // 2}))
-    small.trim(folder.name)
+    small.evict(folder.name)
     assert sorted(path.name for path in lab.snapshots.folder.glob("*/")) == sorted([folder.name, "2" * 32])
 
 

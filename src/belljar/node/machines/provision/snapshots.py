@@ -125,7 +125,7 @@ class Snapshots:
                 partial.rename(self.folder / key)
             finally:
                 self._remove(partial)
-            await in_thread(self.trim, key)
+            await in_thread(self.evict, key)
             log.info("snapshot_made", image=image.name, snapshot=key, seconds=round(time.monotonic() - started, 2))
         return self.folder / key
 
@@ -169,7 +169,7 @@ class Snapshots:
                 snapshots.append({"name": folder.name, **fields, "disk_bytes": _disk_bytes(folder)})
         return snapshots
 
-    def trim(self, keep: str | None = None) -> None:
+    def evict(self, keep: str | None = None) -> None:
         """Remove unusable snapshots, then the least recently used except `keep` until the budget holds."""
         budget = self._settings.snapshot_disk_mb << 20
         kept = []
@@ -202,7 +202,7 @@ class Snapshots:
         """Make the folder, and remove unusable and interrupted snapshots of earlier runs. Blocks. Raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.clear_partial()
-        self.trim()
+        self.evict()
 
     def clear_partial(self) -> None:
         """Remove the incomplete snapshots of killed processes: those that no process holds the lock of."""
