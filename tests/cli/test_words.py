@@ -32,6 +32,21 @@ def test_every_command_has_a_help_that_says_what_it_does(tmp_path: Path) -> None
         assert len(page.splitlines()[2].split()) > 2, words
 
 
+def test_a_group_without_a_command_prints_its_help(tmp_path: Path) -> None:
+    groups: list[list[str]] = [[], ["image"], ["jobs"], ["key"]]
+    for words, result in zip(groups, belljar_each(*groups, data_dir=tmp_path), strict=True):
+        assert result.returncode == 2
+        lines = result.stderr.decode().splitlines()
+        assert lines[0] == f"Usage: {' '.join(['belljar', *words])} [OPTIONS] COMMAND [ARGS]..."
+        assert "Commands:" in lines
+
+
+def test_no_summary_of_a_command_is_cut_off(tmp_path: Path) -> None:
+    groups: list[list[str]] = [[], ["image"], ["jobs"], ["key"]]
+    for page in map(output, belljar_each(*([*words, "--help"] for words in groups), data_dir=tmp_path)):
+        assert "..." not in page.partition("\nCommands:\n")[2]
+
+
 def test_the_version_is_printed() -> None:
     assert output(belljar("version")) == f"{__version__}\n"
 

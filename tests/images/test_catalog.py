@@ -50,6 +50,16 @@ def test_an_image_with_a_missing_part_is_not_found(images: Images, name: str) ->
     assert images.find("python") is None
 
 
+def test_an_unknown_image_names_the_next_command(images: Images) -> None:
+    with pytest.raises(UnknownImage, match=r"^there is no image 'x' here; none is built yet; build one, for example: "):
+        images.get("x")
+    with pytest.raises(UnknownImage, match=r"run: belljar image build python$"):
+        images.get("python")
+    register(images.data_dir, "shell")
+    with pytest.raises(UnknownImage, match=r"^there is no image 'x' here; built images: shell$"):
+        images.get("x")
+
+
 @pytest.mark.parametrize("name", ["../images/python", "/etc/passwd", "", "Python", "python\n", "python.json", "a" * 64])
 def test_an_invalid_name_is_not_looked_up(images: Images, name: str) -> None:
     register(images.data_dir, "python")

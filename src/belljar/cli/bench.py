@@ -17,7 +17,7 @@ def bench(
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure latency, throughput and memory of this host, beside other runtimes that are installed."""
+    """Measure this host's latency, throughput and memory. Measures other installed runtimes too, to compare."""
     from belljar.bench.measurements import measure
     from belljar.cli.logging import start_logging
     from belljar.settings import load_settings

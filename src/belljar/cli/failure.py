@@ -49,6 +49,9 @@ def exit_code_of(error: Exception, failed: int = FAILED) -> int:
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         return OUTPUT_CLOSED
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group without its command; typer does not export the class
+        print_stderr(printable_lines(str(error)))
+        return USAGE
     message = _message(error)
     if _is_debug():
         print_stderr(printable_lines("".join(traceback.format_exception(error)).rstrip()))

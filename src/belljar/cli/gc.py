@@ -23,7 +23,7 @@ def gc(
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ) -> None:
-    """Remove expired data: ended jobs, unused scripts, old snapshots, caches and leftovers."""
+    """Remove expired jobs, scripts, snapshots and caches. Removes leftovers of killed processes too."""
     from belljar.cli.logging import start_logging
     from belljar.settings import load_settings
 

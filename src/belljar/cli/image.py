@@ -44,7 +44,7 @@ def build(
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ) -> None:
-    """Build an image from a recipe, a recipe with packages, or a Dockerfile. Finished steps are reused."""
+    """Build an image from a recipe or a Dockerfile. Packages can be added; finished steps are reused."""
     from belljar.cli.logging import start_logging
     from belljar.images.build import build_image
     from belljar.images.recipe_extension import RecipeExtension
@@ -82,7 +82,7 @@ def import_(
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ) -> None:
-    """Import a container image: an OCI layout (PATH[:TAG]), a `docker save` or OCI archive, a registry's image."""
+    """Import a container image. REF is an OCI layout (PATH[:TAG]), a docker or OCI archive, or a registry's image."""
     from belljar.images.oci.rootfs import import_image
     from belljar.settings import load_settings
 
@@ -140,7 +140,7 @@ def list_images(data_dir: options.DataDir = None, as_json: options.Json = False)
 
 @app.command()
 def languages(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
-    """List the languages of the images on this host with their versions, and those that can be built."""
+    """List the languages of the images on this host. Shows versions, and the languages that can be built."""
     from belljar.images.catalog import Images
     from belljar.images.recipe import recipes
     from belljar.settings import load_settings
@@ -178,7 +178,7 @@ def tag(
 
 @app.command("rm")
 def remove(name: Name, data_dir: options.DataDir = None) -> None:
-    """Remove an image's name, and its files unless another name or a queued or running job needs them."""
+    """Remove an image's name. Removes its files too, unless another name or a queued or running job needs them."""
     from belljar.control.store.jobs import needed_images
     from belljar.images.catalog import Images
     from belljar.settings import load_settings

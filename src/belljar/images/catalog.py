@@ -125,14 +125,18 @@ class Images:
         image = self.find(name)
         if image is not None:
             return image
-        built = ", ".join(image.name for image in self.list()) or "none"
+        built = ", ".join(image.name for image in self.list())
         if name in recipes(self.data_dir):
+            other = f" (or choose a built one with `image`: {built})" if built else ""
             raise UnknownImage(
-                f"the image {name} is not built here; run: belljar image build {name} (or choose a built one "
-                f"with `image`: {built})",
-                option="image",
+                f"the image {name} is not built here; run: belljar image build {name}{other}", option="image"
             )
-        raise UnknownImage(f"there is no image {name!r} here; built images: {built}", option="image")
+        choice = (
+            f"built images: {built}"
+            if built
+            else "none is built yet; build one, for example: belljar image build python"
+        )
+        raise UnknownImage(f"there is no image {name!r} here; {choice}", option="image")
 
     def register(self, manifest: Manifest) -> Image:
         """Add the image, and make its name refer to it. Raises OSError."""

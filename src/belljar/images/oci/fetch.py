@@ -80,7 +80,8 @@ async def fetch_layout(reference: ImageReference, folder: Path, *, architecture:
     try:
         await run_tool(command, log=log, timeout_seconds=_COPY_SECONDS, cwd=folder.parent)
     except ImageBuildError as error:
-        raise InvalidImage(f"cannot fetch {transport}: {_reason(error)}") from None
+        hint = "; check the name, and that this host reaches the registry" if transport.startswith("docker://") else ""
+        raise InvalidImage(f"cannot fetch {transport}: {_reason(error)}{hint}") from None
     return folder
 
 
