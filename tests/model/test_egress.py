@@ -203,3 +203,8 @@ def test_package_mirrors_come_from_their_urls() -> None:
     }
     with pytest.raises(InvalidOption, match="password"):
         package_destinations(Settings(package_pypi_url="https://me:secret@pypi.example/simple"))
+
+
+def test_a_url_is_named_as_one() -> None:
+    with pytest.raises(ValueError, match=r"'https://a.example' is a URL; write HOST or HOST:PORT"):
+        parse_destination("https://a.example")

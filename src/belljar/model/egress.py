@@ -124,6 +124,8 @@ def parse_destination(entry: str, *, private: bool = False) -> Destination:
     """
     if len(entry) > MAX_ENTRY_CHARACTERS:
         raise ValueError(f"{entry[:40]!r}… is too long for a destination; maximum: {MAX_ENTRY_CHARACTERS} characters")
+    if "://" in entry:
+        raise ValueError(f"{entry[:80]!r} is a URL; write HOST or HOST:PORT")
     if entry.count(":") > 1 or entry.startswith("["):
         raise ValueError(f"{entry!r} looks like an IPv6 address; machines have IPv4 only")
     host, colon, port_text = entry.partition(":")

@@ -216,4 +216,4 @@ def _same_request(first: Job, fingerprint: str | None) -> Job:
 
 
 def _missing(job_id: str) -> NotFound:
-    return NotFound(f"there is no job {job_id[:80]!r} in this project; list them with GET /v1/jobs")
+    return NotFound(f"there is no job {job_id[:80]!r} in this project; list them with GET /v1/jobs or belljar jobs ls")
