@@ -98,12 +98,12 @@ def main() -> None:
     parser.add_argument("--sources", default="pool,snapshot,boot")
     parser.add_argument("--languages", default="")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     os.environ.setdefault("BELLJAR_ACCELERATOR", "tcg")
-    only = {name for name in asked.languages.split(",") if name}
-    sources = asked.sources.split(",")
+    only = {name for name in args.languages.split(",") if name}
+    sources = args.sources.split(",")
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for image in Images(asked.data_dir).list():
+    for image in Images(args.data_dir).list():
         # Every image has a shell; the first that has a language is the one that its jobs run in.
         languages = [
             each
@@ -112,11 +112,11 @@ def main() -> None:
         ]
         languages = [each for each in languages if not only or each.name in only]
         for source in sources if languages else ():
-            with server_of(image, asked.data_dir, source) as server:
+            with server_of(image, args.data_dir, source) as server:
                 for language in languages:
-                    found.setdefault(language.name, {})[source] = measure(server, language, source, asked.rounds)
+                    found.setdefault(language.name, {})[source] = measure(server, language, source, args.rounds)
                     say(language.name, source, found[language.name][source])
-    if asked.json:
+    if args.json:
         print(json.dumps({"load": os.getloadavg()[0], "ms": found}))
         return
     print(f"| language | {' | '.join(sources)} |\n|---|{'---|' * len(sources)}")

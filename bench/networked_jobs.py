@@ -84,10 +84,10 @@ def attaching(server: Server, rounds: int, source: str) -> dict[str, Any]:
                 until_filled(server)
             begun = time.perf_counter()
             job = server.run("print(1)", egress=egress)
-            asked = (time.perf_counter() - begun) * 1000
+            request_ms = (time.perf_counter() - begun) * 1000
             assert job["status"] == "succeeded", job
             if job["machine"]["source"] == source:
-                times = {"asked": asked, "machine": job["timings"]["machine_ms"], **job["timings"]["phases"]}
+                times = {"request": request_ms, "machine": job["timings"]["machine_ms"], **job["timings"]["phases"]}
                 seen[name].append(times)
             time.sleep(0.3)
     return {
@@ -132,12 +132,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     stop = threading.Event()
     with simulated_internet(), tempfile.TemporaryDirectory() as folder:
         data_dir = Path(folder) / "data"
         data_dir.mkdir()
-        (data_dir / "images").symlink_to(asked.data_dir / "images")
+        (data_dir / "images").symlink_to(args.data_dir / "images")
         threads = [serve(5201, False, stop), serve(5202, True, stop)]
         try:
             environment = {"BELLJAR_NAMESERVERS": f'["{NAMESERVER}"]', "BELLJAR_NETWORK_MBIT": "10000"}
@@ -147,14 +147,14 @@ def main() -> None:
                 # What waits is told of with each heartbeat, a third of a lease apart.
                 with serving(data_dir, BELLJAR_LEASE_SECONDS="1.1", **environment, **more) as server:
                     server.run("print(1)", egress="open")
-                    figures |= attaching(server, asked.rounds, source)
-                    if source == "snapshot" and not asked.no_speed:
+                    figures |= attaching(server, args.rounds, source)
+                    if source == "snapshot" and not args.no_speed:
                         figures |= speed(server)
         finally:
             stop.set()
             for thread in threads:
                 thread.join(10)
-    if asked.json:
+    if args.json:
         print(json.dumps(figures, indent=2))
         return
     for name, value in figures.items():

@@ -26,13 +26,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("jobs", type=int, nargs="?", default=500)
     parser.add_argument("--data-dir", type=Path, required=True)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     with simulated_internet() as internet, tempfile.TemporaryDirectory() as folder:
         internet.nameserver.zone["www.example.org"] = [WEB]
         data_dir = Path(folder) / "data"
         data_dir.mkdir()
-        (data_dir / "images").symlink_to(asked.data_dir / "images")
-        ended = run_jobs(data_dir, asked.jobs, BELLJAR_DEFAULT_MEMORY_MB="128")
+        (data_dir / "images").symlink_to(args.data_dir / "images")
+        ended = run_jobs(data_dir, args.jobs, BELLJAR_DEFAULT_MEMORY_MB="128")
     print(f"{sum(ended.counts.values())} jobs in {ended.seconds:.0f} s, {ended.interrupted} of them begun twice")
     for (status, source), count in sorted(ended.counts.items()):
         print(f"  {status} from {source}: {count}")

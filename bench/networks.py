@@ -266,9 +266,9 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    figures = many_slots(asked.slots) | asyncio.run(claims(asked.rounds)) | throughput(3)
-    if asked.json:
+    args = parser.parse_args()
+    figures = many_slots(args.slots) | asyncio.run(claims(args.rounds)) | throughput(3)
+    if args.json:
         print(json.dumps(figures, indent=2))
         return
     for name, value in figures.items():

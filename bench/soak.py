@@ -58,8 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("jobs", type=int, nargs="?", default=1000)
     parser.add_argument("--data-dir", type=Path)
-    asked = parser.parse_args()
-    settings = load_settings(data_dir=asked.data_dir)
+    args = parser.parse_args()
+    settings = load_settings(data_dir=args.data_dir)
     with tempfile.TemporaryDirectory(prefix="belljar-soak-") as folder:
         data_dir = Path(folder)
         (data_dir / "images").symlink_to(settings.data_dir / "images")
@@ -70,7 +70,7 @@ def main() -> None:
             url = next(found[1] for line in server.stderr if (found := re.search(r"serves on (http://\S+),", line)))
             key = (data_dir / "admin.key").read_text().strip()
             with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=300) as http:
-                soak(http, server.pid, data_dir, asked.jobs)
+                soak(http, server.pid, data_dir, args.jobs)
         finally:
             server.terminate()
             server.wait(60)

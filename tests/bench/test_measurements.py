@@ -10,7 +10,7 @@ from belljar.bench.measurements import _address
 from belljar.model.errors import HostError
 
 
-def said(*lines: bytes) -> asyncio.StreamReader:
+def stderr_of(*lines: bytes) -> asyncio.StreamReader:
     stderr = asyncio.StreamReader()
     stderr.feed_data(b"".join(line + b"\n" for line in lines))
     stderr.feed_eof()
@@ -20,9 +20,9 @@ def said(*lines: bytes) -> asyncio.StreamReader:
 async def test_the_address_is_found_behind_other_lines() -> None:
     hint = b"belljar: ./belljar.toml is not read"
     greeting = b"belljar serves on http://127.0.0.1:4711, data in /tmp/x, key in /tmp/x/admin.key"
-    assert await _address(said(hint, greeting)) == "http://127.0.0.1:4711"
+    assert await _address(stderr_of(hint, greeting)) == "http://127.0.0.1:4711"
 
 
-async def test_a_server_that_does_not_start_is_told_with_its_last_words() -> None:
+async def test_a_server_that_does_not_start_is_reported_with_its_last_lines() -> None:
     with pytest.raises(HostError, match="the server did not start: belljar: no room left"):
-        await _address(said(b"belljar: starting", b"belljar: no room left"))
+        await _address(stderr_of(b"belljar: starting", b"belljar: no room left"))

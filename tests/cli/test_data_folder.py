@@ -55,7 +55,7 @@ def test_images_are_listed_and_removed(tmp_path: Path) -> None:
     assert parsed(nothing) == []
 
 
-async def test_a_folder_that_cannot_be_served_is_told_and_left_as_it_is(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_served_is_reported_and_left_as_it_is(tmp_path: Path) -> None:
     newer, damaged, a_file, unborn = (tmp_path / name for name in ("newer", "damaged", "file", "unborn"))
     await (await open_database(Settings(data_dir=newer))).close()
     with sqlite3.connect(newer / "belljar.db") as connection:
@@ -94,7 +94,7 @@ def test_commands_beside_a_server_of_an_older_version_change_nothing(tmp_path: P
 
 
 @pytest.mark.root
-def test_a_data_folder_of_somebody_else_is_told(everybodys: Path, ordinary: list[str]) -> None:
+def test_a_data_folder_of_another_user_is_reported(everybodys: Path, ordinary: list[str]) -> None:
     register(everybodys, "python")
     (everybodys / "hello.py").write_text("print(1)")
     before = sorted(path for path in everybodys.rglob("*"))

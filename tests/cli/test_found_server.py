@@ -39,7 +39,7 @@ def test_the_file_of_a_killed_server_misleads_nobody(data_dir: Path) -> None:
         assert read_address(data_dir) is None
         port = impostor.url.rpartition(":")[2]
         result = belljar("jobs", "get", "job_1", data_dir=data_dir, BELLJAR_PORT=port)
-        assert impostor.asked == ["/v1/jobs/job_1"] and impostor.keys == [None], result
+        assert impostor.requested == ["/v1/jobs/job_1"] and impostor.keys == [None], result
     with serving(data_dir, "--no-worker") as server:
         assert read_address(data_dir) == server.url
     assert not path.exists()
@@ -52,7 +52,7 @@ def test_the_key_of_this_machine_goes_through_no_proxy(data_dir: Path, monkeypat
         with connect(ServerFlags(data_dir=data_dir)) as client:
             assert client.jobs() == {"jobs": [], "next_cursor": None}
             assert client.url == server.url
-        assert proxy.asked == []
+        assert proxy.requested == []
 
 
 def test_a_file_that_names_another_server_gets_no_key_of_this_machine(data_dir: Path) -> None:

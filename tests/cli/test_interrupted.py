@@ -46,7 +46,7 @@ def test_an_interrupt_while_belljar_loads_is_silent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["run", "--help"], ["version"], ["image", "languages"], ["jobs", "--help"]])
-def test_a_reader_that_has_gone_is_told_nothing(tmp_path: Path, words: list[str]) -> None:
+def test_nothing_is_printed_for_a_reader_that_has_gone(tmp_path: Path, words: list[str]) -> None:
     command = ["/bin/sh", "-c", '("$@"; echo $? >code) | true', "sh"]
     result = belljar(*words, before=command, data_dir=tmp_path / "data", cwd=tmp_path)
     assert result.stderr == b"" and (tmp_path / "code").read_text() in ("141\n", "0\n")

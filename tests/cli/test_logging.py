@@ -31,7 +31,7 @@ except ValueError:
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_no_error_steers_a_terminal_and_no_traceback_shows_variables(form: str) -> None:
     command = [sys.executable, "-c", PROGRAM.replace("EVIL", EVIL), form]
-    said = subprocess.run(command, capture_output=True, check=True, timeout=60).stderr.decode()
-    assert said.count("foreseen") == 2 and said.count("told") == 1
-    assert not {"\x1b", "\x9b", "\u202e"} & set(said)
-    assert "hidden" not in said
+    stderr = subprocess.run(command, capture_output=True, check=True, timeout=60).stderr.decode()
+    assert stderr.count("foreseen") == 2 and stderr.count("told") == 1
+    assert not {"\x1b", "\x9b", "\u202e"} & set(stderr)
+    assert "hidden" not in stderr

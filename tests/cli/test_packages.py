@@ -19,9 +19,9 @@ def test_where_no_network_can_be_had_it_says_what_to_do_and_keeps_nothing(data_d
     words = ["run", "-", "--language", "python"]
     refused = belljar(*words, data_dir=data_dir, stdin=NEEDS, **NO_NETWORK)
     assert (refused.returncode, refused.stdout) == (125, b"")
-    said = refused.stderr.decode().splitlines()[-1]
-    assert said.startswith("belljar: the script block of") and "cannot have a network" in said, said
-    assert "set dependencies to off" in said
+    message = refused.stderr.decode().splitlines()[-1]
+    assert message.startswith("belljar: the script block of") and "cannot have a network" in message, message
+    assert "set dependencies to off" in message
     assert [path for path in (data_dir / "layers").rglob("*") if path.is_file()] == []
     ran = belljar(*words, data_dir=data_dir, stdin=NEEDS, BELLJAR_DEPENDENCIES="off", **NO_NETWORK)
     assert (ran.stdout, ran.stderr, ran.returncode) == (b"no package was needed\n", b"", 0)

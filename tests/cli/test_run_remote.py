@@ -105,8 +105,8 @@ def test_a_servers_words_steer_no_terminal(foreign: Foreign, script: Path) -> No
         belljar("run", str(script), "--verbose", "--json", "--server", foreign.url),
     ]
     for end in shown:
-        said = (end.stdout + end.stderr).decode()
-        assert end.returncode == 0 and not {"\x1b", "\x9b", "\u202e"} & set(said), said
+        output_of_both = (end.stdout + end.stderr).decode()
+        assert end.returncode == 0 and not {"\x1b", "\x9b", "\u202e"} & set(output_of_both), output_of_both
     assert json.loads(shown[1].stdout)["error"]["code"] == evil
 
 
@@ -208,8 +208,8 @@ def test_a_folder_is_the_same_script_here_and_on_a_server(
     server: Server, data_dir: Path, folder: Path, tmp_path: Path
 ) -> None:
     result = belljar("submit", "folder", "--json", data_dir=data_dir, cwd=tmp_path)
-    told = b"belljar: left out: .git, .venv, env, lib/__pycache__ (--include NAME sends it)\n"
-    assert (result.returncode, result.stderr) == (0, told)
+    notice = b"belljar: left out: .git, .venv, env, lib/__pycache__ (--include NAME sends it)\n"
+    assert (result.returncode, result.stderr) == (0, notice)
     (tmp_path / "work").mkdir()
     here = asyncio.run(
         unpack_source(

@@ -84,7 +84,7 @@ def test_a_processor_that_needs_the_huge_page_mitigation_keeps_it(examine: Exami
     assert examine(**changed)["KVM huge pages"].level == "ok"
 
 
-def test_a_host_without_kvm_is_not_told_of_its_parameters(examine: Examine) -> None:
+def test_a_host_without_kvm_gets_no_check_of_its_parameters(examine: Examine) -> None:
     found = examine(
         sys__module__kvm__parameters__min_timer_period_us=None, sys__module__kvm__parameters__nx_huge_pages=None
     )

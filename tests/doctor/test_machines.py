@@ -22,7 +22,7 @@ def _found(settings: Settings) -> dict[str, Check]:
     return asyncio.run(collect())
 
 
-def test_executables_that_will_do_are_told_with_their_versions(tmp_path: Path) -> None:
+def test_suitable_executables_are_shown_with_their_versions(tmp_path: Path) -> None:
     firecracker, jailer = build_fakes(tmp_path / "programs")
     found = _found(Settings(data_dir=tmp_path, firecracker=str(firecracker), jailer=str(jailer)))
     assert (found["Firecracker"].level, found["Firecracker"].message) == ("ok", "1.16.1")

@@ -81,7 +81,7 @@ def installing(index: Index, built_images: Path, tmp_path_factory: pytest.TempPa
         assert [*(data_dir / "layers/building").iterdir()] == []
 
 
-def said(server: Server, job: dict[str, Any]) -> str:
+def stdout_of(server: Server, job: dict[str, Any]) -> str:
     assert job["status"] == "succeeded", (job, server.logs(job, stream="all"))
     return server.logs(job, stream="stdout").decode()
 
@@ -89,7 +89,7 @@ def said(server: Server, job: dict[str, Any]) -> str:
 def test_packages_are_installed_once_and_found_by_every_later_job(installing: Server, index: Index) -> None:
     index.requested.clear()
     first = installing.run(needing('"greeting"', GREET))
-    assert said(installing, first) == "hello\n"
+    assert stdout_of(installing, first) == "hello\n"
     assert first["dependencies"] == {
         "kind": "pypi",
         "requirements": ["greeting"],
@@ -104,11 +104,11 @@ def test_packages_are_installed_once_and_found_by_every_later_job(installing: Se
 
     index.requested.clear()
     same = installing.run("print('other words')\n" + needing(" 'greeting' ", GREET))
-    assert said(installing, same) == "other words\nhello\n"
+    assert stdout_of(installing, same) == "other words\nhello\n"
     listed = installing.run(None, files={"main.py": GREET, "requirements.txt": "Greeting  # once more\n"})
-    assert said(installing, listed) == "hello\n"
+    assert stdout_of(installing, listed) == "hello\n"
     project = '[project]\nname = "x"\nversion = "1"\ndependencies = ["greeting"]\n'
-    assert said(installing, installing.run(None, files={"main.py": GREET, "pyproject.toml": project})) == "hello\n"
+    assert stdout_of(installing, installing.run(None, files={"main.py": GREET, "pyproject.toml": project})) == "hello\n"
     assert index.requested == []
     assert installing.logs(same, stream="build") == b""
 
@@ -122,7 +122,7 @@ def test_clones_that_waited_for_any_job_find_the_packages(installing: Server) ->
     sources = set()
     for _ in range(60):
         job = installing.run(code, artifacts=["**"])
-        lines = said(installing, job).splitlines()
+        lines = stdout_of(installing, job).splitlines()
         assert lines == ["hello", "/usr/local/lib/python3.11/dist-packages/greeting", "hello a program says hello"]
         assert job["kept_artifacts"] == []
         sources.add(job["machine"]["source"])
@@ -139,12 +139,12 @@ BOTH = '"pathy", "fromsource"'
 def test_what_is_read_only_when_python_starts_is_there_too(installing: Server) -> None:
     code = needing(BOTH, "import sys\nprint(sys.started_with_pathy)\n")
     for _ in range(2):
-        assert said(installing, installing.run(code)) == "True\n"
+        assert stdout_of(installing, installing.run(code)) == "True\n"
 
 
 def test_code_of_a_package_runs_in_the_machine_alone(installing: Server) -> None:
     code = needing(BOTH, "import fromsource\nprint(fromsource.BUILT_ON, fromsource.BUILT_BY)\n")
-    machine, user = said(installing, installing.run(code)).split()
+    machine, user = stdout_of(installing, installing.run(code)).split()
     assert machine != os.uname().nodename and user == "1000"
 
 
@@ -152,7 +152,7 @@ def test_jobs_that_want_the_same_at_once_install_it_once(installing: Server) -> 
     code = needing('"inner<2"', "import inner\nprint(inner.word)\n")
     with ThreadPoolExecutor(3) as several:
         jobs = [*several.map(lambda number: installing.run(f"# {number}\n{code}"), range(3))]
-    assert [said(installing, job) for job in jobs] == ["old\n"] * 3
+    assert [stdout_of(installing, job) for job in jobs] == ["old\n"] * 3
     builds = "".join(installing.logs(job, stream="build").decode() for job in jobs)
     assert builds.count("installing inner<2") == builds.count("installed 1 package,") == 1
     assert builds.count("waiting for") >= 1
@@ -162,7 +162,7 @@ def test_jobs_that_want_the_same_at_once_install_it_once(installing: Server) -> 
     ("requirement", "words"),
     [
         ("nothing-like-this", "nothing-like-this was not found"),
-        ("heavy", "the packages take 6 MB, and 4 MB is the most (the setting max_layer_mb)"),
+        ("heavy", "the packages take 6 MB, over the limit of 4 MB (setting max_layer_mb)"),
         ("huge", "do not fit into the 64 MB"),
     ],
 )
@@ -205,7 +205,7 @@ def test_a_job_that_is_cancelled_while_packages_are_installed_leaves_nothing(ins
     job = installing.wait(job_id)
     assert job["status"] == "cancelled", job
     index.held.pop("slow").set()
-    assert said(installing, installing.run(needing('"slow"', "import slow\nprint(slow.word)\n"))) == "slow\n"
+    assert stdout_of(installing, installing.run(needing('"slow"', "import slow\nprint(slow.word)\n"))) == "slow\n"
 
 
 def test_a_server_that_is_killed_while_packages_are_installed_installs_them_when_it_is_back(
@@ -226,7 +226,7 @@ def test_a_server_that_is_killed_while_packages_are_installed_installs_them_when
     assert [path.is_dir() for path in (data_dir / "layers/building").iterdir()].count(True) == 1
     index.held.pop("slow").set()
     with serving(data_dir, **environment) as server:
-        assert said(server, server.wait(job_id)) == "slow\n"
+        assert stdout_of(server, server.wait(job_id)) == "slow\n"
         assert [*(data_dir / "layers/building").iterdir()] == []
 
 

@@ -17,7 +17,7 @@ def test_fork_bomb(server: Server) -> None:
     assert (job["status"], job["error"]["code"], job["attempt"]) == ("timed_out", "timed_out", 1)
 
 
-def test_memory_is_bounded_and_told(server: Server) -> None:
+def test_memory_is_bounded_and_reported(server: Server) -> None:
     job = server.run("kept = []\nwhile True:\n    kept.append(b'x' * (1 << 20))\n", memory_mb=128)
     assert (job["status"], job["error"]["code"]) == ("failed", "out_of_memory")
     assert "128 MB" in job["error"]["message"]

@@ -75,8 +75,8 @@ def test_open_reaches_names_on_the_internet_and_nothing_private(networked: Serve
     assert job["usage"]["rx_bytes"] > 300 and job["usage"]["tx_bytes"] > 300
     refused = {(each["name"], each["address"], each["port"]) for each in job["network"]["refused"]}
     assert {(None, METADATA, 80), (None, PRIVATE_WEB, 80), ("rebound.example.org", METADATA, None)} == refused
-    told = networked.logs(job, stream="console").decode()
-    assert f"[belljar: refused a connection to {METADATA}:80 by tcp: no job may reach" in told
+    console = networked.logs(job, stream="console").decode()
+    assert f"[belljar: refused a connection to {METADATA}:80 by tcp: no job may reach" in console
 
 
 def test_a_list_reaches_exactly_what_is_listed_and_the_log_says_what_was_refused(networked: Server) -> None:
@@ -95,8 +95,8 @@ def test_a_list_reaches_exactly_what_is_listed_and_the_log_says_what_was_refused
         ("www.example.org", WEB, 443),
         (None, "198.51.100.20", 80),
     }
-    told = networked.logs(job, stream="console").decode()
-    assert "[belljar: refused the name 'pypi.org'" in told and "egress is www.example.org:80]" in told
+    console = networked.logs(job, stream="console").decode()
+    assert "[belljar: refused the name 'pypi.org'" in console and "egress is www.example.org:80]" in console
 
 
 def test_the_machine_has_no_ipv6_and_its_resolver_is_the_gateway(networked: Server) -> None:

@@ -96,8 +96,10 @@ def test_packages_of_npm_from_the_real_registry(language_images: Path, data_dir:
         pytest.skip("npm, whose settings name the registry, is not installed")
 
     def npm_says(name: str) -> str | None:
-        said = subprocess.run(["npm", "config", "get", name], capture_output=True, text=True, timeout=60).stdout.strip()
-        return None if said in ("", "undefined", "null") else said
+        value = subprocess.run(
+            ["npm", "config", "get", name], capture_output=True, text=True, timeout=60
+        ).stdout.strip()
+        return None if value in ("", "undefined", "null") else value
 
     registry, trusted = npm_says("registry"), npm_says("cafile")
     if registry is None:

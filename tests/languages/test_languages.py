@@ -98,11 +98,11 @@ def test_a_crash_is_the_scripts_failure(server: Server, jobs: dict[tuple[str, st
     job, programs = ended(server, jobs, language, "crash"), PROGRAMS[language]
     end = job["signal"] if isinstance(programs.crash_end, str) else job["exit_code"]
     assert (job["status"], end, job["attempt"]) == ("failed", programs.crash_end, 1), server.logs(job)
-    said = server.logs(job, stream="stderr") + server.logs(job, stream="stdout")
-    assert programs.crash_words in said.decode()
+    printed = server.logs(job, stream="stderr") + server.logs(job, stream="stdout")
+    assert programs.crash_words in printed.decode()
 
 
-def test_what_does_not_compile_is_told(server: Server, jobs: dict[tuple[str, str], str]) -> None:
+def test_a_compiler_error_is_reported(server: Server, jobs: dict[tuple[str, str], str]) -> None:
     job = ended(server, jobs, COMPILED, "broken")
     assert (job["status"], job["error"]["code"]) == ("failed", "compile_error"), job
     assert job["exit_code"] not in (0, None) and job["started_at"] is None

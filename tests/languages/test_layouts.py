@@ -266,7 +266,7 @@ def test_a_project_runs(unpacked: UnpackedImages, tmp_path: Path, name: str) -> 
     ],
     ids=["no main", "no Java", "a crate that is not there", "a broken part"],
 )
-def test_a_project_that_cannot_run_is_told_why(
+def test_a_project_that_cannot_run_is_refused_with_the_reason(
     unpacked: UnpackedImages, tmp_path: Path, project: Project, words: str
 ) -> None:
     code, stdout, stderr = run(unpacked, project, tmp_path)

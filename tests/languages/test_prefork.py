@@ -76,11 +76,11 @@ class Jar:
         finally:
             writer.close()
             try:
-                _, said = await asyncio.to_thread(process.communicate, timeout=20)
+                _, stderr = await asyncio.to_thread(process.communicate, timeout=20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
-        assert said == b"", said.decode()
+        assert stderr == b"", stderr.decode()
 
     async def run(self, words: list[str], *, waits: bool, env: dict[str, str] | None = None) -> Seen:
         """What a user would see of `words` (`node /work/script.js one`), less what differs between processes."""

@@ -26,7 +26,8 @@ from support.running import descendants, name_of
 
 pytestmark = pytest.mark.vm
 
-#: Fifty of Python's are in tests/machines/test_supply.py; each of these takes seconds, and two alike are enough.
+#: tests/node/machines/provision/test_provisioner.py has fifty of Python. Each of these takes seconds,
+#: and two alike would do.
 CLONES = 5
 #: In so many of them a fresh interpreter is asked too.
 FRESH = 2

@@ -189,3 +189,22 @@ async def test_images_are_listed_and_their_parts_copied(
     with pytest.raises(BelljarError):
         await link.image_part(root.sha256, tmp_path / "no folder" / "part")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["part"]
+
+
+async def test_the_log_of_an_inherited_job_is_uploaded_soon(
+    link: ControlLink, control: ControlPlane, held: LeaseKey
+) -> None:
+    """The node's last process was killed: the new one neither opens the log nor waits for its upload."""
+    await link.append_output(held, [piece(0, b"text")])
+    services = asyncio.create_task(control.queue.run())
+    try:
+        await asyncio.sleep(0.1)  # the sweep at the start has passed
+        (inherited,) = await link.register(NodeIdentity(NODE.name, "second"))
+        await link.finish(inherited, ended(Status.FAILED, exit_code=1))
+        async with asyncio.timeout(10):
+            while list((control.settings.data_dir / "run" / "logs").iterdir()):
+                await asyncio.sleep(0.02)
+    finally:
+        services.cancel()
+        await asyncio.gather(services, return_exceptions=True)
+    assert await control.output(held.job_id) == b"text"

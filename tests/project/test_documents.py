@@ -94,6 +94,21 @@ def test_scripts_and_examples_in_documents_exist(path: Path) -> None:
         assert (ROOT / name).exists(), f"{path.name} names {name}"
 
 
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_files_of_the_repository_in_documents_exist(path: Path) -> None:
+    places = [ROOT, ROOT / "src/belljar"]
+    names = re.findall(r"`((?:[\w-]+/)+[\w-]+\.(?:py|c|h|config))`", path.read_text())
+    names += re.findall(r"`((?:src/belljar|tests|bench|docs)/[\w./-]+)`", path.read_text())
+    assert [name for name in names if not any((place / name).exists() for place in places)] == []
+
+
+def test_folders_of_the_code_guide_exist() -> None:
+    tree = (ROOT / "docs/changing.md").read_text().partition("## The tree")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([a-z]+)/`", tree)) - {"api", "jobs", "queue", "store", "blobs", "logs", "maintenance"}
+    packages = {each.name for each in (ROOT / "src/belljar").iterdir() if (each / "__init__.py").exists()}
+    assert packages <= named
+
+
 def test_generated_pages_are_current() -> None:
     command = [sys.executable, "script/reference", "--check"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

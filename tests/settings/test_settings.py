@@ -54,7 +54,7 @@ def _installed(*words: str, **more: object):  # type: ignore[no-untyped-def]
     return belljar(*words, safe_path=True, **more)  # type: ignore[arg-type]
 
 
-def test_a_file_in_the_working_folder_is_told_not_read(tmp_path: Path) -> None:
+def test_a_file_in_the_working_folder_is_reported_and_not_read(tmp_path: Path) -> None:
     (tmp_path / "belljar.toml").write_text("memroy = 5\n")
     result = belljar("image", "ls", cwd=tmp_path, data_dir=tmp_path / "data")
     assert result.returncode == 0

@@ -182,7 +182,7 @@ def _remove_unless_locked(lock: Path) -> None:
         shutil.rmtree(lock.parent)
 
 
-def _build_until_told(kept: Path, run: str) -> None:
+def _build_until_stopped(kept: Path, run: str) -> None:
     """Build every image in turn, and stop when the process that started this one goes."""
     images = BuiltImages(kept, run)
 
@@ -196,4 +196,4 @@ def _build_until_told(kept: Path, run: str) -> None:
 
 
 if __name__ == "__main__":
-    _build_until_told(Path(sys.argv[1]), sys.argv[2])
+    _build_until_stopped(Path(sys.argv[1]), sys.argv[2])

@@ -34,7 +34,7 @@ class Foreign:
         self.bodies: dict[str, bytes | int] = {}
         #: Path → a raw answer in place of the usual one.
         self.raw: dict[str, bytes | int] = {}
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.keys: list[str | None] = []
         self.cancelled = threading.Event()
 
@@ -81,7 +81,7 @@ def foreign_server() -> Iterator[Foreign]:
 
         def _note(self) -> str:
             path = unquote(urlsplit(self.path).path)
-            foreign.asked.append(path)
+            foreign.requested.append(path)
             foreign.keys.append(self.headers.get("Authorization"))
             return path
 

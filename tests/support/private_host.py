@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from belljar.node.machines.host import threads
+from belljar.node.machines.host.threads import machine_threads
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 #: Folders in which belljar and ip(8) keep what belongs to one network namespace.
@@ -41,16 +41,17 @@ class PrivateHost:
     def entered(self) -> Iterator[None]:
         """Be in the private network: this thread, and the threads and processes that it starts.
 
-        The threads that machines and networks share are made anew: those that are there are in the other network.
+        The threads of machines and networks are new ones meanwhile: those that exist are in the other network.
         """
-        shared, threads._threads = threads._threads, ThreadPoolExecutor(threads._MAX_THREADS)
+        executor = machine_threads._executor
+        machine_threads._executor = ThreadPoolExecutor(executor._max_workers)
         self._switch(self._own)
         try:
             yield
         finally:
             self._switch(self._shared)
-            threads._threads.shutdown()
-            threads._threads = shared
+            machine_threads._executor.shutdown()
+            machine_threads._executor = executor
 
     def _switch(self, namespace: int) -> None:
         _check(_libc.setns(namespace, _CLONE_NEWNET), "setns")

@@ -154,11 +154,11 @@ async def _judge(harness: WorkerHarness, number: int, job: Job, report: Report) 
         report.lost.append(f"{job.id}: {job.status} {job.exit_code} {job.error}")
     log = JobLog(harness.settings.data_dir, open_blobs(harness.settings), job.id)
     records = [record async for record in log.read()]
-    said = b"".join(each.data for each in records if each.stream is LogStream.STDOUT and each.attempt == job.attempt)
-    whole = said == b"in\njob %d\n" % number and job.logs.stdout_bytes == len(said)
-    told = job.logs.incomplete or (job.error is not None and job.error.code == "artifacts_incomplete")
-    if not (whole or job.logs.incomplete) or not (len(job.kept_artifacts) == 1 or told):
-        report.output.append(f"{job.id}: {said!r} {job.logs} {job.kept_artifacts} {job.error}")
+    stdout = b"".join(each.data for each in records if each.stream is LogStream.STDOUT and each.attempt == job.attempt)
+    whole = stdout == b"in\njob %d\n" % number and job.logs.stdout_bytes == len(stdout)
+    has_error = job.logs.incomplete or (job.error is not None and job.error.code == "artifacts_incomplete")
+    if not (whole or job.logs.incomplete) or not (len(job.kept_artifacts) == 1 or has_error):
+        report.output.append(f"{job.id}: {stdout!r} {job.logs} {job.kept_artifacts} {job.error}")
 
 
 def _doubled(data_dir: Path, names: list[str]) -> list[str]:

@@ -53,11 +53,11 @@ async def test_a_failure_is_logged_with_its_task_and_a_bug_with_its_traceback() 
     flaky.stop.set()
     with capture_logs() as logs:
         await supervise("test_logged", flaky, first_pause_seconds=0.001)
-    told, bug = (entry for entry in logs if entry["event"] == "background_task_failed")
-    assert told["task"] == bug["task"] == "test_logged"
-    assert told["error"] == "no room left" and told["exc_info"] is None
+    known, bug = (entry for entry in logs if entry["event"] == "background_task_failed")
+    assert known["task"] == bug["task"] == "test_logged"
+    assert known["error"] == "no room left" and known["exc_info"] is None
     assert isinstance(bug["exc_info"], RuntimeError)
-    assert told["retry_seconds"] < bug["retry_seconds"]
+    assert known["retry_seconds"] < bug["retry_seconds"]
 
 
 async def test_cancelling_ends_a_task_at_its_work_and_in_its_pause() -> None:

@@ -71,4 +71,4 @@ async def _stop_server(server: Server, stop: asyncio.Event) -> None:
 def _check_auth(settings: ServerSettings) -> None:
     if settings.auth == "on" or is_loopback(settings.host):
         return
-    raise InvalidOption(f"--auth off needs a loopback address, and {settings.host} is none", option="auth")
+    raise InvalidOption(f"--auth off needs a loopback address such as 127.0.0.1, not {settings.host}", option="auth")

@@ -114,7 +114,7 @@ async def _output(hypervisor: Hypervisor, image: Image, boot_seconds: float) -> 
         exited = await connection.run(command, b"", sink, lambda _: None)
         took = time.monotonic() - started
     if exited.exit_code != 0:
-        raise MachineError("the program that writes output failed; is the image whole?")
+        raise MachineError("the program that writes output failed; build the image again")
     return sink.size / 1e6 / took
 
 
@@ -167,7 +167,7 @@ async def _until(condition: Callable[[], Awaitable[bool]], factor: float) -> Non
         if await condition():
             return
         await asyncio.sleep(0.1)
-    raise HostError(f"the server made no clones within {seconds:g} s; is the host busy?")
+    raise HostError(f"the server made no clones within {seconds:g} s; repeat when the host is less busy")
 
 
 async def _address(stderr: asyncio.StreamReader) -> str:
@@ -225,7 +225,7 @@ async def _latency(server: _Bench, source: str, rounds: int) -> list[Figure]:
             whole.append(took)
             added.append(_added(job))
     if not whole:
-        raise HostError(f"no job of the benchmark had a machine from {source}; the server's log says why")
+        raise HostError(f"no job of the benchmark had a machine from {source}; see the server's log")
     return [
         figure(f"job, POST /v1/jobs?wait → ended, from {source}", "ms", whole),
         figure("  of it not the machine's start or the script", "ms", added),
@@ -274,7 +274,7 @@ async def _pool_beside_peers(server: _Bench, rounds: int) -> list[Figure]:
             if (milliseconds := await once(command)) is not None:
                 others[name].append(milliseconds)
     if not pooled:
-        raise HostError("no job of the benchmark had a machine from the pool; the server's log says why")
+        raise HostError("no job of the benchmark had a machine from the pool; see the server's log")
     figures = [figure("job, POST /v1/jobs?wait → ended, from pool", "ms", pooled)]
     return figures + [figure(name, "ms", values) for name, values in others.items() if values]
 

@@ -73,7 +73,7 @@ def write_all(file: int, data: bytes, stopped: Callable[[], bool]) -> None:
         while view:
             while not ready and not poller.poll(_POLL_MS):
                 if stopped():
-                    raise BrokenPipeError(errno.EPIPE, "nobody reads the output")
+                    raise BrokenPipeError(errno.EPIPE, "the reader of the output has gone")
             try:
                 view = view[os.write(descriptor, view[:max_bytes]) :]
             except BlockingIOError:
@@ -95,7 +95,7 @@ def _unblocked(file: int) -> Iterator[int | None]:
         own = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.ENXIO:
-            raise BrokenPipeError(errno.EPIPE, "nobody reads the output") from None
+            raise BrokenPipeError(errno.EPIPE, "the reader of the output has gone") from None
         yield None
         return
     try:

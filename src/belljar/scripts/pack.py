@@ -36,7 +36,7 @@ async def pack_tree(tree: Path, out: Path) -> None:
 
     Raises MissingTool, DiskFull, HostError.
     """
-    with disk_full_errors("pack the script"), atomic_path(out) as part:
+    with disk_full_errors(f"pack the script in {out.parent}"), atomic_path(out) as part:
         await _make_filesystem(tree, part)
         _pad(part)
 
@@ -64,12 +64,12 @@ async def _make_filesystem(tree: Path, out: Path) -> None:
             process.kill()
             await process.wait()
     if process.returncode != 0:
-        raise _mkfs_error(stderr.decode("utf-8", "replace"))
+        raise _mkfs_error(stderr.decode("utf-8", "replace"), out)
 
 
-def _mkfs_error(stderr: str) -> HostError:
+def _mkfs_error(stderr: str, out: Path) -> HostError:
     if "No space left" in stderr or "Disk quota exceeded" in stderr:
-        return host_error(OSError(errno.ENOSPC, ""), "pack the script")
+        return host_error(OSError(errno.ENOSPC, ""), f"pack the script in {out.parent}")
     reason = next((line for line in stderr.splitlines() if "<E>" in line), "no reason given")
     return HostError(f"mkfs.erofs failed ({reason.strip()[:200]}); belljar needs erofs-utils 1.5 or newer")
 

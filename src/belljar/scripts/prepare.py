@@ -141,7 +141,7 @@ async def _run_steps(steps: Callable[[], UnpackedScript], budget: ExtractionBudg
 
     def run() -> UnpackedScript:
         try:
-            with disk_full_errors("unpack the script"):
+            with disk_full_errors(f"unpack the script in {work}"):
                 return steps()
         except PermissionError as error:
             raise InvalidScript(

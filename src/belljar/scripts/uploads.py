@@ -77,7 +77,7 @@ def _uploads(data_dir: Path) -> Path:
 def _make_folder(data_dir: Path) -> LockedFolder:
     uploads = _uploads(data_dir)
     try:
-        with disk_full_errors("receive an upload"):
+        with disk_full_errors(f"receive an upload in {uploads}"):
             uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
             return make_temp_folder(uploads)
     except OSError as error:
@@ -86,7 +86,7 @@ def _make_folder(data_dir: Path) -> LockedFolder:
 
 
 def _write(descriptor: int, data: bytearray, path: Path) -> None:
-    with disk_full_errors("store an upload"), memoryview(data) as view:
+    with disk_full_errors(f"store an upload in {path.parent}"), memoryview(data) as view:
         at = 0
         while at < len(view):
             at += os.write(descriptor, view[at:])

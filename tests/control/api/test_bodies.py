@@ -210,8 +210,8 @@ async def test_small_bodies_find_room_however_many_keys_hold_large_ones() -> Non
 def test_requests_of_one_key_are_counted_and_others_find_room() -> None:
     count = RequestCount(16)
     with contextlib.ExitStack() as stack:
-        for key, most in (("a", 8), ("b", 4), ("c", 2)):
-            for _ in range(most):
+        for key, max_leases in (("a", 8), ("b", 4), ("c", 2)):
+            for _ in range(max_leases):
                 stack.enter_context(count.counted(key))
             with pytest.raises(TooManyRequests), count.counted(key):
                 pass

@@ -146,7 +146,7 @@ async def test_an_event_id_in_the_middle_of_an_event_is_refused(running: Running
     if ended:
         await running.end()
     response = await running.api.http.get(running.path, headers={**EVENTS, "Last-Event-ID": "10"})
-    assert "no record at this place" in problem(response, 400, "invalid_request")["detail"]
+    assert "is not an event boundary" in problem(response, 400, "invalid_request")["detail"]
 
 
 async def test_text_is_the_bytes_and_events_are_unicode(running: Running) -> None:

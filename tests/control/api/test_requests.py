@@ -215,7 +215,7 @@ class Followed:
         self.complete = False
         self.begun = asyncio.Event()
         self._headers = {"authorization": f"Bearer {secret}", "host": "localhost", **(headers or {})}
-        self._asked = False
+        self._requested = False
         self._left = asyncio.Event()
         path = f"/v1/jobs/{job_id}/logs"
         scope = {
@@ -234,10 +234,10 @@ class Followed:
         self.task = asyncio.create_task(api.transport.app(scope, self._receive, self._send))  # type: ignore[arg-type]
 
     async def _receive(self) -> dict[str, object]:
-        if self._asked:
+        if self._requested:
             await self._left.wait()
             return {"type": "http.disconnect"}
-        self._asked = True
+        self._requested = True
         return {"type": "http.request", "body": b"", "more_body": False}
 
     def leave(self) -> None:

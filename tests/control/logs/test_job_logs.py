@@ -48,7 +48,7 @@ def lost(job: Job) -> Job:
     return job.model_copy(update={"lost_attempts": (attempt,)})
 
 
-async def said(blobs: Blobs, data_dir: Path, job: Job) -> list[tuple[int, bytes]]:
+async def records_of(blobs: Blobs, data_dir: Path, job: Job) -> list[tuple[int, bytes]]:
     records = [record async for record in JobLog(data_dir, blobs, job.id).read()]
     return [(record.attempt, record.data.strip()) for record in records]
 
@@ -71,7 +71,7 @@ async def test_an_attempt_goes_on_in_the_log_of_the_one_before(tmp_path: Path, b
     await nodes[second_node].keep(job.id)
     expected = [(1, b"one"), (1, b"[belljar: attempt 1 was lost: its node died]"), (2, b"two")]
     for name in nodes:
-        assert await said(blobs, tmp_path / name, job) == expected
+        assert await records_of(blobs, tmp_path / name, job) == expected
         assert not log_path(tmp_path / name, job.id).exists()
 
 
@@ -80,7 +80,7 @@ async def test_the_log_of_a_lost_attempt_names_no_path_of_the_host(tmp_path: Pat
     attempt = job.lost_attempts[0].model_copy(update={"message": "cannot read /srv/blobs/x: it is broken"})
     JobLogs(tmp_path, blobs, QUICK_UPLOADS).note_lost(job.model_copy(update={"lost_attempts": (attempt,)}))
     words = b"[belljar: attempt 1 was lost: cannot read PATH: it is broken]"
-    assert await said(blobs, tmp_path, job) == [(1, words)]
+    assert await records_of(blobs, tmp_path, job) == [(1, words)]
 
 
 async def test_a_log_found_after_its_job_ended_elsewhere_is_put_in_front(tmp_path: Path, blobs: Blobs) -> None:
@@ -97,7 +97,7 @@ async def test_a_log_found_after_its_job_ended_elsewhere_is_put_in_front(tmp_pat
     await there.keep(job.id)
     jobs.known[job.id] = Status.SUCCEEDED, "b"
     await sweep_until_verified(here, jobs)
-    assert await said(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
     assert not log_path(tmp_path / "a", job.id).exists()
 
 
@@ -111,7 +111,7 @@ async def test_a_log_found_when_another_node_has_left_its_own_replaces_nothing(t
     await there.keep(job.id)
     jobs.known[job.id] = Status.SUCCEEDED, None
     await sweep_until_verified(here, jobs)
-    assert await said(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path / "a", job) == [(1, b"one"), (2, b"two")]
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.STARTING])
@@ -128,7 +128,7 @@ async def test_another_process_over_the_same_folder_takes_no_log_away_from_an_at
         await server.sweep(jobs)
         writer.append(LogStream.STDOUT, b"two")
     await worker.keep(job.id)
-    assert await said(blobs, tmp_path, job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path, job) == [(1, b"one"), (2, b"two")]
 
 
 async def test_one_process_at_a_time_uploads_a_log(tmp_path: Path, blobs: Blobs) -> None:
@@ -152,7 +152,7 @@ async def test_one_process_at_a_time_uploads_a_log(tmp_path: Path, blobs: Blobs)
     uploading.cancel()
     await asyncio.wait({uploading})
     await sweep_until_verified(second, jobs)
-    assert await said(blobs, tmp_path, job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path, job) == [(1, b"one"), (2, b"two")]
     assert list(path.parent.iterdir()) == []
 
 
@@ -171,7 +171,7 @@ async def test_processes_that_upload_their_parts_at_the_same_time_lose_and_doubl
     await sweep_until_verified(nodes["a"], jobs)
     await sweep_until_verified(nodes["b"], jobs)
     for name in nodes:
-        assert await said(blobs, tmp_path / name, job) == [(1, b"one"), (2, b"two")]
+        assert await records_of(blobs, tmp_path / name, job) == [(1, b"one"), (2, b"two")]
         assert list((tmp_path / name / "run" / "logs").iterdir()) == []
 
 
@@ -186,7 +186,7 @@ async def test_a_part_that_was_uploaded_and_merged_is_not_kept_twice(tmp_path: P
     await blobs.put_file(log_blob(job.id), log_path(tmp_path / "b", job.id))
     await sweep_until_verified(here, jobs)
     await sweep_until_verified(there, jobs)
-    assert await said(blobs, tmp_path / "b", job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path / "b", job) == [(1, b"one"), (2, b"two")]
 
 
 async def test_what_is_added_while_a_log_is_uploaded_is_kept(tmp_path: Path, blobs: Blobs) -> None:
@@ -205,7 +205,7 @@ async def test_what_is_added_while_a_log_is_uploaded_is_kept(tmp_path: Path, blo
     jobs.known[job.id] = Status.LOST, None
     await JobLogs(tmp_path, slow, QUICK_UPLOADS).sweep(jobs)
     await JobLogs(tmp_path, blobs, QUICK_UPLOADS).sweep(jobs)
-    assert await said(blobs, tmp_path, job) == [(1, b"one"), (1, b"[belljar: attempt 1 was lost: its node died]")]
+    assert await records_of(blobs, tmp_path, job) == [(1, b"one"), (1, b"[belljar: attempt 1 was lost: its node died]")]
 
 
 async def test_a_note_that_another_process_is_ahead_of_replaces_no_log(tmp_path: Path, blobs: Blobs) -> None:
@@ -216,7 +216,7 @@ async def test_a_note_that_another_process_is_ahead_of_replaces_no_log(tmp_path:
     await logs.keep(job.id)
     logs.note_lost(lost(job))
     await logs.keep(job.id)
-    assert (1, b"one") in await said(blobs, tmp_path, job)
+    assert (1, b"one") in await records_of(blobs, tmp_path, job)
 
 
 async def test_a_log_that_goes_on_from_what_is_kept_replaces_it(tmp_path: Path, blobs: Blobs) -> None:
@@ -226,7 +226,7 @@ async def test_a_log_that_goes_on_from_what_is_kept_replaces_it(tmp_path: Path, 
     await say(logs, job.model_copy(update={"attempt": 2}), "two")
     jobs.known[job.id] = Status.SUCCEEDED, "a"
     await sweep_until_verified(logs, jobs)
-    assert await said(blobs, tmp_path / "elsewhere", job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path / "elsewhere", job) == [(1, b"one"), (2, b"two")]
     assert not log_path(tmp_path / "a", job.id).exists()
 
 
@@ -252,7 +252,7 @@ async def test_a_log_that_was_kept_and_not_removed_is_not_kept_twice(tmp_path: P
     log_path(tmp_path / "a", job.id).write_bytes(data)
     jobs.known[job.id] = Status.SUCCEEDED, worker
     await logs.sweep(jobs)  # type: ignore[arg-type]
-    assert await said(blobs, tmp_path / "a", job) == [(1, b"one")]
+    assert await records_of(blobs, tmp_path / "a", job) == [(1, b"one")]
     assert not log_path(tmp_path / "a", job.id).exists()
 
 
@@ -265,7 +265,7 @@ async def test_the_log_of_a_job_that_was_lost_for_good_while_its_node_was_away_i
     await say(logs, deleted, "none")
     jobs.known[job.id] = Status.LOST, "a"
     await sweep_until_verified(logs, jobs)
-    assert await said(blobs, tmp_path / "elsewhere", job) == [(1, b"one")]
+    assert await records_of(blobs, tmp_path / "elsewhere", job) == [(1, b"one")]
     assert list((tmp_path / "a" / "run" / "logs").iterdir()) == []
 
 
@@ -277,7 +277,7 @@ async def test_a_log_that_is_written_to_is_not_taken_away(tmp_path: Path, blobs:
         await logs.sweep(jobs)  # type: ignore[arg-type]
         await logs.keep(job.id)
         writer.append(LogStream.STDERR, b"two")
-    assert await said(blobs, tmp_path, job) == [(1, b"one"), (1, b"two")]
+    assert await records_of(blobs, tmp_path, job) == [(1, b"one"), (1, b"two")]
 
 
 async def test_blobs_that_refuse_do_not_begin_the_log_anew(tmp_path: Path, blobs: Blobs) -> None:
@@ -291,7 +291,7 @@ async def test_blobs_that_refuse_do_not_begin_the_log_anew(tmp_path: Path, blobs
         with pytest.raises(HostError):
             await say(logs, again, "two")
     await say(logs, again, "two")
-    assert await said(blobs, tmp_path / "b", job) == [(1, b"one"), (2, b"two")]
+    assert await records_of(blobs, tmp_path / "b", job) == [(1, b"one"), (2, b"two")]
 
 
 async def test_a_log_that_cannot_be_written_any_more_is_no_error_of_the_job(small_disk: Path) -> None:

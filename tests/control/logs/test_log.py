@@ -161,9 +161,9 @@ async def test_a_log_of_many_records_is_read_without_keeping_others_waiting(
             await asyncio.sleep(0)
 
     task = asyncio.create_task(other())
-    last, run, most = turns, 0, 0
+    last, run, longest = turns, 0, 0
     async for _ in JobLog(tmp_path, blobs, "j").read():
         run = run + 1 if turns == last else 0
-        last, most = turns, max(most, run)
+        last, longest = turns, max(longest, run)
     task.cancel()
-    assert most <= RECORDS_AT_ONCE
+    assert longest <= RECORDS_AT_ONCE

@@ -103,7 +103,7 @@ async def test_a_job_whose_image_is_on_no_node_any_more_fails_and_says_so(jobs: 
     assert (failed.id, failed.status) == (gone.id, Status.FAILED)
     assert failed.finished_at is not None
     assert failed.error is not None and failed.error.code == "unknown_image"
-    assert "no node here has the image python" in failed.error.message and "submit" in failed.error.message
+    assert "no node here has the image python (sha256:gone) any more; build" in failed.error.message
     assert await claims.fail_without_image({"there"}, waited_seconds=-1) == []
     for job in (there, old):
         found = await jobs.get(None, job.id)

@@ -71,12 +71,12 @@ async def test_a_database_of_before_knows_the_scratch_disks_of_its_jobs(tmp_path
     migrated(tmp_path / "belljar.db", "0002")
     with sqlite3.connect(tmp_path / "belljar.db") as connection:
         for name, disk in (("with", "512"), ("without", "null")):
-            asked = f'{{"resources": {{"vcpus": 1, "memory_mb": 1, "disk_mb": {disk}}}}}'
+            spec = f'{{"resources": {{"vcpus": 1, "memory_mb": 1, "disk_mb": {disk}}}}}'
             connection.execute(
                 "INSERT INTO jobs (id, project, script_id, status, attempt, max_attempts, priority, vcpus, memory_mb,"
                 " created_at, cancel_requested, asked, found)"
                 " VALUES (?, 'p', 's', 'queued', 0, 2, 0, 1, 1, 0, 0, ?, '{}')",
-                (name, asked),
+                (name, spec),
             )
     await (await open_database(Settings(data_dir=tmp_path))).close()
     with sqlite3.connect(tmp_path / "belljar.db") as connection:

@@ -85,7 +85,7 @@ async def test_usage_is_never_more_than_the_machine_has(hypervisor: ProcessHyper
     assert end.exited.max_memory_bytes == 128 << 20
 
 
-async def test_time_is_up_is_told_by_sigterm_first(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+async def test_a_timeout_sends_sigterm_first(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
     listener = Listener()
     script = "trap 'echo bye; exit 9' TERM; while :; do sleep 0.05; done"
     end = await run(hypervisor, plan(tmp_path, "sh", "-c", script, timeout_seconds=0.3), listener)
@@ -193,7 +193,7 @@ async def test_a_compiler_has_the_time_limit_of_the_script(hypervisor: ProcessHy
     assert end.stop is Stop.TIMED_OUT and end.in_compile
 
 
-async def test_a_compiler_that_is_not_there_is_told(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
+async def test_a_missing_compiler_is_reported(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:
     wanted = compiled(tmp_path, "", "echo ran")
     assert wanted.compile is not None
     end = await run(hypervisor, replace(wanted, compile=replace(wanted.compile, argv=("no-such-compiler",))))

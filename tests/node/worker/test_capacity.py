@@ -126,7 +126,7 @@ async def test_one_that_is_cancelled_in_the_moment_of_its_turn_holds_nothing(ste
     )
 )
 async def test_whatever_is_asked_for_everybody_is_served_and_no_more_is_promised_than_there_is(
-    asked: list[tuple[int, int, bool, int]],
+    requests: list[tuple[int, int, bool, int]],
 ) -> None:
     capacity = Capacity(vcpus=4, memory_mb=1000)
 
@@ -143,5 +143,5 @@ async def test_whatever_is_asked_for_everybody_is_served_and_no_more_is_promised
                     await asyncio.sleep(0)
 
     async with asyncio.timeout(10):
-        await asyncio.gather(*(use(number, *each) for number, each in enumerate(asked)))
+        await asyncio.gather(*(use(number, *each) for number, each in enumerate(requests)))
     assert capacity.jobs == 0 and capacity.free()[0] == 4

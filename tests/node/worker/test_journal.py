@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from belljar.model.errors import DiskFull
-from belljar.model.job import Artifact, JobError
+from belljar.model.job import Artifact, JobError, NetworkUse, Refusal
 from belljar.model.outcome import Outcome
 from belljar.model.states import Status
 from belljar.node.worker.journal import AttemptJournal, journal_path, read_journal
@@ -54,6 +56,19 @@ def test_its_space_is_there_before_the_disk_is_full(small_disk: Path) -> None:
     ((_, entry),) = read_journal(small_disk)
     assert entry is not None
     assert (entry.outcome.exit_code, entry.outcome.kept_artifacts) == (3, ())
+
+
+def test_a_note_of_an_older_version_is_read(tmp_path: Path) -> None:
+    job = queued(attempt=1)
+    path = journal_path(tmp_path, job)
+    refused = Refusal(address="10.0.0.1", port=80, protocol="tcp", always_blocked=True)
+    noted = FIRST.model_copy(update={"network": NetworkUse(refused_count=1, refused=(refused,))})
+    outcome = json.dumps(noted.model_dump(mode="json")).replace('"always_blocked"', '"never"')
+    text = f'{{"job": "{job.id}", "attempt": 1, "outcome": {outcome}}}'.encode()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"%08x %s\n" % (zlib.crc32(text), text))
+    ((_, entry),) = read_journal(tmp_path)
+    assert entry is not None and entry.outcome == noted
 
 
 def test_strange_files_are_no_notes(tmp_path: Path) -> None:

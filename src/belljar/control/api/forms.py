@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
@@ -30,7 +31,7 @@ async def received_form(request: Request) -> AsyncIterator[FormData]:
     """Receive the whole form. Raises InvalidRequest, TooLarge, DiskFull."""
     # The boundary alone: the parser would look up any `charset`, and forms are UTF-8 (RFC 7578).
     headers = Headers({"content-type": f'multipart/form-data; boundary="{_boundary(request)}"'})
-    with disk_full_errors("receive a form"):
+    with disk_full_errors(f"receive a form in {tempfile.gettempdir()}"):
         async with aclosing(_chunks(request)) as chunks:
             try:
                 parser = MultiPartParser(headers, chunks, max_files=1, max_fields=4, max_part_size=4096)

@@ -33,6 +33,8 @@ log = structlog.get_logger()
 
 #: How many logs' jobs are looked up at once.
 _BATCH = 200
+#: When a sweep looks again at the logs that the last one uploaded.
+_VERIFY_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +56,7 @@ class JobLogs:
         self._times = times
         self._changes = changes or Changes()
         self._open: Counter[str] = Counter()
+        self._sweep_requested = asyncio.Event()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
@@ -119,10 +122,17 @@ class JobLogs:
                     await self._try_merge(job_id, self._slow_seconds, is_holder=False)
 
     async def run(self, claims: SqlClaims) -> None:
-        """Sweep at intervals until cancelled. Raises HostError."""
+        """Sweep at intervals, and when it is requested, until cancelled. Raises HostError."""
         while True:
+            self._sweep_requested.clear()
             await self.sweep(claims)
-            await asyncio.sleep(self._times.sweep_seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._times.sweep_seconds):
+                    await self._sweep_requested.wait()
+
+    def request_sweep(self) -> None:
+        """Have `run` sweep soon: a job ended whose log no attempt has open."""
+        self._sweep_requested.set()
 
     def _closed(self) -> list[str]:
         folder = log_path(self._data_dir, "x").parent
@@ -182,7 +192,7 @@ class JobLogs:
         """Upload the log merged with what is uploaded already: other processes may have served attempts.
 
         Unless the job's lease is held here, another process may replace the blob at the same time. So the file stays
-        until the next sweep finds all of it there. Raises HostError, NotFound.
+        until another sweep finds all of it there. Raises HostError, NotFound.
         """
         path = log_path(self._data_dir, job_id)
         async with self._lock(job_id):
@@ -205,7 +215,10 @@ class JobLogs:
                 source = merged
                 is_kept = not await asyncio.to_thread(merge_logs, path, uploaded, merged)
             if not is_kept:
-                is_kept = await self._upload(job_id, source, seconds) and is_holder
+                is_uploaded = await self._upload(job_id, source, seconds)
+                is_kept = is_uploaded and is_holder
+                if is_uploaded and not is_holder:
+                    asyncio.get_running_loop().call_later(_VERIFY_SECONDS, self.request_sweep)
             if is_kept and path.stat().st_size == size:  # what was added meanwhile is uploaded next time
                 path.unlink()
         finally:

@@ -249,7 +249,7 @@ class JobLog:
                 length, stream, attempt = _parse(header)
                 data = file.read(length)
                 if len(data) < length:
-                    return  # the writer is in the middle of it
+                    return  # the writer has not finished this record
                 start += HEADER.size + length
                 yield Record(stream, data, start, attempt)
 
@@ -278,5 +278,7 @@ def _parse(header: bytes) -> tuple[int, LogStream, int]:
     """
     length, stream, attempt = HEADER.unpack(header)
     if length > MAX_RECORD or stream not in iter(LogStream):
-        raise InvalidRequest("the log has no record at this place; resume from the id of an event that was received")
+        raise InvalidRequest(
+            "the event id is not an event boundary of this log; resume from the id of an event that was received"
+        )
     return length, LogStream(stream), attempt

@@ -86,6 +86,13 @@ class HeldLeases:
         if known is not None:
             await known.log.close()
 
+    async def drop_stale(self) -> None:
+        """Forget leases that ran out long ago: their nodes are gone, or served by another process."""
+        before = time.monotonic() - self._lease_seconds
+        for held in list(self._held.values()):
+            if held.valid_until < before:
+                await self.drop(held.lease.job_id)
+
     async def drop_earlier(self, node: NodeIdentity) -> None:
         """Forget the leases of earlier processes of the node."""
         for held in list(self._held.values()):

@@ -153,6 +153,7 @@ class LinkService:
                 await self.leases.lose(lease)
             else:
                 self.leases.extend(lease, since)
+        await self.leases.drop_stale()
         return Renewal(
             lost=frozenset(lost),
             cancelled=frozenset(keys[attempt] for attempt in renewed.cancel_requested),
@@ -224,8 +225,9 @@ class LinkService:
             if await self._claims.ended_by(name, (lease.job_id, lease.attempt), incarnation=incarnation):
                 return
             raise
-        # The log is whole before the end is visible. A log that was not open here is uploaded by the next sweep.
-        if await attempt.log.close():
+        # The log is uploaded before the end is visible. One that is not open here is left to a sweep: nothing waits.
+        was_open = await attempt.log.close()
+        if was_open:
             await self._logs.keep(lease.job_id, is_first=lease.attempt == 1)
         if not await self._claims.finish(name, attempt.job, outcome, incarnation=incarnation):
             await self.leases.lose(lease)
@@ -233,6 +235,8 @@ class LinkService:
                 raise LeaseLost
             return
         await self.leases.lose(lease)
+        if not was_open:
+            self._logs.request_sweep()
         increment("belljar_attempts", outcome=outcome.status)
         self._changes.notify(lease.job_id)
 
@@ -249,6 +253,8 @@ class LinkService:
         self._logs.note_lost(after)
         if was_open:  # the next attempt continues it, whichever process serves that
             await self._logs.keep(lease.job_id)
+        else:
+            self._logs.request_sweep()
         self._changes.notify(lease.job_id)
         self._changes.notify_queued()
         return after.status

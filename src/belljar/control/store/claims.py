@@ -269,7 +269,7 @@ class SqlClaims:
         if time.monotonic() < self._no_expiry_before:
             return []
         silent = type_coerce(jobs.c.lease_until, BigInteger) < NOW_US
-        return await self._lose_all(silent, "lease_expired", "its worker has been silent for too long")
+        return await self._lose_all(silent, "lease_expired", "the lease expired (no heartbeat from the worker)")
 
     async def fail_without_image(self, images: Collection[str], waited_seconds: float) -> list[Job]:
         """End queued jobs that have waited that long and whose image is not among `images`, those of all nodes."""
@@ -358,8 +358,8 @@ def _lose(connection: Connection, job: Job, code: str, reason: str) -> Job:
 
 def _fail_without_image(connection: Connection, job: Job) -> Job:
     message = (
-        f"no node here has the image {job.image} (sha256:{(job.image_digest or '')[:12]}) ; build or import "
-        "it, and submit the job again"
+        f"no node here has the image {job.image} (sha256:{(job.image_digest or '')[:12]}) any more; build or "
+        "import it, and submit the job again"
     )
     after = job.model_copy(update={"error": JobError(code=UnknownImage.code, message=message)})
     _write(connection, job, Status.FAILED, result=result_of(after), finished_at=datetime.now(UTC))

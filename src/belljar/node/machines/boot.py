@@ -26,6 +26,6 @@ async def open_connection(machine: Machine, timeout_seconds: float) -> AgentConn
         await run_unless_dead(machine, connection.open(timeout_seconds))
     except MachineDied:
         if _NO_CLOCK in machine.console.data:
-            raise NoClock("the guest's kernel found no timer that it trusts, as happens on a busy host") from None
+            raise NoClock("the guest's kernel found no reliable timer; this happens on a busy host") from None
         raise
     return connection

@@ -122,14 +122,14 @@ def copy_sparse(source: int, target: int) -> None:
 
 def copy_sparse_file(source: Path, target: Path) -> None:
     """Copy a file without its holes to a new one, shared where the file system can. Raises HostError, DiskFull."""
-    with host_errors(f"copy {source}"), source.open("rb") as read, target.open("xb") as written:
+    with host_errors(f"copy {source} to {target}"), source.open("rb") as read, target.open("xb") as written:
         target.chmod(0o600)
         copy_sparse(read.fileno(), written.fileno())
 
 
 def move_sparse(source: Path, target: Path) -> None:
     """Move a file and turn its pages of zeros into holes. Raises HostError, DiskFull."""
-    with host_errors(f"copy {source}"):
+    with host_errors(f"move {source} to {target}"):
         try:
             source.rename(target)
         except OSError as error:

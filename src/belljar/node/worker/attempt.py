@@ -117,7 +117,7 @@ class _Attempt:
             if not end.is_over:
                 raise
             log.exception("attempt_failed_after_its_end", machine=machine.id)
-            end.collect_error = end.collect_error or MachineError(f"what followed the script's end failed: {error}")
+            end.collect_error = end.collect_error or MachineError(f"a step after the script's end failed: {error}")
         finally:
             self.observer.on_console(bytes(machine.console.data), machine.console.dropped_bytes)
 

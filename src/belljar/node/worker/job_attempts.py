@@ -159,7 +159,7 @@ class JobAttempts:
             reason, code = refusal.message, refusal.code
         else:
             report_failure("attempt", error, **running.ids)
-            reason, code = "belljar itself failed; the server's log has the details", "internal_error"
+            reason, code = "internal error; see the server log", "internal_error"
         if recorder is not None:
             await recorder.flush()
         await retry_until_written(

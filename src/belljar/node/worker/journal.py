@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
@@ -146,6 +147,14 @@ def _parse(line: bytes) -> Entry | None:
         if int(checksum, 16) != zlib.crc32(text):
             return None
         value = json.loads(text)
+        _rename_old_fields(value["outcome"])
         return Entry(value["job"], value["attempt"], Outcome.model_validate(value["outcome"]))
-    except (ValueError, KeyError, TypeError, ValidationError):
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError):
         return None
+
+
+def _rename_old_fields(outcome: dict[str, Any]) -> None:
+    """Give the fields of an older version's outcome their names of now: else its script would run a second time."""
+    for refusal in outcome.get("network", {}).get("refused", ()):
+        if "never" in refusal:
+            refusal["always_blocked"] = refusal.pop("never")

@@ -164,7 +164,7 @@ class OutputSender:
                 await asyncio.sleep(pause_seconds)
             except Exception as error:  # noqa: BLE001 (a bug costs the rest of the log, not the job)
                 report_failure("send_output", error, lease=str(self._lease))
-                self._fail(HostError("belljar itself failed; the server's log has the details"))
+                self._fail(HostError("internal error; see the server log"))
             else:
                 return
 

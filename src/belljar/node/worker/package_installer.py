@@ -148,7 +148,7 @@ class Installer:
 
     async def _build(self, needs: Dependencies, request: InstallRequest, folder: Path) -> PackageLayer | None:
         started, notify = time.monotonic(), request.observer.on_build_notice
-        notify(f"installing {_list(needs)} for the image {request.image.name}, as {needs.origin} asks")
+        notify(f"installing {_list(needs)} for the image {request.image.name}, required by {needs.origin}")
         try:
             async with self._builder_capacity(request) as admitted:
                 if not admitted:
@@ -156,7 +156,7 @@ class Installer:
                 layer = await build_layer(self._package_build(needs, request, folder), self._settings)
         except NoNetwork as error:
             raise LayerBuildError(
-                f"{needs.origin} asks for packages, and the machine that fetches them cannot have a network: "
+                f"{needs.origin} requires packages, but the machine that installs them cannot have a network: "
                 f"{error.message}; or put the packages into the script, or set dependencies to off"
             ) from error
         if layer is None:

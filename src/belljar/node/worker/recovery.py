@@ -57,7 +57,7 @@ class Recovery:
         for lease in leases.values():
             with contextlib.suppress(LeaseLost):
                 status = await link.requeue(
-                    lease, code="worker_died", reason="the worker was killed in the middle of it"
+                    lease, code="worker_died", reason="the worker process crashed during the attempt"
                 )
                 log.warning("job_recovered", job=lease.job_id, status=status, attempt=lease.attempt)
 

@@ -95,7 +95,7 @@ async def test_a_full_disk_is_that_error(tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], check=True)
     try:
         async with machine_folder(place, "firecracker", "a-machine", None) as folder:
-            with pytest.raises(DiskFull, match="no room left"):
+            with pytest.raises(DiskFull, match=f"in {folder.path}: no room left"):
                 folder.write("config.json", bytes(1 << 20))
     finally:
         subprocess.run(["umount", place], check=True)

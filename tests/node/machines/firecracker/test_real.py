@@ -157,7 +157,7 @@ async def test_a_network_slots_namespace_and_tap_are_joined(
     real: FirecrackerHypervisor, tiny: TinyImages, real_settings: Settings
 ) -> None:
     with network_place() as slot:
-        spec = _plugged(tiny, slot)
+        spec = _with_slot(tiny, slot)
         async with real.machine(spec) as machine:
             await _until_printed(machine, b"up\n")
             (root,) = real_settings.data_dir.glob("run/jails/*/*/root")
@@ -196,7 +196,7 @@ async def test_a_missing_tap_is_reported_with_advice(real: FirecrackerHypervisor
             gateway=slot.gateway,
             nameservers=(),
         )
-        async with real.machine(_plugged(tiny, absent)) as machine:
+        async with real.machine(_with_slot(tiny, absent)) as machine:
             death = await asyncio.wait_for(machine.death(), 30)
     assert death.cause is DeathCause.HYPERVISOR and "TAP" in death.message, death.message
 
@@ -204,7 +204,7 @@ async def test_a_missing_tap_is_reported_with_advice(real: FirecrackerHypervisor
 @pytest.mark.parametrize("real", ["bubblewrap"], indirect=True)
 async def test_without_the_jailer_there_is_no_network(real: FirecrackerHypervisor, tiny: TinyImages) -> None:
     with network_place() as slot, pytest.raises(HostError, match="run belljar as root"):
-        async with real.machine(_plugged(tiny, slot)):
+        async with real.machine(_with_slot(tiny, slot)):
             pass
 
 
@@ -291,7 +291,7 @@ async def _until_printed(machine: FirecrackerMachine, text: bytes) -> None:
             death.cancel()
 
 
-def _plugged(tiny: TinyImages, slot: NetworkSlot):
+def _with_slot(tiny: TinyImages, slot: NetworkSlot):
     spec = spec_of(tiny.image(b"up\n", HANG), network=True)
     return type(spec)(image=spec.image, shape=spec.shape, script_disk=spec.script_disk, slot=slot)
 

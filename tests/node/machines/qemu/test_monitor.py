@@ -134,17 +134,17 @@ async def test_memory_stays_flat_while_a_query_is_not_answered() -> None:
 
 async def test_disk_errors_that_a_guest_causes_do_not_end_its_machine() -> None:
     line = json.dumps(event("BLOCK_IO_ERROR", device="root", reason="No space left on device")).encode() + b"\n"
-    said: list[Qemu] = []
+    monitors: list[Qemu] = []
 
     async def script(qemu: Qemu) -> None:
-        said.append(qemu)
+        monitors.append(qemu)
         await forever(qemu, line * 1000)
 
     async with watched(script) as (_, watching):
         done, _ = await asyncio.wait({watching}, timeout=1)
         assert not done
         # What is not read stays in QEMU: the socket's buffers and ours are all that was taken.
-        assert said[0].sent_bytes < 4 << 20
+        assert monitors[0].sent_bytes < 4 << 20
 
 
 async def test_two_answers_to_one_question_are_a_fault() -> None:

@@ -75,8 +75,10 @@ def _add_disk(registry: CollectorRegistry, disk: DiskSpace) -> None:
 
 def _add_maintenance(registry: CollectorRegistry, records: Mapping[str, ServiceRecord]) -> None:
     """Add what maintenance removed since the database was created, in all processes."""
-    removed = Counter("belljar_maintenance_removed", "Things removed.", ["service"], registry=registry)
-    size = Counter("belljar_maintenance_removed_bytes", "Bytes of what was removed.", ["service"], registry=registry)
+    removed = Counter("belljar_maintenance_removed", "Items that maintenance removed.", ["service"], registry=registry)
+    size = Counter(
+        "belljar_maintenance_removed_bytes", "Bytes that maintenance removed.", ["service"], registry=registry
+    )
     failures = Counter("belljar_maintenance_failures", "Runs that failed.", ["service"], registry=registry)
     text = "Time of the service's last successful run."
     success = Gauge("belljar_maintenance_last_success_timestamp_seconds", text, ["service"], registry=registry)

@@ -89,14 +89,14 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the machine's own, which its process may read. Raises HostError, DiskFull."""
-        with self.created(name) as descriptor, host_errors("write a machine's files"):
+        with self.created(name) as descriptor, host_errors(f"write a machine's files in {self.path}"):
             _write_all(descriptor, data)
         self.give(name, 0o400)
 
     @contextlib.contextmanager
     def created(self, name: str, size: int = 0) -> Iterator[int]:
         """Make a file of `size` zeros and provide a descriptor of it. Raises HostError, DiskFull."""
-        with host_errors("write a machine's files"):
+        with host_errors(f"write a machine's files in {self.path}"):
             descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.descriptor)
             try:
                 os.ftruncate(descriptor, size)
@@ -129,7 +129,7 @@ class Folder:
 
     def pipe(self, name: str) -> int:
         """Make a named pipe that the process writes to; return a descriptor of it, the caller's to close."""
-        with host_errors("write a machine's files"):
+        with host_errors(f"write a machine's files in {self.path}"):
             os.mkfifo(name, 0o600, dir_fd=self.descriptor)
             self.give(name, 0o600)
             # Opened for writing too, so it never reaches its end and the process always finds a reader.
@@ -146,13 +146,13 @@ async def machine_folder(base: Path, name: str, machine_id: str, uid: int | None
     """Make a folder for one machine, and remove it with its contents at the end. Raises HostError, DiskFull."""
     parent = base / name / machine_id
     path = parent / "root"
-    with host_errors("write a machine's files"):
+    with host_errors(f"write a machine's files in {base}"):
         for folder in (base, base / name):
             folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         parent.mkdir(mode=0o755)
     descriptor = -1
     try:
-        with host_errors("write a machine's files"):
+        with host_errors(f"write a machine's files in {base}"):
             path.mkdir(mode=0o700)
             descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         yield Folder(path=path, descriptor=descriptor, uid=uid)

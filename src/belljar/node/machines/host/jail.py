@@ -103,7 +103,7 @@ def kvm_node(machine_id: str, uid: int | None) -> Iterator[Path]:
     if uid is None or status.st_mode & 0o006 == 0o006:
         if not os.access(_KVM, os.R_OK | os.W_OK):
             raise HostError(
-                "this user may not open /dev/kvm; add it to the group kvm, or set accelerator to tcg or auto"
+                "this user may not open /dev/kvm; add the user to the group kvm, or set accelerator to tcg or auto"
             )
         yield _KVM
         return

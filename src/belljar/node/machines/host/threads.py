@@ -7,4 +7,5 @@ from belljar.system.threads import Threads
 #: More than there are processors: most of the work waits for the kernel or a disk.
 _MAX_THREADS = 16
 
-in_thread = Threads("belljar-machines", _MAX_THREADS).run
+machine_threads = Threads("belljar-machines", _MAX_THREADS)
+in_thread = machine_threads.run

@@ -182,7 +182,7 @@ class QemuHypervisor:
 
     def _empty_disk(self, size_bytes: int, stack: AsyncExitStack) -> int:
         """Return a sparse file without a name, closed with `stack`. Raises DiskFull, HostError."""
-        with host_errors("make a machine's disk"):
+        with host_errors(f"make a machine's disk in {self._disks}"):
             self._disks.mkdir(parents=True, exist_ok=True, mode=0o700)
             file = tempfile.TemporaryFile(dir=self._disks)  # noqa: SIM115 (the stack closes it)
             stack.callback(file.close)
