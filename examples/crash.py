@@ -1,4 +1,4 @@
-"""Fails: the traceback is in the logs, and the job's exit code is Python's 1. belljar is well; the script is not."""
+"""Fail with a traceback: it is in the log, and the job has the exit code 1 of Python."""
 
 
 def divide(a: int, b: int) -> float:

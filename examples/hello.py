@@ -1,4 +1,4 @@
-"""Says where it runs: inside a virtual machine of its own."""
+"""Print which Python and Linux run this script, inside its virtual machine."""
 
 import platform
 import sys

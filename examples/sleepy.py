@@ -1,4 +1,4 @@
-"""Never ends by itself. Its time limit ends it: first SIGTERM, then, if that is not enough, SIGKILL.
+"""Run for ever: the time limit ends the job, first with SIGTERM, then with SIGKILL.
 
 belljar run examples/sleepy.py --timeout 3
 """

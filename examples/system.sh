@@ -1,5 +1,5 @@
 #!/bin/sh
-# What a job sees of its machine: a kernel, memory and processes of its own, and no network.
+# Print what a job sees of its machine: its own kernel, memory and processes, and no network.
 echo "== uname -a"
 uname -a
 echo "== free -m"

@@ -1,4 +1,4 @@
-"""Reads standard input, writes standard output: the commonest words and how often they come.
+"""Count words: read standard input, print the most frequent words with their counts.
 
 belljar run examples/wordcount.py --stdin README.md
 """

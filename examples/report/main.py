@@ -1,4 +1,4 @@
-"""A script of several files that leaves a file behind.
+"""Read a file of the script and write two artifacts.
 
 belljar run examples/report --artifacts /tmp/report
 """

@@ -1,3 +1,3 @@
-"""belljar runs code that you don't trust, each job sealed in its own microVM."""
+"""belljar runs untrusted code, each job in its own microVM."""
 
 __version__ = "0.1.0"

@@ -199,7 +199,7 @@ class index_server:  # noqa: N801 (used as a context)
         ("none,open", "not both"),
         (["10.0.0.0/8"], "no job may reach"),
         ([f"h{number}.example" for number in range(10_000)], "at most 256"),
-        ("a..b", "no host name"),
+        ("a..b", "invalid host name"),
     ],
 )
 def test_malformed_policies_are_refused_at_the_door(networked: Server, egress: object, words: str) -> None:

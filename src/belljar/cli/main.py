@@ -16,7 +16,7 @@ from belljar.system.executables import use_safe_search_path
 
 app = typer.Typer(
     name="belljar",
-    help="Runs code that you don't trust, each job sealed in its own microVM.",
+    help="Run untrusted code, each job in its own microVM.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,1 +1,1 @@
-"""`belljar doctor`: checks of this host, each with the command that mends it."""
+"""`belljar doctor`: checks of this host, each with the command that fixes it."""

@@ -1,12 +1,15 @@
-"""What a call over the link can refuse with, besides the errors of the model."""
+"""The errors of calls over the link, besides those of the model.
+
+The first paragraph of each docstring, "cause; what to do", is the class's entry in docs/errors.md.
+"""
 
 from __future__ import annotations
 
-from belljar.model.errors import Conflict, HostError
+from belljar.model.errors import BelljarError, Conflict, HostError
 
 
 class LeaseLost(Conflict):
-    """The caller does not hold this lease any more: nothing was written. The node ends the attempt's machine."""
+    """The node does not hold the lease any more, and nothing was written; wait for the attempt that has the job now."""
 
     code = "lease_lost"
 
@@ -15,19 +18,27 @@ class LeaseLost(Conflict):
 
 
 class OutputGap(Conflict):
-    """Output before this piece is missing; `details["acknowledged"]` is the offset to resume from. Nothing was kept."""
+    """Output before this piece is missing, and nothing was kept; resume from the offset `acknowledged`.
+
+    `details` has it.
+    """
 
     code = "output_gap"
 
 
 class OutputRefused(HostError):
-    """No more output of this attempt can be kept; sending it again does not help. The job goes on without it."""
+    """No more output of the attempt can be kept, and the job continues without it; check the disk of the server."""
 
     code = "output_refused"
     status = 507
 
 
 class LinkUnavailable(HostError):
-    """The control plane cannot be reached just now; the call may be tried again."""
+    """The control plane cannot be reached; wait for the node to try again, or check its connection."""
 
     code = "link_unavailable"
+
+
+def classes() -> list[type[BelljarError]]:
+    """Return the classes of this module."""
+    return [LeaseLost, OutputGap, OutputRefused, LinkUnavailable]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,17 @@ from belljar.local_server import read_admin_key
 from support.served import Served, problem, served
 
 SUBMISSION = {"code": "print(1)", "language": "python"}
+_KILLED_WHILE_CREATING = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from belljar.control.api.admin_key import ensure_admin_key
+
+class Keys:
+    async def add(self, key, secret):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(ensure_admin_key(Keys(), Path(sys.argv[1])))
+"""
 
 
 def every_route() -> list[tuple[str, str]]:
@@ -138,6 +152,17 @@ async def test_the_admin_key_is_readable_by_its_owner_only_and_created_again_whe
     assert await ensure_admin_key(api.services.keys, data_dir)
     assert read_admin_key(data_dir) != second
     assert [file.name for file in data_dir.glob("admin*")] == ["admin.key"]
+
+
+@pytest.mark.process
+async def test_a_secret_that_a_crash_left_is_removed(api: Served, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-P", "-c", _KILLED_WHILE_CREATING, str(folder))
+    assert await killed.wait() == -signal.SIGKILL
+    assert len(list(folder.iterdir())) == 1
+    assert await ensure_admin_key(api.services.keys, folder)
+    assert [file.name for file in folder.iterdir()] == ["admin.key"]
 
 
 # --- auth off -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from support.conversation import AGENT
 from support.paths import ROOT
 
 PAGE = (ROOT / "docs/protocol.md").read_text()
+#: The page without line ends: a sentence may be broken anywhere.
+TEXT = " ".join(PAGE.split())
 FRAME_ROW = re.compile(r"^\| (0x[0-9A-F]{2}) \| `([A-Z_]+)` \| (host|agent) \| (.+) \|$", re.M)
 
 
@@ -68,11 +70,11 @@ def test_each_limit_on_a_payload_is_in_its_row() -> None:
 
 
 def test_the_limits_on_the_conversation_are_those_of_the_code() -> None:
-    assert f"up to {frame_stream.WINDOW:,} bytes of a stream" in PAGE
-    assert f"sends at most {wire.STDIN_WINDOW:,} bytes ahead" in PAGE
-    assert f"at most {frame_stream.FRAMES_PER_SECOND:,} frames a second" in PAGE
-    assert f"`PING` every {frame_stream.PING_SECONDS} seconds" in PAGE
-    assert f"`silence_seconds` ({connection.SILENCE_SECONDS} by default; 0: no limit)" in PAGE
+    assert f"up to {frame_stream.WINDOW:,} bytes of a stream" in TEXT
+    assert f"sends at most {wire.STDIN_WINDOW:,} bytes ahead" in TEXT
+    assert f"at most {frame_stream.FRAMES_PER_SECOND:,} frames a second" in TEXT
+    assert f"`PING` every {frame_stream.PING_SECONDS} seconds" in TEXT
+    assert f"`silence_seconds` ({connection.SILENCE_SECONDS} by default; 0: no limit)" in TEXT
 
 
 def test_the_limits_of_the_agent_are_those_of_its_code() -> None:
@@ -83,6 +85,6 @@ def test_the_limits_of_the_agent_are_those_of_its_code() -> None:
         assert match is not None, name
         return match[1]
 
-    assert f"more than {constant('agent.h', 'MAX_DEPTH')} folders deep" in PAGE
-    assert f"path over {wire.MAX_PATH_BYTES:,} bytes" in PAGE
-    assert f"port {constant('vsock.c', 'VSOCK_PORT')} under Firecracker" in PAGE
+    assert f"more than {constant('agent.h', 'MAX_DEPTH')} folders deep" in TEXT
+    assert f"path over {wire.MAX_PATH_BYTES:,} bytes" in TEXT
+    assert f"port {constant('vsock.c', 'VSOCK_PORT')} under Firecracker" in TEXT

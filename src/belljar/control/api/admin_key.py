@@ -28,8 +28,10 @@ async def ensure_admin_key(keys: SqlKeys, data_dir: Path) -> bool:
         return False
     secret = new_secret()
     path = DataDir(data_dir).admin_key
+    partial = path.with_suffix(".partial")
     try:
-        with atomic_path(path) as part:
+        partial.unlink(missing_ok=True)  # of a crash: the secret in it may be a valid key's
+        with atomic_path(path, temporary=partial) as part:
             private_file(part)
             part.write_text(secret + "\n")
             # The record first, then the file: a crash in between leaves a key whose secret is lost.

@@ -26,7 +26,7 @@ def create_app(services: Services | None) -> FastAPI:
     app = FastAPI(
         title="belljar",
         version=__version__,
-        description="Runs code that you don't trust, each job sealed in its own microVM.",
+        description="Run untrusted code, each job in its own microVM.",
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=_operation_name,

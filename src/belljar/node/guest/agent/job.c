@@ -152,8 +152,8 @@ void report_exit(void)
     struct processes *job = &agent.job;
     bool all_ended = job->report_fd < 0 && job->output_fd[STDOUT] < 0 && job->output_fd[STDERR] < 0;
     bool last_command = !agent.keep && !agent.warm_up;
-    bool drained = is_drained(STDOUT) && is_drained(STDERR);
-    bool main_ended = last_command && agent.main_exiting && agent.started_us && drained;
+    bool main_exited = last_command && agent.main_exiting && agent.started_us;
+    bool main_ended = main_exited && is_drained(STDOUT) && is_drained(STDERR);
     if (agent.phase != RUNNING || (!all_ended && !main_ended))
         return;
     uint64_t oom_kills = read_usage(job);

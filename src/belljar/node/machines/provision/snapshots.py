@@ -66,7 +66,8 @@ class Snapshots:
             warm_up_steps.fingerprint(),
             _boot_id(),
         ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        # Sorted: a manifest that was just built has its variables in another order than one that was read.
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def find(self, key: str) -> Path | None:
         """Return the folder of a complete snapshot, and mark it as used now; None when there is none."""
