@@ -1,4 +1,4 @@
-"""Every value of the link can be carried as JSON and back."""
+"""Every value of the link can be carried as JSON and back, except output, which is bytes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pydantic import TypeAdapter
 
 from belljar.link.leases import Assignment, ClaimRequest, LeaseKey, NodeIdentity, Renewal, StartReport
 from belljar.link.nodes import NodeReport
-from belljar.model.job import Timings
+from belljar.model.job import Artifact, Timings
 from belljar.model.resources import NodeLimits
-from support.job_queue import MACHINE, queued
+from belljar.model.states import Status
+from support.job_queue import MACHINE, ended, queued
 
 NODE = NodeIdentity.new("n1")
 LEASE = LeaseKey("job_x", 2, NODE)
@@ -21,6 +22,7 @@ VALUES: list[Any] = [
     LEASE,
     ClaimRequest(vcpus=1, memory_mb=2, disk_mb=3, largest=NodeLimits(vcpus=1, memory_mb=2), images=frozenset({"a"})),
     Assignment(lease=LEASE, job=queued(), lease_seconds=30),
+    ended(Status.FAILED, exit_code=3, started_at=NOW, kept_artifacts=(Artifact(path="a\n", size_bytes=1),)),
     Renewal(lost=frozenset({LEASE}), cancelled=frozenset(), lease_seconds=30),
     StartReport(started_at=NOW, machine=MACHINE, timings=Timings()),
     NodeReport(

@@ -86,7 +86,7 @@ async def soak(
         await _judge(harness, number, await harness.get(job), report)
     report.doubled = _doubled(harness.settings.data_dir, names)
     # An end stays noted where the worker was killed before it knew that the control plane has it.
-    report.leaked += [name for name in harness.leftovers() if not name.startswith(("machines/", "run/outcomes/"))]
+    report.leaked += [name for name in harness.leftovers() if "machines/" not in name and "run/outcomes/" not in name]
     report.leaked += _processes_of(agent)
     return report
 

@@ -264,11 +264,10 @@ class WorkerHarness:
 
     def leftovers(self) -> list[str]:
         """Files that nobody owns when no worker works, machines and scripts among them."""
-        run = self.settings.data_dir / "run"
+        base = self.settings.data_dir
         kept = {"worker", "server.json"}
-        files = [
-            path for path in (*run.rglob("*"), *(self.settings.data_dir / "machines").rglob("*")) if path.is_file()
-        ]
+        folders = [base / "run", base / "machines", *base.glob("nodes/*/run")]
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
         return [str(path.relative_to(self.settings.data_dir)) for path in files if path.name not in kept]
 
 

@@ -65,3 +65,10 @@ async def test_leftovers_are_removed_when_their_process_died(folder: Folder) -> 
         assert (mine / "file").exists() and [path.name for path in (run / "embedded").iterdir()] == [mine.name]
     assert outcomes["leftovers"].result.removed.count == 2
     assert not artifact.exists() and young.exists()
+
+
+async def test_an_end_that_was_not_reported_is_kept_for_thirty_days(folder: Folder) -> None:
+    outcomes = folder.path / "run/outcomes"
+    old, young = old_file(outcomes / "job_x.1", 31), old_file(outcomes / "job_y.1", 29)
+    await folder.sweep()
+    assert (old.exists(), young.exists()) == (False, True)

@@ -33,6 +33,8 @@ log = structlog.get_logger()
 
 #: How many logs' jobs are looked up at once.
 _BATCH = 200
+#: When a sweep looks again at the logs that the last one uploaded.
+_VERIFY_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,7 +192,7 @@ class JobLogs:
         """Upload the log merged with what is uploaded already: other processes may have served attempts.
 
         Unless the job's lease is held here, another process may replace the blob at the same time. So the file stays
-        until the next sweep finds all of it there. Raises HostError, NotFound.
+        until another sweep finds all of it there. Raises HostError, NotFound.
         """
         path = log_path(self._data_dir, job_id)
         async with self._lock(job_id):
@@ -213,7 +215,10 @@ class JobLogs:
                 source = merged
                 is_kept = not await asyncio.to_thread(merge_logs, path, uploaded, merged)
             if not is_kept:
-                is_kept = await self._upload(job_id, source, seconds) and is_holder
+                is_uploaded = await self._upload(job_id, source, seconds)
+                is_kept = is_uploaded and is_holder
+                if is_uploaded and not is_holder:
+                    asyncio.get_running_loop().call_later(_VERIFY_SECONDS, self.request_sweep)
             if is_kept and path.stat().st_size == size:  # what was added meanwhile is uploaded next time
                 path.unlink()
         finally:
