@@ -69,9 +69,14 @@ def test_the_entrypoint_is_found(
             ["a.py", "b.py"],
             None,
             None,
-            r"main.py, __main__.py, main.sh, run.sh at the top.*\(there are 2\): a\.py, b\.py;",
+            r"2 files could be it: a\.py, b\.py; give `entrypoint`, or put main.py or __main__.py or main.sh or",
         ),
-        (["a.txt", "b.txt"], "python", None, "tried main.py, __main__.py at the top"),
+        (
+            ["a.txt", "b.txt"],
+            "python",
+            None,
+            r"no file has an extension of python; give `entrypoint`, or put main.py or __main__.py at the top$",
+        ),
         (["data"], None, None, "no entrypoint"),
         (["main.py", "run.sh"], None, None, r"main.py \(python\), run.sh \(shell\)"),
         (["main.py"], None, "missing.py", "'missing.py' is not a file of the script; its files: main.py"),
@@ -146,5 +151,5 @@ def test_an_entrypoint_name_is_found_in_any_folder(
 
 def test_the_user_chooses_among_several_entrypoint_names(tree: Tree, compiled: list[Language]) -> None:
     add(tree, "one/main.c", "two/main.c", "two/more.c")
-    with pytest.raises(InvalidScript, match=r"there are 2\): one/main\.c, two/main\.c; give `entrypoint`"):
+    with pytest.raises(InvalidScript, match=r"2 files could be it: one/main\.c, two/main\.c; give `entrypoint`"):
         chosen(tree, compiled)

@@ -120,9 +120,10 @@ def _has_entrypoint_name(path: str, language: Language) -> bool:
 
 def _no_entrypoint(candidates: Sequence[Language], files: Sequence[str]) -> str:
     names = list(dict.fromkeys(name for language in candidates for name in language.entrypoints))
-    tried = f"{', '.join(names)} at the top" if names else "the default names"
-    shown = f": {', '.join(path[-80:] for path in files[:5])}{', …' if len(files) > 5 else ''}" if files else ""
-    return (
-        f"the script has no entrypoint: tried {tried}, and the only file with an extension of "
-        f"{known_names(candidates)} (there are {len(files)}){shown}; give `entrypoint`"
-    )
+    default = f", or put {' or '.join(names[:4])}{' or …' if len(names) > 4 else ''} at the top" if names else ""
+    if files:
+        shown = f"{', '.join(path[-80:] for path in files[:5])}{', …' if len(files) > 5 else ''}"
+        found = f"{len(files)} files could be it: {shown}"
+    else:
+        found = f"no file has an extension of {known_names(candidates)}"
+    return f"the script has no entrypoint: {found}; give `entrypoint`{default}"
