@@ -51,3 +51,28 @@ async def test_stop_ends_the_work_of_a_cancelled_caller() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 5)
+
+
+@pytest.mark.parametrize("has_thread", [True, False])
+async def test_work_that_needs_a_new_thread_on_a_host_without_one_is_done_or_never_begins(
+    monkeypatch: pytest.MonkeyPatch, has_thread: bool
+) -> None:
+    """The executor queues the work before it starts a thread, so another thread may have begun it."""
+    threads, done = Threads("test", 2), threading.Event()
+    if has_thread:
+        await threads.run(lambda: None)
+
+    def fail() -> None:
+        done.wait(10 if has_thread else 0)
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threads._executor, "_adjust_thread_count", fail)
+        if has_thread:
+            assert await threads.run(lambda: done.set() or "result") == "result"
+        else:
+            with pytest.raises(RuntimeError):
+                await threads.run(done.set)
+    await threads.run(lambda: None)
+    assert done.is_set() is has_thread
+    threads.shutdown()

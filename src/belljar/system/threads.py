@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
@@ -54,5 +54,24 @@ class Threads:
         self._executor.shutdown()
 
     def _start(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        context = contextvars.copy_context()
-        return asyncio.get_running_loop().run_in_executor(self._executor, functools.partial(context.run, work))
+        """Start the work in a thread. Raises RuntimeError when it needs a new thread and the host allows no more."""
+        context, future = contextvars.copy_context(), Future[T]()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = context.run(work)
+            except BaseException as error:  # noqa: BLE001 (the caller gets it)
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        try:
+            self._executor.submit(run)
+        except RuntimeError:
+            # The work is in the executor's queue all the same. A thread that has begun it gives its result to the
+            # caller, who releases what it holds; otherwise no thread may begin it any more.
+            if future.cancel():
+                raise
+        return asyncio.wrap_future(future)
