@@ -1,4 +1,4 @@
-"""The server: the HTTP API, the control plane's services, and a worker unless it is told otherwise."""
+"""The server: the HTTP API, the control plane's services, and a worker unless the caller wants none."""
 
 from __future__ import annotations
 

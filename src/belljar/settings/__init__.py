@@ -27,21 +27,6 @@ from belljar.settings.server import ClientSettings, ServerSettings
 from belljar.settings.storage import StorageSettings, default_data_dir
 from belljar.settings.worker import WorkerSettings
 
-#: In the order of the documentation.
-AREAS: tuple[type[Area], ...] = (
-    StorageSettings,
-    ServerSettings,
-    ClientSettings,
-    JobSettings,
-    WorkerSettings,
-    MachineSettings,
-    NetworkSettings,
-    PackageSettings,
-    ImageSettings,
-    RetentionSettings,
-    LogSettings,
-)
-
 
 class Settings(
     StorageSettings,
@@ -76,6 +61,10 @@ class Settings(
         path = find_settings_file(config, _data_dir_for_lookup(flags.get("data_dir")))
         file_values = {} if path is None else read_settings_file(path)
         return InitSettingsSource(settings_cls, flags), env_settings, InitSettingsSource(settings_cls, file_values)
+
+
+#: The areas in the order of the documentation.
+AREAS: tuple[type[Area], ...] = tuple(base for base in Settings.__bases__ if issubclass(base, Area))
 
 
 def _data_dir_for_lookup(data_dir: Path | str | None) -> Path:
