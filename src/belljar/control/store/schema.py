@@ -193,7 +193,7 @@ project_counters = Table(
     Column("minute", BigInteger, nullable=False, server_default=text("0")),
     Column("minute_jobs", BigInteger, nullable=False, server_default=text("0")),
     # The projects that a claim chooses from.
-    Index("ix_project_counters_queued", "project", "waiting_since", "held_jobs", sqlite_where=HAS_QUEUED),
+    Index("ix_project_counters_queued", "project", "waiting_since", "held_jobs", "queued_jobs", sqlite_where=HAS_QUEUED),
     sqlite_with_rowid=False,
 )
 

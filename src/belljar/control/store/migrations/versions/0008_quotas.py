@@ -166,7 +166,7 @@ def _create_tables() -> None:
     op.create_index(
         "ix_project_counters_queued",
         "project_counters",
-        ["project", "waiting_since", "held_jobs"],
+        ["project", "waiting_since", "held_jobs", "queued_jobs"],
         sqlite_where=sa.text("queued_jobs > 0"),
     )
     op.create_table(
