@@ -40,13 +40,15 @@ LIMIT -1
 """
 #: What the project of a row `{0}` needs to start a job, with its quotas `q` and its use of today `u`.
 _MAY_START = """
-    {0}.held_jobs < coalesce(q.max_running_jobs, :max_running_jobs)
+    p.suspended_at IS NULL
+    AND {0}.held_jobs < coalesce(q.max_running_jobs, :max_running_jobs)
     AND coalesce(u.vcpu_ms, 0) / 1000 < coalesce(q.max_vcpu_seconds_per_day, :max_vcpu_seconds_per_day)
     AND coalesce(u.memory_mb_ms, 0) / 1000 < coalesce(q.max_memory_mb_seconds_per_day, :max_memory_mb_seconds_per_day)
 """
 _QUOTAS_AND_USE = f"""
 LEFT JOIN project_quotas AS q ON q.project = {{0}}.project
 LEFT JOIN project_usage AS u ON u.project = {{0}}.project AND u.day = {NOW} / {DAY_US}
+LEFT JOIN projects AS p ON p.name = {{0}}.project
 """
 _COLUMNS = ", ".join(column.name for column in jobs.c)
 _CLAIMED = f"""

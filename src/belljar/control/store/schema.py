@@ -193,7 +193,9 @@ project_counters = Table(
     Column("minute", BigInteger, nullable=False, server_default=text("0")),
     Column("minute_jobs", BigInteger, nullable=False, server_default=text("0")),
     # The projects that a claim chooses from.
-    Index("ix_project_counters_queued", "project", "waiting_since", "held_jobs", "queued_jobs", sqlite_where=HAS_QUEUED),
+    Index(
+        "ix_project_counters_queued", "project", "waiting_since", "held_jobs", "queued_jobs", sqlite_where=HAS_QUEUED
+    ),
     sqlite_with_rowid=False,
 )
 
@@ -248,17 +250,34 @@ project_quotas = Table(
 for _trigger in TRIGGERS:
     event.listen(metadata, "after_create", DDL(_trigger))  # type: ignore[no-untyped-call]
 
+projects = Table(
+    "projects",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("created_at", UtcTime, nullable=False),
+    #: Since when its keys are refused and its jobs are not claimed. Set in a removed project, too.
+    Column("suspended_at", UtcTime),
+    #: Since when its data is being removed; the row is removed last.
+    Column("removed_at", UtcTime),
+)
+
 keys = Table(
     "keys",
     metadata,
     Column("id", String, primary_key=True),
     Column("name", String, nullable=False),
     Column("project", String, nullable=False),
-    Column("admin", Boolean(create_constraint=False), nullable=False),
+    Column("role", String),
+    #: The scopes beside those of the role.
+    Column("extra_scopes", JSON, nullable=False, server_default=text("'[]'")),
     Column("secret_sha256", String, nullable=False, unique=True),
     Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
     Column("last_used_at", UtcTime),
     Column("revoked_at", UtcTime),
+    #: The id of the key that was rotated.
+    Column("replaces", String),
+    Index("ix_keys_project", "project", "id"),
 )
 
 nodes = Table(
