@@ -5,7 +5,9 @@ A quota is set for one project (`ProjectQuotas`) or comes from the settings; `Qu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -122,6 +124,7 @@ class Use:
     """What a project has used of each counted quota, by the database's clock, and when windows end."""
 
     used: dict[CountedQuota, float]
+    at: datetime
     #: Seconds until the current minute and day end.
     minute_left_seconds: int
     day_left_seconds: int
@@ -131,3 +134,7 @@ class Use:
         if quota not in WINDOW_SECONDS:
             return None
         return self.minute_left_seconds if quota is CountedQuota.JOBS_PER_MINUTE else self.day_left_seconds
+
+    def minus(self, quotas: Collection[CountedQuota]) -> Use:
+        """Return the use with one less of each of these."""
+        return replace(self, used={quota: used - (quota in quotas) for quota, used in self.used.items()})

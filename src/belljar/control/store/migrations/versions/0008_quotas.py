@@ -140,8 +140,12 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("stored_bytes", sa.BigInteger, nullable=False, server_default=_ZERO))
     op.execute(sa.text(_STORED_BYTES))
     op.drop_index("ix_jobs_queue", "jobs")
-    columns = ["project", sa.text("priority DESC"), "id", "vcpus", "memory_mb", "disk_mb", "image_digest", "status"]
-    op.create_index("ix_jobs_queue", "jobs", columns, sqlite_where=_QUEUED)
+    op.create_index(
+        "ix_jobs_queue",
+        "jobs",
+        ["project", sa.text("priority DESC"), "id", "vcpus", "memory_mb", "disk_mb", "image_digest", "status"],
+        sqlite_where=_QUEUED,
+    )
     _create_tables()
     for statement in _FIRST_COUNTS:
         op.execute(sa.text(statement))
