@@ -138,3 +138,13 @@ class Use:
     def minus(self, quotas: Collection[CountedQuota]) -> Use:
         """Return the use with one less of each of these."""
         return replace(self, used={quota: used - (quota in quotas) for quota, used in self.used.items()})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RateLimit:
+    """A quota in a window, what is left of it, and in how many seconds the window ends."""
+
+    quota: CountedQuota
+    limit: int
+    left: int
+    reset_seconds: int

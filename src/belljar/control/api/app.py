@@ -15,12 +15,13 @@ from belljar.control.api.file_descriptors import max_connections
 from belljar.control.api.openapi import describe
 from belljar.control.api.problems import handle_errors
 from belljar.control.api.request_context import RequestContext
-from belljar.control.api.routes import artifacts, health, images, jobs, keys, logs, metrics, nodes, scripts
+from belljar.control.api.routes import artifacts, health, images, jobs, keys, logs, metrics, nodes, quotas, scripts
 from belljar.control.api.rules import ruled_routes
 from belljar.control.api.services import Services
 from belljar.model.job_options import JobOptions, JobRequest
+from belljar.model.quotas import ProjectQuotas
 
-_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, keys)
+_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, keys, quotas)
 
 
 def create_app(services: Services | None) -> FastAPI:
@@ -38,7 +39,7 @@ def create_app(services: Services | None) -> FastAPI:
     for routes in _ROUTES:
         app.include_router(routes.router)
     ruled_routes(app)  # raises for a route without a rule
-    describe(app, (JobOptions, JobRequest, keys.NewKey, keys.Rotation))
+    describe(app, (JobOptions, JobRequest, keys.NewKey, keys.Rotation, ProjectQuotas))
     if services is not None:
         app.add_middleware(
             AuthMiddleware,

@@ -35,7 +35,7 @@ _ERRORS = {
     "409": "The idempotency key belongs to another request.",
     "413": "The body is too large.",
     "422": "An option or the script is invalid.",
-    "429": "The key has too many requests in flight.",
+    "429": "The key has too many requests in flight, or the project has reached a quota.",
     "500": "Internal error.",
     "503": "The server cannot do this now.",
     "507": "The server's disk is full.",

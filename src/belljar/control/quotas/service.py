@@ -17,6 +17,7 @@ from belljar.model.quotas import (
     CountedQuota,
     ProjectQuotas,
     QuotaLimits,
+    RateLimit,
     Use,
 )
 from belljar.settings.quotas import QuotaSettings
@@ -25,6 +26,7 @@ from belljar.system.counters import increment
 #: How long the limits of a project are cached: a change by another process holds for submissions after this time.
 CACHE_SECONDS = 1.0
 _MAX_CACHED = 10_000
+_RATES = (CountedQuota.JOBS_PER_MINUTE, CountedQuota.JOBS_PER_DAY)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +57,8 @@ class QuotaService:
 
     def __init__(self, store: SqlQuotas, settings: QuotaSettings) -> None:
         self._store = store
-        self._defaults = default_limits(settings)
+        #: The limits of projects without quotas of their own.
+        self.defaults = default_limits(settings)
         self._cache: dict[str, tuple[QuotaLimits, float]] = {}
 
     async def quotas(self, project: str) -> ProjectQuotas:
@@ -68,7 +71,7 @@ class QuotaService:
             await self._store.set(project, quotas)
         finally:
             self._cache.pop(project, None)
-        return limits_of(quotas, self._defaults)
+        return limits_of(quotas, self.defaults)
 
     async def limits(self, project: str) -> QuotaLimits:
         """Return the limits that hold for the project."""
@@ -76,7 +79,7 @@ class QuotaService:
         if cached is not None and time.monotonic() < cached[1]:
             return cached[0]
         read_at = time.monotonic()
-        limits = limits_of(await self._store.get(project), self._defaults)
+        limits = limits_of(await self._store.get(project), self.defaults)
         if len(self._cache) >= _MAX_CACHED:
             self._cache.clear()
         self._cache[project] = limits, read_at + CACHE_SECONDS
@@ -105,12 +108,12 @@ class QuotaService:
 
     async def usage(self, project: str, days: int) -> ProjectUsage:
         """Return the limits of the project, its use of them, and what it used on the last days."""
-        limits = limits_of(await self._store.get(project), self._defaults)
+        limits = limits_of(await self._store.get(project), self.defaults)
         use = await self._store.use(project)
         return ProjectUsage(project=project, limits=limits, use=use, days=await self._store.days(project, days))
 
-    async def waiting_for(self, project: str) -> tuple[CountedQuota, int, float] | None:
-        """Return the quota that keeps the project's queued jobs from starting, its limit and use; None without one."""
+    async def waiting_for(self, project: str) -> dict[str, Any] | None:
+        """Return the quota that keeps the project's queued jobs from starting, with limit and use; None without one."""
         limits = await self.limits(project)
         if all(limits.of(quota) is None for quota in HOLDING_QUOTAS):
             return None
@@ -118,26 +121,26 @@ class QuotaService:
         for quota in HOLDING_QUOTAS:
             limit = limits.of(quota)
             if limit is not None and use.used[quota] >= limit:
-                return quota, limit, use.used[quota]
+                return {"quota": quota.value, "limit": limit, "used": use.used[quota]}
         return None
 
-    async def rate_limits(self, project: str) -> list[tuple[CountedQuota, int, int, int]]:
-        """Return for each quota of submissions in a window that has a limit: the limit, what is left, seconds left."""
+    async def rate_limits(self, project: str) -> list[RateLimit]:
+        """Return the state of each quota of submissions in a time that has a limit."""
         limits = await self.limits(project)
-        rates = (CountedQuota.JOBS_PER_MINUTE, CountedQuota.JOBS_PER_DAY)
-        if all(limits.of(quota) is None for quota in rates):
+        if all(limits.of(quota) is None for quota in _RATES):
             return []
         use = await self._store.use(project)
         found = []
-        for quota in rates:
+        for quota in _RATES:
             limit, reset = limits.of(quota), use.resets_in_seconds(quota)
             if limit is not None and reset is not None:
-                found.append((quota, limit, max(0, limit - int(use.used[quota])), reset))
+                left = max(0, limit - int(use.used[quota]))
+                found.append(RateLimit(quota=quota, limit=limit, left=left, reset_seconds=reset))
         return found
 
     async def projects_at_limit(self) -> tuple[int, dict[CountedQuota, int]]:
         """Return how many projects have queued jobs, and how many of them wait for each quota."""
-        defaults = {quota.value: self._defaults.of(quota) for quota in HOLDING_QUOTAS}
+        defaults = {quota.value: self.defaults.of(quota) for quota in HOLDING_QUOTAS}
         return await self._store.at_limit(
             {name: UNLIMITED_VALUE if limit is None else limit for name, limit in defaults.items()}
         )

@@ -32,6 +32,9 @@ log = structlog.get_logger()
 
 #: Maximum jobs that end in one transaction.
 _BATCH = 100
+_ANY_HELD = select(jobs.c.id).where(HELD).limit(1)
+#: A trigger counts the time in between (counting.py).
+_METER = jobs.update().where(HELD).values(metered_until=NOW_US)
 #: The key of a lease: a job's id and the number of the attempt.
 Attempt = tuple[str, int]
 
@@ -237,6 +240,12 @@ class SqlClaims:
             return None if now is None else _lose(connection, now, code, reason)
 
         return await self._database.writing(write)
+
+    async def meter(self) -> None:
+        """Count what the attempts that are held now have used since the last call, for the usage of their projects."""
+        if await self._database.reading(lambda connection: connection.execute(_ANY_HELD).first()) is None:
+            return
+        await self._database.writing(lambda connection: connection.execute(_METER))
 
     async def watch_clock(self) -> None:
         """Read the database's clock, so that `expire` detects that it was set."""
