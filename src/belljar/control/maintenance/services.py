@@ -11,8 +11,11 @@ from belljar.control.maintenance.orphans import OrphanCleaner
 from belljar.control.maintenance.records import RecordCleaner
 from belljar.control.maintenance.scripts import ScriptCleaner
 from belljar.control.maintenance.uploads import UploadCleaner
+from belljar.control.quotas.repair import CounterRepair
+from belljar.control.store.counters import SqlCounters
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
+from belljar.control.store.quotas import SqlQuotas
 from belljar.control.store.retention import SqlRetention
 from belljar.settings import Settings
 from belljar.system.maintenance import MaintenanceService
@@ -22,7 +25,7 @@ def control_services(settings: Settings, database: Database, blobs: Blobs) -> li
     """Return the services for the data of one control plane."""
     retention = SqlRetention(database)
     return [
-        JobCleaner(settings, retention, blobs),
+        JobCleaner(settings, retention, blobs, SqlQuotas(database)),
         StdinCleaner(settings, retention, blobs),
         LogArchiver(settings, retention, blobs),
         ScriptCleaner(settings, retention, blobs),
@@ -31,5 +34,7 @@ def control_services(settings: Settings, database: Database, blobs: Blobs) -> li
         RecordCleaner("keys", settings.keep_revoked_keys_days, retention.revoked_keys),
         UploadCleaner(settings),
         ImageCleaner(settings, SqlJobs(database)),
+        RecordCleaner("usage", settings.keep_usage_days, retention.old_usage),
         BackupCleaner(settings),
+        CounterRepair(SqlCounters(database)),
     ]

@@ -99,8 +99,8 @@ async def get_job(job_id: str, services: ServicesDep, identity: IdentityDep, wai
     """Return the job; with `wait`, as soon as it has ended. `waiting_for` is the quota that keeps it queued, if any."""
     job = await _wait(services, identity, job_id, wait)
     fields = _public(job, identity, services)
-    if job.status is Status.QUEUED:
-        fields["waiting_for"] = await services.quotas.waiting_for(job.project)
+    if job.status is Status.QUEUED and (quota := await services.quotas.waiting_for(job.project)) is not None:
+        fields["waiting_for"] = quota
     return json_response(fields)
 
 
