@@ -28,12 +28,9 @@ class ProjectCleaner:
     name = "projects"
     interval_seconds = 0.0
 
-    def __init__(
-        self, removal: SqlProjectRemoval, scripts: ScriptService, *, keep_seconds: float = KEEP_SECONDS
-    ) -> None:
+    def __init__(self, removal: SqlProjectRemoval, scripts: ScriptService) -> None:
         self._removal = removal
         self._scripts = scripts
-        self._keep_seconds = keep_seconds
         self.pace = Pace()
 
     async def run(self, record: ServiceRecord, *, dry_run: bool) -> MaintenanceResult:
@@ -53,7 +50,7 @@ class ProjectCleaner:
         count += await self._remove_scripts(project)
         for table in PLAIN_TABLES:
             count += await self._batches(functools.partial(removal.remove_rows, table, project))
-        await removal.finish(project, datetime.now(UTC) - timedelta(seconds=self._keep_seconds))
+        await removal.finish(project, datetime.now(UTC) - timedelta(seconds=KEEP_SECONDS))
         return count
 
     async def _remove_scripts(self, project: str) -> int:
