@@ -11,7 +11,8 @@ from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
-from belljar.control.projects.service import KeyService
+from belljar.control.projects.key_service import KeyService
+from belljar.control.projects.project_service import ProjectService
 from belljar.control.quotas.service import QuotaService, default_limits
 from belljar.control.scripts.service import ScriptService
 from belljar.control.store.claims import SqlClaims
@@ -50,6 +51,7 @@ class Services:
     projects: SqlProjects
     key_service: KeyService
     quotas: QuotaService
+    project_service: ProjectService
     nodes: SqlNodes
     changes: Changes
     disk: DiskSpace
@@ -101,6 +103,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 projects=projects,
                 key_service=KeyService(keys, changes),
                 quotas=quotas,
+                project_service=ProjectService(projects, keys, changes),
                 nodes=nodes,
                 changes=changes,
                 disk=disk,

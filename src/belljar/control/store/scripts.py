@@ -11,8 +11,9 @@ from sqlalchemy.dialects.sqlite import insert
 from belljar.control.quotas.admission import check_stored
 from belljar.control.store.cursor import decode, encode
 from belljar.control.store.database import Database
+from belljar.control.store.projects import being_removed
 from belljar.control.store.quotas import read_use
-from belljar.control.store.schema import AWAITED, jobs, scripts
+from belljar.control.store.schema import AWAITED, jobs, projects, scripts
 from belljar.model.quotas import NO_LIMITS, QuotaLimits
 from belljar.model.script import Script
 
@@ -31,7 +32,8 @@ class SqlScripts:
     async def add(self, script: Script, *, limits: QuotaLimits = NO_LIMITS) -> Script:
         """Store the record; return the existing one when the project has the script.
 
-        Raises QuotaExceeded when a new script exceeds the storage of its project.
+        Raises ProjectConflict for a project that is being removed, QuotaExceeded when a new script exceeds the storage
+        of its project.
         """
         key = {"in_project": script.project, "of_id": script.id}
         row = await self._database.reading(lambda connection: connection.execute(_BY_ID, key).one_or_none())
@@ -45,7 +47,11 @@ class SqlScripts:
             index_elements=["project", "id"], set_={"dependencies": query.excluded.dependencies}
         )
 
+        removed = exists().where(projects.c.name == script.project, projects.c.removed_at.is_not(None))
+
         def add(connection: Connection) -> Script:
+            if connection.execute(select(removed)).scalar():
+                raise being_removed(script.project)
             connection.execute(query)
             if row is None and limits.max_storage_mb is not None:
                 check_stored(limits, read_use(connection, script.project))

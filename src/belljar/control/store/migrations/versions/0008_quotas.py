@@ -67,11 +67,14 @@ def _used(until: str) -> str:
     )
 
 
-def _script_bytes(project: str, change: str) -> str:
-    return (
-        f"INSERT INTO project_counters (project, script_bytes, waiting_since) VALUES ({project}, {change}, 0) "
-        "ON CONFLICT (project) DO UPDATE SET script_bytes = script_bytes + excluded.script_bytes;"
-    )
+_NEW_SCRIPT = (
+    "INSERT INTO project_counters (project, script_bytes, waiting_since) VALUES (new.project, new.size_bytes, 0) "
+    "ON CONFLICT (project) DO UPDATE SET script_bytes = script_bytes + excluded.script_bytes;"
+)
+
+
+def _script_bytes(row: str, change: str) -> str:
+    return f"UPDATE project_counters SET script_bytes = script_bytes + {change} WHERE project = {row}.project;"
 
 
 _TRIGGERS = (
@@ -90,12 +93,11 @@ _TRIGGERS = (
     "CREATE TRIGGER project_usage_metered AFTER UPDATE OF metered_until ON jobs "
     f"WHEN old.status IN {_HELD} AND new.status IN {_HELD} AND old.metered_until IS NOT NULL "
     f"BEGIN {_used('new.metered_until')} END",
-    f"CREATE TRIGGER project_counters_script_new AFTER INSERT ON scripts "
-    f"BEGIN {_script_bytes('new.project', 'new.size_bytes')} END",
+    f"CREATE TRIGGER project_counters_script_new AFTER INSERT ON scripts BEGIN {_NEW_SCRIPT} END",
     f"CREATE TRIGGER project_counters_script_gone AFTER DELETE ON scripts "
-    f"BEGIN {_script_bytes('old.project', '-old.size_bytes')} END",
+    f"BEGIN {_script_bytes('old', '-old.size_bytes')} END",
     "CREATE TRIGGER project_counters_script_changed AFTER UPDATE OF size_bytes ON scripts "
-    f"BEGIN {_script_bytes('new.project', 'new.size_bytes - old.size_bytes')} END",
+    f"BEGIN {_script_bytes('new', 'new.size_bytes - old.size_bytes')} END",
 )
 
 _WHOLE = (
