@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from belljar.control.quotas.admission import check_stored, check_submission
@@ -24,7 +24,7 @@ from belljar.settings.quotas import QuotaSettings
 from belljar.system.counters import increment
 
 #: How long the limits of a project are cached: a change by another process holds for submissions after this time.
-CACHE_SECONDS = 1.0
+CACHE_SECONDS = 0.5
 _MAX_CACHED = 10_000
 _RATES = (CountedQuota.JOBS_PER_MINUTE, CountedQuota.JOBS_PER_DAY)
 
@@ -65,13 +65,24 @@ class QuotaService:
         """Return the quotas that were set for the project."""
         return await self._store.get(project)
 
-    async def set(self, project: str, quotas: ProjectQuotas) -> QuotaLimits:
-        """Replace the quotas of the project, and return its limits. Raises NotFound."""
+    async def set(self, project: str, quotas: ProjectQuotas) -> None:
+        """Replace the quotas of the project. Raises NotFound."""
         try:
             await self._store.set(project, quotas)
         finally:
             self._cache.pop(project, None)
-        return limits_of(quotas, self.defaults)
+
+    def public(self, project: str, quotas: ProjectQuotas) -> dict[str, Any]:
+        """Return the quotas of a project and the limits that hold, as the API and the command line show them."""
+        limits = asdict(limits_of(quotas, self.defaults))
+        return {"project": project, "quotas": quotas.model_dump(), "limits": limits}
+
+    async def change(self, project: str, changes: ProjectQuotas) -> ProjectQuotas:
+        """Change the quotas of the project that `changes` was made with, and return all. Raises NotFound."""
+        try:
+            return await self._store.change(project, changes.model_dump(exclude_unset=True))
+        finally:
+            self._cache.pop(project, None)
 
     async def limits(self, project: str) -> QuotaLimits:
         """Return the limits that hold for the project."""

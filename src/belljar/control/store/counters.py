@@ -81,7 +81,7 @@ def stored(connection: Connection, project: str) -> Counts:
         node_counters.c.project == project, node_counters.c.held_vcpus != 0
     )
     values = {} if row is None else {name: row._mapping[name] for name in names}
-    return Counts(**values, vcpus_by_worker=dict(connection.execute(here).tuples().all()))
+    return Counts(**values, vcpus_by_worker={row.worker: row.held_vcpus for row in connection.execute(here)})
 
 
 def recounted(connection: Connection, project: str) -> Counts:

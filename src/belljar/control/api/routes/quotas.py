@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -13,9 +12,9 @@ from belljar.control.api.dependencies import IdentityDep, ProjectDep, ServicesDe
 from belljar.control.api.openapi import body_of
 from belljar.control.api.rules import require
 from belljar.control.projects.scopes import Scope
-from belljar.control.quotas.service import ProjectUsage, limits_of
+from belljar.control.quotas.service import ProjectUsage
 from belljar.control.store.projects import missing_project
-from belljar.model.quotas import CountedQuota, ProjectQuotas, QuotaLimits
+from belljar.model.quotas import CountedQuota, ProjectQuotas
 
 router = APIRouter(prefix="/v1", tags=["quotas"])
 
@@ -48,15 +47,30 @@ async def get_quotas(services: ServicesDep, identity: IdentityDep, name: str) ->
     if not identity.may_see(name):
         raise missing_project(name)
     await services.projects.get(name)
-    quotas = await services.quotas.quotas(name)
-    return _public(name, quotas, limits_of(quotas, services.quotas.defaults))
+    return services.quotas.public(name, await services.quotas.quotas(name))
 
 
 @router.put("/projects/{name}/quotas", openapi_extra=body_of(ProjectQuotas), dependencies=[require(Scope.ADMIN)])
 async def put_quotas(request: Request, services: ServicesDep, name: str) -> dict[str, Any]:
-    """Replace the quotas of a project. Fields that are missing or null get the defaults of the settings."""
+    """Replace the quotas of a project. Fields that are missing or null get the defaults of the settings.
+
+    Requires an operator's key.
+    """
     quotas = await read_small(request, ProjectQuotas)
-    return _public(name, quotas, await services.quotas.set(name, quotas))
+    await services.quotas.set(name, quotas)
+    services.changes.notify_queued()
+    return services.quotas.public(name, quotas)
+
+
+@router.patch("/projects/{name}/quotas", openapi_extra=body_of(ProjectQuotas), dependencies=[require(Scope.ADMIN)])
+async def change_quotas(request: Request, services: ServicesDep, name: str) -> dict[str, Any]:
+    """Change those quotas of a project that the body names; null sets the default of the settings again.
+
+    Requires an operator's key.
+    """
+    quotas = await services.quotas.change(name, await read_small(request, ProjectQuotas))
+    services.changes.notify_queued()
+    return services.quotas.public(name, quotas)
 
 
 def _quota(usage: ProjectUsage, quota: CountedQuota) -> dict[str, Any]:
@@ -65,7 +79,3 @@ def _quota(usage: ProjectUsage, quota: CountedQuota) -> dict[str, Any]:
     resets_at = None if reset is None else (usage.use.at.replace(microsecond=0) + timedelta(seconds=reset)).isoformat()
     left = None if limit is None else max(0, limit - used)
     return {"quota": quota.value, "limit": limit, "used": used, "left": left, "resets_at": resets_at}
-
-
-def _public(project: str, quotas: ProjectQuotas, limits: QuotaLimits) -> dict[str, Any]:
-    return {"project": project, "quotas": quotas.model_dump(), "limits": asdict(limits)}
