@@ -15,7 +15,6 @@ from belljar.model.states import Status
 from support.data_folder import Folder, days_ago
 from support.job_queue import queued, take
 
-
 PROJECTS = ("short", "long", "other")
 
 
