@@ -141,4 +141,4 @@ def test_quotas_are_set_and_usage_is_shown(server: Server, data_dir: Path) -> No
         (["--max-egress", "localhost"], "max_egress"),
         ([], "set needs --suspend, --resume or a quota"),
     ):
-        assert message in complaint(belljar("project", "set", "acme", *bad, data_dir=data_dir))
+        assert message in complaint(belljar("project", "set", "acme", *bad, data_dir=data_dir), 1)
