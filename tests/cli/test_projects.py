@@ -91,7 +91,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "existing": (["project", "create", "default"], "there is a project 'default' already"),
     "missing": (["project", "set", "nothing", "--suspend"], "there is no project 'nothing'"),
     "both": (["project", "set", "default", "--suspend", "--resume"], "one of --suspend and --resume"),
-    "neither": (["project", "set", "default"], "one of --suspend and --resume"),
+    "neither": (["project", "set", "default"], "set needs --suspend, --resume or a quota"),
     "cancel": (["project", "set", "default", "--resume", "--cancel-running"], "goes with --suspend only"),
     "scope": (["key", "create", "x", "--scope", "jobs:rum"], "known: jobs:run, jobs:read"),
     "role": (["key", "create", "x", "--role", "boss"], "known: owner, member, viewer"),
