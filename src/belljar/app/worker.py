@@ -42,6 +42,7 @@ def open_queue(services: Services) -> Queue:
         images=services.images,
         blobs=services.blobs,
         changes=services.changes,
+        secrets=services.secrets,
     )
 
 

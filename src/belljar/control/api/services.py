@@ -12,6 +12,8 @@ from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
 from belljar.control.scripts.service import ScriptService
+from belljar.control.secrets.keys import open_keys
+from belljar.control.secrets.service import SecretService
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
@@ -19,6 +21,7 @@ from belljar.control.store.keys import SqlKeys
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
 from belljar.control.store.scripts import SqlScripts
+from belljar.control.store.secrets import SqlSecrets
 from belljar.images.catalog import Images
 from belljar.scripts.uploads import clear_stale_uploads
 from belljar.settings import Settings
@@ -44,6 +47,7 @@ class Services:
     claims: SqlClaims
     keys: SqlKeys
     nodes: SqlNodes
+    secrets: SecretService
     changes: Changes
     disk: DiskSpace
     #: Limits of concurrent submissions and uploads, so that they do not keep reads from the database.
@@ -67,6 +71,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         disk = disk_space_of(settings)
         scripts = ScriptService(SqlScripts(database), blobs, images, settings, disk)
         job_store, nodes, changes = SqlJobs(database), SqlNodes(database), Changes()
+        secrets = SecretService(SqlSecrets(database), open_keys(settings))
         jobs = JobService(
             job_store,
             scripts,
@@ -76,6 +81,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             settings,
             lambda: nodes.cached_limits(settings.lease_seconds),
             disk,
+            secrets,
         )
         keys = SqlKeys(database)
         async with polling(changes, job_store.states, keys.revoked_since, settings.data_dir):
@@ -90,6 +96,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 claims=SqlClaims(database),
                 keys=keys,
                 nodes=nodes,
+                secrets=secrets,
                 changes=changes,
                 disk=disk,
             )

@@ -23,6 +23,7 @@ from belljar.model.job import Job
 from belljar.model.job_options import JobRequest
 from belljar.model.resources import NodeLimits
 from belljar.model.script import Script
+from belljar.model.secrets import SecretUse
 from belljar.model.states import Status
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
@@ -71,6 +72,12 @@ class ImageNames(Protocol):
     def image_for(self, language: str) -> str: ...
 
 
+class SecretChecks(Protocol):
+    """Knows secrets by name: `belljar.control.secrets.service.SecretService`."""
+
+    async def check(self, project: str, uses: Collection[SecretUse]) -> None: ...
+
+
 class JobService:
     """The operations of the API on jobs."""
 
@@ -84,6 +91,7 @@ class JobService:
         settings: Settings,
         largest: Callable[[], Awaitable[Collection[NodeLimits]]],
         disk: DiskSpace | None = None,
+        secrets: SecretChecks | None = None,
     ) -> None:
         self._store = store
         self._scripts = scripts
@@ -93,12 +101,13 @@ class JobService:
         self._settings = settings
         self._largest = largest
         self._disk = disk or disk_space_of(settings)
+        self._secrets = secrets
 
     async def submit(self, project: str, request: JobRequest) -> Job:
         """Queue a job. The same request with the idempotency key of an earlier job returns that job.
 
-        Raises NotFound (script), Conflict (idempotency key), InvalidOption, UnknownImage, UnknownLanguage,
-        InvalidScript, DiskFull, …
+        Raises NotFound (script), Conflict (idempotency key), InvalidOption, SecretMissing, UnknownImage,
+        UnknownLanguage, InvalidScript, DiskFull, …
         """
         fingerprint = None
         if request.idempotency_key is not None:
@@ -109,6 +118,9 @@ class JobService:
         self._disk.require()
         if request.image is not None:
             self._images.get(request.image)  # before anything is stored
+        if request.secrets:
+            assert self._secrets is not None
+            await self._secrets.check(project, request.secrets)
         script = await self._script(project, request)
         name = request.image or self._images.image_for(script.language)
         image = self._images.get(name)
