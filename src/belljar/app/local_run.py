@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from belljar.control.jobs.resolve import ResolvedScript, resolve_job
+from belljar.control.secrets.keys import open_keys
+from belljar.control.secrets.service import SecretService
+from belljar.control.store.opening import open_database
+from belljar.control.store.secrets import SqlSecrets
 from belljar.images.catalog import Images
+from belljar.link.secrets import JobSecret
 from belljar.model.job import Job
 from belljar.model.job_options import JobOptions
 from belljar.node.machines.host.leftovers import clear_leftovers
@@ -28,6 +33,8 @@ from belljar.settings import Settings
 
 #: The project of jobs without a server.
 LOCAL_PROJECT = "local"
+#: The project whose secrets such jobs get: that of commands on this host which name none.
+SECRETS_PROJECT = "default"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +77,8 @@ async def run_locally(request: LocalRequest, settings: Settings, observer: Local
         await clear_leftovers(jails=settings.paths.jails)
         await asyncio.to_thread(clear_network_leftovers)
         job = _resolve(request, prepared.script, images, settings)
-        job_input = JobInput(script_disk=prepared.disk, stdin=request.options.stdin_bytes())
+        secrets = await _open_secrets(request.options, settings)
+        job_input = JobInput(script_disk=prepared.disk, stdin=request.options.stdin_bytes(), secrets=secrets)
         async with Networking(settings) as networking:
             runner = JobRunner(
                 settings,
@@ -92,3 +100,14 @@ def _resolve(request: LocalRequest, script: UnpackedScript, images: Images, sett
     return resolve_job(
         request.options, resolved, project=LOCAL_PROJECT, image=name, settings=settings, largest=[limits]
     )
+
+
+async def _open_secrets(options: JobOptions, settings: Settings) -> tuple[JobSecret, ...]:
+    """Return the secrets that the job names, from the data folder. Raises SecretMissing, SecretsKeyError, HostError."""
+    if not options.secrets:
+        return ()
+    database = await open_database(settings, migrate=False)
+    try:
+        return await SecretService(SqlSecrets(database), open_keys(settings)).open(SECRETS_PROJECT, options.secrets)
+    finally:
+        await database.close()

@@ -132,6 +132,11 @@ class SecretValue:
         """Whether it can be an environment variable: those end at a NUL."""
         return b"\0" not in self._data
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether it is long enough to be masked in output."""
+        return len(self._data.strip()) >= MIN_MASKED_BYTES
+
     def __len__(self) -> int:
         return len(self._data)
 
