@@ -30,6 +30,8 @@ from belljar.scripts.limits import UploadLimits
 from belljar.scripts.prepare import UnpackedScript, prepare
 from belljar.scripts.selection import Selection
 from belljar.settings import Settings
+from belljar.settings.secrets import remove_key_from_environment
+from belljar.system.core_dumps import forbid_core_dumps
 
 #: The project of jobs without a server.
 LOCAL_PROJECT = "local"
@@ -60,6 +62,8 @@ async def run_locally(request: LocalRequest, settings: Settings, observer: Local
     Raises InvalidScript, UnknownLanguage, UnknownImage, InvalidOption, TooLarge, DataFolderError, HostError,
     MachineError.
     """
+    forbid_core_dumps()
+    remove_key_from_environment()
     images = Images(settings.data_dir)
     with work_folder(settings.data_dir) as folder:
         prepared = await prepare(

@@ -1,5 +1,6 @@
 """Settings of the key that secrets are sealed with."""
 
+import os
 from pathlib import Path
 
 from pydantic import Field, SecretStr
@@ -21,3 +22,9 @@ class SecretSettings(Area):
     secrets_key_command: str | None = Field(
         None, description="Command that prints the key, for example of a key management service; run without a shell."
     )
+
+
+def remove_key_from_environment() -> None:
+    """Remove the key from the environment of programs that this process starts: its settings have it."""
+    for name in [name for name in os.environ if name.upper() == "BELLJAR_SECRETS_KEY"]:
+        del os.environ[name]

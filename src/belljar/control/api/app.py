@@ -14,11 +14,11 @@ from belljar.control.api.file_descriptors import max_connections
 from belljar.control.api.openapi import describe
 from belljar.control.api.problems import handle_errors
 from belljar.control.api.request_context import RequestContext
-from belljar.control.api.routes import artifacts, health, images, jobs, keys, logs, metrics, nodes, scripts
+from belljar.control.api.routes import artifacts, health, images, jobs, keys, logs, metrics, nodes, scripts, secrets
 from belljar.control.api.services import Services
 from belljar.model.job_options import JobOptions, JobRequest
 
-_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, keys)
+_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, keys, secrets)
 
 
 def create_app(services: Services | None) -> FastAPI:
@@ -35,7 +35,7 @@ def create_app(services: Services | None) -> FastAPI:
     handle_errors(app)
     for routes in _ROUTES:
         app.include_router(routes.router)
-    describe(app, (JobOptions, JobRequest, keys.NewKey))
+    describe(app, (JobOptions, JobRequest, keys.NewKey, secrets.SecretBody))
     if services is not None:
         app.add_middleware(
             AuthMiddleware,

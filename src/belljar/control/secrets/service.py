@@ -91,6 +91,13 @@ class SecretService:
         older = "" if len(stored) == 1 else "; a rotation is not finished: belljar secret rotate-key"
         return f"secrets can be opened with the key in {self._keys.place}{older}"
 
+    async def report_key(self) -> None:
+        """Log an error when secrets cannot be opened: the operator should learn it before a job does."""
+        try:
+            await self.check_key()
+        except SecretsKeyError as error:
+            log.error("secrets_key_unusable", error=error.message)
+
     def _opened(self, secret: SealedSecret) -> JobSecret:
         key_id = secret.sealed.key_id
         key = self._ring.get(key_id) if self._ring is not None else None
