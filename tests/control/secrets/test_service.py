@@ -59,7 +59,7 @@ async def test_a_name_that_is_no_file_name_is_refused(secrets: SecretService, na
 async def test_a_value_with_a_nul_can_only_be_a_file(secrets: SecretService) -> None:
     await secrets.set("mine", "BLOB", SecretValue(b"a\0b"))
     for call in (secrets.check, secrets.open):
-        with pytest.raises(InvalidOption, match="NUL.*file"):
+        with pytest.raises(InvalidOption, match=r"NUL.*file"):
             await call("mine", uses("BLOB"))
     assert await opened(secrets, "BLOB", form="file") == {"BLOB": b"a\0b"}
 
