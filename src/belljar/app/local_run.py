@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from belljar.control.jobs.resolve import ResolvedScript, resolve_job
+from belljar.control.projects.identity import DEFAULT_PROJECT
 from belljar.control.secrets.keys import open_keys
 from belljar.control.secrets.service import SecretService
 from belljar.control.store.opening import open_database
@@ -35,8 +36,6 @@ from belljar.system.core_dumps import forbid_core_dumps
 
 #: The project of jobs without a server.
 LOCAL_PROJECT = "local"
-#: The project whose secrets such jobs get: that of commands on this host which name none.
-SECRETS_PROJECT = "default"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,11 +106,13 @@ def _resolve(request: LocalRequest, script: UnpackedScript, images: Images, sett
 
 
 async def _open_secrets(options: JobOptions, settings: Settings) -> tuple[JobSecret, ...]:
-    """Return the secrets that the job names, from the data folder. Raises SecretMissing, SecretsKeyError, HostError."""
+    """Return the secrets that the job names, those of the default project in the data folder.
+
+    Raises SecretMissing, SecretsKeyError, HostError."""
     if not options.secrets:
         return ()
     database = await open_database(settings, migrate=False)
     try:
-        return await SecretService(SqlSecrets(database), open_keys(settings)).open(SECRETS_PROJECT, options.secrets)
+        return await SecretService(SqlSecrets(database), open_keys(settings)).open(DEFAULT_PROJECT, options.secrets)
     finally:
         await database.close()

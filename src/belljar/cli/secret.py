@@ -16,7 +16,7 @@ import typer
 
 from belljar.cli import options
 from belljar.cli.failure import Failed
-from belljar.cli.flags import ServerFlags
+from belljar.cli.flags import AdministrationFlags
 from belljar.cli.printing import print_json, print_line, print_message, print_table
 from belljar.cli.signals import run_async
 from belljar.model.errors import InvalidOption
@@ -34,14 +34,16 @@ T = TypeVar("T")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the secret.")]
 Project = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Project in the data folder. Default: the project default.", show_default=False),
+    typer.Option(
+        metavar="NAME", help="Project, for operators. Default: `default`, or that of your key.", show_default=False
+    ),
 ]
 
 
 @app.command("set")
 def set_secret(
     name: Name,
-    server: ServerFlags,
+    server: AdministrationFlags,
     more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     file: Annotated[
         Path | None, typer.Option("--file", metavar="FILE", help="File with the value, taken byte by byte.")
@@ -71,7 +73,7 @@ def set_secret(
 
 
 @app.command("ls")
-def list_secrets(server: ServerFlags, project: Project = None, as_json: options.Json = False) -> None:
+def list_secrets(server: AdministrationFlags, project: Project = None, as_json: options.Json = False) -> None:
     """List the secrets of a project, without their values."""
     found = _with(server, project, on_server=lambda client: client.secrets(), here=_list_here)
     if as_json:
@@ -84,7 +86,9 @@ def list_secrets(server: ServerFlags, project: Project = None, as_json: options.
 
 
 @app.command("rm")
-def remove_secret(name: Name, server: ServerFlags, project: Project = None, as_json: options.Json = False) -> None:
+def remove_secret(
+    name: Name, server: AdministrationFlags, project: Project = None, as_json: options.Json = False
+) -> None:
     """Remove a secret. Jobs that name it and have not started will fail."""
     removed = _with(
         server,
@@ -152,23 +156,21 @@ def _ask(name: str) -> bytes:
 
 
 def _with(
-    flags: ServerFlags,
+    flags: AdministrationFlags,
     project: str | None,
     *,
     on_server: Callable[[Client], Any],
     here: Callable[[SqlSecrets, KeySource, str], Awaitable[Any]],
 ) -> Any:
     """Do it on the server that was named, else in the data folder on this machine."""
+    from belljar.cli.administration import names_server
     from belljar.cli.server import connect
-    from belljar.settings import load_settings
 
-    settings = load_settings(server=flags.server, api_key=flags.api_key, data_dir=flags.data_dir)
-    if settings.server is not None:
-        if project is not None:
-            raise InvalidOption("on a server the key decides the project; leave --project out", option="project")
-        with connect(flags) as client:
+    if names_server(flags):
+        with connect(flags, project=project) as client:
             return on_server(client)
-    return _in_data_folder(settings, lambda store, keys: here(store, keys, project or "default"))
+    settings, of = _settings(flags.data_dir), project or "default"
+    return _in_data_folder(settings, lambda store, keys: here(store, keys, of), project=of)
 
 
 def _settings(data_dir: Path | None) -> Settings:
@@ -177,10 +179,14 @@ def _settings(data_dir: Path | None) -> Settings:
     return load_settings(data_dir=data_dir)
 
 
-def _in_data_folder(settings: Settings, work: Callable[[SqlSecrets, KeySource], Awaitable[T]]) -> T:
+def _in_data_folder(
+    settings: Settings, work: Callable[[SqlSecrets, KeySource], Awaitable[T]], *, project: str | None = None
+) -> T:
+    """Raises NotFound when there is no such project."""
     from belljar.cli.logging import start_logging
     from belljar.control.secrets.keys import open_keys
     from belljar.control.store.opening import open_database
+    from belljar.control.store.projects import SqlProjects
     from belljar.control.store.secrets import SqlSecrets
 
     start_logging(settings, "error")
@@ -188,6 +194,8 @@ def _in_data_folder(settings: Settings, work: Callable[[SqlSecrets, KeySource], 
     async def opened() -> T:
         database = await open_database(settings, migrate=False)
         try:
+            if project is not None:
+                await SqlProjects(database).get(project)
             return await work(SqlSecrets(database), open_keys(settings))
         finally:
             await database.close()
