@@ -44,7 +44,7 @@ Project = Annotated[
 def set_secret(
     name: Name,
     server: AdministrationFlags,
-    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="< FILE", hidden=True)] = None,
     file: Annotated[
         Path | None, typer.Option("--file", metavar="FILE", help="File with the value, taken byte by byte.")
     ] = None,

@@ -157,6 +157,7 @@ class Job(Value):
     secrets: tuple[SecretUse, ...] = ()
     """The secrets that the job gets, by name; never their values."""
     mask_secrets: bool = True
+    """Whether secrets are `***` in its output."""
     stdin_bytes: int = 0
     """Length of standard input; its bytes are in the blob store."""
     egress: str | tuple[str, ...] = "none"

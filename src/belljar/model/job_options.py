@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from belljar.model.egress import parse_egress
-from belljar.model.secrets import MAX_SECRETS, SecretUse, check_secret_uses, parse_secret_uses
+from belljar.model.secrets import MAX_SECRETS, GivenSecretUse, check_secret_uses, parse_secret_uses
 from belljar.model.submission_limits import MAX_ARGS, MAX_ARTIFACTS, MAX_ENV, MAX_FILES, MAX_LABELS
 from belljar.model.value import Value
 
@@ -46,7 +46,7 @@ class JobOptions(Value):
     """Arguments after the entrypoint."""
     env: dict[str, str] = Field(default_factory=dict, max_length=MAX_ENV)
     """Variables to add to the image's environment. With `args` at most 1 MiB, each at most 128 KiB."""
-    secrets: tuple[SecretUse, ...] = Field(default=(), max_length=MAX_SECRETS)
+    secrets: tuple[GivenSecretUse, ...] = Field(default=(), max_length=MAX_SECRETS)
     """Secrets of the project that the job gets: `NAME` for an environment variable of that name, or an object; see
     docs/secrets.md."""
     mask_secrets: bool = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Collection, Iterable
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_serializer, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -88,11 +88,16 @@ class SecretUse(Value):
     def _dump(self) -> dict[str, str | None]:
         return {"name": self.name, "as": self.form, "env": self.env}
 
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        # A name alone stands for an object with that name.
-        described = handler.resolve_ref_schema(handler(schema))
-        return {"anyOf": [{"type": "string", "pattern": r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"}, described]}
+
+class _NameOrObject:
+    """Describes a SecretUse that may also be given by its name alone."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string", "pattern": r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"}, handler(schema)]}
+
+
+#: An entry of the option `secrets`.
+GivenSecretUse = Annotated[SecretUse, _NameOrObject()]
 
 
 def parse_secret_uses(given: object) -> object:

@@ -185,5 +185,8 @@ async def test_no_file_of_the_data_folder_has_the_value(api: Served) -> None:
 async def test_the_description_has_both_forms(api: Served) -> None:
     document = (await api.http.get("/openapi.json")).json()
     assert {"put", "delete"} <= document["paths"]["/v1/secrets/{name}"].keys()
-    assert [each["type"] for each in document["components"]["schemas"]["SecretUse"]["anyOf"]] == ["string", "object"]
+    schemas = document["components"]["schemas"]
+    as_text, as_object = schemas["JobRequest"]["properties"]["secrets"]["items"]["anyOf"]
+    assert as_text["type"] == "string" and as_object == {"$ref": "#/components/schemas/SecretUse"}
+    assert schemas["SecretUse"]["properties"].keys() == {"name", "as", "env"}
     assert "hunter2" not in json.dumps(document)
