@@ -67,7 +67,7 @@ def test_what_cannot_be_set_is_refused_in_one_line(
     assert stored(tmp_path / "data") == []
 
 
-def asked(data_dir: Path, *answers: bytes) -> tuple[int, bytes]:
+def prompted(data_dir: Path, *answers: bytes) -> tuple[int, bytes]:
     """What a person sees who sets a secret at a terminal, and the exit code."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "belljar", "secret", "set", "TOKEN", "--data-dir", str(data_dir)]
@@ -91,9 +91,9 @@ def asked(data_dir: Path, *answers: bytes) -> tuple[int, bytes]:
 
 
 def test_at_a_terminal_it_is_asked_twice_without_an_echo(tmp_path: Path) -> None:
-    code, seen = asked(tmp_path / "data", VALUE, VALUE)
+    code, seen = prompted(tmp_path / "data", VALUE, VALUE)
     assert (code, seen.count(b": ")) == (0, 2) and b"TOKEN version 1" in seen and VALUE not in seen
-    code, seen = asked(tmp_path / "data", VALUE, b"other")
+    code, seen = prompted(tmp_path / "data", VALUE, b"other")
     assert code == 1 and b"differ" in seen and VALUE not in seen
     assert [each["version"] for each in stored(tmp_path / "data")] == [1]
 

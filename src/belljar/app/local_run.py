@@ -7,11 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from belljar.control.jobs.resolve import ResolvedScript, resolve_job
-from belljar.control.projects.identity import DEFAULT_PROJECT
-from belljar.control.secrets.keys import open_keys
-from belljar.control.secrets.service import SecretService
-from belljar.control.store.opening import open_database
-from belljar.control.store.secrets import SqlSecrets
 from belljar.images.catalog import Images
 from belljar.link.secrets import JobSecret
 from belljar.model.job import Job
@@ -108,9 +103,17 @@ def _resolve(request: LocalRequest, script: UnpackedScript, images: Images, sett
 async def _open_secrets(options: JobOptions, settings: Settings) -> tuple[JobSecret, ...]:
     """Return the secrets that the job names, those of the default project in the data folder.
 
-    Raises SecretMissing, SecretsKeyError, HostError."""
+    Raises SecretMissing, SecretsKeyError, HostError.
+    """
     if not options.secrets:
         return ()
+    # A database takes longer to load than a job to start, and most jobs need none.
+    from belljar.control.projects.identity import DEFAULT_PROJECT
+    from belljar.control.secrets.keys import open_keys
+    from belljar.control.secrets.service import SecretService
+    from belljar.control.store.opening import open_database
+    from belljar.control.store.secrets import SqlSecrets
+
     database = await open_database(settings, migrate=False)
     try:
         return await SecretService(SqlSecrets(database), open_keys(settings)).open(DEFAULT_PROJECT, options.secrets)

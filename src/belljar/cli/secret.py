@@ -127,7 +127,7 @@ def _read_value(name: str, file: Path | None) -> SecretValue:
         except OSError as error:
             raise InvalidOption(f"--file: cannot read {file}: {error.strerror}", option="file") from None
     elif sys.stdin.isatty():
-        data = _ask(name)
+        data = _prompt(name)
     else:
         data = sys.stdin.buffer.read(MAX_SECRET_BYTES + 3)
         data = data.removesuffix(b"\n").removesuffix(b"\r")
@@ -140,7 +140,7 @@ def _read_value(name: str, file: Path | None) -> SecretValue:
     return SecretValue(data)
 
 
-def _ask(name: str) -> bytes:
+def _prompt(name: str) -> bytes:
     """Ask twice at the terminal, without an echo."""
     try:
         first = getpass.getpass(f"Value of {name}: ")

@@ -164,14 +164,14 @@ async def test_the_same_request_with_the_same_key_is_the_first_job(api: Served) 
     problem(await api.http.post("/v1/jobs", json=body), 409, "conflict")
 
 
-async def test_a_lost_key_is_told_to_the_operator_and_not_to_tenants(api: Served, tmp_path: Path) -> None:
+async def test_a_lost_key_is_reported_to_the_operator_and_not_to_tenants(api: Served, tmp_path: Path) -> None:
     await put(api)
     api.services.settings.paths.secrets_key.unlink()
-    told = problem(await api.http.put("/v1/secrets/B", json={"value": VALUE}), 503, "secrets_key")
-    assert "secrets.key" in told["detail"]
+    answer = problem(await api.http.put("/v1/secrets/B", json={"value": VALUE}), 503, "secrets_key")
+    assert "secrets.key" in answer["detail"]
     async with await api.caller_of("other") as other:
-        told = problem(await other.put("/v1/secrets/B", json={"value": VALUE}), 503, "secrets_key")
-        assert told["detail"] == "the server cannot read its secrets; tell its operator"
+        answer = problem(await other.put("/v1/secrets/B", json={"value": VALUE}), 503, "secrets_key")
+        assert answer["detail"] == "the server cannot read its secrets; tell its operator"
 
 
 async def test_no_file_of_the_data_folder_has_the_value(api: Served) -> None:
