@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_serializer, model_validator
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -45,7 +45,7 @@ def check_secret_name(name: str) -> str:
 class SecretUse(Value):
     """A secret that a job gets: as an environment variable, or as a file in memory (`/run/secrets/NAME`)."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     name: str
     form: Literal["env", "file"] = Field(default="env", alias="as")
@@ -83,10 +83,6 @@ class SecretUse(Value):
     def path(self) -> str:
         """The path of the file in the machine."""
         return f"{SECRETS_FOLDER}/{self.name}"
-
-    @model_serializer
-    def _dump(self) -> dict[str, str | None]:
-        return {"name": self.name, "as": self.form, "env": self.env}
 
 
 class _NameOrObject:

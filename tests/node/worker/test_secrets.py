@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from belljar.control.blobs.store import open_blobs
 from belljar.control.logs.log import JobLog
 from belljar.link.secrets import JobSecret
-from belljar.model.job import Job
+from belljar.model.image import Language
+from belljar.model.job import Job, Resources
 from belljar.model.log_stream import LogStream
 from belljar.model.secrets import SecretUse, SecretValue
 from belljar.model.states import Status
 from belljar.node.guest.command import Command
 from belljar.node.worker.job_secrets import with_secrets
+from belljar.node.worker.plan import plan_attempt
 from support.worker_harness import WorkerHarness
 
 VALUE = b"hunter2-hunter2"
@@ -126,3 +130,26 @@ def test_a_waiting_interpreter_does_not_run_a_job_whose_secret_it_reads_at_its_s
     command = Command(argv=["x"], env={}, prefork="node")
     assert with_secrets(command, [SecretUse(name="K")], [secret]).prefork == "node"
     assert with_secrets(command, [SecretUse(name="K", env="NODE_AUTH")], [secret]).prefork == ""
+
+
+def test_a_compiler_gets_no_secrets(harness: WorkerHarness, tmp_path: Path) -> None:
+    language = Language(name="shell", compile=("cc", "{entrypoint}"), run=("{output}",))
+    manifest = harness.image.manifest.model_copy(update={"languages": (language,)})
+    image = harness.image.model_copy(update={"manifest": manifest})
+    job = Job(
+        id="job_1",
+        project="mine",
+        script_id="s",
+        status=Status.STARTING,
+        created_at=datetime.now(UTC),
+        language="shell",
+        entrypoint="main.c",
+        image="harness",
+        resources=Resources(vcpus=1, memory_mb=128),
+        timeout_seconds=5,
+        secrets=uses("K"),
+    )
+    secret = JobSecret(name="K", version=1, value=SecretValue(b"value"))
+    plan = plan_attempt(job, image, tmp_path, b"", harness.settings, secrets=[secret])
+    assert plan.compile is not None and plan.compile.secret_env == {} == plan.compile.secret_files
+    assert plan.command.secret_env == {"K": SecretValue(b"value")}
