@@ -21,8 +21,10 @@ from belljar.model.errors import InvalidOption
 from belljar.node.worker.node_name import node_name
 from belljar.node.worker.work_folder import clear_work_folders
 from belljar.settings import Settings
+from belljar.settings.secrets import remove_key_from_environment
 from belljar.settings.server import ServerSettings
 from belljar.system.background import supervise
+from belljar.system.core_dumps import forbid_core_dumps
 
 #: How long a computing thread keeps the interpreter from other threads. With Python's default of 5 ms, each step of a
 #: transaction waits that long for a busy event loop, and a request for a thread that unpacks an archive.
@@ -37,6 +39,8 @@ async def serve(settings: Settings, *, with_worker: bool, on_ready: Callable[[st
     _check_auth(settings)
     sys.setswitchinterval(_SWITCH_SECONDS)
     raise_descriptor_limit()
+    forbid_core_dumps()
+    remove_key_from_environment()
     return_large_blocks()
     await asyncio.to_thread(clear_work_folders, settings.data_dir)
     with contextlib.ExitStack() as stack:
@@ -45,6 +49,7 @@ async def serve(settings: Settings, *, with_worker: bool, on_ready: Callable[[st
         name = stack.enter_context(node_name(settings.data_dir)) if with_worker else None
         async with open_services(settings) as services:
             await ensure_admin_key(services.keys, settings.data_dir)
+            await services.secrets.report_key()
             url = url_of(listener)
             stack.enter_context(address_file(settings.data_dir, url))
             server = Server(services, lambda: on_ready(url))

@@ -27,7 +27,9 @@ from belljar.control.api.routes import (
     projects,
     quotas,
     scripts,
+    secrets,
 )
+from belljar.control.api.routes.secrets import SecretBody
 from belljar.control.api.rules import ruled_routes
 from belljar.control.api.services import Services
 from belljar.control.projects.key_request import NewKey, Rotation
@@ -35,7 +37,7 @@ from belljar.control.projects.project_request import NewProject, ProjectChange
 from belljar.model.job_options import JobOptions, JobRequest
 from belljar.model.quotas import ProjectQuotas
 
-_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, quotas, keys)
+_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, quotas, keys, secrets)
 
 
 def create_app(services: Services | None) -> FastAPI:
@@ -53,7 +55,7 @@ def create_app(services: Services | None) -> FastAPI:
     for routes in _ROUTES:
         app.include_router(routes.router)
     ruled_routes(app)  # raises for a route without a rule
-    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange, ProjectQuotas))
+    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange, ProjectQuotas, SecretBody))
     if services is not None:
         app.add_middleware(
             AuthMiddleware,
