@@ -22,6 +22,7 @@ from belljar.settings.logs import LogSettings
 from belljar.settings.machines import MachineSettings
 from belljar.settings.network import NetworkSettings
 from belljar.settings.packages import PackageSettings
+from belljar.settings.quotas import QuotaSettings
 from belljar.settings.retention import RetentionSettings
 from belljar.settings.secrets import SecretSettings
 from belljar.settings.server import ClientSettings, ServerSettings
@@ -34,6 +35,7 @@ class Settings(
     ServerSettings,
     ClientSettings,
     JobSettings,
+    QuotaSettings,
     WorkerSettings,
     MachineSettings,
     NetworkSettings,

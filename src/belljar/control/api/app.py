@@ -25,6 +25,7 @@ from belljar.control.api.routes import (
     metrics,
     nodes,
     projects,
+    quotas,
     scripts,
     secrets,
 )
@@ -34,8 +35,9 @@ from belljar.control.api.services import Services
 from belljar.control.projects.key_request import NewKey, Rotation
 from belljar.control.projects.project_request import NewProject, ProjectChange
 from belljar.model.job_options import JobOptions, JobRequest
+from belljar.model.quotas import ProjectQuotas
 
-_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, keys, secrets)
+_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, quotas, keys, secrets)
 
 
 def create_app(services: Services | None) -> FastAPI:
@@ -53,7 +55,7 @@ def create_app(services: Services | None) -> FastAPI:
     for routes in _ROUTES:
         app.include_router(routes.router)
     ruled_routes(app)  # raises for a route without a rule
-    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange, SecretBody))
+    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange, ProjectQuotas, SecretBody))
     if services is not None:
         app.add_middleware(
             AuthMiddleware,
