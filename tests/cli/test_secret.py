@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from belljar.cli.flags import JobFlags
 from support.command import belljar
 from support.running import serving
 
@@ -136,3 +137,16 @@ def test_doctor_tells_whether_secrets_can_be_opened(tmp_path: Path) -> None:
     found = check()
     assert found is not None and found["level"] == "fail" and "restore" in found["message"]
     assert not (tmp_path / "secrets.key").exists()
+
+
+def test_flags_name_secrets_as_the_http_api_does() -> None:
+    flags = JobFlags(secret=["A", "B=C"], secret_file=["D", "E=F"], mask=False)
+    options = flags.job_options(None, None)
+    assert options["secrets"] == [
+        {"name": "A", "as": "env"},
+        {"name": "B", "as": "env", "env": "C"},
+        {"name": "D", "as": "file"},
+        {"name": "E", "as": "file", "env": "F"},
+    ]
+    assert options["mask_secrets"] is False
+    assert not JobFlags().job_options(None, None).keys() & {"secrets", "mask_secrets"}
