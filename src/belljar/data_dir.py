@@ -46,6 +46,16 @@ class DataDir:
         return self.root / "belljar.db"
 
     @property
+    def audit_heads(self) -> Path:
+        """The newest hashes of the audit log at intervals."""
+        return self.root / "audit.heads"
+
+    @property
+    def tls(self) -> Path:
+        """The local authority of `--tls generate`, and the server's certificate."""
+        return self.root / "tls"
+
+    @property
     def blobs(self) -> Path:
         """Packed scripts, standard input, logs and artifacts, unless `blobs_url` names another store."""
         return self.root / "blobs"

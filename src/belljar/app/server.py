@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 
+from belljar import __version__
 from belljar.app.maintenance import maintenance_of
 from belljar.app.worker import open_queue, open_worker
 from belljar.control.api.admin_key import ensure_admin_key
@@ -14,10 +15,12 @@ from belljar.control.api.file_descriptors import raise_descriptor_limit
 from belljar.control.api.listener import listen, url_of
 from belljar.control.api.memory import return_large_blocks
 from belljar.control.api.server import Server
-from belljar.control.api.services import open_services
+from belljar.control.api.services import Services, open_services
+from belljar.control.audit.entry import SYSTEM, Entry
+from belljar.control.audit.heads import Heads
 from belljar.data_dir import serving
 from belljar.local_server import address_file, is_loopback
-from belljar.model.errors import InvalidOption
+from belljar.model.errors import HostError, InvalidOption
 from belljar.node.worker.node_name import node_name
 from belljar.node.worker.work_folder import clear_work_folders
 from belljar.settings import Settings
@@ -46,7 +49,9 @@ async def serve(settings: Settings, *, with_worker: bool, on_ready: Callable[[st
         async with open_services(settings) as services:
             await ensure_admin_key(services.keys, settings.data_dir)
             url = url_of(listener)
+            await _record(services, "server.start", version=__version__, url=url, auth=settings.auth)
             stack.enter_context(address_file(settings.data_dir, url))
+            heads = Heads(settings.paths.audit_heads)
             server = Server(services, lambda: on_ready(url))
             queue = open_queue(services)
             maintenance = maintenance_of(settings, services.database, services.blobs)
@@ -54,6 +59,7 @@ async def serve(settings: Settings, *, with_worker: bool, on_ready: Callable[[st
                 tasks = [
                     group.create_task(queue.run()),
                     group.create_task(supervise("maintenance", maintenance.run)),
+                    group.create_task(supervise("audit_heads", lambda: services.auditor.note_heads(heads))),
                     group.create_task(_stop_server(server, stop)),
                 ]
                 if name is not None:
@@ -61,6 +67,13 @@ async def serve(settings: Settings, *, with_worker: bool, on_ready: Callable[[st
                 await server.serve(sockets=[listener])
                 for task in tasks:
                     task.cancel()
+            await _record(services, "server.stop")
+            with contextlib.suppress(HostError, OSError):
+                await services.auditor.note_head(heads)
+
+
+async def _record(services: Services, action: str, **details: object) -> None:
+    await services.auditor.record(Entry(actor=SYSTEM, action=action, details=details))
 
 
 async def _stop_server(server: Server, stop: asyncio.Event) -> None:

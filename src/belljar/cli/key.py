@@ -24,7 +24,9 @@ T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
-def _with_keys(data_dir: Path | None, work: Callable[[SqlKeys], Awaitable[T]]) -> T:
+def _with_keys(data_dir: Path | None, action: str, work: Callable[[SqlKeys], Awaitable[T]]) -> T:
+    from belljar.control.audit.local import local_operator
+    from belljar.control.audit.operation import OwnOperation, carrying_out
     from belljar.control.store.keys import SqlKeys
     from belljar.control.store.opening import open_database
     from belljar.settings import load_settings
@@ -32,7 +34,8 @@ def _with_keys(data_dir: Path | None, work: Callable[[SqlKeys], Awaitable[T]]) -
     async def opened() -> T:
         database = await open_database(load_settings(data_dir=data_dir), migrate=False)
         try:
-            return await work(SqlKeys(database))
+            with carrying_out(OwnOperation(local_operator(), action)):
+                return await work(SqlKeys(database))
         finally:
             await database.close()
 
@@ -51,7 +54,7 @@ def create(
     for word in (name, project):
         if not _NAME.match(word):
             raise InvalidOption(f"{word[:64]!r} is not a valid name; use up to 64 letters, digits and . _ -")
-    key, secret = _with_keys(data_dir, lambda keys: keys.create(project, name, admin=admin))
+    key, secret = _with_keys(data_dir, "key.create", lambda keys: keys.create(project, name, admin=admin))
     if as_json:
         print_json({**key.model_dump(mode="json"), "secret": secret})
         return
@@ -61,7 +64,7 @@ def create(
 @app.command("ls")
 def list_keys(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
     """List the keys, without their secrets."""
-    keys = _with_keys(data_dir, lambda keys: keys.list())
+    keys = _with_keys(data_dir, "key.list", lambda keys: keys.list())
     if as_json:
         print_json([key.model_dump(mode="json") for key in keys])
         return
@@ -80,6 +83,6 @@ def revoke(
     """Revoke a key at once."""
     from belljar.control.store.keys import CACHE_SECONDS
 
-    _with_keys(data_dir, lambda keys: keys.revoke(key_id))
+    _with_keys(data_dir, "key.revoke", lambda keys: keys.revoke(key_id))
     # A running server caches keys for this long. When this command ends, no server accepts the key.
     time.sleep(CACHE_SECONDS)

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from belljar import __version__
-from belljar.cli import bench, doctor, gc, image, jobs, key, run, serve
+from belljar.cli import audit, bench, doctor, gc, image, jobs, key, run, serve
 from belljar.cli.command import prepare
 from belljar.cli.failure import OUTPUT_CLOSED, exit_code_of
 from belljar.cli.printing import discard_stdout, open_missing_streams
@@ -31,6 +31,7 @@ app.add_typer(jobs.app, name="jobs")
 app.command("logs")(jobs.logs)
 app.add_typer(image.app, name="image")
 app.add_typer(key.app, name="key")
+app.add_typer(audit.app, name="audit")
 app.command("gc")(gc.gc)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)

@@ -117,17 +117,34 @@ class Client:
             _check(response)
             yield from response.iter_raw()
 
+    def audit(self, **filters: Any) -> dict[str, Any]:
+        """Return a page of the audit log, newest first: `audit`, `next_cursor`.
+
+        Filters: project, actor, action, since, until, limit, cursor.
+        """
+        given = {name: value for name, value in filters.items() if value is not None}
+        return self._json("GET", "/v1/audit", params=given)
+
+    def audit_records(self, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Yield all records of the audit log, oldest first. Filters as for `audit`."""
+        given = {name: value for name, value in filters.items() if value is not None}
+        with (
+            _reachable(self.url),
+            self._http.stream("GET", "/v1/audit", params={**given, "format": "jsonl"}) as response,
+        ):
+            _check(response)
+            for line in _lines(response):
+                yield _object(response, line)
+
+    def audit_head(self) -> dict[str, Any]:
+        """Return both ends of the audit log's chain: `anchor` and `head`, each with `seq` and `hash`."""
+        return self._json("GET", "/v1/audit/head")
+
     def _json(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
         with _reachable(self.url), self._http.stream(method, path, **rest) as response:
             data = _read_bounded(response)
             _check(response, data)
-        try:
-            body = json.loads(data)
-        except (ValueError, RecursionError):
-            body = None
-        if not isinstance(body, dict):
-            raise _not_belljar(response)
-        return body
+        return _object(response, data)
 
 
 @contextlib.contextmanager
@@ -152,6 +169,29 @@ def _read_bounded(response: httpx.Response) -> bytes:
         if len(data) > _MAX_JSON_BYTES:
             raise _not_belljar(response)
     return bytes(data)
+
+
+def _lines(response: httpx.Response) -> Iterator[bytes]:
+    """Yield the lines of an answer. Raises ServerError when one is larger than 64 MiB."""
+    rest = b""
+    for chunk in response.iter_raw():
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+        if len(rest) > _MAX_JSON_BYTES:
+            raise _not_belljar(response)
+    if rest:
+        yield rest
+
+
+def _object(response: httpx.Response, data: bytes) -> dict[str, Any]:
+    """Return the JSON object of an answer, or of a line of it."""
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise _not_belljar(response)
+    return body
 
 
 def _check(response: httpx.Response, data: bytes | None = None) -> None:

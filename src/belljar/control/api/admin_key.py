@@ -8,6 +8,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from belljar.control.audit.entry import SYSTEM
+from belljar.control.audit.operation import OwnOperation, carrying_out
 from belljar.control.store.keys import Key, SqlKeys, new_secret
 from belljar.data_dir import DataDir, private_file
 from belljar.local_server import read_admin_key
@@ -36,7 +38,8 @@ async def ensure_admin_key(keys: SqlKeys, data_dir: Path) -> bool:
             part.write_text(secret + "\n")
             # The record first, then the file: a crash in between leaves a key whose secret is lost.
             key = Key(id=new_id("key"), name="admin", project=PROJECT, admin=True, created_at=datetime.now(UTC))
-            await keys.add(key, secret)
+            with carrying_out(OwnOperation(SYSTEM, "key.create")):
+                await keys.add(key, secret)
     except OSError as error:
         raise DataFolderError(f"cannot write {path}: {error.strerror}; set --data-dir to another folder") from error
     return True

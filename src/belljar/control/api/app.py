@@ -1,6 +1,7 @@
 """The HTTP application: routes by resource behind the middleware; every error is a problem document.
 
-Requests pass RequestContext (id, access log, failures), then AuthMiddleware (key, limits), then the route.
+Requests pass RequestContext (id, access log, failures), then AuditMiddleware (the audit log), then AuthMiddleware (key,
+limits), then the route.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from belljar import __version__
+from belljar.control.api.audit_middleware import AuditMiddleware
 from belljar.control.api.auth_middleware import AuthMiddleware
 from belljar.control.api.file_descriptors import max_connections
 from belljar.control.api.openapi import describe
 from belljar.control.api.problems import handle_errors
 from belljar.control.api.request_context import RequestContext
-from belljar.control.api.routes import artifacts, health, images, jobs, keys, logs, metrics, nodes, scripts
+from belljar.control.api.routes import artifacts, audit, health, images, jobs, keys, logs, metrics, nodes, scripts
 from belljar.control.api.services import Services
 from belljar.model.job_options import JobOptions, JobRequest
 
-_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, keys)
+_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, keys, audit)
 
 
 def create_app(services: Services | None) -> FastAPI:
@@ -44,6 +46,7 @@ def create_app(services: Services | None) -> FastAPI:
             changes=services.changes,
             max_requests=max_connections(services.settings),
         )
+        app.add_middleware(AuditMiddleware, auditor=services.auditor)
     app.add_middleware(RequestContext)
     return app
 

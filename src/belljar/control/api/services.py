@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from belljar.control.api.request_limits import ConcurrencyLimit
+from belljar.control.audit.auditor import Auditor
 from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
 from belljar.control.scripts.service import ScriptService
+from belljar.control.store.audit import SqlAudit
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
@@ -43,6 +45,7 @@ class Services:
     job_store: SqlJobs
     claims: SqlClaims
     keys: SqlKeys
+    auditor: Auditor
     nodes: SqlNodes
     changes: Changes
     disk: DiskSpace
@@ -77,8 +80,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             lambda: nodes.cached_limits(settings.lease_seconds),
             disk,
         )
-        keys = SqlKeys(database)
-        async with polling(changes, job_store.states, keys.revoked_since, settings.data_dir):
+        keys, auditor = SqlKeys(database), Auditor(SqlAudit(database))
+        async with auditor.running(), polling(changes, job_store.states, keys.revoked_since, settings.data_dir):
             yield Services(
                 settings=settings,
                 database=database,
@@ -89,6 +92,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 job_store=job_store,
                 claims=SqlClaims(database),
                 keys=keys,
+                auditor=auditor,
                 nodes=nodes,
                 changes=changes,
                 disk=disk,

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from sqlalchemy import ColumnElement, Connection, bindparam, func, select, union
 from sqlalchemy.dialects.sqlite import insert
 
+from belljar.control.audit.operation import record_change, record_nothing
 from belljar.control.store.database import Database
 from belljar.control.store.opening import open_database
 from belljar.control.store.rows import job_of, values_of
@@ -47,9 +48,11 @@ class SqlJobs:
                 assert job.idempotency_key is not None
                 first = _by_key(connection, job.project, job.idempotency_key)
                 assert first is not None
+                record_nothing("job.submit")
                 return first
             if labels:
                 connection.execute(job_labels.insert(), labels)
+            record_change(connection, "job.submit", job.id, project=job.project, script=job.script_id)
             return job
 
         return await self._database.writing(insert_job)
@@ -118,7 +121,10 @@ class SqlJobs:
             )
             connection.execute(jobs.update().where(this, held).values(cancel_requested=True))
             row = connection.execute(select(jobs).where(this)).one_or_none()
-            return None if row is None else job_of(row)
+            if row is None:
+                return None
+            record_change(connection, "job.cancel", job_id, project=project)
+            return job_of(row)
 
         return await self._database.writing(cancel)
 

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Row, select
+from sqlalchemy import Connection, Row, select
 
+from belljar.control.audit.operation import record_change
 from belljar.control.store.database import Database
 from belljar.control.store.schema import keys
 from belljar.model.errors import NotFound
@@ -65,8 +66,13 @@ class SqlKeys:
 
     async def add(self, key: Key, secret: str) -> None:
         """Store a key with the digest of this secret."""
-        async with self._database.write() as connection:
-            await connection.execute(keys.insert().values(**key.model_dump(), secret_sha256=_digest(secret)))
+        values = {**key.model_dump(), "secret_sha256": _digest(secret)}
+
+        def add(connection: Connection) -> None:
+            connection.execute(keys.insert(), values)
+            record_change(connection, "key.create", key.id, project=key.project, name=key.name, admin=key.admin)
+
+        await self._database.writing(add)
 
     async def authenticate(self, secret: str) -> Key | None:
         """Return the key of that secret; None when it is unknown or revoked.
@@ -112,13 +118,16 @@ class SqlKeys:
     async def revoke(self, key_id: str) -> Key:
         """Revoke a key: here at once, in other processes within `CACHE_SECONDS`. Raises NotFound."""
         self._clear_cache()
-        async with self._database.write() as connection:
-            await connection.execute(
-                keys.update()
-                .where(keys.c.id == key_id, keys.c.revoked_at.is_(None))
-                .values(revoked_at=datetime.now(UTC))
-            )
-            row = (await connection.execute(select(keys).where(keys.c.id == key_id))).one_or_none()
+        update = keys.update().where(keys.c.id == key_id, keys.c.revoked_at.is_(None))
+
+        def revoke(connection: Connection) -> Row[Any] | None:
+            connection.execute(update.values(revoked_at=datetime.now(UTC)))
+            row = connection.execute(select(keys).where(keys.c.id == key_id)).one_or_none()
+            if row is not None:
+                record_change(connection, "key.revoke", row.id, project=row.project, name=row.name)
+            return row
+
+        row = await self._database.writing(revoke)
         self._clear_cache()
         if row is None:
             raise NotFound(f"there is no key {key_id[:80]!r}; list them with: belljar key ls")

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, bindparam, exists, or_, select
 from sqlalchemy.dialects.sqlite import insert
 
+from belljar.control.audit.operation import record_change, record_nothing
 from belljar.control.store.cursor import decode, encode
 from belljar.control.store.database import Database
 from belljar.control.store.schema import AWAITED, jobs, scripts
@@ -30,6 +31,7 @@ class SqlScripts:
         key = {"in_project": script.project, "of_id": script.id}
         row = await self._database.reading(lambda connection: connection.execute(_BY_ID, key).one_or_none())
         if row is not None and _script(row).dependencies == script.dependencies:
+            record_nothing("script.upload")
             await self._record_use(row)
             return _script(row)
         values = script.model_dump() | {"dependencies": _dependencies(script)}
@@ -41,6 +43,7 @@ class SqlScripts:
 
         def add(connection: Connection) -> Script:
             connection.execute(query)
+            record_change(connection, "script.upload", script.id, project=script.project, name=script.name)
             return _script(connection.execute(_BY_ID, key).one())
 
         return await self._database.writing(add)
@@ -84,6 +87,7 @@ class SqlScripts:
             # One transaction: a job is submitted before it and counts, or after it and finds no script.
             if connection.execute(scripts.delete().where(this)).rowcount == 0:
                 return None
+            record_change(connection, "script.delete", script_id, project=project)
             return _used(connection, script_id)
 
         return await self._database.writing(delete)

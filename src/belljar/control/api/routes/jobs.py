@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from belljar.control.api.audited import audited
 from belljar.control.api.bodies import read_options
 from belljar.control.api.dependencies import Cursor, KeyDep, Limit, ServicesDep
 from belljar.control.api.json_response import json_response
@@ -29,6 +30,7 @@ _ENDED: dict[int | str, dict[str, Any]] = {200: {"description": "The job has end
 
 
 @router.post("/jobs", status_code=202, responses=_ENDED, openapi_extra=body_of(JobRequest))
+@audited("job.submit")
 async def submit_job(request: Request, services: ServicesDep, key: KeyDep, wait: Wait = 0) -> Response:
     """Queue a job: `script_id`, or `code` and `language`, or `files`; with options."""
     submission = await read_options(request, JobRequest)
@@ -43,6 +45,7 @@ async def submit_job(request: Request, services: ServicesDep, key: KeyDep, wait:
 
 
 @router.post("/scripts/{script_id}/run", status_code=202, openapi_extra=body_of(JobOptions, required=False))
+@audited("job.submit")
 async def run_script(request: Request, script_id: str, services: ServicesDep, key: KeyDep) -> Response:
     """Queue a job that runs this script."""
     options = await read_options(request, JobOptions, required=False)
@@ -83,6 +86,7 @@ async def get_job(job_id: str, services: ServicesDep, key: KeyDep, wait: Wait = 
 
 
 @router.post("/jobs/{job_id}/cancel")
+@audited("job.cancel")
 async def cancel_job(job_id: str, services: ServicesDep, key: KeyDep) -> Response:
     """Cancel a job. A running job ends soon after; an ended job is returned unchanged."""
     return json_response(_public(await services.jobs.cancel(key.project, job_id), key, services))

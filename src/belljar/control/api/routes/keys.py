@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from belljar.control.api.audited import audited
 from belljar.control.api.bodies import read_small
 from belljar.control.api.dependencies import AdminDep, ServicesDep
 from belljar.control.api.openapi import body_of
@@ -25,6 +26,7 @@ class NewKey(BaseModel):
 
 
 @router.post("", status_code=201, openapi_extra=body_of(NewKey))
+@audited("key.create")
 async def create_key(request: Request, services: ServicesDep, _admin: AdminDep) -> dict[str, Any]:
     """Create a key. This response is the only one with its `secret`."""
     new = await read_small(request, NewKey)
@@ -39,6 +41,7 @@ async def list_keys(services: ServicesDep, _admin: AdminDep) -> dict[str, Any]:
 
 
 @router.delete("/{key_id}")
+@audited("key.revoke")
 async def revoke_key(key_id: str, services: ServicesDep, _admin: AdminDep) -> dict[str, Any]:
     """Revoke a key at once; its open streams end."""
     key = await services.keys.revoke(key_id)

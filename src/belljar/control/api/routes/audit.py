@@ -1,0 +1,90 @@
+"""/v1/audit: read and export the audit log, and the ends of its chain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Response
+
+from belljar.control.api.dependencies import AdminDep, Cursor, KeyDep, Limit, ServicesDep
+from belljar.control.api.json_response import json_response
+from belljar.control.api.streams import Stream
+from belljar.control.audit.entry import HASHES
+from belljar.control.store.audit import AuditFilter, SqlAudit
+from belljar.control.store.keys import Key
+from belljar.model.errors import InvalidRequest
+
+router = APIRouter(prefix="/v1/audit", tags=["audit"])
+
+Name = Annotated[str | None, Query(max_length=200)]
+#: Fields that only the operator sees: addresses of other people, and hashes, which cover them.
+_OPERATORS = (*HASHES, "address")
+
+
+@router.get("")
+async def list_audit(
+    services: ServicesDep,
+    key: KeyDep,
+    project: Name = None,
+    actor: Annotated[str | None, Query(max_length=200, description="Id or name of a key or person.")] = None,
+    action: Annotated[str | None, Query(max_length=200, description="For example `key.create`.")] = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    format: Annotated[
+        Literal["json", "jsonl"], Query(description="jsonl: all rows, oldest first, one JSON object per line.")
+    ] = "json",
+) -> Response:
+    """List what was done, newest first: own rows of the key's project; all rows with an admin key."""
+    which = AuditFilter(
+        project=project if key.admin else key.project,
+        actor=actor,
+        action=action,
+        since=_aware(since),
+        until=_aware(until),
+    )
+    store, after = services.auditor.store, _number(cursor)
+    await services.auditor.flush()
+    if format == "jsonl":
+        return Stream(_lines(store, which, after or 0, key), media_type="application/jsonl")
+    records = await store.page(which, limit=limit + 1, before=after)
+    page = [_public(record, key) for record in records[:limit]]
+    return json_response({"audit": page, "next_cursor": str(page[-1]["seq"]) if len(records) > limit else None})
+
+
+@router.get("/head")
+async def get_audit_head(services: ServicesDep, _admin: AdminDep) -> dict[str, Any]:
+    """Return both ends of the chain: `anchor`, after which the rows begin, and `head`, the newest row."""
+    await services.auditor.flush()
+    anchor, head = await services.auditor.store.ends()
+    return {name: {"seq": end.seq, "hash": end.hash.hex()} for name, end in (("anchor", anchor), ("head", head))}
+
+
+async def _lines(store: SqlAudit, which: AuditFilter, after: int, key: Key) -> AsyncGenerator[bytes, None]:
+    _, head = await store.ends()
+    while records := await store.after(which, after, through=head.seq):
+        after = records[-1]["seq"]
+        yield b"".join(json.dumps(_public(record, key), separators=(",", ":")).encode() + b"\n" for record in records)
+
+
+def _public(record: dict[str, Any], key: Key) -> dict[str, Any]:
+    """Return the record as this key may see it."""
+    if key.admin:
+        return record
+    return {name: value for name, value in record.items() if name not in _OPERATORS}
+
+
+def _aware(at: datetime | None) -> datetime | None:
+    return at if at is None or at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def _number(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise InvalidRequest("invalid cursor; use next_cursor from the previous page")
+    return int(cursor)
