@@ -18,7 +18,7 @@ from belljar.control.api.streams import StreamAborted
 from belljar.control.audit.auditor import Auditor
 from belljar.control.audit.entry import ANONYMOUS, Actor, ActorKind, Entry, Outcome
 from belljar.control.audit.operation import carrying_out
-from belljar.control.store.keys import Key
+from belljar.control.projects.identity import Identity, IdentityKind
 
 #: Refusals that are recorded for all requests: nobody else could tell that somebody tries keys.
 _ACCESS = frozenset({401, 403})
@@ -26,6 +26,11 @@ _ACCESS = frozenset({401, 403})
 _CHANGE = frozenset({404, 409, 429})
 #: The action of a refused request that would change nothing, or that was refused before its route was known.
 REFUSED_ACCESS = "access.refuse"
+_KINDS = {
+    IdentityKind.KEY: ActorKind.KEY,
+    IdentityKind.PERSON: ActorKind.PERSON,
+    IdentityKind.NOBODY: ActorKind.ANONYMOUS,
+}
 _MAX_CODE_BYTES = 64 * 1024
 
 
@@ -55,13 +60,13 @@ class RequestOperation:
     ) -> Entry:
         """Return an entry for the request."""
         state = self._scope.get("state", {})
-        key: Key | None = state.get("key")
+        identity: Identity | None = state.get("identity")
         client = self._scope.get("client")
         return Entry(
-            actor=_actor_of(key),
+            actor=_actor_of(identity),
             action=self.action,
             outcome=outcome,
-            project=project or (key.project if key is not None else None),
+            project=project or (identity.project if identity is not None else None),
             object=changed or self._named_object(),
             address=client[0] if client else None,
             request_id=state.get("request_id"),
@@ -136,10 +141,10 @@ class _Response:
         self._auditor.refuse(self._operation.refusal(status, _code_of(message), outcome))
 
 
-def _actor_of(key: Key | None) -> Actor:
-    if key is None:
+def _actor_of(identity: Identity | None) -> Actor:
+    if identity is None:
         return ANONYMOUS
-    return Actor(kind=ActorKind.KEY, id=key.id, name=key.name)
+    return Actor(kind=_KINDS[identity.kind], id=identity.id, name=identity.name)
 
 
 def _code_of(message: Message) -> str | None:

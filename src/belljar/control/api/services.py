@@ -12,6 +12,7 @@ from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
+from belljar.control.projects.service import KeyService
 from belljar.control.scripts.service import ScriptService
 from belljar.control.store.audit import SqlAudit
 from belljar.control.store.claims import SqlClaims
@@ -20,6 +21,7 @@ from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.keys import SqlKeys
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
+from belljar.control.store.projects import SqlProjects
 from belljar.control.store.scripts import SqlScripts
 from belljar.images.catalog import Images
 from belljar.scripts.uploads import clear_stale_uploads
@@ -46,6 +48,8 @@ class Services:
     claims: SqlClaims
     keys: SqlKeys
     auditor: Auditor
+    projects: SqlProjects
+    key_service: KeyService
     nodes: SqlNodes
     changes: Changes
     disk: DiskSpace
@@ -80,8 +84,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             lambda: nodes.cached_limits(settings.lease_seconds),
             disk,
         )
-        keys, auditor = SqlKeys(database), Auditor(SqlAudit(database))
-        async with auditor.running(), polling(changes, job_store.states, keys.revoked_since, settings.data_dir):
+        keys, projects = SqlKeys(database), SqlProjects(database)
+        auditor = Auditor(SqlAudit(database))
+        async with (
+            auditor.running(),
+            polling(changes, job_store.states, keys.revoked_since, projects.suspended, settings.data_dir),
+        ):
             yield Services(
                 settings=settings,
                 database=database,
@@ -93,6 +101,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 claims=SqlClaims(database),
                 keys=keys,
                 auditor=auditor,
+                projects=projects,
+                key_service=KeyService(keys, changes),
                 nodes=nodes,
                 changes=changes,
                 disk=disk,

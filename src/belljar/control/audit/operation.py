@@ -1,7 +1,7 @@
 """The action that is being carried out, for the transaction that makes its change to record.
 
-The API sets one for each request, a command for itself. What changes data calls `record_change` in its transaction: the
-change and its record are committed together, or neither.
+The API sets one for each request, a command for itself. What changes data calls `record_change` (store/audit.py) in its
+transaction: the change and its record are committed together, or neither.
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from sqlalchemy import Connection
-
 from belljar.control.audit.entry import Actor, Entry
-from belljar.control.store.audit import append
 
 
 class Operation(Protocol):
@@ -36,24 +33,18 @@ class Operation(Protocol):
 _current: ContextVar[Operation | None] = ContextVar("audited_operation", default=None)
 
 
-def record_change(
-    connection: Connection, action: str, changed: str | None, *, project: str | None = None, **details: Any
-) -> None:
-    """Record in this transaction that the current operation changes the object `changed`.
+def current_operation(action: str) -> Operation | None:
+    """Return the operation that is being carried out if it is this action.
 
-    Does nothing when the current operation is another action: one change is often part of another, as the upload of
-    inline code is part of a submission.
+    One change is often part of another action, as the upload of inline code is part of a submission.
     """
     operation = _current.get()
-    if operation is not None and operation.action == action:
-        append(connection, operation.entry(project, changed, details))
-        operation.is_recorded = True
+    return operation if operation is not None and operation.action == action else None
 
 
 def record_nothing(action: str) -> None:
-    """Note that the current operation changes nothing: a repeated request."""
-    operation = _current.get()
-    if operation is not None and operation.action == action:
+    """Note that the current operation, if it is this action, changes nothing: it is a repeated request."""
+    if (operation := current_operation(action)) is not None:
         operation.is_recorded = True
 
 

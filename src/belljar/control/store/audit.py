@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Connection, bindparam, func, select
 
 from belljar.control.audit.entry import PRUNE, SYSTEM, Entry, Point, hash_of, record_of, values_of
+from belljar.control.audit.operation import current_operation
 from belljar.control.store.database import Database
 from belljar.control.store.schema import NOW_US, audit, audit_anchor
 
@@ -82,6 +83,16 @@ def append(connection: Connection, entry: Entry) -> int:
     digest = hash_of(previous, record_of(seq, now_us, values))
     connection.execute(_INSERT, {"seq": seq, "at_us": now_us, **values, "previous": previous, "hash": digest})
     return int(seq)
+
+
+def record_change(
+    connection: Connection, action: str, changed: str | None, *, project: str | None = None, **details: Any
+) -> None:
+    """Record in this transaction that the current operation, if it is this action, changes the object `changed`."""
+    operation = current_operation(action)
+    if operation is not None:
+        append(connection, operation.entry(project, changed, details))
+        operation.is_recorded = True
 
 
 class SqlAudit:

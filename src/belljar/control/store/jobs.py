@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from sqlalchemy import ColumnElement, Connection, bindparam, func, select, union
 from sqlalchemy.dialects.sqlite import insert
 
-from belljar.control.audit.operation import record_change, record_nothing
+from belljar.control.audit.operation import record_nothing
+from belljar.control.store.audit import record_change
 from belljar.control.store.database import Database
 from belljar.control.store.opening import open_database
 from belljar.control.store.rows import job_of, values_of

@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, bindparam, exists, or_, select
 from sqlalchemy.dialects.sqlite import insert
 
-from belljar.control.audit.operation import record_change, record_nothing
+from belljar.control.audit.operation import record_nothing
+from belljar.control.store.audit import record_change
 from belljar.control.store.cursor import decode, encode
 from belljar.control.store.database import Database
 from belljar.control.store.schema import AWAITED, jobs, scripts

@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 
-from belljar.control.api.dependencies import AdminDep, Cursor, KeyDep, Limit, ServicesDep
+from belljar.control.api.dependencies import Cursor, IdentityDep, Limit, ServicesDep
 from belljar.control.api.json_response import json_response
+from belljar.control.api.rules import require
 from belljar.control.api.streams import Stream
 from belljar.control.audit.entry import HASHES
+from belljar.control.projects.identity import Identity
+from belljar.control.projects.scopes import Scope
 from belljar.control.store.audit import AuditFilter, SqlAudit
-from belljar.control.store.keys import Key
 from belljar.model.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1/audit", tags=["audit"])
@@ -24,10 +26,10 @@ Name = Annotated[str | None, Query(max_length=200)]
 _OPERATORS = (*HASHES, "address")
 
 
-@router.get("")
+@router.get("", dependencies=[require(Scope.AUDIT_READ)])
 async def list_audit(
     services: ServicesDep,
-    key: KeyDep,
+    identity: IdentityDep,
     project: Name = None,
     actor: Annotated[str | None, Query(max_length=200, description="Id or name of a key or person.")] = None,
     action: Annotated[str | None, Query(max_length=200, description="For example `key.create`.")] = None,
@@ -39,9 +41,9 @@ async def list_audit(
         Literal["json", "jsonl"], Query(description="jsonl: all rows, oldest first, one JSON object per line.")
     ] = "json",
 ) -> Response:
-    """List what was done, newest first: own rows of the key's project; all rows with an admin key."""
+    """List what was done, newest first: the rows of your project; all rows with an operator's key."""
     which = AuditFilter(
-        project=project if key.admin else key.project,
+        project=project or identity.only_project if identity.is_operator else identity.project,
         actor=actor,
         action=action,
         since=_aware(since),
@@ -50,30 +52,32 @@ async def list_audit(
     store, after = services.auditor.store, _number(cursor)
     await services.auditor.flush()
     if format == "jsonl":
-        return Stream(_lines(store, which, after or 0, key), media_type="application/jsonl")
+        return Stream(_lines(store, which, after or 0, identity), media_type="application/jsonl")
     records = await store.page(which, limit=limit + 1, before=after)
-    page = [_public(record, key) for record in records[:limit]]
+    page = [_public(record, identity) for record in records[:limit]]
     return json_response({"audit": page, "next_cursor": str(page[-1]["seq"]) if len(records) > limit else None})
 
 
-@router.get("/head")
-async def get_audit_head(services: ServicesDep, _admin: AdminDep) -> dict[str, Any]:
+@router.get("/head", dependencies=[require(Scope.ADMIN)])
+async def get_audit_head(services: ServicesDep) -> dict[str, Any]:
     """Return both ends of the chain: `anchor`, after which the rows begin, and `head`, the newest row."""
     await services.auditor.flush()
     anchor, head = await services.auditor.store.ends()
     return {name: {"seq": end.seq, "hash": end.hash.hex()} for name, end in (("anchor", anchor), ("head", head))}
 
 
-async def _lines(store: SqlAudit, which: AuditFilter, after: int, key: Key) -> AsyncGenerator[bytes, None]:
+async def _lines(store: SqlAudit, which: AuditFilter, after: int, identity: Identity) -> AsyncGenerator[bytes, None]:
     _, head = await store.ends()
     while records := await store.after(which, after, through=head.seq):
         after = records[-1]["seq"]
-        yield b"".join(json.dumps(_public(record, key), separators=(",", ":")).encode() + b"\n" for record in records)
+        yield b"".join(
+            json.dumps(_public(record, identity), separators=(",", ":")).encode() + b"\n" for record in records
+        )
 
 
-def _public(record: dict[str, Any], key: Key) -> dict[str, Any]:
-    """Return the record as this key may see it."""
-    if key.admin:
+def _public(record: dict[str, Any], identity: Identity) -> dict[str, Any]:
+    """Return the record as its reader may see it."""
+    if identity.is_operator:
         return record
     return {name: value for name, value in record.items() if name not in _OPERATORS}
 
