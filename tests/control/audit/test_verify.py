@@ -234,5 +234,3 @@ def test_heads_are_kept_in_a_file_of_the_user_alone(tmp_path: Path) -> None:
 def test_a_head_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(InvalidOption, match="NUMBER:HASH"):
         parse_head(text)
-
-

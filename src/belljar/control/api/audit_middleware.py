@@ -22,6 +22,8 @@ from belljar.control.projects.identity import Identity, IdentityKind
 
 #: Refusals that are recorded for all requests: nobody else could tell that somebody tries keys.
 _ACCESS = frozenset({401, 403})
+#: The answer to too many invalid keys.
+_TOO_MANY = 429
 #: Refusals that are recorded for requests that would change something. Malformed requests are in the access log only.
 _CHANGE = frozenset({404, 409, 429})
 #: The action of a refused request that would change nothing, or that was refused before its route was known.
@@ -50,6 +52,12 @@ class RequestOperation:
     def is_change(self) -> bool:
         """Return whether the request is one of a route that changes something."""
         return action_in(self._scope) is not None
+
+    def is_refused(self, status: int) -> bool:
+        """Return whether to record a response with this status of an error."""
+        if status in _ACCESS or (status == _TOO_MANY and "identity" not in self._scope.get("state", {})):
+            return True
+        return self.is_change and (status in _CHANGE or status >= 500)
 
     def entry(
         self,
@@ -128,7 +136,7 @@ class _Response:
             if status < 400:
                 if not operation.is_recorded and operation.is_change:
                     await self._auditor.record(operation.entry(None, None, {}))
-            elif status in _ACCESS or (operation.is_change and (status in _CHANGE or status >= 500)):
+            elif operation.is_refused(status):
                 self._is_refusal = True
         elif self._is_refusal:
             self._is_refusal = False

@@ -66,13 +66,17 @@ async def get_audit_head(services: ServicesDep) -> dict[str, Any]:
     return {name: {"seq": end.seq, "hash": end.hash.hex()} for name, end in (("anchor", anchor), ("head", head))}
 
 
-async def _lines(store: SqlAudit, which: AuditFilter, after: int, identity: Identity) -> AsyncGenerator[bytes, None]:
+async def _lines(
+    store: SqlAudit, which: AuditFilter, after: int, identity: Identity
+) -> AsyncGenerator[bytes | str, None]:
     _, head = await store.ends()
     while records := await store.after(which, after, through=head.seq):
         after = records[-1]["seq"]
-        yield b"".join(
-            json.dumps(_public(record, identity), separators=(",", ":")).encode() + b"\n" for record in records
-        )
+        yield "".join(f"{_compact(_public(record, identity))}\n" for record in records)
+
+
+def _compact(record: dict[str, Any]) -> str:
+    return json.dumps(record, separators=(",", ":"))
 
 
 def _public(record: dict[str, Any], identity: Identity) -> dict[str, Any]:
