@@ -146,7 +146,7 @@ def _names_a_server(flags: ServerFlags) -> bool:
 def _settings(flags: ServerFlags) -> Settings:
     from belljar.settings import load_settings
 
-    return load_settings(server=flags.server, api_key=flags.api_key, data_dir=flags.data_dir)
+    return load_settings(server=flags.server, data_dir=flags.data_dir)
 
 
 def _newest(flags: ServerFlags, which: _Which, limit: int) -> list[dict[str, Any]]:

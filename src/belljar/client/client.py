@@ -8,9 +8,12 @@ with Client("http://127.0.0.1:8080", key) as belljar:
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import ssl
 import time
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
@@ -43,7 +46,18 @@ class Unreachable(Exception):
 class Client:
     """A connection to one server. Every method raises ServerError or Unreachable."""
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        ca_file: Path | str | None = None,
+        server_name: str | None = None,
+    ) -> None:
+        """Connect when it is necessary. `ca_file` has the certificate of the server, or of its authority (PEM).
+
+        `server_name` is the name in the server's certificate, if that of the URL is another.
+        """
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ServerError(401, "not_authenticated", "the key contains invalid characters; copy it again")
         # No compression: a small answer must not become a large one here.
@@ -53,7 +67,12 @@ class Client:
         with _reachable(self.url):
             # Requests to this machine use no proxy, which would see the key.
             is_local = httpx.URL(self.url).host in _LOOPBACK
-            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=not is_local)
+            verify = _trusting(ca_file) if ca_file is not None else True
+            self._http = httpx.Client(
+                base_url=self.url, headers=headers, timeout=timeout, trust_env=not is_local, verify=verify
+            )
+        if server_name is not None:
+            self._http.event_hooks = {"request": [functools.partial(_expect_name, server_name)]}
 
     def __enter__(self) -> Client:
         return self
@@ -147,6 +166,23 @@ class Client:
         return _object(response, data)
 
 
+def _trusting(ca_file: Path | str) -> ssl.SSLContext:
+    """Return a context that trusts this certificate besides those of the system. Raises Unreachable."""
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(ca_file)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no PEM file"
+        raise Unreachable(f"cannot use the certificate {ca_file}: {reason}") from None
+    # The server's own certificate may be named, without that of its authority.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def _expect_name(name: str, request: httpx.Request) -> None:
+    request.extensions["sni_hostname"] = name
+
+
 @contextlib.contextmanager
 def _reachable(url: str) -> Iterator[None]:
     try:
@@ -158,6 +194,13 @@ def _reachable(url: str) -> Iterator[None]:
     except (httpx.ProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError) as error:
         raise Unreachable(f"the connection to {url} was lost ({error or 'no reason given'}); try again") from None
     except httpx.TransportError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            reason = str(error).partition("verify failed: ")[2].partition(" (_ssl")[0] or "unknown authority"
+            raise Unreachable(
+                f"the certificate of {url} is not trusted ({reason}); name that of its authority with --ca-file FILE"
+            ) from None
+        if "WRONG_VERSION_NUMBER" in str(error) or "RECORD_LAYER" in str(error):
+            raise Unreachable(f"{url} takes no TLS; use http:// instead of https://") from None
         raise Unreachable(f"no server answers at {url} ({error}); start one with: belljar serve") from None
 
 

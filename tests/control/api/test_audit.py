@@ -49,7 +49,7 @@ def test_every_route_that_changes_something_names_its_action() -> None:
 
 async def test_each_change_is_recorded_with_its_object(api: Served) -> None:
     script_id = await api.upload()
-    job = await api.submit(script_id=script_id)
+    job = (await api.http.post("/v1/jobs", json={"script_id": script_id})).json()
     run = (await api.http.post(f"/v1/scripts/{script_id}/run")).json()
     await api.http.post(f"/v1/jobs/{run['id']}/cancel")
     key = (await api.http.post("/v1/keys", json={"name": "ci", "project": "other"})).json()

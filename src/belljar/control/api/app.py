@@ -1,7 +1,7 @@
 """The HTTP application: routes by resource behind the middleware; every error is a problem document.
 
-Requests pass RequestContext (id, access log, failures), then AuditMiddleware (the audit log), then AuthMiddleware (key,
-limits), then the route.
+Requests pass SecurityHeaders, RequestContext (id, access log, failures), Preflight (CORS), AuditMiddleware (the audit
+log), AuthMiddleware (key, limits), then the route.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from belljar import __version__
 from belljar.control.api.audit_middleware import AuditMiddleware
 from belljar.control.api.auth_middleware import AuthMiddleware
 from belljar.control.api.authentication import Authentication
+from belljar.control.api.cors import Cors, Preflight
 from belljar.control.api.file_descriptors import max_connections
 from belljar.control.api.openapi import describe
 from belljar.control.api.problems import handle_errors
 from belljar.control.api.request_context import RequestContext
 from belljar.control.api.routes import artifacts, audit, health, images, jobs, keys, logs, metrics, nodes, scripts
 from belljar.control.api.rules import ruled_routes
+from belljar.control.api.security_headers import SecurityHeaders
 from belljar.control.api.services import Services
 from belljar.model.job_options import JobOptions, JobRequest
 
@@ -50,7 +52,10 @@ def create_app(services: Services | None) -> FastAPI:
             max_requests=max_connections(services.settings),
         )
         app.add_middleware(AuditMiddleware, auditor=services.auditor)
+    cors = Cors(services.settings.cors_origins if services is not None else ())
+    app.add_middleware(Preflight, cors=cors)
     app.add_middleware(RequestContext)
+    app.add_middleware(SecurityHeaders, cors=cors)
     return app
 
 
