@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 from fastapi.routing import APIRoute, iter_route_contexts
 
 from belljar.control.api.app import create_app
@@ -160,7 +161,8 @@ async def test_a_failure_in_a_route_is_recorded(api: Served, monkeypatch: pytest
         raise RuntimeError("broken")
 
     monkeypatch.setattr(api.services.key_service, "revoke", fail)
-    problem(await api.http.delete("/v1/keys/key_1"), 500, "internal_error")
+    with structlog.testing.capture_logs():
+        problem(await api.http.delete("/v1/keys/key_1"), 500, "internal_error")
     assert await actions(api, action="key.revoke") == [("key.revoke", "key_1", "failed")]
 
 

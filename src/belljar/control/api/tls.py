@@ -26,6 +26,7 @@ log = structlog.get_logger()
 _WATCH_SECONDS = 10.0
 #: How often the local authority renews what expires soon, and an expiring certificate is logged.
 _RENEW_SECONDS = 12 * 3600.0
+_MAX_KEY_BYTES = 64 * 1024
 _WARN = timedelta(days=14)
 
 
@@ -124,9 +125,15 @@ def tls_of(settings: Settings) -> ServerTls | None:
 def _load(certificate_file: Path, key_file: Path) -> tuple[ssl.SSLContext, Certificate]:
     certificate = read_certificate(certificate_file)
     try:
-        key_file.open("rb").close()
+        with key_file.open("rb") as file:
+            is_encrypted = b"ENCRYPTED" in file.read(_MAX_KEY_BYTES)
     except OSError as error:
         raise InvalidOption(f"cannot read the TLS key {key_file}: {error.strerror}", option="tls_key") from None
+    if is_encrypted:
+        raise InvalidOption(
+            f"the TLS key {key_file} is encrypted with a password; store it without one, readable by belljar's user only",
+            option="tls_key",
+        )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -143,8 +150,6 @@ def _reason(error: OSError | ValueError) -> str:
     reason = getattr(error, "reason", None)
     if reason == "KEY_VALUES_MISMATCH":
         return "it does not belong to the certificate"
-    if reason == "BAD_DECRYPT" or "password" in str(error).lower():
-        return "it is encrypted with a password; store it without one, readable by belljar's user only"
     return f"it is no PEM file with a private key ({reason or error})"
 
 
