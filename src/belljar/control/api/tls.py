@@ -131,7 +131,7 @@ def _load(certificate_file: Path, key_file: Path) -> tuple[ssl.SSLContext, Certi
         raise InvalidOption(f"cannot read the TLS key {key_file}: {error.strerror}", option="tls_key") from None
     if is_encrypted:
         raise InvalidOption(
-            f"the TLS key {key_file} is encrypted with a password; store it without one, readable by belljar's user only",
+            f"the TLS key {key_file} is encrypted with a password; store it without one, for belljar's user only",
             option="tls_key",
         )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
