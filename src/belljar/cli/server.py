@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from belljar.client import Client
 
 
-def connect(flags: ServerFlags) -> Client:
-    """Return a client for the named server, or for the one on this machine. Raises InvalidOption."""
+def connect(flags: ServerFlags, *, project: str | None = None) -> Client:
+    """Return a client for the named server, or for the one on this machine, acting in this project.
+
+    Raises InvalidOption.
+    """
     from belljar.client import Client
     from belljar.settings import load_settings
 
@@ -29,8 +32,8 @@ def connect(flags: ServerFlags) -> Client:
     if key is None and address is not None and _is_this_machine(url):
         key = read_admin_key(settings.data_dir)
     if settings.ca_file is None and local is not None:
-        return Client(url, key, ca_file=local.ca_file, server_name=local.server_name)
-    return Client(url, key, ca_file=settings.ca_file)
+        return Client(url, key, project=project, ca_file=local.ca_file, server_name=local.server_name)
+    return Client(url, key, project=project, ca_file=settings.ca_file)
 
 
 def _is_this_machine(url: str) -> bool:

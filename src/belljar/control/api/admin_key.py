@@ -46,7 +46,7 @@ async def ensure_admin_key(keys: SqlKeys, data_dir: Path) -> bool:
                 extra_scopes=frozenset({Scope.ADMIN}),
                 created_at=datetime.now(UTC),
             )
-            with carrying_out(OwnOperation(SYSTEM, "key.create")):
+            with carrying_out(OwnOperation(SYSTEM)):
                 await keys.add(key, secret)
     except OSError as error:
         raise DataFolderError(f"cannot write {path}: {error.strerror}; set --data-dir to another folder") from error

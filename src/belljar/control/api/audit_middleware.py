@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from belljar.control.api.audited import action_in
+from belljar.control.api.request_context import shown_path
 from belljar.control.api.streams import StreamAborted
 from belljar.control.audit.auditor import Auditor
 from belljar.control.audit.entry import ANONYMOUS, Actor, ActorKind, Entry, Outcome
@@ -44,23 +45,23 @@ class RequestOperation:
         self.is_recorded = False
 
     @property
-    def action(self) -> str:
-        """Return the name of the route's action."""
-        return action_in(self._scope) or REFUSED_ACCESS
+    def action(self) -> str | None:
+        """Return the name of the route's action; None if the request changes nothing or was not routed yet."""
+        return action_in(self._scope)
 
-    @property
-    def is_change(self) -> bool:
-        """Return whether the request is one of a route that changes something."""
-        return action_in(self._scope) is not None
+    def covers(self, action: str) -> bool:
+        """Return whether the request is this action."""
+        return self.action == action
 
     def is_refused(self, status: int) -> bool:
         """Return whether to record a response with this status of an error."""
         if status in _ACCESS or (status == _TOO_MANY and "identity" not in self._scope.get("state", {})):
             return True
-        return self.is_change and (status in _CHANGE or status >= 500)
+        return self.action is not None and (status in _CHANGE or status >= 500)
 
     def entry(
         self,
+        action: str,
         project: str | None,
         changed: str | None,
         details: dict[str, Any],
@@ -72,7 +73,7 @@ class RequestOperation:
         client = self._scope.get("client")
         return Entry(
             actor=_actor_of(identity),
-            action=self.action,
+            action=action,
             outcome=outcome,
             project=project or (identity.project if identity is not None else None),
             object=changed or self._named_object(),
@@ -84,15 +85,14 @@ class RequestOperation:
     def refusal(self, status: int, code: str | None, outcome: Outcome) -> Entry:
         """Return an entry for the refused or failed request."""
         details: dict[str, Any] = {"status": status, "code": code}
-        if not self.is_change:
-            path: bytes = self._scope.get("raw_path") or self._scope["path"].encode("ascii", "backslashreplace")
-            details |= {"method": self._scope["method"], "path": path.decode("ascii", "backslashreplace")}
-        return self.entry(None, None, details, outcome)
+        if self.action is None:
+            details |= {"method": self._scope["method"], "path": shown_path(self._scope)}
+        return self.entry(self.action or REFUSED_ACCESS, None, None, details, outcome)
 
     def _named_object(self) -> str | None:
         """Return the last part of the path that names something."""
         names = list(self._scope.get("path_params", {}).values())
-        return str(names[-1]) if names and self.is_change else None
+        return str(names[-1]) if names and self.action is not None else None
 
 
 class AuditMiddleware:
@@ -114,7 +114,7 @@ class AuditMiddleware:
             except (ClientDisconnect, StreamAborted, h11.LocalProtocolError):
                 raise
             except Exception:
-                if response.status is None and operation.is_change:
+                if response.status is None and operation.action is not None:
                     await self._auditor.record(operation.refusal(500, "internal_error", Outcome.FAILED))
                 raise
 
@@ -134,8 +134,8 @@ class _Response:
             self.status = status = message["status"]
             operation = self._operation
             if status < 400:
-                if not operation.is_recorded and operation.is_change:
-                    await self._auditor.record(operation.entry(None, None, {}))
+                if operation.action is not None and not operation.is_recorded:
+                    await self._auditor.record(operation.entry(operation.action, None, None, {}))
             elif operation.is_refused(status):
                 self._is_refusal = True
         elif self._is_refusal:

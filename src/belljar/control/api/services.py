@@ -12,7 +12,8 @@ from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
-from belljar.control.projects.service import KeyService
+from belljar.control.projects.key_service import KeyService
+from belljar.control.projects.project_service import ProjectService
 from belljar.control.scripts.service import ScriptService
 from belljar.control.store.audit import SqlAudit
 from belljar.control.store.claims import SqlClaims
@@ -50,6 +51,7 @@ class Services:
     auditor: Auditor
     projects: SqlProjects
     key_service: KeyService
+    project_service: ProjectService
     nodes: SqlNodes
     changes: Changes
     disk: DiskSpace
@@ -88,7 +90,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         auditor = Auditor(SqlAudit(database))
         async with (
             auditor.running(),
-            polling(changes, job_store.states, keys.revoked_since, projects.suspended, settings.data_dir),
+            polling(changes, job_store.states, keys.ended_since, projects.suspended, settings.data_dir),
         ):
             yield Services(
                 settings=settings,
@@ -103,6 +105,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 auditor=auditor,
                 projects=projects,
                 key_service=KeyService(keys, changes),
+                project_service=ProjectService(projects, keys, changes),
                 nodes=nodes,
                 changes=changes,
                 disk=disk,

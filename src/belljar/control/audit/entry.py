@@ -14,10 +14,13 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from belljar.control.projects.key_format import IN_TEXT as KEY_IN_TEXT
+
 #: The action of the row that records a removal by retention.
 PRUNE = "audit.prune"
 #: Maximum length of a name, an id or a value; longer ones are cut.
 MAX_TEXT = 200
+_MAX_SEARCHED = 4096
 #: Maximum number of details of one entry, and of values in a list.
 _MAX_DETAILS = 16
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -143,9 +146,11 @@ def time_text(at_us: Any) -> Any:
 
 
 def bounded(text: str | None) -> str | None:
-    """Return text that a database can store: cut to `MAX_TEXT`, without NUL and half surrogates."""
+    """Return text that a database can store: cut to `MAX_TEXT`, without NUL, half surrogates and keys."""
     if text is None:
         return None
+    if "bj_" in text:
+        text = KEY_IN_TEXT.sub("bj_HIDDEN", text[:_MAX_SEARCHED])
     return text[:MAX_TEXT].replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 

@@ -20,12 +20,11 @@ class Operation(Protocol):
     #: Whether a record of it is written, or none is necessary.
     is_recorded: bool
 
-    @property
-    def action(self) -> str:
-        """Return the name of the action."""
+    def covers(self, action: str) -> bool:
+        """Return whether the operation is this action."""
         ...
 
-    def entry(self, project: str | None, changed: str | None, details: dict[str, Any]) -> Entry:
+    def entry(self, action: str, project: str | None, changed: str | None, details: dict[str, Any]) -> Entry:
         """Return the entry of the action after its success. `changed` is the object's id."""
         ...
 
@@ -39,7 +38,7 @@ def current_operation(action: str) -> Operation | None:
     One change is often part of another action, as the upload of inline code is part of a submission.
     """
     operation = _current.get()
-    return operation if operation is not None and operation.action == action else None
+    return operation if operation is not None and operation.covers(action) else None
 
 
 def record_nothing(action: str) -> None:
@@ -59,13 +58,16 @@ def carrying_out(operation: Operation) -> Iterator[None]:
 
 
 class OwnOperation:
-    """An action that did not come over the network: of belljar itself, or of a command on the host."""
+    """What does not come over the network: an action of belljar itself, or any of a command on the host."""
 
-    def __init__(self, actor: Actor, action: str) -> None:
-        self.action = action
+    def __init__(self, actor: Actor) -> None:
         self.is_recorded = False
         self._actor = actor
 
-    def entry(self, project: str | None, changed: str | None, details: dict[str, Any]) -> Entry:
+    def covers(self, action: str) -> bool:
+        """Return True: whatever it changes is its action."""
+        return True
+
+    def entry(self, action: str, project: str | None, changed: str | None, details: dict[str, Any]) -> Entry:
         """Return the entry of the action."""
-        return Entry(actor=self._actor, action=self.action, project=project, object=changed, details=details)
+        return Entry(actor=self._actor, action=action, project=project, object=changed, details=details)

@@ -87,7 +87,7 @@ class Changes:
         await self._watched.wait()
 
     def notify_revoked(self, key_id: str) -> None:
-        """End the open streams and waits of a revoked key."""
+        """End the open streams and waits of a key that was revoked or has expired."""
         self._revoked.add(key_id)
         self._wake_all()
 
@@ -101,6 +101,11 @@ class Changes:
         self._suspended = frozenset(projects)
         if more:
             self._wake_all()
+
+    def set_active(self, project: str) -> None:
+        """Note that a project is not suspended: another process may have resumed it."""
+        if project in self._suspended:
+            self._suspended -= {project}
 
     def is_suspended(self, project: str) -> bool:
         """Return whether a project is suspended, as far as this process knows."""

@@ -91,7 +91,7 @@ def record_change(
     """Record in this transaction that the current operation, if it is this action, changes the object `changed`."""
     operation = current_operation(action)
     if operation is not None:
-        append(connection, operation.entry(project, changed, details))
+        append(connection, operation.entry(action, project, changed, details))
         operation.is_recorded = True
 
 

@@ -12,7 +12,8 @@ from belljar.control.audit.operation import record_nothing
 from belljar.control.store.audit import record_change
 from belljar.control.store.cursor import decode, encode
 from belljar.control.store.database import Database
-from belljar.control.store.schema import AWAITED, jobs, scripts
+from belljar.control.store.projects import being_removed
+from belljar.control.store.schema import AWAITED, jobs, projects, scripts
 from belljar.model.script import Script
 
 #: A use is stored at most this often: retention periods are in days.
@@ -28,7 +29,10 @@ class SqlScripts:
         self._database = database
 
     async def add(self, script: Script) -> Script:
-        """Store the record; return the existing one when the project has the script."""
+        """Store the record; return the existing one when the project has the script.
+
+        Raises ProjectConflict for a project that is being removed.
+        """
         key = {"in_project": script.project, "of_id": script.id}
         row = await self._database.reading(lambda connection: connection.execute(_BY_ID, key).one_or_none())
         if row is not None and _script(row).dependencies == script.dependencies:
@@ -42,7 +46,11 @@ class SqlScripts:
             index_elements=["project", "id"], set_={"dependencies": query.excluded.dependencies}
         )
 
+        removed = exists().where(projects.c.name == script.project, projects.c.removed_at.is_not(None))
+
         def add(connection: Connection) -> Script:
+            if connection.execute(select(removed)).scalar():
+                raise being_removed(script.project)
             connection.execute(query)
             record_change(connection, "script.upload", script.id, project=script.project, name=script.name)
             return _script(connection.execute(_BY_ID, key).one())

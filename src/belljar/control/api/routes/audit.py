@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
@@ -23,6 +23,8 @@ router = APIRouter(prefix="/v1/audit", tags=["audit"])
 
 Name = Annotated[str | None, Query(max_length=200)]
 #: Fields that only the operator sees: addresses of other people, and hashes, which cover them.
+#: A project's record has the time of the server, a row the database's.
+_SKEW = timedelta(seconds=1)
 _OPERATORS = (*HASHES, "address")
 
 
@@ -43,10 +45,10 @@ async def list_audit(
 ) -> Response:
     """List what was done, newest first: the rows of your project; all rows with an operator's key."""
     which = AuditFilter(
-        project=project or identity.only_project if identity.is_operator else identity.project,
+        project=(project or identity.only_project) if identity.is_operator else identity.project,
         actor=actor,
         action=action,
-        since=_aware(since),
+        since=_aware(since) if identity.is_operator else await _since(services, identity, _aware(since)),
         until=_aware(until),
     )
     store, after = services.auditor.store, _number(cursor)
@@ -84,6 +86,12 @@ def _public(record: dict[str, Any], identity: Identity) -> dict[str, Any]:
     if identity.is_operator:
         return record
     return {name: value for name, value in record.items() if name not in _OPERATORS}
+
+
+async def _since(services: Services, identity: Identity, since: datetime | None) -> datetime:
+    """Return from when on a project may read: a removed project of the same name belonged to others."""
+    created_at = (await services.projects.get(identity.project)).created_at - _SKEW
+    return created_at if since is None else max(since, created_at)
 
 
 def _aware(at: datetime | None) -> datetime | None:
