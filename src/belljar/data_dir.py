@@ -227,7 +227,7 @@ def private_data_dir(data_dir: Path) -> Path:
 
 def _private_folders(paths: DataDir) -> tuple[Path, ...]:
     """Return the folders that stay private even when the user opens the data folder to others one day."""
-    return paths.run, paths.blobs, paths.snapshots, paths.cache, paths.layers
+    return paths.run, paths.blobs, paths.snapshots, paths.cache, paths.layers, paths.tls
 
 
 def _holds_only_belljars_files(paths: DataDir) -> bool:

@@ -81,8 +81,8 @@ async def test_an_injected_fault_answers_a_plain_problem_and_the_log_has_the_tra
 
 
 async def test_cors_is_off_by_default(api: Served) -> None:
-    asked = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
-    body = problem(await api.http.options("/v1/jobs", headers=asked), 403, "forbidden")
+    preflight = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
+    body = problem(await api.http.options("/v1/jobs", headers=preflight), 403, "forbidden")
     assert "cors_origins" in body["detail"]
     response = await api.http.get("/v1/jobs", headers={"Origin": PAGE})
     assert not [name for name in response.headers if name.startswith("access-control")]
@@ -90,12 +90,12 @@ async def test_cors_is_off_by_default(api: Served) -> None:
 
 async def test_an_allowed_origin_is_answered_before_authentication_and_others_are_not(tmp_path: Path) -> None:
     async with served(tmp_path, cors_origins=[PAGE]) as api:
-        asked = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
-        preflight = await api.caller().options("/v1/jobs", headers=asked)
-        assert preflight.status_code == 204
-        assert preflight.headers["access-control-allow-origin"] == PAGE
-        assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
-        assert "access-control-allow-credentials" not in preflight.headers
+        preflight = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
+        answer = await api.caller().options("/v1/jobs", headers=preflight)
+        assert answer.status_code == 204
+        assert answer.headers["access-control-allow-origin"] == PAGE
+        assert "authorization" in answer.headers["access-control-allow-headers"].lower()
+        assert "access-control-allow-credentials" not in answer.headers
         for caller, status in ((api.http, 200), (api.caller(), 401)):
             response = await caller.get("/v1/jobs", headers={"Origin": PAGE})
             assert response.status_code == status
@@ -106,7 +106,7 @@ async def test_an_allowed_origin_is_answered_before_authentication_and_others_ar
             response = await api.http.get("/v1/jobs", headers={"Origin": origin})
             assert "access-control-allow-origin" not in response.headers, origin
             assert response.headers["vary"] == "Origin"
-            problem(await api.http.options("/v1/jobs", headers={**asked, "Origin": origin}), 403, "forbidden")
+            problem(await api.http.options("/v1/jobs", headers={**preflight, "Origin": origin}), 403, "forbidden")
 
 
 @pytest.mark.parametrize(

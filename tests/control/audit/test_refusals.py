@@ -40,7 +40,7 @@ def test_the_first_is_written_at_once_and_the_others_as_a_number() -> None:
     assert refusals.take() == [refused()]
 
 
-def test_actors_statuses_and_networks_are_told_apart() -> None:
+def test_actors_statuses_and_networks_have_groups_of_their_own() -> None:
     refusals = Refusals(Clock())
     key = Actor(kind=ActorKind.KEY, id="key_1", name="ci")
     different = [

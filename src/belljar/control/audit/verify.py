@@ -97,11 +97,11 @@ def _check_anchor(result: Verification, prune: Mapping[str, Any] | None) -> None
 
 def _check_end(result: Verification, noted: Mapping[int, Point]) -> None:
     last = result.head.seq
-    beyond = max(noted, default=0)
-    if beyond > last:
+    last_noted = max(noted, default=0)
+    if last_noted > last:
         result.found(
-            f"rows {last + 1} to {beyond} are missing at the end: they were cut off, or the database was restored from "
-            "an older copy, or lost its last writes in a power failure"
+            f"rows {last + 1} to {last_noted} are missing at the end: they were cut off, or the database was restored "
+            "from an older copy, or lost its last writes in a power failure"
         )
 
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query, Response
 from belljar.control.api.dependencies import Cursor, IdentityDep, Limit, ServicesDep
 from belljar.control.api.json_response import json_response
 from belljar.control.api.rules import require
+from belljar.control.api.services import Services
 from belljar.control.api.streams import Stream
 from belljar.control.audit.entry import HASHES
 from belljar.control.projects.identity import Identity
