@@ -208,8 +208,9 @@ def _trusting(ca_file: Path | str) -> ssl.SSLContext:
     try:
         context.load_verify_locations(ca_file)
     except (OSError, ValueError) as error:
-        is_content = isinstance(error, (ssl.SSLError, ValueError))
-        reason = "it is no PEM file with a certificate" if is_content else error.strerror
+        reason = "it is no PEM file with a certificate"
+        if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
+            reason = error.strerror or str(error)
         raise Unreachable(f"cannot use the certificate {ca_file}: {reason}") from None
     # The server's own certificate may be named, without that of its authority.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN

@@ -6,6 +6,7 @@ may change the table.
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 import time
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, select
+from sqlalchemy import ClauseElement, ColumnElement, Connection, Dialect, bindparam, func, select
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from belljar.control.audit.entry import PRUNE, SYSTEM, Entry, Point, hash_of, record_of, values_of
 from belljar.control.audit.operation import current_operation
@@ -34,7 +36,9 @@ _FIELDS = (
     "details",
 )
 _ROW = select(audit.c.seq, audit.c.at_us, *(audit.c[name] for name in _FIELDS), audit.c.previous, audit.c.hash)
-_NEWEST = select(audit.c.seq, audit.c.hash, NOW_US.label("now_us")).order_by(audit.c.seq.desc()).limit(1)
+_NEWEST = select(audit.c.seq, audit.c.hash, NOW_US.label("now_us")).where(
+    audit.c.seq == select(func.max(audit.c.seq)).scalar_subquery()
+)
 _ANCHOR = select(audit_anchor.c.through_seq, audit_anchor.c.hash).order_by(audit_anchor.c.through_seq.desc()).limit(1)
 _INSERT = audit.insert()
 T = TypeVar("T")
@@ -72,7 +76,7 @@ class AuditFilter:
 
 def append(connection: Connection, entry: Entry) -> int:
     """Append a row in the transaction of the connection, which holds the write lock. Return its number."""
-    newest = connection.execute(_NEWEST).one_or_none()
+    newest = connection.exec_driver_sql(_compiled(_NEWEST, connection.dialect)[0]).first()
     if newest is not None:
         seq, previous, now_us = newest
     else:
@@ -81,8 +85,21 @@ def append(connection: Connection, entry: Entry) -> int:
     values = values_of(entry)
     seq += 1
     digest = hash_of(previous, record_of(seq, now_us, values))
-    connection.execute(_INSERT, {"seq": seq, "at_us": now_us, **values, "previous": previous, "hash": digest})
+    row = {"seq": seq, "at_us": now_us, **values, "previous": previous, "hash": digest}
+    text, names = _compiled(_INSERT, connection.dialect)
+    connection.exec_driver_sql(text, tuple(row[name] for name in names))
     return int(seq)
+
+
+@functools.cache
+def _compiled(statement: ClauseElement, dialect: Dialect) -> tuple[str, tuple[str, ...]]:
+    """Return the text of a statement and the order of its parameters: executing it so takes a third of the time.
+
+    Every change that a request makes waits for its row.
+    """
+    compiled = statement.compile(dialect=dialect)
+    assert isinstance(compiled, SQLCompiler)
+    return str(compiled), tuple(compiled.positiontup or ())
 
 
 def record_change(
