@@ -29,6 +29,7 @@ from belljar.control.api.routes import (
     metrics,
     nodes,
     projects,
+    quotas,
     scripts,
 )
 from belljar.control.api.rules import ruled_routes
@@ -37,8 +38,9 @@ from belljar.control.api.services import Services
 from belljar.control.projects.key_request import NewKey, Rotation
 from belljar.control.projects.project_request import NewProject, ProjectChange
 from belljar.model.job_options import JobOptions, JobRequest
+from belljar.model.quotas import ProjectQuotas
 
-_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, keys, audit)
+_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, quotas, keys, audit)
 
 
 def create_app(services: Services | None) -> FastAPI:
@@ -56,7 +58,7 @@ def create_app(services: Services | None) -> FastAPI:
     for routes in _ROUTES:
         app.include_router(routes.router)
     ruled_routes(app)  # raises for a route without a rule
-    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange))
+    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange, ProjectQuotas))
     if services is not None:
         app.add_middleware(
             AuthMiddleware,

@@ -22,7 +22,7 @@ PRUNE = "audit.prune"
 MAX_TEXT = 200
 _MAX_SEARCHED = 4096
 #: Maximum number of details of one entry, and of values in a list.
-_MAX_DETAILS = 16
+_MAX_DETAILS = 32
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Fields of a record that its own hash does not cover.
