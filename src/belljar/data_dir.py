@@ -51,6 +51,16 @@ class DataDir:
         return self.root / "secrets.key"
 
     @property
+    def audit_heads(self) -> Path:
+        """The newest hashes of the audit log at intervals."""
+        return self.root / "audit.heads"
+
+    @property
+    def tls(self) -> Path:
+        """The local authority of `--tls generate`, and the server's certificate."""
+        return self.root / "tls"
+
+    @property
     def blobs(self) -> Path:
         """Packed scripts, standard input, logs and artifacts, unless `blobs_url` names another store."""
         return self.root / "blobs"
@@ -228,7 +238,7 @@ def private_data_dir(data_dir: Path) -> Path:
 
 def _private_folders(paths: DataDir) -> tuple[Path, ...]:
     """Return the folders that stay private even when the user opens the data folder to others one day."""
-    return paths.run, paths.blobs, paths.snapshots, paths.cache, paths.layers
+    return paths.run, paths.blobs, paths.snapshots, paths.cache, paths.layers, paths.tls
 
 
 def _holds_only_belljars_files(paths: DataDir) -> bool:

@@ -218,6 +218,8 @@ class DataFolder:
     ) -> dict[str, Any]:
         """Do the work on the opened database; with `known_to_server`, wait until no server's cache is of before."""
         from belljar.cli.logging import start_logging
+        from belljar.control.audit.local import local_operator
+        from belljar.control.audit.operation import OwnOperation, carrying_out
         from belljar.control.store.keys import CACHE_SECONDS
         from belljar.control.store.opening import open_database
         from belljar.settings import load_settings
@@ -228,7 +230,8 @@ class DataFolder:
         async def opened() -> dict[str, Any]:
             database = await open_database(settings, migrate=False)
             try:
-                return await work(database, settings)
+                with carrying_out(OwnOperation(local_operator())):
+                    return await work(database, settings)
             finally:
                 await database.close()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -126,6 +127,10 @@ class ServerFlags:
         typer.Option("--server", metavar="URL", help="Server. Default: the one on this machine.", show_default=False),
     ] = None
     api_key: options.ApiKey = None
+    ca_file: Annotated[
+        Path | None,
+        typer.Option("--ca-file", metavar="FILE", help="Certificate of the server's authority.", show_default=False),
+    ] = None
     data_dir: options.DataDir = None
 
 

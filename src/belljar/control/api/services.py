@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from belljar.control.api.request_limits import ConcurrencyLimit
+from belljar.control.audit.auditor import Auditor
 from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
@@ -17,6 +18,7 @@ from belljar.control.quotas.service import QuotaService, default_limits
 from belljar.control.scripts.service import ScriptService
 from belljar.control.secrets.keys import open_keys
 from belljar.control.secrets.service import SecretService
+from belljar.control.store.audit import SqlAudit
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
@@ -51,6 +53,7 @@ class Services:
     job_store: SqlJobs
     claims: SqlClaims
     keys: SqlKeys
+    auditor: Auditor
     projects: SqlProjects
     key_service: KeyService
     quotas: QuotaService
@@ -95,7 +98,11 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             secrets,
         )
         keys, projects = SqlKeys(database), SqlProjects(database)
-        async with polling(changes, job_store.states, keys.ended_since, projects.suspended, settings.data_dir):
+        auditor = Auditor(SqlAudit(database))
+        async with (
+            auditor.running(),
+            polling(changes, job_store.states, keys.ended_since, projects.suspended, settings.data_dir),
+        ):
             yield Services(
                 settings=settings,
                 database=database,
@@ -106,6 +113,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 job_store=job_store,
                 claims=SqlClaims(database, default_limits(settings)),
                 keys=keys,
+                auditor=auditor,
                 projects=projects,
                 key_service=KeyService(keys, changes),
                 quotas=quotas,

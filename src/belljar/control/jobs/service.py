@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+from belljar.control.audit.operation import record_nothing
 from belljar.control.blobs.store import Blobs
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
@@ -119,6 +120,7 @@ class JobService:
             fingerprint = await asyncio.to_thread(_fingerprint, request)
             first = await self._store.by_key(project, request.idempotency_key)
             if first is not None:
+                record_nothing("job.submit")
                 return _same_request(first, fingerprint)
         try:
             return await self._submit_new(project, request, fingerprint)

@@ -16,6 +16,7 @@ from belljar.control.store.database import Database
 from belljar.control.store.schema import (
     HELD,
     QUEUED,
+    audit,
     job_labels,
     jobs,
     keys,
@@ -35,7 +36,7 @@ PLAIN_TABLES: tuple[Table, ...] = (keys, secrets, project_quotas, project_usage,
 #: Tables whose rows are removed with blobs: `remove_jobs`, and `belljar.control.maintenance.projects` for scripts.
 TABLES_WITH_BLOBS: tuple[Table, ...] = (jobs, job_labels, scripts)
 #: Tables whose rows stay, such as a record of who did what.
-KEPT_TABLES: tuple[Table, ...] = ()
+KEPT_TABLES: tuple[Table, ...] = (audit,)
 
 
 class Batch(NamedTuple):

@@ -18,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     TypeDecorator,
     UniqueConstraint,
     event,
@@ -334,4 +335,40 @@ maintenance = Table(
     Column("error", String),
     #: Everything that ended before this time has been processed.
     Column("done_until", UtcTime),
+)
+
+#: The audit log (control/audit). Rows are appended, and removed from the front; no row is ever changed.
+audit = Table(
+    "audit",
+    metadata,
+    #: 1, 2, 3, … without a gap.
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    #: The database's clock.
+    Column("at_us", BigInteger, nullable=False),
+    Column("actor_kind", String, nullable=False),
+    Column("actor_id", String),
+    Column("actor_name", String),
+    Column("project", String),
+    Column("action", String, nullable=False),
+    Column("object", String),
+    Column("address", String),
+    Column("request_id", String),
+    Column("outcome", String, nullable=False),
+    #: JSON, exactly as it was hashed.
+    Column("details", Text, nullable=False),
+    #: The hash of the row before, and that of this row.
+    Column("previous", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Index("ix_audit_project", "project", "seq"),
+    Index("ix_audit_actor_id", "actor_id", "seq"),
+    Index("ix_audit_action", "action", "seq"),
+    Index("ix_audit_at_us", "at_us"),
+)
+
+#: Where the audit log begins: after the row with this number and hash. One row.
+audit_anchor = Table(
+    "audit_anchor",
+    metadata,
+    Column("through_seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary, nullable=False),
 )
