@@ -184,6 +184,8 @@ def _in_data_folder(
 ) -> T:
     """Raises NotFound when there is no such project."""
     from belljar.cli.logging import start_logging
+    from belljar.control.audit.local import local_operator
+    from belljar.control.audit.operation import OwnOperation, carrying_out
     from belljar.control.secrets.keys import open_keys
     from belljar.control.store.opening import open_database
     from belljar.control.store.projects import SqlProjects
@@ -194,9 +196,10 @@ def _in_data_folder(
     async def opened() -> T:
         database = await open_database(settings, migrate=False)
         try:
-            if project is not None:
-                await SqlProjects(database).get(project)
-            return await work(SqlSecrets(database), open_keys(settings))
+            with carrying_out(OwnOperation(local_operator())):
+                if project is not None:
+                    await SqlProjects(database).get(project)
+                return await work(SqlSecrets(database), open_keys(settings))
         finally:
             await database.close()
 
