@@ -122,6 +122,10 @@ class Channel:
         """Return whether no more output can come."""
         raise NotImplementedError
 
+    def _takes_input(self) -> bool:
+        """Return whether the other end may still read."""
+        return not self.is_closed
+
     def _check(self, allowed: bool, message: wire.Message) -> None:
         if not allowed:
             raise GuestProtocolError(f"unexpected {type(message).__name__} from guest agent on channel {self.id}")
@@ -175,7 +179,7 @@ class Channel:
     async def end_input(self) -> None:
         """Send the end of the input; a second call does nothing. Raises ChannelBroken, MachineDied."""
         async with self._input_lock:
-            if self._input_ended or self._has_ended():
+            if self._input_ended or not self._takes_input():
                 return
             self._input_ended = True
             await self._state.send(wire.frame(FrameType.STDIN, channel=self.id))

@@ -29,9 +29,8 @@ class RecordKind(IntEnum):
     UNREADABLE = 2
     EVENT = 3
     PORT = 4
-    DATA = 5
     #: The last record of an archive.
-    END = 6
+    END = 5
 
 
 class FileType(IntEnum):

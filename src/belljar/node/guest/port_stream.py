@@ -48,17 +48,24 @@ class PortStream(Channel):
         """Yield what the other end sends, to its end. Raises PortClosed when the connection is lost, ChannelBroken."""
         while (piece := await self.read()) is not None:
             yield piece.data
-        if self._errno:
-            raise PortClosed(self.port, self._errno)
 
     async def close_write(self) -> None:
         """End this direction; the other stays open. Raises ChannelBroken."""
         await self.end_input()
 
+    async def _wait(self) -> None:
+        self._check_lost()
+        await super()._wait()
+
     def _check_input(self) -> None:
-        if self.is_closed:
-            raise PortClosed(self.port, self._errno) if self._errno else ChannelBroken("the connection is closed")
+        self._check_lost()
+        if self.is_closed and not self._broken:
+            raise ChannelBroken("the connection is closed")
         super()._check_input()
+
+    def _check_lost(self) -> None:
+        if self.is_closed and self._errno and not self._broken:
+            raise PortClosed(self.port, self._errno)
 
     def _handle_other(self, message: wire.Message) -> None:
         match message:
@@ -78,4 +85,4 @@ class PortStream(Channel):
         return not self.is_closed and (errno != 0 or (self._peer_ended and self._input_ended))
 
     def _has_ended(self) -> bool:
-        return self._peer_ended or self.is_closed
+        return self._peer_ended

@@ -164,5 +164,8 @@ class Process(Channel):
         """After a failed start, after CLOSE, or when the agent needs the place of a command that has ended."""
         return not self.is_closed and (self._failed is not None or self._close_sent or self._exited is not None)
 
+    def _takes_input(self) -> bool:
+        return self.is_live
+
     def _has_ended(self) -> bool:
         return self._exited is not None or self._failed is not None

@@ -16,8 +16,7 @@ enum record_kind {
     RECORD_UNREADABLE = 2, /* a folder whose entries cannot be listed */
     RECORD_EVENT = 3,      /* of a watch: type is an enum event */
     RECORD_PORT = 4,       /* a listening port: type is 4 or 6, size the port, path the address */
-    RECORD_DATA = 5,       /* `size` bytes of the last entry follow */
-    RECORD_END = 6,        /* the last record of an archive */
+    RECORD_END = 5,        /* the last record of an archive */
 };
 
 enum event { EVENT_READY = 1, EVENT_CREATE, EVENT_WRITE, EVENT_REMOVE, EVENT_MOVE_FROM, EVENT_MOVE_TO, EVENT_ATTRIBUTES,

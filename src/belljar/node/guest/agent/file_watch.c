@@ -12,10 +12,14 @@
 #include <sys/inotify.h>
 #include <unistd.h>
 
-enum { MAX_WATCHES = 4096, MAX_EVENTS_SIZE = 64 * 1024 };
+enum {
+    MAX_WATCHES = 4096,
+    MAX_EVENTS_SIZE = 64 * 1024,
+    REMOVAL_MS = 1000, /* the kernel does not report the removal of a folder that is open, as the watched one is */
+};
 
 static const uint32_t wanted = IN_CREATE | IN_MODIFY | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_ATTRIB |
-                               IN_DELETE_SELF | IN_ONLYDIR | IN_DONT_FOLLOW;
+                               IN_ONLYDIR;
 
 static int inotify_fd;
 static bool recursive;
@@ -53,8 +57,7 @@ static int add_watch(int folder, const char *path, bool first)
     char *text;
     if (watch_count == MAX_WATCHES)
         return ENOSPC;
-    /* /proc/self/fd/N is a link: it has to be followed, though no other is. */
-    int wd = inotify_add_watch(inotify_fd, path_of(folder).text, wanted & ~(uint32_t)IN_DONT_FOLLOW);
+    int wd = inotify_add_watch(inotify_fd, path_of(folder).text, wanted);
     if (wd < 0)
         return errno;
     int known = find_watch(wd);
@@ -129,13 +132,12 @@ static int handle_event(int root, const struct inotify_event *event)
         return put_event(EVENT_OVERFLOW, "");
     if (i < 0)
         return 0;
-    bool first = watches[i].path[0] == 0;
     if (event->mask & IN_IGNORED) {
         forget_watch((size_t)i);
-        return first ? ENOENT : 0; /* the watched folder itself was removed */
+        return 0;
     }
-    if (event->mask & IN_DELETE_SELF || event->len == 0)
-        return 0; /* reported by the folder above */
+    if (event->len == 0)
+        return 0; /* the folder itself: reported by the folder above */
     snprintf(path, sizeof path, "%s%s", watches[i].path, event->name);
     if (strlen(path) > MAX_FILE_PATH)
         return put_event(EVENT_OVERFLOW, "");
@@ -160,6 +162,12 @@ static int read_events(int root)
     return error ? error : flush_records();
 }
 
+static bool is_removed(int folder)
+{
+    struct stat status;
+    return fstat(folder, &status) == 0 && status.st_nlink == 0;
+}
+
 /* Watch the folder, and with `recursive` those below it. Returns 0 or an errno. */
 static int start_watch(int folder)
 {
@@ -181,8 +189,10 @@ int watch_path(char **arguments)
     int error = start_watch(folder);
     while (!error) {
         struct pollfd fds[2] = {{.fd = inotify_fd, .events = POLLIN}, {.fd = STDIN_FILENO, .events = POLLIN}};
-        if (poll(fds, 2, -1) < 0 && errno != EINTR)
+        if (poll(fds, 2, REMOVAL_MS) < 0 && errno != EINTR)
             return errno;
+        if (is_removed(folder))
+            return ENOENT;
         if (fds[1].revents)
             return 0; /* the host wants no more */
         if (fds[0].revents)

@@ -19,7 +19,8 @@
 static bool reset_signals(void)
 {
     sigset_t none;
-    return sigemptyset(&none) == 0 && signal(SIGPIPE, SIG_DFL) != SIG_ERR && sigprocmask(SIG_SETMASK, &none, NULL) == 0;
+    return sigemptyset(&none) == 0 && signal(SIGPIPE, SIG_DFL) != SIG_ERR && signal(SIGINT, SIG_DFL) != SIG_ERR &&
+           signal(SIGQUIT, SIG_DFL) != SIG_ERR && sigprocmask(SIG_SETMASK, &none, NULL) == 0;
 }
 
 /* Put a prefork program's descriptors at the numbers that it expects; exec closes all others. */
