@@ -86,6 +86,11 @@ class ConnectedAgent:
         self.folder = folder
         self.started: list[Started] = []
 
+    def command(self, *argv: str, env: dict[str, str] | None = None, keep: bool = False) -> Command:
+        return Command(
+            argv=argv, env={"PATH": "/usr/bin:/bin"} | (env or {}), cwd=str(self.folder), isolated=False, keep=keep
+        )
+
     async def run(
         self,
         *argv: str,
@@ -94,18 +99,16 @@ class ConnectedAgent:
         sink: Collector | None = None,
         keep: bool = False,
     ) -> tuple[Exited, Collector]:
+        return await self.run_command(self.command(*argv, env=env, keep=keep), stdin=stdin, sink=sink)
+
+    async def run_command(
+        self, command: Command, *, stdin: bytes = b"", sink: Collector | None = None
+    ) -> tuple[Exited, Collector]:
         sink = sink or Collector()
-        command = Command(
-            argv=argv,
-            env={"PATH": "/usr/bin:/bin"} | (env or {}),
-            cwd=str(self.folder),
-            isolated=False,
-            keep=keep,
-        )
         async with asyncio.timeout(60):
             return await self.connection.run(command, stdin, sink, self.started.append), sink
 
-    def command(self, *argv: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Command:
+    def session_command(self, *argv: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Command:
         """Return a command for a session."""
         environment = {"PATH": "/usr/bin:/bin"} | (env or {})
         return Command(argv=argv, env=environment, cwd=str(cwd or self.folder), uid=os.getuid(), gid=os.getgid())

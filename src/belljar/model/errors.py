@@ -72,6 +72,12 @@ class UnknownImage(InvalidOption):
     code = "unknown_image"
 
 
+class SecretMissing(InvalidOption):
+    """The job names a secret that its project does not have, or no longer has; set it with belljar secret set."""
+
+    code = "secret_missing"
+
+
 class InvalidScript(BelljarError):
     """The upload is no script: empty, without an entrypoint, or with unsafe members; correct the file or archive."""
 
@@ -99,17 +105,29 @@ class TooLarge(BelljarError):
 
 
 class NotAuthenticated(BelljarError):
-    """The request has no key, or one that is unknown or revoked; send Authorization: Bearer KEY with a valid key."""
+    """The request has no valid key: none, or an unknown, revoked or expired one; send Authorization: Bearer KEY."""
 
     code = "not_authenticated"
     status = 401
 
 
+class KeyInUrl(NotAuthenticated):
+    """The URL has a key in its query, where logs keep it; revoke that key, and send keys in Authorization only."""
+
+    code = "key_in_url"
+
+
 class Forbidden(BelljarError):
-    """The key may not do this, or the request is cross-origin; use an admin key, or send it from this machine."""
+    """The key lacks a scope, or the request is cross-origin; use a key with the scope, or send it from this machine."""
 
     code = "forbidden"
     status = 403
+
+
+class ProjectSuspended(Forbidden):
+    """The operator suspended the key's project; ask the operator to resume it."""
+
+    code = "project_suspended"
 
 
 class NotFound(BelljarError):
@@ -133,10 +151,35 @@ class Conflict(BelljarError):
     status = 409
 
 
+class ProjectConflict(Conflict):
+    """The project exists already, still has work, or is being removed; follow the message."""
+
+    code = "project_conflict"
+
+
+class KeyConflict(Conflict):
+    """The key is revoked or expired, so it cannot be rotated; create a new one."""
+
+    code = "key_conflict"
+
+
 class TooManyRequests(BelljarError):
     """The key has too many requests or bytes in flight; try again after `retry_after` seconds."""
 
     code = "too_many_requests"
+    status = 429
+
+
+class TooManyFailures(TooManyRequests):
+    """The client's address sent many invalid keys; correct the key, and try again after `retry_after` seconds."""
+
+    code = "too_many_failures"
+
+
+class QuotaExceeded(BelljarError):
+    """The project has reached its quota `quota`; wait (`retry_after` seconds, if given), or have the quota raised."""
+
+    code = "quota_exceeded"
     status = 429
 
 
@@ -211,6 +254,12 @@ class DataFolderError(HostError):
     """The data folder is not writable, in use, damaged, or of a newer version; follow the message."""
 
     code = "data_folder"
+
+
+class SecretsKeyError(HostError):
+    """The key that secrets are sealed with is missing, or is another one; restore it (docs/secrets.md)."""
+
+    code = "secrets_key"
 
 
 class DiskBudget(HostError):

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from belljar.node.guest.channel import TooManyChannels
-from belljar.node.guest.port_stream import PortClosed
+from belljar.node.guest.port_stream import PortClosed, PortStream
 from belljar.node.guest.session import MAX_CONNECTIONS
 from support.conversation import ConnectAgent
 
@@ -46,14 +46,18 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 async def test_bytes_go_both_ways_and_a_half_close_is_one(connect_agent: ConnectAgent) -> None:
     data = os.urandom(3 * MIB)
-    async with connect_agent() as agent, agent.session() as session, serving(echo) as port:
-        async with session.open_port(port) as stream:
-            sending = asyncio.create_task(send(stream, data))
-            assert b"".join([piece async for piece in stream]) == data
-            await sending
+    async with (
+        connect_agent() as agent,
+        agent.session() as session,
+        serving(echo) as port,
+        session.open_port(port) as stream,
+    ):
+        sending = asyncio.create_task(send(stream, data))
+        assert b"".join([piece async for piece in stream]) == data
+        await sending
 
 
-async def send(stream, data: bytes) -> None:  # type: ignore[no-untyped-def]
+async def send(stream: PortStream, data: bytes) -> None:
     await stream.write(data)
     await stream.close_write()
 
@@ -73,10 +77,14 @@ async def test_a_server_that_speaks_first_and_hangs_up(connect_agent: ConnectAge
 async def test_over_ipv6(connect_agent: ConnectAgent) -> None:
     if not socket.has_ipv6 or not os.path.exists("/proc/net/if_inet6"):
         pytest.skip("this host has no IPv6")
-    async with connect_agent() as agent, agent.session() as session, serving(echo, "::1") as port:
-        async with session.open_port(port, ipv6=True) as stream:
-            await send(stream, b"six")
-            assert [piece async for piece in stream] == [b"six"]
+    async with (
+        connect_agent() as agent,
+        agent.session() as session,
+        serving(echo, "::1") as port,
+        session.open_port(port, ipv6=True) as stream,
+    ):
+        await send(stream, b"six")
+        assert [piece async for piece in stream] == [b"six"]
 
 
 async def test_a_port_nobody_listens_on_is_refused(connect_agent: ConnectAgent) -> None:
@@ -107,13 +115,18 @@ async def test_a_reader_that_stops_stalls_its_own_connection_only(connect_agent:
             writer.write(bytes(65536))
             await writer.drain()
 
-    async with connect_agent() as agent, agent.session() as session:
-        async with serving(flood) as flooding, serving(echo) as port, session.open_port(flooding) as stuck:
-            async with session.open_port(port) as stream:
-                sending = asyncio.create_task(send(stream, bytes(2 * MIB)))
-                assert sum([len(piece) async for piece in stream]) == 2 * MIB
-                await sending
-            assert sum(len(data) for _, data in stuck._pieces) <= 32 * 1024
+    async with (
+        connect_agent() as agent,
+        agent.session() as session,
+        serving(flood) as flooding,
+        serving(echo) as port,
+        session.open_port(flooding) as stuck,
+    ):
+        async with session.open_port(port) as stream:
+            sending = asyncio.create_task(send(stream, bytes(2 * MIB)))
+            assert sum([len(piece) async for piece in stream]) == 2 * MIB
+            await sending
+        assert sum(len(data) for _, data in stuck._pieces) <= 32 * 1024
 
 
 async def test_a_client_that_leaves_closes_the_connection(connect_agent: ConnectAgent) -> None:
@@ -138,6 +151,6 @@ async def test_connections_beyond_the_limit_are_refused_and_commands_go_on(conne
             with pytest.raises(TooManyChannels):
                 async with session.open_port(port):
                     pass
-            async with session.open_command(agent.command("echo", "on")) as process:
+            async with session.open_command(agent.session_command("echo", "on")) as process:
                 assert (await process.communicate(max_bytes=100))[1] == b"on\n"
         assert not session._channels

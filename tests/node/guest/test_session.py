@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 
 async def run(agent: ConnectedAgent, session: Session, *argv: str, stdin: bytes = b"") -> tuple[wire.Exited, bytes]:
-    async with session.open_command(agent.command(*argv)) as process:
+    async with session.open_command(agent.session_command(*argv)) as process:
         exited, out, _ = await process.communicate(stdin, max_bytes=64 * MIB)
         return exited, out
 
@@ -53,7 +53,7 @@ async def wait_gone(pid: int) -> None:
 
 async def test_a_command_has_its_streams_its_exit_and_its_usage(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.session() as session:
-        command = agent.command("sh", "-c", 'cat; echo "$A" >&2; pwd; exit 3', env={"A": "ü\n"})
+        command = agent.session_command("sh", "-c", 'cat; echo "$A" >&2; pwd; exit 3', env={"A": "ü\n"})
         async with session.open_command(command) as process:
             exited, out, err = await process.communicate(b"input\n", max_bytes=1000)
     assert (exited.exit_code, out, err) == (3, f"input\n{agent.folder}\n".encode(), "ü\n\n".encode())
@@ -64,7 +64,9 @@ async def test_a_hundred_commands_run_at_once_and_each_gets_its_own_bytes(connec
     async with connect_agent() as agent, agent.session() as session:
         async with contextlib.AsyncExitStack() as stack:
             processes = [
-                await stack.enter_async_context(session.open_command(agent.command("sh", "-c", f"cat; echo {number}")))
+                await stack.enter_async_context(
+                    session.open_command(agent.session_command("sh", "-c", f"cat; echo {number}"))
+                )
                 for number in range(100)
             ]
             assert len({process.pid for process in processes}) == 100
@@ -81,7 +83,7 @@ async def test_thousands_of_commands_in_sequence_leave_nothing(connect_agent: Co
     async with connect_agent() as agent, agent.connection.open_session(SessionRequest(isolated=False)) as session:
         before = len(os.listdir(f"/proc/{agent.process.pid}/fd"))
         for _ in range(count):
-            async with session.open_command(agent.command("true")) as process:
+            async with session.open_command(agent.session_command("true")) as process:
                 assert (await process.wait()).exit_code == 0
         assert len(os.listdir(f"/proc/{agent.process.pid}/fd")) == before
         assert not session.processes and not session._channels
@@ -89,17 +91,17 @@ async def test_thousands_of_commands_in_sequence_leave_nothing(connect_agent: Co
 
 async def test_beyond_the_limit_a_command_is_refused_and_the_others_go_on(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.session() as session:
-        processes = [await session.start(agent.command("sleep", "60")) for _ in range(MAX_COMMANDS)]
+        processes = [await session.start(agent.session_command("sleep", "60")) for _ in range(MAX_COMMANDS)]
         with pytest.raises(TooManyChannels):
-            await session.start(agent.command("true"))
+            await session.start(agent.session_command("true"))
         await processes[0].close()
         assert (await run(agent, session, "echo", "again"))[1] == b"again\n"
         session_limit = session._new_number
         session._new_number = lambda limit, kind: 60_000  # type: ignore[method-assign]
-        await session.start(agent.command("sleep", "60"))
+        await session.start(agent.session_command("sleep", "60"))
         session._new_number = lambda limit, kind: 60_001  # type: ignore[method-assign]
         with pytest.raises(CommandFailed) as refused:  # the agent's own limit
-            await session.start(agent.command("true"))
+            await session.start(agent.session_command("true"))
         assert os.strerror(refused.value.errno) == os.strerror(11)
         session._new_number = session_limit  # type: ignore[method-assign]
         await asyncio.gather(*(process.close() for process in [*session.processes.values()]))
@@ -108,17 +110,17 @@ async def test_beyond_the_limit_a_command_is_refused_and_the_others_go_on(connec
 
 async def test_exits_that_nobody_fetches_are_kept_and_the_oldest_makes_room(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.connection.open_session(SessionRequest(isolated=False)) as session:
-        first = await session.start(agent.command("sh", "-c", "exit 7"))
+        first = await session.start(agent.session_command("sh", "-c", "exit 7"))
         assert (await first.wait()).exit_code == 7
         for _ in range(MAX_CHANNELS):
-            await (await session.start(agent.command("true"))).wait()
+            await (await session.start(agent.session_command("true"))).wait()
         assert first.id not in session.processes and len(session.processes) == MAX_CHANNELS
         assert first.exited is not None and first.exited.exit_code == 7
 
 
 async def test_a_slow_reader_stalls_its_own_command_only(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.session() as session:
-        stuck = [await session.start(agent.command("yes")) for _ in range(20)]
+        stuck = [await session.start(agent.session_command("yes")) for _ in range(20)]
         exited, out = await run(agent, session, "head", "-c", str(20 * MIB), "/dev/zero")
         assert exited.exit_code == 0 and len(out) == 20 * MIB
         assert all(process.exited is None for process in stuck)
@@ -130,7 +132,7 @@ async def test_a_slow_reader_stalls_its_own_command_only(connect_agent: ConnectA
 async def test_input_that_a_command_does_not_read_holds_up_no_other(connect_agent: ConnectAgent) -> None:
     data = os.urandom(3 * MIB)
     async with connect_agent() as agent, agent.session() as session:
-        sleeper = await session.start(agent.command("sleep", "60"))
+        sleeper = await session.start(agent.session_command("sleep", "60"))
         stuck = asyncio.create_task(sleeper.write(bytes(MIB)))
         assert (await run(agent, session, "cat", stdin=data))[1] == data
         assert not stuck.done()
@@ -141,7 +143,7 @@ async def test_input_that_a_command_does_not_read_holds_up_no_other(connect_agen
 
 async def test_input_to_what_has_ended_is_a_clear_error(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.session() as session:
-        process = await session.start(agent.command("true"))
+        process = await session.start(agent.session_command("true"))
         await process.wait()
         with pytest.raises(ProcessEnded, match=f"process {process.pid} has ended"):
             await process.write(b"x")
@@ -155,7 +157,7 @@ async def test_input_to_what_has_ended_is_a_clear_error(connect_agent: ConnectAg
 async def test_a_terminal_has_a_size_echoes_and_is_the_controlling_one(connect_agent: ConnectAgent) -> None:
     script = "stty size; tty; echo ready >/dev/tty; read line; stty size; echo got $line"
     async with connect_agent() as agent, agent.session() as session:
-        command = agent.command("sh", "-c", script)
+        command = agent.session_command("sh", "-c", script)
         async with session.open_command(command, terminal=TerminalSize(100, 30)) as process:
             out = await read_until(process, b"ready")
             await process.resize(TerminalSize(90, 20))
@@ -167,7 +169,7 @@ async def test_a_terminal_has_a_size_echoes_and_is_the_controlling_one(connect_a
 
 async def test_control_c_interrupts_what_runs_in_the_terminal(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.session() as session:
-        command = agent.command("sh", "-c", "trap 'echo caught; exit 5' INT; echo ready; sleep 60")
+        command = agent.session_command("sh", "-c", "trap 'echo caught; exit 5' INT; echo ready; sleep 60")
         async with session.open_command(command, terminal=TerminalSize(80, 24)) as process:
             await read_until(process, b"ready")
             await process.write(b"\x03")
@@ -179,7 +181,7 @@ async def test_a_terminal_nobody_reads_stalls_its_own_command_only_and_loses_not
     connect_agent: ConnectAgent,
 ) -> None:
     async with connect_agent() as agent, agent.session() as session:
-        command = agent.command("sh", "-c", "seq 200000; echo end")
+        command = agent.session_command("sh", "-c", "seq 200000; echo end")
         process = await session.start(command, terminal=TerminalSize(80, 24))
         assert (await run(agent, session, "echo", "free"))[1] == b"free\n"
         out = b"".join([piece.data async for piece in process.output()])
@@ -188,7 +190,7 @@ async def test_a_terminal_nobody_reads_stalls_its_own_command_only_and_loses_not
 
 async def test_what_a_shell_leaves_in_its_terminal_does_not_hold_its_exit(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.session() as session:
-        command = agent.command("sh", "-c", "trap '' HUP; sleep 60 & echo $!")
+        command = agent.session_command("sh", "-c", "trap '' HUP; sleep 60 & echo $!")
         async with session.open_command(command, terminal=TerminalSize(80, 24)) as process:
             out = b"".join([piece.data async for piece in process.output()])
             assert (await process.wait()).exit_code == 0
@@ -197,7 +199,7 @@ async def test_what_a_shell_leaves_in_its_terminal_does_not_hold_its_exit(connec
 
 async def test_a_signal_reaches_the_process_group(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.session() as session:
-        async with session.open_command(agent.command("sh", "-c", "sleep 60 & echo $!; wait")) as process:
+        async with session.open_command(agent.session_command("sh", "-c", "sleep 60 & echo $!; wait")) as process:
             child = int(await read_until(process, b"\n"))
             await process.signal(signal.SIGTERM)
             assert (await process.wait()).signal == signal.SIGTERM
@@ -206,7 +208,9 @@ async def test_a_signal_reaches_the_process_group(connect_agent: ConnectAgent) -
 
 async def test_leaving_the_block_kills_the_command(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.session() as session:
-        async with session.open_command(agent.command("sh", "-c", "trap '' TERM; sleep 60 & echo $!; wait")) as process:
+        async with session.open_command(
+            agent.session_command("sh", "-c", "trap '' TERM; sleep 60 & echo $!; wait")
+        ) as process:
             child = int(await read_until(process, b"\n"))
         assert not is_running(process.pid) and not session.processes
         await wait_gone(child)
@@ -219,7 +223,7 @@ async def test_a_background_program_outlives_its_shell_and_its_output_does_not_e
 ) -> None:
     script = "(while echo tick; do sleep 0.02; done) & echo $!"
     async with connect_agent() as agent, agent.session() as session:
-        async with session.open_command(agent.command("sh", "-c", script)) as process:
+        async with session.open_command(agent.session_command("sh", "-c", script)) as process:
             _, out, _ = await process.communicate(max_bytes=10_000)
         child = int(out.split(b"\n")[0] if not out.startswith(b"tick") else out.split()[-1])
         await asyncio.sleep(0.3)
@@ -232,17 +236,17 @@ async def test_a_background_program_outlives_its_shell_and_its_output_does_not_e
 async def test_a_missing_program_is_told_and_the_session_goes_on(connect_agent: ConnectAgent, program: str) -> None:
     async with connect_agent() as agent, agent.session() as session:
         with pytest.raises(CommandFailed) as failed:
-            await session.start(agent.command(program))
+            await session.start(agent.session_command(program))
         assert (failed.value.stage, failed.value.errno) == (wire.Stage.EXEC, 2)
         with pytest.raises(CommandFailed):
-            await session.start(agent.command("true", cwd=agent.folder / "missing"))
+            await session.start(agent.session_command("true", cwd=agent.folder / "missing"))
         assert not session.processes
         assert (await run(agent, session, "echo", "on"))[1] == b"on\n"
 
 
 async def test_output_that_is_discarded_does_not_hold_up_the_command(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.session() as session:
-        process = await session.start(agent.command("sh", "-c", "head -c 50000000 /dev/zero; echo kept >&2"))
+        process = await session.start(agent.session_command("sh", "-c", "head -c 50000000 /dev/zero; echo kept >&2"))
         await process.discard(Stream.STDOUT)
         assert (await process.wait()).exit_code == 0
         assert b"kept\n" in [piece.data async for piece in process.output()]
@@ -250,7 +254,7 @@ async def test_output_that_is_discarded_does_not_hold_up_the_command(connect_age
 
 async def test_output_larger_than_wanted_is_refused(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.session() as session:
-        process = await session.start(agent.command("yes"))
+        process = await session.start(agent.session_command("yes"))
         with pytest.raises(OutputTooLarge, match="more than 100000 bytes"):
             await process.communicate(max_bytes=100_000)
 
@@ -271,7 +275,7 @@ async def test_orphans_are_reaped(connect_agent: ConnectAgent) -> None:
 
 async def test_when_the_sandboxes_init_dies_every_channel_is_told_as_broken(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.session() as session:
-        process = await session.start(agent.command("sleep", "60"))
+        process = await session.start(agent.session_command("sleep", "60"))
         _, out = await run(agent, session, "sh", "-c", "echo $PPID")
         os.kill(int(out), signal.SIGKILL)
         with pytest.raises(ChannelBroken):
@@ -279,7 +283,7 @@ async def test_when_the_sandboxes_init_dies_every_channel_is_told_as_broken(conn
         with pytest.raises(MachineDied):
             await session.wait_closed()
         with pytest.raises(ChannelBroken):
-            await session.start(agent.command("true"))
+            await session.start(agent.session_command("true"))
 
 
 async def test_usage_comes_at_its_interval_until_it_is_not_wanted(connect_agent: ConnectAgent) -> None:
@@ -299,7 +303,7 @@ async def test_the_longest_argument_and_much_environment_arrive(connect_agent: C
     script = "import os,sys; print(len(sys.argv[1]), sum(len(v) for k, v in os.environ.items() if k[0] == 'V'))"
     env = {f"V{number}": "x" * 1000 for number in range(300)}
     async with connect_agent() as agent, agent.session() as session:
-        command = agent.command(sys.executable, "-c", script, "y" * (wire.MAX_PAYLOAD - 1), env=env)
+        command = agent.session_command(sys.executable, "-c", script, "y" * (wire.MAX_PAYLOAD - 1), env=env)
         async with session.open_command(command) as process:
             _, out, _ = await process.communicate(max_bytes=1000)
     assert out == b"131071 300000\n"
@@ -308,7 +312,7 @@ async def test_the_longest_argument_and_much_environment_arrive(connect_agent: C
 async def test_starts_that_are_cancelled_leave_no_process(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.session() as session:
         for _ in range(20):
-            starting = asyncio.create_task(session.start(agent.command("sleep", "60")))
+            starting = asyncio.create_task(session.start(agent.session_command("sleep", "60")))
             await asyncio.sleep(0)
             starting.cancel()
             await asyncio.wait([starting])

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from belljar.model.errors import BelljarError, GuestProtocolError, MachineDied, MachineTimeout
+from belljar.model.secrets import SecretValue
 from belljar.node.guest import requests, wire
 from belljar.node.guest.channel import Channel, ChannelBroken, SessionState, TooManyChannels
 from belljar.node.guest.channel_messages import ChannelState, Serving, Usage
@@ -40,6 +41,8 @@ class SessionRequest:
     max_processes: int = 512
     #: Whether the machine has a script's disk; without one the working folder is empty.
     script: bool = False
+    #: Secrets that are files below /run/secrets, by their names.
+    secret_files: Mapping[str, SecretValue] = field(default_factory=dict)
     #: False only in tests that run the agent as an ordinary process.
     isolated: bool = True
 
@@ -66,7 +69,8 @@ class Session:
         return MappingProxyType(self._processes)
 
     async def start(self, command: Command, *, terminal: TerminalSize | None = None) -> Process:
-        """Start a command that runs until it ends or is closed. Its numbers `max_processes` and `prefork` do not apply.
+        """Start a command that runs until it ends or is closed. Its `max_processes`, `prefork`, `keep` and
+        `secret_files` do not apply.
 
         Raises CommandFailed, TooManyChannels, ChannelBroken, MachineError.
         """
@@ -174,6 +178,8 @@ class Session:
             await asyncio.wait([reader])
 
     async def _begin(self, request: SessionRequest) -> None:
+        for name, value in request.secret_files.items():
+            await self._frames.send(requests.secret_file(name, value, uid=request.uid, gid=request.gid))
         flags = RunFlag.ISOLATED if request.isolated else RunFlag(0)
         flags |= RunFlag.SCRIPT if request.script else RunFlag(0)
         await self._frames.send(
@@ -260,7 +266,8 @@ class Session:
             rows=size.rows,
             cwd=command.cwd.encode(),
         )
-        await self._open(process, requests.strings(command.argv, command.env, number) + request)
+        strings = requests.strings(command.argv, command.env, number)
+        await self._open(process, strings + requests.secret_strings(command.secret_env, number) + request)
         try:
             await process.wait_started()
         except asyncio.CancelledError:
