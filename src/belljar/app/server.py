@@ -28,8 +28,10 @@ from belljar.model.errors import HostError, InvalidOption
 from belljar.node.worker.node_name import node_name
 from belljar.node.worker.work_folder import clear_work_folders
 from belljar.settings import Settings
+from belljar.settings.secrets import remove_key_from_environment
 from belljar.settings.server import ServerSettings
 from belljar.system.background import supervise
+from belljar.system.core_dumps import forbid_core_dumps
 
 if TYPE_CHECKING:
     from belljar.control.api.tls import ServerTls
@@ -48,6 +50,8 @@ async def serve(settings: Settings, *, with_worker: bool, on_ready: Callable[[st
     tls = await asyncio.to_thread(_tls_of, settings)
     sys.setswitchinterval(_SWITCH_SECONDS)
     raise_descriptor_limit()
+    forbid_core_dumps()
+    remove_key_from_environment()
     return_large_blocks()
     await asyncio.to_thread(clear_work_folders, settings.data_dir)
     with contextlib.ExitStack() as stack:
@@ -56,6 +60,7 @@ async def serve(settings: Settings, *, with_worker: bool, on_ready: Callable[[st
         name = stack.enter_context(node_name(settings.data_dir)) if with_worker else None
         async with open_services(settings) as services:
             await ensure_admin_key(services.keys, settings.data_dir)
+            await services.secrets.report_key()
             url = url_of(listener, "https" if tls else "http")
             await _record(services, "server.start", version=__version__, url=url, auth=settings.auth)
             stack.enter_context(address_file(settings.data_dir, url, *_trust(tls)))

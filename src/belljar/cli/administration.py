@@ -59,15 +59,20 @@ class Administration(Protocol):
 @contextlib.contextmanager
 def administration(flags: AdministrationFlags, *, project: str | None = None) -> Iterator[Administration]:
     """Open the server that is named, else the data folder. `project`: the one that listings are limited to."""
-    from belljar.settings import load_settings
-
-    settings = load_settings(server=flags.server, api_key=flags.api_key, ca_file=flags.ca_file, data_dir=flags.data_dir)
-    is_configured = flags.data_dir is None and (settings.server or settings.api_key)
-    if flags.server or flags.api_key or is_configured:
+    if names_server(flags):
         with connect(flags, project=project) as client:
             yield client
     else:
         yield DataFolder(flags.data_dir, project)
+
+
+def names_server(flags: AdministrationFlags) -> bool:
+    """Return whether the command is to work through a server, by its flags or the settings."""
+    from belljar.settings import load_settings
+
+    settings = load_settings(server=flags.server, api_key=flags.api_key, data_dir=flags.data_dir)
+    is_configured = flags.data_dir is None and (settings.server or settings.api_key)
+    return bool(flags.server or flags.api_key or is_configured)
 
 
 def pages(read: Callable[..., dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ with Client("http://127.0.0.1:8080", key) as belljar:
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import json
@@ -206,6 +207,20 @@ class Client:
     def remove_project(self, name: str) -> dict[str, Any]:
         """Remove a project with all of its data; return it as it is until then."""
         return self._json("DELETE", f"/v1/projects/{quote(name, safe='')}")
+
+    def set_secret(self, name: str, value: bytes) -> dict[str, Any]:
+        """Store a new version of a secret; return its record."""
+        body = {"value_base64": base64.b64encode(value).decode()}
+        return self._json("PUT", f"/v1/secrets/{quote(name, safe='')}", json=body)
+
+    def secrets(self) -> list[dict[str, Any]]:
+        """Return the records of the project's secrets, without their values."""
+        secrets: list[dict[str, Any]] = self._json("GET", "/v1/secrets")["secrets"]
+        return secrets
+
+    def remove_secret(self, name: str) -> dict[str, Any]:
+        """Remove a secret and return its record."""
+        return self._json("DELETE", f"/v1/secrets/{quote(name, safe='')}")
 
     def _json(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
         with _reachable(self.url), self._http.stream(method, path, **rest) as response:

@@ -31,7 +31,9 @@ from belljar.control.api.routes import (
     projects,
     quotas,
     scripts,
+    secrets,
 )
+from belljar.control.api.routes.secrets import SecretBody
 from belljar.control.api.rules import ruled_routes
 from belljar.control.api.security_headers import SecurityHeaders
 from belljar.control.api.services import Services
@@ -40,7 +42,7 @@ from belljar.control.projects.project_request import NewProject, ProjectChange
 from belljar.model.job_options import JobOptions, JobRequest
 from belljar.model.quotas import ProjectQuotas
 
-_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, quotas, keys, audit)
+_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, quotas, keys, secrets, audit)
 
 
 def create_app(services: Services | None) -> FastAPI:
@@ -58,7 +60,7 @@ def create_app(services: Services | None) -> FastAPI:
     for routes in _ROUTES:
         app.include_router(routes.router)
     ruled_routes(app)  # raises for a route without a rule
-    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange, ProjectQuotas))
+    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange, ProjectQuotas, SecretBody))
     if services is not None:
         app.add_middleware(
             AuthMiddleware,

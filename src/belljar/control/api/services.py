@@ -16,6 +16,8 @@ from belljar.control.projects.key_service import KeyService
 from belljar.control.projects.project_service import ProjectService
 from belljar.control.quotas.service import QuotaService, default_limits
 from belljar.control.scripts.service import ScriptService
+from belljar.control.secrets.keys import open_keys
+from belljar.control.secrets.service import SecretService
 from belljar.control.store.audit import SqlAudit
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
@@ -26,6 +28,7 @@ from belljar.control.store.opening import open_database
 from belljar.control.store.projects import SqlProjects
 from belljar.control.store.quotas import SqlQuotas
 from belljar.control.store.scripts import SqlScripts
+from belljar.control.store.secrets import SqlSecrets
 from belljar.images.catalog import Images
 from belljar.scripts.uploads import clear_stale_uploads
 from belljar.settings import Settings
@@ -56,6 +59,7 @@ class Services:
     quotas: QuotaService
     project_service: ProjectService
     nodes: SqlNodes
+    secrets: SecretService
     changes: Changes
     disk: DiskSpace
     #: Limits of concurrent submissions and uploads, so that they do not keep reads from the database.
@@ -80,6 +84,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         quotas = QuotaService(SqlQuotas(database), settings)
         scripts = ScriptService(SqlScripts(database), blobs, images, settings, disk, quotas)
         job_store, nodes, changes = SqlJobs(database), SqlNodes(database), Changes()
+        secrets = SecretService(SqlSecrets(database), open_keys(settings))
         jobs = JobService(
             job_store,
             scripts,
@@ -90,6 +95,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             quotas,
             lambda: nodes.cached_limits(settings.lease_seconds),
             disk,
+            secrets,
         )
         keys, projects = SqlKeys(database), SqlProjects(database)
         auditor = Auditor(SqlAudit(database))
@@ -113,6 +119,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 quotas=quotas,
                 project_service=ProjectService(projects, keys, changes),
                 nodes=nodes,
+                secrets=secrets,
                 changes=changes,
                 disk=disk,
             )

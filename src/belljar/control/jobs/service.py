@@ -26,6 +26,7 @@ from belljar.model.job_options import JobRequest
 from belljar.model.quotas import NO_LIMITS, QuotaLimits
 from belljar.model.resources import NodeLimits
 from belljar.model.script import Script
+from belljar.model.secrets import SecretUse
 from belljar.model.states import Status
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
@@ -75,6 +76,12 @@ class ImageNames(Protocol):
     def image_for(self, language: str) -> str: ...
 
 
+class SecretChecks(Protocol):
+    """Knows secrets by name: `belljar.control.secrets.service.SecretService`."""
+
+    async def check(self, project: str, uses: Collection[SecretUse]) -> None: ...
+
+
 class JobService:
     """The operations of the API on jobs."""
 
@@ -89,6 +96,7 @@ class JobService:
         quotas: QuotaService,
         largest: Callable[[], Awaitable[Collection[NodeLimits]]],
         disk: DiskSpace | None = None,
+        secrets: SecretChecks | None = None,
     ) -> None:
         self._store = store
         self._scripts = scripts
@@ -99,12 +107,13 @@ class JobService:
         self._quotas = quotas
         self._largest = largest
         self._disk = disk or disk_space_of(settings)
+        self._secrets = secrets
 
     async def submit(self, project: str, request: JobRequest) -> Job:
         """Queue a job. The same request with the idempotency key of an earlier job returns that job.
 
-        Raises NotFound (script), Conflict (idempotency key), QuotaExceeded, InvalidOption, UnknownImage,
-        UnknownLanguage, InvalidScript, DiskFull, …
+        Raises NotFound (script), Conflict (idempotency key), QuotaExceeded, InvalidOption, SecretMissing,
+        UnknownImage, UnknownLanguage, InvalidScript, DiskFull, …
         """
         fingerprint = None
         if request.idempotency_key is not None:
@@ -127,6 +136,9 @@ class JobService:
         limits = await self._quotas.check_submission(project)
         if request.image is not None:
             self._images.get(request.image)  # before anything is stored
+        if request.secrets:
+            assert self._secrets is not None
+            await self._secrets.check(project, request.secrets)
         script = await self._script(project, request)
         name = request.image or self._images.image_for(script.language)
         image = self._images.get(name)

@@ -29,7 +29,7 @@ from sqlalchemy import (
 from belljar.control.store.counting import NOW, TRIGGERS
 
 #: The newest migration; a database at this version is opened without loading Alembic.
-HEAD = "0009"
+HEAD = "0010"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -280,6 +280,26 @@ keys = Table(
     #: The id of the key that was rotated.
     Column("replaces", String),
     Index("ix_keys_project", "project", "id"),
+)
+
+#: The secrets of projects, each sealed: their values are nowhere else, and the key is not in the database.
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("project", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    #: 1 for the first value, and one more with each new one.
+    Column("version", Integer, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Column("size_bytes", Integer, nullable=False),
+    #: Whether it can be an environment variable: it has no NUL.
+    Column("fits_variable", Boolean(create_constraint=False), nullable=False),
+    #: The key that it is sealed with.
+    Column("key_id", String, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    # A rotation looks for those that are sealed with other keys.
+    Index("ix_secrets_key", "key_id"),
 )
 
 nodes = Table(
