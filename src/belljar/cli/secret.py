@@ -196,9 +196,9 @@ def _in_data_folder(
     async def opened() -> T:
         database = await open_database(settings, migrate=False)
         try:
+            if project is not None:
+                await SqlProjects(database).get(project)
             with carrying_out(OwnOperation(local_operator())):
-                if project is not None:
-                    await SqlProjects(database).get(project)
                 return await work(SqlSecrets(database), open_keys(settings))
         finally:
             await database.close()

@@ -116,14 +116,14 @@ class SqlSecrets:
         """Remove a secret and return its record; None when there is none."""
         query = secrets.delete().where(secrets.c.project == project, secrets.c.name == name).returning(secrets)
 
-        def write(connection: Connection) -> Secret | None:
+        def remove(connection: Connection) -> Row[Any] | None:
             row = connection.execute(query).one_or_none()
-            if row is None:
-                return None
-            record_change(connection, "secret.remove", name, project=project)
-            return _secret(row)
+            if row is not None:
+                record_change(connection, "secret.remove", name, project=project, version=row.version)
+            return row
 
-        return await self._database.writing(write)
+        row = await self._database.writing(remove)
+        return None if row is None else _secret(row)
 
     async def key_ids(self) -> frozenset[str]:
         """Return the ids of all keys that secrets are sealed with. Reads the index ix_secrets_key."""
@@ -150,7 +150,7 @@ class SqlSecrets:
                     .values(key_id=sealed.key_id, sealed=sealed.data)
                 )
             if rows:
-                record_change(connection, "secret.rotate_key", key_id, secrets=len(rows))
+                record_change(connection, "secret.reseal", key_id, secrets=len(rows))
             return len(rows)
 
         return await self._database.writing(write)
