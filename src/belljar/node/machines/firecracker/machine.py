@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from belljar.model.errors import HostError, MachineDied, MachineTimeout
 from belljar.node.machines.firecracker.api import FirecrackerApi
@@ -15,9 +15,10 @@ from belljar.node.machines.firecracker.folder import API, VSOCK, Folder
 from belljar.node.machines.firecracker.stream import AgentStream, connect_agent, find_listener
 from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.host.jail import kill_tree
+from belljar.node.machines.host.oom import oom_report
 from belljar.node.machines.host.usage import children
 from belljar.node.machines.protocol import Console, Death
-from belljar.node.machines.racing import run_unless_dead
+from belljar.node.machines.racing import MachineDead, run_unless_dead
 from belljar.node.machines.stderr_tail import read_tail
 
 _CHUNK = 16 * 1024
@@ -88,13 +89,13 @@ class FirecrackerMachine:
     async def api(self) -> AsyncIterator[FirecrackerApi]:
         """Provide a client of this process as soon as its socket listens.
 
-        Raises MachineDied with the reason when the process ends first, HostError when no socket appears in time.
+        Raises MachineDead with the reason when the process ends first, HostError when no socket appears in time.
         """
         deadline = asyncio.get_running_loop().time() + self._socket_seconds
         with contextlib.ExitStack() as stack:
             while (path := find_listener(stack, self._folder.descriptor, API)) is None:
                 if self._death.done():
-                    raise MachineDied(self._death.result().message)
+                    raise MachineDead(self._death.result())
                 if asyncio.get_running_loop().time() > deadline:
                     raise HostError(
                         f"Firecracker opened no API socket within {self._socket_seconds:g} s; is the host overloaded?"
@@ -107,7 +108,8 @@ class FirecrackerMachine:
                     # The end of the process tells the reason; the broken connection does not.
                     await asyncio.wait({self._death}, timeout=_REAP_SECONDS)
                     if self._death.done():
-                        raise MachineDied(f"{error.message}: {self._death.result().message}") from None
+                        death = self._death.result()
+                        raise MachineDead(replace(death, message=f"{error.message}: {death.message}")) from None
                     raise
 
     async def death(self) -> Death:
@@ -140,7 +142,7 @@ class FirecrackerMachine:
             self._connect_task.cancel()
             await asyncio.gather(self._connect_task, return_exceptions=True)
         self._stream.end()
-        return death_from_exit(code, bytes(self.console.data), self._output())
+        return death_from_exit(code, bytes(self.console.data), self._output(), oom_report(self._group))
 
     def _output(self) -> str:
         """Return the output of Firecracker and its jailer so far: the log, at most 64 KiB, and then standard error."""

@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from belljar.images.prefork_programs import has_memory_for
-from belljar.model.errors import HostError, MachineError, MachineTimeout
+from belljar.model.errors import MachineError, MachineTimeout
 from belljar.node.guest.command import Command, CommandFailed
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.wire import Stream
 from belljar.node.machines.boot import open_connection
+from belljar.node.machines.clone_failure import clone_deaths
 from belljar.node.machines.deadlines import deadline_factor
-from belljar.node.machines.protocol import BadSnapshot, Clone, DeathCause, SnapshotSource
-from belljar.node.machines.racing import MachineDead, run_unless_dead
+from belljar.node.machines.protocol import Clone, SnapshotSource
+from belljar.node.machines.racing import run_unless_dead
 
 #: Output limit of a warm-up command; ours print a line.
 _MAX_OUTPUT_BYTES = 4096
@@ -108,13 +109,7 @@ async def resume(clone: Clone, boot_timeout_seconds: float, *, silence_seconds: 
     """
     started, factor = time.monotonic(), deadline_factor(boot_timeout_seconds)
     connection = AgentConnection(clone.reader, clone.writer, timeout_factor=factor)
-    try:
+    with clone_deaths():
         await run_unless_dead(clone, connection.resume(_RESUME_SECONDS * factor, silence_seconds=silence_seconds))
-    except MachineDead as error:
-        if error.death.cause is DeathCause.SNAPSHOT:
-            raise BadSnapshot(error.message) from None
-        if error.death.cause is DeathCause.HOST:
-            raise HostError(f"a machine cannot be cloned: {error.message}; run fewer jobs at once") from None
-        raise
     clone.phases["resume"] = round((time.monotonic() - started) * 1000, 3)
     return connection
