@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -51,7 +51,10 @@ def create(
     for word in (name, project):
         if not _NAME.match(word):
             raise InvalidOption(f"{word[:64]!r} is not a valid name; use up to 64 letters, digits and . _ -")
-    key, secret = _with_keys(data_dir, lambda keys: keys.create(project, name, admin=admin))
+    from belljar.control.projects.scopes import Role, Scope
+
+    granted: dict[str, Any] = {"scopes": frozenset({Scope.ADMIN})} if admin else {"role": Role.MEMBER}
+    key, secret = _with_keys(data_dir, lambda keys: keys.create(project, name, **granted))
     if as_json:
         print_json({**key.model_dump(mode="json"), "secret": secret})
         return

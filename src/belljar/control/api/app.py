@@ -10,11 +10,13 @@ from fastapi.routing import APIRoute
 
 from belljar import __version__
 from belljar.control.api.auth_middleware import AuthMiddleware
+from belljar.control.api.authentication import Authentication
 from belljar.control.api.file_descriptors import max_connections
 from belljar.control.api.openapi import describe
 from belljar.control.api.problems import handle_errors
 from belljar.control.api.request_context import RequestContext
 from belljar.control.api.routes import artifacts, health, images, jobs, keys, logs, metrics, nodes, scripts
+from belljar.control.api.rules import ruled_routes
 from belljar.control.api.services import Services
 from belljar.model.job_options import JobOptions, JobRequest
 
@@ -35,11 +37,12 @@ def create_app(services: Services | None) -> FastAPI:
     handle_errors(app)
     for routes in _ROUTES:
         app.include_router(routes.router)
-    describe(app, (JobOptions, JobRequest, keys.NewKey))
+    ruled_routes(app)  # raises for a route without a rule
+    describe(app, (JobOptions, JobRequest, keys.NewKey, keys.Rotation))
     if services is not None:
         app.add_middleware(
             AuthMiddleware,
-            keys=services.keys,
+            authentication=Authentication(services.keys, services.projects, is_on=services.settings.auth == "on"),
             settings=services.settings,
             changes=services.changes,
             max_requests=max_connections(services.settings),
