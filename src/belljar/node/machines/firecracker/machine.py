@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 from belljar.model.errors import HostError, MachineDied, MachineTimeout
+from belljar.node.machines.deadline_uses import deadline_uses, noted
 from belljar.node.machines.firecracker.api import FirecrackerApi
 from belljar.node.machines.firecracker.exit_report import death_from_exit
 from belljar.node.machines.firecracker.folder import API, VSOCK, Folder
@@ -59,7 +60,8 @@ class FirecrackerMachine:
         self._folder = spawned.folder
         self._group = spawned.group
         self._log = spawned.log
-        self._socket_seconds = _SOCKET_SECONDS * spawned.deadline_factor
+        self._factor = spawned.deadline_factor
+        self._socket_seconds = _SOCKET_SECONDS * self._factor
         self._stream = AgentStream()
         self.reader, self.writer = self._stream.reader, self._stream.writer
         self._stderr = bytearray()
@@ -80,8 +82,9 @@ class FirecrackerMachine:
     async def connect(self, timeout_seconds: float) -> None:
         """Wait for the agent to listen, and connect. Raises MachineDead, MachineTimeout."""
         try:
-            async with asyncio.timeout(timeout_seconds):
-                await run_unless_dead(self, self._connect())
+            with noted("connect", timeout_seconds):
+                async with asyncio.timeout(timeout_seconds):
+                    await run_unless_dead(self, self._connect())
         except TimeoutError:
             raise MachineTimeout(f"the machine's agent did not listen within {timeout_seconds:g} s") from None
 
@@ -91,7 +94,8 @@ class FirecrackerMachine:
 
         Raises MachineDead with the reason when the process ends first, HostError when no socket appears in time.
         """
-        deadline = asyncio.get_running_loop().time() + self._socket_seconds
+        started = asyncio.get_running_loop().time()
+        deadline = started + self._socket_seconds
         with contextlib.ExitStack() as stack:
             while (path := find_listener(stack, self._folder.descriptor, API)) is None:
                 if self._death.done():
@@ -101,7 +105,9 @@ class FirecrackerMachine:
                         f"Firecracker opened no API socket within {self._socket_seconds:g} s; is the host overloaded?"
                     )
                 await asyncio.sleep(_POLL_SECONDS)
-            async with FirecrackerApi(path) as api:
+            waited_seconds = asyncio.get_running_loop().time() - started
+            deadline_uses.record("api_socket", waited_seconds, self._socket_seconds)
+            async with FirecrackerApi(path, timeout_factor=self._factor) as api:
                 try:
                     yield api
                 except MachineDied as error:

@@ -14,6 +14,7 @@ from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.wire import Stream
 from belljar.node.machines.boot import open_connection
 from belljar.node.machines.clone_failure import clone_deaths
+from belljar.node.machines.deadline_uses import noted
 from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.protocol import Clone, SnapshotSource
 from belljar.node.machines.racing import run_unless_dead
@@ -68,8 +69,9 @@ async def warm_up(connection: AgentConnection, command: Command) -> None:
     """Run a warm-up command. Raises MachineError when it cannot start or does not succeed."""
     seconds = _WARM_UP_SECONDS * connection.timeout_factor
     try:
-        async with asyncio.timeout(seconds):
-            exited = await connection.warm_up(command, _DiscardOutput())
+        with noted("warm_up", seconds):
+            async with asyncio.timeout(seconds):
+                exited = await connection.warm_up(command, _DiscardOutput())
     except TimeoutError:
         raise MachineTimeout(f"the warm-up command {command.argv[0]} timed out after {seconds:g} s") from None
     except CommandFailed as failed:
@@ -91,12 +93,14 @@ async def prepare_snapshot_source(source: SnapshotSource, warm_up_steps: WarmUp,
         for _ in range(2):
             await _start_waiting(connection, command)
     await connection.set_clock()
-    await connection.suspend()
+    with noted("suspend", connection.reply_seconds):
+        await connection.suspend()
 
 
 async def _start_waiting(connection: AgentConnection, command: Command) -> None:
     try:
-        await connection.prepare(command)
+        with noted("prepare", connection.reply_seconds):
+            await connection.prepare(command)
     except CommandFailed as failed:
         name = command.prefork or "the agent's own"
         raise MachineError(f"the process template ({name}) did not become ready: {failed}") from None
@@ -109,7 +113,8 @@ async def resume(clone: Clone, boot_timeout_seconds: float, *, silence_seconds: 
     """
     started, factor = time.monotonic(), deadline_factor(boot_timeout_seconds)
     connection = AgentConnection(clone.reader, clone.writer, timeout_factor=factor)
-    with clone_deaths():
-        await run_unless_dead(clone, connection.resume(_RESUME_SECONDS * factor, silence_seconds=silence_seconds))
+    seconds = _RESUME_SECONDS * factor
+    with clone_deaths(), noted("resume", seconds):
+        await run_unless_dead(clone, connection.resume(seconds, silence_seconds=silence_seconds))
     clone.phases["resume"] = round((time.monotonic() - started) * 1000, 3)
     return connection
