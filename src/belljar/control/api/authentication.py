@@ -11,10 +11,9 @@ from starlette.types import Scope
 
 from belljar.control.api.failed_attempts import FailedAttempts
 from belljar.control.jobs.changes import Changes
-from belljar.control.projects.identity import DEFAULT_PROJECT, Identity, IdentityKind
+from belljar.control.projects.identity import Identity, nobody
 from belljar.control.projects.key_format import IN_TEXT, flaw
 from belljar.control.projects.keys import Key
-from belljar.control.projects.scopes import ALL_SCOPES
 from belljar.control.store.keys import KnownKey, SqlKeys
 from belljar.control.store.projects import SqlProjects, missing_project
 from belljar.local_server import is_loopback
@@ -25,23 +24,17 @@ PROJECT_HEADER = "Belljar-Project"
 _BEARER = re.compile(r"(?i:bearer) +([A-Za-z0-9._~+/=-]{1,512})\Z")
 #: How often `last_used_at` is written: not for every request.
 _USE_INTERVAL = timedelta(minutes=1)
-_NOBODY = Identity(
-    kind=IdentityKind.NOBODY,
-    id="key_none",
-    name="auth is off",
-    project=DEFAULT_PROJECT,
-    only_project=None,
-    scopes=ALL_SCOPES,
-)
+_NOBODY = nobody()
 
 
 class Authentication:
     """Authenticates the requests of one server."""
 
-    def __init__(self, keys: SqlKeys, projects: SqlProjects, *, is_on: bool) -> None:
+    def __init__(self, keys: SqlKeys, projects: SqlProjects, changes: Changes, *, is_on: bool) -> None:
         """With `is_on` False, every request that comes from this machine is an operator's."""
         self._keys = keys
         self._projects = projects
+        self._changes = changes
         self._is_on = is_on
         self._failures = FailedAttempts()
 
@@ -67,7 +60,9 @@ class Authentication:
         known = self._keys.cached(secret) or await self._look_up(scope, secret)
         if (reason := _invalid(known.key)) is not None:
             raise self._failure(_host(scope), reason)
-        if known.is_suspended and not known.identity.is_operator:
+        if not known.is_suspended:
+            self._changes.set_active(known.key.project)
+        elif not known.identity.is_operator:
             raise ProjectSuspended(f"the project {known.key.project!r} is suspended; ask the operator of this server")
         await self._record_use(known.key)
         return known.identity

@@ -11,7 +11,8 @@ from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
-from belljar.control.projects.service import KeyService
+from belljar.control.projects.key_service import KeyService
+from belljar.control.projects.project_service import ProjectService
 from belljar.control.scripts.service import ScriptService
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
@@ -47,6 +48,7 @@ class Services:
     keys: SqlKeys
     projects: SqlProjects
     key_service: KeyService
+    project_service: ProjectService
     nodes: SqlNodes
     changes: Changes
     disk: DiskSpace
@@ -95,6 +97,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 keys=keys,
                 projects=projects,
                 key_service=KeyService(keys, changes),
+                project_service=ProjectService(projects, keys, changes),
                 nodes=nodes,
                 changes=changes,
                 disk=disk,

@@ -102,6 +102,11 @@ class Changes:
         if more:
             self._wake_all()
 
+    def set_active(self, project: str) -> None:
+        """Note that a project is not suspended: another process may have resumed it."""
+        if project in self._suspended:
+            self._suspended -= {project}
+
     def is_suspended(self, project: str) -> bool:
         """Return whether a project is suspended, as far as this process knows."""
         return project in self._suspended

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
-from belljar.control.projects.scopes import Scope
+from belljar.control.projects.scopes import ALL_SCOPES, Scope
 
 #: The project of the operator's first key, and of requests with `--auth off`.
 DEFAULT_PROJECT = "default"
@@ -20,6 +20,8 @@ class IdentityKind(StrEnum):
     PERSON = "person"
     #: Nothing: the server runs with `--auth off`.
     NOBODY = "nobody"
+    #: A command on the server's host that works on the data folder itself.
+    HOST = "host"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,3 +58,17 @@ class Identity:
     def acting_in(self, project: str) -> Identity:
         """Return the identity of a request that acts in this project, and sees no other."""
         return replace(self, project=project, only_project=project)
+
+
+def nobody() -> Identity:
+    """Return the identity of requests with `--auth off`: the operator."""
+    return _operator(IdentityKind.NOBODY, "key_none", "auth is off")
+
+
+def host_operator() -> Identity:
+    """Return the identity of commands on the data folder, whose files only the operator can read."""
+    return _operator(IdentityKind.HOST, "host", "a command on the host")
+
+
+def _operator(kind: IdentityKind, id: str, name: str) -> Identity:
+    return Identity(kind=kind, id=id, name=name, project=DEFAULT_PROJECT, only_project=None, scopes=ALL_SCOPES)

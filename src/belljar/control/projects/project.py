@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,3 +23,7 @@ class Project(BaseModel):
     """Since when its keys are refused and its jobs are not started."""
     removed_at: datetime | None = None
     """Since when its data is being removed."""
+
+    def public(self) -> dict[str, Any]:
+        """Return the fields for its administrators."""
+        return self.model_dump(mode="json")

@@ -135,9 +135,9 @@ class SqlKeys:
         query = keys.update().where(keys.c.id == key_id).values(last_used_at=at)
         await self._database.writing(lambda connection: connection.execute(query))
 
-    async def list(self, project: str | None = None) -> list[Key]:
-        """Return the keys of a project, or of all, oldest first, including revoked ones."""
-        query = select(keys).order_by(keys.c.id)
+    async def list(self, project: str | None = None, *, after: str = "", limit: int | None = None) -> list[Key]:
+        """Return the keys of a project, or of all, oldest first, after that id. Revoked and expired ones too."""
+        query = select(keys).where(keys.c.id > after).order_by(keys.c.id).limit(limit)
         if project is not None:
             query = query.where(keys.c.project == project)
         rows = await self._database.reading(lambda connection: connection.execute(query).all())

@@ -12,8 +12,9 @@ import structlog
 from belljar.control.jobs.changes import Changes
 from belljar.control.projects.identity import Identity
 from belljar.control.projects.key_format import new_secret
+from belljar.control.projects.key_request import NewKey, Rotation
 from belljar.control.projects.keys import Key
-from belljar.control.projects.scopes import Role, Scope, granted
+from belljar.control.projects.scopes import Scope, granted
 from belljar.control.store.keys import SqlKeys, is_valid, missing_key
 from belljar.control.store.projects import missing_project
 from belljar.model.errors import Forbidden, InvalidOption, KeyConflict
@@ -29,38 +30,33 @@ class KeyService:
         self._keys = keys
         self._changes = changes
 
-    async def create(
-        self,
-        by: Identity,
-        name: str,
-        *,
-        project: str | None = None,
-        role: Role | None = None,
-        scopes: frozenset[Scope] = frozenset(),
-        expires_in_seconds: int | None = None,
-    ) -> tuple[Key, str]:
+    async def create(self, by: Identity, new: NewKey) -> tuple[Key, str]:
         """Create a key in the caller's project, or in any for an operator. Return it with its secret.
 
-        Raises Forbidden for scopes or a lifetime beyond the caller's, NotFound (project), ProjectConflict.
+        Raises Forbidden for scopes beyond the caller's, InvalidOption for a lifetime beyond it, NotFound (project),
+        ProjectConflict.
         """
-        where = project or by.project
-        if not by.may_see(where):
-            raise missing_project(where)
+        project = new.project or by.project
+        if not by.may_see(project):
+            raise missing_project(project)
+        role, scopes = new.given()
         _check_scopes(by, granted(role, scopes), "create a key with")
-        expires_at = _expiry(expires_in_seconds)
+        expires_at = _expiry(new.expires_in_seconds)
         if by.expires_at is not None and (expires_at is None or expires_at > by.expires_at):
             raise InvalidOption(
                 f"a key may not outlive the one that creates it, which expires at {by.expires_at:%Y-%m-%dT%H:%M:%SZ}; "
                 "set a shorter expires_in_seconds",
                 option="expires_in_seconds",
             )
-        key, secret = await self._keys.create(where, name, role=role, scopes=scopes, expires_at=expires_at)
-        log.info("key_created", id=key.id, project=where, by=by.id)
+        key, secret = await self._keys.create(project, new.name, role=role, scopes=scopes, expires_at=expires_at)
+        log.info("key_created", id=key.id, project=project, by=by.id)
         return key, secret
 
-    async def list(self, by: Identity) -> list[Key]:
-        """Return the keys that the caller may see, oldest first: those of its project, or of all."""
-        return [key for key in await self._keys.list(by.only_project) if _may_see(by, key)]
+    async def page(self, by: Identity, *, limit: int, after: str = "") -> tuple[list[Key], str | None]:
+        """Return a page of the keys that the caller may see, oldest first, and the id after which the next begins."""
+        found = await self._keys.list(by.only_project, after=after, limit=limit + 1)
+        page = [key for key in found[:limit] if _may_see(by, key)]
+        return page, found[limit - 1].id if len(found) > limit else None
 
     async def revoke(self, by: Identity, key_id: str) -> Key:
         """Revoke a key at once. Raises NotFound, Forbidden."""
@@ -71,7 +67,7 @@ class KeyService:
         log.info("key_revoked", id=key_id, project=key.project, by=by.id)
         return revoked
 
-    async def rotate(self, by: Identity, key_id: str, overlap_seconds: int) -> tuple[Key, str]:
+    async def rotate(self, by: Identity, key_id: str, rotation: Rotation) -> tuple[Key, str]:
         """Create a key that replaces another, which stays valid for the overlap. Return it with its secret.
 
         The new key has the name, scopes and lifetime of the old one, but does not outlive the caller's.
@@ -97,7 +93,7 @@ class KeyService:
             replaces=old.id,
         )
         secret = new_secret()
-        await self._keys.replace(old.id, new, secret, now + timedelta(seconds=overlap_seconds))
+        await self._keys.replace(old.id, new, secret, now + timedelta(seconds=rotation.overlap_seconds))
         log.info("key_rotated", id=old.id, new_id=new.id, project=old.project, by=by.id)
         return new, secret
 
