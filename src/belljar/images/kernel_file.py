@@ -20,7 +20,7 @@ from belljar.model.errors import ImageBuildError
 
 #: Bound on a file that is read, and on what is in it; a kernel with all its debug information is smaller.
 MAX_BYTES = 1 << 30
-_TIMEOUT_SECONDS = 120
+_TIMEOUT_SECONDS = 600
 #: Magic numbers of other files that people have at hand, by their offset.
 _OTHER_FORMATS = (
     (0x38, b"ARM\x64", "a kernel for aarch64 (Image)"),

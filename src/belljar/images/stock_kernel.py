@@ -16,7 +16,7 @@ from belljar.model.image import Part
 
 _PACKAGE = "linux-image-cloud-{}"
 _DEPENDENCY = r"linux-image-\d.*"
-_TIMEOUT_SECONDS = 120
+_TIMEOUT_SECONDS = 600
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
