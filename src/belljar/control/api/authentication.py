@@ -104,7 +104,7 @@ class Authentication:
 def end_reason(identity: Identity, changes: Changes) -> str | None:
     """Return why a request that has begun must end: its identity is not valid any more. None: it is."""
     if changes.is_revoked(identity.id):
-        return "the key was revoked"
+        return "the key was revoked or expired"
     if identity.expires_at is not None and datetime.now(UTC) >= identity.expires_at:
         return "the key expired"
     if changes.is_suspended(identity.project) and not identity.is_operator:
