@@ -17,7 +17,7 @@ PVH_NOTE = struct.pack("<III4sI", 4, 4, 18, b"Xen\0", 0x1000000)
 NAMES = (
     b"\0".join(
         [
-            b"Trying to unpack rootfs image as initramfs...",
+            b"Unpacking initramfs...\n",
             b"devtmpfs",
             b"devpts",
             b"virtio-mmio",

@@ -32,7 +32,7 @@ class Need:
 
 
 NEEDS = (
-    Need("BLK_DEV_INITRD", "the initramfs with the agent", marker=b"unpack rootfs image as initramfs"),
+    Need("BLK_DEV_INITRD", "the initramfs with the agent", marker=b"initramfs...\n"),
     Need("BINFMT_ELF", "programs"),
     Need("DEVTMPFS", "device nodes", marker=b"devtmpfs\0"),
     Need("PROC_FS", "processes of jobs"),

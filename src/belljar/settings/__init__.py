@@ -22,7 +22,9 @@ from belljar.settings.logs import LogSettings
 from belljar.settings.machines import MachineSettings
 from belljar.settings.network import NetworkSettings
 from belljar.settings.packages import PackageSettings
+from belljar.settings.quotas import QuotaSettings
 from belljar.settings.retention import RetentionSettings
+from belljar.settings.secrets import SecretSettings
 from belljar.settings.server import ClientSettings, ServerSettings
 from belljar.settings.storage import StorageSettings, default_data_dir
 from belljar.settings.worker import WorkerSettings
@@ -33,11 +35,13 @@ class Settings(
     ServerSettings,
     ClientSettings,
     JobSettings,
+    QuotaSettings,
     WorkerSettings,
     MachineSettings,
     NetworkSettings,
     PackageSettings,
     ImageSettings,
+    SecretSettings,
     RetentionSettings,
     LogSettings,
     BaseSettings,

@@ -15,7 +15,6 @@ from belljar.control.api.rules import require, ruled_routes
 from belljar.control.projects.scopes import ALL_SCOPES, ROLE_SCOPES, Role, Scope, granted
 from support.served import Served
 
-
 #: Which scopes the routes below a path may require; a route elsewhere may require any.
 SCOPES_BELOW = {
     "/v1/jobs": {Scope.JOBS_RUN, Scope.JOBS_READ},

@@ -9,8 +9,11 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 from sqlalchemy.dialects.sqlite import insert
 
+from belljar.control.audit.operation import record_nothing
+from belljar.control.projects.identity import DEFAULT_PROJECT
 from belljar.control.projects.project import Project
 from belljar.control.projects.scopes import Scope
+from belljar.control.store.audit import record_change
 from belljar.control.store.database import Database
 from belljar.control.store.schema import HELD, jobs, keys, projects
 from belljar.model.errors import NotFound, ProjectConflict
@@ -37,6 +40,7 @@ class SqlProjects:
         def create(connection: Connection) -> Project:
             if not add_project(connection, name):
                 raise ProjectConflict(f"there is a project {name!r} already")
+            record_change(connection, "project.create", name, project=name)
             return read_project(connection, name)
 
         return await self._database.writing(create)
@@ -60,6 +64,8 @@ class SqlProjects:
             connection.execute(query.values(suspended_at=now))
             if cancel_running:
                 connection.execute(running)
+            details = {"suspended": True, "cancel_running": cancel_running}
+            record_change(connection, "project.change", name, project=name, **details)
             return read_project(connection, name)
 
         return await self._database.writing(suspend)
@@ -71,6 +77,7 @@ class SqlProjects:
             if read_project(connection, name).removed_at is not None:
                 raise being_removed(name)
             connection.execute(projects.update().where(projects.c.name == name).values(suspended_at=None))
+            record_change(connection, "project.change", name, project=name, suspended=False)
             return read_project(connection, name)
 
         return await self._database.writing(resume)
@@ -79,15 +86,20 @@ class SqlProjects:
         """Suspend the project for ever and revoke its keys. Return it, and the ids of the revoked keys.
 
         From then on maintenance removes its data (project_removal.py). Raises NotFound; ProjectConflict while jobs of
-        it run, or while it has an operator's key.
+        it run, while it has an operator's key, and for the project `default`.
         """
         now = datetime.now(UTC)
         running = select(func.count()).select_from(jobs).where(HELD, jobs.c.project == name)
         own_keys = (keys.c.project == name, keys.c.revoked_at.is_(None))
+        is_valid = keys.c.expires_at.is_(None) | (keys.c.expires_at > now)
+
+        if name == DEFAULT_PROJECT:
+            raise ProjectConflict(f"the project {name!r} has this server's own key, and stays")
 
         def remove(connection: Connection) -> tuple[Project, list[str]]:
             project = read_project(connection, name)
             if project.removed_at is not None:
+                record_nothing("project.remove")
                 return project, []
             if number := connection.execute(running).scalar_one():
                 raise ProjectConflict(
@@ -95,7 +107,7 @@ class SqlProjects:
                     "--cancel-running), and try again when they have ended",
                     running_jobs=number,
                 )
-            valid = connection.execute(select(keys.c.id, keys.c.extra_scopes).where(*own_keys)).all()
+            valid = connection.execute(select(keys.c.id, keys.c.extra_scopes).where(*own_keys, is_valid)).all()
             operators = [row.id for row in valid if Scope.ADMIN in row.extra_scopes]
             if operators:
                 raise ProjectConflict(
@@ -106,6 +118,7 @@ class SqlProjects:
             suspended_at = project.suspended_at or now
             changed = projects.update().where(projects.c.name == name)
             connection.execute(changed.values(suspended_at=suspended_at, removed_at=now))
+            record_change(connection, "project.remove", name, project=name, revoked_keys=len(valid))
             return read_project(connection, name), [row.id for row in valid]
 
         return await self._database.writing(remove)
