@@ -40,6 +40,8 @@ from belljar.node.worker.plan import DEFAULT_ENV
 from belljar.settings import Settings
 
 _SNAPSHOT_SECONDS = 120
+_SERVER_SECONDS = 30
+_REQUEST_SECONDS = 120
 _OUTPUT_MB = 200
 _SUBMITS = 1000
 _WAITING = 4
@@ -196,12 +198,13 @@ async def _server(settings: Settings, accelerator: str, *options: str, **environ
         assert process.stderr is not None
         rest = None
         try:
-            async with asyncio.timeout(30):
+            factor = deadline_factor(settings.boot_timeout_seconds)
+            async with asyncio.timeout(_SERVER_SECONDS * factor):
                 url = await _address(process.stderr)
             rest = asyncio.create_task(_discard(process.stderr))  # a full pipe would stop it
             headers = {"Authorization": f"Bearer {read_admin_key(data_dir)}"}
-            async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as http:
-                yield _Bench(http, process.pid, data_dir, deadline_factor(settings.boot_timeout_seconds))
+            async with httpx.AsyncClient(base_url=url, headers=headers, timeout=_REQUEST_SECONDS * factor) as http:
+                yield _Bench(http, process.pid, data_dir, factor)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
