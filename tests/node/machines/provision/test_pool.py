@@ -13,8 +13,9 @@ import pytest
 from belljar.model.errors import MachineDied
 from belljar.node.machines.protocol import Clone
 from belljar.node.machines.provision import warm_clone as warm_clone_module
+from belljar.node.machines.provision.demand import Demand
 from belljar.node.machines.provision.pool import WarmPool
-from belljar.node.machines.provision.warm_clone import PoolBucket, WarmClone
+from belljar.node.machines.provision.warm_clone import WarmClone
 
 
 class Token:
@@ -57,7 +58,12 @@ class Maker:
 
 
 def a_pool(**more: Any) -> WarmPool:
-    options: dict[str, Any] = {"fixed_size": None, "max_size": 4, "memory_mb": 1000, "is_busy": lambda: False}
+    options: dict[str, Any] = {
+        "fixed_size": None,
+        "max_size": 4,
+        "memory_mb": 1000,
+        "has_spare_processor": lambda making: making < 2,
+    }
     return WarmPool(**(options | more))
 
 
@@ -105,17 +111,6 @@ async def test_a_taken_clone_is_replaced_and_belongs_to_the_taker() -> None:
     assert [token.ended for token in make.made] == [0, 1]
     await taken.end()
     assert await pool.take("a") is None
-
-
-async def test_a_bucket_holds_the_largest_burst_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(warm_clone_module.time, "monotonic", lambda: now)
-    bucket = PoolBucket(Maker())
-    assert bucket.target_size(4) == 0
-    bucket.demand_times.extend([990.0, 999.0, 999.1, 999.2])
-    assert (bucket.target_size(4), bucket.target_size(2)) == (3, 2)
-    now = 1000.0 + warm_clone_module.DEMAND_SECONDS
-    assert bucket.target_size(4) == 0
 
 
 async def test_a_dead_clone_is_not_given_away_and_is_replaced() -> None:
@@ -171,7 +166,7 @@ async def test_jobs_reclaim_the_memory_of_clones() -> None:
 
 async def test_no_clone_is_made_while_jobs_use_every_processor() -> None:
     busy = True
-    pool, make = a_pool(is_busy=lambda: busy), Maker()
+    pool, make = a_pool(has_spare_processor=lambda making: not busy), Maker()
     async with running(pool):
         pool.record_demand("a", make)
         await settle(pool)
@@ -229,7 +224,8 @@ async def test_jobs_come_while_surplus_clones_are_being_ended(meanwhile: str, mo
         for _ in range(3):
             pool.record_demand("a", make)
         await until(lambda: pool.counts() == {"a": 3})
-        monkeypatch.setattr(PoolBucket, "target_size", lambda self, max_size: 1 if self.make is other else 0)
+        monkeypatch.setattr(WarmPool, "_target_size", lambda self, bucket: 1 if bucket.make is other else 0)
+        pool._changed.set()
         await until(lambda: make.ending > 0)
         if meanwhile == "take one":
             taken = await pool.take("a")
@@ -251,5 +247,6 @@ async def test_buckets_without_demand_are_forgotten(monkeypatch: pytest.MonkeyPa
     async with running(pool):
         for number in range(500):
             pool.record_demand(f"bucket {number}", make)
-        monkeypatch.setattr(warm_clone_module, "DEMAND_SECONDS", -1.0)
+        monkeypatch.setattr(Demand, "is_recent", lambda *_: False)
+        pool._changed.set()
         await until(lambda: pool.counts() == {})
