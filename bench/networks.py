@@ -97,7 +97,9 @@ def many_slots(count: int) -> dict[str, object]:
         for tap in taps:
             os.close(tap)
         figures["TAP opened ms"] = round(statistics.median(opening), 2)
-        figures["counters read ms"] = round(statistics.median(milliseconds(slot.read_traffic) for slot in slots[:20]), 2)
+        figures["counters read ms"] = round(
+            statistics.median(milliseconds(slot.read_traffic) for slot in slots[:20]), 2
+        )
         tenth = max(1, count // 10)
         figures |= {
             "slots": count,

@@ -151,6 +151,9 @@ class PoolMachine(RuleBasedStateMachine):
         for fake in self.made:
             places = (fake in given) + (fake in waiting) + fake.ends
             assert places == 1, f"{fake.id} is in {places} places"
+        making = [name for name, _ in self.gates.waiting if name == "make"]
+        assert len(making) <= 2, "more clones are made at once than processors are idle"
+        assert len(self.pool._make_tasks) == len(making)
 
     def teardown(self) -> None:
         try:

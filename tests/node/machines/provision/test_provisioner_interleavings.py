@@ -162,7 +162,7 @@ class ProvisionerMachine(RuleBasedStateMachine):
         for module in (snapshot_clones, provisioner):
             self.patch.setattr(module, "configure_network", self.configure_network)
         self.clock = Clock()
-        for module in (pool, warm_clone, clone_source, cold_boot, idle_snapshots, snapshot_maker):
+        for module in (pool, warm_clone, clone_source, cold_boot, idle_snapshots, snapshot_clones, snapshot_maker):
             self.patch.setattr(module, "time", self.clock)
         self.hypervisor = FakeHypervisor(self.gates)
         self.snapshots = FakeSnapshots(self.gates)

@@ -24,14 +24,13 @@ from belljar.node.machines.provision.memory_limit import MemoryLimit
 from belljar.node.machines.provision.warm_clone import PoolBucket, WarmClone
 from belljar.system.background import report_failure, supervise
 
-#: Pause of a bucket after a clone that could not be made.
-_RETRY_SECONDS = 5.0
 _POLL_SECONDS = 1.0
 #: The same while clones are missing, but no processor is to spare.
 _BUSY_POLL_SECONDS = 0.1
-#: After a clone was taken, most jobs have ended within this time; the start of a hypervisor would slow them down. A
-#: bucket that is empty does not rest: its next job would have to make a clone itself.
-_REST_SECONDS = 0.1
+#: A clone was taken for a job, which the start of a hypervisor would slow down: none is started for this long, or until
+#: the job's machine ends and a moment after. An empty bucket does not rest: its next job would start one itself.
+_REST_SECONDS = 0.25
+_REST_AFTER_END_SECONDS = 0.03
 #: Clones over the target wait this long for jobs after the last one, because making them took processor time.
 _SURPLUS_SECONDS = 20.0
 #: Clones that are made at once, however many processors there are: one event loop starts them all.
@@ -60,7 +59,8 @@ class WarmPool:
         self._has_spare_processor = has_spare_processor
         self._limit = MemoryLimit(memory_mb, lambda: math.inf)
         self._buckets: dict[str, PoolBucket] = {}
-        self._rest_until = 0.0
+        #: Until when the pool rests for each clone that was taken lately.
+        self._rests: dict[int, float] = {}
         self._changed = asyncio.Event()
         #: Tasks that make clones, and the memory that each clone is expected to use.
         self._make_tasks: dict[asyncio.Task[None], float] = {}
@@ -97,9 +97,9 @@ class WarmPool:
         bucket = self._buckets.get(name)
         while bucket is not None and bucket.clones:
             clone = bucket.clones.popleft()
-            self._rest_until = time.monotonic() + _REST_SECONDS
             self._changed.set()
             if clone.is_usable:
+                self._rest_for(clone)
                 return clone
             self._start_end(clone)
         return None
@@ -156,8 +156,24 @@ class WarmPool:
             return None
         if is_missing:
             return _BUSY_POLL_SECONDS
-        rest_seconds = self._rest_until - time.monotonic()
+        rest_seconds = max(self._rests.values(), default=0.0) - time.monotonic()
         return rest_seconds if 0 < rest_seconds < _POLL_SECONDS else _POLL_SECONDS
+
+    def _rest_for(self, clone: WarmClone) -> None:
+        """Rest while the job of this clone begins."""
+
+        def end() -> None:
+            if key in self._rests:
+                self._rests[key] = min(self._rests[key], time.monotonic() + _REST_AFTER_END_SECONDS)
+                self._changed.set()
+
+        key = id(clone)
+        self._rests[key] = time.monotonic() + _REST_SECONDS
+        clone.stack.callback(end)
+
+    def _is_resting(self, now: float) -> bool:
+        self._rests = {key: until for key, until in self._rests.items() if until > now}
+        return bool(self._rests)
 
     def _end_surplus(self) -> None:
         """Remove and end clones that are dead, old or over the target size, oldest first."""
@@ -229,16 +245,17 @@ class WarmPool:
         return len(bucket.clones) / target if target else math.inf, -bucket.clones[0].since
 
     def _next_bucket(self) -> str | None:
-        """Return the name of the bucket to be filled now, that with the smallest part of its share; None without one."""
+        """Return the bucket to be filled now: that with the smallest part of its share; None without one."""
         now = time.monotonic()
         fill_mb = self._limit.fill_mb(now)
         shares = self._shares(fill_mb)
+        is_resting = self._is_resting(now)
         missing = [
             (bucket.count / shares[name], name)
             for name, bucket in self._buckets.items()
             if bucket.count < shares[name]
             and bucket.not_before <= now
-            and not (bucket.clones and now < self._rest_until)
+            and not (bucket.clones and is_resting)
             and not (bucket.making and bucket.clone_mb is None)  # the first tells how much memory each uses
             and self._reserved_mb + (bucket.clone_mb or 0.0) <= fill_mb
         ]
@@ -259,26 +276,24 @@ class WarmPool:
     async def _make(self, bucket: PoolBucket, name: str) -> None:
         """Make a clone and put it into its bucket, unless memory or its bucket are gone by then."""
         started = time.monotonic()
-        clone = await self._make_for(bucket, name)
+        try:
+            clone = await bucket.make()
+        except Exception as error:  # noqa: BLE001 (a bucket that cannot be filled must not affect the others)
+            report_failure("pool_clone", error, bucket=name, retry_seconds=bucket.pause())
+            return
         if clone is None:
-            bucket.not_before = time.monotonic() + _RETRY_SECONDS
+            bucket.pause()
             return
         bucket.demand.record_refill(time.monotonic() - started)
         bucket.clone_mb = max(bucket.clone_mb or 0.0, clone.memory_mb)
         if self._buckets.get(name) is not bucket or self.memory_mb + clone.memory_mb > self._limit.keep_mb():
-            bucket.not_before = time.monotonic() + _RETRY_SECONDS
+            bucket.pause()
             self._start_end(clone)
             return
+        bucket.pauses.reset()
         clone.death_task = asyncio.create_task(clone.clone.death())
         clone.death_task.add_done_callback(lambda _: self._changed.set())
         bucket.clones.append(clone)
-
-    async def _make_for(self, bucket: PoolBucket, name: str) -> WarmClone | None:
-        try:
-            return await bucket.make()
-        except Exception as error:  # noqa: BLE001 (a bucket that cannot be filled must not affect the others)
-            report_failure("pool_clone", error, bucket=name, retry_seconds=_RETRY_SECONDS)
-            return None
 
     async def _end_all(self) -> None:
         for bucket in self._buckets.values():

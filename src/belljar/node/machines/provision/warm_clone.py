@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.protocol import Clone, NetworkSlot
 from belljar.node.machines.provision.demand import Demand
+from belljar.system.background import Backoff
 
 #: A clone that waited this long is replaced: its state is stale.
 MAX_AGE_SECONDS = 1800.0
+#: Pauses of a bucket after clones that could not be made.
+_RETRY_SECONDS = 5.0
+_MAX_RETRY_SECONDS = 80.0
 
 
 @dataclass(slots=True)
@@ -57,13 +61,20 @@ class PoolBucket:
     making: int = 0
     #: The most memory that one of its clones used, in MiB; None before the first.
     clone_mb: float | None = None
-    #: No clone is made before this time.
+    #: No clone is made before this time; the pause grows with each that could not be made.
     not_before: float = 0.0
+    pauses: Backoff = field(default_factory=lambda: Backoff(_RETRY_SECONDS, _MAX_RETRY_SECONDS))
 
     @property
     def count(self) -> int:
         """Return the clones that wait or are being made."""
         return len(self.clones) + self.making
+
+    def pause(self) -> float:
+        """Make no clone for a while; return how long."""
+        seconds = self.pauses.next()
+        self.not_before = time.monotonic() + seconds
+        return seconds
 
     def remove_unusable(self, keep: int) -> list[WarmClone]:
         """Remove and return the clones that are dead or too old, and the oldest beyond `keep`."""
