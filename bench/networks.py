@@ -128,7 +128,7 @@ async def claims(rounds: int) -> dict[str, object]:
         for name, policy in (("open", Policy(open=True)), ("list", LISTED)):
             times, spent, releases = [], [], []
             for _ in range(rounds):
-                while pool.ready < 4 or pool.removing:  # noqa: ASYNC110
+                while pool.ready < 4 or pool.removing:
                     await asyncio.sleep(0.01)
                 start, begun = time.perf_counter(), time.process_time()
                 async with pool.with_network(policy):

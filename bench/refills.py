@@ -2,9 +2,9 @@
 
     .venv/bin/python bench/refills.py DATA_DIR [ROUNDS]
 
-DATA_DIR holds the image python. Prints JSON: processor milliseconds of each step of a refill (median and lowest), in the
-hypervisor and in this process; and the time of a job alone and beside refills, in turns. Runs under the interpreter of
-the tree that it measures, so two trees can be compared in turns:
+DATA_DIR holds the image python. Prints JSON: processor milliseconds of each step of a refill (median and lowest), in
+the hypervisor and in this process; and the time of a job alone and beside refills, in turns. Runs under the
+interpreter of the tree that it measures, so two trees can be compared in turns:
 
     for tree in OLD NEW OLD NEW; do $tree/.venv/bin/python bench/refills.py DATA_DIR; done
 """

@@ -81,7 +81,7 @@ def test_rates_are_a_list() -> None:
 
 def test_another_tree_needs_its_own_interpreter(tmp_path_factory: pytest.TempPathFactory) -> None:
     tree = tmp_path_factory.mktemp("tree")
-    with pytest.raises(InvalidOption, match="has no .venv/bin/python; run script/bootstrap there"):
+    with pytest.raises(InvalidOption, match=r"has no \.venv/bin/python; run script/bootstrap there"):
         find_python(tree)
     python = tree / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
