@@ -82,7 +82,7 @@ async def measure_sustained(settings: Settings, plan: Plan, report: Callable[[st
     """
     image = Images(settings.data_dir).get("python")
     hypervisor = await HypervisorSelector(settings).hypervisor(image)
-    pythons = {THIS_TREE: None, **{str(tree): find_python(tree) for tree in plan.trees}}
+    pythons = {THIS_TREE: None, **{tree.absolute().name: find_python(tree) for tree in plan.trees}}
     async with AsyncExitStack() as stack:
         targets = []
         for name, python in pythons.items():
