@@ -25,6 +25,7 @@ from belljar.node.machines.host.usage import children, resident_mb
 from belljar.settings import Settings
 
 _SNAPSHOT_SECONDS = 120
+_START_SECONDS = 60
 #: Clones that a server with a pool of fixed size keeps.
 WAITING = 4
 
@@ -91,6 +92,15 @@ async def _address(stderr: asyncio.StreamReader) -> str:
     raise HostError(f"the server did not start: {last}")
 
 
+async def _started(stderr: asyncio.StreamReader, seconds: float) -> str:
+    """Return the address of a server that starts. Raises HostError."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await _address(stderr)
+    except TimeoutError:
+        raise HostError(f"the server did not start within {seconds:g} s; repeat when the host is less busy") from None
+
+
 @contextlib.asynccontextmanager
 async def bench_server(
     settings: Settings,
@@ -100,6 +110,7 @@ async def bench_server(
     python: Path | None = None,
 ) -> AsyncIterator[BenchServer]:
     """Run `belljar serve` in a folder of its own, with this folder's images. `python`: that of another version."""
+    factor = deadline_factor(settings.boot_timeout_seconds)
     with tempfile.TemporaryDirectory(prefix="belljar-bench-") as folder:
         data_dir = Path(folder)
         DataDir(data_dir).images.symlink_to(settings.paths.images)
@@ -113,12 +124,11 @@ async def bench_server(
         assert process.stderr is not None
         rest = None
         try:
-            async with asyncio.timeout(30):
-                url = await _address(process.stderr)
+            url = await _started(process.stderr, _START_SECONDS * factor)
             rest = asyncio.create_task(_discard(process.stderr))  # a full pipe would stop it
             headers = {"Authorization": f"Bearer {read_admin_key(data_dir)}"}
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as http:
-                yield BenchServer(http, process.pid, data_dir, deadline_factor(settings.boot_timeout_seconds))
+                yield BenchServer(http, process.pid, data_dir, factor)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()

@@ -27,7 +27,7 @@ THIS_TREE = "belljar"
 _MAX_RATE = 100.0
 _MAX_RATES = 20
 #: Time for a pool that is measured no more to come to rest.
-_PAUSE_SECONDS = 3.0
+_PAUSE_SECONDS = 2.0
 #: Callers that send their next job when their last has ended, to find the highest rate.
 _CALLERS = 4
 
@@ -133,7 +133,7 @@ async def _latencies(plan: Plan, targets: Sequence[_Target], report: Callable[[s
                     pooled = target.server is not None
                     found.append(summarise(target.name, arrivals, rate, plan.seconds, samples, pooled=pooled))
                     report(_line(found[-1]))
-                    await asyncio.sleep(_PAUSE_SECONDS)
+                    await asyncio.sleep(_PAUSE_SECONDS if pooled else 0)
     return found
 
 
