@@ -84,7 +84,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             disk,
         )
         keys, projects = SqlKeys(database), SqlProjects(database)
-        async with polling(changes, job_store.states, keys.revoked_since, projects.suspended, settings.data_dir):
+        async with polling(changes, job_store.states, keys.ended_since, projects.suspended, settings.data_dir):
             yield Services(
                 settings=settings,
                 database=database,

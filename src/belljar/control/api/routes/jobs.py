@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from belljar.control.api.authentication import end_reason
+from belljar.control.api.authentication import end_error
 from belljar.control.api.bodies import read_options
 from belljar.control.api.dependencies import Cursor, IdentityDep, Limit, ServicesDep
 from belljar.control.api.json_response import json_response
@@ -17,7 +17,7 @@ from belljar.control.api.rules import require
 from belljar.control.api.services import Services
 from belljar.control.projects.identity import Identity
 from belljar.control.projects.scopes import Scope
-from belljar.model.errors import InvalidDependencies, LayerBuildError, NotAuthenticated, without_paths
+from belljar.model.errors import InvalidDependencies, LayerBuildError, without_paths
 from belljar.model.job import Job
 from belljar.model.job_options import JobOptions, JobRequest
 from belljar.model.states import Status
@@ -105,13 +105,13 @@ async def cancel_job(job_id: str, services: ServicesDep, identity: IdentityDep) 
 
 async def _wait(services: Services, identity: Identity, job_id: str, seconds: float) -> Job:
     def ended() -> bool:
-        return end_reason(identity, services.changes) is not None
+        return end_error(identity, services.changes) is not None
 
     if identity.expires_at is not None:
         seconds = min(seconds, max(0.0, (identity.expires_at - datetime.now(UTC)).total_seconds()))
     job = await services.jobs.wait(identity.project, job_id, seconds, ended=ended)
-    if (reason := end_reason(identity, services.changes)) is not None:
-        raise NotAuthenticated(reason)
+    if (error := end_error(identity, services.changes)) is not None:
+        raise error
     return job
 
 
