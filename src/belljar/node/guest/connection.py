@@ -115,13 +115,13 @@ class AgentConnection:
         At the block's end the session is over; its commands run until the machine ends. Raises CommandFailed when the
         session could not be started, MachineError.
         """
-        async with Session(self._frames, reply_seconds=self._reply_seconds).run(request) as session:
+        async with Session(self._frames, reply_seconds=self.reply_seconds).run(request) as session:
             yield session
 
     @contextlib.asynccontextmanager
     async def resume_session(self) -> AsyncIterator[Session]:
         """Continue the session of a machine that was suspended in one, after `resume`. Raises MachineError."""
-        async with Session(self._frames, reply_seconds=self._reply_seconds).run(None) as session:
+        async with Session(self._frames, reply_seconds=self.reply_seconds).run(None) as session:
             yield session
 
     async def signal(self, number: signals.Signals) -> None:
