@@ -15,6 +15,7 @@ from belljar.control.jobs.service import JobService
 from belljar.control.projects.key_service import KeyService
 from belljar.control.projects.project_service import ProjectService
 from belljar.control.quotas.service import QuotaService, default_limits
+from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.scripts.service import ScriptService
 from belljar.control.secrets.keys import open_keys
 from belljar.control.secrets.service import SecretService
@@ -60,6 +61,7 @@ class Services:
     project_service: ProjectService
     nodes: SqlNodes
     secrets: SecretService
+    sandbox_queue: SandboxQueue
     changes: Changes
     disk: DiskSpace
     #: Limits of concurrent submissions and uploads, so that they do not keep reads from the database.
@@ -120,6 +122,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 project_service=ProjectService(projects, keys, changes),
                 nodes=nodes,
                 secrets=secrets,
+                sandbox_queue=SandboxQueue(database, secrets, settings.lease_seconds),
                 changes=changes,
                 disk=disk,
             )
