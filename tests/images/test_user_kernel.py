@@ -1,4 +1,4 @@
-"""Images with a kernel of the user's: Debian's own as a bzImage and as an ELF boots; others are reported what is wrong."""
+"""Images with a kernel of the user's: Debian's own as a bzImage and as an ELF boots; the faults of others are named."""
 
 from __future__ import annotations
 
