@@ -233,7 +233,9 @@ async def test_a_background_program_outlives_its_shell_and_its_output_does_not_e
 
 
 @pytest.mark.parametrize("program", ["/nowhere/at/all", "no-such-program"])
-async def test_a_missing_program_is_told_and_the_session_goes_on(connect_agent: ConnectAgent, program: str) -> None:
+async def test_a_missing_program_is_a_clear_error_and_the_session_goes_on(
+    connect_agent: ConnectAgent, program: str
+) -> None:
     async with connect_agent() as agent, agent.session() as session:
         with pytest.raises(CommandFailed) as failed:
             await session.start(agent.session_command(program))
@@ -273,7 +275,7 @@ async def test_orphans_are_reaped(connect_agent: ConnectAgent) -> None:
         assert is_running(init)
 
 
-async def test_when_the_sandboxes_init_dies_every_channel_is_told_as_broken(connect_agent: ConnectAgent) -> None:
+async def test_when_the_sandboxes_init_dies_every_channel_is_broken(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.session() as session:
         process = await session.start(agent.session_command("sleep", "60"))
         _, out = await run(agent, session, "sh", "-c", "echo $PPID")
