@@ -20,6 +20,6 @@ def open_provisioner(settings: Settings, capacity: Capacity) -> MachineProvision
         fixed_size=settings.pool_size if settings.pool == "fixed" else None,
         max_size=settings.pool_size,
         memory_mb=memory_mb,
-        is_busy=capacity.is_busy,
+        has_spare_processor=capacity.has_spare_processor,
     )
     return MachineProvisioner(Snapshots(settings), pool)

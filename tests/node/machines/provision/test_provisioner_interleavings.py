@@ -162,7 +162,7 @@ class ProvisionerMachine(RuleBasedStateMachine):
         for module in (snapshot_clones, provisioner):
             self.patch.setattr(module, "configure_network", self.configure_network)
         self.clock = Clock()
-        for module in (pool, warm_clone, clone_source, cold_boot, idle_snapshots, snapshot_maker):
+        for module in (pool, warm_clone, clone_source, cold_boot, idle_snapshots, snapshot_clones, snapshot_maker):
             self.patch.setattr(module, "time", self.clock)
         self.hypervisor = FakeHypervisor(self.gates)
         self.snapshots = FakeSnapshots(self.gates)
@@ -172,7 +172,11 @@ class ProvisionerMachine(RuleBasedStateMachine):
 
     @initialize(pooled=st.booleans())
     def begin(self, pooled: bool) -> None:
-        self.pool = WarmPool(fixed_size=None, max_size=2, memory_mb=1000, is_busy=lambda: False) if pooled else None
+        self.pool = (
+            WarmPool(fixed_size=None, max_size=2, memory_mb=1000, has_spare_processor=lambda making: making < 2)
+            if pooled
+            else None
+        )
         self.provisioner = MachineProvisioner(cast(Snapshots, self.snapshots), self.pool)
         self.background = self.steps.start(self.provisioner.run(lambda: 1000.0))
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from belljar.model.errors import HostError, MachineDied, MachineError, MachineTimeout
+from belljar.node.machines.clone_failure import clone_deaths
 from belljar.node.machines.death import is_host_shortage
 from belljar.node.machines.disks import ScriptDisk, copy_sparse_file, move_sparse
 from belljar.node.machines.firecracker.bodies import (
@@ -40,6 +41,11 @@ class FirecrackerClone(FirecrackerMachine):
     def __init__(self, spawned: FirecrackerProcess, script_disk: ScriptDisk) -> None:
         super().__init__(spawned)
         self._script_disk = script_disk
+
+    async def connect(self, timeout_seconds: float) -> None:
+        """Connect to the agent, which listens already. Raises BadSnapshot, HostError, MachineError."""
+        with clone_deaths():
+            await super().connect(timeout_seconds)
 
     def set_foreground(self) -> None:
         """Implement `Clone.set_foreground`."""
@@ -108,8 +114,9 @@ def load_request(snapshot: Path, spec: MachineSpec) -> SnapshotLoad:
 def load_errors() -> Iterator[None]:
     """Raise Firecracker's refusal of a load request as BadSnapshot, or as HostError when the host is the reason."""
     try:
-        yield
-    except (MachineDied, MachineTimeout):
+        with clone_deaths():
+            yield
+    except (MachineDied, MachineTimeout, BadSnapshot):
         raise
     except MachineError as error:
         if is_host_shortage(error.message) or _DEVICE.search(error.message):
