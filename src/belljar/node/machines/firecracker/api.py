@@ -28,7 +28,8 @@ class FirecrackerApi:
     """A client of one process. An async context manager that owns the connection."""
 
     def __init__(self, socket: Path) -> None:
-        transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False)  # no TLS on a unix socket
+        kept = httpx.Limits(keepalive_expiry=None)  # a process that waits keeps its connection
+        transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=kept, verify=False)  # no TLS on a unix socket
         self._http = httpx.AsyncClient(transport=transport, base_url="http://firecracker", timeout=SNAPSHOT_SECONDS)
         #: Number of requests made.
         self.requests = 0

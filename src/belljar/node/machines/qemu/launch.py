@@ -1,7 +1,7 @@
 """Starts one QEMU process in its jail. QEMU inherits descriptors of every file that it uses.
 
 A start is a list of steps: reserve the jail, open the channels, spawn the process. A clone's snapshot is loaded after
-that, by the machine itself (QemuClone.load_snapshot).
+that, by the machine itself (clone.py).
 """
 
 from __future__ import annotations
