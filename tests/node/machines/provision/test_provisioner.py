@@ -25,6 +25,7 @@ from belljar.node.machines.protocol import MachineSpec, Shape
 from belljar.node.machines.provision.provisioner import MachineProvisioner
 from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.machines.provision.snapshots import Snapshots
+from belljar.node.machines.provision.waiting_processes import WaitingProcesses
 from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.node.worker.plan import DEFAULT_ENV
@@ -134,6 +135,10 @@ async def converse(ready: ProvisionedMachine) -> Collector:
     return sink
 
 
+def emulators() -> list[int]:
+    return [pid for pid in descendants(os.getpid()) if "qemu" in name_of(pid)]
+
+
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("frozen")
@@ -147,7 +152,7 @@ async def lab(built_images: Path, frozen: Path, tmp_path: Path) -> AsyncIterator
     hypervisor = QemuHypervisor(settings, "tcg")
     yield Lab(settings, image, hypervisor, warm_up_steps, MachineProvisioner(Snapshots(settings)), tmp_path, frozen)
     hypervisor.release_snapshot(Snapshots(settings).folder / "none")
-    assert [pid for pid in descendants(os.getpid()) if "qemu" in name_of(pid)] == []
+    assert emulators() == []
     scratch = tmp_path / "data" / "run" / "scratch"
     assert not scratch.exists() or list(scratch.iterdir()) == []
 
@@ -170,6 +175,33 @@ async def test_fifty_clones_are_fifty_machines(lab: Lab) -> None:
     for name, values in drawn.items():
         values += [each[name.replace("-", " ")] for each in thorough]
         assert len(set(map(str, values))) == len(values) == 50, name
+
+
+async def test_clones_of_processes_that_waited_are_as_unlike_as_others_and_a_lost_one_costs_no_job(lab: Lab) -> None:
+    await lab.make()
+    waiting = WaitingProcesses(max_size=2, is_busy=lambda: False)
+    provisioner = MachineProvisioner(lab.snapshots, waiting=waiting)
+    background = asyncio.create_task(provisioner.run(lambda: 1000.0))
+    spec = lab.spec(await lab.script(SOURCES))
+    drawn: list[list[str]] = []
+    try:
+        for number in range(6):
+            if number > 0:
+                async with asyncio.timeout(60):
+                    while not sum(waiting.counts().values()):
+                        await asyncio.sleep(0.01)
+            if number == 3:
+                for pid in emulators():
+                    os.kill(pid, signal.SIGSTOP)
+            async with provisioner.machine(lab.hypervisor, spec, lab.warm_up_steps, 60) as ready:
+                assert ready.source == "snapshot"
+                assert ("load" in ready.phases) == (number not in (0, 3))
+                drawn.append((await converse(ready)).stdout.decode().split())
+    finally:
+        background.cancel()
+        await asyncio.gather(background, return_exceptions=True)
+    for each in zip(*(values[1::2] for values in drawn), strict=True):
+        assert len(set(each)) == 6
 
 
 async def test_a_clone_knows_the_time_and_is_fresh(lab: Lab) -> None:
