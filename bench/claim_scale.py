@@ -19,14 +19,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from belljar.control.store.claims import SqlClaims
+from belljar.control.store.jobs import SqlJobs
+from belljar.control.store.opening import open_database
 from belljar.model.ids import new_id
 from belljar.model.job import Job
 from belljar.model.outcome import Outcome
 from belljar.model.states import Status
 from belljar.settings import Settings
-from belljar.control.store.claims import SqlClaims
-from belljar.control.store.jobs import SqlJobs
-from belljar.control.store.opening import open_database
 from support.job_queue import queued
 
 _ENDS = (Status.SUCCEEDED, Status.SUCCEEDED, Status.SUCCEEDED, Status.FAILED)

@@ -14,6 +14,7 @@ import httpx
 from belljar.control.api.admin_key import ensure_admin_key
 from belljar.control.api.app import create_app
 from belljar.control.api.services import Services, open_services
+from belljar.control.projects.scopes import Role
 from belljar.local_server import read_admin_key
 from belljar.model.job import Job, MachineInfo, Timings
 from belljar.model.outcome import Outcome
@@ -38,8 +39,8 @@ class Served:
         return httpx.AsyncClient(transport=self.transport, base_url=URL, headers=headers)
 
     async def caller_of(self, project: str) -> httpx.AsyncClient:
-        """Return a client with a new key of this project."""
-        _, secret = await self.services.keys.create(project, "test")
+        """Return a client with a new owner's key of this project."""
+        _, secret = await self.services.keys.create(project, "test", role=Role.OWNER)
         return self.caller(secret)
 
     async def upload(self, code: str = "print(1)", **fields: str) -> str:

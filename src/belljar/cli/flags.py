@@ -121,5 +121,20 @@ class RunServerFlags(ServerFlags):
     ] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdministrationFlags(ServerFlags):
+    """The same for commands that work on the data folder itself, unless a server or a key is named."""
+
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="URL",
+            help="Work through this server. Default: on the data folder of this machine.",
+            show_default=False,
+        ),
+    ] = None
+
+
 #: Groups whose fields become options.
-GROUPS = (JobFlags, ServerFlags, RunServerFlags)
+GROUPS = (JobFlags, ServerFlags, RunServerFlags, AdministrationFlags)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from belljar import __version__
-from belljar.cli import bench, doctor, gc, image, jobs, key, run, serve
+from belljar.cli import bench, doctor, gc, image, jobs, key, project, run, serve
 from belljar.cli.command import prepare
 from belljar.cli.failure import OUTPUT_CLOSED, exit_code_of
 from belljar.cli.printing import discard_stdout, open_missing_streams
@@ -30,10 +31,26 @@ app.command("submit")(jobs.submit)
 app.add_typer(jobs.app, name="jobs")
 app.command("logs")(jobs.logs)
 app.add_typer(image.app, name="image")
+app.add_typer(project.app, name="project")
 app.add_typer(key.app, name="key")
 app.command("gc")(gc.gc)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print belljar's version.")
+    ] = False,
+) -> None:
+    """Run untrusted code, each job in its own microVM."""
 
 
 @app.command()

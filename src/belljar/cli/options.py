@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,9 @@ from belljar.model.errors import InvalidOption
 
 #: The limit of the HTTP API (model/job.py, which takes long to load).
 _MAX_STDIN_BYTES = 16 << 20
+
+_DURATION = re.compile(r"([1-9][0-9]{0,8})([smhd])\Z")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 DataDir = Annotated[
     Path | None,
@@ -38,6 +42,16 @@ def pairs(given: list[str] | None, option: str) -> dict[str, str]:
             raise InvalidOption(f"{option} takes NAME=VALUE, not {argument[:80]!r}", option=option)
         parsed[name] = value
     return parsed
+
+
+def seconds(text: str | None, option: str) -> int | None:
+    """Parse a duration such as 30d, 12h, 45m or 90s. Raises InvalidOption."""
+    if text is None:
+        return None
+    match = _DURATION.match(text)
+    if match is None:
+        raise InvalidOption(f"{option} takes a duration such as 30d, 12h, 45m or 90s, not {text[:40]!r}", option=option)
+    return int(match[1]) * _UNIT_SECONDS[match[2]]
 
 
 def stdin_bytes(name: str | None) -> bytes | None:

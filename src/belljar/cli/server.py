@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from belljar.client import Client
 
 
-def connect(flags: ServerFlags) -> Client:
-    """Return a client for the named server, or for the one on this machine. Raises InvalidOption."""
+def connect(flags: ServerFlags, *, project: str | None = None) -> Client:
+    """Return a client for the named server, or for the one on this machine, acting in this project.
+
+    Raises InvalidOption.
+    """
     from belljar.client import Client
     from belljar.settings import load_settings
 
@@ -27,7 +30,7 @@ def connect(flags: ServerFlags) -> Client:
     # the port of a server that does not run.
     if key is None and address is not None and _is_this_machine(url):
         key = read_admin_key(settings.data_dir)
-    return Client(url, key)
+    return Client(url, key, project=project)
 
 
 def _is_this_machine(url: str) -> bool:

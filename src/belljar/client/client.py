@@ -43,11 +43,13 @@ class Unreachable(Exception):
 class Client:
     """A connection to one server. Every method raises ServerError or Unreachable."""
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    def __init__(self, url: str, key: str | None = None, *, project: str | None = None) -> None:
+        """`project` is for operators' keys: the project in which requests act, instead of the key's own."""
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ServerError(401, "not_authenticated", "the key contains invalid characters; copy it again")
         # No compression: a small answer must not become a large one here.
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        headers |= {"Belljar-Project": quote(project)} if project else {}
         timeout = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
         self.url = url.rstrip("/")
         with _reachable(self.url):
@@ -80,8 +82,7 @@ class Client:
 
     def jobs(self, **filters: Any) -> dict[str, Any]:
         """Return a page: `jobs`, `next_cursor`. Filters: status, script_id, label, limit, cursor."""
-        given = {name: value for name, value in filters.items() if value is not None}
-        return self._json("GET", "/v1/jobs", params=given)
+        return self._json("GET", "/v1/jobs", params=_given(filters))
 
     def cancel(self, job_id: str) -> dict[str, Any]:
         """Cancel a job and return it."""
@@ -117,6 +118,39 @@ class Client:
             _check(response)
             yield from response.iter_raw()
 
+    def create_key(self, **options: Any) -> dict[str, Any]:
+        """Create a key: name, project, role, scopes, admin, expires_in_seconds. Return it with its `secret`."""
+        return self._json("POST", "/v1/keys", json=options)
+
+    def keys(self, *, limit: int | None = None, cursor: str | None = None) -> dict[str, Any]:
+        """Return a page: `keys`, `next_cursor`."""
+        return self._json("GET", "/v1/keys", params=_given({"limit": limit, "cursor": cursor}))
+
+    def revoke_key(self, key_id: str) -> dict[str, Any]:
+        """Revoke a key and return it."""
+        return self._json("DELETE", f"/v1/keys/{quote(key_id, safe='')}")
+
+    def rotate_key(self, key_id: str, overlap_seconds: int) -> dict[str, Any]:
+        """Create a key that replaces another; return it with its `secret`. The old one ends after the overlap."""
+        body = {"overlap_seconds": overlap_seconds}
+        return self._json("POST", f"/v1/keys/{quote(key_id, safe='')}/rotate", json=body)
+
+    def create_project(self, name: str) -> dict[str, Any]:
+        """Create a project and return it."""
+        return self._json("POST", "/v1/projects", json={"name": name})
+
+    def projects(self, *, limit: int | None = None, cursor: str | None = None) -> dict[str, Any]:
+        """Return a page: `projects`, `next_cursor`."""
+        return self._json("GET", "/v1/projects", params=_given({"limit": limit, "cursor": cursor}))
+
+    def change_project(self, name: str, **changes: Any) -> dict[str, Any]:
+        """Change a project and return it: suspended, cancel_running."""
+        return self._json("PATCH", f"/v1/projects/{quote(name, safe='')}", json=changes)
+
+    def remove_project(self, name: str) -> dict[str, Any]:
+        """Remove a project with all of its data; return it as it is until then."""
+        return self._json("DELETE", f"/v1/projects/{quote(name, safe='')}")
+
     def _json(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
         with _reachable(self.url), self._http.stream(method, path, **rest) as response:
             data = _read_bounded(response)
@@ -128,6 +162,10 @@ class Client:
         if not isinstance(body, dict):
             raise _not_belljar(response)
         return body
+
+
+def _given(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 @contextlib.contextmanager

@@ -99,17 +99,29 @@ class TooLarge(BelljarError):
 
 
 class NotAuthenticated(BelljarError):
-    """The request has no key, or one that is unknown or revoked; send Authorization: Bearer KEY with a valid key."""
+    """The request has no valid key: none, or an unknown, revoked or expired one; send Authorization: Bearer KEY."""
 
     code = "not_authenticated"
     status = 401
 
 
+class KeyInUrl(NotAuthenticated):
+    """The URL has a key in its query, where logs keep it; revoke that key, and send keys in Authorization only."""
+
+    code = "key_in_url"
+
+
 class Forbidden(BelljarError):
-    """The key may not do this, or the request is cross-origin; use an admin key, or send it from this machine."""
+    """The key lacks a scope, or the request is cross-origin; use a key with the scope, or send it from this machine."""
 
     code = "forbidden"
     status = 403
+
+
+class ProjectSuspended(Forbidden):
+    """The operator suspended the key's project; ask the operator to resume it."""
+
+    code = "project_suspended"
 
 
 class NotFound(BelljarError):
@@ -133,11 +145,29 @@ class Conflict(BelljarError):
     status = 409
 
 
+class ProjectConflict(Conflict):
+    """The project exists already, still has work, or is being removed; follow the message."""
+
+    code = "project_conflict"
+
+
+class KeyConflict(Conflict):
+    """The key is revoked or expired, so it cannot be rotated; create a new one."""
+
+    code = "key_conflict"
+
+
 class TooManyRequests(BelljarError):
     """The key has too many requests or bytes in flight; try again after `retry_after` seconds."""
 
     code = "too_many_requests"
     status = 429
+
+
+class TooManyFailures(TooManyRequests):
+    """The client's address sent many invalid keys; correct the key, and try again after `retry_after` seconds."""
+
+    code = "too_many_failures"
 
 
 class RequestTimeout(BelljarError):

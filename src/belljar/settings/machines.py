@@ -48,7 +48,7 @@ class MachineSettings(Area):
         description="Whether clones of snapshots wait for jobs: by recent demand (`auto`), a fixed number, or none.",
     )
     pool_size: int = Field(
-        4, ge=1, description="Number of waiting clones of each image and shape (`fixed`), or their maximum (`auto`)."
+        8, ge=1, description="Number of waiting clones of each image and shape (`fixed`), or their maximum (`auto`)."
     )
     waiting_processes: int = Field(
         4,

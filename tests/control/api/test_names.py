@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from belljar.control.api.app import create_app
-from belljar.control.store.keys import Key
+from belljar.control.projects.keys import Key
 from belljar.control.store.nodes import Node
 from belljar.model.job import Job
 from belljar.model.script import Script
@@ -29,7 +29,7 @@ def schemas(description: dict[str, Any]) -> Iterator[str]:
     """Yield the fields of what the API takes and returns; what it returns is in no schema of OpenAPI."""
     found: dict[str, Any] = dict(description["components"]["schemas"])
     for model in (Job, Script, Key, Node):
-        schema = model.model_json_schema()
+        schema = model.model_json_schema(mode="serialization")
         found |= {model.__name__: schema, **schema.get("$defs", {})}
     for name, schema in sorted(found.items()):
         values = sorted(schema.get("properties", ())) or schema.get("enum", ())

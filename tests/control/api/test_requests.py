@@ -11,6 +11,7 @@ from sqlalchemy import event
 
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.logs.log import LogWriter, log_path
+from belljar.control.projects.scopes import Role
 from belljar.local_server import read_admin_key
 from belljar.model.errors import DamagedImage, HostError
 from belljar.model.job import Job, JobError
@@ -115,7 +116,7 @@ async def test_a_charset_of_a_form_changes_nothing(api: Served, charset: str) ->
 # --- what is for operators only -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/v1/nodes", "/metrics", "/v1/keys"])
+@pytest.mark.parametrize("path", ["/v1/nodes", "/metrics"])
 async def test_what_concerns_all_projects_takes_an_admin_key(api: Served, path: str) -> None:
     async with await api.caller_of("tenant") as tenant:
         problem(await tenant.get(path), 403, "forbidden")
@@ -256,7 +257,7 @@ class Followed:
 async def follower(api: Served) -> tuple[Followed, str]:
     """A follower of a new job, and its key's id."""
     job = await api.submit()
-    key, secret = await api.services.keys.create("default", "reader")
+    key, secret = await api.services.keys.create("default", "reader", role=Role.VIEWER)
     following = Followed(api, job["id"], secret)
     await following.begun.wait()
     return following, key.id
@@ -276,7 +277,7 @@ async def test_a_revoked_key_ends_its_open_streams(api: Served, through: str) ->
 
 async def test_a_revoked_key_ends_its_waiting(api: Served) -> None:
     job = await api.submit()
-    key, secret = await api.services.keys.create("default", "reader")
+    key, secret = await api.services.keys.create("default", "reader", role=Role.VIEWER)
     async with api.caller(secret) as reader:
         waiting = asyncio.create_task(reader.get(f"/v1/jobs/{job['id']}", params={"wait": 600}))
         while not api.services.changes.watched():

@@ -153,16 +153,17 @@ async def test_a_client_that_drips_a_head_is_closed(api: Served, monkeypatch: py
     async with listening(api) as sockets:
         reader, writer = await sockets.open()
         writer.write(b"GET /healthz HTTP/1.1\r\n")
-        async with asyncio.timeout(30):
-            while not reader.at_eof():
-                with contextlib.suppress(ConnectionError):
+        # The connection ends by a reset when a line was on its way.
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(30):
+                while not reader.at_eof():
                     writer.write(b"X: y\r\n")
                     await writer.drain()
-                await asyncio.sleep(0.02)
-                with contextlib.suppress(TimeoutError, ConnectionError):
-                    async with asyncio.timeout(0.01):
-                        if await reader.read(1) == b"":
-                            break
+                    await asyncio.sleep(0.02)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(0.01):
+                            if await reader.read(1) == b"":
+                                break
         writer.close()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from belljar.control.projects.scopes import Scope
 from belljar.control.store.database import Database
 from belljar.control.store.keys import SqlKeys
 from belljar.model.errors import NotFound
@@ -19,7 +20,7 @@ def keys(database: Database) -> SqlKeys:
 
 
 async def test_a_key_is_known_by_its_secret_alone(keys: SqlKeys) -> None:
-    key, secret = await keys.create("mine", "ci", admin=True)
+    key, secret = await keys.create("mine", "ci", scopes=frozenset({Scope.ADMIN}))
     _, other = await keys.create("other", "ci")
     assert secret != other and len(secret) > 40
     assert await keys.authenticate(secret) == key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sqlite3
 from pathlib import Path
@@ -12,7 +13,10 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 import belljar.control.store
+from belljar.control.projects.scopes import ALL_SCOPES, Role
+from belljar.control.store.keys import SqlKeys
 from belljar.control.store.opening import open_database
+from belljar.control.store.projects import SqlProjects
 from belljar.control.store.schema import HEAD, metadata
 from belljar.control.store.scripts import SqlScripts
 from belljar.settings import Settings
@@ -81,3 +85,32 @@ async def test_a_database_of_before_knows_the_scratch_disks_of_its_jobs(tmp_path
     await (await open_database(Settings(data_dir=tmp_path))).close()
     with sqlite3.connect(tmp_path / "belljar.db") as connection:
         assert dict(connection.execute("SELECT id, disk_mb FROM jobs")) == {"with": 512, "without": 0}
+
+
+async def test_keys_of_before_keep_working_with_what_they_could_do(tmp_path: Path) -> None:
+    migrated(tmp_path / "belljar.db", "0006")
+    secrets = {name: "bj_" + (name * 43)[:43] for name in ("operator", "plain", "revoked")}
+    with sqlite3.connect(tmp_path / "belljar.db") as connection:
+        for name, secret in secrets.items():
+            digest = hashlib.sha256(secret.encode()).hexdigest()
+            revoked = 1 if name == "revoked" else None
+            values = (name, name, "mine", name == "operator", digest, revoked)
+            connection.execute(
+                "INSERT INTO keys (id, name, project, admin, secret_sha256, created_at, revoked_at)"
+                " VALUES (?, ?, ?, ?, ?, 0, ?)",
+                values,
+            )
+        connection.execute(
+            "INSERT INTO scripts (project, id, name, language, entrypoint, size_bytes, file_count, created_at)"
+            " VALUES ('of-script', 'a', 'a.py', 'python', 'main.py', 1, 1, 0)"
+        )
+    database = await open_database(Settings(data_dir=tmp_path))
+    keys, projects = SqlKeys(database), SqlProjects(database)
+    found = {name: await keys.authenticate(secret) for name, secret in secrets.items()}
+    names = [project.name for project in (await projects.page(10, None))[0]]
+    await database.close()
+    operator, plain = found["operator"], found["plain"]
+    assert operator is not None and operator.admin and operator.scopes == ALL_SCOPES
+    assert plain is not None and plain.role is Role.OWNER and not plain.admin and plain.expires_at is None
+    assert found["revoked"] is None
+    assert names == ["default", "mine", "of-script"]

@@ -8,14 +8,16 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from belljar.control.store.keys import Key, SqlKeys, new_secret
+from belljar.control.projects.identity import DEFAULT_PROJECT
+from belljar.control.projects.key_format import new_secret
+from belljar.control.projects.keys import Key
+from belljar.control.projects.scopes import Scope
+from belljar.control.store.keys import SqlKeys
 from belljar.data_dir import DataDir, private_file
 from belljar.local_server import read_admin_key
 from belljar.model.errors import DataFolderError
 from belljar.model.ids import new_id
 from belljar.system.atomic_write import atomic_path
-
-PROJECT = "default"
 
 
 async def ensure_admin_key(keys: SqlKeys, data_dir: Path) -> bool:
@@ -35,7 +37,13 @@ async def ensure_admin_key(keys: SqlKeys, data_dir: Path) -> bool:
             private_file(part)
             part.write_text(secret + "\n")
             # The record first, then the file: a crash in between leaves a key whose secret is lost.
-            key = Key(id=new_id("key"), name="admin", project=PROJECT, admin=True, created_at=datetime.now(UTC))
+            key = Key(
+                id=new_id("key"),
+                name="admin",
+                project=DEFAULT_PROJECT,
+                extra_scopes=frozenset({Scope.ADMIN}),
+                created_at=datetime.now(UTC),
+            )
             await keys.add(key, secret)
     except OSError as error:
         raise DataFolderError(f"cannot write {path}: {error.strerror}; set --data-dir to another folder") from error

@@ -10,15 +10,19 @@ from fastapi.routing import APIRoute
 
 from belljar import __version__
 from belljar.control.api.auth_middleware import AuthMiddleware
+from belljar.control.api.authentication import Authentication
 from belljar.control.api.file_descriptors import max_connections
 from belljar.control.api.openapi import describe
 from belljar.control.api.problems import handle_errors
 from belljar.control.api.request_context import RequestContext
-from belljar.control.api.routes import artifacts, health, images, jobs, keys, logs, metrics, nodes, scripts
+from belljar.control.api.routes import artifacts, health, images, jobs, keys, logs, metrics, nodes, projects, scripts
+from belljar.control.api.rules import ruled_routes
 from belljar.control.api.services import Services
+from belljar.control.projects.key_request import NewKey, Rotation
+from belljar.control.projects.project_request import NewProject, ProjectChange
 from belljar.model.job_options import JobOptions, JobRequest
 
-_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, keys)
+_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, keys)
 
 
 def create_app(services: Services | None) -> FastAPI:
@@ -35,11 +39,14 @@ def create_app(services: Services | None) -> FastAPI:
     handle_errors(app)
     for routes in _ROUTES:
         app.include_router(routes.router)
-    describe(app, (JobOptions, JobRequest, keys.NewKey))
+    ruled_routes(app)  # raises for a route without a rule
+    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange))
     if services is not None:
         app.add_middleware(
             AuthMiddleware,
-            keys=services.keys,
+            authentication=Authentication(
+                services.keys, services.projects, services.changes, is_on=services.settings.auth == "on"
+            ),
             settings=services.settings,
             changes=services.changes,
             max_requests=max_connections(services.settings),

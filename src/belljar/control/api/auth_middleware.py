@@ -1,4 +1,4 @@
-"""Authenticates requests by their key; with `--auth off`, refuses cross-origin requests.
+"""Authenticates requests (authentication.py), and limits their bodies and how many are in flight.
 
 Plain ASGI around all routes, so that no route can be left out.
 """
@@ -6,23 +6,19 @@ Plain ASGI around all routes, so that no route can be left out.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from datetime import UTC, datetime, timedelta
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from belljar.control.api.admin_key import PROJECT
+from belljar.control.api.authentication import Authentication, end_reason
 from belljar.control.api.bodies import MAX_JSON_BYTES, MAX_SMALL_BYTES
 from belljar.control.api.problems import problem_of
 from belljar.control.api.request_limits import BodyBudget, RequestCount
 from belljar.control.api.streams import StreamAborted
 from belljar.control.jobs.changes import Changes
-from belljar.control.store.keys import Key, SqlKeys
-from belljar.local_server import is_loopback
-from belljar.model.errors import BelljarError, Forbidden, HostError, NotAuthenticated, RequestTimeout, TooLarge
+from belljar.control.projects.identity import Identity
+from belljar.model.errors import BelljarError, RequestTimeout, TooLarge
 from belljar.settings import Settings
 
 MB = 1024 * 1024
@@ -32,28 +28,23 @@ PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
 _FORM_OVERHEAD_BYTES = 64 * 1024
 #: Maximum memory of a form that is being received: larger files go to the disk.
 _FORM_MEMORY_BYTES = 2 * MB
-_BEARER = re.compile(r"(?i:bearer) +([A-Za-z0-9._~+/=-]{1,512})\Z")
-#: How often `last_used_at` is written: not for every request.
-_USE_INTERVAL = timedelta(minutes=1)
 #: A body may pause for this long, and must have this rate on average after the same time.
 _STALL_SECONDS = 30.0
 _MIN_BYTES_PER_SECOND = 16 * 1024
 
 
 class AuthMiddleware:
-    """Middleware that authenticates, checks Host and Origin, and limits bodies and requests in flight."""
+    """Middleware that authenticates, and limits bodies and requests in flight."""
 
-    def __init__(self, app: ASGIApp, keys: SqlKeys, settings: Settings, changes: Changes, max_requests: int) -> None:
+    def __init__(
+        self, app: ASGIApp, authentication: Authentication, settings: Settings, changes: Changes, max_requests: int
+    ) -> None:
         self._app = app
-        self._keys = keys
         self._changes = changes
-        self._auth = settings.auth == "on"
+        self._authentication = authentication
         self._upload_bytes = settings.max_upload_mb * MB
         self._bodies = BodyBudget(settings.max_body_memory_mb * MB)
         self._requests = RequestCount(max_requests)
-        self._no_auth_key = Key(
-            id="key_none", name="auth is off", project=PROJECT, admin=True, created_at=datetime.now(UTC)
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,13 +55,13 @@ class AuthMiddleware:
             return
         headers, state = Headers(scope=scope), scope.setdefault("state", {})
         try:
-            key = state["key"] = await self._authenticate(headers)
+            identity = state["identity"] = await self._authentication.identity(scope, headers)
             max_bytes, memory = self._body_limits(headers)
-            with self._requests.counted(key.id):
-                async with self._bodies.lease(key.id, memory) as lease:
+            with self._requests.counted(identity.id):
+                async with self._bodies.lease(identity.id, memory) as lease:
                     state["body_lease"] = lease
                     body = _Body(receive, max_bytes)
-                    await self._app(scope, body, _while_valid(send, key, self._changes))
+                    await self._app(scope, body, _while_valid(send, identity, self._changes))
         except BelljarError as error:
             await problem_of(error, is_operator=False)(scope, receive, send)
 
@@ -86,27 +77,6 @@ class AuthMiddleware:
         else:
             size = max_bytes if "transfer-encoding" in headers else 0
         return max_bytes, min(size, _FORM_MEMORY_BYTES) if is_form else size
-
-    async def _authenticate(self, headers: Headers) -> Key:
-        if not self._auth:
-            _check_local(headers)
-            return self._no_auth_key
-        match = _BEARER.match(headers.get("authorization", ""))
-        if match is None:
-            raise NotAuthenticated("no key; send the header Authorization: Bearer KEY")
-        key = await self._keys.authenticate(match[1])
-        if key is None:
-            raise NotAuthenticated("unknown or revoked key; create a new one with belljar key create")
-        await self._record_use(key)
-        return key
-
-    async def _record_use(self, key: Key) -> None:
-        now = datetime.now(UTC)
-        if key.last_used_at is None or now - key.last_used_at > _USE_INTERVAL:
-            try:
-                await self._keys.record_use(key.id, now)
-            except HostError:
-                return  # a full disk must not refuse valid keys
 
 
 class _Body:
@@ -145,38 +115,14 @@ def _too_large(max_bytes: int) -> TooLarge:
     )
 
 
-def _while_valid(send: Send, key: Key, changes: Changes) -> Send:
-    """Return a `send` that fails after the key was revoked, which ends streams that began before."""
+def _while_valid(send: Send, identity: Identity, changes: Changes) -> Send:
+    """Return a `send` that fails once the identity is not valid any more, which ends streams that began before."""
 
     async def send_if_valid(message: Message) -> None:
-        if message["type"] == "http.response.body" and message.get("more_body") and changes.is_revoked(key.id):
-            raise StreamAborted("the key was revoked")
+        if message["type"] == "http.response.body" and message.get("more_body"):
+            reason = end_reason(identity, changes)
+            if reason is not None:
+                raise StreamAborted(reason)
         await send(message)
 
     return send_if_valid
-
-
-def _check_local(headers: Headers) -> None:
-    """Refuse requests that are not from this machine: cross-origin ones, and other host names (DNS rebinding)."""
-    host = headers.get("host", "")
-    if not is_loopback(_host_name(host)):
-        raise Forbidden(f"requests to {host[:80]!r} are refused with --auth off; send them to localhost")
-    origin = headers.get("origin")
-    if origin is not None and _authority(origin) != host:
-        raise Forbidden("cross-origin requests are refused with --auth off")
-    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        raise Forbidden("cross-site requests are refused with --auth off")
-
-
-def _authority(origin: str) -> str | None:
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:
-        return None
-
-
-def _host_name(host: str) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None

@@ -47,10 +47,11 @@ async def read_options(request: Request, model: type[Options], *, required: bool
     return await asyncio.to_thread(_options, stream, model)
 
 
-async def read_small(request: Request, model: type[M]) -> M:
+async def read_small(request: Request, model: type[M], *, required: bool = True) -> M:
     """Read a small model from the request's JSON body. Raises like `read_options`."""
     stream = JsonStream(_SMALL)
-    await _receive(request, stream)
+    if not await _receive(request, stream) and not required:
+        return model()
     return _validated(model, _object(stream.close()))
 
 

@@ -1,4 +1,4 @@
-"""What routes get of a request: the services, the key and its project."""
+"""What routes get of a request: the services, the identity and its project. What it may do is in rules.py."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Query, Request
 
 from belljar.control.api.services import Services
-from belljar.control.store.keys import Key
-from belljar.model.errors import Forbidden
+from belljar.control.projects.identity import Identity
 
 
 # Coroutines, because FastAPI runs plain functions in threads: three for each request.
@@ -16,23 +15,16 @@ async def _services(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
-async def _key(request: Request) -> Key:
-    return cast(Key, request.state.key)
+async def _identity(request: Request) -> Identity:
+    return cast(Identity, request.state.identity)
 
 
-async def _project(key: Annotated[Key, Depends(_key)]) -> str:
-    return key.project
+async def _project(identity: Annotated[Identity, Depends(_identity)]) -> str:
+    return identity.project
 
 
-async def _admin(key: Annotated[Key, Depends(_key)]) -> Key:
-    if not key.admin:
-        raise Forbidden("this requires an admin key")
-    return key
-
-
-KeyDep = Annotated[Key, Depends(_key)]
+IdentityDep = Annotated[Identity, Depends(_identity)]
 ServicesDep = Annotated[Services, Depends(_services)]
 ProjectDep = Annotated[str, Depends(_project)]
-AdminDep = Annotated[Key, Depends(_admin)]
 Limit = Annotated[int, Query(ge=1, le=500, description="Maximum number of entries.")]
 Cursor = Annotated[str | None, Query(max_length=500, description="`next_cursor` of the previous page.")]

@@ -102,8 +102,8 @@ def handle_errors(app: FastAPI) -> None:
 
 
 def _is_operator(request: Request) -> bool:
-    key = getattr(request.state, "key", None)
-    return key is not None and bool(key.admin)
+    identity = getattr(request.state, "identity", None)
+    return identity is not None and bool(identity.is_operator)
 
 
 def _invalid(error: RequestValidationError) -> Response:

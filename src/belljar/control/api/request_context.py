@@ -117,7 +117,7 @@ def _check_framing(headers: Headers) -> None:
 
 
 def _log_access(scope: Scope, response: _Response, seconds: float) -> None:
-    key = scope["state"].get("key")
+    identity = scope["state"].get("identity")
     write = log.debug if scope["path"] in _PROBES else log.info
     write(
         "request_served",
@@ -126,8 +126,8 @@ def _log_access(scope: Scope, response: _Response, seconds: float) -> None:
         status=response.status,
         milliseconds=round(seconds * 1000, 1),
         sent_bytes=response.sent_bytes,
-        key=key.id if key is not None else None,
-        project=key.project if key is not None else None,
+        key=identity.id if identity is not None else None,
+        project=identity.project if identity is not None else None,
     )
 
 

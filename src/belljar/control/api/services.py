@@ -11,6 +11,8 @@ from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
+from belljar.control.projects.key_service import KeyService
+from belljar.control.projects.project_service import ProjectService
 from belljar.control.scripts.service import ScriptService
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
@@ -18,6 +20,7 @@ from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.keys import SqlKeys
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
+from belljar.control.store.projects import SqlProjects
 from belljar.control.store.scripts import SqlScripts
 from belljar.images.catalog import Images
 from belljar.scripts.uploads import clear_stale_uploads
@@ -43,6 +46,9 @@ class Services:
     job_store: SqlJobs
     claims: SqlClaims
     keys: SqlKeys
+    projects: SqlProjects
+    key_service: KeyService
+    project_service: ProjectService
     nodes: SqlNodes
     changes: Changes
     disk: DiskSpace
@@ -77,8 +83,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             lambda: nodes.cached_limits(settings.lease_seconds),
             disk,
         )
-        keys = SqlKeys(database)
-        async with polling(changes, job_store.states, keys.revoked_since, settings.data_dir):
+        keys, projects = SqlKeys(database), SqlProjects(database)
+        async with polling(changes, job_store.states, keys.revoked_since, projects.suspended, settings.data_dir):
             yield Services(
                 settings=settings,
                 database=database,
@@ -89,6 +95,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 job_store=job_store,
                 claims=SqlClaims(database),
                 keys=keys,
+                projects=projects,
+                key_service=KeyService(keys, changes),
+                project_service=ProjectService(projects, keys, changes),
                 nodes=nodes,
                 changes=changes,
                 disk=disk,

@@ -7,7 +7,7 @@ waiters (`belljar.control.jobs.polling`), which polls twice a second while there
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 
@@ -45,6 +45,7 @@ class Changes:
         self._queued = asyncio.Event()
         self._cancelled = asyncio.Event()
         self._revoked: set[str] = set()
+        self._suspended: frozenset[str] = frozenset()
         #: Whether the server stops, which ends all waiting.
         self.stopping = False
 
@@ -93,6 +94,22 @@ class Changes:
     def is_revoked(self, key_id: str) -> bool:
         """Return whether a key was revoked since this process started."""
         return key_id in self._revoked
+
+    def set_suspended(self, projects: Collection[str]) -> None:
+        """Set which projects are suspended: the open streams and waits of their keys end."""
+        more = not self._suspended.issuperset(projects)
+        self._suspended = frozenset(projects)
+        if more:
+            self._wake_all()
+
+    def set_active(self, project: str) -> None:
+        """Note that a project is not suspended: another process may have resumed it."""
+        if project in self._suspended:
+            self._suspended -= {project}
+
+    def is_suspended(self, project: str) -> bool:
+        """Return whether a project is suspended, as far as this process knows."""
+        return project in self._suspended
 
     def stop(self) -> None:
         """End all waiting, because the server stops."""

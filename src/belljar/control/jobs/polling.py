@@ -28,14 +28,20 @@ RETRY_SECONDS = 5.0
 ReadStates = Callable[[Sequence[str]], Awaitable[Mapping[str, object]]]
 #: Returns the ids of the keys revoked since a time.
 ReadRevokedKeys = Callable[[datetime], Awaitable[Sequence[str]]]
+#: Returns the names of the suspended projects.
+ReadSuspended = Callable[[], Awaitable[Sequence[str]]]
 
 
 @contextlib.asynccontextmanager
 async def polling(
-    changes: Changes, read_states: ReadStates, read_revoked_keys: ReadRevokedKeys, data_dir: Path
+    changes: Changes,
+    read_states: ReadStates,
+    read_revoked_keys: ReadRevokedKeys,
+    read_suspended: ReadSuspended,
+    data_dir: Path,
 ) -> AsyncIterator[None]:
     """Poll while the block runs."""
-    poller = _Poller(changes, read_states, read_revoked_keys, data_dir)
+    poller = _Poller(changes, read_states, read_revoked_keys, read_suspended, data_dir)
     task = asyncio.create_task(poller.run(), name="change polling")
     try:
         yield
@@ -46,11 +52,17 @@ async def polling(
 
 class _Poller:
     def __init__(
-        self, changes: Changes, read_states: ReadStates, read_revoked_keys: ReadRevokedKeys, data_dir: Path
+        self,
+        changes: Changes,
+        read_states: ReadStates,
+        read_revoked_keys: ReadRevokedKeys,
+        read_suspended: ReadSuspended,
+        data_dir: Path,
     ) -> None:
         self._changes = changes
         self._read_states = read_states
         self._read_revoked_keys = read_revoked_keys
+        self._read_suspended = read_suspended
         self._started_at = datetime.now(UTC)
         self._data_dir = data_dir
         self._known: dict[str, tuple[object, Any]] = {}
@@ -75,6 +87,7 @@ class _Poller:
         for key_id in await self._read_revoked_keys(self._started_at):
             if not self._changes.is_revoked(key_id):
                 self._changes.notify_revoked(key_id)
+        self._changes.set_suspended(await self._read_suspended())
         known, self._known = self._known, {}
         for job_id in watched:
             state, size = states.get(job_id), self._log_size(job_id)

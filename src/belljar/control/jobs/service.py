@@ -183,17 +183,19 @@ class JobService:
         self._changes.notify_cancelled()
         return job
 
-    async def wait(self, project: str, job_id: str, timeout_seconds: float, *, key_id: str = "") -> Job:
-        """Return the job after its end, the timeout, the revocation of the key, or the stop of the server.
+    async def wait(
+        self, project: str, job_id: str, timeout_seconds: float, *, ended: Callable[[], bool] = lambda: False
+    ) -> Job:
+        """Return the job after its end, the timeout, or the stop of the server; or when `ended` returns True.
 
-        Raises NotFound.
+        `ended` returns whether the caller's key is not valid any more. Raises NotFound.
         """
         deadline = time.monotonic() + timeout_seconds
         with self._changes.watching(job_id, of_log=False) as watch:
             while True:
                 job = await self.get(project, job_id)
                 remaining = deadline - time.monotonic()
-                if job.status.terminal or remaining <= 0 or self._changes.stopping or self._changes.is_revoked(key_id):
+                if job.status.terminal or remaining <= 0 or self._changes.stopping or ended():
                     return job
                 await watch.wait(remaining)
 

@@ -8,12 +8,17 @@ from belljar.control.maintenance.images import ImageCleaner
 from belljar.control.maintenance.jobs import JobCleaner, StdinCleaner
 from belljar.control.maintenance.logs import LogArchiver
 from belljar.control.maintenance.orphans import OrphanCleaner
+from belljar.control.maintenance.projects import ProjectCleaner
 from belljar.control.maintenance.records import RecordCleaner
 from belljar.control.maintenance.scripts import ScriptCleaner
 from belljar.control.maintenance.uploads import UploadCleaner
+from belljar.control.scripts.service import ScriptService
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
+from belljar.control.store.project_removal import SqlProjectRemoval
 from belljar.control.store.retention import SqlRetention
+from belljar.control.store.scripts import SqlScripts
+from belljar.images.catalog import Images
 from belljar.settings import Settings
 from belljar.system.maintenance import MaintenanceService
 
@@ -21,7 +26,10 @@ from belljar.system.maintenance import MaintenanceService
 def control_services(settings: Settings, database: Database, blobs: Blobs) -> list[MaintenanceService]:
     """Return the services for the data of one control plane."""
     retention = SqlRetention(database)
+    scripts = ScriptService(SqlScripts(database), blobs, Images(settings.data_dir), settings)
     return [
+        # Before the jobs, whose service removes the blobs of the rows that this one removes.
+        ProjectCleaner(SqlProjectRemoval(database), scripts),
         JobCleaner(settings, retention, blobs),
         StdinCleaner(settings, retention, blobs),
         LogArchiver(settings, retention, blobs),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, select, union
+from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, select, union
 from sqlalchemy.dialects.sqlite import insert
 
 from belljar.control.store.database import Database
 from belljar.control.store.opening import open_database
 from belljar.control.store.rows import job_of, values_of
-from belljar.control.store.schema import HELD, QUEUED, job_counts, job_labels, jobs, scripts
+from belljar.control.store.schema import HELD, QUEUED, job_counts, job_labels, jobs, projects, scripts
 from belljar.model.errors import NotFound
 from belljar.model.job import Job
 from belljar.model.states import Status
@@ -161,7 +161,8 @@ async def needed_images(settings: Settings) -> set[str]:
 
 
 def _has_script(connection: Connection, job: Job) -> bool:
-    query = select(scripts.c.id).where(scripts.c.project == job.project, scripts.c.id == job.script_id)
+    removed = exists().where(projects.c.name == job.project, projects.c.removed_at.is_not(None))
+    query = select(scripts.c.id).where(scripts.c.project == job.project, scripts.c.id == job.script_id, ~removed)
     return connection.execute(query).first() is not None
 
 

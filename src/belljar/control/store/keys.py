@@ -6,44 +6,43 @@ A secret has 256 random bits, so a plain sha256 is enough: it cannot be guessed.
 from __future__ import annotations
 
 import hashlib
-import secrets
+import hmac
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Row, select
+from sqlalchemy import Connection, Row, bindparam, select
 
+from belljar.control.projects.identity import Identity
+from belljar.control.projects.key_format import new_secret
+from belljar.control.projects.keys import Key
+from belljar.control.projects.scopes import Role, Scope
 from belljar.control.store.database import Database
-from belljar.control.store.schema import keys
+from belljar.control.store.projects import add_project
+from belljar.control.store.schema import keys, projects
 from belljar.model.errors import NotFound
 from belljar.model.ids import new_id
 
 #: How long an authenticated key is cached.
 CACHE_SECONDS = 0.5
 _MAX_CACHED = 10_000
-_PREFIX = "bj_"
+#: Compiled once: nearly every request reads it.
+_BY_DIGEST = (
+    select(keys, projects.c.suspended_at)
+    .join_from(keys, projects, keys.c.project == projects.c.name, isouter=True)
+    .where(keys.c.secret_sha256 == bindparam("digest"))
+)
 
 
-class Key(BaseModel):
-    """The record of a key, without its secret."""
+@dataclass(frozen=True, slots=True)
+class KnownKey:
+    """A key by its secret: it may be revoked or expired, or its project suspended."""
 
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    name: str
-    project: str
-    #: Whether it may create and revoke keys, and see all projects.
-    admin: bool
-    created_at: datetime
-    last_used_at: datetime | None = None
-    revoked_at: datetime | None = None
-
-
-def new_secret() -> str:
-    """Return a new secret."""
-    return _PREFIX + secrets.token_urlsafe(32)
+    key: Key
+    identity: Identity
+    is_suspended: bool
 
 
 class SqlKeys:
@@ -51,58 +50,104 @@ class SqlKeys:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        #: Digest of the secret → the key, and when it expires, by the monotonic clock.
-        self._cache: dict[str, tuple[Key, float]] = {}
-        #: Number of revocations in this process.
-        self._revocations = 0
+        #: Digest of the secret → the key, and when the entry expires, by the monotonic clock.
+        self._cache: dict[str, tuple[KnownKey, float]] = {}
+        #: Number of changes of keys or projects in this process.
+        self._changes = 0
 
-    async def create(self, project: str, name: str, *, admin: bool = False) -> tuple[Key, str]:
-        """Create a key and return it with its secret, which is not stored."""
+    async def create(
+        self,
+        project: str,
+        name: str,
+        *,
+        role: Role | None = None,
+        scopes: frozenset[Scope] = frozenset(),
+        expires_at: datetime | None = None,
+    ) -> tuple[Key, str]:
+        """Create a key and return it with its secret, which is not stored. A new project is created too.
+
+        Raises ProjectConflict for a project that is being removed.
+        """
+        key = Key(
+            id=new_id("key"),
+            name=name,
+            project=project,
+            role=role,
+            extra_scopes=scopes,
+            created_at=datetime.now(UTC),
+            expires_at=expires_at,
+        )
         secret = new_secret()
-        key = Key(id=new_id("key"), name=name, project=project, admin=admin, created_at=datetime.now(UTC))
         await self.add(key, secret)
         return key, secret
 
     async def add(self, key: Key, secret: str) -> None:
-        """Store a key with the digest of this secret."""
-        async with self._database.write() as connection:
-            await connection.execute(keys.insert().values(**key.model_dump(), secret_sha256=_digest(secret)))
+        """Store a key with the digest of this secret, and its project if it is new. Raises ProjectConflict."""
 
-    async def authenticate(self, secret: str) -> Key | None:
-        """Return the key of that secret; None when it is unknown or revoked.
+        def add(connection: Connection) -> None:
+            add_project(connection, key.project)
+            connection.execute(keys.insert().values(**_values(key), secret_sha256=_digest(secret)))
 
-        Keys are cached for `CACHE_SECONDS`: one that another process revokes is refused after that time, one that is
-        revoked here at once.
+        await self._database.writing(add)
+
+    async def find(self, secret: str) -> KnownKey | None:
+        """Return the key of that secret; None when there is none.
+
+        Keys are cached for `CACHE_SECONDS`: what another process changes is known after that time, what is changed
+        here at once.
         """
+        cached = self.cached(secret)
+        if cached is not None:
+            return cached
         digest = _digest(secret)
-        cached = self._cache.get(digest)
-        if cached is not None and time.monotonic() < cached[1]:
-            return cached[0]
-        query = select(keys).where(keys.c.secret_sha256 == digest, keys.c.revoked_at.is_(None))
-        revocations, read_at = self._revocations, time.monotonic()
-        row = await self._database.reading(lambda connection: connection.execute(query).one_or_none())
-        if row is None:
+        changes, read_at = self._changes, time.monotonic()
+        row = await self._database.reading(
+            lambda connection: connection.execute(_BY_DIGEST, {"digest": digest}).one_or_none()
+        )
+        # The index found the row by comparing digests, which tells nothing about a secret; the last word is here.
+        if row is None or not hmac.compare_digest(row.secret_sha256, digest):
             self._cache.pop(digest, None)
             return None
         key = _key(row)
-        if revocations == self._revocations:  # otherwise the key may have been revoked meanwhile
+        known = KnownKey(key, key.identity(), row.suspended_at is not None)
+        if changes == self._changes:  # otherwise the key may have been revoked meanwhile
             if len(self._cache) >= _MAX_CACHED:
                 self._cache.clear()
-            self._cache[digest] = key, read_at + CACHE_SECONDS
-        return key
+            self._cache[digest] = known, read_at + CACHE_SECONDS
+        return known
+
+    def cached(self, secret: str) -> KnownKey | None:
+        """Return the key of that secret if it is in the cache, without a wait."""
+        cached = self._cache.get(_digest(secret))
+        return cached[0] if cached is not None and time.monotonic() < cached[1] else None
+
+    async def authenticate(self, secret: str) -> Key | None:
+        """Return the key of that secret; None when it is unknown, revoked or expired."""
+        known = await self.find(secret)
+        return known.key if known is not None and is_valid(known.key) else None
 
     async def record_use(self, key_id: str, at: datetime) -> None:
         """Store when a key was last used."""
-        for digest, (key, until) in self._cache.items():
-            if key.id == key_id:
-                self._cache[digest] = key.model_copy(update={"last_used_at": at}), until
+        for digest, (known, until) in self._cache.items():
+            if known.key.id == key_id:
+                key = known.key.model_copy(update={"last_used_at": at})
+                self._cache[digest] = KnownKey(key, known.identity, known.is_suspended), until
         query = keys.update().where(keys.c.id == key_id).values(last_used_at=at)
         await self._database.writing(lambda connection: connection.execute(query))
 
-    async def list(self) -> list[Key]:
-        """Return all keys, oldest first, including revoked ones."""
-        async with self._database.read() as connection:
-            return [_key(row) for row in await connection.execute(select(keys).order_by(keys.c.id))]
+    async def list(self, project: str | None = None, *, after: str = "", limit: int | None = None) -> list[Key]:
+        """Return the keys of a project, or of all, oldest first, after that id. Revoked and expired ones too."""
+        query = select(keys).where(keys.c.id > after).order_by(keys.c.id).limit(limit)
+        if project is not None:
+            query = query.where(keys.c.project == project)
+        rows = await self._database.reading(lambda connection: connection.execute(query).all())
+        return [_key(row) for row in rows]
+
+    async def get(self, key_id: str) -> Key | None:
+        """Return a key by its id."""
+        query = select(keys).where(keys.c.id == key_id)
+        row = await self._database.reading(lambda connection: connection.execute(query).one_or_none())
+        return None if row is None else _key(row)
 
     async def revoked_since(self, at: datetime) -> Sequence[str]:
         """Return the ids of keys that were revoked at that time or later."""
@@ -111,27 +156,66 @@ class SqlKeys:
 
     async def revoke(self, key_id: str) -> Key:
         """Revoke a key: here at once, in other processes within `CACHE_SECONDS`. Raises NotFound."""
-        self._clear_cache()
-        async with self._database.write() as connection:
-            await connection.execute(
-                keys.update()
-                .where(keys.c.id == key_id, keys.c.revoked_at.is_(None))
-                .values(revoked_at=datetime.now(UTC))
-            )
-            row = (await connection.execute(select(keys).where(keys.c.id == key_id))).one_or_none()
-        self._clear_cache()
+        self.forget()
+        now = datetime.now(UTC)
+        query = keys.update().where(keys.c.id == key_id, keys.c.revoked_at.is_(None)).values(revoked_at=now)
+
+        def revoke(connection: Connection) -> Row[Any] | None:
+            connection.execute(query)
+            return connection.execute(select(keys).where(keys.c.id == key_id)).one_or_none()
+
+        row = await self._database.writing(revoke)
+        self.forget()
         if row is None:
-            raise NotFound(f"there is no key {key_id[:80]!r}; list them with: belljar key ls")
+            raise missing_key(key_id)
         return _key(row)
 
-    def _clear_cache(self) -> None:
-        self._revocations += 1
+    async def replace(self, key_id: str, new: Key, secret: str, ends_at: datetime) -> None:
+        """Store the key that replaces another, which ends at `ends_at` unless it ends sooner, in one transaction."""
+        sooner = keys.c.expires_at.is_(None) | (keys.c.expires_at > ends_at)
+        end = keys.update().where(keys.c.id == key_id, sooner).values(expires_at=ends_at)
+
+        def replace(connection: Connection) -> None:
+            connection.execute(end)
+            connection.execute(keys.insert().values(**_values(new), secret_sha256=_digest(secret)))
+
+        await self._database.writing(replace)
+        self.forget()
+
+    def forget(self) -> None:
+        """Read every key again, because a key or its project was changed."""
+        self._changes += 1
         self._cache.clear()
+
+
+def is_valid(key: Key) -> bool:
+    """Return whether a key is neither revoked nor expired."""
+    return key.revoked_at is None and (key.expires_at is None or datetime.now(UTC) < key.expires_at)
+
+
+def missing_key(key_id: str) -> NotFound:
+    """Return the error for an id that no key has, or a key of another project."""
+    return NotFound(f"there is no key {key_id[:80]!r}; list them with: belljar key ls")
 
 
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+_NAMES = set(Key.model_fields)
+_KNOWN = frozenset(Scope)
+
+
+def _values(key: Key) -> dict[str, Any]:
+    values = {name: getattr(key, name) for name in _NAMES}
+    return values | {
+        "role": key.role.value if key.role is not None else None,
+        "extra_scopes": sorted(scope.value for scope in key.extra_scopes),
+    }
+
+
 def _key(row: Row[Any]) -> Key:
-    return Key(**{name: row._mapping[name] for name in Key.model_fields})
+    values = {name: row._mapping[name] for name in _NAMES}
+    # A scope that only a newer version knows allows nothing here.
+    values["extra_scopes"] = frozenset(values["extra_scopes"]) & _KNOWN
+    return Key(**values)

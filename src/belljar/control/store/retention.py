@@ -141,8 +141,8 @@ class SqlRetention:
         return await self._records(nodes, nodes.c.heartbeat_at < before, remove)
 
     async def revoked_keys(self, before: datetime, *, remove: bool) -> int:
-        """Return how many keys were revoked before then; with `remove`, also remove their records."""
-        return await self._records(keys, keys.c.revoked_at < before, remove)
+        """Return how many keys were revoked or expired before then; with `remove`, also remove their records."""
+        return await self._records(keys, or_(keys.c.revoked_at < before, keys.c.expires_at < before), remove)
 
     async def _records(self, table: Table, which: ColumnElement[bool], remove: bool) -> int:
         count = select(func.count()).select_from(table).where(which)

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 #: The newest migration; a database at this version is opened without loading Alembic.
-HEAD = "0006"
+HEAD = "0007"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -166,17 +166,34 @@ COUNTING = (
 for _trigger in COUNTING:
     event.listen(metadata, "after_create", DDL(_trigger))  # type: ignore[no-untyped-call]
 
+projects = Table(
+    "projects",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("created_at", UtcTime, nullable=False),
+    #: Since when its keys are refused and its jobs are not claimed. Set in a removed project, too.
+    Column("suspended_at", UtcTime),
+    #: Since when its data is being removed; the row is removed last.
+    Column("removed_at", UtcTime),
+)
+
 keys = Table(
     "keys",
     metadata,
     Column("id", String, primary_key=True),
     Column("name", String, nullable=False),
     Column("project", String, nullable=False),
-    Column("admin", Boolean(create_constraint=False), nullable=False),
+    Column("role", String),
+    #: The scopes beside those of the role.
+    Column("extra_scopes", JSON, nullable=False, server_default=text("'[]'")),
     Column("secret_sha256", String, nullable=False, unique=True),
     Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
     Column("last_used_at", UtcTime),
     Column("revoked_at", UtcTime),
+    #: The id of the key that was rotated.
+    Column("replaces", String),
+    Index("ix_keys_project", "project", "id"),
 )
 
 nodes = Table(

@@ -10,7 +10,8 @@ from sqlalchemy.dialects.sqlite import insert
 
 from belljar.control.store.cursor import decode, encode
 from belljar.control.store.database import Database
-from belljar.control.store.schema import AWAITED, jobs, scripts
+from belljar.control.store.projects import being_removed
+from belljar.control.store.schema import AWAITED, jobs, projects, scripts
 from belljar.model.script import Script
 
 #: A use is stored at most this often: retention periods are in days.
@@ -26,7 +27,10 @@ class SqlScripts:
         self._database = database
 
     async def add(self, script: Script) -> Script:
-        """Store the record; return the existing one when the project has the script."""
+        """Store the record; return the existing one when the project has the script.
+
+        Raises ProjectConflict for a project that is being removed.
+        """
         key = {"in_project": script.project, "of_id": script.id}
         row = await self._database.reading(lambda connection: connection.execute(_BY_ID, key).one_or_none())
         if row is not None and _script(row).dependencies == script.dependencies:
@@ -39,7 +43,11 @@ class SqlScripts:
             index_elements=["project", "id"], set_={"dependencies": query.excluded.dependencies}
         )
 
+        removed = exists().where(projects.c.name == script.project, projects.c.removed_at.is_not(None))
+
         def add(connection: Connection) -> Script:
+            if connection.execute(select(removed)).scalar():
+                raise being_removed(script.project)
             connection.execute(query)
             return _script(connection.execute(_BY_ID, key).one())
 

@@ -22,7 +22,7 @@ def open_provisioner(settings: Settings, capacity: Capacity) -> MachineProvision
         fixed_size=settings.pool_size if settings.pool == "fixed" else None,
         max_size=settings.pool_size,
         memory_mb=memory_mb,
-        is_busy=capacity.is_busy,
+        has_spare_processor=capacity.has_spare_processor,
     )
     return MachineProvisioner(Snapshots(settings), pool, waiting)
 
@@ -30,4 +30,6 @@ def open_provisioner(settings: Settings, capacity: Capacity) -> MachineProvision
 def _waiting_processes(settings: Settings, capacity: Capacity) -> WaitingProcesses | None:
     """Return the processes that wait, which leave most of the machines' user ids to jobs; None for none."""
     max_size = min(settings.waiting_processes, settings.jail_uid_count // 4)
-    return WaitingProcesses(max_size=max_size, is_busy=capacity.is_busy) if max_size > 0 else None
+    if max_size == 0:
+        return None
+    return WaitingProcesses(max_size=max_size, has_spare_processor=capacity.has_spare_processor)

@@ -25,9 +25,9 @@ guest = mmap.mmap(memory, 64 << 20, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ 
 for at in range(0, 8 << 20, 4096):
     guest[at] = 1
 read = sum(guest[at] for at in range(8 << 20, 24 << 20, 4096))
-code = mmap.mmap(-1, 16 << 20, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+code = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
 code[: 4 << 20] = b"c" * (4 << 20)
-heap = mmap.mmap(-1, 6 << 20)
+heap = mmap.mmap(-1, 6 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 heap[:] = b"h" * (6 << 20)
 print("ready", flush=True)
 sys.stdin.read()
@@ -66,7 +66,7 @@ def test_a_process_without_a_guest_is_the_jails_and_one_that_ended_is_nothing(pi
 
 
 def test_memory_of_a_guest_without_a_file_is_known_by_its_size() -> None:
-    with mmap.mmap(-1, GUEST_MB << 20) as guest:
+    with mmap.mmap(-1, GUEST_MB << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as guest:
         guest[: 8 << 20] = b"g" * (8 << 20)
         found = memory_by_cause([os.getpid()], GUEST_MB)
     assert found[MemoryCause.GUEST_WRITTEN] >= 8

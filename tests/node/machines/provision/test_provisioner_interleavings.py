@@ -184,7 +184,8 @@ class ProvisionerMachine(RuleBasedStateMachine):
         for module in (snapshot_clones, provisioner):
             self.patch.setattr(module, "configure_network", self.configure_network)
         self.clock = Clock()
-        for module in (pool, waiting_processes, warm_clone, clone_source, cold_boot, idle_snapshots, snapshot_maker):
+        pooling = (pool, waiting_processes, warm_clone, snapshot_clones)
+        for module in (*pooling, clone_source, cold_boot, idle_snapshots, snapshot_maker):
             self.patch.setattr(module, "time", self.clock)
         self.hypervisor = FakeHypervisor(self.gates)
         self.snapshots = FakeSnapshots(self.gates)
@@ -194,8 +195,12 @@ class ProvisionerMachine(RuleBasedStateMachine):
 
     @initialize(pooled=st.booleans(), waits=st.booleans())
     def begin(self, pooled: bool, waits: bool) -> None:
-        self.pool = WarmPool(fixed_size=None, max_size=2, memory_mb=1000, is_busy=lambda: False) if pooled else None
-        waiting = WaitingProcesses(max_size=2, is_busy=lambda: False) if waits else None
+        self.pool = (
+            WarmPool(fixed_size=None, max_size=2, memory_mb=1000, has_spare_processor=lambda making: making < 2)
+            if pooled
+            else None
+        )
+        waiting = WaitingProcesses(max_size=2, has_spare_processor=lambda _: True) if waits else None
         self.provisioner = MachineProvisioner(cast(Snapshots, self.snapshots), self.pool, waiting)
         self.background = self.steps.start(self.provisioner.run(lambda: 1000.0))
 

@@ -76,7 +76,7 @@ async def running(waiting: WaitingProcesses, free_memory_mb: float = 1000) -> As
 
 
 def some(**more: Any) -> WaitingProcesses:
-    options: dict[str, Any] = {"max_size": 4, "is_busy": lambda: False}
+    options: dict[str, Any] = {"max_size": 4, "has_spare_processor": lambda _: True}
     return WaitingProcesses(**(options | more))
 
 
@@ -182,7 +182,7 @@ async def test_without_demand_none_waits(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_a_busy_host_starts_none() -> None:
-    waiting, start = some(is_busy=lambda: True), Starter()
+    waiting, start = some(has_spare_processor=lambda _: False), Starter()
     async with running(waiting):
         assert waiting.take("a", start) is None
         await settled()

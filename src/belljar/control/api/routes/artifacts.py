@@ -11,15 +11,17 @@ from fastapi import APIRouter
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from belljar.control.api.dependencies import ProjectDep, ServicesDep
+from belljar.control.api.rules import require
 from belljar.control.api.services import Services
 from belljar.control.api.streams import Stream
 from belljar.control.jobs.blob_names import artifact_blob
+from belljar.control.projects.scopes import Scope
 from belljar.model.errors import NotFound
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["jobs"])
 
 
-@router.get("")
+@router.get("", dependencies=[require(Scope.JOBS_READ)])
 async def list_artifacts(job_id: str, services: ServicesDep, project: ProjectDep) -> dict[str, Any]:
     """List the files that the job's `artifacts` globs matched at its end."""
     job = await services.jobs.get(project, job_id)
@@ -35,7 +37,7 @@ class _AnyPath(PathConvertor):
 register_url_convertor("anypath", _AnyPath())
 
 
-@router.get("/{path:anypath}", response_class=Stream)
+@router.get("/{path:anypath}", response_class=Stream, dependencies=[require(Scope.JOBS_READ)])
 async def get_artifact(job_id: str, path: str, services: ServicesDep, project: ProjectDep) -> Stream:
     """Download one file. Browsers never display it as a page of this server."""
     job = await services.jobs.get(project, job_id)

@@ -12,12 +12,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 
-from belljar.control.api.dependencies import KeyDep, ServicesDep
+from belljar.control.api.authentication import end_reason
+from belljar.control.api.dependencies import IdentityDep, ServicesDep
+from belljar.control.api.rules import require
 from belljar.control.api.services import Services
 from belljar.control.api.streams import Stream, StreamAborted
 from belljar.control.jobs.changes import Watch
 from belljar.control.logs.log import MAX_ATTEMPT, JobLog, Record
-from belljar.control.store.keys import Key
+from belljar.control.projects.identity import Identity
+from belljar.control.projects.scopes import Scope
 from belljar.model.errors import InvalidRequest
 from belljar.model.log_stream import LogStream
 
@@ -51,11 +54,11 @@ _NO_SNIFF = {"X-Content-Type-Options": "nosniff"}
 _CONTENT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}, "text/event-stream": {}}}}
 
 
-@router.get("", response_class=Stream, responses=_CONTENT)
+@router.get("", response_class=Stream, responses=_CONTENT, dependencies=[require(Scope.JOBS_READ)])
 async def read_logs(
     job_id: str,
     services: ServicesDep,
-    key: KeyDep,
+    identity: IdentityDep,
     stream: Annotated[Which | None, Query(description="Default: stdout and stderr, in order.")] = None,
     follow: Annotated[bool, Query(description="Continue until the job has ended.")] = False,
     accept: Annotated[str, Header()] = "",
@@ -67,8 +70,8 @@ async def read_logs(
     they were lost. A client that follows a job may have read the output of an attempt that was lost later: `attempt` of
     each event is the number of its attempt.
     """
-    job = await services.jobs.get(key.project, job_id)
-    reading = _Reading(services, key, job_id, 0 if stream is Which.ALL else job.attempt)
+    job = await services.jobs.get(identity.project, job_id)
+    reading = _Reading(services, identity, job_id, 0 if stream is Which.ALL else job.attempt)
     streams = _STREAMS[stream]
     if "text/event-stream" in accept:
         start = _offset(last_event_id)
@@ -91,11 +94,11 @@ def _offset(last_event_id: str | None) -> int:
 class _Reading:
     """One reader of one log."""
 
-    def __init__(self, services: Services, key: Key, job_id: str, attempt: int) -> None:
+    def __init__(self, services: Services, identity: Identity, job_id: str, attempt: int) -> None:
         """Omit the output of attempts before `attempt`."""
         self._services = services
         self._changes = services.changes
-        self._key = key
+        self._identity = identity
         self._attempt = min(attempt, MAX_ATTEMPT)
         self._job_id = job_id
         self._log = JobLog(services.settings.data_dir, services.blobs, job_id)
@@ -126,15 +129,15 @@ class _Reading:
             self._check_open()
             if not watch.take_job_changed():
                 return False
-            return (await self._services.jobs.get(self._key.project, self._job_id)).status.terminal
+            return (await self._services.jobs.get(self._identity.project, self._job_id)).status.terminal
 
         return ended
 
     def _check_open(self) -> None:
         if self._is_disconnected:
             raise StreamAborted("the client disconnected")
-        if self._changes.is_revoked(self._key.id):
-            raise StreamAborted("the key was revoked")
+        if (reason := end_reason(self._identity, self._changes)) is not None:
+            raise StreamAborted(reason)
         if self._changes.stopping:
             raise StreamAborted("the server stops")
 
@@ -165,7 +168,7 @@ class _Reading:
                     sent_at = now
                     text = decoders[record.stream].decode(record.data)
                     yield _event(record.stream.name.lower(), {"text": text, "attempt": record.attempt}, record.end)
-        job = await self._services.jobs.get(self._key.project, self._job_id)
+        job = await self._services.jobs.get(self._identity.project, self._job_id)
         if job.status.terminal:
             yield _event("end", {"status": job.status, "exit_code": job.exit_code})
 

@@ -12,7 +12,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from belljar.control.api.dependencies import AdminDep, ServicesDep
+from belljar.control.api.dependencies import ServicesDep
+from belljar.control.api.rules import require
+from belljar.control.projects.scopes import Scope
 from belljar.control.store.maintenance import SqlMaintenance
 from belljar.model.states import Status
 from belljar.system.counters import DESCRIPTIONS, all_counts
@@ -22,8 +24,8 @@ from belljar.system.maintenance import ServiceRecord
 router = APIRouter(tags=["host"])
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(services: ServicesDep, _admin: AdminDep) -> Response:
+@router.get("/metrics", response_class=PlainTextResponse, dependencies=[require(Scope.ADMIN)])
+async def metrics(services: ServicesDep) -> Response:
     """Return metrics in the format of Prometheus, over all projects. Requires an admin key."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)

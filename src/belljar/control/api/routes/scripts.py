@@ -8,8 +8,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import UploadFile
 
-from belljar.control.api.dependencies import Cursor, KeyDep, Limit, ProjectDep, ServicesDep
+from belljar.control.api.dependencies import Cursor, IdentityDep, Limit, ProjectDep, ServicesDep
 from belljar.control.api.forms import is_form, received_form
+from belljar.control.api.rules import require
+from belljar.control.projects.scopes import Scope
 from belljar.model.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1/scripts", tags=["scripts"])
@@ -39,8 +41,8 @@ _UPLOAD = {
 }
 
 
-@router.post("", status_code=201, openapi_extra=_UPLOAD)
-async def upload_script(request: Request, services: ServicesDep, key: KeyDep) -> dict[str, Any]:
+@router.post("", status_code=201, openapi_extra=_UPLOAD, dependencies=[require(Scope.SCRIPTS_WRITE)])
+async def upload_script(request: Request, services: ServicesDep, identity: IdentityDep) -> dict[str, Any]:
     """Upload a script: a file or an archive. The same content gives the same `script_id`."""
     services.disk.require()  # before the body is received
     if not is_form(request.headers.get("content-type", "")):
@@ -54,9 +56,9 @@ async def upload_script(request: Request, services: ServicesDep, key: KeyDep) ->
             raise InvalidRequest("the form field script has no file; send it with curl -F script=@FILE")
         if isinstance(language, UploadFile) or isinstance(entrypoint, UploadFile):
             raise InvalidRequest("language and entrypoint must be plain fields, not files")
-        async with services.uploading.slot(key.id), services.submitting.slot(key.id):
+        async with services.uploading.slot(identity.id), services.submitting.slot(identity.id):
             script = await services.scripts.upload(
-                key.project,
+                identity.project,
                 _chunks(part),
                 part.filename or "",
                 language=language or None,
@@ -70,7 +72,7 @@ async def _chunks(part: UploadFile) -> AsyncIterator[bytes]:
         yield chunk
 
 
-@router.get("")
+@router.get("", dependencies=[require(Scope.SCRIPTS_READ)])
 async def list_scripts(
     services: ServicesDep, project: ProjectDep, limit: Limit = 50, cursor: Cursor = None
 ) -> dict[str, Any]:
@@ -79,13 +81,13 @@ async def list_scripts(
     return {"scripts": [script.public() for script in scripts], "next_cursor": next_cursor}
 
 
-@router.get("/{script_id}")
+@router.get("/{script_id}", dependencies=[require(Scope.SCRIPTS_READ)])
 async def get_script(script_id: str, services: ServicesDep, project: ProjectDep) -> dict[str, Any]:
     """Return the script's record."""
     return (await services.scripts.get(project, script_id)).public()
 
 
-@router.delete("/{script_id}", status_code=204)
+@router.delete("/{script_id}", status_code=204, dependencies=[require(Scope.SCRIPTS_WRITE)])
 async def delete_script(script_id: str, services: ServicesDep, project: ProjectDep) -> Response:
     """Delete a script. Queued jobs that use it still run."""
     await services.scripts.delete(project, script_id)

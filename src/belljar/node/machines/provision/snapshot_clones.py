@@ -6,7 +6,7 @@ refuses it, or when clones of it fail repeatedly for unknown reasons.
 
 from __future__ import annotations
 
-from collections import Counter
+import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -40,6 +40,24 @@ log = structlog.get_logger()
 _MAX_UNEXPLAINED_FAILURES = 2
 
 
+@dataclass(slots=True)
+class _Failures:
+    """Clones of a snapshot that failed in a row for unknown reasons."""
+
+    count: int = 0
+    last_at: float = 0.0
+
+    def add(self, started_at: float) -> int:
+        """Count a clone that was started then, and return the count.
+
+        Clones that were started beside each other count once: whatever happened to this host met all of them.
+        """
+        if started_at >= self.last_at:
+            self.count += 1
+        self.last_at = time.monotonic()
+        return self.count
+
+
 @dataclass(frozen=True, slots=True)
 class RunningClone:
     """A clone whose agent has its identity and its network."""
@@ -59,8 +77,8 @@ class SnapshotClones:
         self._pool = pool
         self._waiting = waiting
         self._idle = idle
-        #: Unexplained failures in a row, by snapshot.
-        self._failures: Counter[str] = Counter()
+        #: By snapshot, since its last clone that was made.
+        self._failures: dict[str, _Failures] = {}
 
     async def start(
         self,
@@ -78,7 +96,7 @@ class SnapshotClones:
         Raises MachineError, after which the snapshot may be discarded, and HostError.
         """
         self._idle.record_use(key, request.hypervisor)
-        made_at = self._snapshots.made_at(key)
+        made_at, started_at = self._snapshots.made_at(key), time.monotonic()
         try:
             process, slot = await self._take_process(request, key, stack)
             spec = replace(request.spec, script_disk=None, background=background, slot=slot or request.spec.slot)
@@ -88,9 +106,9 @@ class SnapshotClones:
             connection = await resume(clone, request.boot_timeout_seconds, silence_seconds=silence_seconds)
             await configure_network(connection, spec.slot)
         except MachineError as error:
-            await self._handle_failure(request.hypervisor, key, made_at, error)
+            await self._handle_failure(request.hypervisor, key, made_at, started_at, error)
             raise
-        del self._failures[key]
+        self._failures.pop(key, None)
         return RunningClone(clone, connection, spec.slot)
 
     async def _take_process(
@@ -124,7 +142,7 @@ class SnapshotClones:
 
     async def make_warm(self, request: MachineRequest, key: str) -> WarmClone:
         """Start a clone for the pool and run the warm-up commands in it. Raises as `start` does."""
-        made_at = self._snapshots.made_at(key)
+        made_at, started_at = self._snapshots.made_at(key), time.monotonic()
         async with AsyncExitStack() as stack:
             # Without a limit of silence: no message is sent to a waiting clone. It dies with this process all the same.
             running = await self.start(request, key, stack, silence_seconds=0, background=True)
@@ -135,27 +153,28 @@ class SnapshotClones:
                 for command in request.warm_up_steps.warm_up_commands:
                     await warm_up(running.connection, command)
             except MachineError as error:
-                await self._handle_failure(request.hypervisor, key, made_at, error)
+                await self._handle_failure(request.hypervisor, key, made_at, started_at, error)
                 raise
             clone.set_foreground()
             memory_mb = await in_thread(resident_mb, clone.pids())
             return WarmClone(clone, running.connection, stack.pop_all(), memory_mb, running.slot)
 
-    async def _handle_failure(self, hypervisor: Hypervisor, key: str, made_at: int | None, error: MachineError) -> None:
+    async def _handle_failure(
+        self, hypervisor: Hypervisor, key: str, made_at: int | None, started_at: float, error: MachineError
+    ) -> None:
         """Discard the snapshot if it made the clone fail, or if clones failed before and no reason is known."""
         if made_at is None or self._snapshots.made_at(key) != made_at:
             return  # it was discarded or replaced meanwhile
         was_killed = isinstance(error, MachineDead) and error.death.cause is DeathCause.KILLED
-        if not was_killed:
-            self._failures[key] += 1
-        if was_killed or (not isinstance(error, BadSnapshot) and self._failures[key] < _MAX_UNEXPLAINED_FAILURES):
+        count = 0 if was_killed else self._failures.setdefault(key, _Failures()).add(started_at)
+        if was_killed or (not isinstance(error, BadSnapshot) and count < _MAX_UNEXPLAINED_FAILURES):
             log.warning("clone_failed", snapshot=key, error=error.message)
             return
         await self._invalidate_snapshot(hypervisor, key, error.message)
 
     async def _invalidate_snapshot(self, hypervisor: Hypervisor, key: str, reason: str) -> None:
         """Discard a snapshot and the clones of it that wait in the pool."""
-        del self._failures[key]
+        self._failures.pop(key, None)
         await in_thread(self._snapshots.discard, key, reason)
         hypervisor.release_snapshot(self._snapshots.folder / key)
         if self._waiting is not None:

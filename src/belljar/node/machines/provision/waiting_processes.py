@@ -96,10 +96,13 @@ class _Bucket:
 class WaitingProcesses:
     """Processes that wait, in buckets by snapshot. `run` starts them until it is cancelled; then all are ended."""
 
-    def __init__(self, *, max_size: int, is_busy: Callable[[], bool]) -> None:
-        """`max_size`: limit of all buckets together; `is_busy`: whether jobs use every processor."""
+    def __init__(self, *, max_size: int, has_spare_processor: Callable[[int], bool]) -> None:
+        """`max_size`: limit of all buckets together.
+
+        `has_spare_processor`: whether jobs leave a processor beside that many which are used already.
+        """
         self._max_size = max_size
-        self._is_busy = is_busy
+        self._has_spare_processor = has_spare_processor
         self._buckets: dict[str, _Bucket] = {}
         self._changed = asyncio.Event()
         #: Tasks that end processes which have left their bucket, and the memory of each until then.
@@ -196,8 +199,8 @@ class WaitingProcesses:
 
     async def _start_one(self, free_memory_mb: Callable[[], float]) -> bool:
         """Start a process for the bucket that lacks the most; return False when none is to be started now."""
-        name = None if self._is_busy() else self._next_bucket()
-        if name is None:
+        name = self._next_bucket()
+        if name is None or not self._has_spare_processor(0):
             return False
         bucket = self._buckets[name]
         expected_mb = max((each.memory_mb for each in bucket.processes), default=0.0)

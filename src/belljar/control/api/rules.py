@@ -1,0 +1,69 @@
+"""Rules: which scope a route requires. Every route has exactly one; the application refuses to start without it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.routing import iter_route_contexts
+
+from belljar.control.projects.identity import Identity
+from belljar.control.projects.scopes import Scope
+from belljar.model.errors import Forbidden
+
+
+class Rule:
+    """A dependency that refuses a request whose identity does not have the scope; None: nobody is refused."""
+
+    def __init__(self, scope: Scope | None) -> None:
+        self.scope = scope
+
+    # A coroutine, because FastAPI runs plain functions in threads.
+    async def __call__(self, request: Request) -> None:
+        """Raise Forbidden unless the request's identity has the scope."""
+        if self.scope is None:
+            return
+        identity = cast(Identity, request.state.identity)
+        if not identity.may(self.scope):
+            if self.scope is Scope.ADMIN:
+                raise Forbidden("this requires an operator's key, one with the scope admin")
+            raise Forbidden(f"this requires the scope {self.scope}, which your key does not have")
+
+
+def require(scope: Scope) -> Any:
+    """Return the rule of a route: `@router.get("", dependencies=[require(Scope.JOBS_READ)])`."""
+    return Depends(Rule(scope))
+
+
+def public() -> Any:
+    """Return the rule of a route that needs no key. The middleware must also list its path in `PUBLIC_PATHS`."""
+    return Depends(Rule(None))
+
+
+class RuledRoute(NamedTuple):
+    """A route and the scope that it requires."""
+
+    name: str
+    path: str
+    methods: frozenset[str]
+    #: None: it is public.
+    scope: Scope | None
+
+
+#: What the framework serves: its own description of the API, to anyone with a key.
+_FRAMEWORK_PATHS = frozenset({"/openapi.json"})
+
+
+def ruled_routes(app: FastAPI) -> list[RuledRoute]:
+    """Return every route with its rule. Raises TypeError for a route that does not have exactly one."""
+    found = []
+    for route in iter_route_contexts(app.routes):
+        path, name = route.path or "", route.name or ""
+        if path in _FRAMEWORK_PATHS:
+            continue
+        dependencies = getattr(route.original_route, "dependencies", ())
+        rules = [each.dependency for each in dependencies if isinstance(each.dependency, Rule)]
+        if len(rules) != 1:
+            raise TypeError(f"the route {name} ({path}) needs one rule: dependencies=[require(Scope.…)]")
+        found.append(RuledRoute(name, path, frozenset(route.methods or ()), rules[0].scope))
+    return found

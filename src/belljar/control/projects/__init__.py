@@ -1,0 +1,1 @@
+"""Who may do what: projects, their keys, scopes and roles."""
