@@ -25,9 +25,10 @@ guest = mmap.mmap(memory, 64 << 20, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ 
 for at in range(0, 8 << 20, 4096):
     guest[at] = 1
 read = sum(guest[at] for at in range(8 << 20, 24 << 20, 4096))
-code = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+private, everything = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+code = mmap.mmap(-1, 16 << 20, flags=private, prot=everything)
 code[: 4 << 20] = b"c" * (4 << 20)
-heap = mmap.mmap(-1, 6 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+heap = mmap.mmap(-1, 6 << 20, flags=private)
 heap[:] = b"h" * (6 << 20)
 print("ready", flush=True)
 sys.stdin.read()

@@ -125,7 +125,7 @@ class SnapshotClones:
 
     async def _start_process(self, request: MachineRequest, key: str) -> StartedProcess | None:
         """Start a process that waits for this snapshot; None while there is no snapshot. Raises as `start` does."""
-        made_at = self._snapshots.made_at(key)
+        made_at, started_at = self._snapshots.made_at(key), time.monotonic()
         if made_at is None:
             return None
         async with AsyncExitStack() as stack:
@@ -135,7 +135,7 @@ class SnapshotClones:
             try:
                 process = await stack.enter_async_context(request.hypervisor.waiting_process(spec, folder))
             except BadSnapshot as error:
-                await self._handle_failure(request.hypervisor, key, made_at, error)
+                await self._handle_failure(request.hypervisor, key, made_at, started_at, error)
                 raise
             memory_mb = await in_thread(resident_mb, process.pids())
             return StartedProcess(process, stack.pop_all(), memory_mb, spec.slot)
