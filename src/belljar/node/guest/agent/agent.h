@@ -242,9 +242,6 @@ void forward_output(enum stream stream);
 void receive_stdin(const uint8_t *data, size_t length);
 void forward_stdin(void);
 
-/* free_memory.c */
-void clear_free_memory(void);
-
 /* globs.c */
 bool glob_matches(const char *glob, const char *path);
 bool glob_may_match_below(const char *glob, const char *folder);

@@ -52,7 +52,6 @@ void handle_frame(enum frame_type type, enum stream stream, uint8_t *payload, si
         agent.silence_ms = 0; /* no host is connected while the machine is frozen */
         if (agent.is_init)
             open_etc();
-        clear_free_memory();
         agent.phase = SUSPENDED_NOW;
         send_control(SUSPENDED, NULL, 0);
     } else if (type == STDIN) {
