@@ -105,7 +105,16 @@ def test_files_of_the_repository_in_documents_exist(path: Path) -> None:
 
 def test_folders_of_the_code_guide_exist() -> None:
     tree = (ROOT / "docs/changing.md").read_text().partition("## The tree")[2].partition("\n## ")[0]
-    named = set(re.findall(r"`([a-z]+)/`", tree)) - {"api", "jobs", "queue", "store", "blobs", "logs", "maintenance"}
+    named = set(re.findall(r"`([a-z]+)/`", tree)) - {
+        "api",
+        "jobs",
+        "projects",
+        "queue",
+        "store",
+        "blobs",
+        "logs",
+        "maintenance",
+    }
     packages = {each.name for each in (ROOT / "src/belljar").iterdir() if (each / "__init__.py").exists()}
     assert packages <= named
 

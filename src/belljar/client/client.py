@@ -147,6 +147,18 @@ class Client:
         """Change a project and return it: suspended, cancel_running."""
         return self._json("PATCH", f"/v1/projects/{quote(name, safe='')}", json=changes)
 
+    def quotas(self, name: str) -> dict[str, Any]:
+        """Return a project's quotas (`quotas`), and the limits that hold with the server's defaults (`limits`)."""
+        return self._json("GET", f"/v1/projects/{quote(name, safe='')}/quotas")
+
+    def change_quotas(self, name: str, **changes: Any) -> dict[str, Any]:
+        """Change quotas of a project by name, and return all: a number, "unlimited", or None for the default."""
+        return self._json("PATCH", f"/v1/projects/{quote(name, safe='')}/quotas", json=changes)
+
+    def usage(self, *, days: int | None = None) -> dict[str, Any]:
+        """Return what the project may use and has used: `quotas`, and the use of the last `days`."""
+        return self._json("GET", "/v1/usage", params=_given({"days": days}))
+
     def remove_project(self, name: str) -> dict[str, Any]:
         """Remove a project with all of its data; return it as it is until then."""
         return self._json("DELETE", f"/v1/projects/{quote(name, safe='')}")

@@ -170,6 +170,13 @@ class TooManyFailures(TooManyRequests):
     code = "too_many_failures"
 
 
+class QuotaExceeded(BelljarError):
+    """The project has reached its quota `quota`; wait (`retry_after` seconds, if given), or have the quota raised."""
+
+    code = "quota_exceeded"
+    status = 429
+
+
 class RequestTimeout(BelljarError):
     """The body did not arrive in time; send it faster."""
 

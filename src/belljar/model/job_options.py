@@ -73,7 +73,8 @@ class JobOptions(Value):
     max_attempts: int = Field(default=2, ge=1, le=10)
     """Number of attempts that may fail because of infrastructure before the job is `lost`."""
     priority: int = Field(default=0, ge=-100, le=100)
-    """Jobs with higher priority run first: a node starts no other job before the first one that it could ever run."""
+    """Jobs of the project with higher priority run first: a node starts none of its others before the first one that it
+    could ever run."""
     labels: dict[str, str] = Field(default_factory=dict, max_length=MAX_LABELS)
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=255)
     """The same request with the same key returns the first job; another request is refused (409 `conflict`)."""

@@ -22,6 +22,7 @@ from belljar.settings.logs import LogSettings
 from belljar.settings.machines import MachineSettings
 from belljar.settings.network import NetworkSettings
 from belljar.settings.packages import PackageSettings
+from belljar.settings.quotas import QuotaSettings
 from belljar.settings.retention import RetentionSettings
 from belljar.settings.server import ClientSettings, ServerSettings
 from belljar.settings.storage import StorageSettings, default_data_dir
@@ -33,6 +34,7 @@ class Settings(
     ServerSettings,
     ClientSettings,
     JobSettings,
+    QuotaSettings,
     WorkerSettings,
     MachineSettings,
     NetworkSettings,

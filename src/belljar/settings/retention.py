@@ -30,7 +30,10 @@ class RetentionSettings(Area):
     keep_gone_nodes_days: float = Field(
         7, ge=0, description="Retention of nodes that send no heartbeat any more, in the list of nodes."
     )
-    keep_revoked_keys_days: float = Field(90, ge=0, description="Retention of revoked keys, in the list of keys.")
+    keep_revoked_keys_days: float = Field(
+        90, ge=0, description="Retention of revoked and expired keys, in the list of keys."
+    )
+    keep_usage_days: float = Field(400, ge=0, description="Retention of what each project used on each day.")
     keep_unused_snapshots_days: float = Field(30, ge=0, description="Retention of snapshots since their last use.")
     keep_unused_layers_days: float = Field(
         30, ge=0, description="Retention of installed packages since their last use."

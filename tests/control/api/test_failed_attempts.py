@@ -101,12 +101,12 @@ async def test_a_flood_of_keys_is_slowed_and_locks_nobody_out(api: Served) -> No
 
 async def test_a_slowed_address_looks_up_one_key_at_a_time(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     _, valid = await api.services.keys.create("tenant", "test", scopes=frozenset({"jobs:read"}))
-    find, looking, most = api.services.keys.find, 0, 0
+    find, looking, highest = api.services.keys.find, 0, 0
 
     async def counted(secret: str) -> object:
-        nonlocal looking, most
+        nonlocal looking, highest
         looking += 1
-        most = max(most, looking)
+        highest = max(highest, looking)
         await asyncio.sleep(0.001)
         try:
             return await find(secret)
@@ -121,7 +121,7 @@ async def test_a_slowed_address_looks_up_one_key_at_a_time(api: Served, monkeypa
         await attempt(new_secret())
     monkeypatch.setattr(api.services.keys, "find", counted)
     statuses = await asyncio.gather(*(attempt(new_secret()) for _ in range(20)), attempt(valid))
-    assert most == 1
+    assert highest == 1
     assert set(statuses[:-1]) == {429} and statuses[-1] == 200
 
 

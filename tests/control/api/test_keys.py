@@ -227,6 +227,14 @@ async def test_keys_of_earlier_releases_are_refused_in_the_url_and_others_pass(a
     assert (await api.http.get("/v1/jobs", params={"label": "bj_short=x%"})).status_code == 200
 
 
+async def test_a_secret_in_a_path_is_neither_answered_nor_logged(api: Served) -> None:
+    secret = (await made(api.http))["secret"]
+    with structlog.testing.capture_logs() as log:
+        refused = problem(await api.http.delete(f"/v1/keys/{secret}"), 404, "not_found")
+    assert "not its id" in refused["detail"] and secret not in str(log) + str(refused)
+    assert [event["path"] for event in log if event["event"] == "request_served"] == ["/v1/keys/bj_HIDDEN"]
+
+
 async def test_pages_of_keys_have_all_of_them_once(api: Served) -> None:
     for number in range(5):
         await api.services.keys.create("mine", f"k{number}", role=Role.VIEWER)

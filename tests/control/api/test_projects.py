@@ -127,7 +127,7 @@ async def test_a_suspension_ends_waits_and_is_ended_by_another_process(api: Serv
             await asyncio.sleep(0.01)
         await api.http.patch("/v1/projects/mine", json={"suspended": True})
         async with asyncio.timeout(20):
-            problem(await waiting, 401, "not_authenticated")
+            problem(await waiting, 403, "project_suspended")
         # What `belljar project set mine --resume` writes; this process has not been told.
         await api.services.projects.resume("mine")
         api.services.keys.forget()  # stands for the half second of the cache
@@ -164,8 +164,19 @@ async def test_a_project_with_running_jobs_is_not_removed(api: Served) -> None:
 
 
 async def test_the_project_of_an_operators_key_is_not_removed(api: Served) -> None:
-    problem(await api.http.delete("/v1/projects/default"), 409, "project_conflict")
-    assert (await api.http.get("/v1/jobs")).status_code == 200
+    key = (await api.http.post("/v1/keys", json={"name": "x", "project": "mine", "admin": True})).json()
+    assert key["id"] in problem(await api.http.delete("/v1/projects/mine"), 409, "project_conflict")["detail"]
+    assert (await api.http.delete(f"/v1/keys/{key['id']}")).status_code == 200
+    assert (await api.http.delete("/v1/projects/mine")).status_code == 202
+
+
+async def test_the_default_project_stays_even_without_keys(api: Served) -> None:
+    """The next start of the server creates its key there."""
+    other = (await api.http.post("/v1/keys", json={"name": "x", "project": "ops", "admin": True})).json()
+    async with api.caller(other["secret"]) as operator:
+        for key in (await operator.get("/v1/keys", headers={"Belljar-Project": "default"})).json()["keys"]:
+            await operator.delete(f"/v1/keys/{key['id']}")
+        problem(await operator.delete("/v1/projects/default"), 409, "project_conflict")
 
 
 async def test_a_removed_project_takes_no_more_requests_keys_or_work(api: Served) -> None:

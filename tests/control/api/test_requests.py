@@ -263,11 +263,13 @@ async def follower(api: Served) -> tuple[Followed, str]:
     return following, key.id
 
 
-@pytest.mark.parametrize("through", ["api", "another process"])
-async def test_a_revoked_key_ends_its_open_streams(api: Served, through: str) -> None:
+@pytest.mark.parametrize("through", ["api", "rotation", "another process"])
+async def test_a_revoked_or_rotated_key_ends_its_open_streams(api: Served, through: str) -> None:
     following, key_id = await follower(api)
     if through == "api":
         await api.http.delete(f"/v1/keys/{key_id}")
+    elif through == "rotation":
+        await api.http.post(f"/v1/keys/{key_id}/rotate", json={"overlap_seconds": 0})
     else:
         await api.services.keys.revoke(key_id)
     async with asyncio.timeout(20):

@@ -29,11 +29,12 @@ async def test_nodes_without_a_heartbeat_are_removed(folder: Folder, days: float
 async def test_revoked_keys_are_removed_and_no_others(folder: Folder) -> None:
     keys = SqlKeys(folder.database)
     revoked, _ = await keys.create("mine", "revoked")
+    await keys.create("mine", "expired", expires_at=datetime.now(UTC) - timedelta(days=1))
     other, secret = await keys.create("mine", "other")
     await keys.revoke(revoked.id)
     await folder.sweep()
-    assert len(await keys.list()) == 2
-    assert (await folder.sweep(keep_revoked_keys_days=1e-9))["keys"].result.removed.count == 1
+    assert len(await keys.list()) == 3
+    assert (await folder.sweep(keep_revoked_keys_days=1e-9))["keys"].result.removed.count == 2
     assert [key.id for key in await keys.list()] == [other.id]
     assert await keys.authenticate(secret) is not None
 

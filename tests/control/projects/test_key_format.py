@@ -1,4 +1,4 @@
-"""The form of a secret: what scanners find, and what is told of one that was not copied whole."""
+"""The form of a secret: what scanners find, and what is said of one that was not copied whole."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_secrets_of_earlier_releases_are_whole() -> None:
 
 
 @given(st.integers(0, 51), st.sampled_from(BASE62))
-def test_a_secret_with_another_character_is_told_from_a_whole_one(place: int, character: str) -> None:
+def test_a_secret_with_another_character_is_no_whole_one(place: int, character: str) -> None:
     secret = "bj_" + "0aZ" * 14 + "7" + "0" * 6
     body = new_secret() if place % 2 else secret
     changed = body[:place] + character + body[place + 1 :]
@@ -38,7 +38,7 @@ def test_a_secret_with_another_character_is_told_from_a_whole_one(place: int, ch
 
 
 @given(st.integers(0, 51))
-def test_a_truncated_secret_is_told_from_a_whole_one(length: int) -> None:
+def test_a_truncated_secret_is_no_whole_one(length: int) -> None:
     cut = new_secret()[:length]
     # With 46 characters it looks like one of an earlier release, and is then unknown.
     assert (flaw(cut) is None) == (length == 46)

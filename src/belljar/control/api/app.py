@@ -15,14 +15,27 @@ from belljar.control.api.file_descriptors import max_connections
 from belljar.control.api.openapi import describe
 from belljar.control.api.problems import handle_errors
 from belljar.control.api.request_context import RequestContext
-from belljar.control.api.routes import artifacts, health, images, jobs, keys, logs, metrics, nodes, projects, scripts
+from belljar.control.api.routes import (
+    artifacts,
+    health,
+    images,
+    jobs,
+    keys,
+    logs,
+    metrics,
+    nodes,
+    projects,
+    quotas,
+    scripts,
+)
 from belljar.control.api.rules import ruled_routes
 from belljar.control.api.services import Services
 from belljar.control.projects.key_request import NewKey, Rotation
 from belljar.control.projects.project_request import NewProject, ProjectChange
 from belljar.model.job_options import JobOptions, JobRequest
+from belljar.model.quotas import ProjectQuotas
 
-_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, keys)
+_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, quotas, keys)
 
 
 def create_app(services: Services | None) -> FastAPI:
@@ -40,7 +53,7 @@ def create_app(services: Services | None) -> FastAPI:
     for routes in _ROUTES:
         app.include_router(routes.router)
     ruled_routes(app)  # raises for a route without a rule
-    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange))
+    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange, ProjectQuotas))
     if services is not None:
         app.add_middleware(
             AuthMiddleware,

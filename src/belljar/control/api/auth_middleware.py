@@ -11,7 +11,7 @@ import time
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from belljar.control.api.authentication import Authentication, end_reason
+from belljar.control.api.authentication import Authentication, end_error
 from belljar.control.api.bodies import MAX_JSON_BYTES, MAX_SMALL_BYTES
 from belljar.control.api.problems import problem_of
 from belljar.control.api.request_limits import BodyBudget, RequestCount
@@ -120,9 +120,9 @@ def _while_valid(send: Send, identity: Identity, changes: Changes) -> Send:
 
     async def send_if_valid(message: Message) -> None:
         if message["type"] == "http.response.body" and message.get("more_body"):
-            reason = end_reason(identity, changes)
-            if reason is not None:
-                raise StreamAborted(reason)
+            error = end_error(identity, changes)
+            if error is not None:
+                raise StreamAborted(error.message)
         await send(message)
 
     return send_if_valid

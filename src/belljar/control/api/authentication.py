@@ -17,7 +17,15 @@ from belljar.control.projects.keys import Key
 from belljar.control.store.keys import KnownKey, SqlKeys
 from belljar.control.store.projects import SqlProjects, missing_project
 from belljar.local_server import is_loopback
-from belljar.model.errors import Forbidden, HostError, KeyInUrl, NotAuthenticated, ProjectSuspended, TooManyFailures
+from belljar.model.errors import (
+    BelljarError,
+    Forbidden,
+    HostError,
+    KeyInUrl,
+    NotAuthenticated,
+    ProjectSuspended,
+    TooManyFailures,
+)
 
 #: The header with which an operator names the project in which a request acts.
 PROJECT_HEADER = "Belljar-Project"
@@ -63,7 +71,7 @@ class Authentication:
         if not known.is_suspended:
             self._changes.set_active(known.key.project)
         elif not known.identity.is_operator:
-            raise ProjectSuspended(f"the project {known.key.project!r} is suspended; ask the operator of this server")
+            raise _suspended(known.key.project)
         await self._record_use(known.key)
         return known.identity
 
@@ -101,15 +109,19 @@ class Authentication:
                 return  # a full disk must not refuse valid keys
 
 
-def end_reason(identity: Identity, changes: Changes) -> str | None:
+def end_error(identity: Identity, changes: Changes) -> BelljarError | None:
     """Return why a request that has begun must end: its identity is not valid any more. None: it is."""
     if changes.is_revoked(identity.id):
-        return "the key was revoked"
+        return NotAuthenticated("the key was revoked or expired")
     if identity.expires_at is not None and datetime.now(UTC) >= identity.expires_at:
-        return "the key expired"
+        return NotAuthenticated("the key expired")
     if changes.is_suspended(identity.project) and not identity.is_operator:
-        return "the project was suspended"
+        return _suspended(identity.project)
     return None
+
+
+def _suspended(project: str) -> ProjectSuspended:
+    return ProjectSuspended(f"the project {project!r} is suspended; ask the operator of this server")
 
 
 def _invalid(key: Key) -> str | None:

@@ -9,6 +9,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from belljar.control.api.rules import ruled_routes
+from belljar.control.projects.scopes import Scope
+
 _PROBLEM = {
     "type": "object",
     "title": "Problem",
@@ -29,17 +32,31 @@ _PROBLEM = {
 _ERRORS = {
     "400": "The request is malformed.",
     "401": "No valid key.",
-    "403": "The key may not do this.",
+    "403": "The key lacks the scope, or its project is suspended.",
     "404": "The project has nothing of this name.",
     "408": "The body arrived too slowly.",
-    "409": "The idempotency key belongs to another request.",
+    "409": "The idempotency key belongs to another request, or the object is in a state that forbids this.",
     "413": "The body is too large.",
     "422": "An option or the script is invalid.",
-    "429": "The key has too many requests in flight.",
+    "429": "The key has too many requests in flight, the project has reached a quota, or the address sent many invalid "
+    "keys.",
     "500": "Internal error.",
     "503": "The server cannot do this now.",
     "507": "The server's disk is full.",
 }
+#: Operations that may meet a state in which they are impossible.
+_CONFLICTS = frozenset(
+    {
+        ("post", "/v1/jobs"),
+        ("post", "/v1/scripts"),
+        ("post", "/v1/scripts/{script_id}/run"),
+        ("post", "/v1/keys"),
+        ("post", "/v1/keys/{key_id}/rotate"),
+        ("post", "/v1/projects"),
+        ("patch", "/v1/projects/{name}"),
+        ("delete", "/v1/projects/{name}"),
+    }
+)
 _PUBLIC_PATHS = ("/healthz", "/readyz")
 
 
@@ -72,15 +89,16 @@ def _description(app: FastAPI, models: tuple[type[BaseModel], ...]) -> dict[str,
     schemas.update(definitions["$defs"])
     schemas["Problem"] = _PROBLEM
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    scopes = {(method.lower(), route.path): route.scope for route in ruled_routes(app) for method in route.methods}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            _describe(path, method, operation)
+            _describe(path, method, operation, scopes[method, path])
     return document
 
 
-def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
-    if path not in _PUBLIC_PATHS:
-        operation["security"] = [{"key": []}]
+def _describe(path: str, method: str, operation: dict[str, Any], scope: Scope | None) -> None:
+    if scope is not None:
+        operation["security"] = [{"key": [scope.value]}]
     responses = operation["responses"]
     for status in _statuses(path, method, operation):
         content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -96,6 +114,6 @@ def _statuses(path: str, method: str, operation: dict[str, Any]) -> list[str]:
         statuses |= {"422"}
     if "requestBody" in operation:
         statuses |= {"408", "507"}
-    if path in ("/v1/jobs", "/v1/scripts/{script_id}/run") and method == "post":
+    if (method, path) in _CONFLICTS:
         statuses |= {"409"}
     return sorted(statuses)

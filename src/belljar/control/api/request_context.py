@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from belljar.control.api.problems import internal_error, problem_of
 from belljar.control.api.streams import StreamAborted
+from belljar.control.projects.key_format import IN_TEXT as KEY_IN_TEXT
 from belljar.model.errors import BelljarError, InvalidRequest
 from belljar.model.ids import new_id
 
@@ -132,6 +133,7 @@ def _log_access(scope: Scope, response: _Response, seconds: float) -> None:
 
 
 def _path(scope: Scope) -> str:
-    """Return the path as it was sent, in percent-encoded ASCII, so that it cannot forge log lines."""
+    """Return the path as it was sent, in percent-encoded ASCII, so that it cannot forge log lines; without keys."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode("ascii", "backslashreplace")
-    return raw.decode("ascii", "backslashreplace")[:200]
+    path = raw.decode("ascii", "backslashreplace")[:200]
+    return KEY_IN_TEXT.sub("bj_HIDDEN", path) if "bj_" in path else path

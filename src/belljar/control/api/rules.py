@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple, cast
 
 from fastapi import Depends, FastAPI, Request
@@ -44,12 +45,14 @@ class RuledRoute(NamedTuple):
     """A route and the scope that it requires."""
 
     name: str
+    #: As the description has it: without the kinds of its parameters.
     path: str
     methods: frozenset[str]
     #: None: it is public.
     scope: Scope | None
 
 
+_KIND = re.compile(r":\w+\}")
 #: What the framework serves: its own description of the API, to anyone with a key.
 _FRAMEWORK_PATHS = frozenset({"/openapi.json"})
 
@@ -58,7 +61,7 @@ def ruled_routes(app: FastAPI) -> list[RuledRoute]:
     """Return every route with its rule. Raises TypeError for a route that does not have exactly one."""
     found = []
     for route in iter_route_contexts(app.routes):
-        path, name = route.path or "", route.name or ""
+        path, name = _KIND.sub("}", route.path or ""), route.name or ""
         if path in _FRAMEWORK_PATHS:
             continue
         dependencies = getattr(route.original_route, "dependencies", ())

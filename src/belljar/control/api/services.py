@@ -13,6 +13,7 @@ from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
 from belljar.control.projects.key_service import KeyService
 from belljar.control.projects.project_service import ProjectService
+from belljar.control.quotas.service import QuotaService, default_limits
 from belljar.control.scripts.service import ScriptService
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
@@ -21,6 +22,7 @@ from belljar.control.store.keys import SqlKeys
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
 from belljar.control.store.projects import SqlProjects
+from belljar.control.store.quotas import SqlQuotas
 from belljar.control.store.scripts import SqlScripts
 from belljar.images.catalog import Images
 from belljar.scripts.uploads import clear_stale_uploads
@@ -48,6 +50,7 @@ class Services:
     keys: SqlKeys
     projects: SqlProjects
     key_service: KeyService
+    quotas: QuotaService
     project_service: ProjectService
     nodes: SqlNodes
     changes: Changes
@@ -71,7 +74,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         clear_stale_uploads(settings.data_dir)
         images = Images(settings.data_dir)
         disk = disk_space_of(settings)
-        scripts = ScriptService(SqlScripts(database), blobs, images, settings, disk)
+        quotas = QuotaService(SqlQuotas(database), settings)
+        scripts = ScriptService(SqlScripts(database), blobs, images, settings, disk, quotas)
         job_store, nodes, changes = SqlJobs(database), SqlNodes(database), Changes()
         jobs = JobService(
             job_store,
@@ -80,11 +84,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             blobs,
             changes,
             settings,
+            quotas,
             lambda: nodes.cached_limits(settings.lease_seconds),
             disk,
         )
         keys, projects = SqlKeys(database), SqlProjects(database)
-        async with polling(changes, job_store.states, keys.revoked_since, projects.suspended, settings.data_dir):
+        async with polling(changes, job_store.states, keys.ended_since, projects.suspended, settings.data_dir):
             yield Services(
                 settings=settings,
                 database=database,
@@ -93,10 +98,11 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 scripts=scripts,
                 jobs=jobs,
                 job_store=job_store,
-                claims=SqlClaims(database),
+                claims=SqlClaims(database, default_limits(settings)),
                 keys=keys,
                 projects=projects,
                 key_service=KeyService(keys, changes),
+                quotas=quotas,
                 project_service=ProjectService(projects, keys, changes),
                 nodes=nodes,
                 changes=changes,

@@ -87,7 +87,7 @@ class Changes:
         await self._watched.wait()
 
     def notify_revoked(self, key_id: str) -> None:
-        """End the open streams and waits of a revoked key."""
+        """End the open streams and waits of a key that was revoked or has expired."""
         self._revoked.add(key_id)
         self._wake_all()
 

@@ -9,6 +9,7 @@ from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import JobLogs, UploadTimes
 from belljar.control.queue.link_service import LinkService
 from belljar.control.queue.rescuer import JobRescuer, MissingImageService
+from belljar.control.quotas.meter import UsageMeter
 from belljar.control.scripts.disks import ScriptDisks
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.nodes import SqlNodes
@@ -41,6 +42,7 @@ class Queue:
         self._logs = JobLogs(settings.data_dir, blobs, times or UploadTimes(), changes)
         self._rescuer = JobRescuer(claims, changes, settings.lease_seconds, self._on_expired)
         self._missing_images = MissingImageService(claims, nodes, changes, settings.lease_seconds)
+        self._meter = UsageMeter(claims)
         self.link = LinkService(
             settings=settings,
             claims=claims,
@@ -60,6 +62,7 @@ class Queue:
                 ("rescue_jobs", self._rescuer.run),
                 ("fail_jobs_without_image", self._missing_images.run),
                 ("upload_logs", self._upload_logs),
+                ("meter_usage", self._meter.run),
             ):
                 group.create_task(supervise(name, work, max_pause_seconds=_MAX_PAUSE_SECONDS), name=name)
 

@@ -8,12 +8,15 @@ from datetime import UTC, datetime
 from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, select, union
 from sqlalchemy.dialects.sqlite import insert
 
+from belljar.control.quotas.admission import check_submission, without_one_job
 from belljar.control.store.database import Database
 from belljar.control.store.opening import open_database
+from belljar.control.store.quotas import read_use
 from belljar.control.store.rows import job_of, values_of
 from belljar.control.store.schema import HELD, QUEUED, job_counts, job_labels, jobs, projects, scripts
 from belljar.model.errors import NotFound
 from belljar.model.job import Job
+from belljar.model.quotas import NO_LIMITS, QuotaLimits
 from belljar.model.states import Status
 from belljar.settings import Settings
 
@@ -32,8 +35,11 @@ class SqlJobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def insert(self, job: Job, *, needs_script: bool = False) -> Job:
-        """Store a new job; return the existing one with its idempotency key, if any. Raises NotFound."""
+    async def insert(self, job: Job, *, needs_script: bool = False, limits: QuotaLimits = NO_LIMITS) -> Job:
+        """Store a new job; return the existing one with its idempotency key, if any.
+
+        Raises NotFound, and QuotaExceeded when a new job exceeds the limits of its project.
+        """
         values = values_of(job)
         labels = [
             {"job_id": job.id, "name": name, "value": value, "project": job.project}
@@ -50,6 +56,8 @@ class SqlJobs:
                 return first
             if labels:
                 connection.execute(job_labels.insert(), labels)
+            if limits.counts:  # the triggers have counted the job; refusing it rolls that back
+                check_submission(limits, without_one_job(read_use(connection, job.project)))
             return job
 
         return await self._database.writing(insert_job)

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, select
 
 from belljar.control.projects.identity import Identity
-from belljar.control.projects.key_format import new_secret
+from belljar.control.projects.key_format import PREFIX, new_secret
 from belljar.control.projects.keys import Key
 from belljar.control.projects.scopes import Role, Scope
 from belljar.control.store.database import Database
@@ -149,9 +149,10 @@ class SqlKeys:
         row = await self._database.reading(lambda connection: connection.execute(query).one_or_none())
         return None if row is None else _key(row)
 
-    async def revoked_since(self, at: datetime) -> Sequence[str]:
-        """Return the ids of keys that were revoked at that time or later."""
-        query = select(keys.c.id).where(keys.c.revoked_at >= at)
+    async def ended_since(self, at: datetime) -> Sequence[str]:
+        """Return the ids of keys that were revoked or expired at that time or later: a rotation sets an expiry."""
+        expired = (keys.c.expires_at >= at) & (keys.c.expires_at <= datetime.now(UTC))
+        query = select(keys.c.id).where((keys.c.revoked_at >= at) | expired)
         return await self._database.reading(lambda connection: connection.execute(query).scalars().all())
 
     async def revoke(self, key_id: str) -> Key:
@@ -195,6 +196,8 @@ def is_valid(key: Key) -> bool:
 
 def missing_key(key_id: str) -> NotFound:
     """Return the error for an id that no key has, or a key of another project."""
+    if key_id.startswith(PREFIX):  # a secret is not repeated
+        return NotFound("this is the secret of a key, not its id; list the ids with: belljar key ls")
     return NotFound(f"there is no key {key_id[:80]!r}; list them with: belljar key ls")
 
 
@@ -203,7 +206,7 @@ def _digest(secret: str) -> str:
 
 
 _NAMES = set(Key.model_fields)
-_KNOWN = frozenset(Scope)
+_KNOWN_SCOPES, _KNOWN_ROLES = frozenset(Scope), frozenset(Role)
 
 
 def _values(key: Key) -> dict[str, Any]:
@@ -216,6 +219,7 @@ def _values(key: Key) -> dict[str, Any]:
 
 def _key(row: Row[Any]) -> Key:
     values = {name: row._mapping[name] for name in _NAMES}
-    # A scope that only a newer version knows allows nothing here.
-    values["extra_scopes"] = frozenset(values["extra_scopes"]) & _KNOWN
+    # A role or scope that only a newer version knows allows nothing here.
+    values["extra_scopes"] = frozenset(values["extra_scopes"]) & _KNOWN_SCOPES
+    values["role"] = values["role"] if values["role"] in _KNOWN_ROLES else None
     return Key(**values)

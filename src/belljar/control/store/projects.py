@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 from sqlalchemy.dialects.sqlite import insert
 
+from belljar.control.projects.identity import DEFAULT_PROJECT
 from belljar.control.projects.project import Project
 from belljar.control.projects.scopes import Scope
 from belljar.control.store.database import Database
@@ -79,11 +80,15 @@ class SqlProjects:
         """Suspend the project for ever and revoke its keys. Return it, and the ids of the revoked keys.
 
         From then on maintenance removes its data (project_removal.py). Raises NotFound; ProjectConflict while jobs of
-        it run, or while it has an operator's key.
+        it run, while it has an operator's key, and for the project `default`.
         """
         now = datetime.now(UTC)
         running = select(func.count()).select_from(jobs).where(HELD, jobs.c.project == name)
         own_keys = (keys.c.project == name, keys.c.revoked_at.is_(None))
+        is_valid = keys.c.expires_at.is_(None) | (keys.c.expires_at > now)
+
+        if name == DEFAULT_PROJECT:
+            raise ProjectConflict(f"the project {name!r} has this server's own key, and stays")
 
         def remove(connection: Connection) -> tuple[Project, list[str]]:
             project = read_project(connection, name)
@@ -95,7 +100,7 @@ class SqlProjects:
                     "--cancel-running), and try again when they have ended",
                     running_jobs=number,
                 )
-            valid = connection.execute(select(keys.c.id, keys.c.extra_scopes).where(*own_keys)).all()
+            valid = connection.execute(select(keys.c.id, keys.c.extra_scopes).where(*own_keys, is_valid)).all()
             operators = [row.id for row in valid if Scope.ADMIN in row.extra_scopes]
             if operators:
                 raise ProjectConflict(

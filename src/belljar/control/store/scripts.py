@@ -8,10 +8,13 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, bindparam, exists, or_, select
 from sqlalchemy.dialects.sqlite import insert
 
+from belljar.control.quotas.admission import check_stored
 from belljar.control.store.cursor import decode, encode
 from belljar.control.store.database import Database
 from belljar.control.store.projects import being_removed
+from belljar.control.store.quotas import read_use
 from belljar.control.store.schema import AWAITED, jobs, projects, scripts
+from belljar.model.quotas import NO_LIMITS, QuotaLimits
 from belljar.model.script import Script
 
 #: A use is stored at most this often: retention periods are in days.
@@ -26,10 +29,11 @@ class SqlScripts:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, script: Script) -> Script:
+    async def add(self, script: Script, *, limits: QuotaLimits = NO_LIMITS) -> Script:
         """Store the record; return the existing one when the project has the script.
 
-        Raises ProjectConflict for a project that is being removed.
+        Raises ProjectConflict for a project that is being removed, QuotaExceeded when a new script exceeds the storage
+        of its project.
         """
         key = {"in_project": script.project, "of_id": script.id}
         row = await self._database.reading(lambda connection: connection.execute(_BY_ID, key).one_or_none())
@@ -49,6 +53,8 @@ class SqlScripts:
             if connection.execute(select(removed)).scalar():
                 raise being_removed(script.project)
             connection.execute(query)
+            if row is None and limits.max_storage_mb is not None:
+                check_stored(limits, read_use(connection, script.project))
             return _script(connection.execute(_BY_ID, key).one())
 
         return await self._database.writing(add)

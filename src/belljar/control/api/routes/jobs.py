@@ -8,16 +8,17 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from belljar.control.api.authentication import end_reason
+from belljar.control.api.authentication import end_error
 from belljar.control.api.bodies import read_options
 from belljar.control.api.dependencies import Cursor, IdentityDep, Limit, ServicesDep
 from belljar.control.api.json_response import json_response
 from belljar.control.api.openapi import body_of
+from belljar.control.api.rate_limit_headers import rate_limit_headers
 from belljar.control.api.rules import require
 from belljar.control.api.services import Services
 from belljar.control.projects.identity import Identity
 from belljar.control.projects.scopes import Scope
-from belljar.model.errors import InvalidDependencies, LayerBuildError, NotAuthenticated, without_paths
+from belljar.model.errors import InvalidDependencies, LayerBuildError, without_paths
 from belljar.model.job import Job
 from belljar.model.job_options import JobOptions, JobRequest
 from belljar.model.states import Status
@@ -49,7 +50,8 @@ async def submit_job(request: Request, services: ServicesDep, identity: Identity
     request.state.body_lease.release()
     if wait:
         job = await _wait(services, identity, job.id, wait)
-    return json_response(_public(job, identity, services), 200 if job.status.terminal else 202)
+    response = json_response(_public(job, identity, services), 200 if job.status.terminal else 202)
+    return await _with_rate_limits(response, identity, services)
 
 
 @router.post(
@@ -66,7 +68,8 @@ async def run_script(request: Request, script_id: str, services: ServicesDep, id
     submission.set_stdin(options.stdin_bytes())
     async with services.submitting.slot(identity.id):
         job = await services.jobs.submit(identity.project, submission)
-    return json_response({"job_id": job.id, **_public(job, identity, services)}, 202)
+    response = json_response({"job_id": job.id, **_public(job, identity, services)}, 202)
+    return await _with_rate_limits(response, identity, services)
 
 
 @router.get("/jobs", dependencies=[require(Scope.JOBS_READ)])
@@ -93,8 +96,12 @@ async def list_jobs(
 
 @router.get("/jobs/{job_id}", dependencies=[require(Scope.JOBS_READ)])
 async def get_job(job_id: str, services: ServicesDep, identity: IdentityDep, wait: Wait = 0) -> Response:
-    """Return the job; with `wait`, as soon as it has ended."""
-    return json_response(_public(await _wait(services, identity, job_id, wait), identity, services))
+    """Return the job; with `wait`, as soon as it has ended. `waiting_for` is the quota that keeps it queued, if any."""
+    job = await _wait(services, identity, job_id, wait)
+    fields = _public(job, identity, services)
+    if job.status is Status.QUEUED and (quota := await services.quotas.waiting_for(job.project)) is not None:
+        fields["waiting_for"] = quota
+    return json_response(fields)
 
 
 @router.post("/jobs/{job_id}/cancel", dependencies=[require(Scope.JOBS_RUN)])
@@ -103,15 +110,21 @@ async def cancel_job(job_id: str, services: ServicesDep, identity: IdentityDep) 
     return json_response(_public(await services.jobs.cancel(identity.project, job_id), identity, services))
 
 
+async def _with_rate_limits(response: Response, identity: Identity, services: Services) -> Response:
+    """Return the response of a submission with the headers RateLimit-Policy and RateLimit, if there are limits."""
+    response.headers.update(rate_limit_headers(await services.quotas.rate_limits(identity.project)))
+    return response
+
+
 async def _wait(services: Services, identity: Identity, job_id: str, seconds: float) -> Job:
     def ended() -> bool:
-        return end_reason(identity, services.changes) is not None
+        return end_error(identity, services.changes) is not None
 
     if identity.expires_at is not None:
         seconds = min(seconds, max(0.0, (identity.expires_at - datetime.now(UTC)).total_seconds()))
     job = await services.jobs.wait(identity.project, job_id, seconds, ended=ended)
-    if (reason := end_reason(identity, services.changes)) is not None:
-        raise NotAuthenticated(reason)
+    if (error := end_error(identity, services.changes)) is not None:
+        raise error
     return job
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 
-from belljar.control.api.authentication import end_reason
+from belljar.control.api.authentication import end_error
 from belljar.control.api.dependencies import IdentityDep, ServicesDep
 from belljar.control.api.rules import require
 from belljar.control.api.services import Services
@@ -136,8 +136,8 @@ class _Reading:
     def _check_open(self) -> None:
         if self._is_disconnected:
             raise StreamAborted("the client disconnected")
-        if (reason := end_reason(self._identity, self._changes)) is not None:
-            raise StreamAborted(reason)
+        if (error := end_error(self._identity, self._changes)) is not None:
+            raise StreamAborted(error.message)
         if self._changes.stopping:
             raise StreamAborted("the server stops")
 
