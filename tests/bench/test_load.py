@@ -21,13 +21,13 @@ def test_jobs_are_due_at_the_rate_and_the_same_again() -> None:
 
 
 async def test_jobs_start_when_they_are_due_although_earlier_ones_run() -> None:
-    running, most = 0, 0
+    running, max_running = 0, 0
     release = asyncio.Event()
 
     async def job() -> str:
-        nonlocal running, most
+        nonlocal running, max_running
         running += 1
-        most = max(most, running)
+        max_running = max(max_running, running)
         if running == 3:
             release.set()
         await release.wait()
@@ -35,7 +35,7 @@ async def test_jobs_start_when_they_are_due_although_earlier_ones_run() -> None:
         return "pool"
 
     samples = await offer(job, [0.0, 0.0, 0.01])
-    assert most == 3
+    assert max_running == 3
     assert [sample.source for sample in samples] == ["pool"] * 3
     assert all(sample.milliseconds is not None for sample in samples)
 

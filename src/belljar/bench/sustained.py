@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from belljar.bench.figures import machine_facts
 from belljar.bench.load import Arrivals, Sustained, due_times, offer, summarise
 from belljar.bench.peers import once, peers
@@ -102,7 +104,7 @@ def _job_of(server: BenchServer) -> Callable[[], Awaitable[str | None]]:
     async def job() -> str | None:
         try:
             _, ended = await server.job()
-        except HostError:
+        except (HostError, httpx.HTTPError):
             return None
         return str(ended["machine"]["source"])
 
