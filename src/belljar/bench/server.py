@@ -26,6 +26,7 @@ from belljar.settings import Settings
 
 _SNAPSHOT_SECONDS = 120
 _START_SECONDS = 60
+_REQUEST_SECONDS = 120
 #: Clones that a server with a pool of fixed size keeps.
 WAITING = 4
 
@@ -127,7 +128,7 @@ async def bench_server(
             url = await _started(process.stderr, _START_SECONDS * factor)
             rest = asyncio.create_task(_discard(process.stderr))  # a full pipe would stop it
             headers = {"Authorization": f"Bearer {read_admin_key(data_dir)}"}
-            async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as http:
+            async with httpx.AsyncClient(base_url=url, headers=headers, timeout=_REQUEST_SECONDS * factor) as http:
                 yield BenchServer(http, process.pid, data_dir, factor)
         finally:
             with contextlib.suppress(ProcessLookupError):

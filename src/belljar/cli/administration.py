@@ -59,15 +59,20 @@ class Administration(Protocol):
 @contextlib.contextmanager
 def administration(flags: AdministrationFlags, *, project: str | None = None) -> Iterator[Administration]:
     """Open the server that is named, else the data folder. `project`: the one that listings are limited to."""
-    from belljar.settings import load_settings
-
-    settings = load_settings(server=flags.server, api_key=flags.api_key, data_dir=flags.data_dir)
-    is_configured = flags.data_dir is None and (settings.server or settings.api_key)
-    if flags.server or flags.api_key or is_configured:
+    if names_server(flags):
         with connect(flags, project=project) as client:
             yield client
     else:
         yield DataFolder(flags.data_dir, project)
+
+
+def names_server(flags: AdministrationFlags) -> bool:
+    """Return whether the command is to work through a server, by its flags or the settings."""
+    from belljar.settings import load_settings
+
+    settings = load_settings(server=flags.server, api_key=flags.api_key, data_dir=flags.data_dir)
+    is_configured = flags.data_dir is None and (settings.server or settings.api_key)
+    return bool(flags.server or flags.api_key or is_configured)
 
 
 def pages(read: Callable[..., dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
@@ -213,6 +218,8 @@ class DataFolder:
     ) -> dict[str, Any]:
         """Do the work on the opened database; with `known_to_server`, wait until no server's cache is of before."""
         from belljar.cli.logging import start_logging
+        from belljar.control.audit.local import local_operator
+        from belljar.control.audit.operation import OwnOperation, carrying_out
         from belljar.control.store.keys import CACHE_SECONDS
         from belljar.control.store.opening import open_database
         from belljar.settings import load_settings
@@ -223,7 +230,8 @@ class DataFolder:
         async def opened() -> dict[str, Any]:
             database = await open_database(settings, migrate=False)
             try:
-                return await work(database, settings)
+                with carrying_out(OwnOperation(local_operator())):
+                    return await work(database, settings)
             finally:
                 await database.close()
 

@@ -72,6 +72,12 @@ class UnknownImage(InvalidOption):
     code = "unknown_image"
 
 
+class SecretMissing(InvalidOption):
+    """The job names a secret that its project does not have, or no longer has; set it with belljar secret set."""
+
+    code = "secret_missing"
+
+
 class InvalidScript(BelljarError):
     """The upload is no script: empty, without an entrypoint, or with unsafe members; correct the file or archive."""
 
@@ -248,6 +254,12 @@ class DataFolderError(HostError):
     """The data folder is not writable, in use, damaged, or of a newer version; follow the message."""
 
     code = "data_folder"
+
+
+class SecretsKeyError(HostError):
+    """The key that secrets are sealed with is missing, or is another one; restore it (docs/secrets.md)."""
+
+    code = "secrets_key"
 
 
 class DiskBudget(HostError):

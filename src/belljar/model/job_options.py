@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from belljar.model.egress import parse_egress
+from belljar.model.secrets import MAX_SECRETS, GivenSecretUse, check_secret_uses, parse_secret_uses
 from belljar.model.submission_limits import MAX_ARGS, MAX_ARTIFACTS, MAX_ENV, MAX_FILES, MAX_LABELS
 from belljar.model.value import Value
 
@@ -45,6 +46,11 @@ class JobOptions(Value):
     """Arguments after the entrypoint."""
     env: dict[str, str] = Field(default_factory=dict, max_length=MAX_ENV)
     """Variables to add to the image's environment. With `args` at most 1 MiB, each at most 128 KiB."""
+    secrets: tuple[GivenSecretUse, ...] = Field(default=(), max_length=MAX_SECRETS)
+    """Secrets of the project that the job gets: `NAME` for an environment variable of that name, or an object; see
+    docs/secrets.md."""
+    mask_secrets: bool = True
+    """Whether a secret that the job prints is `***` in its output."""
     stdin: str | None = None
     """Text of the script's standard input, at most 16 MiB; None: empty."""
     stdin_base64: str | None = None
@@ -95,6 +101,11 @@ class JobOptions(Value):
             _check_exec_string(f"{name}={text}", f"the environment variable {name[:64]}")
         return value
 
+    @field_validator("secrets", mode="before")
+    @classmethod
+    def _secrets(cls, value: object) -> object:
+        return parse_secret_uses(value)
+
     @field_validator("artifacts")
     @classmethod
     def _artifacts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -133,6 +144,7 @@ class JobOptions(Value):
         total += sum(len(name) + len(text.encode()) + 2 for name, text in self.env.items())
         if total > MAX_ARGUMENT_BYTES:
             raise ValueError(f"args and env have {total} bytes together; at most {MAX_ARGUMENT_BYTES} are allowed")
+        check_secret_uses(self.secrets, self.env)
         return self
 
     def stdin_bytes(self) -> bytes:

@@ -24,6 +24,7 @@ from belljar.settings.network import NetworkSettings
 from belljar.settings.packages import PackageSettings
 from belljar.settings.quotas import QuotaSettings
 from belljar.settings.retention import RetentionSettings
+from belljar.settings.secrets import SecretSettings
 from belljar.settings.server import ClientSettings, ServerSettings
 from belljar.settings.storage import StorageSettings, default_data_dir
 from belljar.settings.worker import WorkerSettings
@@ -40,6 +41,7 @@ class Settings(
     NetworkSettings,
     PackageSettings,
     ImageSettings,
+    SecretSettings,
     RetentionSettings,
     LogSettings,
     BaseSettings,

@@ -36,6 +36,7 @@ _CODES = {each.status: each.code for each in (InvalidRequest, NotFound, MethodNo
 _TENANT_MESSAGES = {
     "disk_full": "the server's disk is full; tell its operator",
     "data_folder": "the server cannot use its data folder; tell its operator",
+    "secrets_key": "the server cannot read its secrets; tell its operator",
     "damaged_image": "a file of the image is damaged on the server; tell its operator",
     "missing_tool": "a required program is not installed on the server; tell its operator",
 }

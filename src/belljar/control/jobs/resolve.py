@@ -138,6 +138,8 @@ def resolve_job(
         timeout_seconds=timeout_seconds,
         args=options.args,
         env=options.env,
+        secrets=options.secrets,
+        mask_secrets=options.mask_secrets,
         stdin_bytes=len(options.stdin_bytes()),
         egress=options.egress,
         artifacts=options.artifacts,

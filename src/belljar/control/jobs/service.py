@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+from belljar.control.audit.operation import record_nothing
 from belljar.control.blobs.store import Blobs
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
@@ -25,6 +26,7 @@ from belljar.model.job_options import JobRequest
 from belljar.model.quotas import NO_LIMITS, QuotaLimits
 from belljar.model.resources import NodeLimits
 from belljar.model.script import Script
+from belljar.model.secrets import SecretUse
 from belljar.model.states import Status
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
@@ -74,6 +76,12 @@ class ImageNames(Protocol):
     def image_for(self, language: str) -> str: ...
 
 
+class SecretChecks(Protocol):
+    """Knows secrets by name: `belljar.control.secrets.service.SecretService`."""
+
+    async def check(self, project: str, uses: Collection[SecretUse]) -> None: ...
+
+
 class JobService:
     """The operations of the API on jobs."""
 
@@ -88,6 +96,7 @@ class JobService:
         quotas: QuotaService,
         largest: Callable[[], Awaitable[Collection[NodeLimits]]],
         disk: DiskSpace | None = None,
+        secrets: SecretChecks | None = None,
     ) -> None:
         self._store = store
         self._scripts = scripts
@@ -98,18 +107,20 @@ class JobService:
         self._quotas = quotas
         self._largest = largest
         self._disk = disk or disk_space_of(settings)
+        self._secrets = secrets
 
     async def submit(self, project: str, request: JobRequest) -> Job:
         """Queue a job. The same request with the idempotency key of an earlier job returns that job.
 
-        Raises NotFound (script), Conflict (idempotency key), QuotaExceeded, InvalidOption, UnknownImage,
-        UnknownLanguage, InvalidScript, DiskFull, …
+        Raises NotFound (script), Conflict (idempotency key), QuotaExceeded, InvalidOption, SecretMissing,
+        UnknownImage, UnknownLanguage, InvalidScript, DiskFull, …
         """
         fingerprint = None
         if request.idempotency_key is not None:
             fingerprint = await asyncio.to_thread(_fingerprint, request)
             first = await self._store.by_key(project, request.idempotency_key)
             if first is not None:
+                record_nothing("job.submit")
                 return _same_request(first, fingerprint)
         try:
             return await self._submit_new(project, request, fingerprint)
@@ -125,6 +136,9 @@ class JobService:
         limits = await self._quotas.check_submission(project)
         if request.image is not None:
             self._images.get(request.image)  # before anything is stored
+        if request.secrets:
+            assert self._secrets is not None
+            await self._secrets.check(project, request.secrets)
         script = await self._script(project, request)
         name = request.image or self._images.image_for(script.language)
         image = self._images.get(name)

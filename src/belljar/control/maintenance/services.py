@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from belljar.control.blobs.store import Blobs
+from belljar.control.maintenance.audit import AuditCleaner
 from belljar.control.maintenance.backups import BackupCleaner
 from belljar.control.maintenance.images import ImageCleaner
 from belljar.control.maintenance.jobs import JobCleaner, StdinCleaner
@@ -14,6 +15,7 @@ from belljar.control.maintenance.scripts import ScriptCleaner
 from belljar.control.maintenance.uploads import UploadCleaner
 from belljar.control.quotas.repair import CounterRepair
 from belljar.control.scripts.service import ScriptService
+from belljar.control.store.audit import SqlAudit
 from belljar.control.store.counters import SqlCounters
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
@@ -40,6 +42,7 @@ def control_services(settings: Settings, database: Database, blobs: Blobs) -> li
         OrphanCleaner(settings, retention, blobs),
         RecordCleaner("nodes", settings.keep_gone_nodes_days, retention.silent_nodes),
         RecordCleaner("keys", settings.keep_revoked_keys_days, retention.revoked_keys),
+        AuditCleaner(settings, SqlAudit(database)),
         UploadCleaner(settings),
         ImageCleaner(settings, SqlJobs(database)),
         RecordCleaner("usage", settings.keep_usage_days, retention.old_usage),

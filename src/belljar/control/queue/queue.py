@@ -11,6 +11,7 @@ from belljar.control.queue.link_service import LinkService
 from belljar.control.queue.rescuer import JobRescuer, MissingImageService
 from belljar.control.quotas.meter import UsageMeter
 from belljar.control.scripts.disks import ScriptDisks
+from belljar.control.secrets.service import SecretService
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.nodes import SqlNodes
 from belljar.images.catalog import Images
@@ -36,6 +37,7 @@ class Queue:
         images: Images,
         blobs: Blobs,
         changes: Changes,
+        secrets: SecretService,
         times: UploadTimes | None = None,
     ) -> None:
         self._claims = claims
@@ -52,6 +54,7 @@ class Queue:
             blobs=blobs,
             changes=changes,
             logs=self._logs,
+            secrets=secrets,
             on_renewal_failed=self._rescuer.postpone,
         )
 

@@ -183,6 +183,19 @@ class SqlClaims:
         rows = await self._database.reading(lambda connection: connection.execute(query).all())
         return {(job_id, attempt) for job_id, attempt in rows}
 
+    async def note_secrets(self, worker: str, job: Job, versions: dict[str, int], *, incarnation: str = "") -> bool:
+        """Record the versions of secrets that the attempt is given. Return False when it does not hold the job."""
+
+        def write(connection: Connection) -> bool:
+            now = _held(connection, worker, incarnation, job.id, job.attempt)
+            if now is None:
+                return False
+            result = result_of(now.model_copy(update={"secret_versions": versions}))
+            connection.execute(jobs.update().where(jobs.c.id == job.id).values(result=result))
+            return True
+
+        return await self._database.writing(write)
+
     async def running(
         self,
         worker: str,

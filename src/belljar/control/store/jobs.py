@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, select, union
 from sqlalchemy.dialects.sqlite import insert
 
+from belljar.control.audit.operation import record_nothing
 from belljar.control.quotas.admission import check_submission, without_one_job
+from belljar.control.store.audit import record_change
 from belljar.control.store.database import Database
 from belljar.control.store.opening import open_database
 from belljar.control.store.quotas import read_use
@@ -53,11 +55,13 @@ class SqlJobs:
                 assert job.idempotency_key is not None
                 first = _by_key(connection, job.project, job.idempotency_key)
                 assert first is not None
+                record_nothing("job.submit")
                 return first
             if labels:
                 connection.execute(job_labels.insert(), labels)
             if limits.counts:  # the triggers have counted the job; refusing it rolls that back
                 check_submission(limits, without_one_job(read_use(connection, job.project)))
+            record_change(connection, "job.submit", job.id, project=job.project, script=job.script_id)
             return job
 
         return await self._database.writing(insert_job)
@@ -126,7 +130,10 @@ class SqlJobs:
             )
             connection.execute(jobs.update().where(this, held).values(cancel_requested=True))
             row = connection.execute(select(jobs).where(this)).one_or_none()
-            return None if row is None else job_of(row)
+            if row is None:
+                return None
+            record_change(connection, "job.cancel", job_id, project=project)
+            return job_of(row)
 
         return await self._database.writing(cancel)
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, select, text
 from sqlalchemy.dialects.sqlite import insert
 
+from belljar.control.store.audit import record_change
 from belljar.control.store.counting import DAY_US, MINUTE_US, NOW
 from belljar.control.store.database import Database
 from belljar.control.store.projects import read_project
@@ -164,6 +165,7 @@ def _read(connection: Connection, project: str) -> ProjectQuotas:
 
 
 def _write(connection: Connection, project: str, quotas: ProjectQuotas) -> None:
+    record_change(connection, "project.set_quotas", project, project=project, **quotas.model_dump(exclude_none=True))
     values = {name: UNLIMITED_VALUE if value == UNLIMITED else value for name, value in quotas.model_dump().items()} | {
         "updated_at": datetime.now(UTC)
     }

@@ -14,9 +14,11 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
+    Text,
     TypeDecorator,
     UniqueConstraint,
     event,
@@ -27,7 +29,7 @@ from sqlalchemy import (
 from belljar.control.store.counting import NOW, TRIGGERS
 
 #: The newest migration; a database at this version is opened without loading Alembic.
-HEAD = "0008"
+HEAD = "0010"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -280,6 +282,26 @@ keys = Table(
     Index("ix_keys_project", "project", "id"),
 )
 
+#: The secrets of projects, each sealed: their values are nowhere else, and the key is not in the database.
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("project", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    #: 1 for the first value, and one more with each new one.
+    Column("version", Integer, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Column("size_bytes", Integer, nullable=False),
+    #: Whether it can be an environment variable: it has no NUL.
+    Column("fits_variable", Boolean(create_constraint=False), nullable=False),
+    #: The key that it is sealed with.
+    Column("key_id", String, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    # A rotation looks for those that are sealed with other keys.
+    Index("ix_secrets_key", "key_id"),
+)
+
 nodes = Table(
     "nodes",
     metadata,
@@ -313,4 +335,40 @@ maintenance = Table(
     Column("error", String),
     #: Everything that ended before this time has been processed.
     Column("done_until", UtcTime),
+)
+
+#: The audit log (control/audit). Rows are appended, and removed from the front; no row is ever changed.
+audit = Table(
+    "audit",
+    metadata,
+    #: 1, 2, 3, … without a gap.
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    #: The database's clock.
+    Column("at_us", BigInteger, nullable=False),
+    Column("actor_kind", String, nullable=False),
+    Column("actor_id", String),
+    Column("actor_name", String),
+    Column("project", String),
+    Column("action", String, nullable=False),
+    Column("object", String),
+    Column("address", String),
+    Column("request_id", String),
+    Column("outcome", String, nullable=False),
+    #: JSON, exactly as it was hashed.
+    Column("details", Text, nullable=False),
+    #: The hash of the row before, and that of this row.
+    Column("previous", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Index("ix_audit_project", "project", "seq"),
+    Index("ix_audit_actor_id", "actor_id", "seq"),
+    Index("ix_audit_action", "action", "seq"),
+    Index("ix_audit_at_us", "at_us"),
+)
+
+#: Where the audit log begins: after the row with this number and hash. One row.
+audit_anchor = Table(
+    "audit_anchor",
+    metadata,
+    Column("through_seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary, nullable=False),
 )

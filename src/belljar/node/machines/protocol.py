@@ -103,7 +103,7 @@ class DeathCause(StrEnum):
     GUEST_PANIC = "guest_panic"
     #: The hypervisor stopped with an error of its own (QEMU's run state internal-error, a crash).
     HYPERVISOR = "hypervisor"
-    #: A signal from outside killed the hypervisor: an operator, or the host's out-of-memory killer.
+    #: A signal from outside killed the hypervisor: of an operator, or of the kernel because of its memory limit.
     KILLED = "killed"
     #: The host is short of something: memory, open files, disk space.
     HOST = "host"

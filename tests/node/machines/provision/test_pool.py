@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from belljar.node.machines.provision import pool as pool_module
 from belljar.node.machines.provision import warm_clone as warm_clone_module
 from belljar.node.machines.provision.demand import Demand
 from belljar.node.machines.provision.pool import WarmPool
@@ -173,3 +174,15 @@ async def test_buckets_without_demand_are_forgotten(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(Demand, "is_recent", lambda *_: False)
         pool._changed.set()
         await until(lambda: pool.counts() == {})
+
+
+async def test_many_shapes_displace_the_least_recent_that_has_no_clone() -> None:
+    pool, make = a_pool(memory_mb=50), Maker(memory_mb=40)
+    async with running(pool):
+        pool.record_demand("kept", make)
+        await until(lambda: pool.counts() == {"kept": 1})
+        for number in range(100):
+            pool.record_demand(f"shape {number}", make)
+        assert len(pool.counts()) == pool_module._MAX_BUCKETS
+        assert {"kept", "shape 99", "shape 50"} <= pool.counts().keys()
+        assert "shape 0" not in pool.counts()

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from belljar.control.api.audited import audited
 from belljar.control.api.authentication import end_error
 from belljar.control.api.bodies import read_options
 from belljar.control.api.dependencies import Cursor, IdentityDep, Limit, ServicesDep
@@ -40,6 +41,7 @@ _ENDED: dict[int | str, dict[str, Any]] = {200: {"description": "The job has end
     openapi_extra=body_of(JobRequest),
     dependencies=[require(Scope.JOBS_RUN)],
 )
+@audited("job.submit")
 async def submit_job(request: Request, services: ServicesDep, identity: IdentityDep, wait: Wait = 0) -> Response:
     """Queue a job: `script_id`, or `code` and `language`, or `files`; with options."""
     submission = await read_options(request, JobRequest)
@@ -60,6 +62,7 @@ async def submit_job(request: Request, services: ServicesDep, identity: Identity
     openapi_extra=body_of(JobOptions, required=False),
     dependencies=[require(Scope.JOBS_RUN)],
 )
+@audited("job.submit")
 async def run_script(request: Request, script_id: str, services: ServicesDep, identity: IdentityDep) -> Response:
     """Queue a job that runs this script."""
     options = await read_options(request, JobOptions, required=False)
@@ -105,6 +108,7 @@ async def get_job(job_id: str, services: ServicesDep, identity: IdentityDep, wai
 
 
 @router.post("/jobs/{job_id}/cancel", dependencies=[require(Scope.JOBS_RUN)])
+@audited("job.cancel")
 async def cancel_job(job_id: str, services: ServicesDep, identity: IdentityDep) -> Response:
     """Cancel a job. A running job ends soon after; an ended job is returned unchanged."""
     return json_response(_public(await services.jobs.cancel(identity.project, job_id), identity, services))

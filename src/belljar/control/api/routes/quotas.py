@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
+from belljar.control.api.audited import audited
 from belljar.control.api.bodies import read_small
 from belljar.control.api.dependencies import IdentityDep, ProjectDep, ServicesDep
 from belljar.control.api.openapi import body_of
@@ -51,6 +52,7 @@ async def get_quotas(services: ServicesDep, identity: IdentityDep, name: str) ->
 
 
 @router.put("/projects/{name}/quotas", openapi_extra=body_of(ProjectQuotas), dependencies=[require(Scope.ADMIN)])
+@audited("project.set_quotas")
 async def put_quotas(request: Request, services: ServicesDep, name: str) -> dict[str, Any]:
     """Replace the quotas of a project. Fields that are missing or null get the defaults of the settings.
 
@@ -63,6 +65,7 @@ async def put_quotas(request: Request, services: ServicesDep, name: str) -> dict
 
 
 @router.patch("/projects/{name}/quotas", openapi_extra=body_of(ProjectQuotas), dependencies=[require(Scope.ADMIN)])
+@audited("project.set_quotas")
 async def change_quotas(request: Request, services: ServicesDep, name: str) -> dict[str, Any]:
     """Change those quotas of a project that the body names; null sets the default of the settings again.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from belljar.model.errors import HostError, MachineDied, MachineError, MachineTimeout
+from belljar.node.machines.clone_failure import clone_deaths
 from belljar.node.machines.death import is_host_shortage
 from belljar.node.machines.disks import ScriptDisk
 from belljar.node.machines.firecracker.api import FirecrackerApi
@@ -57,8 +58,8 @@ class FirecrackerClone(FirecrackerScriptMachine):
         assert self._api is not None
         self._is_loaded = True
         started = time.monotonic()
-        async with self.with_death():
-            with load_errors():
+        with load_errors():
+            async with self.with_death():
                 await self._api.load_snapshot(self._request)
         self._record("load", started)
         await self._connections.aclose()
@@ -85,9 +86,10 @@ class FirecrackerClone(FirecrackerScriptMachine):
         return not self._is_loaded and self._process.returncode is None and not is_stopped(self.pids())
 
     async def connect(self, timeout_seconds: float) -> None:
-        """Wait for the agent to listen, and connect. Raises MachineDead, MachineTimeout."""
+        """Connect to the agent, which listens already. Raises BadSnapshot, HostError, MachineError."""
         started = time.monotonic()
-        await super().connect(timeout_seconds)
+        with clone_deaths():
+            await super().connect(timeout_seconds)
         self._record("connect", started)
 
     async def kill(self) -> None:
@@ -126,8 +128,9 @@ def load_request(snapshot: Path, spec: MachineSpec) -> SnapshotLoad:
 def load_errors() -> Iterator[None]:
     """Raise Firecracker's refusal of a load request as BadSnapshot, or as HostError when the host is the reason."""
     try:
-        yield
-    except (MachineDied, MachineTimeout):
+        with clone_deaths():
+            yield
+    except (MachineDied, MachineTimeout, BadSnapshot):
         raise
     except MachineError as error:
         if is_host_shortage(error.message) or _DEVICE.search(error.message):

@@ -36,7 +36,7 @@ from belljar.system.host_errors import host_errors
 
 #: A clone's agent listens already; the time is for a host under load.
 _CONNECT_SECONDS = 10.0
-#: A process that waited answers within milliseconds; after this time a new one is quicker.
+#: A process that waited answers within milliseconds; after this time a new one is quicker. The API client scales it.
 _TAKE_OVER_SECONDS = 1.0
 _START = "start a machine"
 _NO_NETWORK = "a machine with a network needs Firecracker's jailer: run belljar as root"
@@ -126,7 +126,7 @@ class FirecrackerHypervisor:
         """Return a process that waited with the snapshot loaded, which is killed with `stack`; None if it fails."""
         assert isinstance(process, FirecrackerClone)
         stack.push_async_callback(process.kill)
-        if not await process.take_over(_TAKE_OVER_SECONDS * self._deadline_factor):
+        if not await process.take_over(_TAKE_OVER_SECONDS):
             await process.kill()
             return None
         if not spec.background:

@@ -5,6 +5,7 @@ Everything here is arithmetic on times that the caller passes in: no clock, no I
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
 from dataclasses import dataclass, field
@@ -92,6 +93,11 @@ class Demand:
         known = self._refill_seconds
         self._refill_seconds = seconds if known is None else known + _NEWEST_WEIGHT * (seconds - known)
 
+    @property
+    def last_at(self) -> float:
+        """Return the time of the last demand."""
+        return self._last
+
     def is_recent(self, now: float, within_seconds: float = DEMAND_SECONDS) -> bool:
         """Return whether there was any demand within that time."""
         return now - self._last < within_seconds
@@ -157,16 +163,20 @@ def share_memory(claims: dict[str, Claim], budget_mb: float) -> dict[str, int]:
 
     Clones are granted one at a time to the bucket with the smallest part of what it wants.
     """
+    if sum(claim.count * claim.each_mb for claim in claims.values()) <= budget_mb:
+        return {name: claim.count for name, claim in claims.items()}
     granted = dict.fromkeys(claims, 0)
     left_mb = budget_mb
-    open_names = {name for name, claim in claims.items() if claim.count > 0}
-    while open_names:
-        name = min(open_names, key=lambda each: ((granted[each] + 1) / claims[each].count, each))
-        if claims[name].each_mb > left_mb:
-            open_names.discard(name)  # a bucket with smaller clones may still get one
-            continue
-        left_mb -= claims[name].each_mb
+    # The part of its claim that each has after its next clone.
+    parts = [(1 / claim.count, name) for name, claim in claims.items() if claim.count > 0]
+    heapq.heapify(parts)
+    while parts:
+        _, name = heapq.heappop(parts)
+        claim = claims[name]
+        if claim.each_mb > left_mb:
+            continue  # a bucket with smaller clones may still get one
+        left_mb -= claim.each_mb
         granted[name] += 1
-        if granted[name] == claims[name].count:
-            open_names.discard(name)
+        if granted[name] < claim.count:
+            heapq.heappush(parts, ((granted[name] + 1) / claim.count, name))
     return granted

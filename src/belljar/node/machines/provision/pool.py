@@ -33,6 +33,8 @@ _REST_SECONDS = 0.25
 _REST_AFTER_END_SECONDS = 0.03
 #: Clones over the target wait this long for jobs after the last one, because making them took processor time.
 _SURPLUS_SECONDS = 20.0
+#: Jobs may request as many shapes as there are numbers; each check of the pool looks at every bucket.
+_MAX_BUCKETS = 64
 #: Clones that are made at once, however many processors there are: one event loop starts them all.
 _MAX_AT_ONCE = 8
 
@@ -84,13 +86,26 @@ class WarmPool:
     def record_demand(self, name: str, make: Callable[[], Awaitable[WarmClone | None]], *, keep: bool = False) -> None:
         """Record demand for a clone of that bucket; `make` makes more of them.
 
-        With `keep` a pool of fixed size keeps clones of it from now on, even without further demand.
+        With `keep` a pool of fixed size keeps clones of it from now on, even without further demand. Without effect
+        while as many other buckets have clones as there may be buckets.
         """
+        if name not in self._buckets and not self._has_room_for_bucket():
+            return
         bucket = self._buckets.setdefault(name, PoolBucket(make))
         bucket.make = make
         bucket.is_permanent = bucket.is_permanent or keep
         bucket.demand.record(time.monotonic(), self._max_size)
         self._changed.set()
+
+    def _has_room_for_bucket(self) -> bool:
+        """Return whether there may be one more bucket; forget the one that was unused for longest, if necessary."""
+        if len(self._buckets) < _MAX_BUCKETS:
+            return True
+        unused = {name: each for name, each in self._buckets.items() if not (each.is_permanent or each.count)}
+        if not unused:
+            return False
+        del self._buckets[min(unused, key=lambda name: unused[name].demand.last_at)]
+        return True
 
     async def take(self, name: str) -> WarmClone | None:
         """Remove a clone of that bucket and return it, now the caller's; None when none waits."""

@@ -7,6 +7,7 @@ import time
 import structlog
 
 from belljar.model.errors import MachineError
+from belljar.node.machines.clone_failure import clone_deaths
 from belljar.node.machines.disks import ScriptDisk
 from belljar.node.machines.host.usage import is_stopped
 from belljar.node.machines.qemu.command import load_command, prepare_commands
@@ -37,8 +38,9 @@ class QemuClone(QemuScriptMachine):
         self._orders.send([*prepare_commands(), load_command(self._state)])
 
     async def prepare(self, timeout_seconds: float) -> None:
-        """Wait until the process can load the snapshot at once. Raises MachineError when it cannot in that time."""
-        await run_unless_dead(self, self._orders.execute(prepare_commands(), timeout_seconds))
+        """Wait until the process can load the snapshot at once. Raises HostError, MachineError when it cannot in time."""
+        with clone_deaths():
+            await run_unless_dead(self, self._orders.execute(prepare_commands(), timeout_seconds))
         self.phases.clear()  # nobody waited for them
 
     async def take_over(self, timeout_seconds: float) -> bool:

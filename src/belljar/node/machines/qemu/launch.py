@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
+from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.host.cgroup import Bounds, Hierarchy, machine_group
 from belljar.node.machines.host.descriptors import devnull
 from belljar.node.machines.host.huge_pages import no_huge_pages
@@ -111,7 +112,11 @@ class Launcher:
                 QemuProcess(
                     machine_id=machine_id,
                     process=process,
-                    monitor=Monitor(machine_id, qmp.host_end),
+                    monitor=Monitor(
+                        machine_id,
+                        qmp.host_end,
+                        timeout_factor=deadline_factor(self.settings.boot_timeout_seconds),
+                    ),
                     group=jail.group,
                     agent=agent_stream,
                     console=Console(limit_bytes=self.settings.max_console_kb * 1024),
