@@ -38,7 +38,7 @@ class QemuClone(QemuScriptMachine):
         self._orders.send([*prepare_commands(), load_command(self._state)])
 
     async def prepare(self, timeout_seconds: float) -> None:
-        """Wait until the process can load the snapshot at once. Raises HostError, MachineError when it cannot in time."""
+        """Wait until the process can load the snapshot at once. Raises HostError, MachineError."""
         with clone_deaths():
             await run_unless_dead(self, self._orders.execute(prepare_commands(), timeout_seconds))
         self.phases.clear()  # nobody waited for them
