@@ -163,6 +163,8 @@ class WorkerHarness:
     retry_times: RetryTimes = QUICK
     upload_times: UploadTimes = QUICK_UPLOADS
     changes: Changes = field(default_factory=Changes)
+    #: How long a sandbox waits for a node.
+    sandbox_wait_seconds: float = 60
     _sandbox_queue: SandboxQueue | None = None
 
     @property
@@ -203,7 +205,8 @@ class WorkerHarness:
         """The control plane's part for sandboxes, one for the harness."""
         if self._sandbox_queue is None:
             lease_seconds = self.settings.lease_seconds
-            self._sandbox_queue = SandboxQueue(self.database, self.secrets, lease_seconds, wait_seconds=2)
+            wait_seconds = self.sandbox_wait_seconds
+            self._sandbox_queue = SandboxQueue(self.database, self.secrets, lease_seconds, wait_seconds)
         return self._sandbox_queue
 
     async def create_sandbox(self, **fields: Any) -> Sandbox:

@@ -90,6 +90,7 @@ async def test_a_machine_that_dies_loses_its_sandbox_with_the_reason(harness: Wo
 
 
 async def test_a_machine_that_does_not_start_is_tried_again_and_then_told(harness: WorkerHarness) -> None:
+    harness.sandbox_wait_seconds = 2
     async with harness.working():
         harness.faults.refuse("provisioner.machine", lambda: MachineError("no luck"), times=1)
         sandbox, _ = await harness.running_sandbox()
@@ -104,6 +105,7 @@ async def test_a_machine_that_does_not_start_is_tried_again_and_then_told(harnes
 
 
 async def test_it_waits_for_room_and_gives_up_in_time(harness: WorkerHarness) -> None:
+    harness.sandbox_wait_seconds = 2
     async with harness.working(vcpus=2) as worker:
         first, _ = await harness.running_sandbox(vcpus=2)
         second = await harness.create_sandbox(vcpus=2)
