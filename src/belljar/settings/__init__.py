@@ -24,6 +24,7 @@ from belljar.settings.network import NetworkSettings
 from belljar.settings.packages import PackageSettings
 from belljar.settings.retention import RetentionSettings
 from belljar.settings.server import ClientSettings, ServerSettings
+from belljar.settings.sign_in import SignInSettings
 from belljar.settings.storage import StorageSettings, default_data_dir
 from belljar.settings.worker import WorkerSettings
 
@@ -31,6 +32,7 @@ from belljar.settings.worker import WorkerSettings
 class Settings(
     StorageSettings,
     ServerSettings,
+    SignInSettings,
     ClientSettings,
     JobSettings,
     WorkerSettings,
