@@ -1,8 +1,8 @@
 """How long a claim takes beside many queued and many ended jobs: makes such a database and takes jobs from it.
 
-    .venv/bin/python bench/claim_scale.py [QUEUED [ENDED [CLAIMS]]]
+    .venv/bin/python bench/claim_scale.py [QUEUED [ENDED [CLAIMS [PROJECTS]]]]
 
-The database lies in a temporary folder. Prints milliseconds: p50, p90, p99 and the slowest, of claims, of the ends of
+The database lies in a temporary folder; the jobs are spread over the projects, of which one has half. Prints milliseconds: p50, p90, p99 and the slowest, of claims, of the ends of
 those jobs, of lists and of the counts that /metrics shows.
 """
 
@@ -33,16 +33,16 @@ _ENDS = (Status.SUCCEEDED, Status.SUCCEEDED, Status.SUCCEEDED, Status.FAILED)
 _BATCH = 50_000
 
 
-async def main(queued: int, ended: int, claims: int) -> None:
+async def main(queued: int, ended: int, claims: int, projects: int) -> None:
     with tempfile.TemporaryDirectory(prefix="belljar-claims-") as folder:
         settings = Settings(data_dir=Path(folder))
         database = await open_database(settings)
         await SqlJobs(database).insert(_job())
         await database.close()
         started = time.monotonic()
-        _fill(Path(folder) / "belljar.db", queued, ended)
+        _fill(Path(folder) / "belljar.db", queued, ended, projects)
         size_mb = sum(path.stat().st_size for path in Path(folder).glob("belljar.db*")) >> 20
-        print(f"{queued} queued and {ended} ended: {size_mb} MB, made in {time.monotonic() - started:.0f} s")
+        print(f"{queued} queued and {ended} ended, {projects} projects: {size_mb} MB, made in {time.monotonic() - started:.0f} s")
         database = await open_database(settings)
         try:
             await _measure(SqlJobs(database), SqlClaims(database), claims)
@@ -54,7 +54,7 @@ def _job() -> Job:
     return queued(project="default", image_digest="b" * 64, labels={"team": "a"})
 
 
-def _fill(path: Path, queued: int, ended: int) -> None:
+def _fill(path: Path, queued: int, ended: int, projects: int) -> None:
     """Copy the one job that is there so many times, in ids and states of their own."""
     with sqlite3.connect(path, isolation_level=None) as connection:
         connection.execute("PRAGMA synchronous = OFF")
@@ -72,7 +72,13 @@ def _fill(path: Path, queued: int, ended: int) -> None:
             connection.executemany(
                 insert,
                 [
-                    {**row, "id": new_id("job"), "status": _status(number, ended), "priority": number % 7 - 3}
+                    {
+                        **row,
+                        "id": new_id("job"),
+                        "status": _status(number, ended),
+                        "priority": number % 7 - 3,
+                        "project": _project(number, projects),
+                    }
                     for number in range(first, min(first + _BATCH, queued + ended))
                 ],
             )
@@ -81,6 +87,10 @@ def _fill(path: Path, queued: int, ended: int) -> None:
             connection.execute(sql)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
+
+
+def _project(number: int, projects: int) -> str:
+    return "default" if number % 2 or projects == 1 else f"project{number // 2 % (projects - 1)}"
 
 
 def _status(number: int, ended: int) -> str:
@@ -101,6 +111,7 @@ async def _measure(jobs: SqlJobs, claims: SqlClaims, count: int) -> None:
 
     await claims.claim("w", vcpus=4, memory_mb=4096, lease_seconds=300)  # what is loaded late is loaded
     await _timed("claim", claim, count)
+    await _timed("nothing fits", lambda: claims.claim("w", vcpus=0, memory_mb=0, lease_seconds=300), count)
     await _timed("finish", finish, count)
     await _timed("list, succeeded", lambda: jobs.list("default", status=Status.SUCCEEDED), 20)
     await _timed("list, running", lambda: jobs.list("default", status=Status.RUNNING), 20)
@@ -121,4 +132,4 @@ async def _timed(what: str, do: Callable[[], Awaitable[object]], count: int) -> 
 
 if __name__ == "__main__":
     given = [int(word) for word in sys.argv[1:]]
-    asyncio.run(main(*(given + [100_000, 1_000_000, 200][len(given) :])))
+    asyncio.run(main(*(given + [100_000, 1_000_000, 200, 1][len(given) :])))

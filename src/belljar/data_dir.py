@@ -46,6 +46,21 @@ class DataDir:
         return self.root / "belljar.db"
 
     @property
+    def secrets_key(self) -> Path:
+        """The key that secrets in the database are sealed with, unless the settings name another."""
+        return self.root / "secrets.key"
+
+    @property
+    def audit_heads(self) -> Path:
+        """The newest hashes of the audit log at intervals."""
+        return self.root / "audit.heads"
+
+    @property
+    def tls(self) -> Path:
+        """The local authority of `--tls generate`, and the server's certificate."""
+        return self.root / "tls"
+
+    @property
     def blobs(self) -> Path:
         """Packed scripts, standard input, logs and artifacts, unless `blobs_url` names another store."""
         return self.root / "blobs"
@@ -206,7 +221,13 @@ def private_data_dir(data_dir: Path) -> Path:
     try:
         if _holds_only_belljars_files(paths):
             _remove_others_rights(data_dir)
-        for path in (*_private_folders(paths), paths.admin_key, paths.server_address, paths.worker_name):
+        for path in (
+            *_private_folders(paths),
+            paths.admin_key,
+            paths.secrets_key,
+            paths.server_address,
+            paths.worker_name,
+        ):
             _remove_others_rights(path)
         for path in data_dir.glob(f"{paths.database.name}*"):
             _remove_others_rights(path)
@@ -217,13 +238,20 @@ def private_data_dir(data_dir: Path) -> Path:
 
 def _private_folders(paths: DataDir) -> tuple[Path, ...]:
     """Return the folders that stay private even when the user opens the data folder to others one day."""
-    return paths.run, paths.blobs, paths.snapshots, paths.cache, paths.layers
+    return paths.run, paths.blobs, paths.snapshots, paths.cache, paths.layers, paths.tls
 
 
 def _holds_only_belljars_files(paths: DataDir) -> bool:
     """Return whether no other program needs the folder: the user may have named /tmp, or a home, as the data folder."""
     names = {path.name for path in paths.root.iterdir()}
-    known = (*_private_folders(paths), paths.admin_key, paths.settings_file, paths.images, paths.recipes)
+    known = (
+        *_private_folders(paths),
+        paths.admin_key,
+        paths.secrets_key,
+        paths.settings_file,
+        paths.images,
+        paths.recipes,
+    )
     return paths.database.name in names or names <= {path.name for path in known}
 
 

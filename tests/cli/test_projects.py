@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +91,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "existing": (["project", "create", "default"], "there is a project 'default' already"),
     "missing": (["project", "set", "nothing", "--suspend"], "there is no project 'nothing'"),
     "both": (["project", "set", "default", "--suspend", "--resume"], "one of --suspend and --resume"),
-    "neither": (["project", "set", "default"], "one of --suspend and --resume"),
+    "neither": (["project", "set", "default"], "set needs --suspend, --resume or a quota"),
     "cancel": (["project", "set", "default", "--resume", "--cancel-running"], "goes with --suspend only"),
     "scope": (["key", "create", "x", "--scope", "jobs:rum"], "known: jobs:run, jobs:read"),
     "role": (["key", "create", "x", "--role", "boss"], "known: owner, member, viewer"),
@@ -112,3 +113,32 @@ def test_mistakes_are_one_line_that_says_what_to_do(data_dir: Path) -> None:
 def test_the_version_is_an_option_too(data_dir: Path) -> None:
     option, command = belljar_each(["--version"], ["version"], data_dir=data_dir)
     assert output(option) == output(command) == f"{__version__}\n"
+
+
+def test_quotas_are_set_and_usage_is_shown(server: Server, data_dir: Path) -> None:
+    created, made = belljar_each(
+        ["project", "create", "acme", "--json"],
+        ["key", "create", "ci", "--project", "acme", "--role", "owner", "--json"],
+        data_dir=data_dir,
+    )
+    assert parsed(created)["name"] == "acme"
+    words = ["project", "set", "acme", "--max-running-jobs", "4", "--max-egress", "pypi.org", "--keep-jobs-days", "1.5"]
+    changed = parsed(belljar(*words, "--json", data_dir=data_dir))
+    assert changed["quotas"]["max_running_jobs"] == 4 and changed["limits"]["keep_jobs_days"] == 1.5
+    again = ["project", "set", "acme", "--max-egress", "default", "--max-queued-jobs", "unlimited", "--json"]
+    through = parsed(belljar(*again, "--server", server.url, data_dir=data_dir))
+    assert (through["quotas"]["max_egress"], through["quotas"]["max_queued_jobs"]) == (None, "unlimited")
+    table = output(belljar("project", "get", "acme", data_dir=data_dir))
+    assert re.search(r"max_running_jobs +4 +of the project", table)
+    key = parsed(made)["secret"]
+    usage = parsed(belljar("usage", "--api-key", key, "--days", "2", "--json", data_dir=data_dir))
+    assert (usage["project"], len(usage["days"]), usage["quotas"][0]["limit"]) == ("acme", 2, 4)
+    shown = output(belljar("usage", "--project", "acme", data_dir=data_dir))
+    assert shown.startswith("project acme, ") and re.search(r"max_running_jobs +0 +4 +4", shown)
+    for bad, message in (
+        (["--max-running-jobs", "many"], "--max-running-jobs takes a number, unlimited or default, not 'many'"),
+        (["--max-running-jobs", "-3"], "max_running_jobs"),
+        (["--max-egress", "localhost"], "max_egress"),
+        ([], "set needs --suspend, --resume or a quota"),
+    ):
+        assert message in complaint(belljar("project", "set", "acme", *bad, data_dir=data_dir), 1)

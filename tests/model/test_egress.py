@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from belljar.control.jobs.egress_limit import check_egress
+from belljar.control.jobs.egress_limit import check_egress, egress_limit_of
 from belljar.model.egress import MAX_ENTRIES, Destination, first_denied, parse_destination, parse_egress
 from belljar.model.errors import InvalidOption
 from belljar.model.job_options import JobOptions
+from belljar.model.quotas import QuotaLimits
 from belljar.packages.registries import package_destinations, package_environment
 from belljar.settings import Settings
 
@@ -180,13 +181,24 @@ def test_limits_allow_what_they_cover(requested: str, limit: str, allowed: bool)
 
 def test_a_project_has_an_egress_limit_of_its_own() -> None:
     settings = Settings(max_egress="packages", project_max_egress={"trusted": "open", "exam": "none"})
-    check_egress("open", "trusted", settings)
-    check_egress("packages", "anyone", settings)
-    with pytest.raises(InvalidOption, match="max_egress") as refused:
-        check_egress("open", "anyone", settings)
+    check_egress("open", egress_limit_of("trusted", settings), settings)
+    check_egress("packages", egress_limit_of("anyone", settings), settings)
+    with pytest.raises(InvalidOption, match=r"egress open exceeds .* packages \(setting max_egress\)") as refused:
+        check_egress("open", egress_limit_of("anyone", settings), settings)
     assert refused.value.details == {"option": "egress", "limit": "packages"}
-    with pytest.raises(InvalidOption, match="project_max_egress"):
-        check_egress(["pypi.org:443"], "exam", settings)
+    with pytest.raises(InvalidOption, match="setting project_max_egress"):
+        check_egress(["pypi.org:443"], egress_limit_of("exam", settings), settings)
+
+
+def test_a_quota_replaces_the_settings_of_egress_and_names_the_entry_over_it() -> None:
+    settings = Settings(max_egress="none", project_max_egress={"exam": "none"})
+    limit = egress_limit_of("exam", settings, QuotaLimits(max_egress="pypi.org,*.example.org:443"))
+    check_egress(["pypi.org:80", "a.example.org:443"], limit, settings)
+    with pytest.raises(InvalidOption) as refused:
+        check_egress(["pypi.org", "evil.example"], limit, settings)
+    assert refused.value.message == (
+        "egress evil.example exceeds the project's limit pypi.org, *.example.org:443 (quota max_egress)"
+    )
 
 
 def test_package_mirrors_come_from_their_urls() -> None:

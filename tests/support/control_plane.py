@@ -15,11 +15,14 @@ from belljar.control.jobs.changes import Changes
 from belljar.control.logs.log import JobLog
 from belljar.control.queue.queue import Queue
 from belljar.control.scripts.disks import ScriptDisks, disk_blob
+from belljar.control.secrets.keys import open_keys
+from belljar.control.secrets.service import SecretService
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
+from belljar.control.store.secrets import SqlSecrets
 from belljar.images.catalog import Images
 from belljar.model.job import Job
 from belljar.model.log_stream import LogStream
@@ -48,6 +51,10 @@ class ControlPlane:
     @property
     def nodes(self) -> SqlNodes:
         return SqlNodes(self.database)
+
+    @property
+    def secrets(self) -> SecretService:
+        return SecretService(SqlSecrets(self.database), open_keys(self.settings))
 
     async def submit(self, *, script: bytes = b"script", stdin: bytes = b"", **fields: Any) -> Job:
         """Queue a job whose script's disk holds these bytes."""
@@ -90,6 +97,7 @@ def open_queue(settings: Settings, database: Database, blobs: Blobs, changes: Ch
         images=Images(settings.data_dir),
         blobs=blobs,
         changes=changes,
+        secrets=SecretService(SqlSecrets(database), open_keys(settings)),
     )
 
 

@@ -83,6 +83,11 @@ class ConnectedAgent:
         self.folder = folder
         self.started: list[Started] = []
 
+    def command(self, *argv: str, env: dict[str, str] | None = None, keep: bool = False) -> Command:
+        return Command(
+            argv=argv, env={"PATH": "/usr/bin:/bin"} | (env or {}), cwd=str(self.folder), isolated=False, keep=keep
+        )
+
     async def run(
         self,
         *argv: str,
@@ -91,14 +96,12 @@ class ConnectedAgent:
         sink: Collector | None = None,
         keep: bool = False,
     ) -> tuple[Exited, Collector]:
+        return await self.run_command(self.command(*argv, env=env, keep=keep), stdin=stdin, sink=sink)
+
+    async def run_command(
+        self, command: Command, *, stdin: bytes = b"", sink: Collector | None = None
+    ) -> tuple[Exited, Collector]:
         sink = sink or Collector()
-        command = Command(
-            argv=argv,
-            env={"PATH": "/usr/bin:/bin"} | (env or {}),
-            cwd=str(self.folder),
-            isolated=False,
-            keep=keep,
-        )
         async with asyncio.timeout(60):
             return await self.connection.run(command, stdin, sink, self.started.append), sink
 

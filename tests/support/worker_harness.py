@@ -25,11 +25,14 @@ from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import UploadTimes
 from belljar.control.queue.queue import Queue
 from belljar.control.scripts.disks import ScriptDisks, disk_blob
+from belljar.control.secrets.keys import open_keys
+from belljar.control.secrets.service import SecretService
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
+from belljar.control.store.secrets import SqlSecrets
 from belljar.images.build import manifest_digest
 from belljar.images.catalog import Images
 from belljar.model.ids import new_id
@@ -145,6 +148,10 @@ class WorkerHarness:
     def jobs(self) -> SqlJobs:
         return SqlJobs(self.database)
 
+    @property
+    def secrets(self) -> SecretService:
+        return SecretService(SqlSecrets(self.database), open_keys(self.settings))
+
     async def submit(self, script: str, *, stdin: bytes = b"", **fields: Any) -> Job:
         """Queue a job that runs this shell script."""
         script_id = hashlib.sha256(script.encode()).hexdigest()
@@ -204,6 +211,7 @@ class WorkerHarness:
             "images": Images(own.data_dir),
             "blobs": blobs,
             "changes": self.changes,
+            "secrets": self.secrets,
             "times": self.upload_times,
         }
         return Queue(**parts)

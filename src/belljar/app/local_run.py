@@ -8,6 +8,7 @@ from pathlib import Path
 
 from belljar.control.jobs.resolve import ResolvedScript, resolve_job
 from belljar.images.catalog import Images
+from belljar.link.secrets import JobSecret
 from belljar.model.job import Job
 from belljar.model.job_options import JobOptions
 from belljar.node.machines.host.leftovers import clear_leftovers
@@ -25,6 +26,8 @@ from belljar.scripts.limits import UploadLimits
 from belljar.scripts.prepare import UnpackedScript, prepare
 from belljar.scripts.selection import Selection
 from belljar.settings import Settings
+from belljar.settings.secrets import remove_key_from_environment
+from belljar.system.core_dumps import forbid_core_dumps
 
 #: The project of jobs without a server.
 LOCAL_PROJECT = "local"
@@ -53,6 +56,8 @@ async def run_locally(request: LocalRequest, settings: Settings, observer: Local
     Raises InvalidScript, UnknownLanguage, UnknownImage, InvalidOption, TooLarge, DataFolderError, HostError,
     MachineError.
     """
+    forbid_core_dumps()
+    remove_key_from_environment()
     images = Images(settings.data_dir)
     with work_folder(settings.data_dir) as folder:
         prepared = await prepare(
@@ -70,7 +75,8 @@ async def run_locally(request: LocalRequest, settings: Settings, observer: Local
         await clear_leftovers(jails=settings.paths.jails)
         await asyncio.to_thread(clear_network_leftovers)
         job = _resolve(request, prepared.script, images, settings)
-        job_input = JobInput(script_disk=prepared.disk, stdin=request.options.stdin_bytes())
+        secrets = await _open_secrets(request.options, settings)
+        job_input = JobInput(script_disk=prepared.disk, stdin=request.options.stdin_bytes(), secrets=secrets)
         async with Networking(settings) as networking:
             runner = JobRunner(
                 settings,
@@ -92,3 +98,24 @@ def _resolve(request: LocalRequest, script: UnpackedScript, images: Images, sett
     return resolve_job(
         request.options, resolved, project=LOCAL_PROJECT, image=name, settings=settings, largest=[limits]
     )
+
+
+async def _open_secrets(options: JobOptions, settings: Settings) -> tuple[JobSecret, ...]:
+    """Return the secrets that the job names, those of the default project in the data folder.
+
+    Raises SecretMissing, SecretsKeyError, HostError.
+    """
+    if not options.secrets:
+        return ()
+    # A database takes longer to load than a job to start, and most jobs need none.
+    from belljar.control.projects.identity import DEFAULT_PROJECT
+    from belljar.control.secrets.keys import open_keys
+    from belljar.control.secrets.service import SecretService
+    from belljar.control.store.opening import open_database
+    from belljar.control.store.secrets import SqlSecrets
+
+    database = await open_database(settings, migrate=False)
+    try:
+        return await SecretService(SqlSecrets(database), open_keys(settings)).open(DEFAULT_PROJECT, options.secrets)
+    finally:
+        await database.close()

@@ -16,11 +16,15 @@ from belljar.node.worker.provision import open_provisioner
 from belljar.node.worker.warm_ups import WarmUps
 from belljar.node.worker.worker import Worker
 from belljar.settings import Settings
+from belljar.settings.secrets import remove_key_from_environment
+from belljar.system.core_dumps import forbid_core_dumps
 
 
 async def work(settings: Settings, *, on_ready: Callable[[str], None], stop: asyncio.Event) -> None:
     """Run a worker until `stop` is set. `on_ready` gets the node's name. Raises HostError, DataFolderError."""
     raise_descriptor_limit()
+    forbid_core_dumps()
+    remove_key_from_environment()
     with node_name(settings.data_dir) as name:
         async with open_services(settings) as services:
             queue = open_queue(services)
@@ -42,6 +46,7 @@ def open_queue(services: Services) -> Queue:
         images=services.images,
         blobs=services.blobs,
         changes=services.changes,
+        secrets=services.secrets,
     )
 
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from belljar.control.projects.identity import Identity
     from belljar.control.projects.key_service import KeyService
     from belljar.control.projects.project_service import ProjectService
+    from belljar.control.quotas.service import QuotaService
+    from belljar.control.store.database import Database
+    from belljar.control.store.projects import SqlProjects
+    from belljar.settings import Settings
 
 _PAGE = 500
 M = TypeVar("M", bound="BaseModel")
@@ -47,19 +51,28 @@ class Administration(Protocol):
 
     def remove_project(self, name: str) -> dict[str, Any]: ...
 
+    def quotas(self, name: str) -> dict[str, Any]: ...
+
+    def change_quotas(self, name: str, **changes: Any) -> dict[str, Any]: ...
+
 
 @contextlib.contextmanager
 def administration(flags: AdministrationFlags, *, project: str | None = None) -> Iterator[Administration]:
     """Open the server that is named, else the data folder. `project`: the one that listings are limited to."""
-    from belljar.settings import load_settings
-
-    settings = load_settings(server=flags.server, api_key=flags.api_key, data_dir=flags.data_dir)
-    is_configured = flags.data_dir is None and (settings.server or settings.api_key)
-    if flags.server or flags.api_key or is_configured:
+    if names_server(flags):
         with connect(flags, project=project) as client:
             yield client
     else:
         yield DataFolder(flags.data_dir, project)
+
+
+def names_server(flags: AdministrationFlags) -> bool:
+    """Return whether the command is to work through a server, by its flags or the settings."""
+    from belljar.settings import load_settings
+
+    settings = load_settings(server=flags.server, api_key=flags.api_key, data_dir=flags.data_dir)
+    is_configured = flags.data_dir is None and (settings.server or settings.api_key)
+    return bool(flags.server or flags.api_key or is_configured)
 
 
 def pages(read: Callable[..., dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
@@ -148,21 +161,67 @@ class DataFolder:
 
         return self._with_services(remove, known_to_server=True)
 
+    def quotas(self, name: str) -> dict[str, Any]:
+        async def read(projects: SqlProjects, quotas: QuotaService) -> dict[str, Any]:
+            await projects.get(name)
+            return quotas.public(name, await quotas.quotas(name))
+
+        return self._with_quotas(read)
+
+    def change_quotas(self, name: str, **changes: Any) -> dict[str, Any]:
+        from belljar.model.quotas import ProjectQuotas
+
+        wanted = _valid(ProjectQuotas, changes)
+
+        async def change(_: SqlProjects, quotas: QuotaService) -> dict[str, Any]:
+            return quotas.public(name, await quotas.change(name, wanted))
+
+        return self._with_quotas(change, known_to_server=True)
+
     def _with_services(
         self,
         work: Callable[[Identity, KeyService, ProjectService], Awaitable[dict[str, Any]]],
         *,
         known_to_server: bool = False,
     ) -> dict[str, Any]:
-        """Do the work on the opened database; with `known_to_server`, wait until no server's cache is of before."""
-        from belljar.cli.logging import start_logging
         from belljar.control.jobs.changes import Changes
         from belljar.control.projects.identity import host_operator
         from belljar.control.projects.key_service import KeyService
         from belljar.control.projects.project_service import ProjectService
-        from belljar.control.store.keys import CACHE_SECONDS, SqlKeys
-        from belljar.control.store.opening import open_database
+        from belljar.control.store.keys import SqlKeys
         from belljar.control.store.projects import SqlProjects
+
+        async def with_services(database: Database, _: Settings) -> dict[str, Any]:
+            changes, store, projects = Changes(), SqlKeys(database), SqlProjects(database)
+            by = host_operator() if self._project is None else host_operator().acting_in(self._project)
+            return await work(by, KeyService(store, changes), ProjectService(projects, store, changes))
+
+        return self._with_database(with_services, known_to_server=known_to_server)
+
+    def _with_quotas(
+        self,
+        work: Callable[[SqlProjects, QuotaService], Awaitable[dict[str, Any]]],
+        *,
+        known_to_server: bool = False,
+    ) -> dict[str, Any]:
+        from belljar.control.quotas.service import QuotaService
+        from belljar.control.store.projects import SqlProjects
+        from belljar.control.store.quotas import SqlQuotas
+
+        async def with_quotas(database: Database, settings: Settings) -> dict[str, Any]:
+            return await work(SqlProjects(database), QuotaService(SqlQuotas(database), settings))
+
+        return self._with_database(with_quotas, known_to_server=known_to_server)
+
+    def _with_database(
+        self, work: Callable[[Database, Settings], Awaitable[dict[str, Any]]], *, known_to_server: bool
+    ) -> dict[str, Any]:
+        """Do the work on the opened database; with `known_to_server`, wait until no server's cache is of before."""
+        from belljar.cli.logging import start_logging
+        from belljar.control.audit.local import local_operator
+        from belljar.control.audit.operation import OwnOperation, carrying_out
+        from belljar.control.store.keys import CACHE_SECONDS
+        from belljar.control.store.opening import open_database
         from belljar.settings import load_settings
 
         settings = load_settings(data_dir=self._data_dir)
@@ -171,9 +230,8 @@ class DataFolder:
         async def opened() -> dict[str, Any]:
             database = await open_database(settings, migrate=False)
             try:
-                changes, store, projects = Changes(), SqlKeys(database), SqlProjects(database)
-                by = host_operator() if self._project is None else host_operator().acting_in(self._project)
-                return await work(by, KeyService(store, changes), ProjectService(projects, store, changes))
+                with carrying_out(OwnOperation(local_operator())):
+                    return await work(database, settings)
             finally:
                 await database.close()
 

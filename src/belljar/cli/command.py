@@ -30,6 +30,8 @@ def prepare(app: typer.Typer) -> typer.Typer:
     for info in app.registered_commands:
         assert info.callback is not None
         info.callback = _with_common_options(info.callback)
+    if app.registered_callback is not None and app.registered_callback.callback is not None:
+        app.registered_callback.callback = _with_common_options(app.registered_callback.callback)
     for group in app.registered_groups:
         assert group.typer_instance is not None
         prepare(group.typer_instance)

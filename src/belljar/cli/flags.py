@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,6 +48,15 @@ class JobFlags:
     ] = None
     timeout: Annotated[float | None, typer.Option(metavar="S", help="Seconds until the job is stopped.")] = None
     env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Environment variable. Repeatable.")] = None
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=VARIABLE]", help="Secret to give the job as an environment variable. Repeatable."),
+    ] = None
+    secret_file: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=VARIABLE]", help="Secret to give it as /run/secrets/NAME. Repeatable."),
+    ] = None
+    mask: Annotated[bool, typer.Option("--mask/--no-mask", help="Mask secrets that the job prints.")] = True
     stdin: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="File for the job's standard input; '-' reads this command's stdin."),
@@ -77,6 +87,8 @@ class JobFlags:
             network_mbit_per_second=self.network_mbit_per_second,
             timeout_seconds=self.timeout,
             env=options.pairs(self.env, "--env") or None,
+            secrets=[*_secrets(self.secret, "env"), *_secrets(self.secret_file, "file")] or None,
+            mask_secrets=None if self.mask else False,
             stdin_base64=base64.b64encode(data).decode() if data is not None else None,
             egress=self.egress,
             artifacts=artifacts,
@@ -88,6 +100,15 @@ class JobFlags:
         from belljar.scripts.selection import Selection
 
         return Selection(include=tuple(self.include or ()), exclude=tuple(self.exclude or ()))
+
+
+def _secrets(given: list[str] | None, form: str) -> list[dict[str, str]]:
+    """Return the secrets that NAME or NAME=VARIABLE arguments name, as the HTTP API takes them."""
+    uses = []
+    for argument in given or []:
+        name, equals, variable = argument.partition("=")
+        uses.append({"name": name, "as": form} | ({"env": variable} if equals else {}))
+    return uses
 
 
 def artifact_globs(globs: list[str] | None, *, wanted: bool) -> list[str] | None:
@@ -106,6 +127,10 @@ class ServerFlags:
         typer.Option("--server", metavar="URL", help="Server. Default: the one on this machine.", show_default=False),
     ] = None
     api_key: options.ApiKey = None
+    ca_file: Annotated[
+        Path | None,
+        typer.Option("--ca-file", metavar="FILE", help="Certificate of the server's authority.", show_default=False),
+    ] = None
     data_dir: options.DataDir = None
 
 

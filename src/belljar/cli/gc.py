@@ -44,7 +44,10 @@ def gc(
 async def _collect(settings: Settings, *, dry_run: bool) -> list[ServiceOutcome]:
     from belljar.app.maintenance import maintenance_of
     from belljar.cli.printing import ProgressLines
+    from belljar.control.audit.entry import Entry
+    from belljar.control.audit.local import local_operator
     from belljar.control.blobs.store import open_blobs
+    from belljar.control.store.audit import SqlAudit
     from belljar.control.store.opening import open_database
 
     database = await open_database(settings, migrate=False)
@@ -55,6 +58,10 @@ async def _collect(settings: Settings, *, dry_run: bool) -> list[ServiceOutcome]
                 outcomes.append(outcome)
                 if outcome.result.removed.count:
                     lines.step(f"{outcome.service}: {outcome.result.removed.count}")
+        if not dry_run:
+            removed = {each.service: each.result.removed.count for each in outcomes if each.result.removed.count}
+            entry = Entry(actor=local_operator(), action="maintenance.run", details=removed)
+            await SqlAudit(database).append([entry])
         return outcomes
     finally:
         await database.close()

@@ -128,6 +128,9 @@ def _show(job: dict[str, Any], *, as_json: bool) -> None:
     for name in ("id", "status", "exit_code", "signal", "script_id", "image", "attempt", "created_at", "finished_at"):
         if job[name] is not None:
             print_line(f"{name:12} {job[name]}")
+    if job.get("waiting_for"):
+        waiting = job["waiting_for"]
+        print_line(f"{'waiting for':12} the quota {waiting['quota']}: {waiting['used']:g} of {waiting['limit']} used")
     if job["error"]:
         print_line(f"{'error':12} {job['error']['code']}: {job['error']['message']}")
     for lost in job["lost_attempts"]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from belljar import __version__
-from belljar.cli import bench, doctor, gc, image, jobs, key, project, run, serve
+from belljar.cli import audit, bench, doctor, gc, image, jobs, key, project, run, secret, serve, usage
 from belljar.cli.command import prepare
 from belljar.cli.failure import OUTPUT_CLOSED, exit_code_of
 from belljar.cli.printing import discard_stdout, open_missing_streams
@@ -32,7 +32,10 @@ app.add_typer(jobs.app, name="jobs")
 app.command("logs")(jobs.logs)
 app.add_typer(image.app, name="image")
 app.add_typer(project.app, name="project")
+app.command("usage")(usage.usage)
 app.add_typer(key.app, name="key")
+app.add_typer(secret.app, name="secret")
+app.add_typer(audit.app, name="audit")
 app.command("gc")(gc.gc)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)

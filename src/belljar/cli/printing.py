@@ -23,8 +23,16 @@ _MAYBE_CONTROL = re.compile(r"[^\x20-\x7e\n]")
 
 def print_json(data: Any) -> None:
     """Print JSON with control characters escaped: programs read the same values, and no terminal is controlled."""
-    text = json.dumps(data, indent=2, ensure_ascii=False)
-    print(_MAYBE_CONTROL.sub(lambda match: match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1], text))
+    print(_escaped(json.dumps(data, indent=2, ensure_ascii=False)))
+
+
+def print_json_line(data: Any) -> None:
+    """Print JSON in one line, with control characters escaped."""
+    print(_escaped(json.dumps(data, ensure_ascii=False)))
+
+
+def _escaped(text: str) -> str:
+    return _MAYBE_CONTROL.sub(lambda match: match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1], text)
 
 
 def print_line(text: str) -> None:

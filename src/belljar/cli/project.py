@@ -10,6 +10,7 @@ from belljar.cli import options
 from belljar.cli.administration import administration, pages
 from belljar.cli.flags import AdministrationFlags
 from belljar.cli.printing import print_json, print_table
+from belljar.cli.quota_flags import QuotaFlags, print_quotas
 from belljar.model.errors import InvalidOption
 
 app = typer.Typer(help="Projects: each owns its scripts, jobs and keys.", no_args_is_help=True)
@@ -42,6 +43,7 @@ def list_projects(flags: AdministrationFlags, as_json: options.Json = False) -> 
 def set_project(
     name: Name,
     flags: AdministrationFlags,
+    quotas: QuotaFlags,
     suspend: Annotated[bool, typer.Option("--suspend", help="Refuse its keys, and start none of its jobs.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="End the suspension.")] = False,
     cancel_running: Annotated[
@@ -49,14 +51,31 @@ def set_project(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Suspend or resume a project."""
-    if suspend == resume:
-        raise InvalidOption("set needs one of --suspend and --resume")
+    """Change the quotas of a project; suspend or resume it."""
+    changes = quotas.changes()
+    if suspend and resume:
+        raise InvalidOption("set takes one of --suspend and --resume, not both")
+    if not (suspend or resume or changes):
+        raise InvalidOption("set needs --suspend, --resume or a quota such as --max-running-jobs; see --help")
     if cancel_running and not suspend:
         raise InvalidOption("--cancel-running goes with --suspend only")
     with administration(flags) as admin_of:
-        changes = {"cancel_running": True} if cancel_running else {}
-        _print(admin_of.change_project(name, suspended=suspend, **changes), as_json)
+        shown: dict[str, Any] = admin_of.change_quotas(name, **changes) if changes else {}
+        if suspend or resume:
+            cancel = {"cancel_running": True} if cancel_running else {}
+            shown |= admin_of.change_project(name, suspended=suspend, **cancel)
+    _print(shown, as_json)
+
+
+@app.command("get")
+def get_project(name: Name, flags: AdministrationFlags, as_json: options.Json = False) -> None:
+    """Show the limits of a project."""
+    with administration(flags) as admin_of:
+        shown = admin_of.quotas(name)
+    if as_json:
+        print_json(shown)
+        return
+    print_quotas(shown)
 
 
 @app.command("rm")

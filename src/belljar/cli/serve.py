@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncio import Event
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,18 @@ def serve(
         str | None,
         typer.Option(metavar="on|off", help="off: requests need no key; loopback addresses only.", show_default="on"),
     ] = None,
+    tls: Annotated[
+        str | None,
+        typer.Option(
+            metavar="off|generate", help="generate: HTTPS with a certificate of a local authority.", show_default="off"
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="HTTPS with this certificate chain (PEM).", show_default=False)
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Private key of that certificate.", show_default=False)
+    ] = None,
     no_worker: Annotated[
         bool, typer.Option("--no-worker", help="Run only the API; workers are separate processes.")
     ] = False,
@@ -32,12 +45,22 @@ def serve(
     from belljar.cli.logging import start_logging
     from belljar.settings import load_settings
 
-    settings = load_settings(host=host, port=port, auth=auth, data_dir=data_dir)
+    settings = load_settings(
+        host=host, port=port, auth=auth, tls=tls, tls_cert=tls_cert, tls_key=tls_key, data_dir=data_dir
+    )
     start_logging(settings)
 
     def announce(url: str) -> None:
         key = "no key is needed" if settings.auth == "off" else f"key in {settings.paths.admin_key}"
         print_stderr(f"belljar serves on {url}, data in {settings.data_dir}, {key}")
+        if settings.tls == "generate":
+            from belljar.control.api.authority import LocalAuthority
+            from belljar.control.api.tls import read_certificate
+
+            authority = LocalAuthority(settings.paths.tls).certificate_file
+            print_stderr(
+                f"clients trust it with --ca-file {authority}, sha256 {read_certificate(authority).fingerprint}"
+            )
 
     def start(stop: Event, on_ready: Callable[[str], None]) -> Coroutine[Any, Any, None]:
         return server.serve(settings, with_worker=not no_worker, on_ready=on_ready, stop=stop)

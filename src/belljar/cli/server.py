@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from belljar.local_server import is_loopback, read_address, read_admin_key
+from belljar.local_server import is_loopback, read_admin_key, read_local_server
 
 if TYPE_CHECKING:
     from belljar.cli.flags import ServerFlags
@@ -20,8 +20,9 @@ def connect(flags: ServerFlags, *, project: str | None = None) -> Client:
     from belljar.client import Client
     from belljar.settings import load_settings
 
-    settings = load_settings(server=flags.server, api_key=flags.api_key, data_dir=flags.data_dir)
-    address = settings.server or read_address(settings.data_dir)
+    settings = load_settings(server=flags.server, api_key=flags.api_key, ca_file=flags.ca_file, data_dir=flags.data_dir)
+    local = read_local_server(settings.data_dir) if settings.server is None else None
+    address = settings.server or (local.url if local is not None else None)
     url = address or f"http://{settings.host}:{settings.port}"
     if "://" not in url:
         url = f"http://{url}"
@@ -30,7 +31,9 @@ def connect(flags: ServerFlags, *, project: str | None = None) -> Client:
     # the port of a server that does not run.
     if key is None and address is not None and _is_this_machine(url):
         key = read_admin_key(settings.data_dir)
-    return Client(url, key, project=project)
+    if settings.ca_file is None and local is not None:
+        return Client(url, key, project=project, ca_file=local.ca_file, server_name=local.server_name)
+    return Client(url, key, project=project, ca_file=settings.ca_file)
 
 
 def _is_this_machine(url: str) -> bool:

@@ -7,10 +7,14 @@ with Client("http://127.0.0.1:8080", key) as belljar:
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import functools
 import json
+import ssl
 import time
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
@@ -43,8 +47,21 @@ class Unreachable(Exception):
 class Client:
     """A connection to one server. Every method raises ServerError or Unreachable."""
 
-    def __init__(self, url: str, key: str | None = None, *, project: str | None = None) -> None:
-        """`project` is for operators' keys: the project in which requests act, instead of the key's own."""
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        project: str | None = None,
+        ca_file: Path | str | None = None,
+        server_name: str | None = None,
+    ) -> None:
+        """Connect when it is necessary.
+
+        `project` is for operators' keys: the project in which requests act, instead of the key's own. `ca_file` has the
+        certificate of the server, or of its authority (PEM). `server_name` is the name in the server's certificate, if
+        that of the URL is another.
+        """
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ServerError(401, "not_authenticated", "the key contains invalid characters; copy it again")
         # No compression: a small answer must not become a large one here.
@@ -55,7 +72,12 @@ class Client:
         with _reachable(self.url):
             # Requests to this machine use no proxy, which would see the key.
             is_local = httpx.URL(self.url).host in _LOOPBACK
-            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=not is_local)
+            verify = _trusting(ca_file) if ca_file is not None else True
+            self._http = httpx.Client(
+                base_url=self.url, headers=headers, timeout=timeout, trust_env=not is_local, verify=verify
+            )
+        if server_name is not None:
+            self._http.event_hooks = {"request": [functools.partial(_expect_name, server_name)]}
 
     def __enter__(self) -> Client:
         return self
@@ -118,6 +140,29 @@ class Client:
             _check(response)
             yield from response.iter_raw()
 
+    def audit(self, **filters: Any) -> dict[str, Any]:
+        """Return a page of the audit log, newest first: `audit`, `next_cursor`.
+
+        Filters: project, actor, action, since, until, limit, cursor.
+        """
+        given = {name: value for name, value in filters.items() if value is not None}
+        return self._json("GET", "/v1/audit", params=given)
+
+    def audit_records(self, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Yield all records of the audit log, oldest first. Filters as for `audit`."""
+        given = {name: value for name, value in filters.items() if value is not None}
+        with (
+            _reachable(self.url),
+            self._http.stream("GET", "/v1/audit", params={**given, "format": "jsonl"}) as response,
+        ):
+            _check(response)
+            for line in _lines(response):
+                yield _object(response, line)
+
+    def audit_head(self) -> dict[str, Any]:
+        """Return both ends of the audit log's chain: `anchor` and `head`, each with `seq` and `hash`."""
+        return self._json("GET", "/v1/audit/head")
+
     def create_key(self, **options: Any) -> dict[str, Any]:
         """Create a key: name, project, role, scopes, admin, expires_in_seconds. Return it with its `secret`."""
         return self._json("POST", "/v1/keys", json=options)
@@ -147,21 +192,60 @@ class Client:
         """Change a project and return it: suspended, cancel_running."""
         return self._json("PATCH", f"/v1/projects/{quote(name, safe='')}", json=changes)
 
+    def quotas(self, name: str) -> dict[str, Any]:
+        """Return a project's quotas (`quotas`), and the limits that hold with the server's defaults (`limits`)."""
+        return self._json("GET", f"/v1/projects/{quote(name, safe='')}/quotas")
+
+    def change_quotas(self, name: str, **changes: Any) -> dict[str, Any]:
+        """Change quotas of a project by name, and return all: a number, "unlimited", or None for the default."""
+        return self._json("PATCH", f"/v1/projects/{quote(name, safe='')}/quotas", json=changes)
+
+    def usage(self, *, days: int | None = None) -> dict[str, Any]:
+        """Return what the project may use and has used: `quotas`, and the use of the last `days`."""
+        return self._json("GET", "/v1/usage", params=_given({"days": days}))
+
     def remove_project(self, name: str) -> dict[str, Any]:
         """Remove a project with all of its data; return it as it is until then."""
         return self._json("DELETE", f"/v1/projects/{quote(name, safe='')}")
+
+    def set_secret(self, name: str, value: bytes) -> dict[str, Any]:
+        """Store a new version of a secret; return its record."""
+        body = {"value_base64": base64.b64encode(value).decode()}
+        return self._json("PUT", f"/v1/secrets/{quote(name, safe='')}", json=body)
+
+    def secrets(self) -> list[dict[str, Any]]:
+        """Return the records of the project's secrets, without their values."""
+        secrets: list[dict[str, Any]] = self._json("GET", "/v1/secrets")["secrets"]
+        return secrets
+
+    def remove_secret(self, name: str) -> dict[str, Any]:
+        """Remove a secret and return its record."""
+        return self._json("DELETE", f"/v1/secrets/{quote(name, safe='')}")
 
     def _json(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
         with _reachable(self.url), self._http.stream(method, path, **rest) as response:
             data = _read_bounded(response)
             _check(response, data)
-        try:
-            body = json.loads(data)
-        except (ValueError, RecursionError):
-            body = None
-        if not isinstance(body, dict):
-            raise _not_belljar(response)
-        return body
+        return _object(response, data)
+
+
+def _trusting(ca_file: Path | str) -> ssl.SSLContext:
+    """Return a context that trusts this certificate besides those of the system. Raises Unreachable."""
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(ca_file)
+    except (OSError, ValueError) as error:
+        reason = "it is no PEM file with a certificate"
+        if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
+            reason = error.strerror or str(error)
+        raise Unreachable(f"cannot use the certificate {ca_file}: {reason}") from None
+    # The server's own certificate may be named, without that of its authority.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def _expect_name(name: str, request: httpx.Request) -> None:
+    request.extensions["sni_hostname"] = name
 
 
 def _given(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -179,6 +263,13 @@ def _reachable(url: str) -> Iterator[None]:
     except (httpx.ProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError) as error:
         raise Unreachable(f"the connection to {url} was lost ({error or 'no reason given'}); try again") from None
     except httpx.TransportError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            reason = str(error).partition("verify failed: ")[2].partition(" (_ssl")[0] or "unknown authority"
+            raise Unreachable(
+                f"the certificate of {url} is not trusted ({reason}); name that of its authority with --ca-file FILE"
+            ) from None
+        if "WRONG_VERSION_NUMBER" in str(error) or "RECORD_LAYER" in str(error):
+            raise Unreachable(f"{url} takes no TLS; use http:// instead of https://") from None
         raise Unreachable(f"no server answers at {url} ({error}); start one with: belljar serve") from None
 
 
@@ -190,6 +281,29 @@ def _read_bounded(response: httpx.Response) -> bytes:
         if len(data) > _MAX_JSON_BYTES:
             raise _not_belljar(response)
     return bytes(data)
+
+
+def _lines(response: httpx.Response) -> Iterator[bytes]:
+    """Yield the lines of an answer. Raises ServerError when one is larger than 64 MiB."""
+    rest = b""
+    for chunk in response.iter_raw():
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+        if len(rest) > _MAX_JSON_BYTES:
+            raise _not_belljar(response)
+    if rest:
+        yield rest
+
+
+def _object(response: httpx.Response, data: bytes) -> dict[str, Any]:
+    """Return the JSON object of an answer, or of a line of it."""
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise _not_belljar(response)
+    return body
 
 
 def _check(response: httpx.Response, data: bytes | None = None) -> None:

@@ -12,6 +12,7 @@ from belljar.doctor.check import check_that
 from belljar.doctor.host import check_host_setup
 from belljar.doctor.machines import check_machines
 from belljar.doctor.network import check_networks
+from belljar.doctor.secrets import check_secrets
 from belljar.images.catalog import Images
 from belljar.node.machines.host.cgroup import CONTROLLERS, find_hierarchies
 from belljar.node.worker.capacity import host_memory_mb
@@ -43,6 +44,8 @@ async def _checks(settings: Settings) -> AsyncIterator[Check]:
     async for check in check_networks(settings):
         yield check
     yield await asyncio.to_thread(_stored, settings)
+    async for check in check_secrets(settings):
+        yield check
     images = Images(settings.data_dir).list()
     if images:
         yield Check("image", "ok", ", ".join(image.name for image in images))

@@ -15,6 +15,7 @@ from typing import Protocol
 from belljar.link.leases import Assignment, ClaimRequest, LeaseKey, NodeIdentity, Renewal, StartReport
 from belljar.link.nodes import NodeReport
 from belljar.link.output import OutputOffsets, OutputPiece
+from belljar.link.secrets import JobSecret
 from belljar.model.image import Manifest
 from belljar.model.outcome import Outcome
 from belljar.model.states import Status
@@ -63,6 +64,13 @@ class ControlLink(Protocol):
 
     async def stdin(self, lease: LeaseKey) -> bytes:
         """Return the job's standard input. Raises NotFound."""
+        ...
+
+    async def secrets(self, lease: LeaseKey) -> tuple[JobSecret, ...]:
+        """Return the secrets that the job names, each once, and note their versions in the job.
+
+        Raises SecretMissing when one was removed, InvalidOption, SecretsKeyError.
+        """
         ...
 
     async def started(self, lease: LeaseKey, report: StartReport) -> None:

@@ -72,6 +72,12 @@ class UnknownImage(InvalidOption):
     code = "unknown_image"
 
 
+class SecretMissing(InvalidOption):
+    """The job names a secret that its project does not have, or no longer has; set it with belljar secret set."""
+
+    code = "secret_missing"
+
+
 class InvalidScript(BelljarError):
     """The upload is no script: empty, without an entrypoint, or with unsafe members; correct the file or archive."""
 
@@ -170,6 +176,13 @@ class TooManyFailures(TooManyRequests):
     code = "too_many_failures"
 
 
+class QuotaExceeded(BelljarError):
+    """The project has reached its quota `quota`; wait (`retry_after` seconds, if given), or have the quota raised."""
+
+    code = "quota_exceeded"
+    status = 429
+
+
 class RequestTimeout(BelljarError):
     """The body did not arrive in time; send it faster."""
 
@@ -241,6 +254,12 @@ class DataFolderError(HostError):
     """The data folder is not writable, in use, damaged, or of a newer version; follow the message."""
 
     code = "data_folder"
+
+
+class SecretsKeyError(HostError):
+    """The key that secrets are sealed with is missing, or is another one; restore it (docs/secrets.md)."""
+
+    code = "secrets_key"
 
 
 class DiskBudget(HostError):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from belljar.model.script import Dependencies
+from belljar.model.secrets import SecretUse
 from belljar.model.states import Status
 from belljar.model.value import Value
 
@@ -141,6 +142,8 @@ class Job(Value):
     kept_artifacts: tuple[Artifact, ...] = ()
     cancel_requested: bool = False
     lost_attempts: tuple[LostAttempt, ...] = ()
+    secret_versions: dict[str, int] = Field(default_factory=dict)
+    """The version of each secret that the last attempt was given."""
 
     language: str
     entrypoint: str
@@ -151,6 +154,10 @@ class Job(Value):
     timeout_seconds: float
     args: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
+    secrets: tuple[SecretUse, ...] = ()
+    """The secrets that the job gets, by name; never their values."""
+    mask_secrets: bool = True
+    """Whether secrets are `***` in its output."""
     stdin_bytes: int = 0
     """Length of standard input; its bytes are in the blob store."""
     egress: str | tuple[str, ...] = "none"

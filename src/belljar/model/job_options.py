@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from belljar.model.egress import parse_egress
+from belljar.model.secrets import MAX_SECRETS, GivenSecretUse, check_secret_uses, parse_secret_uses
 from belljar.model.submission_limits import MAX_ARGS, MAX_ARTIFACTS, MAX_ENV, MAX_FILES, MAX_LABELS
 from belljar.model.value import Value
 
@@ -45,6 +46,11 @@ class JobOptions(Value):
     """Arguments after the entrypoint."""
     env: dict[str, str] = Field(default_factory=dict, max_length=MAX_ENV)
     """Variables to add to the image's environment. With `args` at most 1 MiB, each at most 128 KiB."""
+    secrets: tuple[GivenSecretUse, ...] = Field(default=(), max_length=MAX_SECRETS)
+    """Secrets of the project that the job gets: `NAME` for an environment variable of that name, or an object; see
+    docs/secrets.md."""
+    mask_secrets: bool = True
+    """Whether a secret that the job prints is `***` in its output."""
     stdin: str | None = None
     """Text of the script's standard input, at most 16 MiB; None: empty."""
     stdin_base64: str | None = None
@@ -73,7 +79,8 @@ class JobOptions(Value):
     max_attempts: int = Field(default=2, ge=1, le=10)
     """Number of attempts that may fail because of infrastructure before the job is `lost`."""
     priority: int = Field(default=0, ge=-100, le=100)
-    """Jobs with higher priority run first: a node starts no other job before the first one that it could ever run."""
+    """Jobs of the project with higher priority run first: a node starts none of its others before the first one that it
+    could ever run."""
     labels: dict[str, str] = Field(default_factory=dict, max_length=MAX_LABELS)
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=255)
     """The same request with the same key returns the first job; another request is refused (409 `conflict`)."""
@@ -93,6 +100,11 @@ class JobOptions(Value):
                 raise ValueError(f"{name[:64]!r} is an invalid variable name; use letters, digits and _")
             _check_exec_string(f"{name}={text}", f"the environment variable {name[:64]}")
         return value
+
+    @field_validator("secrets", mode="before")
+    @classmethod
+    def _secrets(cls, value: object) -> object:
+        return parse_secret_uses(value)
 
     @field_validator("artifacts")
     @classmethod
@@ -132,6 +144,7 @@ class JobOptions(Value):
         total += sum(len(name) + len(text.encode()) + 2 for name, text in self.env.items())
         if total > MAX_ARGUMENT_BYTES:
             raise ValueError(f"args and env have {total} bytes together; at most {MAX_ARGUMENT_BYTES} are allowed")
+        check_secret_uses(self.secrets, self.env)
         return self
 
     def stdin_bytes(self) -> bytes:

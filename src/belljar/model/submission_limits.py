@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from belljar.model.errors import InvalidOption
+from belljar.model.secrets import MAX_SECRETS
 
 #: Maximum items of the options that are lists or objects of strings.
 MAX_ARGS = 4096
@@ -21,7 +22,9 @@ MAX_FILES = 10_000
 #: Maximum characters of strings without a larger limit of their own.
 _MAX_TEXT = 128 * 1024
 _MAX_SHORT_TEXT = 4096
-_LISTS = {"args": MAX_ARGS, "artifacts": MAX_ARTIFACTS, "egress": MAX_EGRESS}
+_LISTS = {"args": MAX_ARGS, "artifacts": MAX_ARTIFACTS, "egress": MAX_EGRESS, "secrets": MAX_SECRETS}
+#: Lists whose items may be objects of so many strings.
+_OBJECT_ITEMS = {"secrets": 3}
 _OBJECTS = {"env": MAX_ENV, "labels": MAX_LABELS, "files": MAX_FILES}
 _TEXTS = frozenset({"code", "stdin", "stdin_base64"})
 _CHUNK_CHARACTERS = 256 * 1024
@@ -52,6 +55,9 @@ def _check_list(name: str, value: list[Any]) -> None:
     if len(value) > limit:
         raise InvalidOption(f"{name} has {len(value)} items, at most {limit} are allowed", option=name, limit=limit)
     for number, item in enumerate(value):
+        if isinstance(item, dict) and len(item) <= _OBJECT_ITEMS.get(name, -1):
+            _check_strings(f"{name}.{number}", {key: text for key, text in item.items() if text is not None})
+            continue
         if not isinstance(item, str):
             raise InvalidOption(f"{name}.{number}: every item must be a string, not {item!r:.40}", option=name)
         _check_text(name, item)
@@ -63,12 +69,17 @@ def _check_object(name: str, value: dict[str, Any]) -> None:
         raise InvalidOption(f"{name} takes no object; see /openapi.json", option=name)
     if len(value) > limit:
         raise InvalidOption(f"{name} has {len(value)} entries, at most {limit} are allowed", option=name, limit=limit)
+    _check_strings(name, value)
+
+
+def _check_strings(name: str, value: dict[str, Any]) -> None:
+    option = name.partition(".")[0]
     for key, item in value.items():
-        _check_text(name, key)
+        _check_text(option, key)
         if not isinstance(item, str):
             shown = key[:64]
-            raise InvalidOption(f"{name}.{shown}: the value must be a string, not {item!r:.40}", option=name)
-        _check_text(name, item)
+            raise InvalidOption(f"{name}.{shown}: the value must be a string, not {item!r:.40}", option=option)
+        _check_text(option, item)
 
 
 def _check_text(name: str, text: str) -> None:

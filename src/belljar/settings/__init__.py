@@ -22,7 +22,9 @@ from belljar.settings.logs import LogSettings
 from belljar.settings.machines import MachineSettings
 from belljar.settings.network import NetworkSettings
 from belljar.settings.packages import PackageSettings
+from belljar.settings.quotas import QuotaSettings
 from belljar.settings.retention import RetentionSettings
+from belljar.settings.secrets import SecretSettings
 from belljar.settings.server import ClientSettings, ServerSettings
 from belljar.settings.sign_in import SignInSettings
 from belljar.settings.storage import StorageSettings, default_data_dir
@@ -35,11 +37,13 @@ class Settings(
     SignInSettings,
     ClientSettings,
     JobSettings,
+    QuotaSettings,
     WorkerSettings,
     MachineSettings,
     NetworkSettings,
     PackageSettings,
     ImageSettings,
+    SecretSettings,
     RetentionSettings,
     LogSettings,
     BaseSettings,

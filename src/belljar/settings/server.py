@@ -1,10 +1,21 @@
 """Settings of the HTTP server, and of the commands that talk to one."""
 
-from typing import Literal
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from belljar.settings.area import Area
+
+
+def _networks(given: list[str]) -> list[str]:
+    for text in given:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError:
+            raise ValueError(f"{text[:80]!r} is neither an address nor a network such as 10.0.0.0/8") from None
+    return given
 
 
 class ServerSettings(Area):
@@ -14,6 +25,23 @@ class ServerSettings(Area):
     port: int = Field(8080, ge=0, le=65535, description="Port that the server listens on; 0 picks a free one.")
     auth: Literal["on", "off"] = Field(
         "on", description="`off` requires no API key; allowed only with a loopback address."
+    )
+    tls: Literal["off", "generate"] = Field(
+        "off",
+        description="`generate` serves HTTPS with a certificate of a local authority, made in the data folder once.",
+    )
+    tls_cert: Path | None = Field(
+        None, description="Certificate chain (PEM) to serve HTTPS with; read again when it changes."
+    )
+    tls_key: Path | None = Field(None, description="Private key (PEM, without a password) of that certificate.")
+    tls_names: list[str] = Field(
+        [], description='Further names and addresses for the certificate of `tls = "generate"`.'
+    )
+    trusted_proxies: Annotated[list[str], AfterValidator(_networks)] = Field(
+        [], description="Addresses or networks of reverse proxies whose X-Forwarded-For and -Proto are believed."
+    )
+    cors_origins: list[str] = Field(
+        [], description="Origins whose pages may send requests from a browser, for example `https://app.example`."
     )
     max_connections: int = Field(
         2048, ge=8, description="Maximum number of connections at once; fewer where `ulimit -n` is low."
@@ -31,6 +59,11 @@ class ClientSettings(Area):
 
     server: str | None = Field(
         None, description="URL of the server that client commands use; default: the server of this data folder."
+    )
+    ca_file: Path | None = Field(
+        None,
+        description="Certificate (PEM) that client commands trust, besides those of the system; default: that of the "
+        "server of this data folder.",
     )
     api_key: str | None = Field(
         None, description="API key that client commands send; default: the admin key in this data folder."

@@ -10,6 +10,7 @@ DESCRIPTIONS = {
     "belljar_attempts": "Attempts that the worker of this process ended, by outcome: the job's status, or lost.",
     "belljar_background_failures": "Failures of background tasks, after which they were restarted, by task.",
     "belljar_lost_leases": "Attempts that were stopped because their lease was lost or could not be renewed.",
+    "belljar_quota_refusals": "Submissions and uploads that were refused because of a quota, by quota.",
     "belljar_write_retries": "Writes that failed in the database or the blob store and were retried.",
 }
 

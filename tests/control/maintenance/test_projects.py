@@ -15,13 +15,17 @@ from belljar.control.scripts.disks import disk_blob
 from belljar.control.store import project_removal
 from belljar.control.store.keys import SqlKeys
 from belljar.control.store.projects import SqlProjects
+from belljar.control.store.quotas import SqlQuotas
 from belljar.control.store.schema import metadata
 from belljar.model.errors import NotFound
+from belljar.model.quotas import ProjectQuotas
 from belljar.model.states import Status
 from support.data_folder import Folder, opened
 from support.job_queue import queued
 
 JOBS = 130
+#: Tables with one row of each project here.
+COUNTERS = ("project_quotas", "project_usage", "project_counters", "node_counters")
 
 
 async def removed(folder: Folder, name: str) -> None:
@@ -30,18 +34,26 @@ async def removed(folder: Folder, name: str) -> None:
     await service.remove(host_operator(), name)
 
 
+async def ended_jobs(folder: Folder, project: str) -> list[str]:
+    """Store ended jobs with blobs; return their ids. Nothing may be queued: a claim takes what is."""
+    return [(await folder.end(status, 1, project=project)).id for status in (Status.SUCCEEDED, Status.FAILED)]
+
+
 async def filled(folder: Folder, project: str) -> list[str]:
     """Fill a project with ended and queued jobs, scripts and keys; return the ids of ended jobs with blobs."""
-    ids = [
-        (await folder.end(status, 1, project=project, priority=9)).id for status in (Status.SUCCEEDED, Status.FAILED)
-    ]
+    ids = await ended_jobs(folder, project)
+    await fill(folder, project)
+    return ids
+
+
+async def fill(folder: Folder, project: str) -> None:
+    """Add queued jobs, scripts and keys."""
     for _ in range(JOBS):
         await folder.jobs.insert(queued(project=project, labels={"a": "b"}))
     await folder.script("a" * 64, project)
     await folder.script(("b" if project == "gone" else "c") * 64, project)
     for number in range(3):
         await SqlKeys(folder.database).create(project, f"k{number}", role=Role.MEMBER)
-    return ids
 
 
 async def test_the_data_of_a_removed_project_goes_and_that_of_others_stays(
@@ -49,14 +61,17 @@ async def test_the_data_of_a_removed_project_goes_and_that_of_others_stays(
 ) -> None:
     monkeypatch.setattr(maintenance, "KEEP_SECONDS", 0.0)
     async with opened(tmp_path) as folder:
-        gone, kept = await filled(folder, "gone"), await filled(folder, "kept")
+        gone, kept = await ended_jobs(folder, "gone"), await ended_jobs(folder, "kept")
+        for project in ("gone", "kept"):
+            await fill(folder, project)
+            await SqlQuotas(folder.database).set(project, ProjectQuotas(max_running_jobs=5))
         await removed(folder, "gone")
         dry = (await folder.sweep(dry_run=True))["projects"].result
         assert "gone" in dry.findings[0] and await folder.jobs.get("gone", gone[0]) is not None
         outcome = (await folder.sweep())["projects"].result
-        assert outcome.removed.count == JOBS + 2 + 2 + 3
+        assert outcome.removed.count == JOBS + 2 + 2 + 3 + len(COUNTERS)
         assert [folder.bytes_of(job_id) for job_id in gone] == [[], []]
-        for table in ("jobs", "job_labels", "scripts", "keys"):
+        for table in ("jobs", "job_labels", "scripts", "keys", *COUNTERS):
             (left,) = folder.sql(f"SELECT count(*) FROM {table} WHERE project = 'gone'")[0]
             (others,) = folder.sql(f"SELECT count(*) FROM {table} WHERE project = 'kept'")[0]
             assert (left, others > 0) == (0, True), table

@@ -26,7 +26,7 @@ class DictStore:
     def __init__(self) -> None:
         self.scripts: dict[tuple[str, str], Script] = {}
 
-    async def add(self, script: Script) -> Script:
+    async def add(self, script: Script, *, limits: object = None) -> Script:
         return self.scripts.setdefault((script.project, script.id), script)
 
     async def get(self, project: str, script_id: str) -> Script | None:

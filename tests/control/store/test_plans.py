@@ -10,9 +10,12 @@ import pytest
 from sqlalchemy import event
 
 from belljar.control.store.claims import SqlClaims
+from belljar.control.store.counters import SqlCounters
 from belljar.control.store.cursor import encode
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
+from belljar.control.store.quotas import HOLDING_QUOTAS, SqlQuotas
+from belljar.control.store.retention import SqlRetention
 from belljar.control.store.scripts import SqlScripts
 from belljar.model.resources import NodeLimits
 from belljar.model.states import Status
@@ -27,18 +30,20 @@ class Plans:
         self.lines: list[str] = []
 
     def hear(self, connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        if not many and ("jobs" in statement or "scripts" in statement) and not statement.startswith("EXPLAIN"):
+        named = any(table in statement for table in ("jobs", "scripts", "project_", "node_counters"))
+        if not many and named and not statement.startswith("EXPLAIN"):
+            self.sent.append((statement, parameters))
             plan = cursor.connection.cursor()
             plan.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
             self.lines += [row[3] for row in plan.fetchall()]
             plan.close()
 
-    def take(self) -> str:
-        """The lines since the last call; raises AssertionError for what no query may do."""
+    def take(self, sorts: str | None = None) -> str:
+        """The lines since the last call; raises AssertionError for what no query may do but `sorts`."""
         lines, self.lines = self.lines, []
         assert lines, "nothing was sent"
         for line in lines:
-            assert "TEMP B-TREE" not in line, lines
+            assert "TEMP B-TREE" not in line or line == sorts, lines
             assert not line.startswith("SCAN jobs") or "ix_jobs_queue" in line, lines
         return "\n".join(lines)
 
@@ -50,17 +55,51 @@ def plans(database: Database) -> Iterator[Plans]:
     yield plans
 
 
-async def test_a_claim_reads_the_queue_in_its_order_and_no_ended_job(
+async def test_a_claim_reads_projects_in_turn_and_each_queue_in_its_order_and_no_ended_job(
     plans: Plans, jobs: SqlJobs, claims: SqlClaims
 ) -> None:
-    await jobs.insert(queued())
-    for images in (None, ["a", "b"]):
+    for images, expected in ((None, False), (["a", "b"], False), (None, True), (["a", "b"], True)):
+        await jobs.insert(queued())
         plans.lines.clear()
         largest = NodeLimits(vcpus=8, memory_mb=8192)
-        await claims.claim("w", vcpus=1, memory_mb=256, lease_seconds=9, largest=largest, images=images)
-        plan = plans.take()
-        assert "USING COVERING INDEX ix_jobs_queue" in plan
+        found = await claims.claim(
+            "w", vcpus=1, memory_mb=256, lease_seconds=9, largest=largest, images=images, expected=expected
+        )
+        assert found is not None
+        # The projects with queued jobs are sorted; nothing else is.
+        assert plans.lines.count("USE TEMP B-TREE FOR ORDER BY") == 1
+        plan = plans.take(sorts="USE TEMP B-TREE FOR ORDER BY")
+        assert "SCAN c USING COVERING INDEX ix_project_counters_queued" in plan and "CO-ROUTINE" in plan
+        for name, index in (
+            ("n", "PRIMARY KEY (worker=? AND project=?)"),
+            ("q", "PRIMARY KEY (project=?)"),
+            ("u", "PRIMARY KEY (project=? AND day=?)"),
+            ("j", "COVERING INDEX ix_jobs_queue (project=?)"),
+        ):
+            assert f"SEARCH {name} USING {index}" in plan
         assert "ix_jobs_status" not in plan and "ix_jobs_project" not in plan
+
+
+async def test_a_claim_of_a_job_that_was_found_sorts_nothing(plans: Plans, jobs: SqlJobs, claims: SqlClaims) -> None:
+    await jobs.insert(queued())
+    plans.sent.clear()
+    await claims.claim("w", vcpus=1, memory_mb=256, lease_seconds=9)
+    write = next(statement for statement, _ in plans.sent if statement.lstrip().startswith("UPDATE jobs"))
+    assert "ORDER BY" not in write and "EXISTS" in write
+
+
+async def test_quotas_and_usage_are_found_by_project(plans: Plans, database: Database) -> None:
+    quotas, counters = SqlQuotas(database), SqlCounters(database)
+    await quotas.use("mine")
+    await quotas.get("mine")
+    await quotas.days("mine", 7)
+    await quotas.at_limit(dict.fromkeys((quota.value for quota in HOLDING_QUOTAS), 5))
+    assert "SCAN jobs" not in plans.take()
+    await counters.differences("mine")
+    plan = plans.take(sorts="USE TEMP B-TREE FOR GROUP BY")  # the held jobs, by worker
+    assert "SCAN" not in plan and "ix_jobs_status (project=? AND status=?)" in plan
+    await SqlRetention(database).remove_ended(Status.FAILED, datetime.now(UTC), 10, "mine")
+    assert "ix_jobs_status (project=? AND status=? AND id<?)" in plans.take()
 
 
 async def test_what_workers_look_after_is_found_among_held_jobs_alone(

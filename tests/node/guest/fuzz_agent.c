@@ -196,6 +196,10 @@ static size_t put_payload(uint8_t *at, enum frame_type type)
     case NETWORK:
         at[10] = 30;
         return 24;
+    case SECRET:
+        put_u32(at, 1000);
+        length = 8 + PUT_ONE_OF(at + 8, "TOKEN", "tls.key", "TOKEN", "", "../up", "a/b", ".");
+        return length + (next_random() % 8 ? 1 + next_random() % 40 : 0);
     case LAYER:
         at[0] = at[8] = 1;
         return 16 + PUT_ONE_OF(at + 16, "/usr", "/usr", "/usr/local", "/", "/opt", "usr");
@@ -223,7 +227,7 @@ static const struct scenario {
     size_t length;
     const uint8_t *types;
 } scenarios[] = {
-    SCENARIO(WELCOME, IDENTITY, NETWORK, ARG, ENV, RUN, CREDIT, CREDIT, CREDIT, STDIN, STDIN, SIGNAL, COLLECT, PING,
+    SCENARIO(WELCOME, IDENTITY, NETWORK, SECRET, ARG, ENV, RUN, CREDIT, CREDIT, CREDIT, STDIN, STDIN, SIGNAL, COLLECT, PING,
              COLLECT),
     SCENARIO(WELCOME, ARG, ARG, RUN, CREDIT, DISCARD, SIGNAL, REST, ARG, RUN, CREDIT, CREDIT, SIGNAL, REST, ENV, ARG,
              RUN, CREDIT, CREDIT, SIGNAL, COLLECT, CREDIT, CREDIT, CREDIT),
@@ -235,7 +239,7 @@ static const struct scenario {
 static size_t make_input(uint8_t *data, size_t max_size)
 {
     static const uint8_t types[] = {WELCOME, ARG, ENV, RUN, STDIN, CREDIT, SIGNAL, COLLECT, PING, DISCARD, NETWORK,
-                                    IDENTITY, PREPARE, SUSPEND, REST, LAYER, 0x00, 0x0A, 0xFF};
+                                    IDENTITY, PREPARE, SUSPEND, REST, LAYER, SECRET, 0x00, 0x0A, 0xFF};
     const struct scenario *scenario = &scenarios[next_random() % (sizeof scenarios / sizeof scenarios[0])];
     bool mutated = next_random() % 2;
     size_t length = 0;

@@ -8,6 +8,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from belljar.control.audit.entry import SYSTEM
+from belljar.control.audit.operation import OwnOperation, carrying_out
 from belljar.control.projects.identity import DEFAULT_PROJECT
 from belljar.control.projects.key_format import new_secret
 from belljar.control.projects.keys import Key
@@ -44,7 +46,8 @@ async def ensure_admin_key(keys: SqlKeys, data_dir: Path) -> bool:
                 extra_scopes=frozenset({Scope.ADMIN}),
                 created_at=datetime.now(UTC),
             )
-            await keys.add(key, secret)
+            with carrying_out(OwnOperation(SYSTEM)):
+                await keys.add(key, secret)
     except OSError as error:
         raise DataFolderError(f"cannot write {path}: {error.strerror}; set --data-dir to another folder") from error
     return True

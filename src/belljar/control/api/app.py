@@ -1,6 +1,7 @@
 """The HTTP application: routes by resource behind the middleware; every error is a problem document.
 
-Requests pass RequestContext (id, access log, failures), then AuthMiddleware (key, limits), then the route.
+Requests pass SecurityHeaders, RequestContext (id, access log, failures), Preflight (CORS), AuditMiddleware (the audit
+log), AuthMiddleware (key, limits), then the route.
 """
 
 from __future__ import annotations
@@ -9,20 +10,39 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from belljar import __version__
+from belljar.control.api.audit_middleware import AuditMiddleware
 from belljar.control.api.auth_middleware import AuthMiddleware
 from belljar.control.api.authentication import Authentication
+from belljar.control.api.cors import Cors, Preflight
 from belljar.control.api.file_descriptors import max_connections
 from belljar.control.api.openapi import describe
 from belljar.control.api.problems import handle_errors
 from belljar.control.api.request_context import RequestContext
-from belljar.control.api.routes import artifacts, health, images, jobs, keys, logs, metrics, nodes, projects, scripts
+from belljar.control.api.routes import (
+    artifacts,
+    audit,
+    health,
+    images,
+    jobs,
+    keys,
+    logs,
+    metrics,
+    nodes,
+    projects,
+    quotas,
+    scripts,
+    secrets,
+)
+from belljar.control.api.routes.secrets import SecretBody
 from belljar.control.api.rules import ruled_routes
+from belljar.control.api.security_headers import SecurityHeaders
 from belljar.control.api.services import Services
 from belljar.control.projects.key_request import NewKey, Rotation
 from belljar.control.projects.project_request import NewProject, ProjectChange
 from belljar.model.job_options import JobOptions, JobRequest
+from belljar.model.quotas import ProjectQuotas
 
-_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, keys)
+_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, quotas, keys, secrets, audit)
 
 
 def create_app(services: Services | None) -> FastAPI:
@@ -40,7 +60,7 @@ def create_app(services: Services | None) -> FastAPI:
     for routes in _ROUTES:
         app.include_router(routes.router)
     ruled_routes(app)  # raises for a route without a rule
-    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange))
+    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange, ProjectQuotas, SecretBody))
     if services is not None:
         app.add_middleware(
             AuthMiddleware,
@@ -51,7 +71,11 @@ def create_app(services: Services | None) -> FastAPI:
             changes=services.changes,
             max_requests=max_connections(services.settings),
         )
+        app.add_middleware(AuditMiddleware, auditor=services.auditor)
+    cors = Cors(services.settings.cors_origins if services is not None else ())
+    app.add_middleware(Preflight, cors=cors)
     app.add_middleware(RequestContext)
+    app.add_middleware(SecurityHeaders, cors=cors)
     return app
 
 

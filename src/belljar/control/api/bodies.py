@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -10,8 +12,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from belljar.control.api.json_stream import Base64Sink, BytesSink, JsonLimits, JsonStream, Sink
-from belljar.model.errors import InvalidOption, InvalidRequest
+from belljar.model.errors import InvalidOption, InvalidRequest, TooLarge
 from belljar.model.job_options import MAX_STDIN_BYTES, JobOptions
+from belljar.model.secrets import MAX_SECRET_BYTES, SecretValue
 from belljar.model.submission_limits import check_shape
 
 M = TypeVar("M", bound=BaseModel)
@@ -24,6 +27,8 @@ MAX_JSON_BYTES = 24 * 1024 * KB
 MAX_SMALL_BYTES = 64 * KB
 _SUBMISSION = JsonLimits(max_bytes=MAX_JSON_BYTES, max_values=32_768)
 _SMALL = JsonLimits(max_bytes=MAX_SMALL_BYTES, max_values=256)
+#: A secret of 64 KiB, each byte as an escape of six characters.
+_SECRET = JsonLimits(max_bytes=400 * KB, max_values=4, max_depth=1)
 #: Bytes that are parsed before the event loop may run other tasks.
 _CHUNK_BYTES = 16 * KB
 #: Larger bodies are parsed and validated in a thread.
@@ -53,6 +58,34 @@ async def read_small(request: Request, model: type[M], *, required: bool = True)
     if not await _receive(request, stream) and not required:
         return model()
     return _validated(model, _object(stream.close()))
+
+
+async def read_secret(request: Request) -> SecretValue:
+    """Read the value of a secret from the request's JSON body: `value` or `value_base64`.
+
+    Raises like `read_options`. No error quotes the body.
+    """
+    stream = JsonStream(_SECRET)
+    try:
+        await _receive(request, stream)
+    except TooLarge:
+        raise TooLarge(f"a secret has at most {MAX_SECRET_BYTES} bytes; put large data into a script") from None
+    body = _object(stream.close())
+    if len(body) != 1 or not isinstance(text := body.get("value", body.get("value_base64")), str):
+        raise InvalidOption(
+            "the body must be an object with either value or value_base64, a string, and nothing else", option="value"
+        )
+    try:
+        data = text.encode() if "value" in body else base64.b64decode(text, validate=True)
+    except UnicodeEncodeError:
+        raise InvalidOption("value has an unpaired surrogate; send valid Unicode", option="value") from None
+    except (binascii.Error, ValueError):
+        reason = "value_base64 is invalid base64; encode the bytes as in RFC 4648"
+        raise InvalidOption(reason, option="value_base64") from None
+    if not 0 < len(data) <= MAX_SECRET_BYTES:
+        reason = f"a secret has 1 to {MAX_SECRET_BYTES} bytes, not {len(data)}"
+        raise InvalidOption(reason, option=next(iter(body)), limit=MAX_SECRET_BYTES)
+    return SecretValue(data)
 
 
 async def _receive(request: Request, stream: JsonStream) -> bool:

@@ -38,7 +38,8 @@ _ERRORS = {
     "409": "The idempotency key belongs to another request, or the object is in a state that forbids this.",
     "413": "The body is too large.",
     "422": "An option or the script is invalid.",
-    "429": "The key has too many requests in flight, or the address sent many invalid keys.",
+    "429": "The key has too many requests in flight, the project has reached a quota, or the address sent many invalid "
+    "keys.",
     "500": "Internal error.",
     "503": "The server cannot do this now.",
     "507": "The server's disk is full.",

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from belljar.control.api.methods import allowed_methods
+from belljar.control.api.rate_limit_headers import rate_limit_headers
 from belljar.model.errors import (
     BelljarError,
     InvalidOption,
@@ -21,9 +22,11 @@ from belljar.model.errors import (
     MethodNotAllowed,
     NotAuthenticated,
     NotFound,
+    QuotaExceeded,
     TooLarge,
     without_paths,
 )
+from belljar.model.quotas import CountedQuota, RateLimit
 
 log = structlog.get_logger()
 
@@ -33,6 +36,7 @@ _CODES = {each.status: each.code for each in (InvalidRequest, NotFound, MethodNo
 _TENANT_MESSAGES = {
     "disk_full": "the server's disk is full; tell its operator",
     "data_folder": "the server cannot use its data folder; tell its operator",
+    "secrets_key": "the server cannot read its secrets; tell its operator",
     "damaged_image": "a file of the image is damaged on the server; tell its operator",
     "missing_tool": "a required program is not installed on the server; tell its operator",
 }
@@ -66,7 +70,18 @@ def problem_of(error: BelljarError, *, is_operator: bool = True) -> Response:
         log.error("request_failed", code=error.code, error=error.message)
         if not is_operator and "retry_after" not in error.details:
             detail = _TENANT_MESSAGES.get(error.code) or without_paths(error.message)
-    return problem(error.status, error.code, detail, error.details)
+    response = problem(error.status, error.code, detail, error.details)
+    if isinstance(error, QuotaExceeded):
+        response.headers.update(rate_limit_headers(_used_up(error)))
+    return response
+
+
+def _used_up(error: QuotaExceeded) -> list[RateLimit]:
+    """Return the state of the quota that a request exceeded, if it begins anew after some time."""
+    quota, reset = CountedQuota(error.details["quota"]), error.details.get("retry_after")
+    if reset is None:
+        return []
+    return [RateLimit(quota=quota, limit=error.details["limit"], left=0, reset_seconds=reset)]
 
 
 def internal_error() -> Response:

@@ -29,6 +29,8 @@ log = structlog.get_logger()
 _VALID_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 #: Paths that supervisors poll, logged at level debug.
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+#: Of a longer path, the rest is not searched for keys, and not shown.
+_MAX_PATH_BYTES = 4096
 #: The message with which uvicorn cancels requests that are still running after the shutdown timeout.
 _SHUTDOWN = "timeout graceful shutdown exceeded"
 
@@ -75,11 +77,11 @@ class RequestContext:
         except asyncio.CancelledError as error:
             if _SHUTDOWN not in str(error):
                 raise
-            log.warning("request_cancelled_at_shutdown", path=_path(scope))
+            log.warning("request_cancelled_at_shutdown", path=shown_path(scope))
         except BelljarError as error:
             await self._send_error(problem_of(error, is_operator=False), scope, receive, response)
         except Exception:
-            log.exception("unhandled_exception", method=scope["method"][:20], path=_path(scope))
+            log.exception("unhandled_exception", method=scope["method"][:20], path=shown_path(scope))
             await self._send_error(internal_error(), scope, receive, response)
 
     async def _send_error(self, problem: ASGIApp, scope: Scope, receive: Receive, response: _Response) -> None:
@@ -123,7 +125,7 @@ def _log_access(scope: Scope, response: _Response, seconds: float) -> None:
     write(
         "request_served",
         method=scope["method"][:20],
-        path=_path(scope),
+        path=shown_path(scope),
         status=response.status,
         milliseconds=round(seconds * 1000, 1),
         sent_bytes=response.sent_bytes,
@@ -132,8 +134,8 @@ def _log_access(scope: Scope, response: _Response, seconds: float) -> None:
     )
 
 
-def _path(scope: Scope) -> str:
+def shown_path(scope: Scope) -> str:
     """Return the path as it was sent, in percent-encoded ASCII, so that it cannot forge log lines; without keys."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode("ascii", "backslashreplace")
-    path = raw.decode("ascii", "backslashreplace")[:200]
-    return KEY_IN_TEXT.sub("bj_HIDDEN", path) if "bj_" in path else path
+    path = raw[:_MAX_PATH_BYTES].decode("ascii", "backslashreplace")
+    return (KEY_IN_TEXT.sub("bj_HIDDEN", path) if "bj_" in path else path)[:200]

@@ -14,7 +14,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import h11
 import structlog
@@ -24,7 +24,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from belljar.control.api.app import create_app
 from belljar.control.api.file_descriptors import max_connections
 from belljar.control.api.problems import MEDIA_TYPE
+from belljar.control.api.security_headers import HEADER_LINES, HEADERS
 from belljar.control.api.services import Services
+from belljar.control.api.tls_accept import open_tls
+
+if TYPE_CHECKING:
+    from belljar.control.api.tls import ServerTls
 
 log = structlog.get_logger()
 
@@ -47,10 +52,15 @@ _BUSY = (
     b'{"type":"about:blank","title":"Service Unavailable","status":503,"code":"server_busy",'
     b'"detail":"the server has reached its limit of connections; try again"}'
 )
+_PROBLEM_HEAD = b"Content-Type: application/problem+json\r\nConnection: close\r\n" + HEADER_LINES
 _BUSY_RESPONSE = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 2\r\n"
-    b"Connection: close\r\nContent-Length: " + str(len(_BUSY)).encode() + b"\r\n\r\n" + _BUSY
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\n"
+    + _PROBLEM_HEAD
+    + b"Content-Length: %d\r\n\r\n" % len(_BUSY)
+    + _BUSY
 )
+#: How a TLS port answers plain HTTP, up to the length.
+_PLAIN_HEAD = b"HTTP/1.1 400 Bad Request\r\n" + _PROBLEM_HEAD
 
 
 class Connection(H11Protocol):
@@ -113,6 +123,7 @@ class Connection(H11Protocol):
             ("Content-Type", MEDIA_TYPE),
             ("Content-Length", str(len(body))),
             ("Connection", "close"),
+            *HEADERS.items(),
         ]
         try:
             for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
@@ -163,14 +174,21 @@ class Acceptor:
     """Accepts connections up to the limit, and responds with 503 above it."""
 
     def __init__(
-        self, listener: socket.socket, make: Callable[[], Connection], connections: set[Connection], max_count: int
+        self,
+        listener: socket.socket,
+        make: Callable[[], Connection],
+        connections: set[Connection],
+        max_count: int,
+        tls: ServerTls | None = None,
     ) -> None:
         self._listener = listener
         self._make = make
         self._connections = connections
         self._max_count = max_count
         self._loop = asyncio.get_running_loop()
-        self._opening: set[asyncio.Task[Any]] = set()
+        self._tls = tls
+        #: In the order of their beginning; with TLS, these are handshakes.
+        self._opening: dict[asyncio.Task[Any], None] = {}
         self._paused: asyncio.TimerHandle | None = None
         self._reported_at = -_REPORT_SECONDS
         self._refused = 0
@@ -181,6 +199,9 @@ class Acceptor:
         """Accept nothing more."""
         if self._paused is not None:
             self._paused.cancel()
+        if self._tls:
+            for task in self._opening:
+                task.cancel()
         if self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener)
 
@@ -189,7 +210,7 @@ class Acceptor:
 
     def _accept_some(self) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
-            if self._opening and not self._is_below_limit():
+            if self._opening and not self._tls and not self._is_below_limit():
                 return  # wait for those that are being opened
             try:
                 accepted, _address = self._listener.accept()
@@ -208,10 +229,16 @@ class Acceptor:
         return len(self._connections) + len(self._opening) < self._max_count
 
     def _evict_one(self) -> bool:
-        """Close the connection that has waited longest for a request, else the one whose client has stalled longest.
+        """Close the oldest handshake, else the connection that has waited longest for a request, else the one whose
+        client has stalled longest.
 
         Return False when there is none. Stalled clients count since a client needs no key to get a response.
         """
+        if self._tls and self._opening:
+            oldest = next(iter(self._opening))
+            del self._opening[oldest]
+            oldest.cancel()
+            return True
         is_open = [each for each in self._connections if not each.transport.is_closing()]
         waiting = [(each.waits_since, each) for each in is_open if each.waits_since is not None]
         if not waiting:
@@ -225,19 +252,28 @@ class Acceptor:
         return True
 
     def _open(self, accepted: socket.socket) -> None:
-        task = self._loop.create_task(self._loop.connect_accepted_socket(self._make, accepted))
-        self._opening.add(task)
+        if self._tls:
+            opening: Any = open_tls(self._make, accepted, self._tls.context, _PLAIN_HEAD)
+        else:
+            opening = self._loop.connect_accepted_socket(self._make, accepted)
+        task = self._loop.create_task(opening)
+        self._opening[task] = None
         task.add_done_callback(self._opened)
 
     def _opened(self, task: asyncio.Task[Any]) -> None:
-        self._opening.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._report("connection_open_failed", str(task.exception()))
+        self._opening.pop(task, None)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if self._tls and isinstance(error, OSError):  # of the client: also TimeoutError, ssl.SSLError
+            log.debug("tls_handshake_failed", reason=str(error) or type(error).__name__)
+        else:
+            self._report("connection_open_failed", str(error))
 
     def _refuse(self, accepted: socket.socket) -> None:
         self._refused += 1
         with accepted, contextlib.suppress(OSError):
-            accepted.send(_BUSY_RESPONSE)
+            if not self._tls:
+                accepted.send(_BUSY_RESPONSE)
             accepted.shutdown(socket.SHUT_WR)
         self._report("connections_refused", "the limit of connections is reached")
 
@@ -264,7 +300,10 @@ class Acceptor:
 class Server(uvicorn.Server):
     """Serves the API until `should_exit`. Does not handle signals: uvicorn would raise them again at its end."""
 
-    def __init__(self, services: Services, on_listening: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, services: Services, on_listening: Callable[[], None] = lambda: None, tls: ServerTls | None = None
+    ) -> None:
+        proxies = services.settings.trusted_proxies
         config = uvicorn.Config(
             create_app(services),
             http=Connection,
@@ -275,10 +314,14 @@ class Server(uvicorn.Server):
             h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
             server_header=False,
             lifespan="off",
+            # Otherwise every program on this host could claim another address.
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=proxies,
         )
         super().__init__(config)
         self._services = services
         self._on_listening = on_listening
+        self._tls = tls
         logging.getLogger("uvicorn.error").addFilter(_is_relevant)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -291,7 +334,7 @@ class Server(uvicorn.Server):
 
         connections = cast("set[Connection]", state.connections)
         limit = max_connections(self._services.settings)
-        self.servers = [Acceptor(each, make, connections, limit) for each in sockets or ()]  # type: ignore[misc]
+        self.servers = [Acceptor(each, make, connections, limit, self._tls) for each in sockets or ()]  # type: ignore[misc]
         self.started = True
         self._on_listening()
 

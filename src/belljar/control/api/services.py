@@ -7,13 +7,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from belljar.control.api.request_limits import ConcurrencyLimit
+from belljar.control.audit.auditor import Auditor
 from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
 from belljar.control.projects.key_service import KeyService
 from belljar.control.projects.project_service import ProjectService
+from belljar.control.quotas.service import QuotaService, default_limits
 from belljar.control.scripts.service import ScriptService
+from belljar.control.secrets.keys import open_keys
+from belljar.control.secrets.service import SecretService
+from belljar.control.store.audit import SqlAudit
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
@@ -21,7 +26,9 @@ from belljar.control.store.keys import SqlKeys
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
 from belljar.control.store.projects import SqlProjects
+from belljar.control.store.quotas import SqlQuotas
 from belljar.control.store.scripts import SqlScripts
+from belljar.control.store.secrets import SqlSecrets
 from belljar.images.catalog import Images
 from belljar.scripts.uploads import clear_stale_uploads
 from belljar.settings import Settings
@@ -46,10 +53,13 @@ class Services:
     job_store: SqlJobs
     claims: SqlClaims
     keys: SqlKeys
+    auditor: Auditor
     projects: SqlProjects
     key_service: KeyService
+    quotas: QuotaService
     project_service: ProjectService
     nodes: SqlNodes
+    secrets: SecretService
     changes: Changes
     disk: DiskSpace
     #: Limits of concurrent submissions and uploads, so that they do not keep reads from the database.
@@ -71,8 +81,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         clear_stale_uploads(settings.data_dir)
         images = Images(settings.data_dir)
         disk = disk_space_of(settings)
-        scripts = ScriptService(SqlScripts(database), blobs, images, settings, disk)
+        quotas = QuotaService(SqlQuotas(database), settings)
+        scripts = ScriptService(SqlScripts(database), blobs, images, settings, disk, quotas)
         job_store, nodes, changes = SqlJobs(database), SqlNodes(database), Changes()
+        secrets = SecretService(SqlSecrets(database), open_keys(settings))
         jobs = JobService(
             job_store,
             scripts,
@@ -80,11 +92,17 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             blobs,
             changes,
             settings,
+            quotas,
             lambda: nodes.cached_limits(settings.lease_seconds),
             disk,
+            secrets,
         )
         keys, projects = SqlKeys(database), SqlProjects(database)
-        async with polling(changes, job_store.states, keys.ended_since, projects.suspended, settings.data_dir):
+        auditor = Auditor(SqlAudit(database))
+        async with (
+            auditor.running(),
+            polling(changes, job_store.states, keys.ended_since, projects.suspended, settings.data_dir),
+        ):
             yield Services(
                 settings=settings,
                 database=database,
@@ -93,12 +111,15 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 scripts=scripts,
                 jobs=jobs,
                 job_store=job_store,
-                claims=SqlClaims(database),
+                claims=SqlClaims(database, default_limits(settings)),
                 keys=keys,
+                auditor=auditor,
                 projects=projects,
                 key_service=KeyService(keys, changes),
+                quotas=quotas,
                 project_service=ProjectService(projects, keys, changes),
                 nodes=nodes,
+                secrets=secrets,
                 changes=changes,
                 disk=disk,
             )

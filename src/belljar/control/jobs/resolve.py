@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from belljar.control.jobs.egress_limit import check_egress, check_packages
+from belljar.control.jobs.egress_limit import check_egress, check_packages, egress_limit_of
 from belljar.model.errors import InvalidOption
 from belljar.model.ids import new_id
 from belljar.model.image import Image
 from belljar.model.job import Job, Resources
 from belljar.model.job_options import JobOptions
+from belljar.model.quotas import NO_LIMITS, QuotaLimits
 from belljar.model.resources import NodeLimits
 from belljar.model.script import Dependencies
 from belljar.model.states import Status
@@ -87,10 +89,11 @@ def resolve_job(
     image: str,
     settings: Settings,
     largest: Collection[NodeLimits] = (),
+    limits: QuotaLimits = NO_LIMITS,
 ) -> Job:
-    """Return a new queued job. Raises InvalidOption that names the option, its limit and the setting.
+    """Return a new queued job. Raises InvalidOption that names the option, its limit and the setting or quota.
 
-    `largest` has the limits of each node; it is empty while no node is known.
+    `largest` has the limits of each node; it is empty while no node is known. `limits` are the project's.
     """
     resources = Resources(
         vcpus=options.vcpus or settings.default_vcpus,
@@ -100,7 +103,9 @@ def resolve_job(
         disk_iops=_rate("disk_iops", options, settings),
         network_mbit_per_second=_rate("network_mbit_per_second", options, settings),
     )
-    timeout_seconds = options.timeout_seconds or min(settings.default_timeout_seconds, settings.max_timeout_seconds)
+    timeout_seconds = options.timeout_seconds or min(
+        settings.default_timeout_seconds, settings.max_timeout_seconds, limits.max_timeout_seconds or math.inf
+    )
     _check_max("vcpus", resources.vcpus, settings.max_vcpus, "max_vcpus")
     _check_max("memory_mb", resources.memory_mb, settings.max_memory_mb, "max_memory_mb")
     if resources.memory_mb < script.min_memory_mb:
@@ -112,10 +117,12 @@ def resolve_job(
         )
     _check_max("disk_mb", resources.disk_mb or 0, settings.max_disk_mb, "max_disk_mb")
     _check_max("timeout_seconds", timeout_seconds, settings.max_timeout_seconds, "max_timeout_seconds")
-    check_egress(options.egress, project, settings)
+    _check_quotas(resources, timeout_seconds, limits)
+    egress_limit = egress_limit_of(project, settings, limits)
+    check_egress(options.egress, egress_limit, settings)
     dependencies = script.dependencies if settings.dependencies == "on" else None
     if dependencies is not None and dependencies.requirements:
-        check_packages(dependencies.origin, project, settings)
+        check_packages(dependencies.origin, egress_limit, settings)
     _check_fits(resources, largest)
     return Job(
         id=new_id("job"),
@@ -131,6 +138,8 @@ def resolve_job(
         timeout_seconds=timeout_seconds,
         args=options.args,
         env=options.env,
+        secrets=options.secrets,
+        mask_secrets=options.mask_secrets,
         stdin_bytes=len(options.stdin_bytes()),
         egress=options.egress,
         artifacts=options.artifacts,
@@ -154,6 +163,24 @@ def _rate(name: str, options: JobOptions, settings: JobSettings) -> Any:
     if requested is not None:
         _check_max(name, requested, maximum, f"max_{name}")
     return maximum if value is None else min(value, maximum)
+
+
+def _check_quotas(resources: Resources, timeout_seconds: float, limits: QuotaLimits) -> None:
+    """Raise InvalidOption for what exceeds the largest job of the project."""
+    values = {
+        "vcpus": resources.vcpus,
+        "memory_mb": resources.memory_mb,
+        "disk_mb": resources.disk_mb or 0,
+        "timeout_seconds": timeout_seconds,
+    }
+    for option, value in values.items():
+        limit = getattr(limits, f"max_{option}")
+        if limit is not None and value > limit:
+            raise InvalidOption(
+                f"{option} is {value:g}; the project's maximum is {limit:g} (quota max_{option})",
+                option=option,
+                limit=limit,
+            )
 
 
 def _check_max(option: str, value: float, limit: float, setting: str) -> None:

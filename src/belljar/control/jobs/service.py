@@ -11,18 +11,22 @@ from typing import Protocol
 
 import structlog
 
+from belljar.control.audit.operation import record_nothing
 from belljar.control.blobs.store import Blobs
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.resolve import ResolvedScript, check_arguments, resolve_job
+from belljar.control.quotas.service import QuotaService, counting_refusals
 from belljar.control.scripts.service import ScriptService
-from belljar.model.errors import Conflict, NotFound
+from belljar.model.errors import Conflict, NotFound, QuotaExceeded
 from belljar.model.ids import is_job_id
 from belljar.model.image import Image
 from belljar.model.job import Job
 from belljar.model.job_options import JobRequest
+from belljar.model.quotas import NO_LIMITS, QuotaLimits
 from belljar.model.resources import NodeLimits
 from belljar.model.script import Script
+from belljar.model.secrets import SecretUse
 from belljar.model.states import Status
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
@@ -34,10 +38,11 @@ log = structlog.get_logger()
 class JobStore(Protocol):
     """Stores jobs."""
 
-    async def insert(self, job: Job, *, needs_script: bool = False) -> Job:
+    async def insert(self, job: Job, *, needs_script: bool = False, limits: QuotaLimits = NO_LIMITS) -> Job:
         """Store a new job; return the existing one when the project has one with its idempotency key.
 
-        `needs_script` requires that the project has the job's script, which is then kept for the job. Raises NotFound.
+        `needs_script` requires that the project has the job's script, which is then kept for the job. Raises NotFound,
+        QuotaExceeded for a new job beyond the limits of its project.
         """
         ...
 
@@ -71,6 +76,12 @@ class ImageNames(Protocol):
     def image_for(self, language: str) -> str: ...
 
 
+class SecretChecks(Protocol):
+    """Knows secrets by name: `belljar.control.secrets.service.SecretService`."""
+
+    async def check(self, project: str, uses: Collection[SecretUse]) -> None: ...
+
+
 class JobService:
     """The operations of the API on jobs."""
 
@@ -82,8 +93,10 @@ class JobService:
         blobs: Blobs,
         changes: Changes,
         settings: Settings,
+        quotas: QuotaService,
         largest: Callable[[], Awaitable[Collection[NodeLimits]]],
         disk: DiskSpace | None = None,
+        secrets: SecretChecks | None = None,
     ) -> None:
         self._store = store
         self._scripts = scripts
@@ -91,44 +104,64 @@ class JobService:
         self._blobs = blobs
         self._changes = changes
         self._settings = settings
+        self._quotas = quotas
         self._largest = largest
         self._disk = disk or disk_space_of(settings)
+        self._secrets = secrets
 
     async def submit(self, project: str, request: JobRequest) -> Job:
         """Queue a job. The same request with the idempotency key of an earlier job returns that job.
 
-        Raises NotFound (script), Conflict (idempotency key), InvalidOption, UnknownImage, UnknownLanguage,
-        InvalidScript, DiskFull, …
+        Raises NotFound (script), Conflict (idempotency key), QuotaExceeded, InvalidOption, SecretMissing,
+        UnknownImage, UnknownLanguage, InvalidScript, DiskFull, …
         """
         fingerprint = None
         if request.idempotency_key is not None:
             fingerprint = await asyncio.to_thread(_fingerprint, request)
             first = await self._store.by_key(project, request.idempotency_key)
             if first is not None:
+                record_nothing("job.submit")
                 return _same_request(first, fingerprint)
+        try:
+            return await self._submit_new(project, request, fingerprint)
+        except QuotaExceeded:
+            # The same request may have been accepted meanwhile.
+            first = await self._store.by_key(project, request.idempotency_key) if request.idempotency_key else None
+            if first is None:
+                raise
+            return _same_request(first, fingerprint)
+
+    async def _submit_new(self, project: str, request: JobRequest, fingerprint: str | None) -> Job:
         self._disk.require()
+        limits = await self._quotas.check_submission(project)
         if request.image is not None:
             self._images.get(request.image)  # before anything is stored
+        if request.secrets:
+            assert self._secrets is not None
+            await self._secrets.check(project, request.secrets)
         script = await self._script(project, request)
         name = request.image or self._images.image_for(script.language)
         image = self._images.get(name)
         check_arguments(request, image)
         runnable = ResolvedScript.from_image(script.id, script.language, script.entrypoint, script.dependencies, image)
         largest = await self._largest()
-        job = resolve_job(request, runnable, project=project, image=name, settings=self._settings, largest=largest)
+        job = resolve_job(
+            request, runnable, project=project, image=name, settings=self._settings, largest=largest, limits=limits
+        )
         job = job.model_copy(update={"request_sha256": fingerprint})
-        stored = await self._insert(job, request.stdin_bytes())
+        with counting_refusals():
+            stored = await self._insert(job, request.stdin_bytes(), limits)
         if stored.id == job.id:
             log.info("job_submitted", job=job.id, project=project, script=job.script_id, image=job.image)
         self._changes.notify_queued()
         return stored
 
-    async def _insert(self, job: Job, stdin: bytes) -> Job:
+    async def _insert(self, job: Job, stdin: bytes, limits: QuotaLimits) -> Job:
         """Store the job and its standard input, which is removed again when the job is not stored."""
         if stdin:
             await self._blobs.put_bytes(stdin_blob(job.id), stdin)
         try:
-            stored = await self._store.insert(job, needs_script=True)
+            stored = await self._store.insert(job, needs_script=True, limits=limits)
         except Exception:
             if stdin:
                 await self._blobs.delete(stdin_blob(job.id))

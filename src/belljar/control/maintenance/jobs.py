@@ -10,7 +10,9 @@ from belljar.control.blobs.store import Blobs
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.logs.log import log_path
 from belljar.control.maintenance.pace import Pace
+from belljar.control.store.quotas import SqlQuotas
 from belljar.control.store.retention import EndedJob, SqlRetention
+from belljar.model.ids import first_id
 from belljar.model.states import Status
 from belljar.settings import Settings
 from belljar.settings.retention import RetentionSettings
@@ -38,10 +40,14 @@ class JobCleaner:
     name = "jobs"
     interval_seconds = 0.0
 
-    def __init__(self, settings: Settings, retention: SqlRetention, blobs: Blobs) -> None:
+    def __init__(
+        self, settings: Settings, retention: SqlRetention, blobs: Blobs, quotas: SqlQuotas | None = None
+    ) -> None:
+        """`quotas` has the periods of single projects, which hold where they are shorter than those of the settings."""
         self._settings = settings
         self._retention = retention
         self._blobs = blobs
+        self._quotas = quotas
         self.pace = Pace()
 
     async def run(self, record: ServiceRecord, *, dry_run: bool) -> MaintenanceResult:
@@ -52,9 +58,10 @@ class JobCleaner:
         # Finish what an earlier run left before removing more rows, so that the list of pending ids stays short.
         while pending := await self._retention.removing(_PAGE):
             removed += await self._remove_bytes(pending)
-        for status, before in self._cutoffs():
+        of_all = [(None, status, before) for status, before in self._cutoffs()]
+        for project, status, before in [*of_all, *await self._project_cutoffs()]:
             while True:
-                batch = await self._retention.remove_ended(status, before, self.pace.rows)
+                batch = await self._retention.remove_ended(status, before, self.pace.rows, project)
                 if not batch.job_ids:
                     break
                 removed += await self._remove_bytes(batch.job_ids)
@@ -83,7 +90,30 @@ class JobCleaner:
                 blobs = await self._blobs.extent([_folder(job.id) for job in page])
                 extent += Extent(len(page), blobs.size_bytes)
                 after = page[-1].finished_at
+        return extent + await self._count_of_projects()
+
+    async def _count_of_projects(self) -> Extent:
+        """Count the jobs that only the shorter periods of their projects remove."""
+        extent, by_settings = Extent(), dict(self._cutoffs())
+        for project, status, before in await self._project_cutoffs():
+            of_settings = by_settings.get(status)
+            after_id = "" if of_settings is None else first_id("job", of_settings)
+            while page := await self._retention.ended_of(project, status, before, after_id, _PAGE):
+                blobs = await self._blobs.extent([_folder(job_id) for job_id in page])
+                extent += Extent(len(page), blobs.size_bytes)
+                after_id = page[-1]
         return extent
+
+    async def _project_cutoffs(self) -> list[tuple[str, Status, datetime]]:
+        """Return the cutoffs of projects with a period that is shorter than that of the settings."""
+        periods = {} if self._quotas is None else await self._quotas.retentions()
+        found = []
+        for project, days in periods.items():
+            for status, days_of_all in job_periods(self._settings).items():
+                before = cutoff(days)
+                if before is not None and (not days_of_all or days < days_of_all):
+                    found.append((project, status, before))
+        return found
 
     def _cutoffs(self) -> Iterator[tuple[Status, datetime]]:
         for status, days in job_periods(self._settings).items():

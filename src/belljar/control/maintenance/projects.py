@@ -34,7 +34,7 @@ class ProjectCleaner:
         self.pace = Pace()
 
     async def run(self, record: ServiceRecord, *, dry_run: bool) -> MaintenanceResult:
-        """Remove the data. Counts jobs, scripts and keys. Raises HostError."""
+        """Remove the data. Counts rows. Raises HostError."""
         count, findings = 0, []
         for project in await self._removal.projects():
             if dry_run:

@@ -21,6 +21,7 @@ from belljar.control.logs.job_logs import JobLogs
 from belljar.control.queue.attempt_log import AttemptLog
 from belljar.control.queue.held_leases import HeldAttempt, HeldLeases
 from belljar.control.scripts.disks import ScriptDisks
+from belljar.control.secrets.service import SecretService
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.nodes import Node, SqlNodes
 from belljar.images.catalog import Images
@@ -28,6 +29,7 @@ from belljar.link.errors import LeaseLost
 from belljar.link.leases import Assignment, ClaimRequest, LeaseKey, NodeIdentity, Renewal, StartReport
 from belljar.link.nodes import NodeReport
 from belljar.link.output import OutputOffsets, OutputPiece
+from belljar.link.secrets import JobSecret
 from belljar.model.errors import InvalidRequest, NotFound, TooLarge, host_error
 from belljar.model.image import Manifest
 from belljar.model.job import Job
@@ -59,6 +61,7 @@ class LinkService:
         blobs: Blobs,
         changes: Changes,
         logs: JobLogs,
+        secrets: SecretService,
         on_renewal_failed: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_renewal_failed` is called when leases could not be renewed although their node asked for it."""
@@ -70,6 +73,7 @@ class LinkService:
         self._blobs = blobs
         self._changes = changes
         self._logs = logs
+        self._secrets = secrets
         self._on_renewal_failed = on_renewal_failed
         self._max_stream_bytes = int(settings.max_output_mb * _MIB) + _STREAM_MARGIN_BYTES
         self.leases = HeldLeases(claims, settings.lease_seconds, self._open_log)
@@ -174,6 +178,19 @@ class LinkService:
     async def stdin(self, lease: LeaseKey) -> bytes:
         attempt = await self.leases.get(lease)
         return await self._blobs.get_bytes(stdin_blob(lease.job_id)) if attempt.job.stdin_bytes else b""
+
+    async def secrets(self, lease: LeaseKey) -> tuple[JobSecret, ...]:
+        attempt = await self.leases.get(lease)
+        job = attempt.job
+        if not job.secrets:
+            return ()
+        opened = await self._secrets.open(job.project, job.secrets)
+        versions = {secret.name: secret.version for secret in opened}
+        # The fence is checked after they were read: whoever lost the lease meanwhile gets none.
+        if not await self._claims.note_secrets(lease.node.name, job, versions, incarnation=lease.node.incarnation):
+            await self.leases.lose(lease)
+            raise LeaseLost
+        return opened
 
     # --- what an attempt reports ----------------------------------------------------------------------------------
 

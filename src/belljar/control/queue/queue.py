@@ -9,7 +9,9 @@ from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import JobLogs, UploadTimes
 from belljar.control.queue.link_service import LinkService
 from belljar.control.queue.rescuer import JobRescuer, MissingImageService
+from belljar.control.quotas.meter import UsageMeter
 from belljar.control.scripts.disks import ScriptDisks
+from belljar.control.secrets.service import SecretService
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.nodes import SqlNodes
 from belljar.images.catalog import Images
@@ -35,12 +37,14 @@ class Queue:
         images: Images,
         blobs: Blobs,
         changes: Changes,
+        secrets: SecretService,
         times: UploadTimes | None = None,
     ) -> None:
         self._claims = claims
         self._logs = JobLogs(settings.data_dir, blobs, times or UploadTimes(), changes)
         self._rescuer = JobRescuer(claims, changes, settings.lease_seconds, self._on_expired)
         self._missing_images = MissingImageService(claims, nodes, changes, settings.lease_seconds)
+        self._meter = UsageMeter(claims)
         self.link = LinkService(
             settings=settings,
             claims=claims,
@@ -50,6 +54,7 @@ class Queue:
             blobs=blobs,
             changes=changes,
             logs=self._logs,
+            secrets=secrets,
             on_renewal_failed=self._rescuer.postpone,
         )
 
@@ -60,6 +65,7 @@ class Queue:
                 ("rescue_jobs", self._rescuer.run),
                 ("fail_jobs_without_image", self._missing_images.run),
                 ("upload_logs", self._upload_logs),
+                ("meter_usage", self._meter.run),
             ):
                 group.create_task(supervise(name, work, max_pause_seconds=_MAX_PAUSE_SECONDS), name=name)
 

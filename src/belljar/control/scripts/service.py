@@ -17,8 +17,9 @@ from weakref import WeakValueDictionary
 from belljar.control.blobs.store import Blobs
 from belljar.control.scripts.disks import ScriptDisks, disk_blob
 from belljar.control.scripts.script_lock import script_lock
-from belljar.model.errors import NotFound
+from belljar.model.errors import NotFound, QuotaExceeded
 from belljar.model.image import Language
+from belljar.model.quotas import NO_LIMITS, QuotaLimits
 from belljar.model.script import Script
 from belljar.scripts.entrypoint import file_name
 from belljar.scripts.language import named_language
@@ -34,8 +35,11 @@ from belljar.system.disk_space import DiskSpace
 class ScriptStore(Protocol):
     """Stores the records of scripts."""
 
-    async def add(self, script: Script) -> Script:
-        """Store the record; return the existing one when the project has the script."""
+    async def add(self, script: Script, *, limits: QuotaLimits = NO_LIMITS) -> Script:
+        """Store the record; return the existing one when the project has the script.
+
+        Raises QuotaExceeded when a new script exceeds the storage of its project.
+        """
         ...
 
     async def get(self, project: str, script_id: str) -> Script | None: ...
@@ -50,6 +54,14 @@ class ScriptStore(Protocol):
 
     async def used(self, script_id: str) -> bool:
         """Return whether any project has the script, or a job that has not ended runs it."""
+        ...
+
+
+class StorageQuota(Protocol):
+    """Knows how much a project may store: `belljar.control.quotas.service.QuotaService`."""
+
+    async def check_storage(self, project: str, more_bytes: int = 0) -> QuotaLimits:
+        """Return the limits of a project that may store so many bytes more. Raises QuotaExceeded."""
         ...
 
 
@@ -69,7 +81,10 @@ class ScriptService:
         images: Languages,
         settings: Settings,
         disk: DiskSpace | None = None,
+        quota: StorageQuota | None = None,
     ) -> None:
+        """`quota`: None for no limit."""
+        self._quota = quota
         self._store = store
         self._blobs = blobs
         self._images = images
@@ -92,7 +107,7 @@ class ScriptService:
     ) -> Script:
         """Store a script that is being received: one file or an archive.
 
-        Raises TooLarge while it streams, InvalidScript, UnknownLanguage, DiskFull, MissingTool.
+        Raises TooLarge while it streams, InvalidScript, UnknownLanguage, QuotaExceeded, DiskFull, MissingTool.
         """
         self._disk.require()
         hints = UploadHints(filename=filename, language=language, entrypoint=entrypoint)
@@ -157,10 +172,18 @@ class ScriptService:
             created_at=datetime.now(UTC),
             dependencies=unpacked.dependencies,
         )
+        limits = NO_LIMITS
+        if self._quota is not None and await self._store.get(project, script.id) is None:
+            limits = await self._quota.check_storage(project, script.size_bytes)
         async with self._locked(script.id):
             if not await self._blobs.size(disk_blob(script.id)):  # missing, or empty after a power failure
                 await self._pack(unpacked, work)
-            return await self._store.add(script)
+            try:
+                return await self._store.add(script, limits=limits)
+            except QuotaExceeded:  # by another upload meanwhile
+                if not await self._store.used(script.id):
+                    await self._blobs.delete(disk_blob(script.id))
+                raise
 
     async def _pack(self, unpacked: UnpackedScript, work: Path) -> None:
         disk = work / "script.erofs"

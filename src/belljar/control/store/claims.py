@@ -18,11 +18,13 @@ import structlog
 from sqlalchemy import BigInteger, ColumnElement, Connection, select, type_coerce
 
 from belljar.control.store.database import Database
+from belljar.control.store.next_job import CLAIM_FOUND, claim_next_statement, find_statement, parameters
 from belljar.control.store.rows import job_of, result_of
 from belljar.control.store.schema import HELD, NOW_US, QUEUED, UtcTime, jobs
 from belljar.model.errors import HostError, UnknownImage
 from belljar.model.job import Job, JobError, LostAttempt, MachineInfo, Timings
 from belljar.model.outcome import Outcome
+from belljar.model.quotas import NO_LIMITS, QuotaLimits
 from belljar.model.resources import NodeLimits
 from belljar.model.states import Status, may_become
 
@@ -30,6 +32,9 @@ log = structlog.get_logger()
 
 #: Maximum jobs that end in one transaction.
 _BATCH = 100
+_ANY_HELD = select(jobs.c.id).where(HELD).limit(1)
+#: A trigger counts the time in between (counting.py).
+_METER = jobs.update().where(HELD).values(metered_until=NOW_US)
 #: The key of a lease: a job's id and the number of the attempt.
 Attempt = tuple[str, int]
 
@@ -47,8 +52,10 @@ class Renewed:
 class SqlClaims:
     """The queue for workers."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, default_limits: QuotaLimits = NO_LIMITS) -> None:
+        """`default_limits` are those of projects without quotas of their own."""
         self._database = database
+        self._default_limits = default_limits
         #: The last readings of the database's clock and of this process's monotonic clock.
         self._clock_seen: tuple[float, float] | None = None
         self._no_expiry_before = 0.0
@@ -66,46 +73,32 @@ class SqlClaims:
         disk_mb: int | None = None,
         incarnation: str = "",
     ) -> Job | None:
-        """Claim the next queued job, by priority, then by age. None when there is none, or it does not fit yet.
+        """Claim the next queued job (`next_job`). None when there is none, or it does not fit yet.
 
         `vcpus` and `memory_mb` are free; `largest` are the worker's resources when nothing runs (None: the same), and
         `images` the digests of its images (None: all). Jobs that could never run on this worker are skipped. No job is
         claimed before the first of the others: the resources that it waits for stay free, since a stream of smaller
-        jobs could delay it for ever.
+        jobs could delay it for ever. Projects that have reached a quota are skipped.
 
         `disk_mb` is the largest scratch disk that fits; None: any. With `expected` the claim does not check for a job
         before it takes the write lock.
         """
-        limits = largest or NodeLimits(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb)
-        possible: list[Any] = [QUEUED, jobs.c.vcpus <= limits.vcpus, jobs.c.memory_mb <= limits.memory_mb]
-        if limits.disk_mb is not None:
-            possible.append(jobs.c.disk_mb <= limits.disk_mb)
-        if images is not None:
-            possible.append(jobs.c.image_digest.is_(None) | jobs.c.image_digest.in_(sorted(images)))
-        # Reads the index ix_jobs_queue in its order.
-        first = select(jobs.c.id).where(*possible).order_by(jobs.c.priority.desc(), jobs.c.id).limit(1)
-        fits = [jobs.c.id == first.scalar_subquery(), jobs.c.vcpus <= vcpus, jobs.c.memory_mb <= memory_mb]
-        if disk_mb is not None:
-            fits.append(jobs.c.disk_mb <= disk_mb)
-        look = select(jobs.c.id).where(*fits)
-        if not expected and await self._database.reading(lambda connection: connection.execute(look).first()) is None:
-            return None  # an idle worker takes no write lock
-        query = (
-            jobs.update()
-            .where(*fits, QUEUED)
-            .values(
-                status=Status.STARTING.value,
-                worker=worker,
-                incarnation=incarnation,
-                attempt=jobs.c.attempt + 1,
-                lease_until=_lease(lease_seconds),
-                started_at=None,
-            )
-            .returning(jobs)
-        )
+        free = NodeLimits(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb)
+        lease_us = int(lease_seconds * 1_000_000)
+        values = parameters(worker, incarnation, lease_us, free, largest or free, images, self._default_limits)
+        found: dict[str, Any] | None = None
+        if not expected:
+            look = find_statement(images)
+            job_id = await self._database.reading(lambda connection: connection.execute(look, values).scalar())
+            if job_id is None:
+                return None  # an idle worker takes no write lock
+            found = values | {"id": job_id}
+        query = claim_next_statement(images)
 
         def claim(connection: Connection) -> Job | None:
-            row = connection.execute(query).one_or_none()
+            row = None if found is None else connection.execute(CLAIM_FOUND, found).one_or_none()
+            if row is None:  # another worker was faster
+                row = connection.execute(query, values).one_or_none()
             return None if row is None else job_of(row)
 
         claiming = asyncio.ensure_future(self._database.writing(claim))
@@ -190,6 +183,19 @@ class SqlClaims:
         rows = await self._database.reading(lambda connection: connection.execute(query).all())
         return {(job_id, attempt) for job_id, attempt in rows}
 
+    async def note_secrets(self, worker: str, job: Job, versions: dict[str, int], *, incarnation: str = "") -> bool:
+        """Record the versions of secrets that the attempt is given. Return False when it does not hold the job."""
+
+        def write(connection: Connection) -> bool:
+            now = _held(connection, worker, incarnation, job.id, job.attempt)
+            if now is None:
+                return False
+            result = result_of(now.model_copy(update={"secret_versions": versions}))
+            connection.execute(jobs.update().where(jobs.c.id == job.id).values(result=result))
+            return True
+
+        return await self._database.writing(write)
+
     async def running(
         self,
         worker: str,
@@ -230,6 +236,7 @@ class SqlClaims:
                 result=result_of(after),
                 finished_at=outcome.finished_at,
                 lease_until=None,
+                stored_bytes=_stored_bytes(after),
                 **started,
             )
 
@@ -246,6 +253,12 @@ class SqlClaims:
             return None if now is None else _lose(connection, now, code, reason)
 
         return await self._database.writing(write)
+
+    async def meter(self) -> None:
+        """Count what the attempts that are held now have used since the last call, for the usage of their projects."""
+        if await self._database.reading(lambda connection: connection.execute(_ANY_HELD).first()) is None:
+            return
+        await self._database.writing(lambda connection: connection.execute(_METER))
 
     async def watch_clock(self) -> None:
         """Read the database's clock, so that `expire` detects that it was set."""
@@ -329,6 +342,12 @@ def _write(connection: Connection, job: Job, status: Status, **values: Any) -> b
     allowed = [origin.value for origin in may_become(status)]
     query = jobs.update().where(jobs.c.id == job.id, jobs.c.status.in_(allowed)).values(status=status.value, **values)
     return connection.execute(query).rowcount == 1
+
+
+def _stored_bytes(job: Job) -> int:
+    """Return the size of the job's output and artifacts."""
+    output = job.logs.stdout_bytes + job.logs.stderr_bytes
+    return output + sum(artifact.size_bytes for artifact in job.kept_artifacts)
 
 
 def _lose(connection: Connection, job: Job, code: str, reason: str) -> Job:

@@ -8,12 +8,17 @@ from datetime import UTC, datetime
 from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, select, union
 from sqlalchemy.dialects.sqlite import insert
 
+from belljar.control.audit.operation import record_nothing
+from belljar.control.quotas.admission import check_submission, without_one_job
+from belljar.control.store.audit import record_change
 from belljar.control.store.database import Database
 from belljar.control.store.opening import open_database
+from belljar.control.store.quotas import read_use
 from belljar.control.store.rows import job_of, values_of
 from belljar.control.store.schema import HELD, QUEUED, job_counts, job_labels, jobs, projects, scripts
 from belljar.model.errors import NotFound
 from belljar.model.job import Job
+from belljar.model.quotas import NO_LIMITS, QuotaLimits
 from belljar.model.states import Status
 from belljar.settings import Settings
 
@@ -32,8 +37,11 @@ class SqlJobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def insert(self, job: Job, *, needs_script: bool = False) -> Job:
-        """Store a new job; return the existing one with its idempotency key, if any. Raises NotFound."""
+    async def insert(self, job: Job, *, needs_script: bool = False, limits: QuotaLimits = NO_LIMITS) -> Job:
+        """Store a new job; return the existing one with its idempotency key, if any.
+
+        Raises NotFound, and QuotaExceeded when a new job exceeds the limits of its project.
+        """
         values = values_of(job)
         labels = [
             {"job_id": job.id, "name": name, "value": value, "project": job.project}
@@ -47,9 +55,13 @@ class SqlJobs:
                 assert job.idempotency_key is not None
                 first = _by_key(connection, job.project, job.idempotency_key)
                 assert first is not None
+                record_nothing("job.submit")
                 return first
             if labels:
                 connection.execute(job_labels.insert(), labels)
+            if limits.counts:  # the triggers have counted the job; refusing it rolls that back
+                check_submission(limits, without_one_job(read_use(connection, job.project)))
+            record_change(connection, "job.submit", job.id, project=job.project, script=job.script_id)
             return job
 
         return await self._database.writing(insert_job)
@@ -118,7 +130,10 @@ class SqlJobs:
             )
             connection.execute(jobs.update().where(this, held).values(cancel_requested=True))
             row = connection.execute(select(jobs).where(this)).one_or_none()
-            return None if row is None else job_of(row)
+            if row is None:
+                return None
+            record_change(connection, "job.cancel", job_id, project=project)
+            return job_of(row)
 
         return await self._database.writing(cancel)
 

@@ -19,6 +19,7 @@ from belljar.control.projects.identity import Identity
 from belljar.control.projects.key_format import PREFIX, new_secret
 from belljar.control.projects.keys import Key
 from belljar.control.projects.scopes import Role, Scope
+from belljar.control.store.audit import record_change
 from belljar.control.store.database import Database
 from belljar.control.store.projects import add_project
 from belljar.control.store.schema import keys, projects
@@ -85,8 +86,9 @@ class SqlKeys:
         """Store a key with the digest of this secret, and its project if it is new. Raises ProjectConflict."""
 
         def add(connection: Connection) -> None:
-            add_project(connection, key.project)
+            is_new = add_project(connection, key.project)
             connection.execute(keys.insert().values(**_values(key), secret_sha256=_digest(secret)))
+            record_change(connection, "key.create", key.id, project=key.project, new_project=is_new, **_described(key))
 
         await self._database.writing(add)
 
@@ -163,7 +165,10 @@ class SqlKeys:
 
         def revoke(connection: Connection) -> Row[Any] | None:
             connection.execute(query)
-            return connection.execute(select(keys).where(keys.c.id == key_id)).one_or_none()
+            row = connection.execute(select(keys).where(keys.c.id == key_id)).one_or_none()
+            if row is not None:
+                record_change(connection, "key.revoke", row.id, project=row.project, name=row.name)
+            return row
 
         row = await self._database.writing(revoke)
         self.forget()
@@ -179,6 +184,7 @@ class SqlKeys:
         def replace(connection: Connection) -> None:
             connection.execute(end)
             connection.execute(keys.insert().values(**_values(new), secret_sha256=_digest(secret)))
+            record_change(connection, "key.rotate", key_id, project=new.project, new_key=new.id, **_described(new))
 
         await self._database.writing(replace)
         self.forget()
@@ -214,6 +220,16 @@ def _values(key: Key) -> dict[str, Any]:
     return values | {
         "role": key.role.value if key.role is not None else None,
         "extra_scopes": sorted(scope.value for scope in key.extra_scopes),
+    }
+
+
+def _described(key: Key) -> dict[str, Any]:
+    """Return what the audit log says of a key."""
+    return {
+        "name": key.name,
+        "role": key.role,
+        "scopes": sorted(key.extra_scopes) or None,
+        "expires_at": key.expires_at.isoformat() if key.expires_at is not None else None,
     }
 
 

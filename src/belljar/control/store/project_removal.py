@@ -13,15 +13,30 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Table, exists, select, tuple_
 
 from belljar.control.store.database import Database
-from belljar.control.store.schema import HELD, QUEUED, job_labels, jobs, keys, projects, removed_jobs, scripts
+from belljar.control.store.schema import (
+    HELD,
+    QUEUED,
+    audit,
+    job_labels,
+    jobs,
+    keys,
+    node_counters,
+    project_counters,
+    project_quotas,
+    project_usage,
+    projects,
+    removed_jobs,
+    scripts,
+    secrets,
+)
 from belljar.model.states import Status
 
 #: Tables whose rows need nothing else to be removed than themselves, in this order.
-PLAIN_TABLES: tuple[Table, ...] = (keys,)
+PLAIN_TABLES: tuple[Table, ...] = (keys, secrets, project_quotas, project_usage, node_counters, project_counters)
 #: Tables whose rows are removed with blobs: `remove_jobs`, and `belljar.control.maintenance.projects` for scripts.
 TABLES_WITH_BLOBS: tuple[Table, ...] = (jobs, job_labels, scripts)
 #: Tables whose rows stay, such as a record of who did what.
-KEPT_TABLES: tuple[Table, ...] = ()
+KEPT_TABLES: tuple[Table, ...] = (audit,)
 
 
 class Batch(NamedTuple):

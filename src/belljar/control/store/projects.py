@@ -9,9 +9,11 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 from sqlalchemy.dialects.sqlite import insert
 
+from belljar.control.audit.operation import record_nothing
 from belljar.control.projects.identity import DEFAULT_PROJECT
 from belljar.control.projects.project import Project
 from belljar.control.projects.scopes import Scope
+from belljar.control.store.audit import record_change
 from belljar.control.store.database import Database
 from belljar.control.store.schema import HELD, jobs, keys, projects
 from belljar.model.errors import NotFound, ProjectConflict
@@ -38,6 +40,7 @@ class SqlProjects:
         def create(connection: Connection) -> Project:
             if not add_project(connection, name):
                 raise ProjectConflict(f"there is a project {name!r} already")
+            record_change(connection, "project.create", name, project=name)
             return read_project(connection, name)
 
         return await self._database.writing(create)
@@ -61,6 +64,8 @@ class SqlProjects:
             connection.execute(query.values(suspended_at=now))
             if cancel_running:
                 connection.execute(running)
+            details = {"suspended": True, "cancel_running": cancel_running}
+            record_change(connection, "project.change", name, project=name, **details)
             return read_project(connection, name)
 
         return await self._database.writing(suspend)
@@ -72,6 +77,7 @@ class SqlProjects:
             if read_project(connection, name).removed_at is not None:
                 raise being_removed(name)
             connection.execute(projects.update().where(projects.c.name == name).values(suspended_at=None))
+            record_change(connection, "project.change", name, project=name, suspended=False)
             return read_project(connection, name)
 
         return await self._database.writing(resume)
@@ -93,6 +99,7 @@ class SqlProjects:
         def remove(connection: Connection) -> tuple[Project, list[str]]:
             project = read_project(connection, name)
             if project.removed_at is not None:
+                record_nothing("project.remove")
                 return project, []
             if number := connection.execute(running).scalar_one():
                 raise ProjectConflict(
@@ -111,6 +118,7 @@ class SqlProjects:
             suspended_at = project.suspended_at or now
             changed = projects.update().where(projects.c.name == name)
             connection.execute(changed.values(suspended_at=suspended_at, removed_at=now))
+            record_change(connection, "project.remove", name, project=name, revoked_keys=len(valid))
             return read_project(connection, name), [row.id for row in valid]
 
         return await self._database.writing(remove)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Select, Table, and_, exists, func, or_, select, tuple_
 
 from belljar.control.store.database import Database
-from belljar.control.store.schema import AWAITED, job_labels, jobs, keys, nodes, removed_jobs, scripts
+from belljar.control.store.schema import AWAITED, job_labels, jobs, keys, nodes, project_usage, removed_jobs, scripts
+from belljar.model.ids import first_id
 from belljar.model.states import Status
 
 
@@ -46,14 +47,15 @@ class SqlRetention:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def remove_ended(self, status: Status, before: datetime, limit: int) -> Batch:
-        """Remove the rows of at most `limit` jobs that ended with this status before then, oldest first."""
-        which = (
-            select(jobs.c.id, jobs.c.project, jobs.c.script_id, jobs.c.created_at)
-            .where(*_ended_before(status, before))
-            .order_by(jobs.c.finished_at)
-            .limit(limit)
-        )
+    async def remove_ended(self, status: Status, before: datetime, limit: int, project: str | None = None) -> Batch:
+        """Remove the rows of at most `limit` jobs that ended with this status before then, oldest first.
+
+        With `project`, only of this one.
+        """
+        columns = select(jobs.c.id, jobs.c.project, jobs.c.script_id, jobs.c.created_at)
+        which = columns.where(*_ended_before(status, before)).order_by(jobs.c.finished_at).limit(limit)
+        if project is not None:
+            which = columns.where(*_ended_of(project, status, before)).order_by(jobs.c.id).limit(limit)
 
         def remove(connection: Connection) -> tuple[list[str], float]:
             started = time.monotonic()
@@ -79,6 +81,12 @@ class SqlRetention:
         """Record that the blobs of these jobs are removed."""
         query = removed_jobs.delete().where(removed_jobs.c.id.in_(list(job_ids)))
         await self._database.writing(lambda connection: connection.execute(query))
+
+    async def ended_of(self, project: str, status: Status, before: datetime, after_id: str, limit: int) -> list[str]:
+        """Return a page of ids of the project's jobs that ended with this status before then, by id."""
+        which = select(jobs.c.id).where(*_ended_of(project, status, before), jobs.c.id > after_id)
+        query = which.order_by(jobs.c.id).limit(limit)
+        return await self._database.reading(lambda connection: list(connection.execute(query).scalars()))
 
     async def ended(self, status: Status, after: datetime | None, before: datetime, limit: int) -> list[EndedJob]:
         """Return jobs that ended with this status in that time, by their end; equal times stay on one page."""
@@ -140,6 +148,10 @@ class SqlRetention:
         """Return how many nodes had their last heartbeat before then; with `remove`, also remove their records."""
         return await self._records(nodes, nodes.c.heartbeat_at < before, remove)
 
+    async def old_usage(self, before: datetime, *, remove: bool) -> int:
+        """Return how many days of projects' usage are before then; with `remove`, also remove their records."""
+        return await self._records(project_usage, project_usage.c.day < before.timestamp() // 86_400, remove)
+
     async def revoked_keys(self, before: datetime, *, remove: bool) -> int:
         """Return how many keys were revoked or expired before then; with `remove`, also remove their records."""
         return await self._records(keys, or_(keys.c.revoked_at < before, keys.c.expires_at < before), remove)
@@ -169,6 +181,13 @@ def _ended_before(status: Status, before: datetime) -> Sequence[ColumnElement[bo
     """Return the conditions of ix_jobs_ended, which has ended jobs only."""
     assert status.terminal, f"{status} is not terminal"
     return jobs.c.status == status.value, jobs.c.finished_at < before
+
+
+def _ended_of(project: str, status: Status, before: datetime) -> Sequence[ColumnElement[bool]]:
+    """Return the conditions for a part of ix_jobs_status: a job that ended before then was created before then."""
+    assert status.terminal, f"{status} is not terminal"
+    created_before = jobs.c.id < first_id("job", before)
+    return jobs.c.project == project, jobs.c.status == status.value, created_before, jobs.c.finished_at < before
 
 
 def _unused(before: datetime) -> ColumnElement[bool]:

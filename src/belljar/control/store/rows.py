@@ -19,6 +19,8 @@ SPEC = frozenset(
         "timeout_seconds",
         "args",
         "env",
+        "secrets",
+        "mask_secrets",
         "stdin_bytes",
         "egress",
         "artifacts",
@@ -40,6 +42,7 @@ RESULT = frozenset(
         "logs",
         "kept_artifacts",
         "lost_attempts",
+        "secret_versions",
     }
 )
 #: Fields that are columns of the same name: the rest.
@@ -49,8 +52,9 @@ COLUMNS = frozenset(Job.model_fields) - SPEC - RESULT
 def values_of(job: Job) -> dict[str, Any]:
     """Return the values of a new job's row."""
     spec = job.model_dump(mode="json", include=set(SPEC))
-    if job.request_sha256 is None:
-        del spec["request_sha256"]  # most jobs have none
+    for name in ("request_sha256", "secrets", "mask_secrets"):  # most jobs have none
+        if getattr(job, name) == Job.model_fields[name].default:
+            del spec[name]
     columns = {name: getattr(job, name) for name in COLUMNS}
     columns["status"] = job.status.value
     resources = job.resources

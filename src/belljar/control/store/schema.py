@@ -11,17 +11,22 @@ from sqlalchemy import (
     Boolean,
     Column,
     Dialect,
+    Float,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
+    Text,
     TypeDecorator,
     UniqueConstraint,
     event,
     literal_column,
     text,
 )
+
+from belljar.control.store.counting import NOW, TRIGGERS
 
 #: The newest migration; a database at this version is opened without loading Alembic.
 HEAD = "0011"
@@ -33,9 +38,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 QUEUED = text("status = 'queued'")
 HELD = text("status IN ('starting', 'running')")
 AWAITED = text("status IN ('queued', 'starting', 'running')")
+HAS_QUEUED = text("queued_jobs > 0")
 
 #: The database's clock in the format of UtcTime. Leases are written and compared with this clock only.
-NOW_US = literal_column("(CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000)", BigInteger)
+NOW_US = literal_column(NOW, BigInteger)
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -100,6 +106,10 @@ jobs = Table(
     #: The process of that worker which holds the job; empty when the worker sends none.
     Column("incarnation", String, nullable=False, server_default=text("''")),
     Column("lease_until", UtcTime),
+    #: Until when the use of the current attempt is counted in `project_usage`; the time of its claim at first.
+    Column("metered_until", UtcTime),
+    #: Size of its log and artifacts, as far as they are known.
+    Column("stored_bytes", BigInteger, nullable=False, server_default=text("0")),
     Column("cancel_requested", Boolean(create_constraint=False), nullable=False),
     Column("idempotency_key", String),
     #: Copied from `spec`, for the claim: a worker takes jobs whose image it has. None in jobs that ended long ago.
@@ -109,9 +119,10 @@ jobs = Table(
     #: The results so far.
     Column("result", JSON, nullable=False),
     UniqueConstraint("project", "idempotency_key"),
-    # A claim reads only this index, from its start until a job fits; it has no ended jobs.
+    # A claim reads only this index, for each project from its start until a job fits; it has no ended jobs.
     Index(
         "ix_jobs_queue",
+        "project",
         text("priority DESC"),
         "id",
         "vcpus",
@@ -164,6 +175,81 @@ COUNTING = (
     f"BEGIN {_FEWER} {_MORE} END",
 )
 for _trigger in COUNTING:
+    event.listen(metadata, "after_create", DDL(_trigger))  # type: ignore[no-untyped-call]
+
+#: What each project has and does now. Triggers update it (counting.py).
+project_counters = Table(
+    "project_counters",
+    metadata,
+    Column("project", String, primary_key=True),
+    Column("queued_jobs", BigInteger, nullable=False, server_default=text("0")),
+    #: Jobs that workers hold (starting or running), and their vCPUs.
+    Column("held_jobs", BigInteger, nullable=False, server_default=text("0")),
+    Column("held_vcpus", BigInteger, nullable=False, server_default=text("0")),
+    #: Size of scripts, and of the logs and artifacts of jobs.
+    Column("script_bytes", BigInteger, nullable=False, server_default=text("0")),
+    Column("job_bytes", BigInteger, nullable=False, server_default=text("0")),
+    #: Since when it has had queued jobs without interruption, or had them last.
+    Column("waiting_since", UtcTime, nullable=False),
+    #: The last minute (since 1970) in which it submitted jobs, and how many.
+    Column("minute", BigInteger, nullable=False, server_default=text("0")),
+    Column("minute_jobs", BigInteger, nullable=False, server_default=text("0")),
+    # The projects that a claim chooses from.
+    Index(
+        "ix_project_counters_queued", "project", "waiting_since", "held_jobs", "queued_jobs", sqlite_where=HAS_QUEUED
+    ),
+    sqlite_with_rowid=False,
+)
+
+#: What each project has on each worker, for the order of claims.
+node_counters = Table(
+    "node_counters",
+    metadata,
+    Column("worker", String, primary_key=True),
+    Column("project", String, primary_key=True),
+    Column("held_vcpus", BigInteger, nullable=False),
+    #: When the worker last claimed or released a job of the project.
+    Column("changed_at", UtcTime, nullable=False),
+    Index("ix_node_counters_project", "project"),
+    sqlite_with_rowid=False,
+)
+
+#: What each project used on each day (UTC, days since 1970).
+project_usage = Table(
+    "project_usage",
+    metadata,
+    Column("project", String, primary_key=True),
+    Column("day", Integer, primary_key=True),
+    Column("jobs", BigInteger, nullable=False, server_default=text("0")),
+    Column("vcpu_ms", BigInteger, nullable=False, server_default=text("0")),
+    Column("memory_mb_ms", BigInteger, nullable=False, server_default=text("0")),
+    Index("ix_project_usage_day", "day"),
+    sqlite_with_rowid=False,
+)
+
+#: The quotas of single projects. NULL: the default of the settings; UNLIMITED_VALUE: no limit.
+project_quotas = Table(
+    "project_quotas",
+    metadata,
+    Column("project", String, primary_key=True),
+    Column("max_running_jobs", BigInteger),
+    Column("max_queued_jobs", BigInteger),
+    Column("max_jobs_per_minute", BigInteger),
+    Column("max_jobs_per_day", BigInteger),
+    Column("max_vcpu_seconds_per_day", BigInteger),
+    Column("max_memory_mb_seconds_per_day", BigInteger),
+    Column("max_storage_mb", BigInteger),
+    Column("max_vcpus", BigInteger),
+    Column("max_memory_mb", BigInteger),
+    Column("max_disk_mb", BigInteger),
+    Column("max_timeout_seconds", Float),
+    Column("keep_jobs_days", Float),
+    Column("max_egress", String),
+    Column("updated_at", UtcTime, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+for _trigger in TRIGGERS:
     event.listen(metadata, "after_create", DDL(_trigger))  # type: ignore[no-untyped-call]
 
 projects = Table(
@@ -245,6 +331,24 @@ sessions = Table(
     Index("ix_sessions_person", "person_id", "id"),
     Index("ix_sessions_key", "key_id", "id"),
     Index("ix_sessions_ended", "ended_at"),
+#: The secrets of projects, each sealed: their values are nowhere else, and the key is not in the database.
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("project", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    #: 1 for the first value, and one more with each new one.
+    Column("version", Integer, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Column("size_bytes", Integer, nullable=False),
+    #: Whether it can be an environment variable: it has no NUL.
+    Column("fits_variable", Boolean(create_constraint=False), nullable=False),
+    #: The key that it is sealed with.
+    Column("key_id", String, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    # A rotation looks for those that are sealed with other keys.
+    Index("ix_secrets_key", "key_id"),
 )
 
 nodes = Table(
@@ -280,4 +384,40 @@ maintenance = Table(
     Column("error", String),
     #: Everything that ended before this time has been processed.
     Column("done_until", UtcTime),
+)
+
+#: The audit log (control/audit). Rows are appended, and removed from the front; no row is ever changed.
+audit = Table(
+    "audit",
+    metadata,
+    #: 1, 2, 3, … without a gap.
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    #: The database's clock.
+    Column("at_us", BigInteger, nullable=False),
+    Column("actor_kind", String, nullable=False),
+    Column("actor_id", String),
+    Column("actor_name", String),
+    Column("project", String),
+    Column("action", String, nullable=False),
+    Column("object", String),
+    Column("address", String),
+    Column("request_id", String),
+    Column("outcome", String, nullable=False),
+    #: JSON, exactly as it was hashed.
+    Column("details", Text, nullable=False),
+    #: The hash of the row before, and that of this row.
+    Column("previous", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Index("ix_audit_project", "project", "seq"),
+    Index("ix_audit_actor_id", "actor_id", "seq"),
+    Index("ix_audit_action", "action", "seq"),
+    Index("ix_audit_at_us", "at_us"),
+)
+
+#: Where the audit log begins: after the row with this number and hash. One row.
+audit_anchor = Table(
+    "audit_anchor",
+    metadata,
+    Column("through_seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary, nullable=False),
 )

@@ -8,10 +8,15 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, bindparam, exists, or_, select
 from sqlalchemy.dialects.sqlite import insert
 
+from belljar.control.audit.operation import record_nothing
+from belljar.control.quotas.admission import check_stored
+from belljar.control.store.audit import record_change
 from belljar.control.store.cursor import decode, encode
 from belljar.control.store.database import Database
 from belljar.control.store.projects import being_removed
+from belljar.control.store.quotas import read_use
 from belljar.control.store.schema import AWAITED, jobs, projects, scripts
+from belljar.model.quotas import NO_LIMITS, QuotaLimits
 from belljar.model.script import Script
 
 #: A use is stored at most this often: retention periods are in days.
@@ -26,14 +31,16 @@ class SqlScripts:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, script: Script) -> Script:
+    async def add(self, script: Script, *, limits: QuotaLimits = NO_LIMITS) -> Script:
         """Store the record; return the existing one when the project has the script.
 
-        Raises ProjectConflict for a project that is being removed.
+        Raises ProjectConflict for a project that is being removed, QuotaExceeded when a new script exceeds the storage
+        of its project.
         """
         key = {"in_project": script.project, "of_id": script.id}
         row = await self._database.reading(lambda connection: connection.execute(_BY_ID, key).one_or_none())
         if row is not None and _script(row).dependencies == script.dependencies:
+            record_nothing("script.upload")
             await self._record_use(row)
             return _script(row)
         values = script.model_dump() | {"dependencies": _dependencies(script)}
@@ -49,6 +56,9 @@ class SqlScripts:
             if connection.execute(select(removed)).scalar():
                 raise being_removed(script.project)
             connection.execute(query)
+            if row is None and limits.max_storage_mb is not None:
+                check_stored(limits, read_use(connection, script.project))
+            record_change(connection, "script.upload", script.id, project=script.project, name=script.name)
             return _script(connection.execute(_BY_ID, key).one())
 
         return await self._database.writing(add)
@@ -92,6 +102,7 @@ class SqlScripts:
             # One transaction: a job is submitted before it and counts, or after it and finds no script.
             if connection.execute(scripts.delete().where(this)).rowcount == 0:
                 return None
+            record_change(connection, "script.delete", script_id, project=project)
             return _used(connection, script_id)
 
         return await self._database.writing(delete)

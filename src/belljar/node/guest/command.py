@@ -6,10 +6,11 @@ An operation talks over the connection's frame stream and owns it until it retur
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from belljar.model.errors import GuestProtocolError
+from belljar.model.secrets import SecretValue
 from belljar.node.guest import requests, wire
 from belljar.node.guest.frame_stream import WINDOW, FrameStream
 from belljar.node.guest.sinks import OutputSink
@@ -23,6 +24,10 @@ class Command:
     #: The program and its arguments; a program without a slash is searched in the environment's PATH.
     argv: Sequence[str]
     env: dict[str, str]
+    #: Variables whose values are secrets; none of them is in `env`.
+    secret_env: Mapping[str, SecretValue] = field(default_factory=dict)
+    #: Secrets that are files below SECRETS_FOLDER, by file name.
+    secret_files: Mapping[str, SecretValue] = field(default_factory=dict)
     cwd: str = "/work"
     uid: int = 1000
     gid: int = 1000
@@ -97,7 +102,10 @@ async def _send_command(frames: FrameStream, command: Command, flags: RunFlag) -
         cwd=command.cwd.encode(),
         prefork=command.prefork,
     )
-    await frames.send(requests.strings(command.argv, command.env) + request)
+    for name, value in command.secret_files.items():
+        await frames.send(requests.secret_file(name, value, uid=command.uid, gid=command.gid))
+    strings = requests.strings(command.argv, command.env) + requests.secret_strings(command.secret_env)
+    await frames.send(strings + request)
     await frames.grant(Stream.STDOUT, WINDOW)
     await frames.grant(Stream.STDERR, WINDOW)
 

@@ -6,13 +6,15 @@ Sources: wire.py for the frame, docs/protocol.md for each payload.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface
 
+from belljar.model.secrets import SecretValue
 from belljar.node.guest.wire import (
     MAX_HOSTNAME,
     MAX_LAYER_PATH,
     MAX_NAME,
+    MAX_SECRET_NAME,
     SEED_BYTES,
     VERSION,
     FrameType,
@@ -29,6 +31,8 @@ _CREDIT = struct.Struct("<I")
 _NETWORK = struct.Struct("<4s4sHBB12s")
 #: Bytes of the script's file system and of the layer behind it on the script's disk.
 _LAYER = struct.Struct("<QQ")
+#: User and group of the file; its name, a zero and its bytes follow.
+_SECRET = struct.Struct("<II")
 _COLLECT = struct.Struct("<QII")
 
 
@@ -49,6 +53,22 @@ def strings(argv: Iterable[str], env: dict[str, str]) -> bytes:
     frames = [frame(FrameType.ARG, arg.encode()) for arg in argv]
     frames += [frame(FrameType.ENV, f"{name}={text}".encode()) for name, text in env.items()]
     return b"".join(frames)
+
+
+def secret_strings(env: Mapping[str, SecretValue]) -> bytes:
+    """Encode variables whose values are secrets, one ENV frame each. Raises ValueError when one is too long."""
+    return b"".join(frame(FrameType.ENV, name.encode() + b"=" + value.reveal()) for name, value in env.items())
+
+
+def secret_file(name: str, value: SecretValue, *, uid: int, gid: int) -> bytes:
+    """Encode SECRET: keep the value as a file of that name in memory, readable by that user alone.
+
+    Raises ValueError for a name that is no file name of at most MAX_SECRET_NAME bytes.
+    """
+    encoded = name.encode()
+    if not 0 < len(encoded) <= MAX_SECRET_NAME or encoded.startswith(b".") or b"/" in encoded or b"\0" in encoded:
+        raise ValueError(f"a secret's file needs a name of 1 to {MAX_SECRET_NAME} bytes, without a slash")
+    return frame(FrameType.SECRET, _SECRET.pack(uid, gid) + encoded + b"\0" + value.reveal())
 
 
 def run(*, uid: int, gid: int, max_processes: int, flags: RunFlag, cwd: bytes, prefork: str = "") -> bytes:

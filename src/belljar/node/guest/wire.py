@@ -35,6 +35,8 @@ MAX_PID = 1 << 22
 MAX_NAME = 31
 #: Bytes of the path of the folder that a layer is mounted over.
 MAX_LAYER_PATH = 200
+#: Bytes of the name of a secret that is a file.
+MAX_SECRET_NAME = 64
 
 
 class FrameType(IntEnum):
@@ -56,6 +58,7 @@ class FrameType(IntEnum):
     SUSPEND = 0x0F
     REST = 0x10
     LAYER = 0x11
+    SECRET = 0x12
 
     HELLO = 0x81
     STARTED = 0x82

@@ -7,6 +7,7 @@ know of a database.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -119,6 +120,10 @@ class _Attempt:
             log.exception("attempt_failed_after_its_end", machine=machine.id)
             end.collect_error = end.collect_error or MachineError(f"a step after the script's end failed: {error}")
         finally:
+            # The end of output is not met where the machine died. Its last bytes are passed on before the first wait.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_OUTPUT_SECONDS):
+                    await self.observer.on_output_ended()
             self.observer.on_console(bytes(machine.console.data), machine.console.dropped_bytes)
 
     async def _traffic(self) -> Traffic | None:

@@ -117,7 +117,7 @@ class JobAttempts:
         """Run the job in a machine, and record its end. Raises JobCancelled when it is cancelled before it has one."""
         run = JobRun(
             job=running.job,
-            fetch=lambda: self._fetch(running.key),
+            fetch=lambda: self._fetch(running),
             observer=recorder,
             cancel=running.cancel,
             holder=running.holder,
@@ -127,8 +127,13 @@ class JobAttempts:
             running.lease.release()
             await recorder.ended(end)
 
-    async def _fetch(self, lease: LeaseKey) -> JobInput:
-        return JobInput(script_disk=await self._link.script_disk(lease), stdin=await self._link.stdin(lease))
+    async def _fetch(self, running: RunningAttempt) -> JobInput:
+        lease = running.key
+        return JobInput(
+            script_disk=await self._link.script_disk(lease),
+            stdin=await self._link.stdin(lease),
+            secrets=await self._link.secrets(lease) if running.job.secrets else (),
+        )
 
     def _retry_of(self, running: RunningAttempt) -> RetryUntilCancelled:
         return RetryUntilCancelled(retry_times=self._retry_times, cancel=running.cancel, fields=running.ids)

@@ -38,6 +38,9 @@ class AttemptObserver:
     def on_started(self) -> None:
         """The entrypoint runs."""
 
+    async def on_output_ended(self) -> None:
+        """A command of the job has ended, or its machine: no output of it follows."""
+
     def on_script_ended(self, end: AttemptEnd) -> None:
         """The script has ended, or its compiler failed; nothing that follows changes how."""
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from belljar.images.prefork_programs import supports_env
+from belljar.link.secrets import JobSecret
 from belljar.model.errors import UnknownLanguage
 from belljar.model.image import Image, Language, Manifest
 from belljar.model.job import Job
 from belljar.node.guest.command import Command
 from belljar.node.machines.protocol import MachineSpec
 from belljar.node.machines.provision.shapes import round_up_shape
+from belljar.node.worker.job_secrets import with_secrets
 from belljar.settings import Settings
 
 #: The job's working folder: its script's disk, with a writable layer over it.
@@ -68,6 +70,7 @@ def plan_attempt(
     *,
     network: bool = False,
     env: dict[str, str] | None = None,
+    secrets: Sequence[JobSecret] = (),
 ) -> AttemptPlan:
     """Return the plan of an attempt at `job`. The job's own variables override those of `env`.
 
@@ -80,14 +83,15 @@ def plan_attempt(
     variables = {**(env or {}), **job.env}
     args = job.args or language.default_args
     command = command_for(image, language, job.entrypoint, args, variables, settings)
+    compiler = compile_command(language, job.entrypoint, command)
     return AttemptPlan(
         machine=MachineSpec(
             image=image,
             shape=round_up_shape(**job.resources.model_dump(), network=network),
             script_disk=script_disk,
         ),
-        command=command,
-        compile=compile_command(language, job.entrypoint, command),
+        command=with_secrets(command, job.secrets, secrets),
+        compile=compiler,  # it gets no secrets
         stdin=stdin,
         timeout_seconds=job.timeout_seconds,
         grace_seconds=settings.grace_seconds,

@@ -10,7 +10,7 @@ from typing import TypeVar
 import structlog
 
 from belljar.link.errors import LeaseLost
-from belljar.model.errors import DamagedImage, HostError, MissingTool
+from belljar.model.errors import DamagedImage, HostError, MissingTool, SecretsKeyError
 from belljar.system.background import Backoff
 from belljar.system.counters import increment
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 #: What is no refusal of the system but a bug is tried this often: a moment may be all that is wrong.
 _TRIES_OF_BUGS = 5
 #: What is not put right by waiting.
-_LASTING = (MissingTool, DamagedImage)
+_LASTING = (MissingTool, DamagedImage, SecretsKeyError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from belljar.images.catalog import Images
+from belljar.link.secrets import JobSecret
 from belljar.model.errors import HostError
 from belljar.model.image import Image
 from belljar.model.job import Job
@@ -72,6 +73,7 @@ class JobInput:
 
     script_disk: Path
     stdin: bytes
+    secrets: tuple[JobSecret, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,7 +197,8 @@ class JobRunner:
         network = self._networking.for_job(run.job)
         plan = self._plan(run.job, prepared, network)
         machine_factory = partial(self._machine, run, prepared, network)
-        async with attempt(plan, machine_factory, run.observer, run.cancel, network.traffic) as end:
+        observer = await _masked(run, prepared.input.secrets)
+        async with attempt(plan, machine_factory, observer, run.cancel, network.traffic) as end:
             yield end
 
     def _plan(self, job: Job, prepared: PreparedJob, network: JobNetwork) -> AttemptPlan:
@@ -207,6 +210,7 @@ class JobRunner:
             self._settings,
             network=network.has_device,
             env=network.environment,
+            secrets=prepared.input.secrets,
         )
         return prepared.packages.apply_to(plan) if prepared.packages is not None else plan
 
@@ -225,3 +229,14 @@ class JobRunner:
 
         async with AsyncExitStack() as stack:
             yield await run.retry("start_machine", lambda: stack.enter_async_context(start()))
+
+
+async def _masked(run: JobRun, secrets: tuple[JobSecret, ...]) -> AttemptObserver:
+    """Return the observer of a job, which sees none of its secrets unless the job wants it so."""
+    if not secrets or not run.job.mask_secrets:
+        return run.observer
+    from belljar.node.worker.masked_observer import MaskedObserver  # most jobs need not load it
+    from belljar.node.worker.masking import Masker
+
+    masker = await asyncio.to_thread(Masker.of, [secret.value for secret in secrets])
+    return run.observer if masker is None else MaskedObserver(run.observer, masker)

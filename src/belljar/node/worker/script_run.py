@@ -116,6 +116,7 @@ class ScriptRun:
         finally:
             run.cancel()
             await asyncio.gather(run, return_exceptions=True)
+        await self._observer.on_output_ended()
 
     async def _supervise(self, run: asyncio.Task[wire.Exited], has_started: asyncio.Event) -> None:
         """Wait for the command to end; stop it when its time is up or the job is cancelled, and note which."""

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from belljar.control.api.audited import audited
 from belljar.control.api.authentication import end_error
 from belljar.control.api.bodies import read_options
 from belljar.control.api.dependencies import Cursor, IdentityDep, Limit, ServicesDep
 from belljar.control.api.json_response import json_response
 from belljar.control.api.openapi import body_of
+from belljar.control.api.rate_limit_headers import rate_limit_headers
 from belljar.control.api.rules import require
 from belljar.control.api.services import Services
 from belljar.control.projects.identity import Identity
@@ -39,6 +41,7 @@ _ENDED: dict[int | str, dict[str, Any]] = {200: {"description": "The job has end
     openapi_extra=body_of(JobRequest),
     dependencies=[require(Scope.JOBS_RUN)],
 )
+@audited("job.submit")
 async def submit_job(request: Request, services: ServicesDep, identity: IdentityDep, wait: Wait = 0) -> Response:
     """Queue a job: `script_id`, or `code` and `language`, or `files`; with options."""
     submission = await read_options(request, JobRequest)
@@ -49,7 +52,8 @@ async def submit_job(request: Request, services: ServicesDep, identity: Identity
     request.state.body_lease.release()
     if wait:
         job = await _wait(services, identity, job.id, wait)
-    return json_response(_public(job, identity, services), 200 if job.status.terminal else 202)
+    response = json_response(_public(job, identity, services), 200 if job.status.terminal else 202)
+    return await _with_rate_limits(response, identity, services)
 
 
 @router.post(
@@ -58,6 +62,7 @@ async def submit_job(request: Request, services: ServicesDep, identity: Identity
     openapi_extra=body_of(JobOptions, required=False),
     dependencies=[require(Scope.JOBS_RUN)],
 )
+@audited("job.submit")
 async def run_script(request: Request, script_id: str, services: ServicesDep, identity: IdentityDep) -> Response:
     """Queue a job that runs this script."""
     options = await read_options(request, JobOptions, required=False)
@@ -66,7 +71,8 @@ async def run_script(request: Request, script_id: str, services: ServicesDep, id
     submission.set_stdin(options.stdin_bytes())
     async with services.submitting.slot(identity.id):
         job = await services.jobs.submit(identity.project, submission)
-    return json_response({"job_id": job.id, **_public(job, identity, services)}, 202)
+    response = json_response({"job_id": job.id, **_public(job, identity, services)}, 202)
+    return await _with_rate_limits(response, identity, services)
 
 
 @router.get("/jobs", dependencies=[require(Scope.JOBS_READ)])
@@ -93,14 +99,25 @@ async def list_jobs(
 
 @router.get("/jobs/{job_id}", dependencies=[require(Scope.JOBS_READ)])
 async def get_job(job_id: str, services: ServicesDep, identity: IdentityDep, wait: Wait = 0) -> Response:
-    """Return the job; with `wait`, as soon as it has ended."""
-    return json_response(_public(await _wait(services, identity, job_id, wait), identity, services))
+    """Return the job; with `wait`, as soon as it has ended. `waiting_for` is the quota that keeps it queued, if any."""
+    job = await _wait(services, identity, job_id, wait)
+    fields = _public(job, identity, services)
+    if job.status is Status.QUEUED and (quota := await services.quotas.waiting_for(job.project)) is not None:
+        fields["waiting_for"] = quota
+    return json_response(fields)
 
 
 @router.post("/jobs/{job_id}/cancel", dependencies=[require(Scope.JOBS_RUN)])
+@audited("job.cancel")
 async def cancel_job(job_id: str, services: ServicesDep, identity: IdentityDep) -> Response:
     """Cancel a job. A running job ends soon after; an ended job is returned unchanged."""
     return json_response(_public(await services.jobs.cancel(identity.project, job_id), identity, services))
+
+
+async def _with_rate_limits(response: Response, identity: Identity, services: Services) -> Response:
+    """Return the response of a submission with the headers RateLimit-Policy and RateLimit, if there are limits."""
+    response.headers.update(rate_limit_headers(await services.quotas.rate_limits(identity.project)))
+    return response
 
 
 async def _wait(services: Services, identity: Identity, job_id: str, seconds: float) -> Job:

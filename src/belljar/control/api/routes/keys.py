@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from belljar.control.api.audited import audited
 from belljar.control.api.bodies import read_small
 from belljar.control.api.dependencies import Cursor, IdentityDep, Limit, ServicesDep
 from belljar.control.api.openapi import body_of
@@ -17,6 +18,7 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"])
 
 
 @router.post("", status_code=201, openapi_extra=body_of(NewKey), dependencies=[require(Scope.PROJECT_ADMIN)])
+@audited("key.create")
 async def create_key(request: Request, services: ServicesDep, identity: IdentityDep) -> dict[str, Any]:
     """Create a key with at most the scopes of your own. This response is the only one with its `secret`."""
     key, secret = await services.key_service.create(identity, await read_small(request, NewKey))
@@ -33,6 +35,7 @@ async def list_keys(
 
 
 @router.delete("/{key_id}", dependencies=[require(Scope.PROJECT_ADMIN)])
+@audited("key.revoke")
 async def revoke_key(key_id: str, services: ServicesDep, identity: IdentityDep) -> dict[str, Any]:
     """Revoke a key at once; its open streams end."""
     return (await services.key_service.revoke(identity, key_id)).public()
@@ -44,6 +47,7 @@ async def revoke_key(key_id: str, services: ServicesDep, identity: IdentityDep) 
     openapi_extra=body_of(Rotation, required=False),
     dependencies=[require(Scope.PROJECT_ADMIN)],
 )
+@audited("key.rotate")
 async def rotate_key(key_id: str, request: Request, services: ServicesDep, identity: IdentityDep) -> dict[str, Any]:
     """Create a key that replaces this one, which expires after the overlap. Only this response has the `secret`."""
     rotation = await read_small(request, Rotation, required=False)

@@ -15,6 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 from belljar.control.api.dependencies import ServicesDep
 from belljar.control.api.rules import require
 from belljar.control.projects.scopes import Scope
+from belljar.control.quotas.service import QuotaService
 from belljar.control.store.maintenance import SqlMaintenance
 from belljar.model.states import Status
 from belljar.system.counters import DESCRIPTIONS, all_counts
@@ -41,10 +42,21 @@ async def metrics(services: ServicesDep) -> Response:
         waiting.labels(node.id).set(node.waiting_clones)
         free.labels(node.id).set(node.memory_free_mb)
         running.labels(node.id).set(node.running_jobs)
+    await _add_quotas(registry, services.quotas)
     _add_disk(registry, services.disk)
     _add_maintenance(registry, await SqlMaintenance(services.database).all())
     _add_counters(registry)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _add_quotas(registry: CollectorRegistry, quotas: QuotaService) -> None:
+    """Add how many projects have queued jobs and wait for a quota. No project's name is a label: there may be many."""
+    queued, at_limit = await quotas.projects_at_limit()
+    Gauge("belljar_queued_projects", "Projects with queued jobs.", registry=registry).set(queued)
+    text = "Projects whose queued jobs wait because of a quota, by quota."
+    waiting = Gauge("belljar_projects_at_quota", text, ["quota"], registry=registry)
+    for quota, number in at_limit.items():
+        waiting.labels(quota.value).set(number)
 
 
 def _add_counters(registry: CollectorRegistry) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
+from belljar.control.api.audited import audited
 from belljar.control.api.bodies import read_small
 from belljar.control.api.dependencies import IdentityDep, Limit, ServicesDep
 from belljar.control.api.openapi import body_of
@@ -20,6 +21,7 @@ After = Annotated[str | None, Query(max_length=MAX_NAME_CHARACTERS, description=
 
 
 @router.post("", status_code=201, openapi_extra=body_of(NewProject), dependencies=[require(Scope.ADMIN)])
+@audited("project.create")
 async def create_project(request: Request, services: ServicesDep, identity: IdentityDep) -> dict[str, Any]:
     """Create a project. Requires an operator's key."""
     new = await read_small(request, NewProject)
@@ -42,6 +44,7 @@ async def get_project(name: str, services: ServicesDep, identity: IdentityDep) -
 
 
 @router.patch("/{name}", openapi_extra=body_of(ProjectChange), dependencies=[require(Scope.ADMIN)])
+@audited("project.change")
 async def change_project(name: str, request: Request, services: ServicesDep, identity: IdentityDep) -> dict[str, Any]:
     """Suspend or resume the project. Requires an operator's key.
 
@@ -53,6 +56,7 @@ async def change_project(name: str, request: Request, services: ServicesDep, ide
 
 
 @router.delete("/{name}", status_code=202, dependencies=[require(Scope.ADMIN)])
+@audited("project.remove")
 async def delete_project(name: str, services: ServicesDep, identity: IdentityDep) -> dict[str, Any]:
     """Remove the project and all of its data. Requires an operator's key.
 

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import UploadFile
 
+from belljar.control.api.audited import audited
 from belljar.control.api.dependencies import Cursor, IdentityDep, Limit, ProjectDep, ServicesDep
 from belljar.control.api.forms import is_form, received_form
 from belljar.control.api.rules import require
@@ -42,6 +43,7 @@ _UPLOAD = {
 
 
 @router.post("", status_code=201, openapi_extra=_UPLOAD, dependencies=[require(Scope.SCRIPTS_WRITE)])
+@audited("script.upload")
 async def upload_script(request: Request, services: ServicesDep, identity: IdentityDep) -> dict[str, Any]:
     """Upload a script: a file or an archive. The same content gives the same `script_id`."""
     services.disk.require()  # before the body is received
@@ -88,6 +90,7 @@ async def get_script(script_id: str, services: ServicesDep, project: ProjectDep)
 
 
 @router.delete("/{script_id}", status_code=204, dependencies=[require(Scope.SCRIPTS_WRITE)])
+@audited("script.delete")
 async def delete_script(script_id: str, services: ServicesDep, project: ProjectDep) -> Response:
     """Delete a script. Queued jobs that use it still run."""
     await services.scripts.delete(project, script_id)

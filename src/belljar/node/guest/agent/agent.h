@@ -90,6 +90,7 @@ struct agent {
     unsigned mount_count;  /* mounts of the script's disk so far: names the working folder's layer */
     bool has_script;       /* the script's disk is mounted */
     bool has_home;         /* the job's home folder exists */
+    bool has_secrets;      /* the folder of secrets is mounted */
     uint64_t script_bytes, layer_bytes; /* parts of the script's disk; layer_bytes 0: one part */
     char layer_folder[MAX_LAYER_PATH + 1]; /* the layer is mounted over this folder */
     bool keep, warm_up;
@@ -198,6 +199,9 @@ void set_layer(const uint8_t *payload, size_t length);
 int mount_script(uint32_t uid, uint32_t gid);
 void make_home(uint32_t uid, uint32_t gid);
 void unmount_script(void);
+
+/* secrets.c */
+void store_secret(const uint8_t *payload, size_t length);
 
 /* cgroup.c */
 int make_job_cgroup(struct processes *job, uint32_t max_processes);

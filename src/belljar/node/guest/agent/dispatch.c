@@ -42,6 +42,8 @@ void handle_frame(enum frame_type type, enum stream stream, uint8_t *payload, si
         configure_network(payload, length);
     } else if (type == LAYER) {
         set_layer(payload, length);
+    } else if (type == SECRET) {
+        store_secret(payload, length);
     } else if (type == RUN) {
         start_job(payload, length);
     } else if (type == PREPARE) {

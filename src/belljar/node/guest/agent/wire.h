@@ -14,6 +14,7 @@ enum {
     SEED_BYTES = 64,
     MAX_HOSTNAME = 63,
     MAX_LAYER_PATH = 200,
+    MAX_SECRET_NAME = 64,
 };
 
 enum frame_type {
@@ -33,6 +34,7 @@ enum frame_type {
     SUSPEND = 0x0F,
     REST = 0x10,
     LAYER = 0x11,
+    SECRET = 0x12,
     HELLO = 0x81,
     STARTED = 0x82,
     OUTPUT = 0x83,

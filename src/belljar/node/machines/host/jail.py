@@ -24,6 +24,7 @@ from belljar.model.errors import HostError, MissingTool
 from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.host.descriptors import check_descriptors
 from belljar.settings.machines import MachineSettings
+from belljar.system.core_dumps import are_forbidden
 from belljar.system.executables import find_executable
 from belljar.system.file_locks import try_lock
 
@@ -127,7 +128,8 @@ def kvm_node(machine_id: str, uid: int | None) -> Iterator[Path]:
 _ENTER = """
 count=$1; shift
 while [ "$count" -gt 0 ]; do echo $$ >"$1" || exit 121; shift; count=$((count - 1)); done
-ulimit -c 0; ulimit -n "$BELLJAR_FILES"; [ -z "$BELLJAR_ADDRESS_KB" ] || ulimit -v "$BELLJAR_ADDRESS_KB"
+[ -n "$BELLJAR_NO_CORES" ] || ulimit -c 0
+ulimit -n "$BELLJAR_FILES"; [ -z "$BELLJAR_ADDRESS_KB" ] || ulimit -v "$BELLJAR_ADDRESS_KB"
 exec "$@"
 """
 
@@ -143,7 +145,13 @@ def cgroup_join_command(group: Group) -> list[str]:
 def limits_environment(address_bytes: int | None) -> dict[str, str]:
     """Return the environment of `cgroup_join_command`'s shell; the hypervisor never sees it."""
     address = "" if address_bytes is None else str(address_bytes // 1024)
-    return {"BELLJAR_FILES": str(_MAX_FILES), "BELLJAR_ADDRESS_KB": address, "PATH": "/usr/bin:/bin"}
+    return {
+        "BELLJAR_FILES": str(_MAX_FILES),
+        "BELLJAR_ADDRESS_KB": address,
+        # The limit that is inherited is stricter than the shell's 0.
+        "BELLJAR_NO_CORES": "1" if are_forbidden() else "",
+        "PATH": "/usr/bin:/bin",
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

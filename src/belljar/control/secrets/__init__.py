@@ -1,0 +1,1 @@
+"""Secrets of projects: sealing, keys, and handing them to attempts."""
