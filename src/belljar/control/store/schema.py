@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
 from sqlalchemy import (
     DDL,
     JSON,
     BigInteger,
     Boolean,
     Column,
-    Dialect,
     Float,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     event,
     literal_column,
@@ -27,11 +22,11 @@ from sqlalchemy import (
 )
 
 from belljar.control.store.counting import NOW, TRIGGERS
+from belljar.control.store.metadata import UtcTime
+from belljar.control.store.metadata import metadata as metadata
 
 #: The newest migration; a database at this version is opened without loading Alembic.
 HEAD = "0011"
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 # The conditions of the partial indexes. A query uses such an index only with the same text: no bound values.
@@ -42,28 +37,6 @@ HAS_QUEUED = text("queued_jobs > 0")
 
 #: The database's clock in the format of UtcTime. Leases are written and compared with this clock only.
 NOW_US = literal_column(NOW, BigInteger)
-
-
-class UtcTime(TypeDecorator[datetime]):
-    """A time as microseconds since 1970: exact, sortable, and portable."""
-
-    impl = BigInteger
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
-        return None if value is None else (value - _EPOCH) // timedelta(microseconds=1)
-
-    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else _EPOCH + timedelta(microseconds=value)
-
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(column_0_N_label)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
 
 scripts = Table(
     "scripts",
@@ -282,55 +255,6 @@ keys = Table(
     Index("ix_keys_project", "project", "id"),
 )
 
-#: Who signed in by OpenID Connect.
-people = Table(
-    "people",
-    metadata,
-    Column("id", String, primary_key=True),
-    Column("issuer", String, nullable=False),
-    Column("subject", String, nullable=False),
-    #: As the provider verified it at the last sign-in; lower case.
-    Column("email", String, nullable=False),
-    Column("name", String, nullable=False),
-    Column("created_at", UtcTime, nullable=False),
-    Column("signed_in_at", UtcTime, nullable=False),
-    UniqueConstraint("issuer", "subject"),
-)
-
-members = Table(
-    "members",
-    metadata,
-    Column("project", String, primary_key=True),
-    #: The address that was invited; lower case.
-    Column("email", String, primary_key=True),
-    Column("role", String, nullable=False),
-    #: Who claimed the invitation at a sign-in. From then on the address does not matter.
-    Column("person_id", String),
-    Column("created_at", UtcTime, nullable=False),
-    Index("ix_members_person", "person_id", "project"),
-    Index("ix_members_email", "email"),
-)
-
-#: Sessions of browsers, of a person or of a key.
-sessions = Table(
-    "sessions",
-    metadata,
-    Column("id", String, primary_key=True),
-    Column("secret_sha256", String, nullable=False, unique=True),
-    Column("person_id", String),
-    Column("key_id", String),
-    #: Digest of the sign-in's state, so that one sign-in starts one session.
-    Column("state_sha256", String, unique=True),
-    Column("created_at", UtcTime, nullable=False),
-    Column("used_at", UtcTime, nullable=False),
-    Column("expires_at", UtcTime, nullable=False),
-    Column("ended_at", UtcTime),
-    #: Where it was started, for its owner to recognize.
-    Column("address", String, nullable=False),
-    Column("browser", String, nullable=False),
-    Index("ix_sessions_person", "person_id", "id"),
-    Index("ix_sessions_key", "key_id", "id"),
-    Index("ix_sessions_ended", "ended_at"),
 #: The secrets of projects, each sealed: their values are nowhere else, and the key is not in the database.
 secrets = Table(
     "secrets",
