@@ -29,6 +29,7 @@ from belljar.control.api.routes import (
     members,
     metrics,
     nodes,
+    openid,
     projects,
     quotas,
     scripts,
@@ -63,6 +64,7 @@ _ROUTES = (
     audit,
     sessions,
     sign_in,
+    openid,
 )
 _MODELS = (
     JobOptions,

@@ -26,7 +26,7 @@ from belljar.settings import Settings
 
 MB = 1024 * 1024
 #: Routes without a key: for load balancers and supervisors, and the sign-in. They return no data of projects.
-PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/signin"})
+PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/signin", "/signin/oidc", "/signin/oidc/callback"})
 #: The multipart body beside the script: the header of a part, and two short fields.
 _FORM_OVERHEAD_BYTES = 64 * 1024
 #: Maximum memory of a form that is being received: larger files go to the disk.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
+from belljar.control.openid.client import OpenIdClient, openid_client
 from belljar.control.projects.key_service import KeyService
 from belljar.control.projects.member_service import MemberService
 from belljar.control.projects.project_service import ProjectService
@@ -65,6 +67,8 @@ class Services:
     people: SqlPeople
     members: MemberService
     sessions: SessionService
+    #: None: people sign in with keys only.
+    openid: OpenIdClient | None
     nodes: SqlNodes
     secrets: SecretService
     changes: Changes
@@ -107,7 +111,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         keys, projects, people = SqlKeys(database), SqlProjects(database), SqlPeople(database)
         sessions = SqlSessions(database, keys)
         auditor = Auditor(SqlAudit(database))
+        openid = openid_client(settings)
         async with (
+            openid or contextlib.nullcontext(),
             auditor.running(),
             polling(
                 changes,
@@ -134,6 +140,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 project_service=ProjectService(projects, keys, changes),
                 people=people,
                 members=MemberService(people, sessions, changes),
+                openid=openid,
                 sessions=SessionService(sessions, changes, settings),
                 nodes=nodes,
                 secrets=secrets,
