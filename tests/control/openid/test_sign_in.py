@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -79,7 +78,7 @@ async def test_an_invited_person_signs_in_and_out(openid: Served, provider: Test
     assert session["roles"] == {"default": "member"} and not session["operator"]
     member = (await openid.http.get("/v1/projects/default/members")).json()["members"][0]
     assert (member["person_id"], member["name"]) == (session["id"], "Alice")
-    audit = [json.loads(line) for line in (await openid.http.get("/v1/audit")).text.splitlines()]
+    audit = (await openid.http.get("/v1/audit")).json()["audit"]
     entry = next(each for each in audit if each["action"] == "session.start")
     assert entry["actor"]["name"] == "alice@example.com", entry
     await browser.send("/signout", {"form_token": await browser.form_token()})
@@ -165,9 +164,7 @@ TAMPERED: dict[str, dict[str, Any]] = {
 }
 
 
-async def test_an_id_token_of_another_kind_is_refused(
-    openid: Served, provider: TestProvider, browser: Browser
-) -> None:
+async def test_an_id_token_of_another_kind_is_refused(openid: Served, provider: TestProvider, browser: Browser) -> None:
     for kind, tamper in TAMPERED.items():
         provider.control(tamper=tamper)
         response = await provider.sign_in(browser)
@@ -243,7 +240,9 @@ async def test_a_changed_response_is_refused(openid: Served, provider: TestProvi
         changed = await provider.finish(browser, str(url.copy_merge_params(change)))
         await assert_refused(changed, openid, browser, "sign in again")
         params = {name: value for name, value in url.params.items() if name not in change}
-        await assert_refused(await provider.finish(browser, str(url.copy_with(params=params))), openid, browser, "again")
+        await assert_refused(
+            await provider.finish(browser, str(url.copy_with(params=params))), openid, browser, "again"
+        )
 
 
 async def test_a_refusal_of_the_provider_is_shown_without_its_text(

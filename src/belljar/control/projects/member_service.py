@@ -46,12 +46,13 @@ class MemberService:
         log.info("member_set", project=project, role=member.role.value, person=member.person_id, by=by.id)
         return member
 
-    async def remove(self, by: Identity, project: str, email: str) -> None:
+    async def remove(self, by: Identity, project: str, email: str) -> Member:
         """Remove a member or an invitation, and end the member's sessions. Raises NotFound, Forbidden."""
         _check_sees(by, project)
         member, ended = await self._people.remove_member(project, email_of(email), partial(_check_role, by))
         self._notify(ended)
         log.info("member_removed", project=project, person=member.person_id, by=by.id)
+        return member
 
     def _notify(self, ended: Iterable[str]) -> None:
         self._sessions.forget()

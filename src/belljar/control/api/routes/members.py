@@ -37,8 +37,8 @@ async def set_member(
     return (await services.members.set(identity, name, email, change)).public()
 
 
-@router.delete("/{email}", status_code=204, dependencies=[require(Scope.PROJECT_ADMIN)])
+@router.delete("/{email}", dependencies=[require(Scope.PROJECT_ADMIN)])
 @audited("member.remove")
-async def remove_member(name: str, email: str, services: ServicesDep, identity: IdentityDep) -> None:
+async def remove_member(name: str, email: str, services: ServicesDep, identity: IdentityDep) -> dict[str, Any]:
     """Remove a member or an invitation. The member's sessions end at once; keys that they created stay."""
-    await services.members.remove(identity, name, email)
+    return (await services.members.remove(identity, name, email)).public()
