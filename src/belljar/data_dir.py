@@ -125,6 +125,11 @@ class DataDir:
         """Disks with the scripts that warm a machine up before it is frozen."""
         return self.cache / "rehearsals"
 
+    @property
+    def deadline_uses(self) -> Path:
+        """How much of each deadline machines used at most."""
+        return self.cache / "deadlines.json"
+
     def hypervisor_choice(self, kernel_sha256: str) -> Path:
         """Return the file with the hypervisor chosen for a kernel."""
         return self.cache / f"hypervisor-{kernel_sha256[:16]}.json"

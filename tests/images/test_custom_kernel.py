@@ -20,10 +20,9 @@ from belljar.images.custom_kernel import (
     configuration,
     configuration_digest,
     kernel_origin,
-    lost_options,
-    options,
     require_compiler,
 )
+from belljar.images.kernel_options import lost_options, options
 from belljar.model.errors import HostError, ImageBuildError, InvalidOption, MissingTool
 from belljar.model.image import Image, Part
 from belljar.settings import Settings
@@ -200,8 +199,7 @@ async def test_a_compiled_kernel_boots_and_runs_scripts(image_dir: Path, tmp_pat
 
 
 def test_a_dockerfile_cannot_have_a_custom_kernel(tmp_path: Path) -> None:
-    from belljar.cli.image import KernelName
     from belljar.cli.image import build as command
 
     with pytest.raises(InvalidOption, match="remove the other options"):
-        command("name", dockerfile=tmp_path / "Dockerfile", kernel=KernelName.CUSTOM, data_dir=tmp_path)
+        command("name", dockerfile=tmp_path / "Dockerfile", kernel="custom", data_dir=tmp_path)

@@ -1,8 +1,7 @@
-"""The initramfs: a valid and reproducible cpio, with modules in the order of their dependencies."""
+"""The initramfs: a valid and reproducible cpio with the agent and the modules."""
 
 from __future__ import annotations
 
-import lzma
 import shutil
 import stat
 import subprocess
@@ -13,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from belljar.images.initramfs import FOLDERS, MODULES, Entry, build_initramfs, cpio, module_order
-from belljar.model.errors import ImageBuildError
+from belljar.images.initramfs import FOLDERS, Entry, build_initramfs, cpio
+from belljar.images.kernel_modules import MODULES
+from support.kernels import ModuleFolder
 
 NAMES = st.text(alphabet="abcdef-", min_size=1, max_size=12)
 
@@ -58,60 +58,14 @@ def test_cpio_reads_the_archive(tmp_path: Path) -> None:
     assert listed == b"dir\ndir/file\n"
 
 
-class Kernel:
-    """A folder of modules as a kernel package has it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "6.1.0-test"
-        (self.folder / "kernel/drivers").mkdir(parents=True)
-        (self.folder / "modules.builtin").write_text("kernel/fs/ext4/ext4.ko\nkernel/lib/built-in.ko\n")
-
-    def add(self, name: str, *needs: str, compressed: bool = False, data: bytes = b"\x7fELF") -> None:
-        data += b"\0license=GPL\0depends=" + ",".join(needs).encode() + b"\0name=x\0"
-        path = self.folder / f"kernel/drivers/{name}.ko{'.xz' if compressed else ''}"
-        path.write_bytes(lzma.compress(data) if compressed else data)
-
-    def order(self, *names: str) -> list[str]:
-        return [path.name.split(".")[0] for path in module_order(self.folder, names)]
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> Kernel:
-    return Kernel(tmp_path)
-
-
-def test_modules_come_once_and_after_their_dependencies(kernel: Kernel) -> None:
-    kernel.add("virtio-blk", "virtio", "virtio_ring")
-    kernel.add("virtio_ring", "virtio", compressed=True)
-    kernel.add("virtio")
-    kernel.add("overlay")
-    assert kernel.order("virtio_blk", "overlay", "virtio") == ["virtio", "virtio_ring", "virtio-blk", "overlay"]
-
-
-def test_built_in_modules_are_omitted(kernel: Kernel) -> None:
-    kernel.add("overlay", "built_in")
-    assert kernel.order("ext4", "overlay") == ["overlay"]
-
-
-def test_a_missing_module_is_named(kernel: Kernel) -> None:
-    kernel.add("overlay", "missing")
-    with pytest.raises(ImageBuildError, match=r"6\.1\.0-test has no module missing"):
-        kernel.order("overlay")
-
-
-def test_a_module_of_unknown_compression_is_named(kernel: Kernel) -> None:
-    kernel.add("overlay", data=b"\x28\xb5\x2f\xfd")
-    with pytest.raises(ImageBuildError, match=r"overlay\.ko has an unknown compression"):
-        kernel.order("overlay")
-
-
-def test_the_initramfs_has_the_agent_the_modules_and_the_mount_points(kernel: Kernel, tmp_path: Path) -> None:
+def test_the_initramfs_has_the_agent_the_modules_and_the_mount_points(tmp_path: Path) -> None:
+    kernel = ModuleFolder(tmp_path)
     for name in MODULES:
         kernel.add(name, compressed=True)
     (tmp_path / "agent").write_bytes(b"\x7fELF agent")
     prefork = {"python": b"# waits"}
-    archive = build_initramfs(tmp_path / "agent", kernel.folder, prefork)
-    assert build_initramfs(tmp_path / "agent", kernel.folder, prefork) == archive
+    archive = build_initramfs(tmp_path / "agent", kernel.modules(), prefork)
+    assert build_initramfs(tmp_path / "agent", kernel.modules(), prefork) == archive
     files = {name: (mode, data) for name, mode, data, _ in unpacked(archive)}
     assert files["init"] == (stat.S_IFREG | 0o755, b"\x7fELF agent")
     assert files["prefork/python"] == (stat.S_IFREG | 0o644, b"# waits")

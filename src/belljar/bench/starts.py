@@ -36,7 +36,8 @@ async def measure_starts(settings: Settings, hypervisor: Hypervisor, image: Imag
         folder = Path(place) / "snapshot"
         folder.mkdir(mode=0o700)
         async with hypervisor.snapshot_source(spec, folder) as template:
-            connection = AgentConnection(template.reader, template.writer)
+            factor = deadline_factor(settings.boot_timeout_seconds)
+            connection = AgentConnection(template.reader, template.writer, timeout_factor=factor)
             await connection.open(settings.boot_timeout_seconds)
             await connection.suspend()
             started = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,11 +18,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Build, import, list and remove images.", no_args_is_help=True)
 
 
-class KernelName(StrEnum):
-    STOCK = "stock"
-    CUSTOM = "custom"
-
-
 Name = Annotated[str, typer.Argument(metavar="IMAGE", help="Name of an image, as in `belljar image ls`.")]
 Packages = Annotated[list[str] | None, typer.Option("--apt", metavar="PKG", help="Add a Debian package.")]
 
@@ -38,8 +32,15 @@ def build(
     dockerfile: Annotated[Path | None, typer.Option(metavar="FILE", help="Build this Dockerfile with buildah.")] = None,
     context: Annotated[Path | None, typer.Option(metavar="DIR", help="Build context; default: FILE's folder.")] = None,
     kernel: Annotated[
-        KernelName, typer.Option(help="Debian's kernel, or one compiled on this host.")
-    ] = KernelName.STOCK,
+        str,
+        typer.Option(
+            metavar="KERNEL",
+            help="stock (Debian's), backports (newer), custom (compiled here), or PATH of a vmlinux or bzImage.",
+        ),
+    ] = "stock",
+    modules: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The modules of the kernel in PATH: /lib/modules/RELEASE.")
+    ] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Look for newer Debian packages.")] = False,
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
@@ -47,16 +48,18 @@ def build(
     """Build an image from a recipe or a Dockerfile. Packages can be added; finished steps are reused."""
     from belljar.cli.logging import start_logging
     from belljar.images.build import build_image
+    from belljar.images.kernel_source import parse_kernel_choice
     from belljar.images.recipe_extension import RecipeExtension
     from belljar.model.errors import InvalidOption
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)
     start_logging(settings, "error")  # progress lines report what a person needs
+    choice = parse_kernel_choice(kernel, modules)
     if dockerfile is not None:
         from belljar.images.oci.rootfs import build_from_dockerfile
 
-        if base or apt or pip or npm or refresh or kernel is not KernelName.STOCK:
+        if base or apt or pip or npm or refresh or choice != "stock":
             raise InvalidOption("--dockerfile defines the whole image; remove the other options", option="image")
         image = run_async(build_from_dockerfile(name, dockerfile, context, settings, ProgressLines()))
     else:
@@ -66,7 +69,15 @@ def build(
                 base=base or name, apt=tuple(apt or ()), pip=tuple(pip or ()), npm=tuple(npm or ())
             )
         image = run_async(
-            build_image(name, settings, ProgressLines(), refresh=refresh, extension=extension, kernel=kernel.value)
+            build_image(
+                name,
+                settings,
+                ProgressLines(),
+                refresh=refresh,
+                extension=extension,
+                kernel=choice,
+                trial_boot=lambda image: _try_boot(image, settings),
+            )
         )
     _collect(settings)
     run_async(_make_snapshot(image, settings))
@@ -90,6 +101,22 @@ def import_(
     image = run_async(import_image(reference, name, settings, ProgressLines()))
     _collect(settings)
     _print(image, as_json=as_json)
+
+
+async def _try_boot(image: Image, settings: Settings) -> None:
+    """Boot a machine of the image. Raises ImageBuildError with the reason when its kernel does not run."""
+    from belljar.cli.printing import print_message
+    from belljar.model.errors import MissingTool
+    from belljar.node.machines.selector import HypervisorSelector
+    from belljar.node.machines.trial_boot import try_boot
+
+    ProgressLines().step(f"booting a machine with the kernel {image.manifest.kernel.origin}")
+    try:
+        hypervisor = await HypervisorSelector(settings).hypervisor(image)
+    except MissingTool as missing:  # images may be built for other hosts
+        print_message(f"the kernel was not tried: {missing.message}")
+        return
+    await try_boot(hypervisor, image, max(settings.default_memory_mb, 128), settings.boot_timeout_seconds)
 
 
 async def _make_snapshot(image: Image, settings: Settings) -> None:

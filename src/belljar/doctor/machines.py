@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import pwd
 import subprocess
@@ -11,6 +12,8 @@ from collections.abc import AsyncIterator, Iterator
 from belljar.doctor.check import Check, Level, check_that
 from belljar.model.errors import BelljarError, HostError, MissingTool
 from belljar.model.image import Image
+from belljar.node.machines.deadline_uses import DeadlineUse, read_deadline_uses
+from belljar.node.machines.deadlines import DEFAULT_BOOT_SECONDS
 from belljar.node.machines.firecracker.program import OLDEST, find_programs
 from belljar.node.machines.host.jail import require_tool
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
@@ -19,6 +22,24 @@ from belljar.settings import Settings
 from belljar.system.ownership import why_unsafe
 
 _TEN_TIMES = "jobs run in software emulation; a host whose KVM works starts them ten times faster"
+#: A deadline of which this share was used is close.
+_CLOSE = 0.7
+_SHOWN_DEADLINES = 3
+#: What a machine is waited for (node/machines/deadline_uses.py) → words.
+_WAITS = {
+    "boot": "a boot",
+    "probe": "the boot that tries KVM",
+    "resume": "the answer of a clone",
+    "connect": "the connection to a clone",
+    "api_socket": "the start of Firecracker",
+    "snapshot_load": "the load of a snapshot",
+    "freeze": "the freezing of a machine",
+    "warm_up": "a warm-up command",
+    "prepare": "the start of a waiting interpreter",
+    "suspend": "the suspension before freezing",
+    "start": "the start of a script",
+    "collect": "the fetching of artifacts",
+}
 _NODEV = 4  # ST_NODEV, statvfs(3)
 
 
@@ -30,6 +51,7 @@ async def check_machines(settings: Settings, image: Image | None) -> AsyncIterat
         yield check
     if image is not None:
         yield await _choice(settings, image)
+    yield await asyncio.to_thread(_deadlines, settings)
 
 
 def _qemu(settings: Settings) -> Iterator[Check]:
@@ -146,6 +168,30 @@ def _jails(settings: Settings) -> Iterator[Check]:
         why="a machine's process would run as that user",
         level="fail",
     )
+
+
+def _deadlines(settings: Settings) -> Check:
+    """Report which deadlines of machines were close in the last days."""
+    uses = read_deadline_uses(settings.paths.deadline_uses)
+    if not uses:
+        return Check("deadlines", "ok", "no machine has run here in the last days")
+    shown = ", ".join(_describe(use) for use in uses[:_SHOWN_DEADLINES])
+    if uses[0].share < _CLOSE:
+        return Check("deadlines", "ok", f"the closest: {shown}")
+    # Twice what was needed; deadlines other than the boot's grow from the default on.
+    base = settings.boot_timeout_seconds
+    if uses[0].name != "boot":
+        base = max(base, DEFAULT_BOOT_SECONDS)
+    seconds = math.ceil(base * 2 * uses[0].share / 10) * 10
+    why = "a machine that exceeds one is ended, and its job is tried again"
+    return Check("deadlines", "warn", f"close: {shown}", f"set boot_timeout_seconds to {seconds}", why)
+
+
+def _describe(use: DeadlineUse) -> str:
+    wait = _WAITS.get(use.name, use.name)
+    if use.share >= 1:
+        return f"{wait} exceeded {use.limit_seconds:g} s"
+    return f"{wait} took {use.used_seconds:.1f} of {use.limit_seconds:g} s ({use.share:.0%})"
 
 
 async def _choice(settings: Settings, image: Image) -> Check:

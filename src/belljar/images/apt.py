@@ -149,7 +149,11 @@ def _config(folder: Path, architecture: str) -> str:
 
 def _sources(suite: str, mirror: str | None, security_mirror: str | None) -> str:
     signed = f"[signed-by={KEYRING}]"
-    host = configured_mirrors(suite)
+    release, backports, _ = suite.partition("-backports")
+    host = configured_mirrors(release)
+    if backports:
+        source = mirror or host.get(suite) or host.get(release, DEFAULT_MIRROR)
+        return f"deb {signed} {source} {suite} main\n"
     main = mirror or host.get(suite, DEFAULT_MIRROR)
     security = security_mirror or host.get(f"{suite}-security", DEFAULT_SECURITY_MIRROR)
     return (
@@ -160,8 +164,8 @@ def _sources(suite: str, mirror: str | None, security_mirror: str | None) -> str
 
 
 def configured_mirrors(suite: str, etc: Path = Path("/etc/apt")) -> dict[str, str]:
-    """Return the mirrors that this host's apt uses for a release and its security updates, suite → address."""
-    names, mirrors = (suite, f"{suite}-security"), dict[str, str]()
+    """Return the mirrors that this host's apt uses for a release, its updates and backports, suite → address."""
+    names, mirrors = (suite, f"{suite}-security", f"{suite}-backports"), dict[str, str]()
     for path in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))]:
         text = path.read_text(errors="replace") if path.is_file() else ""
         for kinds, addresses, suites in _entries(text, deb822=path.suffix == ".sources"):

@@ -50,20 +50,25 @@ class BuildContext:
         self.progress = progress
         self.refresh = refresh
         self.log = settings.paths.build_logs / f"image-{name}.log"
-        self._archive: DebianArchive | None = None
+        self._archives: dict[str, DebianArchive] = {}
 
-    async def debian_archive(self) -> DebianArchive:
-        """Return Debian's archive; the first call updates its lists. Raises HostError, ImageBuildError."""
-        if self._archive is None:
-            settings = self.settings
-            self._archive = open_debian_archive(
+    async def debian_archive(self, suite: str | None = None) -> DebianArchive:
+        """Return Debian's archive of a suite, by default that of the settings; the first call updates its lists.
+
+        Raises HostError, ImageBuildError.
+        """
+        settings = self.settings
+        suite = suite or settings.debian_suite
+        if suite not in self._archives:
+            archive = open_debian_archive(
                 settings.paths.apt_cache,
-                settings.debian_suite,
+                suite,
                 DEBIAN_ARCHITECTURES[self.architecture],
                 settings.debian_mirror,
                 settings.debian_security_mirror,
                 self.log,
             )
-            self.progress.step(f"reading Debian's package lists ({settings.debian_suite})")
-            await self._archive.update(force=self.refresh)
-        return self._archive
+            self.progress.step(f"reading Debian's package lists ({suite})")
+            await archive.update(force=self.refresh)
+            self._archives[suite] = archive
+        return self._archives[suite]

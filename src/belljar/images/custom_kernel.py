@@ -15,6 +15,7 @@ from pathlib import Path
 from belljar.images.build_context import BuildContext
 from belljar.images.build_sandbox import sandboxed_command
 from belljar.images.host_tools import run_tool
+from belljar.images.kernel_options import lost_options
 from belljar.images.progress import Progress
 from belljar.model.errors import ImageBuildError, MissingTool
 from belljar.model.image import Part
@@ -61,34 +62,18 @@ def require_compiler(path: str | None = None, include: Path = Path("/usr/include
         raise MissingTool(f"compiling a kernel needs {', '.join(missing)}; install with: apt-get install {_PACKAGES}")
 
 
-def options(text: str) -> dict[str, str]:
-    """Return the options in a kernel's configuration, name → value; the value of a disabled option is n."""
-    values = {}
-    for line in text.splitlines():
-        if line.startswith("CONFIG_"):
-            name, _, value = line.partition("=")
-            values[name] = value
-        elif line.startswith("# CONFIG_") and line.endswith(" is not set"):
-            values[line.split()[1]] = "n"
-    return values
-
-
-def lost_options(requested: str, resulting: str) -> list[str]:
-    """Return the options of the requested configuration that differ in the resulting one, as NAME=VALUE.
-
-    The kernel's build drops options that were renamed, and those with a dependency that is missing.
-    """
-    values = options(resulting)
-    return [f"{name}={value}" for name, value in options(requested).items() if values.get(name, "n") != value]
-
-
 class CustomKernel:
     """The compiled kernel of the newest source in the suite of the settings."""
 
+    name = "custom"
     min_memory_mb = 64
+    file_sha256: str | None = None
 
     def __init__(self, context: BuildContext) -> None:
         self._context = context
+
+    async def prepare(self) -> None:
+        """Do nothing: there is nothing to check before the source is fetched."""
 
     def inputs(self) -> list[str]:
         """Return Debian's suite, the architecture and the digest of the configuration."""
@@ -114,6 +99,10 @@ class CustomKernel:
 
     async def modules(self) -> None:
         """Return None: everything is built in."""
+
+    def module_inputs(self) -> list[str]:
+        """Return nothing: there are no modules."""
+        return []
 
     async def _package(self) -> str:
         return await (await self._context.debian_archive()).dependency(_SOURCE_PACKAGE, _SOURCE_DEPENDENCY)

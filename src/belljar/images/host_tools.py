@@ -27,6 +27,7 @@ DEBIAN_PACKAGES = {
     "npm": "npm",
     "skopeo": "skopeo",
     "buildah": "buildah",
+    "prlimit": "util-linux",
     "setpriv": "util-linux",
     "unshare": "util-linux",
 }

@@ -57,6 +57,17 @@ class Part(Value):
     origin: str
 
 
+class KernelOrigin(Value):
+    """Where an image's kernel comes from."""
+
+    #: stock, backports, custom, or file for a kernel of the user's.
+    source: str
+    #: The kernel's release, such as 6.1.0-56-cloud-amd64.
+    version: str = ""
+    #: The sha256 of the user's file, before its ELF image was taken out of it.
+    file_sha256: str | None = None
+
+
 class User(Value):
     """A user and group in the machine."""
 
@@ -74,6 +85,8 @@ class Manifest(Value):
     digest: str
     description: str = ""
     kernel: Part
+    #: None in images of older versions of belljar.
+    kernel_origin: KernelOrigin | None = None
     initramfs: Part
     root: Part
     languages: tuple[Language, ...]

@@ -1,15 +1,16 @@
 """The connection to one machine's agent: its handshake, the machine's configuration, and the entry to each operation.
 
 One operation runs at a time. The connection reads only inside an operation and writes only what the protocol allows at
-that point.
+that point. A session is one operation, in which many commands run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal as signals
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from ipaddress import IPv4Address, IPv4Interface
 
 from belljar.model.errors import GuestProtocolError
@@ -17,11 +18,14 @@ from belljar.node.guest import artifacts, command, requests, wire
 from belljar.node.guest.command import Command
 from belljar.node.guest.frame_stream import FrameStream
 from belljar.node.guest.identity import Identity
+from belljar.node.guest.session import Session, SessionRequest
 from belljar.node.guest.sinks import ArtifactSink, OutputSink
 from belljar.node.guest.wire import FrameType, RunFlag
 
 #: Seconds without a frame from the host after which the agent ends its machine.
 SILENCE_SECONDS = 30
+#: The field of WELCOME has 16 bits.
+_MAX_SILENCE_SECONDS = 0xFFFF
 #: Seconds for replies that do not depend on a job's command: preparing processes, unmounting, suspending.
 _REPLY_SECONDS = 30.0
 
@@ -42,18 +46,18 @@ class AgentConnection:
         Raises MachineTimeout, MachineDied, GuestProtocolError.
         """
         hello = await self._receive_hello(timeout_seconds)
-        await self._frames.send(_welcome() + _fresh_identity())
+        await self._frames.send(self._welcome() + _fresh_identity())
         return hello
 
     async def resume(self, timeout_seconds: float, *, silence_seconds: int = SILENCE_SECONDS) -> wire.Hello:
         """Connect to the agent of a clone, which gets its own identity before anything else runs in its machine.
 
-        The agent ends the machine after `silence_seconds` without a frame (0: never). Raises MachineTimeout,
-        MachineDied, GuestProtocolError.
+        The agent ends the machine after `silence_seconds` (times the factor of this connection; 0: never) without a
+        frame. Raises MachineTimeout, MachineDied, GuestProtocolError.
         """
         await self._frames.send(_fresh_identity())
         hello = await self._receive_hello(timeout_seconds)
-        await self._frames.send(_welcome(silence_seconds))
+        await self._frames.send(self._welcome(silence_seconds))
         return hello
 
     async def set_network(
@@ -74,11 +78,11 @@ class AgentConnection:
 
     async def set_clock(self, *, ahead_seconds: int = 0) -> None:
         """Send the time again; from now on the agent ends its machine when the host is silent. Raises MachineDied."""
-        await self._frames.send(_welcome(ahead_seconds=ahead_seconds))
+        await self._frames.send(self._welcome(ahead_seconds=ahead_seconds))
 
     async def prepare(self, waiting: Command) -> None:
         """Start processes that wait for a command. Raises as `command.prepare` does."""
-        await command.prepare(self._frames, waiting, reply_seconds=self._reply_seconds)
+        await command.prepare(self._frames, waiting, reply_seconds=self.reply_seconds)
 
     async def suspend(self) -> None:
         """Get the machine ready to be frozen; after its reply the agent only waits for `resume`.
@@ -86,7 +90,7 @@ class AgentConnection:
         Raises MachineError.
         """
         await self._frames.send(wire.frame(FrameType.SUSPEND))
-        message = await self._frames.receive(self._reply_seconds)
+        message = await self._frames.receive(self.reply_seconds)
         if not isinstance(message, wire.Suspended):
             raise GuestProtocolError(f"unexpected {type(message).__name__} from guest agent (expected Suspended)")
 
@@ -104,6 +108,22 @@ class AgentConnection:
         """
         return await self._run(job, stdin, sink, on_started, RunFlag.KEEP if job.keep else RunFlag(0))
 
+    @contextlib.asynccontextmanager
+    async def open_session(self, request: SessionRequest) -> AsyncIterator[Session]:
+        """Use the machine as a sandbox: run many commands at once, instead of `run`.
+
+        At the block's end the session is over; its commands run until the machine ends. Raises CommandFailed when the
+        session could not be started, MachineError.
+        """
+        async with Session(self._frames, reply_seconds=self.reply_seconds).run(request) as session:
+            yield session
+
+    @contextlib.asynccontextmanager
+    async def resume_session(self) -> AsyncIterator[Session]:
+        """Continue the session of a machine that was suspended in one, after `resume`. Raises MachineError."""
+        async with Session(self._frames, reply_seconds=self.reply_seconds).run(None) as session:
+            yield session
+
     async def signal(self, number: signals.Signals) -> None:
         """Send a signal to the command's process group; SIGKILL ends every process of the job. Raises MachineDied."""
         await self._frames.send(wire.frame(FrameType.SIGNAL, bytes([number])))
@@ -119,8 +139,13 @@ class AgentConnection:
         return await artifacts.collect(self._frames, globs, sink, max_bytes=max_bytes, max_count=max_count)
 
     @property
-    def _reply_seconds(self) -> float:
+    def reply_seconds(self) -> float:
+        """Return the deadline of replies that do not depend on a job's command."""
         return _REPLY_SECONDS * self.timeout_factor
+
+    def _welcome(self, silence_seconds: int = SILENCE_SECONDS, *, ahead_seconds: int = 0) -> bytes:
+        silence = min(round(silence_seconds * self.timeout_factor), _MAX_SILENCE_SECONDS)
+        return requests.welcome(silence, time.time_ns() + ahead_seconds * 1_000_000_000)
 
     async def _run(
         self,
@@ -130,7 +155,7 @@ class AgentConnection:
         on_started: Callable[[wire.Started], None],
         flags: RunFlag,
     ) -> wire.Exited:
-        return await command.run(self._frames, job, stdin, sink, on_started, flags, reply_seconds=self._reply_seconds)
+        return await command.run(self._frames, job, stdin, sink, on_started, flags, reply_seconds=self.reply_seconds)
 
     async def _receive_hello(self, timeout_seconds: float) -> wire.Hello:
         hello = await self._frames.receive(timeout_seconds)
@@ -142,10 +167,6 @@ class AgentConnection:
                 "build the image again"
             )
         return hello
-
-
-def _welcome(silence_seconds: int = SILENCE_SECONDS, *, ahead_seconds: int = 0) -> bytes:
-    return requests.welcome(silence_seconds, time.time_ns() + ahead_seconds * 1_000_000_000)
 
 
 def _fresh_identity() -> bytes:

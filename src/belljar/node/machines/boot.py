@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from belljar.model.errors import MachineDied
 from belljar.node.guest.connection import AgentConnection
+from belljar.node.machines.deadline_uses import noted
 from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.protocol import Machine
 from belljar.node.machines.racing import run_unless_dead
@@ -23,7 +24,8 @@ async def open_connection(machine: Machine, timeout_seconds: float) -> AgentConn
     """
     connection = AgentConnection(machine.reader, machine.writer, timeout_factor=deadline_factor(timeout_seconds))
     try:
-        await run_unless_dead(machine, connection.open(timeout_seconds))
+        with noted("boot", timeout_seconds):
+            await run_unless_dead(machine, connection.open(timeout_seconds))
     except MachineDied:
         if _NO_CLOCK in machine.console.data:
             raise NoClock("the guest's kernel found no reliable timer; this happens on a busy host") from None

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from belljar.node.machines.host.oom import OomReport
 from belljar.node.machines.protocol import Death, DeathCause
 
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]{1,200})")
@@ -55,6 +56,8 @@ class ProcessExit:
     snapshot_failed: bool = False
     #: Meanings of the program's own exit codes.
     codes: Mapping[int, str] | None = None
+    #: What the machine's cgroup says about kills for want of memory; None when that is unknown.
+    oom: OomReport | None = None
 
 
 def classify_exit(ended: ProcessExit) -> Death:
@@ -65,7 +68,7 @@ def classify_exit(ended: ProcessExit) -> Death:
         return ended.recognised
     if ended.code == 0:
         return Death(cause=DeathCause.GUEST_EXIT, message=f"the guest ended its machine ({ended.guest_exit})")
-    if (death := kill_death(ended.program, ended.code)) is not None:
+    if (death := kill_death(ended.program, ended.code, ended.oom)) is not None:
         return death
     cause = DeathCause.HYPERVISOR
     if is_host_shortage(ended.output):
@@ -93,15 +96,25 @@ def describe_exit_code(code: int) -> str:
     return f"{_SIGNALS.get(number, 'a signal ended it')} ({number.name})"
 
 
-def kill_death(program: str, code: int) -> Death | None:
+def kill_death(program: str, code: int, oom: OomReport | None = None) -> Death | None:
     """Return the death of a process that SIGKILL or SIGTERM ended; None for any other code."""
     number = signal_from_exit_code(code)
     if number not in (signal.SIGKILL, signal.SIGTERM):
         return None
-    return Death(
-        cause=DeathCause.KILLED,
-        message=f"{program} was killed from outside ({number.name}): by an operator or the host's out-of-memory killer",
-    )
+    if number is signal.SIGKILL and oom is not None and oom.killed:
+        return _oom_death(program, oom)
+    may_be_oom = number is signal.SIGKILL and oom is None
+    by = "an operator or the host's out-of-memory killer" if may_be_oom else "an operator or another program"
+    return Death(cause=DeathCause.KILLED, message=f"{program} was killed from outside ({number.name}): by {by}")
+
+
+def _oom_death(program: str, oom: OomReport) -> Death:
+    killer = f"{program} was killed by the kernel's out-of-memory killer"
+    if oom.over_limit:
+        limit = "its memory limit" if oom.limit_mb is None else f"its memory limit of {oom.limit_mb} MB"
+        return Death(cause=DeathCause.KILLED, message=f"{killer}: it exceeded {limit}")
+    advice = "run fewer jobs at once, or add memory"
+    return Death(cause=DeathCause.HOST, message=f"{killer}: the host ran out of memory; {advice}")
 
 
 def panic_death(console: bytes | bytearray, *, reported: bool = False) -> Death | None:

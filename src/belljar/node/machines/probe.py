@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from belljar.model.errors import BelljarError, MachineTimeout
 from belljar.model.image import Image
 from belljar.node.guest.connection import AgentConnection
+from belljar.node.machines.deadline_uses import noted
 from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.node.machines.racing import run_unless_dead
@@ -43,7 +44,9 @@ async def probe(hypervisor: Hypervisor, image: Image, boot_timeout_seconds: floa
     fault, slow = None, False
     try:
         async with hypervisor.machine(spec) as machine:
-            await run_unless_dead(machine, AgentConnection(machine.reader, machine.writer).open(seconds))
+            # A timeout may be due to KVM, so that only a success says something about deadlines here.
+            with noted("probe", seconds, by_guest=True):
+                await run_unless_dead(machine, AgentConnection(machine.reader, machine.writer).open(seconds))
     except BelljarError as error:
         fault, slow = error.message, isinstance(error, MachineTimeout)
     return Probe(fault=fault, slow=slow, milliseconds=(time.monotonic() - started) * 1000)

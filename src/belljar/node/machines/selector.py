@@ -22,6 +22,7 @@ import structlog
 from belljar.data_dir import private_folder
 from belljar.model.errors import HostError, MissingTool
 from belljar.model.image import Image
+from belljar.node.machines.deadline_uses import deadline_uses
 from belljar.node.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.probe import probe
@@ -58,6 +59,7 @@ class HypervisorSelector:
         self._choices: dict[str, Choice] = {}
         self._choice_lock = asyncio.Lock()
         self._open_lock = threading.Lock()
+        deadline_uses.keep_in(settings.paths.deadline_uses)
 
     async def hypervisor(self, image: Image) -> Hypervisor:
         """Return the driver for this image's machines. Raises MissingTool, HostError."""

@@ -14,6 +14,8 @@ from belljar.node.guest.command import Command, CommandFailed
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.sinks import OutputSink
 from belljar.node.guest.usage import clamp_usage
+from belljar.node.machines.deadline_uses import noted
+from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.timings import StepTimings
 from belljar.node.worker.attempt_end import AttemptEnd, Stop
 from belljar.node.worker.cancellation import unless_cancelled
@@ -139,7 +141,7 @@ class ScriptRun:
         """Send SIGTERM, and SIGKILL after the grace period."""
         for number, patience_seconds in (
             (signals.SIGTERM, self._plan.grace_seconds),
-            (signals.SIGKILL, KILL_PATIENCE_SECONDS),
+            (signals.SIGKILL, KILL_PATIENCE_SECONDS * deadline_factor(self._plan.boot_timeout_seconds)),
         ):
             await self._connection.signal(number)
             await asyncio.wait({run}, timeout=patience_seconds)
@@ -150,8 +152,9 @@ class ScriptRun:
         """Return when the command's time is up, counted from its start. Raises MachineTimeout without a start."""
         seconds = self._plan.boot_timeout_seconds
         try:
-            async with asyncio.timeout(seconds):
-                await has_started.wait()
+            with noted("start", seconds):
+                async with asyncio.timeout(seconds):
+                    await has_started.wait()
         except TimeoutError:
             raise MachineTimeout(f"the machine did not start the job within {seconds:g} s") from None
         await asyncio.sleep(self._plan.timeout_seconds)
@@ -165,14 +168,16 @@ class ScriptRun:
             max_bytes=plan.max_artifact_bytes,
             max_count=plan.max_artifact_count,
         )
+        seconds = COLLECT_SECONDS * deadline_factor(plan.boot_timeout_seconds)
         try:
-            async with asyncio.timeout(COLLECT_SECONDS):
-                end.collected = await unless_cancelled(self._cancel, collecting)
+            with noted("collect", seconds, by_guest=True):
+                async with asyncio.timeout(seconds):
+                    end.collected = await unless_cancelled(self._cancel, collecting)
             if end.collected is None:
                 end.collect_error = MachineError("the job was cancelled while its artifacts were fetched")
         except BelljarError as error:
             end.collect_error = error
         except TimeoutError:
-            end.collect_error = MachineTimeout(f"the artifacts did not arrive within {COLLECT_SECONDS:g} s")
+            end.collect_error = MachineTimeout(f"the artifacts did not arrive within {seconds:g} s")
         except OSError as error:
             end.collect_error = host_error(error, "keep the artifacts")

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from belljar.model.errors import MachineDied, MachineError, MachineTimeout
+from belljar.node.machines.deadline_uses import noted
 from belljar.node.machines.firecracker.bodies import SnapshotCreate, SnapshotLoad, body
 
 #: Answers come within a millisecond; what writes memory to a disk takes as long as the disk.
@@ -27,9 +28,13 @@ _MAX_MESSAGE = 500
 class FirecrackerApi:
     """A client of one process. An async context manager that owns the connection."""
 
-    def __init__(self, socket: Path) -> None:
-        transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False)  # no TLS on a unix socket
-        self._http = httpx.AsyncClient(transport=transport, base_url="http://firecracker", timeout=SNAPSHOT_SECONDS)
+    def __init__(self, socket: Path, *, timeout_factor: float = 1.0) -> None:
+        self._factor = timeout_factor
+        kept = httpx.Limits(keepalive_expiry=None)  # a process that waits keeps its connection
+        transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=kept, verify=False)  # no TLS on a unix socket
+        self._http = httpx.AsyncClient(
+            transport=transport, base_url="http://firecracker", timeout=SNAPSHOT_SECONDS * timeout_factor
+        )
         #: Number of requests made.
         self.requests = 0
 
@@ -55,21 +60,24 @@ class FirecrackerApi:
 
     async def create_snapshot(self, snapshot: SnapshotCreate) -> None:
         """Write a paused machine's state and memory. Raises as `call` does."""
-        await self.call("PUT", "/snapshot/create", body(snapshot), timeout_seconds=SNAPSHOT_SECONDS)
+        with noted("freeze", SNAPSHOT_SECONDS * self._factor):
+            await self.call("PUT", "/snapshot/create", body(snapshot), timeout_seconds=SNAPSHOT_SECONDS)
 
     async def load_snapshot(self, snapshot: SnapshotLoad) -> None:
         """Make this process, which has no machine yet, the machine of a snapshot. Raises as `call` does."""
-        await self.call("PUT", "/snapshot/load", body(snapshot), timeout_seconds=SNAPSHOT_SECONDS)
+        with noted("snapshot_load", SNAPSHOT_SECONDS * self._factor):
+            await self.call("PUT", "/snapshot/load", body(snapshot), timeout_seconds=SNAPSHOT_SECONDS)
 
     async def call(
         self, method: str, path: str, json_body: dict[str, Any] | None = None, *, timeout_seconds: float = CALL_SECONDS
     ) -> dict[str, Any]:
-        """Make one request and return the answer's object, empty for 204.
+        """Make one request and return the answer's object, empty for 204. The client's factor extends its deadline.
 
         Raises MachineError with Firecracker's own message when it refuses, MachineTimeout when it does not answer in
         time, MachineDied when the process ends during the request.
         """
         self.requests += 1
+        timeout_seconds *= self._factor
         request = f"{method} {path}"
         try:
             async with asyncio.timeout(timeout_seconds), self._http.stream(method, path, json=json_body) as response:

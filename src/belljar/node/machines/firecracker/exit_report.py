@@ -6,6 +6,8 @@ import re
 
 from belljar.node.machines.death import ProcessExit, classify_exit
 from belljar.node.machines.firecracker.confinement import with_advice
+from belljar.node.machines.host.jail import EXIT_CODES
+from belljar.node.machines.host.oom import OomReport
 from belljar.node.machines.protocol import Death, DeathCause
 
 _CODES = {
@@ -25,11 +27,13 @@ _KVM_ERROR = re.compile(
 _BAD_CALL = re.compile(r"intercepting a bad syscall \((\d+)\)")
 _RUST_NOTATION = re.compile(r"Error: \w+\(")
 #: Time and thread before each message of the log.
+_NO_ERROR = re.compile(r"^\S+ \[[^\]]*:(WARN|INFO|DEBUG|TRACE)\]")
 _PREFIX = re.compile(r"^\S+ \[[^\]]*\] ")
 
 
-def death_from_exit(code: int, console: bytes, output: str) -> Death:
+def death_from_exit(code: int, console: bytes, output: str, oom: OomReport | None = None) -> Death:
     """Return the death for an exit code as the parent sees it, the guest's console, and Firecracker's output."""
+    output = _without_noise(output)
     last = last_error(output)
     return classify_exit(
         ProcessExit(
@@ -40,7 +44,8 @@ def death_from_exit(code: int, console: bytes, output: str) -> Death:
             last_error=last,
             with_advice=with_advice,
             recognised=_recognise(output),
-            codes=_CODES,  # they begin above 128 and the common signals, so they are looked up first
+            codes=EXIT_CODES | _CODES,  # they begin above 128 and the common signals, so they are looked up first
+            oom=oom,
         )
     )
 
@@ -50,11 +55,16 @@ def last_error(output: str) -> str:
 
     Firecracker and its jailer print an error twice: as a sentence, and in Rust's notation (`Error: Outer(Inner(…))`).
     """
-    lines = [_PREFIX.sub("", line.strip()) for line in output.splitlines() if line.strip()]
+    lines = [_PREFIX.sub("", line.strip()) for line in _without_noise(output).splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"error|fail|panic|cannot", line, re.I) and "exit_code" not in line]
     sentences = [line for line in errors if not _RUST_NOTATION.match(line)]
     last = (sentences or errors or lines or [""])[-1]
     return re.sub(r"^\w+ error: ", "", last).rstrip("\\ ")[:500]
+
+
+def _without_noise(output: str) -> str:
+    """Return the output without messages that are no errors: those of a boot read like failures."""
+    return "\n".join(line for line in output.splitlines() if not _NO_ERROR.search(line))
 
 
 def _recognise(output: str) -> Death | None:

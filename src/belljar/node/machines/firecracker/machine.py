@@ -6,18 +6,22 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from belljar.model.errors import HostError, MachineDied, MachineTimeout
+from belljar.node.machines.deadline_uses import deadline_uses, noted
+from belljar.node.machines.disks import ScriptDisk
 from belljar.node.machines.firecracker.api import FirecrackerApi
 from belljar.node.machines.firecracker.exit_report import death_from_exit
 from belljar.node.machines.firecracker.folder import API, VSOCK, Folder
 from belljar.node.machines.firecracker.stream import AgentStream, connect_agent, find_listener
 from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.host.jail import kill_tree
+from belljar.node.machines.host.oom import oom_report
 from belljar.node.machines.host.usage import children
 from belljar.node.machines.protocol import Console, Death
-from belljar.node.machines.racing import run_unless_dead
+from belljar.node.machines.racing import MachineDead, run_unless_dead
 from belljar.node.machines.stderr_tail import read_tail
 
 _CHUNK = 16 * 1024
@@ -58,7 +62,8 @@ class FirecrackerMachine:
         self._folder = spawned.folder
         self._group = spawned.group
         self._log = spawned.log
-        self._socket_seconds = _SOCKET_SECONDS * spawned.deadline_factor
+        self._factor = spawned.deadline_factor
+        self._socket_seconds = _SOCKET_SECONDS * self._factor
         self._stream = AgentStream()
         self.reader, self.writer = self._stream.reader, self._stream.writer
         self._stderr = bytearray()
@@ -79,8 +84,9 @@ class FirecrackerMachine:
     async def connect(self, timeout_seconds: float) -> None:
         """Wait for the agent to listen, and connect. Raises MachineDead, MachineTimeout."""
         try:
-            async with asyncio.timeout(timeout_seconds):
-                await run_unless_dead(self, self._connect())
+            with noted("connect", timeout_seconds):
+                async with asyncio.timeout(timeout_seconds):
+                    await run_unless_dead(self, self._connect())
         except TimeoutError:
             raise MachineTimeout(f"the machine's agent did not listen within {timeout_seconds:g} s") from None
 
@@ -88,27 +94,35 @@ class FirecrackerMachine:
     async def api(self) -> AsyncIterator[FirecrackerApi]:
         """Provide a client of this process as soon as its socket listens.
 
-        Raises MachineDied with the reason when the process ends first, HostError when no socket appears in time.
+        Raises MachineDead with the reason when the process ends first, HostError when no socket appears in time.
         """
-        deadline = asyncio.get_running_loop().time() + self._socket_seconds
+        started = asyncio.get_running_loop().time()
+        deadline = started + self._socket_seconds
         with contextlib.ExitStack() as stack:
             while (path := find_listener(stack, self._folder.descriptor, API)) is None:
                 if self._death.done():
-                    raise MachineDied(self._death.result().message)
+                    raise MachineDead(self._death.result())
                 if asyncio.get_running_loop().time() > deadline:
                     raise HostError(
                         f"Firecracker opened no API socket within {self._socket_seconds:g} s; is the host overloaded?"
                     )
                 await asyncio.sleep(_POLL_SECONDS)
-            async with FirecrackerApi(path) as api:
-                try:
-                    yield api
-                except MachineDied as error:
-                    # The end of the process tells the reason; the broken connection does not.
-                    await asyncio.wait({self._death}, timeout=_REAP_SECONDS)
-                    if self._death.done():
-                        raise MachineDied(f"{error.message}: {self._death.result().message}") from None
-                    raise
+            waited_seconds = asyncio.get_running_loop().time() - started
+            deadline_uses.record("api_socket", waited_seconds, self._socket_seconds)
+            async with FirecrackerApi(path, timeout_factor=self._factor) as api, self.with_death():
+                yield api
+
+    @contextlib.asynccontextmanager
+    async def with_death(self) -> AsyncIterator[None]:
+        """Add the reason of the process's end to an error of the block: the broken connection does not tell it."""
+        try:
+            yield
+        except MachineDied as error:
+            await asyncio.wait({self._death}, timeout=_REAP_SECONDS)
+            if self._death.done():
+                death = self._death.result()
+                raise MachineDead(replace(death, message=f"{error.message}: {death.message}")) from None
+            raise
 
     async def death(self) -> Death:
         """Implement `Machine.death`."""
@@ -140,7 +154,7 @@ class FirecrackerMachine:
             self._connect_task.cancel()
             await asyncio.gather(self._connect_task, return_exceptions=True)
         self._stream.end()
-        return death_from_exit(code, bytes(self.console.data), self._output())
+        return death_from_exit(code, bytes(self.console.data), self._output(), oom_report(self._group))
 
     def _output(self) -> str:
         """Return the output of Firecracker and its jailer so far: the log, at most 64 KiB, and then standard error."""
@@ -160,3 +174,19 @@ class FirecrackerMachine:
             self.console.add(chunk)
             if kept_bytes == self.console.limit_bytes:
                 await asyncio.sleep(len(chunk) / _DROPPED_BYTES_PER_SECOND)
+
+
+class FirecrackerScriptMachine(FirecrackerMachine):
+    """A machine whose script disk is written while it runs."""
+
+    def __init__(self, spawned: FirecrackerProcess, script_disk: ScriptDisk) -> None:
+        super().__init__(spawned)
+        self._script_disk = script_disk
+
+    def set_foreground(self) -> None:
+        """Implement `Clone.set_foreground`."""
+        self._group.set_weight(100)
+
+    async def attach_script(self, script_disk: Path) -> None:
+        """Implement `Clone.attach_script`."""
+        await self._script_disk.write(script_disk)

@@ -133,6 +133,13 @@ ulimit -n "$BELLJAR_FILES"; [ -z "$BELLJAR_ADDRESS_KB" ] || ulimit -v "$BELLJAR_
 exec "$@"
 """
 
+#: What the exit codes of that shell mean.
+EXIT_CODES = {
+    121: "its jail could not join the machine's cgroup",
+    126: "the program of its jail cannot be executed",
+    127: "the program of its jail was not found",
+}
+
 
 def cgroup_join_command(group: Group) -> list[str]:
     """Return the start of a command line: a shell that joins the cgroups, sets rlimits and executes what follows.

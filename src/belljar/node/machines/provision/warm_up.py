@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from belljar.images.prefork_programs import has_memory_for
-from belljar.model.errors import HostError, MachineError, MachineTimeout
+from belljar.model.errors import MachineError, MachineTimeout
 from belljar.node.guest.command import Command, CommandFailed
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.wire import Stream
 from belljar.node.machines.boot import open_connection
+from belljar.node.machines.clone_failure import clone_deaths
+from belljar.node.machines.deadline_uses import noted
 from belljar.node.machines.deadlines import deadline_factor
-from belljar.node.machines.protocol import BadSnapshot, Clone, DeathCause, SnapshotSource
-from belljar.node.machines.racing import MachineDead, run_unless_dead
+from belljar.node.machines.protocol import Clone, SnapshotSource
+from belljar.node.machines.racing import run_unless_dead
 
 #: Output limit of a warm-up command; ours print a line.
 _MAX_OUTPUT_BYTES = 4096
@@ -67,8 +69,9 @@ async def warm_up(connection: AgentConnection, command: Command) -> None:
     """Run a warm-up command. Raises MachineError when it cannot start or does not succeed."""
     seconds = _WARM_UP_SECONDS * connection.timeout_factor
     try:
-        async with asyncio.timeout(seconds):
-            exited = await connection.warm_up(command, _DiscardOutput())
+        with noted("warm_up", seconds):
+            async with asyncio.timeout(seconds):
+                exited = await connection.warm_up(command, _DiscardOutput())
     except TimeoutError:
         raise MachineTimeout(f"the warm-up command {command.argv[0]} timed out after {seconds:g} s") from None
     except CommandFailed as failed:
@@ -90,12 +93,14 @@ async def prepare_snapshot_source(source: SnapshotSource, warm_up_steps: WarmUp,
         for _ in range(2):
             await _start_waiting(connection, command)
     await connection.set_clock()
-    await connection.suspend()
+    with noted("suspend", connection.reply_seconds):
+        await connection.suspend()
 
 
 async def _start_waiting(connection: AgentConnection, command: Command) -> None:
     try:
-        await connection.prepare(command)
+        with noted("prepare", connection.reply_seconds):
+            await connection.prepare(command)
     except CommandFailed as failed:
         name = command.prefork or "the agent's own"
         raise MachineError(f"the process template ({name}) did not become ready: {failed}") from None
@@ -108,13 +113,8 @@ async def resume(clone: Clone, boot_timeout_seconds: float, *, silence_seconds: 
     """
     started, factor = time.monotonic(), deadline_factor(boot_timeout_seconds)
     connection = AgentConnection(clone.reader, clone.writer, timeout_factor=factor)
-    try:
-        await run_unless_dead(clone, connection.resume(_RESUME_SECONDS * factor, silence_seconds=silence_seconds))
-    except MachineDead as error:
-        if error.death.cause is DeathCause.SNAPSHOT:
-            raise BadSnapshot(error.message) from None
-        if error.death.cause is DeathCause.HOST:
-            raise HostError(f"a machine cannot be cloned: {error.message}; run fewer jobs at once") from None
-        raise
+    seconds = _RESUME_SECONDS * factor
+    with clone_deaths(), noted("resume", seconds):
+        await run_unless_dead(clone, connection.resume(seconds, silence_seconds=silence_seconds))
     clone.phases["resume"] = round((time.monotonic() - started) * 1000, 3)
     return connection

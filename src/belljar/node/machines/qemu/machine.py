@@ -1,22 +1,21 @@
-"""One QEMU process as a machine: its streams, its death and its end; and clones and snapshot sources of that kind."""
+"""One QEMU process as a machine: its streams, its death and its end; and snapshot sources of that kind."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from belljar.node.machines.death import ProcessExit, classify_exit
 from belljar.node.machines.disks import ScriptDisk
 from belljar.node.machines.host.cgroup import Group
-from belljar.node.machines.host.jail import kill_tree, with_advice
+from belljar.node.machines.host.jail import kill_tree
+from belljar.node.machines.host.oom import oom_report
 from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.host.usage import children
 from belljar.node.machines.protocol import Console, Death, DeathCause
-from belljar.node.machines.qemu.command import restore_commands
+from belljar.node.machines.qemu.exit_report import death_from_exit, last_error
 from belljar.node.machines.qemu.memory import save, seal
 from belljar.node.machines.qemu.monitor import Monitor
 from belljar.node.machines.qemu.snapshot_files import MEMORY, SCRATCH, STATE
@@ -26,8 +25,6 @@ _STDERR_BYTES = 8192
 _CHUNK = 64 * 1024
 #: After a kill the processes in the jail end one by one; the end of the console shows that all have ended.
 _REAP_SECONDS = 5.0
-#: QEMU's messages when it cannot restore a snapshot's state (its migration/savevm.c, migration.c).
-_NOT_RESTORED = re.compile(r"load of migration failed|savevm|[Mm]igration stream|Not a migration")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +54,6 @@ class QemuMachine:
         self._process = spawned.process
         self._monitor = spawned.monitor
         self._group = spawned.group
-        self._restore = spawned.restore
         self._writers = (self.writer, spawned.console_stream[1])
         self._stderr = bytearray()
         self._stderr_task = asyncio.create_task(self._read_stderr())
@@ -94,7 +90,8 @@ class QemuMachine:
         try:
             await asyncio.wait({exited, self._monitor_task}, return_when=asyncio.FIRST_COMPLETED)
             if self._monitor_task.done() and (fault := self._monitor_task.result()) is not None:
-                return Death(cause=DeathCause.HYPERVISOR, message=fault)
+                error = last_error(self._stderr.decode(errors="replace"))
+                return Death(cause=DeathCause.HYPERVISOR, message=f"{fault}: {error}" if error else fault)
             # The last output may still be in the pipes.
             await asyncio.wait({self._stderr_task, self._console_task}, timeout=_REAP_SECONDS)
             return self._death_from_exit(await exited)
@@ -102,19 +99,13 @@ class QemuMachine:
             exited.cancel()
 
     def _death_from_exit(self, code: int) -> Death:
-        output = self._stderr.decode(errors="replace").strip()
-        return classify_exit(
-            ProcessExit(
-                program="QEMU",
-                code=code,
-                console=self.console.data,
-                output=output,
-                last_error=output.splitlines()[-1] if output else "",
-                with_advice=with_advice,
-                panic_reported=self._monitor.panicked,
-                guest_exit=self._monitor.shutdown_reason or "powered off",
-                snapshot_failed=_NOT_RESTORED.search(output) is not None,
-            )
+        return death_from_exit(
+            code,
+            self.console.data,
+            self._stderr.decode(errors="replace"),
+            panicked=self._monitor.panicked,
+            shutdown_reason=self._monitor.shutdown_reason,
+            oom=oom_report(self._group),
         )
 
     async def _read_stderr(self) -> None:
@@ -127,21 +118,12 @@ class QemuMachine:
                 self.console.add(chunk)
 
 
-class QemuClone(QemuMachine):
-    """The protocol's Clone."""
+class QemuScriptMachine(QemuMachine):
+    """A machine whose script disk is written while it runs."""
 
     def __init__(self, spawned: QemuProcess, script_disk: ScriptDisk) -> None:
         super().__init__(spawned)
         self._script_disk = script_disk
-
-    def load_snapshot(self, state: int) -> None:
-        """Have QEMU restore the device state in that descriptor, which it inherited, and run the guest.
-
-        The outcome is the guest's answer or the machine's death.
-        """
-        assert self._restore is not None
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended; its death says why
-            self._restore.sendall(restore_commands(state))
 
     async def attach_script(self, script_disk: Path) -> None:
         """Implement `Clone.attach_script`."""
@@ -152,7 +134,7 @@ class QemuClone(QemuMachine):
         self._group.set_weight(100)
 
 
-class QemuSnapshotSource(QemuClone):
+class QemuSnapshotSource(QemuScriptMachine):
     """The protocol's SnapshotSource."""
 
     def __init__(

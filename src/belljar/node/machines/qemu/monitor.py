@@ -22,6 +22,7 @@ from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.message import Message
 
 from belljar.model.errors import MachineError, MachineTimeout
+from belljar.node.machines.deadline_uses import noted
 
 log = structlog.get_logger()
 
@@ -108,8 +109,9 @@ class _BoundedClient(QMPClient):
 class Monitor:
     """The host's end of one machine's QMP connection. `watch` runs beside the machine and updates the fields."""
 
-    def __init__(self, name: str, host_end: socket.socket) -> None:
+    def __init__(self, name: str, host_end: socket.socket, *, timeout_factor: float = 1.0) -> None:
         self._name = name
+        self._factor = timeout_factor
         self._client = _BoundedClient(self._note)
         self._host_end = host_end
         #: Reason of the SHUTDOWN event: `guest-shutdown`, `guest-reset`, `host-signal`, …
@@ -133,21 +135,26 @@ class Monitor:
         QEMU itself stops the guest, at the end of the migration. A guest that was stopped before would be stopped in
         every clone too.
         """
+        seconds = _FREEZE_SECONDS * self._factor
         try:
-            async with asyncio.timeout(_FREEZE_SECONDS):
-                await self._connected.wait()
-                self._client.send_fd_scm(state)
-                await self._client.execute("getfd", {"fdname": "state"})
-                await self._client.execute("migrate-set-capabilities", _IGNORE_SHARED)
-                await self._client.execute("migrate", {"uri": "fd:state"})
-                while (status := await self._migration()) != "completed":
-                    if status in ("failed", "cancelled"):
-                        raise MachineError("QEMU could not write the machine's state")
-                    await asyncio.sleep(0.005)
+            with noted("freeze", seconds):
+                async with asyncio.timeout(seconds):
+                    await self._write_state(state)
         except TimeoutError:
-            raise MachineTimeout(f"QEMU did not write the machine's state within {_FREEZE_SECONDS} s") from None
+            raise MachineTimeout(f"QEMU did not write the machine's state within {seconds:g} s") from None
         except (QMPError, OSError, EOFError) as error:
             raise MachineError(f"the machine cannot be frozen: {error}") from error
+
+    async def _write_state(self, state: int) -> None:
+        await self._connected.wait()
+        self._client.send_fd_scm(state)
+        await self._client.execute("getfd", {"fdname": "state"})
+        await self._client.execute("migrate-set-capabilities", _IGNORE_SHARED)
+        await self._client.execute("migrate", {"uri": "fd:state"})
+        while (status := await self._migration()) != "completed":
+            if status in ("failed", "cancelled"):
+                raise MachineError("QEMU could not write the machine's state")
+            await asyncio.sleep(0.005)
 
     async def _migration(self) -> str:
         answer = await self._client.execute("query-migrate")
@@ -160,7 +167,7 @@ class Monitor:
         breaks when it has to disconnect while it connects.
         """
         try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
+            async with asyncio.timeout(_CONNECT_SECONDS * self._factor):
                 await self._client.connect(self._host_end)
             self._connected.set()
             return await self._until_broken()
@@ -186,7 +193,7 @@ class Monitor:
         while True:
             await self._stopped.wait()
             self._stopped.clear()
-            async with asyncio.timeout(_QUERY_SECONDS):
+            async with asyncio.timeout(_QUERY_SECONDS * self._factor):
                 answer = await self._client.execute("query-status")
             state = answer.get("status") if isinstance(answer, dict) else None
             if state in _BROKEN_STATES:
