@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 from fastapi import Depends, FastAPI, Request
 from fastapi.routing import iter_route_contexts
 
-from belljar.control.projects.identity import Identity
+from belljar.control.projects.identity import Identity, IdentityKind
 from belljar.control.projects.scopes import Scope
 from belljar.model.errors import Forbidden
 
@@ -29,7 +29,8 @@ class Rule:
         if not identity.may(self.scope):
             if self.scope is Scope.ADMIN:
                 raise Forbidden("this requires an operator's key, one with the scope admin")
-            raise Forbidden(f"this requires the scope {self.scope}, which your key does not have")
+            whose = "role here" if identity.kind is IdentityKind.PERSON else "key"
+            raise Forbidden(f"this requires the scope {self.scope}, which your {whose} does not have")
 
 
 def require(scope: Scope) -> Any:
