@@ -7,8 +7,11 @@ import re
 
 import httpx
 
+from belljar.control.projects.scopes import Role
+from belljar.model.ids import new_id
 from support.served import URL, Served
 
+ISSUER = "https://login.example"
 _FIELD = re.compile(r'<input type="hidden" name="([^"]*)" value="([^"]*)"')
 _KEPT = re.compile(r'<textarea name="([^"]*)" hidden>\n(.*?)</textarea>', re.DOTALL)
 _ACCEPT = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -37,6 +40,19 @@ class Browser:
 
     async def sign_in(self, key: str, **fields: str) -> httpx.Response:
         return await self.send("/signin", {"key": key, **fields})
+
+    async def sign_in_as(self, api: Served, email: str, roles: dict[str, Role]) -> None:
+        """Get the session of a person with these roles, as the sign-in by OpenID Connect gives it."""
+        for project, role in roles.items():
+            if not await api.services.projects.exists(project):
+                await api.services.projects.create(project)
+            await api.http.put(f"/v1/projects/{project}/members/{email}", json={"role": role.value})
+        person = await api.services.people.sign_in(
+            issuer=ISSUER, subject=email, email=email, name="", is_operator=False
+        )
+        assert person is not None
+        _, secret = await api.services.sessions.start_for(person, state=new_id("state"), address="", browser="")
+        self.http.cookies.set("belljar_session", secret)
 
     async def form_token(self) -> str:
         return fields_of(await self.get("/account"))["form_token"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -96,6 +97,14 @@ class Authentication:
     def check_same_origin(self, scope: Scope, headers: Headers) -> None:
         """Refuse a request of another site's page. Raises CrossSiteRequest."""
         check_same_origin(scope, headers, self._public_url)
+
+    def turn(self, scope: Scope) -> AbstractAsyncContextManager[None]:
+        """Return the turn of an address that is slowed; others need not wait."""
+        return self._failures.turn(_host(scope))
+
+    def count_failure(self, scope: Scope) -> None:
+        """Count a failed sign-in for the client's address, like an invalid key."""
+        self._failures.add(_host(scope))
 
     def is_same_origin(self, scope: Scope, headers: Headers) -> bool:
         """Return whether no other site's page sent the request."""

@@ -53,7 +53,13 @@ async def finish_openid_sign_in(
     if error is not None or code is None:
         reason = error if error is not None and _ERROR.match(error) else "it sent no code"
         raise SignInFailed(f"the provider did not sign you in ({reason}); try again")
-    verified = await client.person(attempt, code)
+    # Anybody may send codes: those that the provider refuses count like invalid keys, and take turns.
+    async with authentication.turn(request.scope):
+        try:
+            verified = await client.person(attempt, code)
+        except SignInFailed:
+            authentication.count_failure(request.scope)
+            raise
     person = await services.people.sign_in(
         issuer=verified.issuer,
         subject=verified.subject,
