@@ -184,6 +184,18 @@ async def test_the_oldest_session_ends_for_one_too_many(api: Served, signed_in: 
     problem(await signed_in.http.get("/v1/session"), 401, "session_ended")
 
 
+async def test_browsers_get_pages_and_programs_get_problems(api: Served, browser: Browser, owner_key: str) -> None:
+    opened = await browser.get("/")
+    assert (opened.status_code, opened.headers["location"]) == (303, "/signin?next=/")
+    problem(await browser.get("/", Accept="application/json"), 401, "not_authenticated")
+    await browser.sign_in(owner_key)
+    assert (await browser.get("/")).headers["location"] == "/account"
+    page = await browser.get("/<b>nothing")
+    assert page.status_code == 404 and "<h1>Not Found" in page.text and "<b>" not in page.text
+    problem(await browser.get("/nothing", Accept="application/json"), 404, "not_found")
+    problem(await browser.get("/v1/nothing"), 404, "not_found")  # the API has no pages
+
+
 # --- requests of other sites ----------------------------------------------------------------------------------------
 
 FOREIGN: list[dict[str, str]] = [

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from belljar.control.api.methods import allowed_methods
 from belljar.control.api.rate_limit_headers import rate_limit_headers
 from belljar.control.web.errors import error_page, wants_page
+from belljar.control.web.pages import page
 from belljar.model.errors import (
     BelljarError,
     InvalidOption,
@@ -120,6 +121,8 @@ def handle_errors(app: FastAPI) -> None:
             methods = allowed_methods(app, request.url.path)
             headers["Allow"] = ", ".join(methods)
             detail = f"{request.url.path[:200]} does not take {request.method}; use {headers['Allow']}"
+        if wants_page(request.scope):
+            return page("error.html", error.status_code, heading=HTTPStatus(error.status_code).phrase, message=detail)
         response = problem(error.status_code, _CODES.get(error.status_code, InvalidRequest.code), detail)
         response.headers.update(headers)
         return response

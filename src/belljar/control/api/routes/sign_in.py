@@ -61,6 +61,12 @@ async def sign_out(request: Request, services: ServicesDep, identity: IdentityDe
     return response
 
 
+@router.get("/", dependencies=[anyone()])
+async def show_start() -> Response:
+    """Lead to the first page."""
+    return RedirectResponse(HOME, 303)
+
+
 @router.get(HOME, dependencies=[anyone()])
 async def show_account(services: ServicesDep, identity: IdentityDep) -> Response:
     """Show who is signed in, and the sessions."""
