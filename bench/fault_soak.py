@@ -2,8 +2,8 @@
 
     .venv/bin/python bench/fault_soak.py [JOBS [SEED]]
 
-No virtual machines: the real workers, store, blobs and agents as processes (tests/support/worker_harness.py). Prints what was lost,
-doubled and left over; exit code 1 unless that is nothing.
+No virtual machines: the real workers, store, blobs and agents as processes (tests/support/worker_harness.py). Prints
+what was lost, doubled and left over; exit code 1 unless that is nothing.
 """
 
 from __future__ import annotations

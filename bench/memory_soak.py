@@ -26,13 +26,13 @@ import httpx
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from belljar.control.logs.log import log_blob  # noqa: E402
 from belljar.control.blobs.store import Blobs, open_blobs  # noqa: E402
+from belljar.control.logs.log import log_blob  # noqa: E402
+from belljar.control.store.claims import SqlClaims  # noqa: E402
+from belljar.control.store.opening import open_database  # noqa: E402
 from belljar.model.outcome import Outcome  # noqa: E402
 from belljar.model.states import Status  # noqa: E402
 from belljar.settings import Settings  # noqa: E402
-from belljar.control.store.claims import SqlClaims  # noqa: E402
-from belljar.control.store.opening import open_database  # noqa: E402
 from support.registered_images import register  # noqa: E402
 
 _MAX_MB = 50

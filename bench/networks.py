@@ -97,7 +97,9 @@ def many_slots(count: int) -> dict[str, object]:
         for tap in taps:
             os.close(tap)
         figures["TAP opened ms"] = round(statistics.median(opening), 2)
-        figures["counters read ms"] = round(statistics.median(milliseconds(slot.read_traffic) for slot in slots[:20]), 2)
+        figures["counters read ms"] = round(
+            statistics.median(milliseconds(slot.read_traffic) for slot in slots[:20]), 2
+        )
         tenth = max(1, count // 10)
         figures |= {
             "slots": count,
@@ -126,7 +128,7 @@ async def claims(rounds: int) -> dict[str, object]:
         for name, policy in (("open", Policy(open=True)), ("list", LISTED)):
             times, spent, releases = [], [], []
             for _ in range(rounds):
-                while pool.ready < 4 or pool.removing:  # noqa: ASYNC110
+                while pool.ready < 4 or pool.removing:
                     await asyncio.sleep(0.01)
                 start, begun = time.perf_counter(), time.process_time()
                 async with pool.with_network(policy):

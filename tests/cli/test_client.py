@@ -61,7 +61,7 @@ def test_what_the_server_refuses_is_one_line(server: Server, data_dir: Path, tmp
         "there is no job 'job_x' in this project": ["jobs", "get", "job_x"],
         "there is no job 'job_y'": ["logs", "job_y", "-f"],
         "status: ": ["jobs", "ls", "--status", "asleep"],
-        "unknown or revoked key": ["jobs", "ls", "--api-key", "wrong"],
+        "this is not a key of belljar": ["jobs", "ls", "--api-key", "wrong"],
         "max_upload_mb": ["submit", "large.py"],
         "unknown path /elsewhere/v1/jobs": ["jobs", "ls", "--server", f"{server.url}/elsewhere"],
     }

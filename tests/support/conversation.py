@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 
 from belljar.node.guest.command import Command
 from belljar.node.guest.connection import AgentConnection
+from belljar.node.guest.files import Files
+from belljar.node.guest.session import Session, SessionRequest
 from belljar.node.guest.wire import Exited, Started, Stream
 
 AGENT = Path(str(files("belljar.node.guest") / "agent"))
@@ -104,6 +107,21 @@ class ConnectedAgent:
         sink = sink or Collector()
         async with asyncio.timeout(60):
             return await self.connection.run(command, stdin, sink, self.started.append), sink
+
+    def session_command(self, *argv: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Command:
+        """Return a command for a session."""
+        environment = {"PATH": "/usr/bin:/bin"} | (env or {})
+        return Command(argv=argv, env=environment, cwd=str(cwd or self.folder), uid=os.getuid(), gid=os.getgid())
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """Open a session without namespaces."""
+        async with asyncio.timeout(60), self.connection.open_session(SessionRequest(isolated=False)) as session:
+            yield session
+
+    def files(self, session: Session, root: Path | None = None) -> Files:
+        """Return the files below a folder of the test's own."""
+        return Files(session, root=str(root or self.folder), uid=os.getuid(), gid=os.getgid())
 
 
 def hang_up(connection: AgentConnection) -> None:

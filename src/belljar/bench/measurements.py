@@ -6,45 +6,32 @@ Nothing is simulated: machines boot, a server runs in a folder of its own, jobs 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import re
 import signal
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
 from typing import Any
 
 import httpx
 
 from belljar.bench.figures import Figure, figure, machine_facts
 from belljar.bench.peers import HELLO, once, peers
+from belljar.bench.server import WAITING, BenchServer, bench_server
 from belljar.bench.starts import measure_starts
-from belljar.data_dir import DataDir
 from belljar.images.catalog import Images
-from belljar.local_server import read_admin_key
 from belljar.model.errors import HostError, MachineError
 from belljar.model.image import Image
 from belljar.node.guest.command import Command
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.wire import Stream
-from belljar.node.machines.deadlines import deadline_factor
-from belljar.node.machines.host.usage import children, resident_mb
+from belljar.node.machines.host.usage import resident_mb
 from belljar.node.machines.protocol import Hypervisor, MachineSpec, Shape
 from belljar.node.machines.selector import HypervisorSelector
 from belljar.node.worker.plan import DEFAULT_ENV
 from belljar.settings import Settings
 
-_SNAPSHOT_SECONDS = 120
-_SERVER_SECONDS = 30
-_REQUEST_SECONDS = 120
 _OUTPUT_MB = 200
 _SUBMITS = 1000
-_WAITING = 4
 
 
 async def measure(settings: Settings, rounds: int, sustained_seconds: float) -> dict[str, Any]:
@@ -59,21 +46,21 @@ async def measure(settings: Settings, rounds: int, sustained_seconds: float) -> 
     figures += [figure(*each) for each in await measure_starts(settings, hypervisor, image, rounds)]
     figures.append(figure("output of a program, guest → host", "MB/s", [await _output(hypervisor, image, seconds)]))
     accelerator = hypervisor.accelerator
-    async with _server(settings, accelerator, BELLJAR_SNAPSHOTS="off") as server:
+    async with bench_server(settings, accelerator, environment={"BELLJAR_SNAPSHOTS": "off"}) as server:
         figures += await _latency(server, "boot", rounds)
-    async with _server(settings, accelerator, BELLJAR_POOL="off") as server:
+    async with bench_server(settings, accelerator, environment={"BELLJAR_POOL": "off"}) as server:
         await server.until_frozen()
         figures += await _latency(server, "snapshot", rounds)
         for callers in (1, 2, 4, 8):
             figures.append(await _throughput(server, callers, sustained_seconds))
-    pool = {"BELLJAR_POOL": "fixed", "BELLJAR_POOL_SIZE": str(_WAITING), "BELLJAR_LEASE_SECONDS": "3"}
-    async with _server(settings, accelerator, **pool) as server:
+    pool = {"BELLJAR_POOL": "fixed", "BELLJAR_POOL_SIZE": str(WAITING), "BELLJAR_LEASE_SECONDS": "3"}
+    async with bench_server(settings, accelerator, environment=pool) as server:
         await server.until_waiting()
-        each_mb = await server.waiting_mb() / _WAITING
+        each_mb = await server.waiting_mb() / WAITING
         figures.append(figure("memory of a waiting clone (PSS)", "MB", [each_mb]))
         figures += await _pool_beside_peers(server, rounds)
         figures.append(figure("API process, after these jobs", "MB", [resident_mb([server.pid])]))
-    async with _server(settings, accelerator, "--no-worker") as server:
+    async with bench_server(settings, accelerator, "--no-worker") as server:
         figures.append(figure("API process, idle", "MB", [resident_mb([server.pid])]))
         figures.append(figure(f"{_SUBMITS} jobs submitted over HTTP", "s", [await _submits(server.http)]))
     return {"machine": facts, "figures": [asdict(each) for each in figures]}
@@ -120,105 +107,7 @@ async def _output(hypervisor: Hypervisor, image: Image, boot_seconds: float) -> 
     return sink.size / 1e6 / took
 
 
-class _Bench:
-    """The server under measurement."""
-
-    def __init__(self, http: httpx.AsyncClient, pid: int, data_dir: Path, factor: float) -> None:
-        self.http = http
-        self.pid = pid
-        self.data_dir = data_dir
-        self.timeout_factor = factor
-
-    async def job(self) -> tuple[float, dict[str, Any]]:
-        """Run a hello job; return the milliseconds from request to answer, and the job."""
-        started = time.monotonic()
-        request = {"code": HELLO, "language": "python", "timeout_seconds": 60}
-        response = await self.http.post("/v1/jobs", params={"wait": 100}, json=request)
-        took = (time.monotonic() - started) * 1000
-        job = response.json()
-        if job.get("status") != "succeeded":
-            raise HostError(f"a benchmark job did not succeed: {job.get('error') or job.get('detail')}")
-        return took, job
-
-    async def until_frozen(self) -> None:
-        """Wait until there is a snapshot. Raises HostError."""
-        await _until(lambda: _has_snapshot(self.data_dir), self.timeout_factor)
-
-    async def until_waiting(self) -> None:
-        """Wait until the pool is full, by a heartbeat that is newer than this call. Raises HostError."""
-        since = datetime.now(UTC)
-        await _until(lambda: self._full(since), self.timeout_factor)
-
-    async def _full(self, since: datetime) -> bool:
-        nodes = (await self.http.get("/v1/nodes")).json()["nodes"]
-        fresh = [node for node in nodes if datetime.fromisoformat(node["heartbeat_at"]) > since]
-        return sum(int(node["waiting_clones"]) for node in fresh) >= _WAITING
-
-    async def waiting_mb(self) -> float:
-        """Return the memory of the waiting machines in MiB (PSS: shared pages divided)."""
-        return await asyncio.to_thread(resident_mb, children(self.pid))
-
-
-async def _has_snapshot(data_dir: Path) -> bool:
-    return any(DataDir(data_dir).snapshots.glob("*/snapshot.json"))
-
-
-async def _until(condition: Callable[[], Awaitable[bool]], factor: float) -> None:
-    seconds = _SNAPSHOT_SECONDS * factor
-    for _ in range(round(seconds * 10)):
-        if await condition():
-            return
-        await asyncio.sleep(0.1)
-    raise HostError(f"the server made no clones within {seconds:g} s; repeat when the host is less busy")
-
-
-async def _address(stderr: asyncio.StreamReader) -> str:
-    """Return the address in a server's first lines. Raises HostError with its last line when it ends first."""
-    last = ""
-    async for line in stderr:
-        last = line.decode(errors="replace").strip()
-        if found := re.search(r"serves on (http://\S+),", last):
-            return found[1]
-    raise HostError(f"the server did not start: {last}")
-
-
-@contextlib.asynccontextmanager
-async def _server(settings: Settings, accelerator: str, *options: str, **environment: str) -> AsyncIterator[_Bench]:
-    """`belljar serve` in a folder of its own, with this folder's images."""
-    with tempfile.TemporaryDirectory(prefix="belljar-bench-") as folder:
-        data_dir = Path(folder)
-        DataDir(data_dir).images.symlink_to(settings.paths.images)
-        arguments = ["-P", "-m", "belljar", "serve", "--port", "0", "--data-dir", folder, *options]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *arguments,
-            env={**os.environ, "BELLJAR_ACCELERATOR": accelerator, **environment},
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert process.stderr is not None
-        rest = None
-        try:
-            factor = deadline_factor(settings.boot_timeout_seconds)
-            async with asyncio.timeout(_SERVER_SECONDS * factor):
-                url = await _address(process.stderr)
-            rest = asyncio.create_task(_discard(process.stderr))  # a full pipe would stop it
-            headers = {"Authorization": f"Bearer {read_admin_key(data_dir)}"}
-            async with httpx.AsyncClient(base_url=url, headers=headers, timeout=_REQUEST_SECONDS * factor) as http:
-                yield _Bench(http, process.pid, data_dir, factor)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            await process.wait()
-            if rest is not None:
-                await rest
-
-
-async def _discard(stream: asyncio.StreamReader) -> None:
-    while await stream.read(1 << 16):
-        pass
-
-
-async def _latency(server: _Bench, source: str, rounds: int) -> list[Figure]:
+async def _latency(server: BenchServer, source: str, rounds: int) -> list[Figure]:
     """Measure jobs through HTTP, one after the other, and belljar's own part of their time."""
     whole, added = [], []
     await server.job()  # packs its script and imports what is imported late
@@ -240,7 +129,7 @@ def _added(job: dict[str, Any]) -> float:
     return took.total_seconds() * 1000 - sum(float(phase) for phase in job["timings"]["phases"].values())
 
 
-async def _throughput(server: _Bench, callers: int, seconds: float) -> Figure:
+async def _throughput(server: BenchServer, callers: int, seconds: float) -> Figure:
     """Measure jobs per second; each caller sends its next job when its last has ended."""
     deadline = time.monotonic() + seconds
     done = 0
@@ -259,7 +148,7 @@ async def _throughput(server: _Bench, callers: int, seconds: float) -> Figure:
     return figure(f"jobs a second, {callers} at a time for {seconds:g} s, no pool", "1/s", [rate])
 
 
-async def _pool_beside_peers(server: _Bench, rounds: int) -> list[Figure]:
+async def _pool_beside_peers(server: BenchServer, rounds: int) -> list[Figure]:
     """Measure jobs from the pool and other runtimes in turns, so that the state of the host is the same for all.
 
     Nothing is timed while the pool refills, because that would slow down the next measurement.

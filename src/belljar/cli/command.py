@@ -30,10 +30,11 @@ def prepare(app: typer.Typer) -> typer.Typer:
     for info in app.registered_commands:
         assert info.callback is not None
         info.callback = _with_common_options(info.callback)
-    if app.registered_callback is not None and app.registered_callback.callback is not None:
-        app.registered_callback.callback = _with_common_options(app.registered_callback.callback)
     for group in app.registered_groups:
         assert group.typer_instance is not None
+        without_command = group.typer_instance.registered_callback
+        if without_command is not None and without_command.callback is not None:
+            without_command.callback = _with_common_options(without_command.callback)
         prepare(group.typer_instance)
     return app
 
@@ -92,6 +93,7 @@ def _grouped(given: dict[str, Any], groups: Mapping[str, Any]) -> dict[str, Any]
     } | values
 
 
+@functools.cache  # once, also for a command of a group that is a command itself
 def _hint(data_dir: Path | None) -> None:
     """Warn that a settings file in the working folder is not read."""
     from belljar.settings.file import NAME

@@ -184,6 +184,8 @@ def _in_data_folder(
 ) -> T:
     """Raises NotFound when there is no such project."""
     from belljar.cli.logging import start_logging
+    from belljar.control.audit.local import local_operator
+    from belljar.control.audit.operation import OwnOperation, carrying_out
     from belljar.control.secrets.keys import open_keys
     from belljar.control.store.opening import open_database
     from belljar.control.store.projects import SqlProjects
@@ -196,7 +198,8 @@ def _in_data_folder(
         try:
             if project is not None:
                 await SqlProjects(database).get(project)
-            return await work(SqlSecrets(database), open_keys(settings))
+            with carrying_out(OwnOperation(local_operator())):
+                return await work(SqlSecrets(database), open_keys(settings))
         finally:
             await database.close()
 

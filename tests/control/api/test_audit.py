@@ -56,6 +56,12 @@ async def test_each_change_is_recorded_with_its_object(api: Served) -> None:
     key = (await api.http.post("/v1/keys", json={"name": "ci", "project": "other"})).json()
     await api.http.delete(f"/v1/keys/{key['id']}")
     await api.http.delete(f"/v1/scripts/{script_id}")
+    await api.http.put("/v1/projects/other/quotas", json={})
+    await api.http.patch("/v1/projects/other", json={"suspended": True})
+    await api.http.delete("/v1/projects/other")
+    await api.http.put("/v1/secrets/TOKEN", json={"value": "MARK-SECRET"})
+    await api.http.delete("/v1/secrets/TOKEN")
+    assert "MARK" not in json.dumps(await records(api))
     assert (await actions(api))[1:] == [
         ("script.upload", script_id, "succeeded"),
         ("job.submit", job["id"], "succeeded"),
@@ -64,6 +70,11 @@ async def test_each_change_is_recorded_with_its_object(api: Served) -> None:
         ("key.create", key["id"], "succeeded"),
         ("key.revoke", key["id"], "succeeded"),
         ("script.delete", script_id, "succeeded"),
+        ("project.set_quotas", "other", "succeeded"),
+        ("project.change", "other", "succeeded"),
+        ("project.remove", "other", "succeeded"),
+        ("secret.set", "TOKEN", "succeeded"),
+        ("secret.remove", "TOKEN", "succeeded"),
     ]
 
 

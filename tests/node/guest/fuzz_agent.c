@@ -1,7 +1,7 @@
 /*
  * Fuzz target for the agent's handling of the host's frames: the agent's own files, with processes, streams and
- * artifacts, get arbitrary bytes in arbitrary pieces. Nothing is executed: execvpe is replaced (link with
- * -Wl,--wrap=execvpe). With a libFuzzer: cc -fsanitize=fuzzer,address,undefined fuzz_agent.c agent's files. Without one,
+ * artifacts, and a session's channels get arbitrary bytes in arbitrary pieces. Nothing is executed and nothing is
+ * connected: execvpe and connect are replaced (link with -Wl,--wrap=execvpe,--wrap=connect). With a libFuzzer: cc -fsanitize=fuzzer,address,undefined fuzz_agent.c agent's files. Without one,
  * BELLJAR_FUZZ_MAIN adds a main that generates inputs from a seed: fuzz_agent SEED ROUNDS FOLDER. The folder is that
  * artifacts are collected from, and holds the prefork program `p`.
  */
@@ -13,12 +13,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int __wrap_execvpe(const char *file, char *const argv[], char *const envp[]);
+int __wrap_connect(int fd, const struct sockaddr *address, socklen_t length);
 
 static size_t strings_of(char *const strings[])
 {
@@ -62,6 +64,18 @@ int __wrap_execvpe(const char *file, char *const argv[], char *const envp[])
     }
 }
 
+/* Replaces every server: one that is there, one that is not, one that takes its time. */
+int __wrap_connect(int fd, const struct sockaddr *address, socklen_t length)
+{
+    static const int results[] = {0, ECONNREFUSED, EINPROGRESS};
+    uint16_t port = 0;
+    (void)fd;
+    if (length >= 4)
+        memcpy(&port, (const uint8_t *)address + 2, sizeof port);
+    errno = results[ntohs(port) % 3];
+    return errno ? -1 : 0;
+}
+
 static void drain(int fd)
 {
     static uint8_t buffer[64 * 1024];
@@ -75,7 +89,9 @@ static void settle(int host, int rounds)
     static int waits = 1000;
     for (int i = 0; i < rounds; i++) {
         enum phase before = agent.phase;
-        bool busy = (before == PREPARING || before == RUNNING || before == COLLECTING) && waits-- > 0;
+        bool working = before == PREPARING || before == RUNNING || before == COLLECTING ||
+                       (before == IN_SESSION && channel_count() > 0);
+        bool busy = working && waits-- > 0;
         serve_once(busy ? 1 : 0);
         drain(host);
         if (!busy)
@@ -134,6 +150,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 static uint64_t random_state;
 static uint8_t flags; /* of the next RUN or PREPARE */
 static unsigned credits, inputs; /* numbers of frames of these types so far */
+static bool in_session;          /* SESSION was put */
+static uint16_t opened;          /* the last channel that was opened */
 
 static uint32_t next_random(void)
 {
@@ -167,6 +185,8 @@ static size_t put_payload(uint8_t *at, enum frame_type type)
         memcpy(at, (const uint8_t[]){VERSION, 0, 30, 0}, 4);
         return 16;
     case ARG:
+        if (in_session && next_random() % 2)
+            return PUT_ONE_OF(at, "stat", "list", "read", "archive", "ports", ".", "x", "deep", "1", "4");
         return PUT_ONE_OF(at, "out", "exit", "out", "exit", "stay", "wait", "wait", "out", "exit", "out", "nothing");
     case ENV:
         return PUT_ONE_OF(at, "A=1", "PATH=/bin", "=", "");
@@ -176,6 +196,22 @@ static size_t put_payload(uint8_t *at, enum frame_type type)
         at[12] = (uint8_t)(next_random() % 16 ? flags * (1 + next_random() % 2) : next_random());
         length = 17 + PUT_ONE_OF(at + 16, ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", "/nowhere");
         return length + PUT_ONE_OF(at + length, "", "", "", "p", "p", "p", "missing", "../p");
+    case SESSION:
+        put_u32(at + 8, 100);
+        return 17;
+    case EXEC:
+        at[8] = (uint8_t)(next_random() % 8 ? next_random() % 4 : next_random());
+        return 16 + PUT_ONE_OF(at + 16, ".", ".", ".", "/nowhere");
+    case CONNECT:
+        put_u16(at, (uint16_t)(1 + next_random() % 60000));
+        put_u16(at + 2, next_random() % 8 ? 4 : (uint16_t)(next_random() % 8));
+        return 4;
+    case RESIZE:
+        put_u32(at, next_random());
+        return 4;
+    case METER:
+        put_u32(at, next_random() % 8 ? 100 : next_random() % 200);
+        return 4;
     case STDIN:
         return inputs++ % 2 ? 0 : 1 + next_random() % 4096;
     case CREDIT:
@@ -183,7 +219,8 @@ static size_t put_payload(uint8_t *at, enum frame_type type)
         return 4;
     case SIGNAL:
         at[0] = (uint8_t)(next_random() % 8 ? 9 : next_random() % 70);
-        return 1;
+        at[1] = next_random() % 2;
+        return in_session ? 2 : 1;
     case COLLECT:
         put_u32(at, next_random() % 4 ? 1 << 20 : next_random() % 100);
         put_u32(at + 8, next_random() % 4 ? 100 : next_random() % 3);
@@ -208,6 +245,19 @@ static size_t put_payload(uint8_t *at, enum frame_type type)
     }
 }
 
+/* The channel of a frame: a new one for a command's strings and for what opens it, mostly an open one for others. */
+static uint16_t channel_for(enum frame_type type)
+{
+    if (!in_session || type < ARG || type == COLLECT || type == PING || (type > DISCARD && type < EXEC) ||
+        type > CLOSE)
+        return 0;
+    if (type == ARG || type == ENV)
+        return opened + 1;
+    if (type == EXEC || type == CONNECT)
+        return ++opened;
+    return (uint16_t)(next_random() % 16 ? 1 + next_random() % (opened + 1u) : next_random());
+}
+
 static size_t put_frame(uint8_t *at, enum frame_type type)
 {
     size_t length = put_payload(at + HEADER_SIZE, type);
@@ -216,7 +266,12 @@ static size_t put_frame(uint8_t *at, enum frame_type type)
     put_u32(at, next_random() % 200 ? (uint32_t)length : next_random());
     at[4] = (uint8_t)type;
     at[5] = (uint8_t)(next_random() % 30 ? 1 + credits++ % 3 : next_random() % 6);
-    at[6] = at[7] = 0;
+    put_u16(at + 6, channel_for(type));
+    if (at[6] && (type == STDIN || type == SIGNAL || type == RESIZE || type == CLOSE) && next_random() % 30)
+        at[5] = 0;
+    else if (at[6] && next_random() % 30)
+        at[5] = (uint8_t)(1 + credits % 2);
+    in_session |= type == SESSION;
     return HEADER_SIZE + length;
 }
 
@@ -233,13 +288,20 @@ static const struct scenario {
              RUN, CREDIT, CREDIT, SIGNAL, COLLECT, CREDIT, CREDIT, CREDIT),
     SCENARIO(WELCOME, LAYER, ARG, PREPARE, PREPARE, ARG, PREPARE, SUSPEND, IDENTITY, WELCOME, ARG, RUN, CREDIT, CREDIT,
              STDIN, SIGNAL, REST, ARG, RUN, CREDIT, CREDIT, CREDIT, SIGNAL, COLLECT),
+    SCENARIO(WELCOME, SESSION, METER, ARG, ENV, EXEC, CREDIT, CREDIT, ARG, ARG, EXEC, CREDIT, CREDIT, STDIN, STDIN,
+             SIGNAL, RESIZE, CONNECT, CREDIT, STDIN, CLOSE, DISCARD, CLOSE, ARG, ARG, ARG, ARG, EXEC, CREDIT, CREDIT,
+             CONNECT, CLOSE, STDIN, CLOSE, SUSPEND, IDENTITY, WELCOME, CHANNELS, CREDIT, CREDIT, ARG, EXEC, CREDIT,
+             CLOSE, CLOSE, PING, CLOSE),
+    SCENARIO(WELCOME, ARG, PREPARE, SESSION, ARG, EXEC, ARG, EXEC, ARG, EXEC, ARG, ARG, ARG, EXEC, ARG, ARG, ARG, EXEC,
+             CREDIT, CREDIT, CREDIT, CREDIT, CREDIT, CREDIT, STDIN, CLOSE, CLOSE, CLOSE, CLOSE, SIGNAL, SIGNAL, CLOSE),
 };
 
 /* Half of the inputs follow their scenario; in the others frames are dropped and inserted at random. */
 static size_t make_input(uint8_t *data, size_t max_size)
 {
     static const uint8_t types[] = {WELCOME, ARG, ENV, RUN, STDIN, CREDIT, SIGNAL, COLLECT, PING, DISCARD, NETWORK,
-                                    IDENTITY, PREPARE, SUSPEND, REST, LAYER, SECRET, 0x00, 0x0A, 0xFF};
+                                    IDENTITY, PREPARE, SUSPEND, REST, LAYER, SECRET, SESSION, EXEC, CONNECT, RESIZE,
+                                    CLOSE, CHANNELS, METER, 0x00, 0x0A, 0xFF};
     const struct scenario *scenario = &scenarios[next_random() % (sizeof scenarios / sizeof scenarios[0])];
     bool mutated = next_random() % 2;
     size_t length = 0;
@@ -252,7 +314,8 @@ static size_t make_input(uint8_t *data, size_t max_size)
             length += put_frame(data + length, scenario->types[i]);
         }
     }
-    inputs = 0;
+    inputs = opened = 0;
+    in_session = false;
     return length;
 }
 

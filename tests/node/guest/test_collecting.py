@@ -84,12 +84,12 @@ async def test_thousands_of_files_come_with_the_host_answered_meanwhile(connect_
         received = []
         await agent.connection._frames.grant(Stream.ARTIFACTS, 100)
         while received.count(FrameType.ARTIFACT_DATA) < 100:  # now it waits for credit
-            length, frame_type, _ = wire.parse_header(await agent.connection._frames._reader.readexactly(8))
+            length, frame_type, _, _ = wire.parse_header(await agent.connection._frames._reader.readexactly(8))
             await agent.connection._frames._reader.readexactly(length)
             received.append(frame_type)
         await agent.connection._frames.send(wire.frame(FrameType.SIGNAL, b"\x0f") + wire.frame(FrameType.PING))
         while received[-1] is not FrameType.PONG:
-            length, frame_type, _ = wire.parse_header(await agent.connection._frames._reader.readexactly(8))
+            length, frame_type, _, _ = wire.parse_header(await agent.connection._frames._reader.readexactly(8))
             await agent.connection._frames._reader.readexactly(length)
             received.append(frame_type)
         assert FrameType.COLLECTED not in received

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.process
 def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     binary = tmp_path_factory.mktemp("fuzz") / "fuzz_agent"
     source = Path(__file__).with_name("fuzz_agent.c")
-    compile_with_agent(binary, source, "-DBELLJAR_FUZZ_MAIN", "-Wl,--wrap=execvpe")
+    compile_with_agent(binary, source, "-DBELLJAR_FUZZ_MAIN", "-Wl,--wrap=execvpe,--wrap=connect")
     return binary
 
 

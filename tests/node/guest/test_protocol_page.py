@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from belljar.node.guest import connection, frame_stream, wire
+from belljar.node.guest import channel, connection, frame_stream, session, wire
 from belljar.node.guest.wire import FrameType, RunFlag, Stage, Stream
 from support.conversation import AGENT
 from support.paths import ROOT
@@ -37,8 +37,8 @@ def test_the_direction_is_bit_7_of_the_type() -> None:
 
 
 def test_the_header_is_that_of_the_code() -> None:
-    assert wire.HEADER.format == "<IBBH"  # length in bytes 0-3, type in 4, stream in 5, zero in 6-7
-    for field in ("| 0–3 | length |", "| 4 | type |", "| 5 | stream |", "| 6–7 | zero |"):
+    assert wire.HEADER.format == "<IBBH"  # length in bytes 0-3, type in 4, stream in 5, channel in 6-7
+    for field in ("| 0–3 | length |", "| 4 | type |", "| 5 | stream |", "| 6–7 | channel |"):
         assert field in PAGE
 
 
@@ -49,6 +49,12 @@ def test_the_streams_stages_and_flags_have_their_numbers() -> None:
     assert f"stage u32 ({stages})" in payload_of(FrameType.FAILED)
     flags = re.findall(r"^\| (\d+) \| `([A-Z_]+)` \|", PAGE, re.M)
     assert [(int(bit), name) for bit, name in flags] == [(each.value, each.name) for each in RunFlag]
+
+
+def test_the_table_of_file_operations_has_each_with_its_arguments() -> None:
+    rows = dict(re.findall(r"^\| `([a-z]+)`((?: [a-z]+)*) \|", PAGE, re.M))
+    table = re.findall(r'\{"([a-z]+)", (\d+), [a-z_]+\}', (AGENT / "file_operation.c").read_text())
+    assert {name: len(arguments.split()) for name, arguments in rows.items()} == {n: int(count) for n, count in table}
 
 
 def test_every_frame_type_is_in_a_conversation() -> None:
@@ -73,6 +79,10 @@ def test_the_limits_on_the_conversation_are_those_of_the_code() -> None:
     assert f"up to {frame_stream.WINDOW:,} bytes of a stream" in TEXT
     assert f"sends at most {wire.STDIN_WINDOW:,} bytes ahead" in TEXT
     assert f"at most {frame_stream.FRAMES_PER_SECOND:,} frames a second" in TEXT
+    assert f"grants {channel.IDLE_WINDOW:,} bytes of a stream until it is read, then {channel.READER_WINDOW:,}" in TEXT
+    assert f"the agent takes {wire.STDIN_WINDOW:,} bytes of input" in TEXT
+    assert f"{session.MAX_COMMANDS} commands (with file operations) and {session.MAX_CONNECTIONS} connections" in TEXT
+    assert f"places for {session.MAX_CHANNELS:,} channels" in TEXT
     assert f"`PING` every {frame_stream.PING_SECONDS} seconds" in TEXT
     assert f"`silence_seconds` ({connection.SILENCE_SECONDS} by default; 0: no limit)" in TEXT
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from belljar.model.job import Resources
 from belljar.node.worker.capacity import MACHINE_OVERHEAD_MB, Capacity
+from belljar.system.idle_processors import IdleProcessors
 from support.examples import examples
 
 SMALL, BUILDER = Resources(vcpus=1, memory_mb=128), Resources(vcpus=2, memory_mb=1024)
@@ -145,3 +147,32 @@ async def test_whatever_is_asked_for_everybody_is_served_and_no_more_is_promised
     async with asyncio.timeout(10):
         await asyncio.gather(*(use(number, *each) for number, each in enumerate(requests)))
     assert capacity.jobs == 0 and capacity.free()[0] == 4
+
+
+class Idle(IdleProcessors):
+    """As many idle processors as the test says."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def take(self) -> bool:
+        self.count -= 1
+        return self.count >= 0
+
+
+def test_background_work_gets_the_processors_that_jobs_do_not_hold_or_do_not_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    idle = Idle(0)
+    capacity = Capacity(8, 10_000, idle_processors=idle)
+    assert [capacity.has_spare_processor(used) for used in (0, 3, 4)] == [True, True, False]
+    capacity.hold("a", Resources(vcpus=3, memory_mb=128))
+    assert [capacity.has_spare_processor(used) for used in (0, 1)] == [True, False]
+    capacity.hold("b", Resources(vcpus=3, memory_mb=128))
+    assert not capacity.has_spare_processor(0)
+    idle.count = 1
+    assert [capacity.has_spare_processor(0), capacity.has_spare_processor(1)] == [True, False]
+    idle.count = 9
+    assert [capacity.has_spare_processor(used) for used in (3, 4)] == [True, False]

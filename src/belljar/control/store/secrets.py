@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection, Row, func, select
 
+from belljar.control.store.audit import record_change
 from belljar.control.store.database import Database
 from belljar.control.store.schema import secrets
 from belljar.model.errors import InvalidOption
@@ -93,6 +94,7 @@ class SqlSecrets:
                 connection.execute(secrets.insert().values(project=project, name=name, created_at=now, **values))
             else:
                 connection.execute(secrets.update().where(this).values(**values))
+            record_change(connection, "secret.set", name, project=project, version=version)
             created_at = now if before is None else before.created_at
             return Secret(name=name, version=version, created_at=created_at, updated_at=now)
 
@@ -113,7 +115,14 @@ class SqlSecrets:
     async def remove(self, project: str, name: str) -> Secret | None:
         """Remove a secret and return its record; None when there is none."""
         query = secrets.delete().where(secrets.c.project == project, secrets.c.name == name).returning(secrets)
-        row = await self._database.writing(lambda connection: connection.execute(query).one_or_none())
+
+        def remove(connection: Connection) -> Row[Any] | None:
+            row = connection.execute(query).one_or_none()
+            if row is not None:
+                record_change(connection, "secret.remove", name, project=project, version=row.version)
+            return row
+
+        row = await self._database.writing(remove)
         return None if row is None else _secret(row)
 
     async def key_ids(self) -> frozenset[str]:
@@ -140,6 +149,8 @@ class SqlSecrets:
                     .where(secrets.c.project == row.project, secrets.c.name == row.name)
                     .values(key_id=sealed.key_id, sealed=sealed.data)
                 )
+            if rows:
+                record_change(connection, "secret.reseal", key_id, secrets=len(rows))
             return len(rows)
 
         return await self._database.writing(write)

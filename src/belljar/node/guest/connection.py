@@ -1,15 +1,16 @@
 """The connection to one machine's agent: its handshake, the machine's configuration, and the entry to each operation.
 
 One operation runs at a time. The connection reads only inside an operation and writes only what the protocol allows at
-that point.
+that point. A session is one operation, in which many commands run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal as signals
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from ipaddress import IPv4Address, IPv4Interface
 
 from belljar.model.errors import GuestProtocolError
@@ -17,6 +18,7 @@ from belljar.node.guest import artifacts, command, requests, wire
 from belljar.node.guest.command import Command
 from belljar.node.guest.frame_stream import FrameStream
 from belljar.node.guest.identity import Identity
+from belljar.node.guest.session import Session, SessionRequest
 from belljar.node.guest.sinks import ArtifactSink, OutputSink
 from belljar.node.guest.wire import FrameType, RunFlag
 
@@ -105,6 +107,22 @@ class AgentConnection:
         when the command could not be started, MachineError.
         """
         return await self._run(job, stdin, sink, on_started, RunFlag.KEEP if job.keep else RunFlag(0))
+
+    @contextlib.asynccontextmanager
+    async def open_session(self, request: SessionRequest) -> AsyncIterator[Session]:
+        """Use the machine as a sandbox: run many commands at once, instead of `run`.
+
+        At the block's end the session is over; its commands run until the machine ends. Raises CommandFailed when the
+        session could not be started, MachineError.
+        """
+        async with Session(self._frames, reply_seconds=self.reply_seconds).run(request) as session:
+            yield session
+
+    @contextlib.asynccontextmanager
+    async def resume_session(self) -> AsyncIterator[Session]:
+        """Continue the session of a machine that was suspended in one, after `resume`. Raises MachineError."""
+        async with Session(self._frames, reply_seconds=self.reply_seconds).run(None) as session:
+            yield session
 
     async def signal(self, number: signals.Signals) -> None:
         """Send a signal to the command's process group; SIGKILL ends every process of the job. Raises MachineDied."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,10 @@ class FrameStream:
         except OSError:
             raise MachineDied("lost the connection to the guest agent") from None
 
+    def close(self) -> None:
+        """Close the stream; the agent ends its machine."""
+        self._writer.close()
+
     async def receive(self, timeout_seconds: float | None = None) -> wire.Message:
         """Return the next message of an operation, checked against credit; PONG and STDIN_CREDIT are handled here.
 
@@ -80,6 +84,19 @@ class FrameStream:
                 return await self._receive()
         except TimeoutError:
             raise MachineTimeout(f"the guest agent did not answer within {timeout_seconds:g} s") from None
+
+    async def receive_of_any_channel(self) -> tuple[int, wire.Message]:
+        """Return the next message with its channel; the caller checks credit, PONG is handled here.
+
+        Raises MachineDied, GuestProtocolError.
+        """
+        while True:
+            await self._rate.acquire()
+            channel, message = await self._read_frame()
+            if isinstance(message, wire.Pong) and channel == 0:
+                self._accept_pong()
+                continue
+            return channel, message
 
     async def grant(self, stream: Stream, size: int) -> None:
         """Allow the agent `size` more bytes of a stream. Raises MachineDied."""
@@ -106,9 +123,9 @@ class FrameStream:
         await self.send(wire.frame(FrameType.STDIN))
 
     @contextlib.asynccontextmanager
-    async def keep_alive(self) -> AsyncIterator[None]:
-        """Send PING every PING_SECONDS while the block runs."""
-        async with self.background(self._ping()):
+    async def keep_alive(self, wanted: Callable[[], bool] = lambda: True) -> AsyncIterator[None]:
+        """Send PING every PING_SECONDS while the block runs and `wanted` returns True."""
+        async with self.background(self._ping(wanted)):
             yield
 
     @contextlib.asynccontextmanager
@@ -131,7 +148,9 @@ class FrameStream:
     async def _receive(self) -> wire.Message:
         while True:
             await self._rate.acquire()
-            message = await self._read_frame()
+            channel, message = await self._read_frame()
+            if channel != 0:
+                raise GuestProtocolError(f"frame for channel {channel} from guest agent without a session")
             match message:
                 case wire.Output(stream, data):
                     self._use_credit(stream, len(data))
@@ -141,30 +160,35 @@ class FrameStream:
                     self._add_stdin_credit(size)
                     continue
                 case wire.Pong():
-                    self._pings -= 1
-                    if self._pings < 0:
-                        raise GuestProtocolError("unexpected PONG from guest agent")
+                    self._accept_pong()
                     continue
                 case _:
                     pass
             return message
 
-    async def _ping(self) -> None:
+    def _accept_pong(self) -> None:
+        self._pings -= 1
+        if self._pings < 0:
+            raise GuestProtocolError("unexpected PONG from guest agent")
+
+    async def _ping(self, wanted: Callable[[], bool]) -> None:
         while True:
             await asyncio.sleep(PING_SECONDS)
+            if not wanted():
+                return
             self._pings += 1
             await self.send(wire.frame(FrameType.PING))
 
-    async def _read_frame(self) -> wire.Message:
+    async def _read_frame(self) -> tuple[int, wire.Message]:
         self._frames += 1
         if self._frames % _FRAMES_PER_TURN == 0:
             await asyncio.sleep(0)  # reading buffered frames does not suspend, so other tasks would not run
         try:
-            length, frame_type, stream = wire.parse_header(await self._reader.readexactly(wire.HEADER.size))
+            length, frame_type, stream, channel = wire.parse_header(await self._reader.readexactly(wire.HEADER.size))
             payload = await self._reader.readexactly(length) if length else b""
         except (asyncio.IncompleteReadError, OSError):
             raise MachineDied("lost the connection to the guest agent") from None
-        return wire.parse(frame_type, stream, payload)
+        return channel, wire.parse(frame_type, stream, payload)
 
     def _use_credit(self, stream: Stream, size: int) -> None:
         left = self._credit.get(stream, 0) - size

@@ -17,6 +17,7 @@ from belljar.node.guest.wire import (
     MAX_SECRET_NAME,
     SEED_BYTES,
     VERSION,
+    ExecFlag,
     FrameType,
     RunFlag,
     Stream,
@@ -27,6 +28,8 @@ _MAX_NAMESERVERS = 3
 _WELCOME = struct.Struct("<HHIQ")
 _RUN = struct.Struct("<IIII")
 _CREDIT = struct.Struct("<I")
+_EXEC = struct.Struct("<IIIHH")
+_PAIR = struct.Struct("<HH")
 #: Address and gateway in network byte order, MTU, prefix length, number of name servers, and room for three of them.
 _NETWORK = struct.Struct("<4s4sHBB12s")
 #: Bytes of the script's file system and of the layer behind it on the script's disk.
@@ -48,16 +51,17 @@ def identity(seed: bytes, hostname: str) -> bytes:
     return frame(FrameType.IDENTITY, seed + hostname.encode())
 
 
-def strings(argv: Iterable[str], env: dict[str, str]) -> bytes:
+def strings(argv: Iterable[str], env: dict[str, str], channel: int = 0) -> bytes:
     """Encode a command's arguments and environment, one frame each. Raises ValueError when one is too long."""
-    frames = [frame(FrameType.ARG, arg.encode()) for arg in argv]
-    frames += [frame(FrameType.ENV, f"{name}={text}".encode()) for name, text in env.items()]
+    frames = [frame(FrameType.ARG, arg.encode(), channel=channel) for arg in argv]
+    frames += [frame(FrameType.ENV, f"{name}={text}".encode(), channel=channel) for name, text in env.items()]
     return b"".join(frames)
 
 
-def secret_strings(env: Mapping[str, SecretValue]) -> bytes:
+def secret_strings(env: Mapping[str, SecretValue], channel: int = 0) -> bytes:
     """Encode variables whose values are secrets, one ENV frame each. Raises ValueError when one is too long."""
-    return b"".join(frame(FrameType.ENV, name.encode() + b"=" + value.reveal()) for name, value in env.items())
+    texts = (name.encode() + b"=" + value.reveal() for name, value in env.items())
+    return b"".join(frame(FrameType.ENV, text, channel=channel) for text in texts)
 
 
 def secret_file(name: str, value: SecretValue, *, uid: int, gid: int) -> bytes:
@@ -79,6 +83,31 @@ def run(*, uid: int, gid: int, max_processes: int, flags: RunFlag, cwd: bytes, p
 def prepare(*, uid: int, gid: int, max_processes: int, flags: RunFlag, prefork: str = "") -> bytes:
     """Encode PREPARE: start processes that wait, among them the prefork program of that name if one is given."""
     return frame(FrameType.PREPARE, _request(uid, gid, max_processes, flags, b"/", prefork))
+
+
+def session(*, uid: int, gid: int, max_processes: int, flags: RunFlag) -> bytes:
+    """Encode SESSION: run commands on channels from now on."""
+    return frame(FrameType.SESSION, _request(uid, gid, max_processes, flags, b"/work", ""))
+
+
+def execute(channel: int, *, uid: int, gid: int, flags: ExecFlag, columns: int, rows: int, cwd: bytes) -> bytes:
+    """Encode EXEC: run the strings sent before on a new channel."""
+    return frame(FrameType.EXEC, _EXEC.pack(uid, gid, flags, columns, rows) + cwd, channel=channel)
+
+
+def connect(channel: int, port: int, *, ipv6: bool) -> bytes:
+    """Encode CONNECT: connect a new channel to a port of the machine's loopback device."""
+    return frame(FrameType.CONNECT, _PAIR.pack(port, 6 if ipv6 else 4), channel=channel)
+
+
+def resize(channel: int, columns: int, rows: int) -> bytes:
+    """Encode RESIZE: the channel's terminal has this size."""
+    return frame(FrameType.RESIZE, _PAIR.pack(columns, rows), channel=channel)
+
+
+def meter(interval_ms: int) -> bytes:
+    """Encode METER: send USAGE at this interval; 0 ends it."""
+    return frame(FrameType.METER, _CREDIT.pack(interval_ms))
 
 
 def _request(uid: int, gid: int, max_processes: int, flags: RunFlag, cwd: bytes, prefork: str) -> bytes:
@@ -107,9 +136,9 @@ def layer(script_bytes: int, layer_bytes: int, path: str) -> bytes:
     return frame(FrameType.LAYER, _LAYER.pack(script_bytes, layer_bytes) + folder)
 
 
-def credit(stream: Stream, size: int) -> bytes:
+def credit(stream: Stream, size: int, channel: int = 0) -> bytes:
     """Encode CREDIT: the agent may send `size` more bytes of the stream."""
-    return frame(FrameType.CREDIT, _CREDIT.pack(size), stream)
+    return frame(FrameType.CREDIT, _CREDIT.pack(size), stream, channel)
 
 
 def collect(globs: Sequence[bytes], *, max_bytes: int, max_count: int) -> bytes:

@@ -1,9 +1,9 @@
-"""The wire protocol between host and agent, version 4: its numbers, and the parser of the agent's frames.
+"""The wire protocol between host and agent, version 5: its numbers, and the parser of the agent's frames.
 
 A frame is a header of 8 bytes, little-endian: payload length (u32, at most `MAX_PAYLOAD`), type (u8), stream (u8), and
-two zero bytes; then the payload. Every byte from the guest is hostile: `parse` rejects each frame that does not have
-exactly its type's form. requests.py encodes the host's frames, frame_stream.py sends and receives, docs/protocol.md
-describes the protocol.
+channel (u16, 0: the conversation itself); then the payload. Every byte from the guest is hostile: `parse` rejects each
+frame that does not have exactly its type's form. channel_messages.py has the messages of a session, requests.py encodes
+the host's frames, frame_stream.py sends and receives, docs/protocol.md describes the protocol.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
 from belljar.model.errors import GuestProtocolError
+from belljar.node.guest import channel_messages
+from belljar.node.guest.channel_messages import ChannelState, Closed, Connected, Serving, StreamEnd, Usage
 
-VERSION = 4
+VERSION = 5
 HEADER = struct.Struct("<IBBH")
 #: Bytes of a frame's payload: Linux's limit on one argument or environment string (MAX_ARG_STRLEN).
 MAX_PAYLOAD = 128 * 1024
@@ -59,6 +61,13 @@ class FrameType(IntEnum):
     REST = 0x10
     LAYER = 0x11
     SECRET = 0x12
+    SESSION = 0x13
+    EXEC = 0x14
+    CONNECT = 0x15
+    RESIZE = 0x16
+    CLOSE = 0x17
+    CHANNELS = 0x18
+    METER = 0x19
 
     HELLO = 0x81
     STARTED = 0x82
@@ -73,6 +82,12 @@ class FrameType(IntEnum):
     PREPARED = 0x8B
     SUSPENDED = 0x8C
     RESTED = 0x8D
+    SERVING = 0x8E
+    CONNECTED = 0x8F
+    END = 0x90
+    CLOSED = 0x91
+    CHANNEL = 0x92
+    USAGE = 0x93
 
 
 class Stage(IntEnum):
@@ -96,6 +111,17 @@ class RunFlag(IntFlag):
     KEEP = 2
     #: A warm-up command of belljar's own: the script's disk is unmounted afterwards, the working folder discarded.
     WARM_UP = 4
+    #: A session has a script's disk to mount; without it the working folder is empty.
+    SCRIPT = 8
+
+
+class ExecFlag(IntFlag):
+    """How the agent runs a command of a session."""
+
+    #: Its standard streams are a terminal.
+    TERMINAL = 1
+    #: It is one of the agent's file operations, not a program.
+    FILES = 2
 
 
 class Stream(IntEnum):
@@ -228,25 +254,31 @@ Message = (
     | Prepared
     | Suspended
     | Rested
+    | Serving
+    | Connected
+    | StreamEnd
+    | Closed
+    | ChannelState
+    | Usage
 )
 
 
-def frame(frame_type: FrameType, payload: bytes = b"", stream: Stream = Stream.NONE) -> bytes:
+def frame(frame_type: FrameType, payload: bytes = b"", stream: Stream = Stream.NONE, channel: int = 0) -> bytes:
     """Encode one whole frame. Raises ValueError when the payload is over MAX_PAYLOAD bytes."""
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"a payload of {len(payload)} bytes is over {MAX_PAYLOAD}")
-    return HEADER.pack(len(payload), frame_type, stream, 0) + payload
+    return HEADER.pack(len(payload), frame_type, stream, channel) + payload
 
 
-def parse_header(data: bytes) -> tuple[int, FrameType, Stream]:
-    """Return payload length in bytes, type and stream of an agent's frame. Raises GuestProtocolError."""
-    length, number, stream, zero = HEADER.unpack(data)
+def parse_header(data: bytes) -> tuple[int, FrameType, Stream, int]:
+    """Return payload length in bytes, type, stream and channel of an agent's frame. Raises GuestProtocolError."""
+    length, number, stream, channel = HEADER.unpack(data)
     if length > MAX_PAYLOAD:
         raise GuestProtocolError(f"frame of {length} bytes from guest agent exceeds the limit of {MAX_PAYLOAD}")
-    if zero != 0 or number < FrameType.HELLO:
+    if number < FrameType.HELLO:
         raise GuestProtocolError("invalid frame header from guest agent")
     try:
-        return length, FrameType(number), Stream(stream)
+        return length, FrameType(number), Stream(stream), channel
     except ValueError:
         raise GuestProtocolError(f"unknown frame type {number:#04x} or stream {stream} from guest agent") from None
 
@@ -257,6 +289,8 @@ def parse(frame_type: FrameType, stream: Stream, payload: bytes) -> Message:
         if stream not in (Stream.STDOUT, Stream.STDERR) or not payload:
             raise GuestProtocolError("invalid OUTPUT frame (empty, or unknown stream)")
         return Output(stream, payload)
+    if frame_type is FrameType.END and stream is Stream.STDOUT:
+        stream = Stream.NONE  # the only stream that a connection has
     if stream is not Stream.NONE:
         raise GuestProtocolError(f"invalid {frame_type.name} frame (stream {stream.name} set)")
     try:
@@ -339,4 +373,10 @@ _PARSERS: dict[FrameType, Callable[[bytes], Message]] = {
     FrameType.PREPARED: _empty(Prepared),
     FrameType.SUSPENDED: _empty(Suspended),
     FrameType.RESTED: _empty(Rested),
+    FrameType.SERVING: _empty(Serving),
+    FrameType.CONNECTED: _empty(Connected),
+    FrameType.END: _empty(StreamEnd),
+    FrameType.CLOSED: channel_messages.closed,
+    FrameType.CHANNEL: channel_messages.channel_state,
+    FrameType.USAGE: channel_messages.usage,
 }

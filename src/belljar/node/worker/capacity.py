@@ -18,6 +18,7 @@ from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
 from belljar.settings.jobs import JobSettings
 from belljar.system.disk_space import MB, DiskSpace
+from belljar.system.idle_processors import IdleProcessors
 
 log = structlog.get_logger()
 
@@ -62,6 +63,8 @@ class Capacity:
     used_mb: float = 0.0
     #: What watches the disk; None: disk is not counted.
     disk: DiskSpace | None = None
+    #: Processors that nothing uses, whatever jobs were promised.
+    idle_processors: IdleProcessors = field(default_factory=IdleProcessors)
     #: Set whenever what is free has changed.
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     _held: dict[str, Resources] = field(default_factory=dict)
@@ -213,9 +216,12 @@ class Capacity:
         """Return the memory that jobs leave now, in MiB: waiting clones may use it until a job needs it."""
         return max(0.0, self.memory_mb - max(_promised_mb([*self._held.values()]) / self.overcommit, self.used_mb))
 
-    def is_busy(self) -> bool:
-        """Return whether jobs use every processor of this host."""
-        return sum(held.vcpus for held in self._held.values()) >= (os.cpu_count() or 1)
+    def has_spare_processor(self, used: int) -> bool:
+        """Return whether jobs leave a processor beside `used` ones: none holds it, or its holder leaves it idle."""
+        processors = os.cpu_count() or 1
+        if used + sum(held.vcpus for held in self._held.values()) < processors:
+            return True
+        return used < processors and self.idle_processors.take()
 
     @property
     def jobs(self) -> int:

@@ -3,85 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, cast
 
 import pytest
 
-from belljar.model.errors import MachineDied
-from belljar.node.machines.protocol import Clone
+from belljar.node.machines.provision import pool as pool_module
 from belljar.node.machines.provision import warm_clone as warm_clone_module
+from belljar.node.machines.provision.demand import Demand
 from belljar.node.machines.provision.pool import WarmPool
-from belljar.node.machines.provision.warm_clone import PoolBucket, WarmClone
-
-
-class Token:
-    """Stands for a clone: it can die, and it is ended once."""
-
-    numbers = itertools.count()
-
-    def __init__(self) -> None:
-        self.id = f"token{next(self.numbers)}"
-        self.died = asyncio.Event()
-        self.ended = 0
-
-    async def death(self) -> str:
-        await self.died.wait()
-        return "dead"
-
-
-class Maker:
-    def __init__(self, memory_mb: float = 40) -> None:
-        self.made: list[Token] = []
-        self.memory_mb = memory_mb
-        self.fails = False
-
-    async def __call__(self) -> WarmClone:
-        if self.fails:
-            raise MachineDied("no luck")
-        token = Token()
-        stack = AsyncExitStack()
-
-        async def end() -> None:
-            token.ended += 1
-
-        stack.push_async_callback(end)
-        self.made.append(token)
-        return WarmClone(cast(Clone, token), cast(Any, None), stack, self.memory_mb)
-
-    @property
-    def alive(self) -> list[Token]:
-        return [token for token in self.made if not token.ended]
-
-
-def a_pool(**more: Any) -> WarmPool:
-    options: dict[str, Any] = {"fixed_size": None, "max_size": 4, "memory_mb": 1000, "is_busy": lambda: False}
-    return WarmPool(**(options | more))
-
-
-@asynccontextmanager
-async def running(pool: WarmPool, free_memory_mb: float = 10_000) -> AsyncIterator[None]:
-    task = asyncio.create_task(pool.run(lambda: free_memory_mb))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-async def settle(pool: WarmPool) -> None:
-    """Wait until the pool has checked everything at least once more."""
-    for _ in range(3):
-        pool._changed.set()
-        await asyncio.sleep(0.02)
+from belljar.node.machines.provision.warm_clone import WarmClone
+from support.pool_tokens import Maker, a_pool, running, settle, until
 
 
 async def test_one_clone_waits_after_the_first_demand_and_all_end_with_the_pool() -> None:
@@ -105,17 +35,6 @@ async def test_a_taken_clone_is_replaced_and_belongs_to_the_taker() -> None:
     assert [token.ended for token in make.made] == [0, 1]
     await taken.end()
     assert await pool.take("a") is None
-
-
-async def test_a_bucket_holds_the_largest_burst_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(warm_clone_module.time, "monotonic", lambda: now)
-    bucket = PoolBucket(Maker())
-    assert bucket.target_size(4) == 0
-    bucket.demand_times.extend([990.0, 999.0, 999.1, 999.2])
-    assert (bucket.target_size(4), bucket.target_size(2)) == (3, 2)
-    now = 1000.0 + warm_clone_module.DEMAND_SECONDS
-    assert bucket.target_size(4) == 0
 
 
 async def test_a_dead_clone_is_not_given_away_and_is_replaced() -> None:
@@ -171,7 +90,7 @@ async def test_jobs_reclaim_the_memory_of_clones() -> None:
 
 async def test_no_clone_is_made_while_jobs_use_every_processor() -> None:
     busy = True
-    pool, make = a_pool(is_busy=lambda: busy), Maker()
+    pool, make = a_pool(has_spare_processor=lambda making: not busy), Maker()
     async with running(pool):
         pool.record_demand("a", make)
         await settle(pool)
@@ -229,7 +148,8 @@ async def test_jobs_come_while_surplus_clones_are_being_ended(meanwhile: str, mo
         for _ in range(3):
             pool.record_demand("a", make)
         await until(lambda: pool.counts() == {"a": 3})
-        monkeypatch.setattr(PoolBucket, "target_size", lambda self, max_size: 1 if self.make is other else 0)
+        monkeypatch.setattr(WarmPool, "_target_size", lambda self, bucket: 1 if bucket.make is other else 0)
+        pool._changed.set()
         await until(lambda: make.ending > 0)
         if meanwhile == "take one":
             taken = await pool.take("a")
@@ -251,5 +171,18 @@ async def test_buckets_without_demand_are_forgotten(monkeypatch: pytest.MonkeyPa
     async with running(pool):
         for number in range(500):
             pool.record_demand(f"bucket {number}", make)
-        monkeypatch.setattr(warm_clone_module, "DEMAND_SECONDS", -1.0)
+        monkeypatch.setattr(Demand, "is_recent", lambda *_: False)
+        pool._changed.set()
         await until(lambda: pool.counts() == {})
+
+
+async def test_many_shapes_displace_the_least_recent_that_has_no_clone() -> None:
+    pool, make = a_pool(memory_mb=50), Maker(memory_mb=40)
+    async with running(pool):
+        pool.record_demand("kept", make)
+        await until(lambda: pool.counts() == {"kept": 1})
+        for number in range(100):
+            pool.record_demand(f"shape {number}", make)
+        assert len(pool.counts()) == pool_module._MAX_BUCKETS
+        assert {"kept", "shape 99", "shape 50"} <= pool.counts().keys()
+        assert "shape 0" not in pool.counts()

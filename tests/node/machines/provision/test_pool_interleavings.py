@@ -66,7 +66,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     @initialize(fixed=st.sampled_from([None, None, 1, 3]))
     def begin(self, fixed: int | None) -> None:
-        self.pool = WarmPool(fixed_size=fixed, max_size=3, memory_mb=400, is_busy=lambda: self.busy)
+        self.pool = WarmPool(
+            fixed_size=fixed, max_size=3, memory_mb=400, has_spare_processor=lambda making: not self.busy and making < 2
+        )
         self.running = self.steps.start(self.pool.run(lambda: self.free_memory_mb))
 
     async def make(self) -> WarmClone | None:
@@ -149,6 +151,9 @@ class PoolMachine(RuleBasedStateMachine):
         for fake in self.made:
             places = (fake in given) + (fake in waiting) + fake.ends
             assert places == 1, f"{fake.id} is in {places} places"
+        making = [name for name, _ in self.gates.waiting if name == "make"]
+        assert len(making) <= 2, "more clones are made at once than processors are idle"
+        assert len(self.pool._make_tasks) == len(making)
 
     def teardown(self) -> None:
         try:

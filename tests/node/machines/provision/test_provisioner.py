@@ -10,28 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from belljar.images.catalog import Images
 from belljar.model.errors import MachineError
-from belljar.model.image import Image
 from belljar.node.guest.command import Command
-from belljar.node.machines.protocol import MachineSpec, Shape
 from belljar.node.machines.provision.provisioner import MachineProvisioner
-from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.machines.provision.snapshots import Snapshots
+from belljar.node.machines.provision.waiting_processes import WaitingProcesses
 from belljar.node.machines.provision.warm_up import WarmUp
-from belljar.node.machines.qemu.hypervisor import QemuHypervisor
 from belljar.node.worker.plan import DEFAULT_ENV
-from belljar.node.worker.warm_ups import WarmUps
-from belljar.scripts.pack import pack_tree
-from belljar.settings import Settings
-from support.conversation import Collector
+from support.clone_lab import Lab, converse
 from support.running import descendants, name_of
 
 pytestmark = pytest.mark.vm
@@ -62,96 +53,6 @@ print("host-name", os.uname().nodename)
 """
 
 
-@dataclass
-class Lab:
-    settings: Settings
-    image: Image
-    hypervisor: QemuHypervisor
-    warm_up_steps: WarmUp
-    provisioner: MachineProvisioner
-    folder: Path
-    #: Snapshots that tests of this file have made.
-    frozen: Path
-    packing: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def snapshots(self) -> Snapshots:
-        assert self.provisioner.snapshots is not None
-        return self.provisioner.snapshots
-
-    def spec(self, script: Path | None, *, disk_mb: int | None = None) -> MachineSpec:
-        shape = Shape(vcpus=1, memory_mb=128, disk_mb=disk_mb)
-        return MachineSpec(image=self.image, shape=shape, script_disk=script)
-
-    def key(self, *, disk_mb: int | None = None) -> str:
-        return self.snapshots.key(
-            self.hypervisor, self.image, self.spec(None, disk_mb=disk_mb).shape, self.warm_up_steps
-        )
-
-    async def make(self, *, disk_mb: int | None = None) -> Path:
-        """Have a snapshot: the first test of a kind freezes a machine, the others copy its files."""
-        folder = self.snapshots.folder / self.key(disk_mb=disk_mb)
-        first = self.frozen / folder.name
-        if first.exists():
-            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            await asyncio.to_thread(copy, first, folder)
-        else:
-            assert await self.provisioner.make_snapshot(
-                self.hypervisor, self.spec(None, disk_mb=disk_mb), self.warm_up_steps
-            )
-            await asyncio.to_thread(copy, folder, first)
-        assert self.snapshots.find(folder.name) == folder
-        return folder
-
-    async def script(self, text: str) -> Path:
-        disk = self.folder / f"{abs(hash(text))}.erofs"
-        async with self.packing:
-            if not disk.exists():
-                tree = self.folder / f"{disk.name}.d"
-                tree.mkdir()
-                (tree / "main.py").write_text(text)
-                await pack_tree(tree, disk)
-        return disk
-
-    async def run(self, text: str, *, disk_mb: int | None = None) -> tuple[ProvisionedMachine, Collector]:
-        """Run a Python script in a machine of the provisioner."""
-        spec = self.spec(await self.script(text), disk_mb=disk_mb)
-        async with self.provisioner.machine(self.hypervisor, spec, self.warm_up_steps, 60) as ready:
-            return ready, await converse(ready)
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a snapshot with its times, which tell whether it is whole."""
-    subprocess.run(["cp", "--archive", "--sparse=always", source, target], check=True, timeout=60)
-
-
-async def converse(ready: ProvisionedMachine) -> Collector:
-    sink = Collector()
-    command = Command(argv=["python3", "/work/main.py"], env=DEFAULT_ENV, prefork="python")
-    async with asyncio.timeout(60):
-        exited = await ready.connection.run(command, b"", sink, lambda _: None)
-    assert exited.exit_code == 0, sink.stderr
-    return sink
-
-
-@pytest.fixture(scope="module")
-def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("frozen")
-
-
-@pytest.fixture
-async def lab(built_images: Path, frozen: Path, tmp_path: Path) -> AsyncIterator[Lab]:
-    settings = Settings(data_dir=tmp_path / "data")
-    image = Images(built_images).get("python")
-    warm_up_steps = await WarmUps(settings).of(image)
-    hypervisor = QemuHypervisor(settings, "tcg")
-    yield Lab(settings, image, hypervisor, warm_up_steps, MachineProvisioner(Snapshots(settings)), tmp_path, frozen)
-    hypervisor.release_snapshot(Snapshots(settings).folder / "none")
-    assert [pid for pid in descendants(os.getpid()) if "qemu" in name_of(pid)] == []
-    scratch = tmp_path / "data" / "run" / "scratch"
-    assert not scratch.exists() or list(scratch.iterdir()) == []
-
-
 async def test_fifty_clones_are_fifty_machines(lab: Lab) -> None:
     await lab.make()
     room = asyncio.Semaphore(3)
@@ -170,6 +71,33 @@ async def test_fifty_clones_are_fifty_machines(lab: Lab) -> None:
     for name, values in drawn.items():
         values += [each[name.replace("-", " ")] for each in thorough]
         assert len(set(map(str, values))) == len(values) == 50, name
+
+
+async def test_clones_of_processes_that_waited_are_as_unlike_as_others_and_a_lost_one_costs_no_job(lab: Lab) -> None:
+    await lab.make()
+    waiting = WaitingProcesses(max_size=2, has_spare_processor=lambda _: True)
+    provisioner = MachineProvisioner(lab.snapshots, waiting=waiting)
+    background = asyncio.create_task(provisioner.run(lambda: 1000.0))
+    spec = lab.spec(await lab.script(SOURCES))
+    drawn: list[list[str]] = []
+    try:
+        for number in range(6):
+            if number > 0:
+                async with asyncio.timeout(60):
+                    while not sum(waiting.counts().values()):
+                        await asyncio.sleep(0.01)
+            if number == 3:
+                for pid in [pid for pid in descendants(os.getpid()) if "qemu" in name_of(pid)]:
+                    os.kill(pid, signal.SIGSTOP)
+            async with provisioner.machine(lab.hypervisor, spec, lab.warm_up_steps, 60) as ready:
+                assert ready.source == "snapshot"
+                assert ("load" in ready.phases) == (number not in (0, 3))
+                drawn.append((await converse(ready)).stdout.decode().split())
+    finally:
+        background.cancel()
+        await asyncio.gather(background, return_exceptions=True)
+    for each in zip(*(values[1::2] for values in drawn), strict=True):
+        assert len(set(each)) == 6
 
 
 async def test_a_clone_knows_the_time_and_is_fresh(lab: Lab) -> None:
@@ -296,7 +224,9 @@ sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from belljar.images.catalog import Images
 from belljar.node.machines.protocol import MachineSpec, Shape
+from belljar.node.machines.provision import warm_clone as warm_clone_module
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
+from belljar.node.machines.provision.provisioner import MachineProvisioner
 from belljar.node.machines.provision.snapshots import Snapshots
 from belljar.settings import Settings
 from belljar.node.worker.warm_ups import WarmUps

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from belljar.control.api.audited import audited
 from belljar.control.api.bodies import read_secret
 from belljar.control.api.dependencies import ProjectDep, ServicesDep
 from belljar.control.api.openapi import body_of
@@ -31,6 +32,7 @@ class SecretBody(BaseModel):
 
 
 @router.put("/{name}", dependencies=[require(Scope.SECRETS_WRITE)], openapi_extra=body_of(SecretBody))
+@audited("secret.set")
 async def set_secret(request: Request, services: ServicesDep, project: ProjectDep, name: str = NAME) -> dict[str, Any]:
     """Store a new version of a secret. `masked` tells whether what a job prints of it is masked: not below 4 bytes."""
     value = await read_secret(request)
@@ -45,6 +47,7 @@ async def list_secrets(services: ServicesDep, project: ProjectDep) -> dict[str, 
 
 
 @router.delete("/{name}", dependencies=[require(Scope.SECRETS_WRITE)])
+@audited("secret.remove")
 async def remove_secret(services: ServicesDep, project: ProjectDep, name: str = NAME) -> dict[str, Any]:
     """Remove a secret. Jobs that name it and have not started yet will fail with the code `secret_missing`."""
     return _public(await services.secrets.remove(project, name))

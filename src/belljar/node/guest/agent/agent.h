@@ -27,13 +27,17 @@ enum {
     MAX_DEPTH = 128,                             /* folders below the working folder that are walked */
     MEMORY_RESERVE = 32 * 1024 * 1024,           /* maximum of the machine's memory that the job may not use */
     MAX_PREPARED = 8,
+    MAX_COMMANDS = 256,    /* of a session that run at a time */
+    MAX_CONNECTIONS = 128, /* to ports */
+    TERMINAL_DRAIN_MS = 50, /* without output, after which an exited command's terminal has no more */
+    MAX_CHANNELS = 1024,   /* with commands that have ended, whose exits are kept */
     MAX_NAME = 31,                               /* bytes of a prefork program's name */
     COMMAND_FD = 3,                              /* a prefork program reads its command here */
     PROGRAM_FD = 4,                              /* the prefork program's source */
 };
 
 /* Bytes that the agent sends to a reaper on its control pipe; any other byte is a signal number for the job. */
-enum { CONTROL_EXEC = 0, CONTROL_PREFORK = 0xFF };
+enum { CONTROL_EXEC = 0, CONTROL_SESSION = 0xFE, CONTROL_PREFORK = 0xFF };
 
 /* Reports of a reaper (the job's own PID 1) to the agent. */
 enum report_type {
@@ -44,21 +48,33 @@ enum report_type {
     REPORT_PREPARED = 5,
 };
 struct report {
-    uint32_t type; /* enum report_type */
+    uint16_t type; /* enum report_type */
+    uint16_t channel; /* of a session's command; 0: the job */
     int32_t value; /* errno, pid, or wait status */
     uint64_t cpu_us;
     uint64_t max_rss_bytes;
     uint64_t started_us; /* measured by the reaper: the agent may read this late */
 };
 
-enum phase { WAITING_WELCOME, READY, PREPARING, SUSPENDED_NOW, RUNNING, RESTING, ENDED, COLLECTING };
+enum phase { WAITING_WELCOME, READY, PREPARING, SUSPENDED_NOW, RUNNING, RESTING, ENDED, COLLECTING, IN_SESSION };
+
+/* The streams of a command or of a connection: descriptors, what the host granted, and input that waits. */
+struct streams {
+    uint16_t channel;
+    int input_fd, output_fd[STREAMS]; /* -1: closed */
+    uint64_t credit[STREAMS];
+    uint64_t limit[STREAMS]; /* bytes that are still forwarded; UINT64_MAX: all */
+    bool discard[STREAMS];
+    uint8_t *input; /* STDIN_WINDOW bytes */
+    size_t input_start, input_len;
+    bool input_ended;
+};
 
 /* The processes of one job and the agent's ends of their pipes. A prepared set waits for the job's command. */
 struct processes {
     pid_t reaper, main; /* main: the prefork program's process; 0 without one */
     int report_fd, control_fd, command_fd;
-    int stdin_fd;
-    int output_fd[STREAMS];
+    int stdin_fd, output_fd[STREAMS]; /* while the processes wait; see struct streams */
     bool isolated;
     char cgroup[32];
     char prefork[MAX_NAME + 1]; /* name of the prefork program that waits; empty for none */
@@ -95,13 +111,15 @@ struct agent {
     char layer_folder[MAX_LAYER_PATH + 1]; /* the layer is mounted over this folder */
     bool keep, warm_up;
     const char *prefork_folder;
-    uint64_t credit[STREAMS];
-    bool discard[STREAMS];
-    uint8_t stdin_data[STDIN_WINDOW];
-    size_t stdin_start, stdin_len;
-    bool stdin_ended;
+    uint8_t input[STDIN_WINDOW];
+    struct streams streams; /* of the job, which is channel 0 */
     int wait_status;
     bool has_status;
+    bool in_session, attached; /* a session exists; the host knows its channels, so that their frames may be sent */
+    uint16_t strings_channel;  /* the strings in the arena are for this channel */
+    uint32_t meter_ms;         /* interval of USAGE; 0: none */
+    uint64_t metered_us, session_oom_kills;
+    uint32_t session_uid;
     int exits_fd; /* netlink socket with process exits; -1 when the kernel has no taskstats */
     bool main_exiting; /* the job's main process has started to exit */
     uint64_t started_us, ended_us, cpu_us, cpu_before_us, max_memory;
@@ -113,10 +131,40 @@ struct agent {
 
 extern struct agent agent;
 
+/* What the agent requests of the reaper of a session; an EXEC is followed by its text, and carries descriptors. */
+enum request_type { REQUEST_EXEC, REQUEST_SIGNAL };
+struct session_request {
+    uint16_t type, channel, flags; /* flags: EXEC_TERMINAL, EXEC_FILES */
+    uint16_t columns, rows, signal;
+    uint32_t uid, gid;
+    uint32_t size, argc;
+};
+
+enum channel_state { CHANNEL_FREE, CHANNEL_STARTING, CHANNEL_RUNNING, CHANNEL_ENDED, CHANNEL_LINGERING,
+                     CHANNEL_CONNECTING, CHANNEL_CONNECTED };
+
+/* A channel of a session: a command (also when it has ended: its exit waits for the host), or a connection to a port.
+ * LINGERING: the host has closed it, but processes that the command left still write, or are in its cgroup. */
+struct channel {
+    enum channel_state state;
+    bool terminal, files, used_buffer, end_sent;
+    bool closing; /* the host has closed it while its command ran: its exit is not wanted */
+    struct streams streams;
+    uint32_t pid;
+    struct report exit;
+    uint64_t started_us, ended_us, idle_since_us;
+    unsigned cgroup; /* number of its cgroup; 0: none */
+    uint32_t oom_kills;
+    uint64_t order;  /* of its opening */
+    size_t poll_at;  /* index of its first descriptor in the event loop */
+};
+
 /* How a reaper's child is set up. */
 struct child {
     uint32_t uid, gid;
     bool isolated, fixed_layout;
+    bool terminal; /* its standard streams are a terminal, which becomes its controlling one */
+    bool files;    /* it is a file operation (file_operation.c), no program */
     int stdio[3], cgroup_fd, command_fd, program_fd; /* the last two: -1 unless it is a prefork program */
 };
 
@@ -134,6 +182,11 @@ struct command {
 /* The numbers in RUN and PREPARE. */
 struct request {
     uint32_t uid, gid, max_processes, flags;
+};
+
+/* What a command used, as EXITED tells it. */
+struct usage {
+    uint64_t oom_kills, cpu_us, max_memory, run_us;
 };
 
 struct sockaddr_vm;
@@ -166,8 +219,10 @@ bool mount_below(const char *source, const char *path, const char *type, unsigne
 /* frame_stream.c */
 void flush_frames(void);
 uint8_t *output_space(size_t payload);
-void put_header(uint8_t *p, uint32_t length, enum frame_type type, enum stream stream);
+void put_header(uint8_t *p, uint32_t length, enum frame_type type, enum stream stream, uint16_t channel);
+void send_on(uint16_t channel, enum frame_type type, enum stream stream, const uint8_t *payload, size_t length);
 void send_control(enum frame_type type, const uint8_t *payload, size_t length);
+void send_failure(uint16_t channel, enum stage stage, int error);
 void send_failed(enum stage stage, int error);
 void send_hello(void);
 void handle_frames(void);
@@ -217,8 +272,10 @@ pid_t spawn(const struct child *how, const struct command *command);
 
 /* privileges.c */
 bool drop_privileges(uint32_t uid);
+bool limit_to_bounding_set(void);
 
 /* reaper.c */
+struct command read_command_text(int fd, uint32_t size, uint32_t max_argc);
 _Noreturn void reaper_main(const struct child *how, const struct command *prefork, struct reaper_ends ends);
 
 /* processes.c */
@@ -227,6 +284,7 @@ int start_processes(struct processes *job, const struct request *request);
 void destroy_processes(struct processes *job);
 bool claim_prepared(struct processes *job, const char *prefork);
 void clear_strings(void);
+size_t pack_command(char *text);
 bool send_command(struct processes *job, bool prefork);
 
 /* prepare.c */
@@ -239,12 +297,17 @@ void start_job(const uint8_t *payload, size_t length);
 void read_report(void);
 void finish_command(void);
 void report_exit(void);
+void send_exited(uint16_t channel, int wait_status, const struct usage *usage);
 void signal_job(uint8_t signal_number);
 
 /* stdio.c */
-void forward_output(enum stream stream);
-void receive_stdin(const uint8_t *data, size_t length);
-void forward_stdin(void);
+void streams_init(struct streams *streams, uint16_t channel, uint8_t *buffer);
+void close_streams(struct streams *streams);
+bool can_forward(const struct streams *streams, enum stream stream);
+bool can_feed(const struct streams *streams);
+int forward_output(struct streams *streams, enum stream stream);
+void receive_input(struct streams *streams, const uint8_t *data, size_t length);
+void forward_input(struct streams *streams);
 
 /* globs.c */
 bool glob_matches(const char *glob, const char *path);
@@ -261,6 +324,61 @@ void start_serving(void);
 void serve_once(int max_wait_ms);
 
 /* dispatch.c */
-void handle_frame(enum frame_type type, enum stream stream, uint8_t *payload, size_t length);
+void handle_frame(enum frame_type type, enum stream stream, uint16_t channel, uint8_t *payload, size_t length);
+
+/* channel_table.c */
+struct pollfd;
+struct channel *find_channel(uint16_t id);
+struct channel *open_channel(uint16_t id, enum channel_state state);
+void release_buffer(struct channel *channel);
+void free_channel(struct channel *channel);
+void release_channel(struct channel *channel);
+void send_closed(uint16_t id, int error);
+void for_each_channel(void (*visit)(struct channel *));
+size_t channel_count(void);
+struct channel *channel_at(size_t i);
+
+/* channel_events.c */
+size_t poll_channels(struct pollfd *fds);
+void handle_channels(const struct pollfd *fds);
+int channels_timeout(void);
+
+/* channel_dispatch.c */
+void handle_channel_frame(enum frame_type type, enum stream stream, uint16_t id, uint8_t *payload, size_t length);
+
+/* session.c */
+void start_session(const uint8_t *payload, size_t length);
+void send_request(const struct session_request *request, const void *text, const int *fds, size_t fd_count);
+void read_session_reports(void);
+void list_channels(void);
+void detach_channels(void);
+
+/* session_command.c */
+void start_session_command(uint16_t id, const uint8_t *payload, size_t length);
+void handle_command_report(const struct report *report);
+void signal_command(struct channel *channel, uint8_t number, bool descendants);
+bool finish_session_command(struct channel *channel);
+void send_exit(struct channel *channel);
+bool remove_command_cgroup(struct channel *channel);
+
+/* connection.c */
+void start_connection(uint16_t id, const uint8_t *payload, size_t length);
+void finish_connecting(struct channel *channel);
+void finish_connection(struct channel *channel, int error);
+void forward_connection_input(struct channel *channel);
+
+/* meter.c */
+void set_meter(const uint8_t *payload, size_t length);
+int meter_timeout(void);
+
+/* session_reaper.c */
+_Noreturn void serve_session(struct reaper_ends ends, const struct child *how, int signals_fd);
+
+/* terminal.c */
+int open_terminal(const struct session_request *request, bool isolated, int *peer);
+void resize_terminal(int terminal, uint16_t columns, uint16_t rows);
+bool send_with_descriptors(int socket, const void *data, size_t size, const int *fds, size_t count);
+ssize_t receive_with_descriptors(int socket, void *data, size_t size, int *fds, size_t *count);
+
 
 #endif

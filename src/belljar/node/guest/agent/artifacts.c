@@ -118,7 +118,7 @@ static void open_artifact(int folder, const char *name)
 static void send_file_chunk(void)
 {
     size_t limit = walk.file_left < CHUNK ? (size_t)walk.file_left : CHUNK;
-    limit = agent.credit[ARTIFACTS] < limit ? (size_t)agent.credit[ARTIFACTS] : limit;
+    limit = agent.streams.credit[ARTIFACTS] < limit ? (size_t)agent.streams.credit[ARTIFACTS] : limit;
     uint8_t *p = output_space(CHUNK);
     ssize_t n = read(walk.file, p + HEADER_SIZE, limit);
     if (n < 0 && errno == EINTR)
@@ -127,9 +127,9 @@ static void send_file_chunk(void)
         memset(p + HEADER_SIZE, 0, limit);
         n = (ssize_t)limit;
     }
-    put_header(p, (uint32_t)n, ARTIFACT_DATA, NONE);
+    put_header(p, (uint32_t)n, ARTIFACT_DATA, NONE, 0);
     agent.out_len += HEADER_SIZE + (size_t)n;
-    agent.credit[ARTIFACTS] -= (uint64_t)n;
+    agent.streams.credit[ARTIFACTS] -= (uint64_t)n;
     walk.file_left -= (uint64_t)n;
     if (walk.file_left == 0)
         close_fd(&walk.file);
@@ -220,7 +220,7 @@ static void start_walk(void)
 bool can_collect(void)
 {
     return agent.phase == COLLECTING && agent.job.report_fd < 0 && output_space(CHUNK) &&
-           (walk.file < 0 || agent.credit[ARTIFACTS] > 0);
+           (walk.file < 0 || agent.streams.credit[ARTIFACTS] > 0);
 }
 
 void collect_slice(void)

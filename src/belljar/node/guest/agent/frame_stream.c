@@ -51,16 +51,17 @@ uint8_t *output_space(size_t payload)
     return frame_space(HEADER_SIZE + payload + CONTROL_RESERVE);
 }
 
-void put_header(uint8_t *p, uint32_t length, enum frame_type type, enum stream stream)
+void put_header(uint8_t *p, uint32_t length, enum frame_type type, enum stream stream, uint16_t channel)
 {
     put_u32(p, length);
     p[4] = (uint8_t)type;
     p[5] = (uint8_t)stream;
-    p[6] = p[7] = 0;
+    put_u16(p + 6, channel);
 }
 
-/* Queue a small frame. The host's own frames bound their number, so the reserve suffices while the host reads. */
-void send_control(enum frame_type type, const uint8_t *payload, size_t length)
+/* Queue a small frame of a channel (0: the conversation). The host's own frames bound their number, so the reserve
+ * suffices while the host reads. */
+void send_on(uint16_t channel, enum frame_type type, enum stream stream, const uint8_t *payload, size_t length)
 {
     uint8_t *p;
     while (!(p = frame_space(HEADER_SIZE + length))) {
@@ -69,18 +70,29 @@ void send_control(enum frame_type type, const uint8_t *payload, size_t length)
             end_machine(); /* the host does not read */
         flush_frames();
     }
-    put_header(p, (uint32_t)length, type, NONE);
+    put_header(p, (uint32_t)length, type, stream, channel);
     if (length)
         memcpy(p + HEADER_SIZE, payload, length);
     agent.out_len += HEADER_SIZE + length;
 }
 
-void send_failed(enum stage stage, int error)
+void send_control(enum frame_type type, const uint8_t *payload, size_t length)
+{
+    send_on(0, type, NONE, payload, length);
+}
+
+void send_failure(uint16_t channel, enum stage stage, int error)
 {
     uint8_t payload[8];
     put_u32(payload, stage);
     put_u32(payload + 4, (uint32_t)(error ? error : EIO));
-    send_control(FAILED, payload, sizeof payload);
+    send_on(channel, FAILED, NONE, payload, sizeof payload);
+}
+
+/* The job cannot be started. */
+void send_failed(enum stage stage, int error)
+{
+    send_failure(0, stage, error);
     agent.phase = ENDED;
 }
 
@@ -103,7 +115,7 @@ void handle_frames(void)
         }
         if (agent.in_len - at < HEADER_SIZE + (size_t)length)
             break;
-        handle_frame((enum frame_type)p[4], (enum stream)p[5], p + HEADER_SIZE, length);
+        handle_frame((enum frame_type)p[4], (enum stream)p[5], get_u16(p + 6), p + HEADER_SIZE, length);
         at += HEADER_SIZE + (size_t)length;
     }
     memmove(agent.in, agent.in + at, agent.in_len - at);

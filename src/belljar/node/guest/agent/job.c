@@ -40,6 +40,9 @@ void start_job(const uint8_t *payload, size_t length)
     if (!preforked)
         agent.job.main = 0;
     agent.cpu_before_us = isolated ? read_number(agent.job.cgroup, "cpu.stat", "usage_usec ") : 0;
+    agent.streams.input_fd = release_fd(&agent.job.stdin_fd);
+    for (enum stream stream = STDOUT; stream <= STDERR; stream++)
+        agent.streams.output_fd[stream] = release_fd(&agent.job.output_fd[stream]);
     if (!send_command(&agent.job, preforked)) {
         send_failed(STAGE_ISOLATE, errno);
         return;
@@ -103,10 +106,8 @@ void finish_command(void)
 {
     destroy_processes(&agent.job);
     agent.main_exiting = false;
-    agent.stdin_len = agent.stdin_start = 0;
-    agent.stdin_ended = false;
-    memset(agent.credit, 0, sizeof agent.credit);
-    memset(agent.discard, 0, sizeof agent.discard);
+    close_streams(&agent.streams);
+    streams_init(&agent.streams, 0, agent.input);
     if (agent.warm_up && agent.has_script)
         unmount_script();
     agent.phase = READY;
@@ -116,7 +117,7 @@ void finish_command(void)
 static bool is_drained(enum stream stream)
 {
     int waiting;
-    int fd = agent.job.output_fd[stream];
+    int fd = agent.streams.output_fd[stream];
     return fd < 0 || (ioctl(fd, FIONREAD, &waiting) == 0 && waiting == 0);
 }
 
@@ -132,36 +133,36 @@ static uint64_t read_usage(const struct processes *job)
     return read_number(job->cgroup, "memory.events", "oom_kill ");
 }
 
-static void send_exited(uint64_t oom_kills)
+/* Send EXITED on a channel (0: the job). */
+void send_exited(uint16_t channel, int wait_status, const struct usage *usage)
 {
-    bool signalled = WIFSIGNALED(agent.wait_status);
+    bool signalled = WIFSIGNALED(wait_status);
     uint8_t payload[40] = {0};
-    put_u32(payload, signalled ? 0 : (uint32_t)WEXITSTATUS(agent.wait_status));
-    put_u32(payload + 4, signalled ? (uint32_t)WTERMSIG(agent.wait_status) : 0);
-    put_u32(payload + 8, (uint32_t)oom_kills);
-    put_u64(payload + 16, agent.cpu_us);
-    put_u64(payload + 24, agent.max_memory);
-    put_u64(payload + 32, agent.ended_us - agent.started_us);
-    send_control(EXITED, payload, sizeof payload);
+    put_u32(payload, signalled ? 0 : (uint32_t)WEXITSTATUS(wait_status));
+    put_u32(payload + 4, signalled ? (uint32_t)WTERMSIG(wait_status) : 0);
+    put_u32(payload + 8, (uint32_t)usage->oom_kills);
+    put_u64(payload + 16, usage->cpu_us);
+    put_u64(payload + 24, usage->max_memory);
+    put_u64(payload + 32, usage->run_us);
+    send_on(channel, EXITED, NONE, payload, sizeof payload);
 }
 
 /* Send EXITED once all processes have ended and their streams are read to the end. When only artifacts follow in this
  * machine, the main process's exit suffices, with its output read. */
 void report_exit(void)
 {
-    struct processes *job = &agent.job;
-    bool all_ended = job->report_fd < 0 && job->output_fd[STDOUT] < 0 && job->output_fd[STDERR] < 0;
+    const struct streams *streams = &agent.streams;
+    bool all_ended = agent.job.report_fd < 0 && streams->output_fd[STDOUT] < 0 && streams->output_fd[STDERR] < 0;
     bool last_command = !agent.keep && !agent.warm_up;
     bool main_exited = last_command && agent.main_exiting && agent.started_us;
     bool main_ended = main_exited && is_drained(STDOUT) && is_drained(STDERR);
     if (agent.phase != RUNNING || (!all_ended && !main_ended))
         return;
-    uint64_t oom_kills = read_usage(job);
-    close_fd(&job->stdin_fd);
-    close_fd(&job->output_fd[STDOUT]);
-    close_fd(&job->output_fd[STDERR]);
+    uint64_t oom_kills = read_usage(&agent.job);
+    close_streams(&agent.streams);
     agent.phase = agent.keep || agent.warm_up ? RESTING : ENDED;
-    send_exited(oom_kills);
+    struct usage usage = {oom_kills, agent.cpu_us, agent.max_memory, agent.ended_us - agent.started_us};
+    send_exited(0, agent.wait_status, &usage);
 }
 
 void signal_job(uint8_t signal_number)

@@ -48,7 +48,7 @@ _Noreturn void end_machine(void)
         for (;;)
             pause();
     }
-    if (agent.job.reaper > 0)
+    if (agent.job.reaper > 0 && !agent.in_session) /* a session's ends its commands when this process exits */
         kill(agent.job.reaper, SIGKILL);
     for (size_t i = 0; i < agent.prepared_count; i++)
         kill(agent.prepared[i].reaper, SIGKILL);
@@ -65,6 +65,7 @@ _Noreturn void die(const char *subject)
 void agent_init(void)
 {
     processes_init(&agent.job);
+    streams_init(&agent.streams, 0, agent.input);
     artifacts_init();
     agent.port = agent.listener = agent.exits_fd = -1;
     for (enum etc file = 0; file < ETC_FILES; file++)

@@ -95,7 +95,7 @@ static void disable_ipv6(const char *path)
 /* NETWORK: address[4] gateway[4] mtu u16, prefix u8, count u8, three name servers. Only PID 1 applies it. */
 void configure_network(const uint8_t *payload, size_t length)
 {
-    if (agent.phase != READY || length != NETWORK_SIZE || payload[10] > 32 || payload[11] > MAX_NAMESERVERS) {
+    if ((agent.phase != READY && agent.phase != IN_SESSION) || length != NETWORK_SIZE || payload[10] > 32 || payload[11] > MAX_NAMESERVERS) {
         errno = EPROTO;
         die("unexpected NETWORK from host");
     }

@@ -81,6 +81,25 @@ static bool filter_calls(void)
     return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &filter) == 0;
 }
 
+/* Reduce the capabilities to those that an exec by root would leave; other users have none already. */
+bool limit_to_bounding_set(void)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2] = {{0, 0, 0}, {0, 0, 0}};
+    if (syscall(SYS_capget, &header, data) < 0)
+        return false;
+    for (int capability = 0; capability < 64; capability++) {
+        uint32_t bit = 1u << (capability % 32), *permitted = &data[capability / 32].permitted;
+        if ((*permitted & bit) && prctl(PR_CAPBSET_READ, capability, 0, 0, 0) != 1)
+            *permitted &= ~bit;
+    }
+    for (int half = 0; half < 2; half++) {
+        data[half].effective = data[half].permitted;
+        data[half].inheritable = 0;
+    }
+    return syscall(SYS_capset, &header, data) == 0;
+}
+
 /* Call as root, before the job's first process starts; returns false with errno. */
 bool drop_privileges(uint32_t uid)
 {

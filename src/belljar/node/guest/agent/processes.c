@@ -121,8 +121,10 @@ int start_processes(struct processes *job, const struct request *request)
     if (job->reaper < 0)
         return errno;
     if (job->reaper == 0) {
-        struct child child = {request->uid, request->gid, job->isolated, prefork && agent.stack_gap,
-                              {in.theirs, out.theirs, err.theirs}, cgroup, command.theirs, program};
+        struct child child = {.uid = request->uid, .gid = request->gid, .isolated = job->isolated,
+                              .fixed_layout = prefork && agent.stack_gap,
+                              .stdio = {in.theirs, out.theirs, err.theirs}, .cgroup_fd = cgroup,
+                              .command_fd = command.theirs, .program_fd = program};
         struct command prefork_command = {"/", agent.argv, agent.envp};
         reaper_main(&child, prefork ? &prefork_command : NULL,
                     (struct reaper_ends){report.theirs, control.theirs, command.theirs});
@@ -174,6 +176,8 @@ void clear_strings(void)
     agent.argv[0] = agent.envp[0] = NULL;
 }
 
+static char command_text[2 * sizeof(uint32_t) + ARENA_SIZE];
+
 static size_t append(char *buffer, size_t at, const char *text)
 {
     size_t size = strlen(text) + 1;
@@ -181,21 +185,28 @@ static size_t append(char *buffer, size_t at, const char *text)
     return at + size;
 }
 
-/* Send the command to a waiting set: to its prefork program, or to its reaper to execute. The text (working folder,
- * arguments, environment) is written at once: the reader wakes at the first piece and would only wait again. */
-bool send_command(struct processes *job, bool prefork)
+/* Write the working folder, the arguments and the environment that the host sent to `text`, each with its zero; return
+ * their size, at most ARENA_SIZE. */
+size_t pack_command(char *text)
 {
-    static char text[MAX_PATH_BYTES + ARENA_SIZE];
-    uint8_t control = prefork ? CONTROL_PREFORK : CONTROL_EXEC;
-    uint32_t head[2] = {0, (uint32_t)agent.argc};
-    size_t size = append(text, sizeof head, agent.working_folder);
+    size_t size = append(text, 0, agent.working_folder);
     for (size_t i = 0; i < agent.argc; i++)
         size = append(text, size, agent.argv[i]);
     for (size_t i = 0; i < agent.envc; i++)
         size = append(text, size, agent.envp[i]);
-    head[0] = (uint32_t)(size - sizeof head);
-    memcpy(text, head, sizeof head);
-    bool ok = write(job->control_fd, &control, 1) == 1 && write_fully(job->command_fd, text, size);
+    return size;
+}
+
+/* Send the command to a waiting set: to its prefork program, or to its reaper to execute. The text is written at once:
+ * the reader wakes at the first piece and would only wait again. */
+bool send_command(struct processes *job, bool prefork)
+{
+    uint8_t control = prefork ? CONTROL_PREFORK : CONTROL_EXEC;
+    uint32_t head[2] = {0, (uint32_t)agent.argc};
+    head[0] = (uint32_t)pack_command(command_text + sizeof head);
+    memcpy(command_text, head, sizeof head);
+    bool ok = write(job->control_fd, &control, 1) == 1 &&
+              write_fully(job->command_fd, command_text, sizeof head + head[0]);
     close_fd(&job->command_fd);
     return ok;
 }

@@ -71,24 +71,40 @@ static bool enter_root(void)
            mount("/newroot", "/", NULL, MS_MOVE, NULL) == 0 && chroot(".") == 0 && chdir("/") == 0;
 }
 
-/* Read a command: the number of bytes that follow, the number of arguments; then the working folder, the arguments and
- * the environment, each ended by a zero. */
-static struct command read_command(void)
+/* Read a command's text of that size: the working folder, the arguments and the environment, each ended by a zero. It
+ * is valid until the next is read. */
+struct command read_command_text(int fd, uint32_t size, uint32_t max_argc)
 {
-    uint32_t head[2];
-    if (!read_fully(reaper.ends.command_fd, head, sizeof head) || head[0] > ARENA_SIZE || head[1] > MAX_STRINGS ||
-        !read_fully(reaper.ends.command_fd, reaper.text, head[0]))
+    if (size > ARENA_SIZE || max_argc > MAX_STRINGS || !read_fully(fd, reaper.text, size))
         _exit(1);
     size_t argc = 0, envc = 0;
-    char *at = reaper.text, *end = at + head[0];
+    char *at = reaper.text, *end = at + size;
     for (at += strlen(at) + 1; at < end; at += strlen(at) + 1) {
-        if (argc < head[1])
+        if (argc < max_argc)
             reaper.argv[argc++] = at;
         else if (envc < MAX_STRINGS)
             reaper.envp[envc++] = at;
     }
     reaper.argv[argc] = reaper.envp[envc] = NULL;
     return (struct command){reaper.text, reaper.argv, reaper.envp};
+}
+
+/* Read a command: the number of bytes that follow, the number of arguments, and the text. */
+static struct command read_command(void)
+{
+    uint32_t head[2];
+    if (!read_fully(reaper.ends.command_fd, head, sizeof head))
+        _exit(1);
+    return read_command_text(reaper.ends.command_fd, head[0], head[1]);
+}
+
+/* Become the reaper of a session, which starts any number of commands. */
+static _Noreturn void start_session_reaper(void)
+{
+    for (int fd = 0; fd < 3; fd++)
+        close_fd(&reaper.how.stdio[fd]);
+    close_fd(&reaper.how.cgroup_fd);
+    serve_session(reaper.ends, &reaper.how, reaper.signals_fd);
 }
 
 /* A prefork program that waits is the OOM killer's first choice; one that runs the job is not. */
@@ -135,6 +151,8 @@ static void handle_control(void)
     uint8_t control;
     if (read(reaper.ends.control_fd, &control, 1) != 1)
         exit_reaper(SIGKILL); /* the agent has exited */
+    if (control == CONTROL_SESSION && reaper.child == 0)
+        start_session_reaper();
     if (control == CONTROL_EXEC || control == CONTROL_PREFORK)
         start_child(control);
     else if (reaper.child > 0)

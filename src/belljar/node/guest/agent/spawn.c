@@ -2,9 +2,12 @@
  * The parent learns of every error before exec by its errno. */
 #include "agent.h"
 
+#include "file_operation.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -16,7 +19,8 @@
 static bool reset_signals(void)
 {
     sigset_t none;
-    return sigemptyset(&none) == 0 && signal(SIGPIPE, SIG_DFL) != SIG_ERR && sigprocmask(SIG_SETMASK, &none, NULL) == 0;
+    return sigemptyset(&none) == 0 && signal(SIGPIPE, SIG_DFL) != SIG_ERR && signal(SIGINT, SIG_DFL) != SIG_ERR &&
+           signal(SIGQUIT, SIG_DFL) != SIG_ERR && sigprocmask(SIG_SETMASK, &none, NULL) == 0;
 }
 
 /* Put a prefork program's descriptors at the numbers that it expects; exec closes all others. */
@@ -29,12 +33,23 @@ static bool pass_descriptors(const struct child *child)
            dup2(program, PROGRAM_FD) == PROGRAM_FD;
 }
 
+/* A file operation runs in this process, with the privileges that an exec would leave, and no descriptor of the
+ * reaper's: the sandbox's processes may have the same user. */
+static _Noreturn void run_as_user(const struct command *command)
+{
+    int none[] = {-1};
+    if (!limit_to_bounding_set() || !close_all_but(none, 1))
+        _exit(errno);
+    _exit(run_file_operation(command->argv));
+}
+
 static _Noreturn void exec_command(const struct child *child, const struct command *command, int error_fd)
 {
     struct rlimit no_core = {0, 0};
     bool ok = setsid() >= 0;
     for (int fd = 0; ok && fd < 3; fd++)
         ok = dup2(child->stdio[fd], fd) == fd;
+    ok = ok && (!child->terminal || ioctl(0, TIOCSCTTY, 0) == 0);
     if (ok && child->isolated)
         /* A waiting prefork program is the OOM killer's first choice when the job needs memory. */
         ok = write(child->cgroup_fd, "0", 1) == 1 &&
@@ -49,8 +64,11 @@ static _Noreturn void exec_command(const struct child *child, const struct comma
             error_fd = fcntl(error_fd, F_DUPFD_CLOEXEC, 10);
         ok = error_fd >= 0 && pass_descriptors(child);
     }
-    if (ok) {
+    if (ok)
         umask(022);
+    if (ok && child->files)
+        run_as_user(command);
+    if (ok) {
         environ = command->envp;
         execvpe(command->argv[0], command->argv, command->envp);
     }

@@ -1,82 +1,121 @@
-/* The job's standard streams: output within the host's credit, input within the agent's.
- * A slow reader on either side slows the writer on the other. */
+/* The standard streams of a command and the bytes of a connection: output within the host's credit, input within the
+ * agent's. A slow reader on either side slows the writer on the other, and no other channel. */
 #include "agent.h"
 
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
-void forward_output(enum stream stream)
+void streams_init(struct streams *streams, uint16_t channel, uint8_t *buffer)
 {
-    int *fd = &agent.job.output_fd[stream];
-    ssize_t n;
-    if (agent.discard[stream]) {
-        n = read(*fd, agent.discarded, CHUNK);
-    } else {
-        size_t limit = agent.credit[stream] < CHUNK ? (size_t)agent.credit[stream] : CHUNK;
-        uint8_t *p = output_space(CHUNK);
-        if (limit == 0 || !p)
-            return;
-        n = read(*fd, p + HEADER_SIZE, limit);
-        if (n > 0) {
-            put_header(p, (uint32_t)n, OUTPUT, stream);
-            agent.out_len += HEADER_SIZE + (size_t)n;
-            agent.credit[stream] -= (uint64_t)n;
-        }
+    memset(streams, 0, sizeof *streams);
+    streams->channel = channel;
+    streams->input = buffer;
+    streams->input_fd = -1;
+    for (int stream = 0; stream < STREAMS; stream++) {
+        streams->output_fd[stream] = -1;
+        streams->limit[stream] = UINT64_MAX;
     }
-    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
-        close_fd(fd);
 }
 
-static void grant_stdin(size_t size)
+void close_streams(struct streams *streams)
+{
+    close_fd(&streams->input_fd);
+    for (int stream = 0; stream < STREAMS; stream++)
+        close_fd(&streams->output_fd[stream]);
+}
+
+bool can_forward(const struct streams *streams, enum stream stream)
+{
+    return streams->output_fd[stream] >= 0 && streams->limit[stream] &&
+           (streams->discard[stream] || (streams->credit[stream] && output_space(CHUNK)));
+}
+
+bool can_feed(const struct streams *streams)
+{
+    return streams->input_fd >= 0 && (streams->input_len > 0 || streams->input_ended);
+}
+
+/* Return how many bytes of a stream to read now. */
+static size_t next_size(const struct streams *streams, enum stream stream)
+{
+    uint64_t size = streams->limit[stream] < CHUNK ? streams->limit[stream] : CHUNK;
+    if (!streams->discard[stream] && streams->credit[stream] < size)
+        size = streams->credit[stream];
+    return (size_t)size;
+}
+
+/* Forward or discard what a stream has, at most CHUNK bytes. Closes its descriptor at its end and returns the errno of
+ * a read that failed, or 0. */
+int forward_output(struct streams *streams, enum stream stream)
+{
+    int *fd = &streams->output_fd[stream];
+    bool discards = streams->discard[stream];
+    size_t size = next_size(streams, stream);
+    uint8_t *p = discards ? agent.discarded : output_space(CHUNK);
+    if (size == 0 || !p)
+        return 0;
+    ssize_t n = read(*fd, discards ? p : p + HEADER_SIZE, size);
+    if (n > 0 && !discards) {
+        put_header(p, (uint32_t)n, OUTPUT, stream, streams->channel);
+        agent.out_len += HEADER_SIZE + (size_t)n;
+        streams->credit[stream] -= (uint64_t)n;
+    }
+    if (n > 0 && streams->limit[stream] != UINT64_MAX)
+        streams->limit[stream] -= (uint64_t)n;
+    int error = n < 0 ? errno : 0;
+    if (n == 0 || (n < 0 && error != EAGAIN && error != EINTR))
+        close_fd(fd);
+    return error == EAGAIN || error == EINTR ? 0 : error;
+}
+
+static void grant_input(const struct streams *streams, size_t size)
 {
     uint8_t payload[4];
     put_u32(payload, (uint32_t)size);
     if (size)
-        send_control(STDIN_CREDIT, payload, sizeof payload);
+        send_on(streams->channel, STDIN_CREDIT, NONE, payload, sizeof payload);
 }
 
-void receive_stdin(const uint8_t *data, size_t length)
+void receive_input(struct streams *streams, const uint8_t *data, size_t length)
 {
-    if (agent.stdin_ended || length > STDIN_WINDOW - agent.stdin_len) {
+    if (streams->input_ended || length > STDIN_WINDOW - streams->input_len) {
         errno = EPROTO;
         die("unexpected STDIN from host");
     }
-    memmove(agent.stdin_data, agent.stdin_data + agent.stdin_start, agent.stdin_len);
-    agent.stdin_start = 0;
-    memcpy(agent.stdin_data + agent.stdin_len, data, length);
-    agent.stdin_len += length;
-    agent.stdin_ended = length == 0;
+    memmove(streams->input, streams->input + streams->input_start, streams->input_len);
+    streams->input_start = 0;
+    memcpy(streams->input + streams->input_len, data, length);
+    streams->input_len += length;
+    streams->input_ended = length == 0;
 }
 
-static void discard_stdin(void)
+static void discard_input(struct streams *streams)
 {
-    grant_stdin(agent.stdin_len);
-    agent.stdin_len = 0;
+    grant_input(streams, streams->input_len);
+    streams->input_len = 0;
 }
 
-/* Write buffered input to the job; discard it when the job closed its standard input. */
-void forward_stdin(void)
+/* Write buffered input; discard it when the other end is closed. */
+void forward_input(struct streams *streams)
 {
-    if (agent.phase == READY)
-        return; /* input may arrive before RUN */
-    if (agent.job.stdin_fd < 0) {
-        discard_stdin();
+    if (streams->input_fd < 0) {
+        discard_input(streams);
         return;
     }
-    if (agent.stdin_len > 0) {
-        ssize_t n = write(agent.job.stdin_fd, agent.stdin_data + agent.stdin_start, agent.stdin_len);
+    if (streams->input_len > 0) {
+        ssize_t n = write(streams->input_fd, streams->input + streams->input_start, streams->input_len);
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             return;
         if (n < 0) {
-            close_fd(&agent.job.stdin_fd);
-            discard_stdin();
+            close_fd(&streams->input_fd);
+            discard_input(streams);
             return;
         }
-        agent.stdin_start += (size_t)n;
-        agent.stdin_len -= (size_t)n;
-        grant_stdin((size_t)n);
+        streams->input_start += (size_t)n;
+        streams->input_len -= (size_t)n;
+        grant_input(streams, (size_t)n);
     }
-    if (agent.stdin_len == 0 && agent.stdin_ended)
-        close_fd(&agent.job.stdin_fd);
+    if (streams->input_len == 0 && streams->input_ended)
+        close_fd(&streams->input_fd);
 }

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 enum {
-    VERSION = 4,
+    VERSION = 5,
     HEADER_SIZE = 8,
     MAX_PAYLOAD = 128 * 1024,
     STDIN_WINDOW = 64 * 1024,
@@ -35,6 +35,13 @@ enum frame_type {
     REST = 0x10,
     LAYER = 0x11,
     SECRET = 0x12,
+    SESSION = 0x13,
+    EXEC = 0x14,
+    CONNECT = 0x15,
+    RESIZE = 0x16,
+    CLOSE = 0x17,
+    CHANNELS = 0x18,
+    METER = 0x19,
     HELLO = 0x81,
     STARTED = 0x82,
     OUTPUT = 0x83,
@@ -48,11 +55,24 @@ enum frame_type {
     PREPARED = 0x8B,
     SUSPENDED = 0x8C,
     RESTED = 0x8D,
+    SERVING = 0x8E,
+    CONNECTED = 0x8F,
+    END = 0x90,
+    CLOSED = 0x91,
+    CHANNEL = 0x92,
+    USAGE = 0x93,
 };
 
 enum stream { NONE = 0, STDOUT = 1, STDERR = 2, ARTIFACTS = 3, STREAMS };
 enum stage { STAGE_SCRIPT = 1, STAGE_ISOLATE = 2, STAGE_EXEC = 3 };
-enum { RUN_ISOLATED = 1, RUN_KEEP = 2, RUN_WARM_UP = 4 };
+enum { RUN_ISOLATED = 1, RUN_KEEP = 2, RUN_WARM_UP = 4, RUN_SCRIPT = 8 };
+enum { EXEC_TERMINAL = 1, EXEC_FILES = 2 };
+enum { CHANNEL_EXITED = 1, CHANNEL_TERMINAL = 2, CHANNEL_INPUT_ENDED = 4 };
+
+static inline uint16_t get_u16(const uint8_t *p)
+{
+    return (uint16_t)(p[0] | p[1] << 8);
+}
 
 static inline uint32_t get_u32(const uint8_t *p)
 {
@@ -62,6 +82,12 @@ static inline uint32_t get_u32(const uint8_t *p)
 static inline uint64_t get_u64(const uint8_t *p)
 {
     return (uint64_t)get_u32(p) | (uint64_t)get_u32(p + 4) << 32;
+}
+
+static inline void put_u16(uint8_t *p, uint16_t v)
+{
+    p[0] = (uint8_t)v;
+    p[1] = (uint8_t)(v >> 8);
 }
 
 static inline void put_u32(uint8_t *p, uint32_t v)

@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.protocol import Clone, NetworkSlot
+from belljar.node.machines.provision.demand import Demand
+from belljar.system.background import Backoff
 
-#: Older demand does not count: without recent demand a bucket holds no clones.
-DEMAND_SECONDS = 120.0
-#: Jobs that come within this time of each other need a clone each.
-_BURST_SECONDS = 0.5
 #: A clone that waited this long is replaced: its state is stale.
 MAX_AGE_SECONDS = 1800.0
-#: Bound on the recorded demand of a bucket.
-_MAX_DEMAND = 256
+#: Pauses of a bucket after clones that could not be made.
+_RETRY_SECONDS = 5.0
+_MAX_RETRY_SECONDS = 80.0
 
 
 @dataclass(slots=True)
@@ -56,20 +55,31 @@ class PoolBucket:
     make: Callable[[], Awaitable[WarmClone | None]]
     #: Whether a pool of fixed size keeps clones even without demand.
     is_permanent: bool = False
-    demand_times: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_DEMAND))
+    demand: Demand = field(default_factory=Demand)
     clones: deque[WarmClone] = field(default_factory=deque)
-    #: No clone is made before this time.
+    #: Clones that are being made.
+    making: int = 0
+    #: The most memory that one of its clones used, in MiB; None before the first.
+    clone_mb: float | None = None
+    #: No clone is made before this time; the pause grows with each that could not be made.
     not_before: float = 0.0
+    pauses: Backoff = field(default_factory=lambda: Backoff(_RETRY_SECONDS, _MAX_RETRY_SECONDS))
 
-    def target_size(self, max_size: int) -> int:
-        """Return how many clones should wait: the largest recent burst, at least one with any recent demand."""
-        now = time.monotonic()
-        recent = [at for at in self.demand_times if now - at < DEMAND_SECONDS]
-        if not recent:
-            return 0
-        largest = start = 0
-        for end, at in enumerate(recent):
-            while at - recent[start] > _BURST_SECONDS:
-                start += 1
-            largest = max(largest, end - start + 1)
-        return min(max_size, largest)
+    @property
+    def count(self) -> int:
+        """Return the clones that wait or are being made."""
+        return len(self.clones) + self.making
+
+    def pause(self) -> float:
+        """Make no clone for a while; return how long."""
+        seconds = self.pauses.next()
+        self.not_before = time.monotonic() + seconds
+        return seconds
+
+    def remove_unusable(self, keep: int) -> list[WarmClone]:
+        """Remove and return the clones that are dead or too old, and the oldest beyond `keep`."""
+        usable = [clone for clone in self.clones if clone.is_usable]
+        kept = usable[max(0, len(usable) - keep) :]
+        removed = [clone for clone in self.clones if clone not in kept]
+        self.clones = deque(kept)
+        return removed

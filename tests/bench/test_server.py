@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from belljar.bench.measurements import _address
+from belljar.bench.server import _address
 from belljar.model.errors import HostError
 
 

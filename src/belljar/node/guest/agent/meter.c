@@ -1,0 +1,59 @@
+/* The usage of a session's machine, which the host subscribes to: one small frame at each interval.
+ * Every number is the kernel's; one that cannot be read is zero. */
+#include "agent.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <sys/statvfs.h>
+
+enum { MIN_METER_MS = 100 };
+
+/* METER: interval in milliseconds, at least MIN_METER_MS; 0 ends the subscription. */
+void set_meter(const uint8_t *payload, size_t length)
+{
+    uint32_t interval_ms = length == 4 ? get_u32(payload) : 1;
+    if (agent.phase != IN_SESSION || (interval_ms && interval_ms < MIN_METER_MS)) {
+        errno = EPROTO;
+        die("unexpected METER from host");
+    }
+    agent.meter_ms = interval_ms;
+    agent.metered_us = 0;
+}
+
+static void send_usage(void)
+{
+    static const char device[] = "/sys/class/net/eth0/statistics";
+    uint8_t payload[80] = {0};
+    struct statvfs disk = {0};
+    const char *cgroup = agent.job.cgroup;
+    if (agent.job.isolated) {
+        put_u64(payload + 8, read_number(cgroup, "cpu.stat", "usage_usec "));
+        put_u64(payload + 16, read_number(cgroup, "memory.current", NULL));
+        put_u64(payload + 24, read_number(cgroup, "memory.max", NULL));
+        put_u64(payload + 32, read_number(cgroup, "memory.stat", "\nfile "));
+        put_u32(payload + 72, (uint32_t)read_number(cgroup, "pids.current", NULL));
+    }
+    if (statvfs(agent.is_init ? "/rw" : "/", &disk) == 0) {
+        put_u64(payload + 40, (uint64_t)(disk.f_blocks - disk.f_bfree) * disk.f_frsize);
+        put_u64(payload + 48, (uint64_t)disk.f_blocks * disk.f_frsize);
+    }
+    put_u64(payload, now_us());
+    put_u64(payload + 56, read_number(device, "rx_bytes", NULL));
+    put_u64(payload + 64, read_number(device, "tx_bytes", NULL));
+    send_control(USAGE, payload, sizeof payload);
+}
+
+/* Send usage when it is due; return the milliseconds until it is due again, -1 without a subscription. A host that does
+ * not read gets no more. */
+int meter_timeout(void)
+{
+    if (!agent.meter_ms)
+        return -1;
+    uint64_t now = now_us(), interval_us = (uint64_t)agent.meter_ms * 1000;
+    if (agent.metered_us == 0 || now - agent.metered_us >= interval_us) {
+        agent.metered_us = now;
+        if (output_space(CHUNK))
+            send_usage();
+    }
+    return (int)((interval_us - (now - agent.metered_us)) / 1000) + 1;
+}

@@ -1,0 +1,138 @@
+/* A session: a machine that runs many commands of one owner. Its reaper is PID 1 of the sandbox's namespaces and starts
+ * each command; when it dies, so does the machine. */
+#include "agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Without a script the working folder is a folder of the image's root. */
+static int own_work_folder(uint32_t uid, uint32_t gid)
+{
+    cleanup_close int folder = open_below("/newroot", "/work", true);
+    return folder < 0 || chown(path_of(folder).text, uid, gid) < 0 ? errno : 0;
+}
+
+static int mount_session(const struct request *request)
+{
+    if (!(request->flags & RUN_ISOLATED) || agent.has_script)
+        return 0;
+    return request->flags & RUN_SCRIPT ? mount_script(request->uid, request->gid)
+                                       : own_work_folder(request->uid, request->gid);
+}
+
+static int start_session_processes(const struct request *request)
+{
+    uint8_t control = CONTROL_SESSION;
+    int error = 0;
+    if (!claim_prepared(&agent.job, "")) {
+        processes_init(&agent.job);
+        agent.job.isolated = (request->flags & RUN_ISOLATED) != 0;
+        error = start_processes(&agent.job, request);
+    }
+    if (!error && agent.job.isolated && !write_number(agent.job.cgroup, "pids.max", request->max_processes))
+        error = errno;
+    if (!error && write(agent.job.control_fd, &control, 1) != 1)
+        error = errno;
+    close_fd(&agent.job.stdin_fd);
+    for (int stream = 0; stream < STREAMS; stream++)
+        close_fd(&agent.job.output_fd[stream]);
+    return error;
+}
+
+/* SESSION: as RUN, without a command. Other prepared processes are ended: the session starts its own. */
+void start_session(const uint8_t *payload, size_t length)
+{
+    char prefork[MAX_NAME + 1];
+    struct request request = read_request(payload, length, prefork);
+    int error = mount_session(&request);
+    if (error) {
+        send_failed(STAGE_SCRIPT, error);
+        return;
+    }
+    error = start_session_processes(&request);
+    while (agent.prepared_count > 0)
+        destroy_processes(&agent.prepared[--agent.prepared_count]);
+    if (error) {
+        destroy_processes(&agent.job);
+        send_failed(STAGE_ISOLATE, error);
+        return;
+    }
+    clear_strings();
+    agent.session_uid = request.uid;
+    agent.in_session = agent.attached = true;
+    agent.phase = IN_SESSION;
+    send_control(SERVING, NULL, 0);
+}
+
+/* Send a request to the reaper, which always reads: it waits for nothing but the start of a command. */
+void send_request(const struct session_request *request, const void *text, const int *fds, size_t fd_count)
+{
+    if (!send_with_descriptors(agent.job.command_fd, request, sizeof *request, fds, fd_count) ||
+        (request->size && !write_fully(agent.job.command_fd, text, request->size)))
+        die("reaper");
+}
+
+void read_session_reports(void)
+{
+    struct report report;
+    for (int i = 0; i < 64; i++) { /* then the host's turn */
+        ssize_t n = read(agent.job.report_fd, &report, sizeof report);
+        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+            return;
+        if (n != sizeof report || report.type == REPORT_ISOLATE_FAILED) {
+            errno = ECHILD;
+            die("the sandbox's init ended");
+        }
+        if (report.channel)
+            handle_command_report(&report);
+    }
+}
+
+/* Tell a channel that a new host does not know: pid, flags, how many bytes of input it takes. */
+static void send_channel(struct channel *channel)
+{
+    uint8_t payload[16] = {0};
+    const struct streams *streams = &channel->streams;
+    uint32_t flags = (channel->state == CHANNEL_ENDED ? CHANNEL_EXITED : 0) |
+                     (channel->terminal ? CHANNEL_TERMINAL : 0) |
+                     (streams->input_ended || !streams->input ? CHANNEL_INPUT_ENDED : 0);
+    if (channel->state == CHANNEL_LINGERING || channel->state == CHANNEL_CONNECTING ||
+        channel->state == CHANNEL_CONNECTED)
+        return;
+    put_u32(payload, channel->pid);
+    put_u32(payload + 4, flags);
+    put_u32(payload + 8, (uint32_t)(STDIN_WINDOW - streams->input_len));
+    send_on(streams->channel, CHANNEL, NONE, payload, sizeof payload);
+    if (channel->state == CHANNEL_ENDED)
+        send_exit(channel);
+}
+
+/* CHANNELS: the host of a machine that was resumed gets to know its commands; from now on their frames are sent. */
+void list_channels(void)
+{
+    for_each_channel(send_channel);
+    agent.attached = true;
+    send_control(SERVING, NULL, 0);
+}
+
+static void detach_channel(struct channel *channel)
+{
+    memset(channel->streams.credit, 0, sizeof channel->streams.credit);
+    if (channel->state != CHANNEL_LINGERING)
+        memset(channel->streams.discard, 0, sizeof channel->streams.discard);
+    if (channel->state == CHANNEL_CONNECTING || channel->state == CHANNEL_CONNECTED)
+        finish_connection(channel, ECANCELED);
+}
+
+/* SUSPEND: whoever resumes the machine is a new host, with new credit. Connections end, commands go on. */
+void detach_channels(void)
+{
+    for_each_channel(detach_channel);
+    agent.attached = false;
+    agent.meter_ms = 0;
+    clear_strings();
+}
