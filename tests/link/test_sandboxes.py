@@ -150,7 +150,7 @@ async def test_a_node_hears_of_an_end_and_of_a_longer_lifetime_at_once(
     store, changes = control.sandboxes.store, control.sandboxes.changes
     first = (await sandboxes.wait_for_orders(NODE, 0))[lease]
 
-    async def heard_of(change: Awaitable[object]) -> dict[SandboxLease, Any]:
+    async def received_after(change: Awaitable[object]) -> dict[SandboxLease, Any]:
         waiting = asyncio.create_task(sandboxes.wait_for_orders(NODE, 60))
         await asyncio.sleep(0.05)
         await change
@@ -158,9 +158,9 @@ async def test_a_node_hears_of_an_end_and_of_a_longer_lifetime_at_once(
         async with asyncio.timeout(10):
             return await waiting
 
-    longer = (await heard_of(store.extend("mine", created.id, 100)))[lease]
+    longer = (await received_after(store.extend("mine", created.id, 100)))[lease]
     assert longer.expires_at > first.expires_at and 90 < longer.lifetime_seconds <= 100
-    ended = await heard_of(store.request_end("mine", created.id, EndReason.DELETED, "it was deleted"))
+    ended = await received_after(store.request_end("mine", created.id, EndReason.DELETED, "it was deleted"))
     assert ended[lease].end is EndReason.DELETED
     assert (await control.sandbox(created.id)).status is SandboxStatus.CREATING  # its node ends it
     assert await sandboxes.wait_for_orders(OTHER, 0) == {}

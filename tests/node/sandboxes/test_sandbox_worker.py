@@ -89,7 +89,7 @@ async def test_a_machine_that_dies_loses_its_sandbox_with_the_reason(harness: Wo
         await idle(worker)
 
 
-async def test_a_machine_that_does_not_start_is_tried_again_and_then_told(harness: WorkerHarness) -> None:
+async def test_a_machine_that_does_not_start_is_tried_again_and_then_reported(harness: WorkerHarness) -> None:
     harness.sandbox_wait_seconds = 2
     async with harness.working():
         harness.faults.refuse("provisioner.machine", lambda: MachineError("no luck"), times=1)

@@ -15,6 +15,7 @@ from belljar.control.store.database import Database
 from belljar.control.store.opening import open_database
 from belljar.control.store.quotas import read_use
 from belljar.control.store.rows import job_of, values_of
+from belljar.control.store.sandbox_tables import LIVE, sandboxes
 from belljar.control.store.schema import HELD, QUEUED, job_counts, job_labels, jobs, projects, scripts
 from belljar.model.errors import NotFound
 from belljar.model.job import Job
@@ -149,8 +150,9 @@ class SqlJobs:
         return await self._database.reading(states)
 
     async def image_digests(self) -> set[str]:
-        """Return the digests of the images of jobs that have not ended."""
-        query = union(*(select(jobs.c.image_digest).where(alive) for alive in (QUEUED, HELD)))
+        """Return the digests of the images of jobs and sandboxes that have not ended."""
+        of_jobs = [select(jobs.c.image_digest).where(alive) for alive in (QUEUED, HELD)]
+        query = union(*of_jobs, select(sandboxes.c.image_digest).where(LIVE))
         digests = await self._database.reading(lambda connection: connection.execute(query).scalars().all())
         return {digest for digest in digests if digest is not None}
 
@@ -162,7 +164,7 @@ class SqlJobs:
 
 
 async def needed_images(settings: Settings) -> set[str]:
-    """Return the digests of the images of jobs that have not ended, for commands that delete images.
+    """Return the digests of the images of jobs and sandboxes that have not ended, for commands that delete images.
 
     Raises DataFolderError, HostError; then delete nothing.
     """

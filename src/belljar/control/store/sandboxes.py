@@ -174,11 +174,6 @@ class SqlSandboxes:
 
         return await self._database.writing(remove)
 
-    async def image_digests(self) -> set[str]:
-        """Return the digests of the images of sandboxes that have not ended."""
-        query = select(sandboxes.c.image_digest).where(LIVE, sandboxes.c.image_digest.is_not(None))
-        return await self._database.reading(lambda connection: set(connection.execute(query).scalars()))
-
     async def counts(self) -> dict[SandboxStatus, int]:
         """Return the number of sandboxes of each status that has any, without those that have ended."""
         query = select(sandboxes.c.status, func.count()).where(LIVE).group_by(sandboxes.c.status)
