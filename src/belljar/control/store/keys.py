@@ -23,7 +23,7 @@ from belljar.control.store.audit import record_change
 from belljar.control.store.database import Database
 from belljar.control.store.projects import add_project
 from belljar.control.store.schema import keys, projects
-from belljar.model.errors import NotFound
+from belljar.model.errors import KeyConflict, NotFound
 from belljar.model.ids import new_id
 
 #: How long an authenticated key is cached.
@@ -177,11 +177,18 @@ class SqlKeys:
         return _key(row)
 
     async def replace(self, key_id: str, new: Key, secret: str, ends_at: datetime) -> None:
-        """Store the key that replaces another, which ends at `ends_at` unless it ends sooner, in one transaction."""
+        """Store the key that replaces another, which ends at `ends_at` unless it ends sooner, in one transaction.
+
+        Raises KeyConflict when the other key is not valid any more: it may have been revoked meanwhile.
+        """
+        old = select(keys).where(keys.c.id == key_id)
         sooner = keys.c.expires_at.is_(None) | (keys.c.expires_at > ends_at)
         end = keys.update().where(keys.c.id == key_id, sooner).values(expires_at=ends_at)
 
         def replace(connection: Connection) -> None:
+            row = connection.execute(old).one_or_none()
+            if row is None or not is_valid(_key(row)):
+                raise KeyConflict(f"the key {key_id} is revoked or expired; create a new one")
             connection.execute(end)
             connection.execute(keys.insert().values(**_values(new), secret_sha256=_digest(secret)))
             record_change(connection, "key.rotate", key_id, project=new.project, new_key=new.id, **_described(new))
