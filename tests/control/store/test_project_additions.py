@@ -13,20 +13,20 @@ from belljar.control.store.secrets import Sealed, SqlSecrets
 from belljar.model.errors import NotFound, ProjectConflict
 from belljar.model.quotas import ProjectQuotas
 
-Add = Callable[[Database, str], Awaitable[object]]
+Add = Callable[[Database, str], Awaitable[None]]
 
 
-async def set_secret(database: Database, project: str) -> object:
+async def set_secret(database: Database, project: str) -> None:
     sealed = Sealed("key", b"sealed")
-    return await SqlSecrets(database).put(project, "TOKEN", size_bytes=5, fits_variable=True, seal=lambda *_: sealed)
+    await SqlSecrets(database).put(project, "TOKEN", size_bytes=5, fits_variable=True, seal=lambda *_: sealed)
 
 
-async def set_quotas(database: Database, project: str) -> object:
-    return await SqlQuotas(database).set(project, ProjectQuotas(max_queued_jobs=3))
+async def set_quotas(database: Database, project: str) -> None:
+    await SqlQuotas(database).set(project, ProjectQuotas(max_queued_jobs=3))
 
 
-async def change_quotas(database: Database, project: str) -> object:
-    return await SqlQuotas(database).change(project, {"max_queued_jobs": 3})
+async def change_quotas(database: Database, project: str) -> None:
+    await SqlQuotas(database).change(project, {"max_queued_jobs": 3})
 
 
 @pytest.mark.parametrize("add", [set_secret, set_quotas, change_quotas])
