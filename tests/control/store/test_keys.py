@@ -74,3 +74,19 @@ async def test_a_key_that_was_revoked_meanwhile_is_not_replaced(keys: SqlKeys) -
         await keys.replace(old.id, new, secret, ends_at)
     assert await keys.authenticate(secret) is None
     assert [each.id for each in await keys.list()] == [old.id]
+
+
+async def test_a_project_has_a_maximum_of_keys_with_the_revoked_ones(
+    keys: SqlKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("belljar.control.store.keys.MAX_PROJECT_KEYS", 2)
+    first, _ = await keys.create("mine", "ci")
+    await keys.revoke((await keys.create("mine", "ci"))[0].id)
+    new = first.model_copy(update={"id": new_id("key"), "replaces": first.id})
+    with pytest.raises(KeyConflict, match="'mine' has 2 keys with the revoked ones"):
+        await keys.create("mine", "ci")
+    with pytest.raises(KeyConflict, match="2 are allowed"):
+        await keys.replace(first.id, new, new_secret(), datetime.now(UTC))
+    await keys.create("other", "ci")
+    await keys.create("mine", "operator", scopes=frozenset({Scope.ADMIN}))
+    assert len(await keys.list("mine")) == 3
