@@ -194,7 +194,7 @@ class SqlKeys:
 
         def replace(connection: Connection) -> None:
             row = connection.execute(old).one_or_none()
-            if row is None or not is_valid(_key(row)):
+            if row is None or not is_valid(key_of(row)):
                 raise KeyConflict(f"the key {key_id} is revoked or expired; create a new one")
             _check_room(connection, new)
             connection.execute(end)
