@@ -3,6 +3,7 @@
 #include "agent.h"
 
 #include <poll.h>
+#include <signal.h>
 
 enum { LINGER_MS = 1000 }; /* between attempts to free the place of a closed channel */
 
@@ -99,12 +100,25 @@ static void note_due(int ms)
         due_in_ms = ms;
 }
 
+/* A process of the sandbox's user may have stopped the file operation. */
+static void kill_if_late(struct channel *channel)
+{
+    uint64_t now = now_us();
+    if (now - channel->told_us >= CANCEL_MS * 1000) {
+        channel->told_us = now;
+        signal_command(channel, SIGKILL, true);
+    }
+    note_due(CANCEL_MS);
+}
+
 static void check_channel(struct channel *channel)
 {
     bool writing = channel->streams.output_fd[STDOUT] >= 0 || channel->streams.output_fd[STDERR] >= 0;
     if (channel->state == CHANNEL_RUNNING && !finish_session_command(channel) && channel->terminal &&
         channel->exit.type == REPORT_EXITED)
         note_due(TERMINAL_DRAIN_MS);
+    if (channel->state == CHANNEL_RUNNING && channel->closing && channel->files)
+        kill_if_late(channel);
     if (channel->state != CHANNEL_LINGERING)
         return;
     if (sweeps && !writing && remove_command_cgroup(channel))
