@@ -17,7 +17,11 @@ static size_t poll_channel(struct channel *channel, struct pollfd *fds)
     const struct streams *streams = &channel->streams;
     bool running = channel->state != CHANNEL_STARTING; /* no output before STARTED */
     bool connecting = channel->state == CHANNEL_CONNECTING;
-    fds[0] = (struct pollfd){.fd = connecting || can_feed(streams) ? streams->input_fd : -1, .events = POLLOUT};
+    bool is_served = output_space(CHUNK) != NULL; /* else its turn does not come, see handle_channels */
+    fds[0] = (struct pollfd){
+        .fd = is_served && (connecting || can_feed(streams)) ? streams->input_fd : -1,
+        .events = POLLOUT,
+    };
     for (enum stream stream = STDOUT; stream <= STDERR; stream++)
         fds[stream] = (struct pollfd){
             .fd = running && !connecting && can_forward(streams, stream) ? streams->output_fd[stream] : -1,
