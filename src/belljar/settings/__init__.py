@@ -26,6 +26,7 @@ from belljar.settings.quotas import QuotaSettings
 from belljar.settings.retention import RetentionSettings
 from belljar.settings.secrets import SecretSettings
 from belljar.settings.server import ClientSettings, ServerSettings
+from belljar.settings.sign_in import SignInSettings
 from belljar.settings.storage import StorageSettings, default_data_dir
 from belljar.settings.worker import WorkerSettings
 
@@ -33,6 +34,7 @@ from belljar.settings.worker import WorkerSettings
 class Settings(
     StorageSettings,
     ServerSettings,
+    SignInSettings,
     ClientSettings,
     JobSettings,
     QuotaSettings,

@@ -30,6 +30,7 @@ VALID: dict[str, dict[str, Any]] = {
     "NewKey": {"name": "x"},
     "NewProject": {"name": "x"},
     "ProjectChange": {"suspended": False},
+    "MemberChange": {"role": "member"},
 }
 CALLERS = ("operator", "owner", "viewer", "nobody")
 #: Examples in all; each takes some milliseconds.

@@ -26,23 +26,57 @@ from belljar.control.api.routes import (
     jobs,
     keys,
     logs,
+    members,
     metrics,
     nodes,
+    openid,
     projects,
     quotas,
     scripts,
     secrets,
+    sessions,
+    sign_in,
 )
 from belljar.control.api.routes.secrets import SecretBody
 from belljar.control.api.rules import ruled_routes
 from belljar.control.api.security_headers import SecurityHeaders
 from belljar.control.api.services import Services
 from belljar.control.projects.key_request import NewKey, Rotation
+from belljar.control.projects.people import MemberChange
 from belljar.control.projects.project_request import NewProject, ProjectChange
 from belljar.model.job_options import JobOptions, JobRequest
 from belljar.model.quotas import ProjectQuotas
 
-_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, quotas, keys, secrets, audit)
+_ROUTES = (
+    scripts,
+    jobs,
+    logs,
+    artifacts,
+    images,
+    nodes,
+    health,
+    metrics,
+    projects,
+    members,
+    quotas,
+    keys,
+    secrets,
+    audit,
+    sessions,
+    sign_in,
+    openid,
+)
+_MODELS = (
+    JobOptions,
+    JobRequest,
+    NewKey,
+    Rotation,
+    NewProject,
+    ProjectChange,
+    ProjectQuotas,
+    MemberChange,
+    SecretBody,
+)
 
 
 def create_app(services: Services | None) -> FastAPI:
@@ -60,13 +94,19 @@ def create_app(services: Services | None) -> FastAPI:
     for routes in _ROUTES:
         app.include_router(routes.router)
     ruled_routes(app)  # raises for a route without a rule
-    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange, ProjectQuotas, SecretBody))
+    describe(app, _MODELS)
     if services is not None:
+        authentication = app.state.authentication = Authentication(
+            services.keys,
+            services.projects,
+            services.sessions,
+            services.changes,
+            public_url=services.settings.public_url,
+            is_on=services.settings.auth == "on",
+        )
         app.add_middleware(
             AuthMiddleware,
-            authentication=Authentication(
-                services.keys, services.projects, services.changes, is_on=services.settings.auth == "on"
-            ),
+            authentication=authentication,
             settings=services.settings,
             changes=services.changes,
             max_requests=max_connections(services.settings),
