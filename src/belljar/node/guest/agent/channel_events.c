@@ -108,8 +108,8 @@ static void note_due(int ms)
 static void kill_if_late(struct channel *channel)
 {
     uint64_t now = now_us();
-    if (now - channel->told_us >= CANCEL_MS * 1000) {
-        channel->told_us = now;
+    if (now - channel->cancelled_us >= CANCEL_MS * 1000) {
+        channel->cancelled_us = now;
         signal_command(channel, SIGKILL, true);
     }
     note_due(CANCEL_MS);
