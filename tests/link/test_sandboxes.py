@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from belljar.control.store.projects import SqlProjects
 from belljar.link.errors import LeaseLost
 from belljar.link.leases import ClaimRequest, NodeIdentity
 from belljar.link.sandboxes import SandboxLease, SandboxLink
@@ -195,6 +196,7 @@ async def test_it_gets_its_secrets_and_their_versions_are_noted(sandboxes: Sandb
     lease = (await claim_sandbox(sandboxes, NODE)).lease
     with pytest.raises(SecretMissing, match="TOKEN"):
         await sandboxes.sandbox_secrets(lease)
+    await SqlProjects(control.database).create("mine")
     await control.secrets.set("mine", "TOKEN", SecretValue(b"value"))
     (secret,) = await sandboxes.sandbox_secrets(lease)
     assert (secret.name, secret.version, secret.value.reveal()) == ("TOKEN", 1, b"value")
@@ -211,6 +213,7 @@ VERBS: dict[str, Callable[[SandboxLink, SandboxLease], Awaitable[object]]] = {
 @pytest.mark.parametrize("verb", VERBS)
 async def test_a_lost_lease_reads_and_writes_nothing(sandboxes: SandboxLink, control: ControlPlane, verb: str) -> None:
     created = await control.create_sandbox(secrets=(SecretUse(name="TOKEN"),))
+    await SqlProjects(control.database).create("mine")
     await control.secrets.set("mine", "TOKEN", SecretValue(b"value"))
     lost = (await claim_sandbox(sandboxes, NODE)).lease
     await sandboxes.decline_sandbox(lost)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from belljar.control.store.jobs import SqlJobs
+from belljar.control.store.projects import SqlProjects
 from belljar.control.store.sandbox_claims import SqlSandboxClaims
 from belljar.control.store.sandboxes import SandboxUse, SqlSandboxes
 from belljar.link.leases import NodeIdentity
-from belljar.model.errors import QuotaExceeded
+from belljar.model.errors import ProjectConflict, QuotaExceeded
 from belljar.model.sandbox import TRANSITIONS, EndReason, Sandbox, SandboxStatus, may_become
 from support.control_plane import ControlPlane, opened_control_plane
 from support.sandboxes import ROOM, new_sandbox
@@ -55,6 +56,14 @@ async def test_pages_are_in_order_and_filtered(store: SqlSandboxes) -> None:
     assert (await store.list("other"))[0] == []
 
 
+async def test_a_page_of_large_sandboxes_ends_early(store: SqlSandboxes) -> None:
+    made = [await store.insert(new_sandbox(env={"A": "x" * 1024 * 1024})) for _ in range(4)]
+    page, cursor = await store.list("mine", limit=4)
+    assert 1 <= len(page) < 4 and cursor == page[-1].id
+    rest, _ = await store.list("mine", limit=4, cursor=cursor)
+    assert [each.id for each in (*page, *rest)] == [each.id for each in reversed(made)][: len(page) + len(rest)]
+
+
 async def test_a_refused_sandbox_is_not_stored(store: SqlSandboxes) -> None:
     await store.insert(new_sandbox(vcpus=2))
 
@@ -65,6 +74,21 @@ async def test_a_refused_sandbox_is_not_stored(store: SqlSandboxes) -> None:
     with pytest.raises(QuotaExceeded):
         await store.insert(new_sandbox(), check)
     assert (await store.use("mine")).sandboxes == 1
+
+
+async def test_a_removed_project_gets_no_sandbox_and_those_it_had_end(
+    control: ControlPlane, store: SqlSandboxes
+) -> None:
+    sandbox = await store.insert(new_sandbox(project="shop"))
+    projects = SqlProjects(control.database)
+    await projects.create("shop")
+    await projects.begin_removal("shop")
+    with pytest.raises(ProjectConflict, match="being removed"):
+        await store.insert(new_sandbox(project="shop"))
+    claims = SqlSandboxClaims(control.database)
+    assert await claims.claim(NODE, ROOM, 60) is None
+    (ended,) = await claims.end_overdue(wait_seconds=60, grace_seconds=60)
+    assert ended.id == sandbox.id and _reason(ended) is EndReason.PROJECT
 
 
 async def test_images_of_sandboxes_that_have_not_ended_are_needed(control: ControlPlane, store: SqlSandboxes) -> None:
