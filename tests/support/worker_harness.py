@@ -204,9 +204,8 @@ class WorkerHarness:
     def sandbox_queue(self) -> SandboxQueue:
         """The control plane's part for sandboxes, one for the harness."""
         if self._sandbox_queue is None:
-            lease_seconds = self.settings.lease_seconds
-            wait_seconds = self.sandbox_wait_seconds
-            self._sandbox_queue = SandboxQueue(self.database, self.secrets, lease_seconds, wait_seconds)
+            seconds = self.settings.lease_seconds, self.sandbox_wait_seconds
+            self._sandbox_queue = SandboxQueue(self.database, self.secrets, *seconds)
         return self._sandbox_queue
 
     async def create_sandbox(self, **fields: Any) -> Sandbox:
