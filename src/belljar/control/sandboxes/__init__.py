@@ -1,0 +1,1 @@
+"""Sandboxes: machines that are kept for their users. What a node does for one is behind `belljar.link.sandboxes`."""
