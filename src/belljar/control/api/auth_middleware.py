@@ -6,6 +6,8 @@ Plain ASGI around all routes, so that no route can be left out.
 from __future__ import annotations
 
 import asyncio
+import re
+import sys
 import time
 
 from starlette.datastructures import Headers
@@ -28,6 +30,11 @@ PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
 _FORM_OVERHEAD_BYTES = 64 * 1024
 #: Maximum memory of a form that is being received: larger files go to the disk.
 _FORM_MEMORY_BYTES = 2 * MB
+#: Routes that pass the body on as it arrives, of any size: into a sandbox.
+_STREAMED = re.compile(r"/v1/sandboxes/[^/]+/(files|ports|processes/[^/]+/stdin)(/|\Z)")
+_WITH_STREAMED_BODY = frozenset({"PUT", "POST"})
+#: Memory of such a body: what the server reads ahead, and the piece that is being passed on.
+_STREAM_BYTES = 256 * 1024
 #: A body may pause for this long, and must have this rate on average after the same time.
 _STALL_SECONDS = 30.0
 _MIN_BYTES_PER_SECOND = 16 * 1024
@@ -56,7 +63,7 @@ class AuthMiddleware:
         headers, state = Headers(scope=scope), scope.setdefault("state", {})
         try:
             identity = state["identity"] = await self._authentication.identity(scope, headers)
-            max_bytes, memory = self._body_limits(headers)
+            max_bytes, memory = self._body_limits(scope, headers)
             with self._requests.counted(identity.id):
                 async with self._bodies.lease(identity.id, memory) as lease:
                     state["body_lease"] = lease
@@ -65,8 +72,10 @@ class AuthMiddleware:
         except BelljarError as error:
             await problem_of(error, is_operator=False)(scope, receive, send)
 
-    def _body_limits(self, headers: Headers) -> tuple[int, int]:
+    def _body_limits(self, scope: Scope, headers: Headers) -> tuple[int, int]:
         """Return the maximum size of the body and the memory to reserve for it, in bytes. Raises TooLarge."""
+        if _STREAMED.match(scope["path"]) and scope["method"] in _WITH_STREAMED_BODY:
+            return sys.maxsize, _STREAM_BYTES
         is_form = headers.get("content-type", "").lower().startswith("multipart/")
         max_bytes = self._upload_bytes + _FORM_OVERHEAD_BYTES if is_form else MAX_JSON_BYTES
         length = headers.get("content-length", "")

@@ -72,8 +72,11 @@ async def read_medium(request: Request, model: type[M]) -> M:
     return await asyncio.to_thread(lambda: _validated(model, _object(stream.close())))
 
 
-async def read_command(request: Request, model: type[M]) -> tuple[M, bytes]:
-    """Read a command and its standard input (`stdin`, `stdin_base64`). Raises like `read_options`."""
+async def read_command(request: Request, model: type[M]) -> tuple[M, bytes | None]:
+    """Read a command, and its standard input if that is long; a short one is in the model.
+
+    Raises like `read_options`.
+    """
     sinks: dict[str, Sink] = {
         "stdin": BytesSink("stdin", MAX_STDIN_BYTES),
         "stdin_base64": Base64Sink("stdin_base64", MAX_STDIN_BYTES),
@@ -85,12 +88,12 @@ async def read_command(request: Request, model: type[M]) -> tuple[M, bytes]:
     return await asyncio.to_thread(_command, stream, model)
 
 
-def _command(stream: JsonStream, model: type[M]) -> tuple[M, bytes]:
+def _command(stream: JsonStream, model: type[M]) -> tuple[M, bytes | None]:
     values = _object(stream.close())
     decoded = [values.pop(name) for name in ("stdin", "stdin_base64") if isinstance(values.get(name), bytes)]
-    if len(decoded) > 1:
+    if decoded and (len(decoded) > 1 or values.get("stdin") is not None or values.get("stdin_base64") is not None):
         raise InvalidOption("set stdin or stdin_base64, not both", option="stdin")
-    return _validated(model, values), decoded[0] if decoded else b""
+    return _validated(model, values), decoded[0] if decoded else None
 
 
 async def read_secret(request: Request) -> SecretValue:

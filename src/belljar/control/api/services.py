@@ -15,6 +15,10 @@ from belljar.control.jobs.service import JobService
 from belljar.control.projects.key_service import KeyService
 from belljar.control.projects.project_service import ProjectService
 from belljar.control.quotas.service import QuotaService, default_limits
+from belljar.control.sandboxes.changes import SandboxChanges
+from belljar.control.sandboxes.commands import Commands
+from belljar.control.sandboxes.machines import SandboxMachines
+from belljar.control.sandboxes.service import SandboxService
 from belljar.control.scripts.service import ScriptService
 from belljar.control.secrets.keys import open_keys
 from belljar.control.secrets.service import SecretService
@@ -62,6 +66,10 @@ class Services:
     secrets: SecretService
     changes: Changes
     disk: DiskSpace
+    sandboxes: SandboxService
+    sandbox_machines: SandboxMachines
+    sandbox_changes: SandboxChanges
+    commands: Commands
     #: Limits of concurrent submissions and uploads, so that they do not keep reads from the database.
     submitting: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_SUBMITTING, _SUBMITTING_BY_KEY))
     uploading: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_UPLOADING, _UPLOADING_BY_KEY))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import signal as signals
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from belljar.model.egress import parse_egress
+from belljar.model.errors import InvalidOption
 from belljar.model.job_options import (
     ENV_NAME,
     LABEL_NAME,
@@ -16,6 +19,7 @@ from belljar.model.job_options import (
     MAX_STRING_BYTES,
     Rate,
 )
+from belljar.model.sandbox_values import ROOT, GuestUser, TerminalSize
 from belljar.model.secrets import MAX_SECRETS, GivenSecretUse, check_secret_uses, parse_secret_uses
 from belljar.model.submission_limits import MAX_ARGS, MAX_LABELS
 from belljar.model.value import Value
@@ -24,7 +28,7 @@ from belljar.model.value import Value
 MAX_ENV = 1000
 MAX_PATH_BYTES = 4095
 #: What of each stream a command's result has at most.
-MAX_OUTPUT_BYTES = 16 * 1024 * 1024
+MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 DEFAULT_OUTPUT_BYTES = 1024 * 1024
 _SIGNALS = {each.name: each for each in signals.Signals}
 
@@ -72,7 +76,7 @@ class SandboxRequest(Value):
     """A new sandbox."""
 
     template: str | None = Field(default=None, min_length=1, max_length=128)
-    """A language or an image by name, such as `python`; None: the setting `default_image`."""
+    """A language or an image by name, such as `python`; None: the image of Python."""
     image: str | None = Field(default=None, min_length=1, max_length=128)
     """An image by name; at most one of `template` and `image`."""
     shape: SandboxShape = SandboxShape()
@@ -86,6 +90,8 @@ class SandboxRequest(Value):
     """It ends so long after its creation, whatever runs; None: the setting `default_sandbox_lifetime_seconds`."""
     idle_seconds: Seconds | None = None
     """It ends when so long no call came and no foreground command ran; None: only the lifetime ends it."""
+    public_ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(default=(), max_length=64)
+    """Ports that anyone may reach through the port proxy, without a key or token."""
     labels: dict[str, str] = Field(default_factory=dict, max_length=MAX_LABELS)
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=255)
     """The same request with the same key returns the first sandbox; another request is refused (409 `conflict`). The
@@ -132,13 +138,6 @@ class Extension(Value):
     """It ends so long after this call; within the setting `max_sandbox_lifetime_seconds` from its creation."""
 
 
-class Terminal(Value):
-    """A terminal for a command."""
-
-    columns: int = Field(default=80, ge=1, le=0xFFFF)
-    rows: int = Field(default=24, ge=1, le=0xFFFF)
-
-
 class ExecRequest(Value):
     """A command: `command` for a shell, or `args`."""
 
@@ -150,13 +149,15 @@ class ExecRequest(Value):
     """The working folder; None: /work."""
     env: dict[str, str] = Field(default_factory=dict, max_length=MAX_ENV)
     """Variables beside those of the sandbox and its image, and instead of those with the same name."""
-    user: str | None = Field(default=None, min_length=1, max_length=32)
-    """The user that runs it; only that of the sandbox, `user`, is there."""
+    user: Literal["user", "root"] = "user"
+    """Who runs it: the image's user, or root."""
     stdin: str | None = None
     """Text of its standard input, at most 16 MiB, after which that ends."""
     stdin_base64: str | None = None
     """Standard input as bytes in base64; at most one of `stdin` and `stdin_base64`."""
-    pty: bool | Terminal = False
+    keep_stdin_open: bool = False
+    """Whether more input may come, by POST …/processes/{pid}/stdin or over the WebSocket; always so with `pty`."""
+    pty: bool | TerminalSize = False
     """Whether it gets a terminal (its stderr is then part of stdout): true, or a size."""
     background: bool = False
     """Return as soon as it runs; it continues until it ends, or the sandbox does."""
@@ -187,18 +188,37 @@ class ExecRequest(Value):
     def _env(cls, value: dict[str, str]) -> dict[str, str]:
         return _check_env(value)
 
-    @field_validator("user")
-    @classmethod
-    def _user(cls, value: str | None) -> str | None:
-        if value not in (None, "user"):
-            raise ValueError(f'{value!r} is no user of a sandbox; its commands run as "user"')
-        return value
-
     @model_validator(mode="after")
     def _check_together(self) -> ExecRequest:
         if (self.command is None) == (self.args is None):
             raise ValueError("set command (run by a shell) or args (a program and its arguments)")
+        if self.stdin is not None and self.stdin_base64 is not None:
+            raise ValueError("set stdin or stdin_base64, not both")
+        if self.keep_stdin_open and (self.stdin is not None or self.stdin_base64 is not None):
+            raise ValueError("stdin is the whole input; with keep_stdin_open send it by POST …/processes/{pid}/stdin")
         return self
+
+    def stdin_bytes(self) -> bytes:
+        """Return the standard input that came with the other values. Raises InvalidOption for invalid base64."""
+        if self.stdin_base64 is None:
+            return (self.stdin or "").encode(errors="replace")
+        try:
+            return base64.b64decode(self.stdin_base64, validate=True)
+        except (binascii.Error, ValueError):
+            reason = "stdin_base64 is invalid base64; encode the bytes as in RFC 4648"
+            raise InvalidOption(reason, option="stdin_base64") from None
+
+    @property
+    def terminal(self) -> TerminalSize | None:
+        """The size of its terminal; None without one."""
+        if isinstance(self.pty, TerminalSize):
+            return self.pty
+        return TerminalSize() if self.pty else None
+
+    @property
+    def guest_user(self) -> GuestUser | None:
+        """The user in the guest."""
+        return ROOT if self.user == "root" else None
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -215,23 +235,24 @@ class SignalRequest(Value):
     """Kill every process that the command started, whatever `signal` says."""
 
     @property
-    def number(self) -> signals.Signals:
-        """The signal."""
+    def name(self) -> str:
+        """The signal's name, such as SIGTERM. Raises ValueError, KeyError for none."""
         if isinstance(self.signal, int):
-            return signals.Signals(self.signal)
+            return signals.Signals(self.signal).name
         name = self.signal.upper()
-        return _SIGNALS[name if name.startswith("SIG") else f"SIG{name}"]
+        return _SIGNALS[name if name.startswith("SIG") else f"SIG{name}"].name
 
     @model_validator(mode="after")
     def _check_signal(self) -> SignalRequest:
         try:
-            _ = self.number
+            _ = self.name
         except (KeyError, ValueError):
-            raise ValueError(f"{str(self.signal)[:20]!r} is no signal; send a name such as SIGTERM, or a number") from None
+            shown = str(self.signal)[:20]
+            raise ValueError(f"{shown!r} is no signal; send a name such as SIGTERM, or a number") from None
         return self
 
 
-class FileChange(Value):
+class FilePatch(Value):
     """A change of a file or folder: where it is, or its mode."""
 
     move_to: str | None = Field(default=None, min_length=1, max_length=MAX_PATH_BYTES)
@@ -242,7 +263,7 @@ class FileChange(Value):
     """The new mode in octal digits, such as 755."""
 
     @model_validator(mode="after")
-    def _check_one(self) -> FileChange:
+    def _check_one(self) -> FilePatch:
         if (self.move_to is None) == (self.mode is None):
             raise ValueError("set move_to or mode")
         return self
