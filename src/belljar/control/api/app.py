@@ -30,7 +30,9 @@ from belljar.control.api.routes import (
     nodes,
     projects,
     quotas,
+    sandbox_attach,
     sandbox_files,
+    sandbox_ports,
     sandbox_processes,
     sandboxes,
     scripts,
@@ -63,7 +65,9 @@ _ROUTES = (
     audit,
     sandboxes,
     sandbox_processes,
+    sandbox_attach,
     sandbox_files,
+    sandbox_ports,
 )
 #: The models that routes read from their bodies themselves.
 _BODIES = (

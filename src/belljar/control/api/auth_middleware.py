@@ -13,7 +13,7 @@ import time
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from belljar.control.api.authentication import Authentication, end_error
+from belljar.control.api.authentication import Authentication, check_origin, end_error
 from belljar.control.api.bodies import MAX_JSON_BYTES, MAX_SMALL_BYTES
 from belljar.control.api.problems import problem_of
 from belljar.control.api.request_limits import BodyBudget, RequestCount
@@ -54,6 +54,9 @@ class AuthMiddleware:
         self._requests = RequestCount(max_requests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -69,6 +72,17 @@ class AuthMiddleware:
                     state["body_lease"] = lease
                     body = _Body(receive, max_bytes)
                     await self._app(scope, body, _while_valid(send, identity, self._changes))
+        except BelljarError as error:
+            await problem_of(error, is_operator=False)(scope, receive, send)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Authenticate before the connection is accepted; refuse it with a problem document."""
+        headers, state = Headers(scope=scope), scope.setdefault("state", {})
+        try:
+            check_origin(headers)
+            identity = state["identity"] = await self._authentication.identity(scope, headers)
+            with self._requests.counted(identity.id):
+                await self._app(scope, receive, send)
         except BelljarError as error:
             await problem_of(error, is_operator=False)(scope, receive, send)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -63,13 +62,13 @@ async def _disconnected(request: Request) -> None:
 async def with_heartbeats(source: AsyncIterator[T], stop: asyncio.Event) -> AsyncGenerator[T | None, None]:
     """Yield what the source yields, and None when that takes long. Raises StreamAborted once `stop` is set."""
     stopping = asyncio.create_task(stop.wait())
-    waiting: set[asyncio.Future[object]] = set()
+    tasks: set[asyncio.Task[Any]] = {stopping}
     try:
         while True:
-            item = asyncio.ensure_future(anext(source, None))  # type: ignore[arg-type]
-            waiting = {item}
+            item = asyncio.create_task(_next(source))
+            tasks = {stopping, item}
             while not item.done():
-                await asyncio.wait({item, stopping}, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(tasks, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 if stopping.done():
                     raise StreamAborted("the client disconnected")
                 if not item.done():
@@ -78,9 +77,12 @@ async def with_heartbeats(source: AsyncIterator[T], stop: asyncio.Event) -> Asyn
                 return
             yield value
     finally:
-        for task in (stopping, *waiting):
+        for task in tasks:
             task.cancel()
-        await asyncio.wait({stopping, *waiting})
+        await asyncio.wait(tasks)
         if isinstance(source, AsyncGenerator):
-            with contextlib.suppress(Exception):
-                await source.aclose()
+            await source.aclose()
+
+
+async def _next(source: AsyncIterator[T]) -> T | None:
+    return await anext(source, None)

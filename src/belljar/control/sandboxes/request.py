@@ -90,8 +90,6 @@ class SandboxRequest(Value):
     """It ends so long after its creation, whatever runs; None: the setting `default_sandbox_lifetime_seconds`."""
     idle_seconds: Seconds | None = None
     """It ends when so long no call came and no foreground command ran; None: only the lifetime ends it."""
-    public_ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(default=(), max_length=64)
-    """Ports that anyone may reach through the port proxy, without a key or token."""
     labels: dict[str, str] = Field(default_factory=dict, max_length=MAX_LABELS)
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=255)
     """The same request with the same key returns the first sandbox; another request is refused (409 `conflict`). The

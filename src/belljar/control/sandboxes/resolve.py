@@ -81,7 +81,6 @@ def resolve_sandbox(
             secrets=request.secrets,
             lifetime_seconds=lifetime_seconds,
             idle_seconds=request.idle_seconds or settings.default_sandbox_idle_seconds,
-            public_ports=request.public_ports,
             labels=request.labels,
         ),
     )

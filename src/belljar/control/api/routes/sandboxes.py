@@ -127,11 +127,7 @@ async def list_ports(sandbox_id: str, services: ServicesDep, project: ProjectDep
     """List the TCP ports that programs in the sandbox listen on."""
     sandbox, machine = await services.sandboxes.machine(project, sandbox_id)
     ports = [
-        {
-            **each.model_dump(mode="json"),
-            "path": f"/v1/sandboxes/{sandbox.id}/ports/{each.port}/",
-            "public": each.port in sandbox.spec.public_ports,
-        }
+        {**each.model_dump(mode="json"), "path": f"/v1/sandboxes/{sandbox.id}/ports/{each.port}/"}
         for each in await machine.ports()
     ]
     return json_response({"ports": ports})
