@@ -56,7 +56,9 @@ class SandboxOrder:
 
     #: Why the node is to end it; None: it goes on.
     end: EndReason | None = None
-    #: Seconds of its lifetime that are left.
+    #: When its lifetime is over, by the database's clock: it changes only when the lifetime is extended.
+    expires_at: datetime
+    #: Seconds from now until then. The node counts them by its own clock, from the first order with that `expires_at`.
     lifetime_seconds: float
 
 

@@ -74,7 +74,7 @@ class EndReason(StrEnum):
     LIFETIME = "lifetime"
     #: Nobody used it for `idle_seconds`.
     IDLE = "idle"
-    #: Its project was removed or suspended.
+    #: Its project was removed.
     PROJECT = "project"
     #: No node had room for it in time.
     NO_ROOM = "no_room"
