@@ -14,7 +14,7 @@ from pathlib import Path
 from belljar.images.agent_binary import agent_binary
 from belljar.link.errors import LeaseLost
 from belljar.link.leases import ClaimRequest, NodeIdentity
-from belljar.link.sandboxes import SandboxAssignment, SandboxLease, SandboxLink, SandboxStart
+from belljar.link.sandboxes import SandboxAssignment, SandboxLink, SandboxStart
 from belljar.model.job import MachineInfo, Timings
 from belljar.model.sandbox import SandboxEnd
 from belljar.model.sandbox_errors import SandboxEnded
@@ -37,27 +37,29 @@ class AgentNode:
         self.identity = NodeIdentity("node", "incarnation")
         #: What is held, with the agent's process.
         self.machines: dict[str, tuple[HeldMachine, asyncio.subprocess.Process]] = {}
-        self._leases: dict[str, SandboxLease] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[AgentNode]:
         """Claim and hold sandboxes while the block runs."""
-        async with asyncio.TaskGroup() as group:
-            claiming = group.create_task(self._claim(group))
-            try:
-                yield self
-            finally:
-                claiming.cancel()
-                for _, process in list(self.machines.values()):
-                    with contextlib.suppress(ProcessLookupError):
-                        process.kill()
+        # No TaskGroup: a fixture's set-up and tear-down are different tasks.
+        self._tasks.add(asyncio.create_task(self._claim()))
+        try:
+            yield self
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+        for task in self._tasks:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
 
-    async def _claim(self, group: asyncio.TaskGroup) -> None:
-        request = ClaimRequest(vcpus=64, memory_mb=1 << 20, disk_mb=1 << 20, largest=None, images=None)
+    async def _claim(self) -> None:
+        request = ClaimRequest(vcpus=64, memory_mb=1 << 20, disk_mb=1 << 20)
         while True:
             assignment = await self._link.claim_sandbox(self.identity, request, 1.0)
             if assignment is not None:
-                group.create_task(self._hold(assignment))
+                self._tasks.add(asyncio.create_task(self._hold(assignment)))
 
     async def _hold(self, assignment: SandboxAssignment) -> None:
         sandbox, lease = assignment.sandbox, assignment.lease

@@ -41,6 +41,13 @@ class NoRoom(HostError):
     code = "no_room"
 
 
+class TooManySandboxes(BelljarError):
+    """The project has as many sandboxes as it may; end some, or have the setting max_sandboxes_per_project raised."""
+
+    code = "too_many_sandboxes"
+    status = 429
+
+
 class StreamBroken(BelljarError):
     """A stream of the sandbox broke off: what came until then is not all, its end is unknown; look and try again."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,42 @@ class OneSandbox:
         response = await self.http.post(f"{self.url}/exec?stream=true", json=body, timeout=60)
         assert response.status_code == 200, response.text
         return events_of(response.text)
+
+    async def broken_stream(self, served: Served, command: str) -> list[tuple[str, dict[str, Any]]]:
+        """Return the events of a stream that must end without the end of its response."""
+        body = json.dumps({"command": command}).encode()
+        url = httpx.URL(f"{self.url}/exec")
+        sent: list[dict[str, Any]] = []
+        waiting = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            if waiting.is_set():
+                await asyncio.sleep(60)
+                return {"type": "http.disconnect"}
+            waiting.set()
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            sent.append(dict(message))
+
+        headers = [(name.lower(), value) for name, value in self.http.headers.raw]
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": url.path,
+            "raw_path": url.raw_path,
+            "query_string": b"stream=true",
+            "root_path": "",
+            "headers": [*headers, (b"host", b"localhost"), (b"content-type", b"application/json")],
+            "server": ("localhost", 80),
+            "client": ("127.0.0.1", 1),
+        }
+        await served.transport.app(scope, receive, send)  # type: ignore[arg-type]
+        assert sent[0]["status"] == 200 and sent[-1].get("more_body")
+        return events_of(b"".join(each.get("body", b"") for each in sent).decode())
 
     def file(self, path: Path | str) -> str:
         """The URL of a file by its absolute path, or one relative to the test's folder."""

@@ -75,7 +75,7 @@ async def test_a_stream_of_a_machine_that_dies_ends_with_an_error_and_without_an
         sandboxes.node.machines[box.id][1].kill()
 
     killing = asyncio.create_task(kill())
-    events = await box.stream("echo one; sleep 100")
+    events = await box.broken_stream(sandboxes.served, "echo one; sleep 100")
     await killing
     assert events[-1][0] == "error" and events[-1][1]["code"] in ("sandbox_ended", "stream_broken")
     assert "exit" not in [name for name, _ in events]

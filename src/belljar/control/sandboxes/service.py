@@ -15,17 +15,17 @@ import structlog
 from belljar.control.audit.operation import record_nothing
 from belljar.control.quotas.admission import exceeded
 from belljar.control.quotas.service import QuotaService, counting_refusals
-from belljar.control.sandboxes.changes import SandboxChanges
-from belljar.control.sandboxes.machines import SandboxMachines
+from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.sandboxes.request import SandboxRequest
 from belljar.control.sandboxes.resolve import ImageNames, image_of, resolve_sandbox
 from belljar.control.secrets.service import SecretService
-from belljar.control.store.sandboxes import SqlSandboxes
+from belljar.control.store.sandboxes import SandboxUse
 from belljar.link.sandboxes import SandboxMachine
 from belljar.model.errors import Conflict, InvalidOption, NotFound
 from belljar.model.quotas import CountedQuota, QuotaLimits
 from belljar.model.resources import NodeLimits
 from belljar.model.sandbox import EndReason, Sandbox, SandboxStatus
+from belljar.model.sandbox_errors import TooManySandboxes
 from belljar.settings import Settings
 from belljar.system.disk_space import DiskSpace
 
@@ -33,6 +33,9 @@ log = structlog.get_logger()
 
 _ID = re.compile(r"sb_[0-9A-HJKMNP-TV-Z]{26}\Z")
 #: Quotas that a sandbox may not begin beyond: what machines used today.
+#: How often a wait looks whether its caller's key is still valid, and for changes by other processes.
+_LOOK_SECONDS = 1.0
+_DELETED = "it was deleted"
 _USED_UP = (CountedQuota.VCPU_SECONDS, CountedQuota.MEMORY_MB_SECONDS)
 
 
@@ -42,9 +45,7 @@ class SandboxService:
     def __init__(
         self,
         *,
-        store: SqlSandboxes,
-        machines: SandboxMachines,
-        changes: SandboxChanges,
+        queue: SandboxQueue,
         images: ImageNames,
         settings: Settings,
         quotas: QuotaService,
@@ -52,9 +53,9 @@ class SandboxService:
         largest: Callable[[], Awaitable[Collection[NodeLimits]]],
         disk: DiskSpace,
     ) -> None:
-        self._store = store
-        self._machines = machines
-        self._changes = changes
+        self._store = queue.store
+        self._machines = queue.machines
+        self._changes = queue.changes
         self._images = images
         self._settings = settings
         self._quotas = quotas
@@ -88,12 +89,22 @@ class SandboxService:
         )
         sandbox = sandbox.model_copy(update={"request_sha256": fingerprint})
         with counting_refusals():
-            stored = await self._store.insert(sandbox, limits, max_sandboxes=self._settings.max_sandboxes_per_project)
+            stored = await self._store.insert(sandbox, self._check_count)
         if stored.id != sandbox.id:
             return _same_request(stored, fingerprint)
         log.info("sandbox_created", sandbox=sandbox.id, project=project, image=sandbox.spec.image)
-        self._changes.notify_queued()
+        self._changes.waiting.notify()
         return sandbox
+
+    def _check_count(self, use: SandboxUse) -> None:
+        """Raise TooManySandboxes when a project has one sandbox too many. `use` includes the new one."""
+        maximum = self._settings.max_sandboxes_per_project
+        if use.sandboxes > maximum:
+            raise TooManySandboxes(
+                f"the project has {use.sandboxes - 1} sandboxes that have not ended; the maximum is {maximum} (setting "
+                "max_sandboxes_per_project): end some first",
+                limit=maximum,
+            )
 
     async def _check_used_up(self, project: str) -> QuotaLimits:
         """Return the limits of a project that has not used up its time of machines. Raises QuotaExceeded."""
@@ -123,11 +134,11 @@ class SandboxService:
     async def delete(self, project: str, sandbox_id: str) -> Sandbox:
         """Order the end of a sandbox; one that has ended is returned unchanged. Raises NotFound."""
         wanted = _ID.match(sandbox_id) is not None
-        found = await self._store.request_end(project, sandbox_id, EndReason.DELETED) if wanted else None
+        found = await self._store.request_end(project, sandbox_id, EndReason.DELETED, _DELETED) if wanted else None
         if found is None:
             raise _missing(sandbox_id)
         self._changes.notify(sandbox_id)
-        self._changes.notify_orders()
+        self._changes.orders.notify()
         return found
 
     async def extend(self, project: str, sandbox_id: str, lifetime_seconds: float) -> Sandbox:
@@ -146,7 +157,9 @@ class SandboxService:
         found = await self._store.extend(project, sandbox_id, lifetime_seconds)
         if found is None:
             raise _missing(sandbox_id)
-        self._changes.notify_orders()
+        if found.status.terminal or found.end_requested is not None or found.paused_at is not None:
+            self._machines.get(found)  # raises the error that says why
+        self._changes.orders.notify()
         return found
 
     async def wait(
@@ -165,11 +178,12 @@ class SandboxService:
         deadline = time.monotonic() + seconds
         with self._changes.watching(sandbox_id) as watch:
             while True:
+                count = watch.count
                 sandbox = await self.get(project, sandbox_id)
                 left = deadline - time.monotonic()
                 if until(sandbox) or left <= 0 or ended():
                     return sandbox
-                await watch.wait(min(left, 0.5))
+                await watch.wait_beyond(count, min(left, _LOOK_SECONDS))
 
     async def machine(self, project: str, sandbox_id: str) -> tuple[Sandbox, SandboxMachine]:
         """Return a running sandbox and its machine.
