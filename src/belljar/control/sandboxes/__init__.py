@@ -1,1 +1,1 @@
-"""Sandboxes: machines that are kept for their users. What a node does for one is behind `belljar.link.sandboxes`."""
+"""The sandboxes of projects at the control plane: leases, deadlines, changes, and the way to their machines."""
