@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 from typing import Any
 
@@ -170,7 +171,7 @@ async def test_a_foreground_command_is_killed_when_its_client_stays_away(
         ({"args": []}, "args"),
         ({"command": ""}, "command"),
         ({"command": "a\0b"}, "command"),
-        ({"args": ["\ud800"]}, "args"),
+        ({"args": ["\ud800"]}, None),
         ({"command": "x" * 200_000}, "command"),
         ({"command": "true", "env": {"1A": "x"}}, "env"),
         ({"command": "true", "cwd": "x\0"}, "cwd"),
@@ -187,7 +188,8 @@ async def test_a_foreground_command_is_killed_when_its_client_stays_away(
     ],
 )
 async def test_an_invalid_command_is_refused(box: OneSandbox, body: dict[str, Any], option: str | None) -> None:
-    response = await box.http.post(f"{box.url}/exec", json=body)
+    content = json.dumps(body)  # with escapes, as httpx does not
+    response = await box.http.post(f"{box.url}/exec", content=content, headers={"Content-Type": "application/json"})
     assert response.status_code == 422, response.text
     document = response.json()
     assert document["code"] in ("invalid_option", "cannot_start") and document["detail"]
@@ -210,4 +212,4 @@ async def test_many_commands_one_after_another_and_at_once_leave_nothing(box: On
     results = await asyncio.gather(*(box.exec(f"sleep 0.2; echo {number}") for number in range(100)))
     assert [result["stdout"] for result in results] == [f"{number}\n" for number in range(100)]
     listed = (await box.http.get(f"{box.url}/processes")).json()["processes"]
-    assert all(each["status"] == "exited" for each in listed) and len(listed) <= 256
+    assert all(each["status"] == "exited" for each in listed) and len(listed) <= 400

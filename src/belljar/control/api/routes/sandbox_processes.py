@@ -125,8 +125,8 @@ async def follow_process(
 @audited("sandbox.signal")
 async def signal_process(request: Request, pid: Pid, call: CallDep) -> Response:
     """Send a signal to the command's process group, or kill it with every process that it started."""
-    wanted = await read_small(request, SignalRequest)
     process = await call.process(pid)
+    wanted = await read_small(request, SignalRequest, required=False)
     if wanted.descendants:
         await call.machine.kill(process.id)
     else:
@@ -158,8 +158,8 @@ async def write_stdin(
 async def resize_terminal(request: Request, pid: Pid, call: CallDep) -> Response:
     """Set the size of the command's terminal."""
     record_nothing("sandbox.resize")
-    size = await read_small(request, TerminalSize)
     process = await call.process(pid)
+    size = await read_small(request, TerminalSize)
     await call.machine.resize(process.id, size)
     return json_response(_public(call, process))
 
