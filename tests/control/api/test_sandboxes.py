@@ -43,7 +43,9 @@ async def test_a_deleted_sandbox_has_ended_and_takes_no_call(sandboxes: SandboxA
         ("GET", "/ports"),
         ("GET", "/ports/80/"),
     ):
-        response = await box.http.request(method, box.url + path, json={"command": "true"} if method == "POST" else None)
+        response = await box.http.request(
+            method, box.url + path, json={"command": "true"} if method == "POST" else None
+        )
         assert problem(response, 409, "sandbox_ended")["reason"] == "deleted"
     problem(await box.http.post(f"{box.url}/extend", json={"lifetime_seconds": 10}), 409, "sandbox_ended")
 
@@ -105,9 +107,7 @@ async def test_a_lifetime_is_extended_within_the_maximum(box: OneSandbox) -> Non
         problem(response, 422, "invalid_option")
 
 
-async def test_a_project_has_at_most_so_many_sandboxes(
-    sandboxes: SandboxApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_project_has_at_most_so_many_sandboxes(sandboxes: SandboxApi, monkeypatch: pytest.MonkeyPatch) -> None:
     service = sandboxes.served.services.sandboxes
     settings = service._settings.model_copy(update={"max_sandboxes_per_project": 3})
     monkeypatch.setattr(service, "_settings", settings)

@@ -174,6 +174,11 @@ class SqlSandboxes:
 
         return await self._database.writing(remove)
 
+    async def count_ended(self, days: float) -> int:
+        """Return how many sandboxes ended that long ago."""
+        query = select(func.count()).where(ENDED, is_past(sandboxes.c.ended_at, days * 86_400))
+        return await self._database.reading(lambda connection: connection.execute(query).scalar_one())
+
     async def image_digests(self) -> set[str]:
         """Return the digests of the images of sandboxes that have not ended."""
         query = select(sandboxes.c.image_digest).where(LIVE, sandboxes.c.image_digest.is_not(None))

@@ -74,7 +74,7 @@ def to_guest(scope: Scope, port: int, prefix: str) -> list[Header]:
     client = scope.get("client")
     if client:
         headers.append((b"x-forwarded-for", str(client[0]).encode()))
-    scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"], scope["scheme"])
+    scheme = "https" if scope["scheme"] in ("https", "wss") else "http"
     headers.append((b"x-forwarded-proto", scheme.encode()))
     host = next((value for name, value in scope["headers"] if name == b"host"), None)
     if host is not None:
