@@ -37,7 +37,7 @@ def upgrade() -> None:
         sa.Column("spec", sa.JSON, nullable=False),
         sa.Column("result", sa.JSON, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_sandboxes"),
-        sa.UniqueConstraint("project", "idempotency_key", name="uq_sandboxes_project"),
+        sa.UniqueConstraint("project", "idempotency_key", name="uq_sandboxes_project_idempotency_key"),
     )
     op.create_index("ix_sandboxes_held", "sandboxes", ["node", "id"], sqlite_where=_HELD)
     op.create_index("ix_sandboxes_waiting", "sandboxes", ["id"], sqlite_where=_WAITING)
