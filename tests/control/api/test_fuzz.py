@@ -33,6 +33,7 @@ VALID: dict[str, dict[str, Any]] = {
     "ExecRequest": {"args": ["true"]},
     "Extension": {"lifetime_seconds": 60},
     "FilePatch": {"mode": "755"},
+    "MemberChange": {"role": "member"},
 }
 CALLERS = ("operator", "owner", "viewer", "nobody")
 #: Examples in all; each takes some milliseconds.

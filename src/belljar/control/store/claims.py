@@ -18,9 +18,10 @@ import structlog
 from sqlalchemy import BigInteger, ColumnElement, Connection, select, type_coerce
 
 from belljar.control.store.database import Database
+from belljar.control.store.metadata import UtcTime
 from belljar.control.store.next_job import CLAIM_FOUND, claim_next_statement, find_statement, parameters
 from belljar.control.store.rows import job_of, result_of
-from belljar.control.store.schema import HELD, NOW_US, QUEUED, UtcTime, jobs
+from belljar.control.store.schema import HELD, NOW_US, QUEUED, jobs
 from belljar.model.errors import HostError, UnknownImage
 from belljar.model.job import Job, JobError, LostAttempt, MachineInfo, Timings
 from belljar.model.outcome import Outcome

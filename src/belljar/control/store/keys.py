@@ -110,7 +110,7 @@ class SqlKeys:
         if row is None or not hmac.compare_digest(row.secret_sha256, digest):
             self._cache.pop(digest, None)
             return None
-        key = _key(row)
+        key = key_of(row)
         known = KnownKey(key, key.identity(), row.suspended_at is not None)
         if changes == self._changes:  # otherwise the key may have been revoked meanwhile
             if len(self._cache) >= _MAX_CACHED:
@@ -143,13 +143,13 @@ class SqlKeys:
         if project is not None:
             query = query.where(keys.c.project == project)
         rows = await self._database.reading(lambda connection: connection.execute(query).all())
-        return [_key(row) for row in rows]
+        return [key_of(row) for row in rows]
 
     async def get(self, key_id: str) -> Key | None:
         """Return a key by its id."""
         query = select(keys).where(keys.c.id == key_id)
         row = await self._database.reading(lambda connection: connection.execute(query).one_or_none())
-        return None if row is None else _key(row)
+        return None if row is None else key_of(row)
 
     async def ended_since(self, at: datetime) -> Sequence[str]:
         """Return the ids of keys that were revoked or expired at that time or later: a rotation sets an expiry."""
@@ -174,7 +174,7 @@ class SqlKeys:
         self.forget()
         if row is None:
             raise missing_key(key_id)
-        return _key(row)
+        return key_of(row)
 
     async def replace(self, key_id: str, new: Key, secret: str, ends_at: datetime) -> None:
         """Store the key that replaces another, which ends at `ends_at` unless it ends sooner, in one transaction."""
@@ -188,6 +188,11 @@ class SqlKeys:
 
         await self._database.writing(replace)
         self.forget()
+
+    @property
+    def generation(self) -> int:
+        """Return a number that differs after each change of a key or its project in this process."""
+        return self._changes
 
     def forget(self) -> None:
         """Read every key again, because a key or its project was changed."""
@@ -233,7 +238,8 @@ def _described(key: Key) -> dict[str, Any]:
     }
 
 
-def _key(row: Row[Any]) -> Key:
+def key_of(row: Row[Any]) -> Key:
+    """Return the key of a row of the table `keys`."""
     values = {name: row._mapping[name] for name in _NAMES}
     # A role or scope that only a newer version knows allows nothing here.
     values["extra_scopes"] = frozenset(values["extra_scopes"]) & _KNOWN_SCOPES

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0012"
-down_revision = "0010"
+down_revision = "0011"
 
 _HELD = sa.text("lease_until IS NOT NULL")
 _WAITING = sa.text("status IN ('creating', 'resuming') AND lease_until IS NULL")
