@@ -213,3 +213,19 @@ async def test_a_program_that_speaks_no_websocket_is_refused(live: LiveSandbox) 
                 async with live.websocket(f"/ports/{port}/"):
                     pass
             assert refused.value.response.status_code == 502
+
+
+async def test_a_client_that_leaves_ends_the_connection_in_the_sandbox(live: LiveSandbox) -> None:
+    gone = asyncio.Event()
+
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nbegun")
+        await writer.drain()
+        assert await reader.read() == b""
+        gone.set()
+
+    async with program(wait) as port:
+        async with live.box.http.stream("GET", f"{live.box.url}/ports/{port}/") as response:
+            assert await anext(response.aiter_raw()) == b"begun"
+        await asyncio.wait_for(gone.wait(), 10)
