@@ -110,7 +110,7 @@ async def _try_boot(image: Image, settings: Settings) -> None:
     from belljar.node.machines.selector import HypervisorSelector
     from belljar.node.machines.trial_boot import try_boot
 
-    ProgressLines().step(f"booting a machine with the kernel {image.manifest.kernel.origin}")
+    ProgressLines().step(f"booting machines with the kernel {image.manifest.kernel.origin}")
     try:
         hypervisor = await HypervisorSelector(settings).hypervisor(image)
     except MissingTool as missing:  # images may be built for other hosts

@@ -182,6 +182,7 @@ async def test_a_foreground_command_is_killed_when_its_client_stays_away(
         ({"command": "true", "stdin_base64": "???"}, "stdin_base64"),
         ({"command": "true", "max_output_bytes": limits.MAX_OUTPUT_BYTES + 1}, "max_output_bytes"),
         ({"command": "true", "user": "nobody"}, "user"),
+        ({"command": "true", "user": -1}, "user"),
         ({"command": "true", "unknown": 1}, "unknown"),
         ({"args": ["/nonexistent/program"]}, None),
         ({"command": "true", "cwd": "/nonexistent"}, None),

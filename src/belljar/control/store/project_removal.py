@@ -36,11 +36,10 @@ from belljar.model.states import Status
 #: Tables whose rows need nothing else to be removed than themselves, in this order.
 PLAIN_TABLES: tuple[Table, ...] = (
     keys,
+    members,
     secrets,
     sandbox_labels,
     sandboxes,  # a node whose lease is gone with its row ends the machine
-    members,
-    secrets,
     project_quotas,
     project_usage,
     node_counters,

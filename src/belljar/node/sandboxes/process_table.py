@@ -12,7 +12,7 @@ from belljar.model.secrets import SecretValue
 from belljar.node.guest import process
 from belljar.node.guest.command import Command
 from belljar.node.guest.session import Session
-from belljar.node.sandboxes.calls import check_string
+from belljar.node.sandboxes.calls import check_string, check_user
 from belljar.node.sandboxes.kept_output import MAX_KEPT_BYTES
 from belljar.node.sandboxes.process import MachineSize, SandboxProcess
 from belljar.node.sandboxes.use import Use
@@ -79,12 +79,11 @@ class ProcessTable:
     def _command(self, request: ProcessRequest) -> Command:
         for text in (*request.args, *request.env, *request.env.values(), request.cwd or ""):
             check_string(text, "args, env or cwd")
-        defaults, user = self._defaults, request.user or self._defaults.user
+        defaults, user = self._defaults, check_user(request.user, self._defaults.user)
         secret_env = {name: value for name, value in defaults.secret_env.items() if name not in request.env}
-        home = {"HOME": "/root"} if user.uid == 0 and self._defaults.user.uid != 0 else {}
         return Command(
             argv=request.args,
-            env={**defaults.env, **home, **request.env},
+            env={**defaults.env, **request.env},
             secret_env=secret_env,
             cwd=request.cwd or defaults.cwd,
             uid=user.uid,
