@@ -153,6 +153,7 @@ def test_quotas_are_set_and_usage_is_shown(server: Server, data_dir: Path) -> No
     assert (through["quotas"]["max_egress"], through["quotas"]["max_queued_jobs"]) == (None, "unlimited")
     table = output(belljar("project", "get", "acme", data_dir=data_dir))
     assert re.search(r"max_running_jobs +4 +of the project", table)
+    assert re.search(r"max_jobs_per_day +unlimited", table) and re.search(r"max_vcpus +as in the settings", table)
     key = parsed(made)["secret"]
     usage = parsed(belljar("usage", "--api-key", key, "--days", "2", "--json", data_dir=data_dir))
     assert (usage["project"], len(usage["days"]), usage["quotas"][0]["limit"]) == ("acme", 2, 4)

@@ -26,6 +26,7 @@ from belljar.model.errors import (
     CrossSiteRequest,
     Forbidden,
     HostError,
+    InvalidRequest,
     KeyInUrl,
     NotAuthenticated,
     SessionEnded,
@@ -70,9 +71,9 @@ class Authentication:
         """Return the request's identity.
 
         The header `Authorization` goes before the cookie of a session. Raises NotAuthenticated, TooManyFailures,
-        ProjectSuspended, Forbidden, NotFound (project), HostError.
+        ProjectSuspended, Forbidden, NotFound (project), InvalidRequest, HostError.
         """
-        named = headers.get(PROJECT_HEADER)
+        named = _only(headers, PROJECT_HEADER)
         if not self._is_on:
             _check_local(headers)
             identity = _NOBODY
@@ -87,7 +88,7 @@ class Authentication:
         return identity if named is None else await self._in_project(identity, named)
 
     async def _of_key(self, scope: Scope, headers: Headers) -> Identity:
-        match = _BEARER.match(headers.get("authorization", ""))
+        match = _BEARER.match(_only(headers, "authorization") or "")
         if match is None:
             raise NotAuthenticated("no key; send the header Authorization: Bearer KEY")
         key = await self.key_of(scope, match[1])
@@ -182,6 +183,14 @@ def _invalid(key: Key) -> str | None:
     if key.expires_at is not None and datetime.now(UTC) >= key.expires_at:
         return f"the key expired at {key.expires_at:%Y-%m-%d %H:%M:%S} UTC; create a new one with belljar key create"
     return None
+
+
+def _only(headers: Headers, name: str) -> str | None:
+    """Return the value of a header. Raises InvalidRequest for several: a proxy may have judged by another one."""
+    values = headers.getlist(name)
+    if len(values) > 1:
+        raise InvalidRequest(f"the request has the header {name} {len(values)} times; send it once")
+    return values[0] if values else None
 
 
 def _host(scope: Scope) -> str:

@@ -15,6 +15,8 @@ from starlette.responses import Response
 
 from belljar.control.api.methods import allowed_methods
 from belljar.control.api.rate_limit_headers import rate_limit_headers
+from belljar.control.projects.key_format import IN_TEXT as KEY_IN_TEXT
+from belljar.control.projects.key_format import PREFIX
 from belljar.control.web.errors import error_page, wants_page
 from belljar.control.web.pages import page
 from belljar.model.errors import (
@@ -47,6 +49,8 @@ _TENANT_MESSAGES = {
 def problem(status: int, code: str, detail: str, more: Mapping[str, Any] | None = None) -> Response:
     """Return the response for one problem; `more` are its extension members."""
     members = dict(more or {})
+    if PREFIX in detail:  # a key in the wrong place of a request is not repeated: answers are often logged
+        detail = KEY_IN_TEXT.sub(f"{PREFIX}HIDDEN", detail)
     headers = {"WWW-Authenticate": "Bearer"} if status == NotAuthenticated.status else {}
     if "retry_after" in members:
         headers["Retry-After"] = str(members["retry_after"])
