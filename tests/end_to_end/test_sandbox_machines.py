@@ -83,6 +83,7 @@ async def run(machine: SandboxMachine, text: str, **fields: object) -> str:
 
 async def test_a_sandbox_in_a_booted_machine_and_one_in_a_clone(built_images: Path, tmp_path: Path) -> None:
     async with node(tmp_path / "data", built_images) as services:
+        await services.projects.create("mine")
         await services.secrets.set("mine", "TOKEN", SecretValue(b"s3cret"))
         secrets = (SecretUse(name="TOKEN"), SecretUse.model_validate({"name": "TOKEN", "as": "file", "env": "FILE"}))
         sources = set()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from belljar.control.store.projects import SqlProjects
 from belljar.link.errors import LeaseLost
 from belljar.link.leases import ClaimRequest, NodeIdentity
 from belljar.link.sandboxes import SandboxLease, SandboxLink
@@ -150,7 +151,7 @@ async def test_a_node_hears_of_an_end_and_of_a_longer_lifetime_at_once(
     store, changes = control.sandboxes.store, control.sandboxes.changes
     first = (await sandboxes.wait_for_orders(NODE, 0))[lease]
 
-    async def heard_of(change: Awaitable[object]) -> dict[SandboxLease, Any]:
+    async def received_after(change: Awaitable[object]) -> dict[SandboxLease, Any]:
         waiting = asyncio.create_task(sandboxes.wait_for_orders(NODE, 60))
         await asyncio.sleep(0.05)
         await change
@@ -158,9 +159,9 @@ async def test_a_node_hears_of_an_end_and_of_a_longer_lifetime_at_once(
         async with asyncio.timeout(10):
             return await waiting
 
-    longer = (await heard_of(store.extend("mine", created.id, 100)))[lease]
+    longer = (await received_after(store.extend("mine", created.id, 100)))[lease]
     assert longer.expires_at > first.expires_at and 90 < longer.lifetime_seconds <= 100
-    ended = await heard_of(store.request_end("mine", created.id, EndReason.DELETED, "it was deleted"))
+    ended = await received_after(store.request_end("mine", created.id, EndReason.DELETED, "it was deleted"))
     assert ended[lease].end is EndReason.DELETED
     assert (await control.sandbox(created.id)).status is SandboxStatus.CREATING  # its node ends it
     assert await sandboxes.wait_for_orders(OTHER, 0) == {}
@@ -195,6 +196,7 @@ async def test_it_gets_its_secrets_and_their_versions_are_noted(sandboxes: Sandb
     lease = (await claim_sandbox(sandboxes, NODE)).lease
     with pytest.raises(SecretMissing, match="TOKEN"):
         await sandboxes.sandbox_secrets(lease)
+    await SqlProjects(control.database).create("mine")
     await control.secrets.set("mine", "TOKEN", SecretValue(b"value"))
     (secret,) = await sandboxes.sandbox_secrets(lease)
     assert (secret.name, secret.version, secret.value.reveal()) == ("TOKEN", 1, b"value")
@@ -211,6 +213,7 @@ VERBS: dict[str, Callable[[SandboxLink, SandboxLease], Awaitable[object]]] = {
 @pytest.mark.parametrize("verb", VERBS)
 async def test_a_lost_lease_reads_and_writes_nothing(sandboxes: SandboxLink, control: ControlPlane, verb: str) -> None:
     created = await control.create_sandbox(secrets=(SecretUse(name="TOKEN"),))
+    await SqlProjects(control.database).create("mine")
     await control.secrets.set("mine", "TOKEN", SecretValue(b"value"))
     lost = (await claim_sandbox(sandboxes, NODE)).lease
     await sandboxes.decline_sandbox(lost)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from belljar.control.store.projects import SqlProjects
 from belljar.link.sandboxes import SandboxMachine
 from belljar.model.errors import MachineError
 from belljar.model.sandbox import EndReason, Sandbox, SandboxStatus
@@ -89,7 +90,7 @@ async def test_a_machine_that_dies_loses_its_sandbox_with_the_reason(harness: Wo
         await idle(worker)
 
 
-async def test_a_machine_that_does_not_start_is_tried_again_and_then_told(harness: WorkerHarness) -> None:
+async def test_a_machine_that_does_not_start_is_tried_again_and_then_reported(harness: WorkerHarness) -> None:
     harness.sandbox_wait_seconds = 2
     async with harness.working():
         harness.faults.refuse("provisioner.machine", lambda: MachineError("no luck"), times=1)
@@ -167,6 +168,7 @@ async def test_a_node_that_cannot_renew_kills_its_machine_before_the_lease_ends(
 
 
 async def test_its_secrets_are_variables_of_every_command(harness: WorkerHarness) -> None:
+    await SqlProjects(harness.database).create("mine")
     await harness.secrets.set("mine", "TOKEN", SecretValue(b"s3cret"))
     async with harness.working():
         sandbox, machine = await harness.running_sandbox(secrets=(SecretUse(name="TOKEN", env="MY_TOKEN"),))

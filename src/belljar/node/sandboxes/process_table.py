@@ -19,9 +19,9 @@ from belljar.node.sandboxes.use import Use
 
 #: Commands that have ended and are kept with their output and exit; the oldest go first.
 _MAX_ENDED = 256
-#: Bytes of output that a sandbox's commands keep together, as far as none has less than the least.
+#: Bytes of output that a sandbox's commands keep together, as far as none has less than the minimum.
 _MAX_OUTPUT_BYTES = 16 * 1024 * 1024
-_LEAST_OUTPUT_BYTES = 16 * 1024
+_MIN_OUTPUT_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +92,7 @@ class ProcessTable:
 
     def _share_output(self) -> None:
         """Give each command its share of the output that is kept; a share becomes smaller with the next output."""
-        share = max(_LEAST_OUTPUT_BYTES, min(MAX_KEPT_BYTES, _MAX_OUTPUT_BYTES // len(self._processes)))
+        share = max(_MIN_OUTPUT_BYTES, min(MAX_KEPT_BYTES, _MAX_OUTPUT_BYTES // len(self._processes)))
         for each in self._processes.values():
             each.output.max_bytes = share
 
