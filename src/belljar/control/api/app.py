@@ -32,6 +32,11 @@ from belljar.control.api.routes import (
     openid,
     projects,
     quotas,
+    sandbox_attach,
+    sandbox_files,
+    sandbox_ports,
+    sandbox_processes,
+    sandboxes,
     scripts,
     secrets,
     sessions,
@@ -44,8 +49,10 @@ from belljar.control.api.services import Services
 from belljar.control.projects.key_request import NewKey, Rotation
 from belljar.control.projects.people import MemberChange
 from belljar.control.projects.project_request import NewProject, ProjectChange
+from belljar.control.sandboxes.request import ExecRequest, Extension, FilePatch, SandboxRequest, SignalRequest
 from belljar.model.job_options import JobOptions, JobRequest
 from belljar.model.quotas import ProjectQuotas
+from belljar.model.sandbox_values import TerminalSize
 
 _ROUTES = (
     scripts,
@@ -65,7 +72,13 @@ _ROUTES = (
     sessions,
     sign_in,
     openid,
+    sandboxes,
+    sandbox_processes,
+    sandbox_attach,
+    sandbox_files,
+    sandbox_ports,
 )
+#: The models that routes read from their bodies themselves.
 _MODELS = (
     JobOptions,
     JobRequest,
@@ -76,6 +89,12 @@ _MODELS = (
     ProjectQuotas,
     MemberChange,
     SecretBody,
+    SandboxRequest,
+    Extension,
+    ExecRequest,
+    SignalRequest,
+    TerminalSize,
+    FilePatch,
 )
 
 

@@ -19,7 +19,9 @@ from belljar.control.projects.member_service import MemberService
 from belljar.control.projects.project_service import ProjectService
 from belljar.control.projects.session_service import SessionService
 from belljar.control.quotas.service import QuotaService, default_limits
+from belljar.control.sandboxes.commands import Commands
 from belljar.control.sandboxes.queue import SandboxQueue
+from belljar.control.sandboxes.service import SandboxService
 from belljar.control.scripts.service import ScriptService
 from belljar.control.secrets.keys import open_keys
 from belljar.control.secrets.service import SecretService
@@ -75,6 +77,8 @@ class Services:
     sandbox_queue: SandboxQueue
     changes: Changes
     disk: DiskSpace
+    sandboxes: SandboxService
+    commands: Commands
     #: Limits of concurrent submissions and uploads, so that they do not keep reads from the database.
     submitting: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_SUBMITTING, _SUBMITTING_BY_KEY))
     uploading: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_UPLOADING, _UPLOADING_BY_KEY))
@@ -113,10 +117,21 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         keys, projects, people = SqlKeys(database), SqlProjects(database), SqlPeople(database)
         sessions = SqlSessions(database, keys)
         auditor = Auditor(SqlAudit(database))
+        queue = SandboxQueue(database, secrets, settings.lease_seconds)
+        sandboxes = SandboxService(
+            queue=queue,
+            images=images,
+            settings=settings,
+            quotas=quotas,
+            secrets=secrets,
+            largest=lambda: nodes.cached_limits(settings.lease_seconds),
+            disk=disk,
+        )
         openid = openid_client(settings)
         async with (
             openid or contextlib.nullcontext(),
             auditor.running(),
+            Commands() as commands,
             polling(
                 changes,
                 job_store.states,
@@ -146,7 +161,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 sessions=SessionService(sessions, changes, settings),
                 nodes=nodes,
                 secrets=secrets,
-                sandbox_queue=SandboxQueue(database, secrets, settings.lease_seconds),
+                sandbox_queue=queue,
+                sandboxes=sandboxes,
+                commands=commands,
                 changes=changes,
                 disk=disk,
             )

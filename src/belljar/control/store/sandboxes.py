@@ -184,6 +184,11 @@ class SqlSandboxes:
 
         return await self._database.writing(remove)
 
+    async def count_ended(self, days: float) -> int:
+        """Return how many sandboxes ended that long ago."""
+        query = select(func.count()).where(ENDED, is_past(sandboxes.c.ended_at, days * 86_400))
+        return await self._database.reading(lambda connection: connection.execute(query).scalar_one())
+
     async def counts(self) -> dict[SandboxStatus, int]:
         """Return the number of sandboxes of each status that has any, without those that have ended."""
         query = select(sandboxes.c.status, func.count()).where(LIVE).group_by(sandboxes.c.status)
