@@ -2,7 +2,8 @@
 
     .venv/bin/python bench/claim_scale.py [QUEUED [ENDED [CLAIMS [PROJECTS]]]]
 
-The database lies in a temporary folder; the jobs are spread over the projects, of which one has half. Prints milliseconds: p50, p90, p99 and the slowest, of claims, of the ends of
+The database lies in a temporary folder; the jobs are spread over the projects, of which one has half. Prints
+milliseconds: p50, p90, p99 and the slowest, of claims, of the ends of
 those jobs, of lists and of the counts that /metrics shows.
 """
 
@@ -42,7 +43,8 @@ async def main(queued: int, ended: int, claims: int, projects: int) -> None:
         started = time.monotonic()
         _fill(Path(folder) / "belljar.db", queued, ended, projects)
         size_mb = sum(path.stat().st_size for path in Path(folder).glob("belljar.db*")) >> 20
-        print(f"{queued} queued and {ended} ended, {projects} projects: {size_mb} MB, made in {time.monotonic() - started:.0f} s")
+        seconds = time.monotonic() - started
+        print(f"{queued} queued and {ended} ended, {projects} projects: {size_mb} MB, made in {seconds:.0f} s")
         database = await open_database(settings)
         try:
             await _measure(SqlJobs(database), SqlClaims(database), claims)

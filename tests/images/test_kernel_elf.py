@@ -42,7 +42,7 @@ def test_a_kernel_has_a_release_and_a_pvh_entry() -> None:
         (elf()[:54] + b"\1" + elf()[55:], "no valid table of segments"),
     ],
 )
-def test_what_is_no_kernel_for_this_host_is_told(data: bytes, message: str) -> None:
+def test_what_is_no_kernel_for_this_host_is_reported(data: bytes, message: str) -> None:
     with pytest.raises(ImageBuildError, match=message):
         read(data)
 

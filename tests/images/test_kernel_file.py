@@ -1,4 +1,4 @@
-"""Reading a kernel from a file: the ELF image in a bzImage of every compression; other files are told at once."""
+"""Reading a kernel from a file: the ELF image in a bzImage of every compression; other files are reported at once."""
 
 from __future__ import annotations
 

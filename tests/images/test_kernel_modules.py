@@ -52,7 +52,7 @@ def test_a_module_of_unknown_compression_is_named(kernel: ModuleFolder) -> None:
         kernel.order("overlay")
 
 
-def test_gzip_and_zstd_are_read_and_damage_is_told(kernel: ModuleFolder) -> None:
+def test_gzip_and_zstd_are_read_and_damage_is_reported(kernel: ModuleFolder) -> None:
     plain = kernel.add("overlay")
     packed = plain.with_name("overlay.ko.gz")
     packed.write_bytes(gzip.compress(plain.read_bytes()))
@@ -74,7 +74,7 @@ def test_modules_of_another_release_are_refused(kernel: ModuleFolder) -> None:
         kernel.modules("overlay").check_release()
 
 
-def test_the_folder_of_modules_is_found_above_and_a_wrong_one_is_told(kernel: ModuleFolder, tmp_path: Path) -> None:
+def test_the_folder_of_modules_is_found_above_and_a_wrong_one_is_reported(kernel: ModuleFolder, tmp_path: Path) -> None:
     for folder in (kernel.folder, kernel.folder.parent):
         assert find_modules(folder, "6.1.0-test", ()).folder == kernel.folder
     with pytest.raises(ImageBuildError, match=r"no modules of the release 6\.2; it has those of 6\.1\.0-test"):

@@ -1,4 +1,4 @@
-"""What machines need of a kernel: found by its configuration or by its content, and told by the option's name."""
+"""What machines need of a kernel: found by its configuration or by its content, and reported by the option's name."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_module_cannot_stand_for_what_must_be_built_in(tmp_path: Path) -> None
     assert "CONFIG_MEMCG" in phrase and "must be built in" in phrase
 
 
-def test_one_hypervisor_is_enough_and_the_other_is_told() -> None:
+def test_one_hypervisor_is_enough_and_the_other_is_reported() -> None:
     without_vsock = check_needs(kernel(), ALL.replace("CONFIG_VIRTIO_VSOCKETS=y\n", ""), None)
     assert without_vsock.fatal() == [] and "VIRTIO_VSOCKETS" in without_vsock.lacking(FIRECRACKER)[0]
     without_pvh = check_needs(kernel(note=b""), ALL, None)

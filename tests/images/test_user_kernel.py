@@ -1,4 +1,4 @@
-"""Images with a kernel of the user's: Debian's own as a bzImage and as an ELF boots; others are told what is wrong."""
+"""Images with a kernel of the user's: Debian's own as a bzImage and as an ELF boots; the faults of others are named."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from belljar.images.kernel_source import UserKernel, parse_kernel_choice
 from belljar.model.errors import ImageBuildError, InvalidOption
 from belljar.model.image import Image
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
-from belljar.node.machines.rehearsal import rehearse
+from belljar.node.machines.trial_boot import try_boot
 from belljar.settings import Settings
 from support.kernels import DebianKernel, debian_kernel, elf
 from support.silent_progress import SilentProgress
@@ -35,9 +35,9 @@ async def build(image_dir: Path, kernel: UserKernel, *, boot: bool = True) -> Im
     settings = Settings(data_dir=image_dir, boot_timeout_seconds=BOOT_SECONDS)
 
     async def boots(image: Image) -> None:
-        await rehearse(QemuHypervisor(settings, "tcg"), image, 128, BOOT_SECONDS)
+        await try_boot(QemuHypervisor(settings, "tcg"), image, 128, BOOT_SECONDS)
 
-    return await build_image("shell", settings, SilentProgress(), kernel=kernel, rehearse=boots if boot else None)
+    return await build_image("shell", settings, SilentProgress(), kernel=kernel, trial_boot=boots if boot else None)
 
 
 def test_the_choice_is_a_name_or_a_path(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_choice_is_a_name_or_a_path(tmp_path: Path) -> None:
         parse_kernel_choice("custom", tmp_path)
 
 
-async def test_what_is_no_kernel_is_told_before_anything_is_made(tmp_path: Path) -> None:
+async def test_what_is_no_kernel_is_reported_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello\n" * 1000)
     with pytest.raises(InvalidOption, match="is text, not a bzImage") as refused:
         await build(tmp_path / "data", UserKernel(tmp_path / "text"))
@@ -110,7 +110,7 @@ async def test_debians_kernel_boots_as_an_elf_and_the_same_file_is_not_tried_aga
     async def never(_: Image) -> None:
         raise AssertionError
 
-    again = await build_image("shell", Settings(data_dir=image_dir), SilentProgress(), kernel=kernel, rehearse=never)
+    again = await build_image("shell", Settings(data_dir=image_dir), SilentProgress(), kernel=kernel, trial_boot=never)
     assert again.manifest == image.manifest
 
 
@@ -125,7 +125,7 @@ def claims(debian: DebianKernel) -> Iterator[Path]:
 
 @pytest.mark.vm
 @pytest.mark.usefixtures("claims")
-async def test_a_kernel_that_finds_no_disk_is_told_by_its_console(image_dir: Path, debian: DebianKernel) -> None:
+async def test_a_kernel_that_finds_no_disk_is_reported_by_its_console(image_dir: Path, debian: DebianKernel) -> None:
     before = Images(image_dir).get("shell").manifest
     with pytest.raises(ImageBuildError) as failed:
         await build(image_dir, UserKernel(debian.vmlinuz))
@@ -136,7 +136,9 @@ async def test_a_kernel_that_finds_no_disk_is_told_by_its_console(image_dir: Pat
 
 
 @pytest.mark.vm
-async def test_a_kernel_that_panics_is_told_by_its_panic(image_dir: Path, debian: DebianKernel, tmp_path: Path) -> None:
+async def test_a_kernel_that_panics_is_reported_by_its_panic(
+    image_dir: Path, debian: DebianKernel, tmp_path: Path
+) -> None:
     kernel = await extract_elf(debian.vmlinuz.read_bytes(), "vmlinuz", tmp_path, tmp_path / "log")
     without_init = kernel.replace(b"/init\0", b"/xnit\0")
     assert without_init != kernel

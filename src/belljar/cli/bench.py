@@ -53,17 +53,24 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="List what waiting clones and processes take of memory, by cause, instead.")
+    ] = False,
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure this host's latency, throughput and memory. Measures other installed runtimes too, to compare."""
     from belljar.bench.measurements import measure
+    from belljar.bench.memory import measure_memory
     from belljar.bench.sustained import Plan, measure_sustained, parse_rates
     from belljar.cli.logging import start_logging
     from belljar.settings import load_settings
 
     settings = load_settings(data_dir=data_dir)
     start_logging(settings, "error")
+    if memory:
+        _print(run_async(measure_memory(settings)), as_json=as_json)
+        return
     if not sustained:
         _print(run_async(measure(settings, rounds or _ROUNDS, seconds or _SECONDS)), as_json=as_json)
         return

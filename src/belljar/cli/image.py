@@ -76,7 +76,7 @@ def build(
                 refresh=refresh,
                 extension=extension,
                 kernel=choice,
-                rehearse=lambda image: _rehearse(image, settings),
+                trial_boot=lambda image: _try_boot(image, settings),
             )
         )
     _collect(settings)
@@ -103,12 +103,12 @@ def import_(
     _print(image, as_json=as_json)
 
 
-async def _rehearse(image: Image, settings: Settings) -> None:
+async def _try_boot(image: Image, settings: Settings) -> None:
     """Boot a machine of the image. Raises ImageBuildError with the reason when its kernel does not run."""
     from belljar.cli.printing import print_message
     from belljar.model.errors import MissingTool
-    from belljar.node.machines.rehearsal import rehearse
     from belljar.node.machines.selector import HypervisorSelector
+    from belljar.node.machines.trial_boot import try_boot
 
     ProgressLines().step(f"booting a machine with the kernel {image.manifest.kernel.origin}")
     try:
@@ -116,7 +116,7 @@ async def _rehearse(image: Image, settings: Settings) -> None:
     except MissingTool as missing:  # images may be built for other hosts
         print_message(f"the kernel was not tried: {missing.message}")
         return
-    await rehearse(hypervisor, image, max(settings.default_memory_mb, 128), settings.boot_timeout_seconds)
+    await try_boot(hypervisor, image, max(settings.default_memory_mb, 128), settings.boot_timeout_seconds)
 
 
 async def _make_snapshot(image: Image, settings: Settings) -> None:

@@ -175,19 +175,19 @@ def _deadlines(settings: Settings) -> Check:
     uses = read_deadline_uses(settings.paths.deadline_uses)
     if not uses:
         return Check("deadlines", "ok", "no machine has run here in the last days")
-    told = ", ".join(_told(use) for use in uses[:_SHOWN_DEADLINES])
+    shown = ", ".join(_describe(use) for use in uses[:_SHOWN_DEADLINES])
     if uses[0].share < _CLOSE:
-        return Check("deadlines", "ok", f"the closest: {told}")
+        return Check("deadlines", "ok", f"the closest: {shown}")
     # Twice what was needed; deadlines other than the boot's grow from the default on.
     base = settings.boot_timeout_seconds
     if uses[0].name != "boot":
         base = max(base, DEFAULT_BOOT_SECONDS)
     seconds = math.ceil(base * 2 * uses[0].share / 10) * 10
     why = "a machine that exceeds one is ended, and its job is tried again"
-    return Check("deadlines", "warn", f"close: {told}", f"set boot_timeout_seconds to {seconds}", why)
+    return Check("deadlines", "warn", f"close: {shown}", f"set boot_timeout_seconds to {seconds}", why)
 
 
-def _told(use: DeadlineUse) -> str:
+def _describe(use: DeadlineUse) -> str:
     wait = _WAITS.get(use.name, use.name)
     if use.share >= 1:
         return f"{wait} exceeded {use.limit_seconds:g} s"

@@ -39,7 +39,7 @@ from belljar.settings.disk_space import disk_space_of
 _MIN_DISK_BYTES = {"kernel": 150 << 20, "initramfs": 32 << 20, "root": 100 << 20}
 
 #: Boots a machine of an image that is complete but has no name yet. Raises HostError when it does not work.
-Rehearsal = Callable[[Image], Awaitable[None]]
+TrialBoot = Callable[[Image], Awaitable[None]]
 
 
 async def build_image(
@@ -50,20 +50,20 @@ async def build_image(
     refresh: bool = False,
     extension: RecipeExtension | None = None,
     kernel: KernelChoice = "stock",
-    rehearse: Rehearsal | None = None,
+    trial_boot: TrialBoot | None = None,
 ) -> Image:
     """Build the image of the recipe `name`, using parts from the cache.
 
     With an `extension`, the image is that of another recipe with more packages, and is called `name`. `refresh` asks
     Debian for newer packages. A custom `kernel` is compiled on this host, once for each version of its source.
-    `rehearse` boots an image with another kernel than the stock one before its name refers to it.
+    `trial_boot` boots an image with another kernel than the stock one before its name refers to it.
 
     Raises UnknownImage for a name without a recipe, InvalidOption, and HostError (MissingTool, DiskFull,
     ImageBuildError, DataFolderError) when it cannot be built; a failed build leaves no files.
     """
     recipe = extension.recipe(name, settings.data_dir) if extension else find_recipe(name, settings.data_dir)
     source = RecipeRootfs(recipe, settings)
-    return await build_from_source(source, settings, progress, refresh=refresh, kernel=kernel, rehearse=rehearse)
+    return await build_from_source(source, settings, progress, refresh=refresh, kernel=kernel, trial_boot=trial_boot)
 
 
 async def build_from_source(
@@ -73,7 +73,7 @@ async def build_from_source(
     *,
     refresh: bool = False,
     kernel: KernelChoice = "stock",
-    rehearse: Rehearsal | None = None,
+    trial_boot: TrialBoot | None = None,
 ) -> Image:
     """Build an image around the source's root filesystem and register it.
 
@@ -91,7 +91,7 @@ async def build_from_source(
         with build_dir(settings.data_dir, progress) as work:
             context = BuildContext(source.name, settings, architecture, work, progress, refresh=refresh)
             kernel_source = _kernel_source(kernel, kernel_file, context)
-            return await _Build(source, kernel_source, context, None if kernel == "stock" else rehearse).run()
+            return await _Build(source, kernel_source, context, None if kernel == "stock" else trial_boot).run()
     except OSError as error:
         if is_disk_full(error):
             raise DiskFull(f"the disk of {settings.data_dir} is full; free some space and build again") from None
@@ -119,12 +119,12 @@ class _Build:
     """The steps of one build."""
 
     def __init__(
-        self, source: RootfsSource, kernel: KernelSource, context: BuildContext, rehearse: Rehearsal | None
+        self, source: RootfsSource, kernel: KernelSource, context: BuildContext, trial_boot: TrialBoot | None
     ) -> None:
         self._source = source
         self._kernel = kernel
         self._context = context
-        self._rehearse = rehearse
+        self._trial_boot = trial_boot
         self._images = Images(context.settings.data_dir)
         self._cache = PartCache(context.settings, self._images.blobs)
 
@@ -138,8 +138,8 @@ class _Build:
         initramfs = await self._initramfs_part(kernel, agent)
         root, metadata = await self._rootfs_part()
         manifest = self._manifest(kernel, initramfs, root, metadata)
-        if self._rehearse is not None and manifest.digest not in self._images.digests():
-            await self._rehearse(self._images.image(manifest))
+        if self._trial_boot is not None and manifest.digest not in self._images.digests():
+            await self._trial_boot(self._images.image(manifest))
         return self._images.register(manifest)
 
     async def _kernel_part(self) -> Part:

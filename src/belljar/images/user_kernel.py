@@ -22,7 +22,7 @@ class FileKernel:
     """The kernel in a file. Its constructor reads the file, and raises InvalidOption for what is no kernel."""
 
     name = "file"
-    #: Debian's needs as much; a larger kernel is told by the rehearsal of the build.
+    #: Debian's needs as much; a larger kernel is told by the trial boot of the build.
     min_memory_mb = 96
 
     def __init__(self, choice: UserKernel, context: BuildContext, data: bytes) -> None:

@@ -50,6 +50,12 @@ class MachineSettings(Area):
     pool_size: int = Field(
         8, ge=1, description="Number of waiting clones of each image and shape (`fixed`), or their maximum (`auto`)."
     )
+    waiting_processes: int = Field(
+        4,
+        ge=0,
+        le=64,
+        description="Maximum number of hypervisor processes that are started before a clone needs one; 0: none.",
+    )
     pool_memory_mb: int | None = Field(
         None, ge=0, description="Maximum memory for waiting clones; default: a quarter of the memory for jobs."
     )

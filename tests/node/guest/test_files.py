@@ -99,11 +99,23 @@ async def test_an_atomic_write_that_is_given_up_leaves_the_old_file_alone(
         assert os.listdir(root) == ["a"] and (root / "a").read_text() == "old"
 
 
-async def test_a_full_disk_is_told_while_the_host_still_writes(connect_agent: ConnectAgent, root: Path) -> None:
+@pytest.mark.root
+async def test_a_full_disk_is_an_error_while_the_host_still_writes(
+    connect_agent: ConnectAgent, small_disk: Path
+) -> None:
+    async with opened(connect_agent, small_disk) as files:
+        for atomic in (True, False):
+            with pytest.raises(FileFailed) as failed:
+                await write(files, "a", bytes(4 * MIB), atomic=atomic)
+            assert failed.value.errno == errno.ENOSPC
+        assert os.listdir(small_disk) == ["a"]
+
+
+async def test_a_device_is_not_opened(connect_agent: ConnectAgent) -> None:
     async with opened(connect_agent, Path("/dev")) as files:
         with pytest.raises(FileFailed) as failed:
-            await write(files, "full", bytes(4 * MIB))
-        assert failed.value.errno == errno.EOPNOTSUPP  # a device is not even opened
+            await write(files, "full", b"x")
+        assert failed.value.errno == errno.EOPNOTSUPP
 
 
 async def test_entries_say_what_they_are_and_links_are_not_followed(connect_agent: ConnectAgent, root: Path) -> None:

@@ -207,7 +207,7 @@ async def test_many_tiny_pieces_take_no_more_memory_than_they_have_bytes() -> No
     ),
     st.sampled_from([run, connect]),
 )
-def test_whatever_the_guest_sends_a_channel_ends_or_is_told_as_broken(
+def test_whatever_the_guest_sends_a_channel_ends_or_is_broken(
     pieces: list[bytes], use: Callable[[Session], Awaitable[object]]
 ) -> None:
     async def scenario() -> None:

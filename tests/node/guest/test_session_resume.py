@@ -104,7 +104,7 @@ async def test_input_that_waits_is_kept_and_its_credit_is_right(
             assert await read_until(process, b"\n") == f"{480 * 1024}\n".encode()
 
 
-async def test_connections_and_file_operations_are_told_that_they_broke_off(
+async def test_connections_and_file_operations_break_off_at_a_suspend(
     listening: Listening,  # noqa: F811
     tmp_path: Path,
 ) -> None:
@@ -192,7 +192,7 @@ async def test_a_host_that_dies_without_suspending_ends_the_machine_and_its_comm
             await asyncio.sleep(0.01)
 
 
-async def test_a_machine_that_dies_while_it_is_to_suspend_is_told(
+async def test_a_machine_that_dies_instead_of_suspending_is_an_error(
     listening: Listening,  # noqa: F811
     tmp_path: Path,
 ) -> None:

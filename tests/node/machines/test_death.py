@@ -149,7 +149,7 @@ BAIL_OUT = "**\nERROR:../qom/object.c:715:object_ref: assertion failed: (obj)\nB
 
 
 @pytest.mark.parametrize(
-    ("stderr", "told"),
+    ("stderr", "reported"),
     [
         (WARNING, ""),
         (f"{WARNING}\n{WARNING}\n", ""),
@@ -164,12 +164,12 @@ BAIL_OUT = "**\nERROR:../qom/object.c:715:object_ref: assertion failed: (obj)\nB
         ("", ""),
     ],
 )
-def test_qemus_last_error_is_no_warning_and_no_register(stderr: str, told: str) -> None:
+def test_qemus_last_error_is_no_warning_and_no_register(stderr: str, reported: str) -> None:
     found = last_error(stderr)
-    assert told in found and bool(told) is bool(found)
+    assert reported in found and bool(reported) is bool(found)
 
 
-async def test_a_warning_is_not_told_as_the_reason_of_a_crash() -> None:
+async def test_a_warning_is_not_reported_as_the_reason_of_a_crash() -> None:
     death = await death_of(f"echo '{WARNING.replace(chr(39), '')}' >&2; kill -SEGV $$")
     assert death.message == "QEMU failed: it crashed (SIGSEGV)"
 
@@ -189,7 +189,7 @@ os.getppid()
 
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap")
 @pytest.mark.parametrize("jailed", [False, True])
-async def test_a_real_forbidden_call_is_told_through_the_jail(jailed: bool) -> None:
+async def test_a_real_forbidden_call_is_reported_through_the_jail(jailed: bool) -> None:
     jail = ["bwrap", "--unshare-pid", "--die-with-parent", "--dev-bind", "/", "/", "--"] if jailed else []
     death = await death_of([*jail, sys.executable, "-c", FORBIDDEN])
     assert death.cause is DeathCause.HYPERVISOR
@@ -198,7 +198,7 @@ async def test_a_real_forbidden_call_is_told_through_the_jail(jailed: bool) -> N
 
 @pytest.mark.root
 @pytest.mark.process
-async def test_a_kill_for_want_of_memory_is_told_apart_from_other_kills() -> None:
+async def test_a_kill_for_want_of_memory_is_distinguished_from_other_kills() -> None:
     bounds = Bounds(memory_bytes=48 << 20, cpus=1, processes=50)
     async with machine_group(find_hierarchies(), f"{owner_name(os.getpid())}.oom", bounds) as group:
         if oom_report(group) is None:
@@ -265,7 +265,7 @@ def test_only_a_death_of_the_snapshots_own_making_is_one_of_the_snapshot() -> No
         assert type(raised.value) is kind
 
 
-def test_a_jail_that_does_not_start_is_told() -> None:
+def test_a_jail_that_does_not_start_is_reported() -> None:
     assert "could not join the machine's cgroup" in death_from_exit(121, b"", "sh: 1: cannot create").message
 
 

@@ -229,12 +229,12 @@ class Channel:
             self._window = READER_WINDOW
             self._state.wide += 1
 
-    async def _grant(self, at_least: int | None = None) -> None:
+    async def _grant(self, min_size: int | None = None) -> None:
         """Grant credit up to the window, when a quarter of it was taken."""
         if self._state.ended or self._has_ended() or self.is_closed:
             return
         for stream in self.STREAMS:
             size = self._window - self._credit[stream] - self._unread[stream]
-            if size >= (at_least or self._window // 4):
+            if size >= (min_size or self._window // 4):
                 self._credit[stream] += size
                 await self._state.send(requests.credit(stream, size, self.id))

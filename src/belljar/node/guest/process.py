@@ -51,14 +51,14 @@ class Process(Channel):
         self._exited: wire.Exited | None = None
 
     @classmethod
-    def resumed(cls, number: int, told: ChannelState, state: SessionState) -> Process:
+    def resumed(cls, number: int, described: ChannelState, state: SessionState) -> Process:
         """Return a command of a machine that was resumed, as its agent described it."""
-        process = cls(number, state, has_terminal=ChannelFlag.TERMINAL in told.flags)
-        process.pid = told.pid
-        process._input_ended = ChannelFlag.INPUT_ENDED in told.flags
-        process._input_credit = told.input_credit
+        process = cls(number, state, has_terminal=ChannelFlag.TERMINAL in described.flags)
+        process.pid = described.pid
+        process._input_ended = ChannelFlag.INPUT_ENDED in described.flags
+        process._input_credit = described.input_credit
         # The new host has sent nothing, but the agent grants what it still holds of the input sent before.
-        process._input_unacknowledged = wire.STDIN_WINDOW - told.input_credit
+        process._input_unacknowledged = wire.STDIN_WINDOW - described.input_credit
         return process
 
     @property

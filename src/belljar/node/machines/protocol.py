@@ -174,6 +174,29 @@ class Clone(Machine, Protocol):
         ...
 
 
+class WaitingProcess(Protocol):
+    """A hypervisor's process that was started for a snapshot before anybody needs a clone, in the jail of a machine.
+
+    Nothing of the snapshot is loaded, and nothing of a job is in it. It ends with the block that started it; a clone
+    that is made of it ends with its own block.
+    """
+
+    id: str
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it lives and is not stopped, as far as the host's kernel knows."""
+        ...
+
+    def pids(self) -> list[int]:
+        """Return the ids of its processes on this host."""
+        ...
+
+    async def death(self) -> Death:
+        """Wait until it is dead, and return why. Several tasks may wait, also after the death."""
+        ...
+
+
 class SnapshotSource(Clone, Protocol):
     """A machine booted to be frozen. Its script disk has SCRIPT_DISK_BYTES and is empty at first."""
 
@@ -211,8 +234,20 @@ class Hypervisor(Protocol):
         """Boot a machine that can be frozen into `folder`, which must be empty. Raises as `machine` does."""
         ...
 
-    def clone(self, spec: MachineSpec, folder: Path) -> AbstractAsyncContextManager[Clone]:
+    def waiting_process(self, spec: MachineSpec, folder: Path) -> AbstractAsyncContextManager[WaitingProcess]:
+        """Start a process that waits to become a clone of the snapshot in `folder`; it is ready when the block begins.
+
+        `spec` has the slot of the later clone, if its shape has a network. Raises as `clone` does.
+        """
+        ...
+
+    def clone(
+        self, spec: MachineSpec, folder: Path, process: WaitingProcess | None = None
+    ) -> AbstractAsyncContextManager[Clone]:
         """Start a machine that continues from the snapshot in `folder`, which is not changed.
+
+        It takes over `process`, which this hypervisor started for the same snapshot and slot, whose block must last
+        longer. When that process does not answer in a bounded time, it is killed, and a new one is started.
 
         Raises BadSnapshot when no clone of it will ever run, HostError when this host is short of something,
         MachineError when the reason is unknown; then nothing is left behind.

@@ -192,8 +192,8 @@ class JobRunner:
 
         Raises UnknownLanguage, InvalidOption, MachineError, HostError, JobCancelled.
         """
-        if self._provisioner.pool is not None and self._spare_mb is not None:
-            await self._provisioner.pool.shrink_to(self._spare_mb())
+        if self._spare_mb is not None:
+            await self._provisioner.shrink_to(self._spare_mb())
         network = self._networking.for_job(run.job)
         plan = self._plan(run.job, prepared, network)
         machine_factory = partial(self._machine, run, prepared, network)

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from belljar.node.machines.firecracker.bodies import body
+from belljar.node.machines.firecracker.clone import load_request
 from belljar.node.machines.firecracker.configuration import configuration
-from belljar.node.machines.firecracker.snapshot_machines import load_request
 from belljar.node.machines.protocol import MachineSpec, NetworkSlot, Shape
 from node.machines.firecracker.conftest import TinyImages
 from support.firecracker.building import official_description

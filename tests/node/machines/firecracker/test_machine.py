@@ -20,6 +20,7 @@ from belljar.node.machines.protocol import DeathCause
 from belljar.settings import Settings
 from support.conversation import hang_up
 from support.firecracker.api_requests import opened, requests_of, run, spec_of
+from support.firecracker.inhabitants import check_confinement, inhabitant, status_field
 from support.firecracker.leftovers import left_behind
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
@@ -51,18 +52,7 @@ async def test_the_process_runs_as_a_user_of_its_own_in_a_root_of_its_own(
 ) -> None:
     async with hypervisor.machine(spec_of(shell)) as machine:
         await opened(machine)
-        (root,) = settings.data_dir.glob("run/jails/*/*/root")
-        process = _inhabitant(root)
-        status = (process / "status").read_text()
-        uid = settings.jail_uid_base
-        assert int(_field(status, "Uid").split()[1]) in range(uid, uid + settings.jail_uid_count)
-        assert _field(status, "Uid").split() == _field(status, "Gid").split()
-        assert _field(status, "Groups") == ""
-        assert int(_field(status, "CapEff"), 16) == 0
-        assert len(_field(status, "NSpid").split()) > 1
-        assert (process / "ns/mnt").readlink() != Path("/proc/self/ns/mnt").readlink()
-        inside = os.listdir(process / "root")
-        assert "root.img" in inside and "proc" not in inside and "work" not in inside
+        check_confinement(settings)
 
 
 async def test_its_memory_processor_and_processes_are_bounded_by_a_cgroup(
@@ -73,7 +63,7 @@ async def test_its_memory_processor_and_processes_are_bounded_by_a_cgroup(
     async with hypervisor.machine(spec_of(shell)) as machine:
         await opened(machine)
         (root,) = settings.data_dir.glob("run/jails/*/*/root")
-        pid = _inhabitant(root).name
+        pid = inhabitant(root).name
         groups = [hierarchy.folder / PARENT / machine.id for hierarchy in find_hierarchies()]
         found = [group for group in groups if group.exists()]
         assert found
@@ -97,11 +87,11 @@ async def test_the_shared_disks_cannot_be_written_by_the_process(
     async with hypervisor.machine(spec_of(shell)) as machine:
         await opened(machine)
         (root,) = settings.data_dir.glob("run/jails/*/*/root")
-        status = (_inhabitant(root) / "status").read_text()
+        status = (inhabitant(root) / "status").read_text()
         for name in ("kernel", "initramfs", "root.img", "script.img"):
             file = (root / name).stat()
             assert (file.st_uid, file.st_mode & 0o777) == (0, 0o444)
-            assert int(_field(status, "Uid").split()[1]) != 0
+            assert int(status_field(status, "Uid").split()[1]) != 0
 
 
 async def test_disks_of_another_file_system_are_mounted_read_only(
@@ -113,7 +103,7 @@ async def test_disks_of_another_file_system_are_mounted_read_only(
     async with hypervisor.machine(spec_of(shell.model_copy(update={"kernel": far}))) as machine:
         await opened(machine)
         (root,) = settings.data_dir.glob("run/jails/*/*/root")
-        mounts = (_inhabitant(root) / "mountinfo").read_text().splitlines()
+        mounts = (inhabitant(root) / "mountinfo").read_text().splitlines()
         (options,) = [line.split()[5] for line in mounts if line.split()[4] == "/kernel"]
         assert "ro" in options.split(",")
         assert (root / "kernel").stat().st_size == 0  # mounted for the machine alone
@@ -161,7 +151,7 @@ async def test_a_killed_hypervisor_is_distinguished_from_a_guest_that_ended(
     async with hypervisor.machine(spec_of(shell)) as machine:
         await opened(machine)
         (root,) = settings.data_dir.glob("run/jails/*/*/root")
-        os.kill(int(_inhabitant(root).name), signal.SIGKILL)
+        os.kill(int(inhabitant(root).name), signal.SIGKILL)
         death = await asyncio.wait_for(machine.death(), 30)
     assert death.cause is DeathCause.KILLED and "SIGKILL" in death.message
 
@@ -226,24 +216,6 @@ async def test_the_reader_of_a_machine_that_dies_before_its_agent_listens_ends(
         assert await machine.reader.read(1) == b""
 
 
-def _inhabitant(root: Path) -> Path:
-    """The /proc folder of the hypervisor's process in a jail, the first of those whose root directory that is."""
-    wanted = root.stat()
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                if os.path.samestat((process / "root").stat(), wanted):
-                    found.append(process)
-            except OSError:
-                continue
-    return min(found, key=lambda process: int(process.name))
-
-
-def _field(status: str, name: str) -> str:
-    return next(line.partition(":")[2].strip() for line in status.splitlines() if line.startswith(f"{name}:"))
-
-
 async def test_two_belljars_on_one_host_keep_out_of_each_others_way(
     hypervisor: FirecrackerHypervisor, settings: Settings, shell: Image, tmp_path: Path
 ) -> None:
@@ -252,7 +224,7 @@ async def test_two_belljars_on_one_host_keep_out_of_each_others_way(
     async with hypervisor.machine(spec_of(shell)) as one, other.machine(spec_of(shell)) as two:
         await asyncio.gather(opened(one), opened(two))
         roots = [next(each.data_dir.glob("run/jails/*/*/root")) for each in (settings, other_settings)]
-        uids = {_field((_inhabitant(root) / "status").read_text(), "Uid") for root in roots}
+        uids = {status_field((inhabitant(root) / "status").read_text(), "Uid") for root in roots}
         assert len(uids) == 2
     assert left_behind(other_settings) == []
 
@@ -269,7 +241,7 @@ async def test_a_killed_belljar_takes_its_machines_with_it_and_the_next_removes_
     assert owner.stdout is not None
     assert await asyncio.wait_for(owner.stdout.readline(), 60) == b"up\n"
     (root,) = settings.data_dir.glob("run/jails/*/*/root")
-    pid = int(_inhabitant(root).name)
+    pid = int(inhabitant(root).name)
     owner.kill()
     await owner.wait()
     async with asyncio.timeout(20):

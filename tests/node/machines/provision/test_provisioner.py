@@ -17,7 +17,9 @@ import pytest
 
 from belljar.model.errors import MachineError
 from belljar.node.guest.command import Command
+from belljar.node.machines.provision.provisioner import MachineProvisioner
 from belljar.node.machines.provision.snapshots import Snapshots
+from belljar.node.machines.provision.waiting_processes import WaitingProcesses
 from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.worker.plan import DEFAULT_ENV
 from support.clone_lab import Lab, converse
@@ -69,6 +71,33 @@ async def test_fifty_clones_are_fifty_machines(lab: Lab) -> None:
     for name, values in drawn.items():
         values += [each[name.replace("-", " ")] for each in thorough]
         assert len(set(map(str, values))) == len(values) == 50, name
+
+
+async def test_clones_of_processes_that_waited_are_as_unlike_as_others_and_a_lost_one_costs_no_job(lab: Lab) -> None:
+    await lab.make()
+    waiting = WaitingProcesses(max_size=2, has_spare_processor=lambda _: True)
+    provisioner = MachineProvisioner(lab.snapshots, waiting=waiting)
+    background = asyncio.create_task(provisioner.run(lambda: 1000.0))
+    spec = lab.spec(await lab.script(SOURCES))
+    drawn: list[list[str]] = []
+    try:
+        for number in range(6):
+            if number > 0:
+                async with asyncio.timeout(60):
+                    while not sum(waiting.counts().values()):
+                        await asyncio.sleep(0.01)
+            if number == 3:
+                for pid in [pid for pid in descendants(os.getpid()) if "qemu" in name_of(pid)]:
+                    os.kill(pid, signal.SIGSTOP)
+            async with provisioner.machine(lab.hypervisor, spec, lab.warm_up_steps, 60) as ready:
+                assert ready.source == "snapshot"
+                assert ("load" in ready.phases) == (number not in (0, 3))
+                drawn.append((await converse(ready)).stdout.decode().split())
+    finally:
+        background.cancel()
+        await asyncio.gather(background, return_exceptions=True)
+    for each in zip(*(values[1::2] for values in drawn), strict=True):
+        assert len(set(each)) == 6
 
 
 async def test_a_clone_knows_the_time_and_is_fresh(lab: Lab) -> None:
@@ -197,6 +226,7 @@ from belljar.images.catalog import Images
 from belljar.node.machines.protocol import MachineSpec, Shape
 from belljar.node.machines.provision import warm_clone as warm_clone_module
 from belljar.node.machines.qemu.hypervisor import QemuHypervisor
+from belljar.node.machines.provision.provisioner import MachineProvisioner
 from belljar.node.machines.provision.snapshots import Snapshots
 from belljar.settings import Settings
 from belljar.node.worker.warm_ups import WarmUps

@@ -28,11 +28,13 @@ from belljar.node.machines.provision import (
     provisioner,
     snapshot_clones,
     snapshot_maker,
+    waiting_processes,
     warm_clone,
 )
 from belljar.node.machines.provision.pool import WarmPool
 from belljar.node.machines.provision.provisioner import MachineProvisioner
 from belljar.node.machines.provision.snapshots import Snapshots
+from belljar.node.machines.provision.waiting_processes import WaitingProcesses
 from belljar.node.machines.provision.warm_up import WarmUp
 from belljar.node.machines.racing import MachineDead
 from support.examples import examples
@@ -61,6 +63,7 @@ class Token:
         self.id = f"token{number}"
         self.gates = gates
         self.ends = 0
+        self.is_usable = True
         self.started = False
         self.jobs: list[int] = []
         self.phases: dict[str, float] = {}
@@ -101,7 +104,26 @@ class FakeHypervisor:
             token.ends += 1
             await self.gates.pass_through("end")
 
-    clone = machine
+    @asynccontextmanager
+    async def clone(self, spec: MachineSpec, folder: Path, process: Token | None = None) -> AsyncIterator[Token]:
+        if process is None:
+            async with self.machine(spec, folder) as token:
+                yield token
+            return
+        await self.gates.pass_through("clone")
+        process.is_usable = False
+        yield process
+
+    @asynccontextmanager
+    async def waiting_process(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Token]:
+        token = Token(self.gates, len(self.made))
+        self.made.append(token)
+        try:
+            await self.gates.pass_through("wait")
+            yield token
+        finally:
+            token.ends += 1
+            await self.gates.pass_through("end")
 
     def release_snapshot(self, folder: Path) -> None: ...
 
@@ -162,7 +184,8 @@ class ProvisionerMachine(RuleBasedStateMachine):
         for module in (snapshot_clones, provisioner):
             self.patch.setattr(module, "configure_network", self.configure_network)
         self.clock = Clock()
-        for module in (pool, warm_clone, clone_source, cold_boot, idle_snapshots, snapshot_clones, snapshot_maker):
+        pooling = (pool, waiting_processes, warm_clone, snapshot_clones)
+        for module in (*pooling, clone_source, cold_boot, idle_snapshots, snapshot_maker):
             self.patch.setattr(module, "time", self.clock)
         self.hypervisor = FakeHypervisor(self.gates)
         self.snapshots = FakeSnapshots(self.gates)
@@ -170,14 +193,15 @@ class ProvisionerMachine(RuleBasedStateMachine):
         self.running_jobs: Counter[int] = Counter()
         self.faults: Counter[str] = Counter()
 
-    @initialize(pooled=st.booleans())
-    def begin(self, pooled: bool) -> None:
+    @initialize(pooled=st.booleans(), waits=st.booleans())
+    def begin(self, pooled: bool, waits: bool) -> None:
         self.pool = (
             WarmPool(fixed_size=None, max_size=2, memory_mb=1000, has_spare_processor=lambda making: making < 2)
             if pooled
             else None
         )
-        self.provisioner = MachineProvisioner(cast(Snapshots, self.snapshots), self.pool)
+        waiting = WaitingProcesses(max_size=2, has_spare_processor=lambda _: True) if waits else None
+        self.provisioner = MachineProvisioner(cast(Snapshots, self.snapshots), self.pool, waiting)
         self.background = self.steps.start(self.provisioner.run(lambda: 1000.0))
 
     async def resume(self, clone: Token, *_: object, **__: object) -> Token:
@@ -212,19 +236,22 @@ class ProvisionerMachine(RuleBasedStateMachine):
         self.jobs.append(self.steps.start(self.job(len(self.jobs))))
 
     @precondition(lambda self: self.gates.waiting)
-    @rule(name=st.sampled_from(["start", "clone", "resume", "open", "attach", "job", "make", "end"]), number=NUMBERS)
+    @rule(
+        name=st.sampled_from(["start", "wait", "clone", "resume", "open", "attach", "job", "make", "end"]),
+        number=NUMBERS,
+    )
     def go_on(self, name: str, number: int) -> None:
         self.gates.open(name, number)
 
     @precondition(lambda self: self.gates.waiting)
     @rule(
-        name=st.sampled_from(["start", "clone", "resume", "open", "attach", "make", "end"]),
+        name=st.sampled_from(["start", "wait", "clone", "resume", "open", "attach", "make", "end"]),
         number=NUMBERS,
         fault=st.sampled_from(sorted(FAULTS)),
     )
     def fail(self, name: str, number: int, fault: str) -> None:
         # An end that fails while a start is cancelled reaches the provisioner as a fault of the clone.
-        if self.gates.open(name, number, FAULTS[fault]) and name in ("clone", "resume", "end"):
+        if self.gates.open(name, number, FAULTS[fault]) and name in ("wait", "clone", "resume", "end"):
             self.faults[fault] += 1
 
     @precondition(lambda self: self.jobs)
@@ -234,8 +261,7 @@ class ProvisionerMachine(RuleBasedStateMachine):
 
     @rule(mb=st.sampled_from([0.0, 1000.0]))
     def shrink(self, mb: float) -> None:
-        if self.pool is not None:
-            self.steps.start(self.pool.shrink_to(mb))
+        self.steps.start(self.provisioner.shrink_to(mb))
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 400.0]))
     def pass_time(self, seconds: float) -> None:
@@ -245,6 +271,8 @@ class ProvisionerMachine(RuleBasedStateMachine):
     def look(self) -> None:
         if self.pool is not None:
             self.pool._changed.set()
+        if self.provisioner.waiting is not None:
+            self.provisioner.waiting._changed.set()
 
     @invariant()
     def holds(self) -> None:
@@ -262,7 +290,7 @@ class ProvisionerMachine(RuleBasedStateMachine):
             for _ in range(300):
                 self.steps.settle()
                 if not any(
-                    self.gates.open(name, 0) for name in ("start", "clone", "resume", "open", "attach", "job")
+                    self.gates.open(name, 0) for name in ("start", "wait", "clone", "resume", "open", "attach", "job")
                 ) and (not self.gates.open("end", 0) and not self.gates.open("make", 0)):
                     break
             self.steps.settle()

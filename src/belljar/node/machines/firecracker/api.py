@@ -30,7 +30,8 @@ class FirecrackerApi:
 
     def __init__(self, socket: Path, *, timeout_factor: float = 1.0) -> None:
         self._factor = timeout_factor
-        transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False)  # no TLS on a unix socket
+        kept = httpx.Limits(keepalive_expiry=None)  # a process that waits keeps its connection
+        transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=kept, verify=False)  # no TLS on a unix socket
         self._http = httpx.AsyncClient(
             transport=transport, base_url="http://firecracker", timeout=SNAPSHOT_SECONDS * timeout_factor
         )

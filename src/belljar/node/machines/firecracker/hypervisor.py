@@ -16,17 +16,12 @@ from pathlib import Path
 from belljar.model.errors import HostError
 from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.disks import ScriptDisk, copy_sparse_file
-from belljar.node.machines.firecracker.bodies import SnapshotLoad
+from belljar.node.machines.firecracker.clone import FirecrackerClone, load_request
 from belljar.node.machines.firecracker.configuration import FORMAT
 from belljar.node.machines.firecracker.folder import API, MEMORY, ROOT, SCRATCH, SCRIPT, STATE, machine_folder
 from belljar.node.machines.firecracker.machine import FirecrackerMachine
 from belljar.node.machines.firecracker.program import Programs, find_programs
-from belljar.node.machines.firecracker.snapshot_machines import (
-    FirecrackerClone,
-    FirecrackerSnapshotSource,
-    load_errors,
-    load_request,
-)
+from belljar.node.machines.firecracker.snapshot_source import FirecrackerSnapshotSource
 from belljar.node.machines.firecracker.start import Start, bounds
 from belljar.node.machines.host.cgroup import find_hierarchies, machine_group
 from belljar.node.machines.host.jail import machine_uid
@@ -34,13 +29,15 @@ from belljar.node.machines.host.owner import owner_name
 from belljar.node.machines.host.shielded_stack import shielded_exit_stack, uninterrupted
 from belljar.node.machines.host.tap import enter_isolated_slot
 from belljar.node.machines.host.threads import in_thread
-from belljar.node.machines.protocol import Clone, Machine, MachineSpec, SnapshotSource
+from belljar.node.machines.protocol import Clone, Machine, MachineSpec, SnapshotSource, WaitingProcess
 from belljar.node.machines.timings import StepTimings
 from belljar.settings import Settings
 from belljar.system.host_errors import host_errors
 
 #: A clone's agent listens already; the time is for a host under load.
 _CONNECT_SECONDS = 10.0
+#: A process that waited answers within milliseconds; after this time a new one is quicker. The API client scales it.
+_TAKE_OVER_SECONDS = 1.0
 _START = "start a machine"
 _NO_NETWORK = "a machine with a network needs Firecracker's jailer: run belljar as root"
 
@@ -55,6 +52,7 @@ class FirecrackerHypervisor:
         """`jailed`: whether to use Firecracker's jailer; by default if belljar is root, which the jailer needs."""
         self._jailed = os.geteuid() == 0 if jailed is None else jailed
         self._settings = settings
+        self._deadline_factor = deadline_factor(settings.boot_timeout_seconds)
         self._programs: Programs = find_programs(settings, jailed=self._jailed)
         self._hierarchies = find_hierarchies()
         self._owner = owner_name(os.getpid())
@@ -97,17 +95,49 @@ class FirecrackerHypervisor:
             yield source
 
     @asynccontextmanager
-    async def clone(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Clone]:
-        """Clone the snapshot in `folder`. Raises MissingTool, HostError, DiskFull, MachineError."""
-        request = load_request(folder, spec)
+    async def waiting_process(self, spec: MachineSpec, folder: Path) -> AsyncIterator[WaitingProcess]:
+        """Start a process whose API waits for the request to load. Raises as `clone` does."""
         async with self._start(spec) as start:
-            with host_errors("clone a machine"):
-                script_disk = await self._show_snapshot(start, folder)
-                clone = await start.spawn(lambda spawned: FirecrackerClone(spawned, script_disk))
-                await self._load_snapshot(start, clone, request)
-                await clone.connect(_CONNECT_SECONDS * deadline_factor(self._settings.boot_timeout_seconds))
-                start.timings.record("connect")
+            with host_errors("start a process that waits"):
+                process = await self._spawn_clone(start, folder)
+                await process.open_api()
+                process.phases.clear()  # nobody waited for them
+            yield process
+
+    @asynccontextmanager
+    async def clone(
+        self, spec: MachineSpec, folder: Path, process: WaitingProcess | None = None
+    ) -> AsyncIterator[Clone]:
+        """Clone the snapshot in `folder`. Raises MissingTool, HostError, DiskFull, MachineError."""
+        async with shielded_exit_stack() as stack:
+            clone = None if process is None else await self._take_over(process, spec, stack)
+            if clone is None:
+                start = await stack.enter_async_context(self._start(spec))
+                with host_errors("clone a machine"):
+                    clone = await self._spawn_clone(start, folder)
+                    await clone.open_api()
+                    await clone.load_snapshot()
+            await clone.connect(_CONNECT_SECONDS * self._deadline_factor)
             yield clone
+
+    async def _take_over(
+        self, process: WaitingProcess, spec: MachineSpec, stack: AsyncExitStack
+    ) -> FirecrackerClone | None:
+        """Return a process that waited with the snapshot loaded, which is killed with `stack`; None if it fails."""
+        assert isinstance(process, FirecrackerClone)
+        stack.push_async_callback(process.kill)
+        if not await process.take_over(_TAKE_OVER_SECONDS):
+            await process.kill()
+            return None
+        if not spec.background:
+            process.set_foreground()
+        return process
+
+    async def _spawn_clone(self, start: Start, folder: Path) -> FirecrackerClone:
+        """Return a new process that sees the snapshot, and has the request with which it will load it."""
+        request = load_request(folder, start.spec)
+        script_disk = await self._show_snapshot(start, folder)
+        return await start.spawn(lambda spawned: FirecrackerClone(spawned, script_disk, request))
 
     async def _show_snapshot(self, start: Start, folder: Path) -> ScriptDisk:
         """Show the process the snapshot's files, and give it disks of its own; return its script disk."""
@@ -119,14 +149,6 @@ class FirecrackerHypervisor:
             start.folder.give(SCRATCH, 0o600)
         start.arguments = ("--api-sock", API)
         return script_disk
-
-    async def _load_snapshot(self, start: Start, clone: FirecrackerClone, request: SnapshotLoad) -> None:
-        """Have a process that was started without a machine load the snapshot, and run it."""
-        async with clone.api() as api:
-            start.timings.record("socket")
-            with load_errors():
-                await api.load_snapshot(request)
-        start.timings.record("load")
 
     async def _with_isolated_slot(self, spec: MachineSpec, stack: AsyncExitStack) -> MachineSpec:
         """Give a snapshot source with a network an isolated device; each clone gets the device of its own slot."""

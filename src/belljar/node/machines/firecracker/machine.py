@@ -7,9 +7,11 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from belljar.model.errors import HostError, MachineDied, MachineTimeout
 from belljar.node.machines.deadline_uses import deadline_uses, noted
+from belljar.node.machines.disks import ScriptDisk
 from belljar.node.machines.firecracker.api import FirecrackerApi
 from belljar.node.machines.firecracker.exit_report import death_from_exit
 from belljar.node.machines.firecracker.folder import API, VSOCK, Folder
@@ -107,16 +109,20 @@ class FirecrackerMachine:
                 await asyncio.sleep(_POLL_SECONDS)
             waited_seconds = asyncio.get_running_loop().time() - started
             deadline_uses.record("api_socket", waited_seconds, self._socket_seconds)
-            async with FirecrackerApi(path, timeout_factor=self._factor) as api:
-                try:
-                    yield api
-                except MachineDied as error:
-                    # The end of the process tells the reason; the broken connection does not.
-                    await asyncio.wait({self._death}, timeout=_REAP_SECONDS)
-                    if self._death.done():
-                        death = self._death.result()
-                        raise MachineDead(replace(death, message=f"{error.message}: {death.message}")) from None
-                    raise
+            async with FirecrackerApi(path, timeout_factor=self._factor) as api, self.with_death():
+                yield api
+
+    @contextlib.asynccontextmanager
+    async def with_death(self) -> AsyncIterator[None]:
+        """Add the reason of the process's end to an error of the block: the broken connection does not tell it."""
+        try:
+            yield
+        except MachineDied as error:
+            await asyncio.wait({self._death}, timeout=_REAP_SECONDS)
+            if self._death.done():
+                death = self._death.result()
+                raise MachineDead(replace(death, message=f"{error.message}: {death.message}")) from None
+            raise
 
     async def death(self) -> Death:
         """Implement `Machine.death`."""
@@ -168,3 +174,19 @@ class FirecrackerMachine:
             self.console.add(chunk)
             if kept_bytes == self.console.limit_bytes:
                 await asyncio.sleep(len(chunk) / _DROPPED_BYTES_PER_SECOND)
+
+
+class FirecrackerScriptMachine(FirecrackerMachine):
+    """A machine whose script disk is written while it runs."""
+
+    def __init__(self, spawned: FirecrackerProcess, script_disk: ScriptDisk) -> None:
+        super().__init__(spawned)
+        self._script_disk = script_disk
+
+    def set_foreground(self) -> None:
+        """Implement `Clone.set_foreground`."""
+        self._group.set_weight(100)
+
+    async def attach_script(self, script_disk: Path) -> None:
+        """Implement `Clone.attach_script`."""
+        await self._script_disk.write(script_disk)

@@ -24,6 +24,18 @@ def resident_mb(pids: Iterable[int]) -> float:
     return total_kb / 1024
 
 
+def is_stopped(pids: Iterable[int]) -> bool:
+    """Return whether a signal has stopped one of the processes (proc_pid_stat(5), field 3: T)."""
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state in "Tt":
+            return True
+    return False
+
+
 def children(pid: int) -> list[int]:
     """Return the process ids below a process, at any depth; none on kernels without CONFIG_PROC_CHILDREN."""
     try:

@@ -24,6 +24,7 @@ from belljar.node.machines.provision.request import MachineRequest, ProvisionedM
 from belljar.node.machines.provision.snapshot_clones import SnapshotClones
 from belljar.node.machines.provision.snapshot_maker import SnapshotMaker
 from belljar.node.machines.provision.snapshots import Snapshots
+from belljar.node.machines.provision.waiting_processes import WaitingProcesses
 from belljar.node.machines.provision.warm_clone import WarmClone
 from belljar.system.background import supervise
 
@@ -33,12 +34,13 @@ log = structlog.get_logger()
 class CloneSource:
     """Clones of one data folder's snapshots, warm ones if there is a pool."""
 
-    def __init__(self, snapshots: Snapshots, pool: WarmPool | None) -> None:
+    def __init__(self, snapshots: Snapshots, pool: WarmPool | None, waiting: WaitingProcesses | None) -> None:
         self.maker = SnapshotMaker(snapshots)
         self._snapshots = snapshots
         self._pool = pool
+        self._waiting = waiting
         self._idle = IdleSnapshots(snapshots)
-        self._clones = SnapshotClones(snapshots, pool, self._idle)
+        self._clones = SnapshotClones(snapshots, pool, waiting, self._idle)
 
     async def provision(self, request: MachineRequest, stack: AsyncExitStack) -> ProvisionedMachine | None:
         """Return a clone with the script, which ends with `stack`; None when the job has to boot a machine."""
@@ -75,6 +77,19 @@ class CloneSource:
             group.create_task(supervise("snapshot_idle", self._idle.release_idle))
             if self._pool is not None:
                 group.create_task(self._pool.run(free_memory_mb))
+            if self._waiting is not None:
+                group.create_task(self._waiting.run(lambda: free_memory_mb() - self._pool_memory_mb))
+
+    @property
+    def _pool_memory_mb(self) -> float:
+        return 0.0 if self._pool is None else self._pool.memory_mb
+
+    async def shrink_to(self, memory_mb: float) -> None:
+        """End processes that wait, then clones in the pool, until all use no more than that: a job needs the memory."""
+        if self._waiting is not None:
+            await self._waiting.shrink_to(memory_mb - self._pool_memory_mb)
+        if self._pool is not None:
+            await self._pool.shrink_to(memory_mb)
 
     async def _clean_up(self) -> None:
         await in_thread(self._snapshots.clean_up)

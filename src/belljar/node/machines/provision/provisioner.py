@@ -17,16 +17,21 @@ from belljar.node.machines.provision.network_slot import SlotFactory, configure_
 from belljar.node.machines.provision.pool import WarmPool
 from belljar.node.machines.provision.request import MachineRequest, ProvisionedMachine
 from belljar.node.machines.provision.snapshots import Snapshots
+from belljar.node.machines.provision.waiting_processes import WaitingProcesses
 from belljar.node.machines.provision.warm_up import WarmUp
 
 
 class MachineProvisioner:
     """Provides machines as quickly as this host can. Without a pool it only uses snapshots; without those it boots."""
 
-    def __init__(self, snapshots: Snapshots | None, pool: WarmPool | None = None) -> None:
+    def __init__(
+        self, snapshots: Snapshots | None, pool: WarmPool | None = None, waiting: WaitingProcesses | None = None
+    ) -> None:
+        """`waiting`: processes that are started ahead for clones; None: each clone starts its own."""
         self.snapshots = snapshots
         self.pool = pool
-        self._clone_source = None if snapshots is None else CloneSource(snapshots, pool)
+        self.waiting = waiting
+        self._clone_source = None if snapshots is None else CloneSource(snapshots, pool, waiting)
         self._in_use: set[Machine] = set()
 
     @asynccontextmanager
@@ -74,6 +79,11 @@ class MachineProvisioner:
         """Make the snapshot for machines of that spec now; return False and log the reason if it cannot be made."""
         assert self._clone_source is not None
         return await self._clone_source.maker.make(hypervisor, spec, warm_up_steps)
+
+    async def shrink_to(self, memory_mb: float) -> None:
+        """End what waits, processes before clones, until it uses no more than that: a job needs the memory."""
+        if self._clone_source is not None:
+            await self._clone_source.shrink_to(memory_mb)
 
     async def run(self, free_memory_mb: Callable[[], float]) -> None:
         """Make missing snapshots and fill the pool until cancelled; `free_memory_mb` is what jobs leave now."""

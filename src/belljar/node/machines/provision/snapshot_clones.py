@@ -16,12 +16,20 @@ from belljar.model.errors import MachineError
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.host.usage import resident_mb
-from belljar.node.machines.protocol import BadSnapshot, Clone, DeathCause, Hypervisor, NetworkSlot
+from belljar.node.machines.protocol import (
+    BadSnapshot,
+    Clone,
+    DeathCause,
+    Hypervisor,
+    NetworkSlot,
+    WaitingProcess,
+)
 from belljar.node.machines.provision.idle_snapshots import IdleSnapshots
 from belljar.node.machines.provision.network_slot import configure_network, with_network_slot
 from belljar.node.machines.provision.pool import WarmPool
 from belljar.node.machines.provision.request import MachineRequest
 from belljar.node.machines.provision.snapshots import Snapshots
+from belljar.node.machines.provision.waiting_processes import StartedProcess, WaitingProcesses
 from belljar.node.machines.provision.warm_clone import WarmClone
 from belljar.node.machines.provision.warm_up import resume, warm_up
 from belljar.node.machines.racing import MachineDead
@@ -60,11 +68,14 @@ class RunningClone:
 
 
 class SnapshotClones:
-    """Clones of the snapshots of one data folder. `pool`: holds clones that go with their snapshot."""
+    """Clones of the snapshots of one data folder; `pool` and `waiting` hold what goes with its snapshot."""
 
-    def __init__(self, snapshots: Snapshots, pool: WarmPool | None, idle: IdleSnapshots) -> None:
+    def __init__(
+        self, snapshots: Snapshots, pool: WarmPool | None, waiting: WaitingProcesses | None, idle: IdleSnapshots
+    ) -> None:
         self._snapshots = snapshots
         self._pool = pool
+        self._waiting = waiting
         self._idle = idle
         #: By snapshot, since its last clone that was made.
         self._failures: dict[str, _Failures] = {}
@@ -87,10 +98,11 @@ class SnapshotClones:
         self._idle.record_use(key, request.hypervisor)
         made_at, started_at = self._snapshots.made_at(key), time.monotonic()
         try:
-            spec = await with_network_slot(
-                replace(request.spec, script_disk=None, background=background), request.slot_factory, stack
-            )
-            clone = await stack.enter_async_context(request.hypervisor.clone(spec, self._snapshots.folder / key))
+            process, slot = await self._take_process(request, key, stack)
+            spec = replace(request.spec, script_disk=None, background=background, slot=slot or request.spec.slot)
+            spec = await with_network_slot(spec, request.slot_factory, stack)
+            making = request.hypervisor.clone(spec, self._snapshots.folder / key, process)
+            clone = await stack.enter_async_context(making)
             connection = await resume(clone, request.boot_timeout_seconds, silence_seconds=silence_seconds)
             await configure_network(connection, spec.slot)
         except MachineError as error:
@@ -98,6 +110,35 @@ class SnapshotClones:
             raise
         self._failures.pop(key, None)
         return RunningClone(clone, connection, spec.slot)
+
+    async def _take_process(
+        self, request: MachineRequest, key: str, stack: AsyncExitStack
+    ) -> tuple[WaitingProcess | None, NetworkSlot | None]:
+        """Return a process that waits for this snapshot, with the slot of its clone, both released with `stack`."""
+        if self._waiting is None or request.spec.slot is not None:
+            return None, None
+        started = self._waiting.take(key, lambda: self._start_process(request, key))
+        if started is None:
+            return None, None
+        stack.push_async_callback(started.end)
+        return started.process, started.slot
+
+    async def _start_process(self, request: MachineRequest, key: str) -> StartedProcess | None:
+        """Start a process that waits for this snapshot; None while there is no snapshot. Raises as `start` does."""
+        made_at, started_at = self._snapshots.made_at(key), time.monotonic()
+        if made_at is None:
+            return None
+        async with AsyncExitStack() as stack:
+            spec = replace(request.spec, script_disk=None, background=True)
+            spec = await with_network_slot(spec, request.slot_factory, stack)
+            folder = self._snapshots.folder / key
+            try:
+                process = await stack.enter_async_context(request.hypervisor.waiting_process(spec, folder))
+            except BadSnapshot as error:
+                await self._handle_failure(request.hypervisor, key, made_at, started_at, error)
+                raise
+            memory_mb = await in_thread(resident_mb, process.pids())
+            return StartedProcess(process, stack.pop_all(), memory_mb, spec.slot)
 
     async def make_warm(self, request: MachineRequest, key: str) -> WarmClone:
         """Start a clone for the pool and run the warm-up commands in it. Raises as `start` does."""
@@ -136,5 +177,7 @@ class SnapshotClones:
         self._failures.pop(key, None)
         await in_thread(self._snapshots.discard, key, reason)
         hypervisor.release_snapshot(self._snapshots.folder / key)
+        if self._waiting is not None:
+            await self._waiting.drop(key)
         if self._pool is not None:
             await self._pool.drop(key)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from belljar.node.machines.protocol import Shape
+from belljar.node.machines.qemu.orders import QmpCommand
 from belljar.node.machines.qemu.throttle import throttle_filter, throttle_group
 
 #: Limit of TCG's cache of translated code, in megabytes, instead of the default of a gigabyte per machine. With 64 a
@@ -102,20 +102,23 @@ def _memory(shape: Shape, descriptors: Descriptors) -> list[str]:
     return argv
 
 
-def restore_commands(state: int) -> bytes:
-    """Return the QMP commands with which a waiting QEMU loads a snapshot's state from the descriptor `state`.
+def prepare_commands() -> list[QmpCommand]:
+    """Return the QMP commands after which a QEMU that waits for a snapshot's state can load it.
 
-    The state holds everything except the memory (x-ignore-shared). The guest runs as soon as the state is loaded.
+    The state holds everything except the memory (x-ignore-shared).
     """
     ignore_shared = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
-    commands: list[dict[str, object]] = [
+    return [
         {"execute": "qmp_capabilities"},
         {"execute": "migrate-set-capabilities", "arguments": ignore_shared},
         # No announcement on the network: the slot knows the machine, and its first packets must be its job's.
         {"execute": "migrate-set-parameters", "arguments": {"announce-rounds": 0}},
-        {"execute": "migrate-incoming", "arguments": {"uri": f"fd:{state}"}},
     ]
-    return b"".join(json.dumps(command).encode() + b"\n" for command in commands)
+
+
+def load_command(state: int) -> QmpCommand:
+    """Return the QMP command that loads a state from the descriptor `state`; the guest runs as soon as it is loaded."""
+    return {"execute": "migrate-incoming", "arguments": {"uri": f"fd:{state}"}}
 
 
 def _kernel(hardware: Hardware, descriptors: Descriptors) -> list[str]:

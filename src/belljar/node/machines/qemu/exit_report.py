@@ -51,6 +51,6 @@ def death_from_exit(
 def last_error(stderr: str) -> str:
     """Return the last error in the output, else its last line that is not noise; empty when there is neither."""
     lines = [line.strip() for line in stderr.splitlines()]
-    told = [line for line in lines if line and not _NOISE.search(line)]
-    errors = [line for line in told if _ERROR.search(line)]
-    return (errors or told or [""])[-1][:500]
+    messages = [line for line in lines if line and not _NOISE.search(line)]
+    errors = [line for line in messages if _ERROR.search(line)]
+    return (errors or messages or [""])[-1][:500]

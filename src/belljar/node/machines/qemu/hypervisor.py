@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from belljar.model.errors import HostError, host_error
+from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.disks import ScriptDisk, copy_sparse
 from belljar.node.machines.host.cgroup import find_hierarchies
 from belljar.node.machines.host.host_errors import HOST_ERRNOS
@@ -23,10 +24,19 @@ from belljar.node.machines.host.readonly import ReadOnlyFiles
 from belljar.node.machines.host.shielded_stack import shielded_exit_stack, uninterrupted
 from belljar.node.machines.host.tap import enter_isolated_tap, enter_tap
 from belljar.node.machines.host.threads import in_thread
-from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, BadSnapshot, Clone, Machine, MachineSpec, SnapshotSource
+from belljar.node.machines.protocol import (
+    SCRIPT_DISK_BYTES,
+    BadSnapshot,
+    Clone,
+    Machine,
+    MachineSpec,
+    SnapshotSource,
+    WaitingProcess,
+)
 from belljar.node.machines.qemu import command
+from belljar.node.machines.qemu.clone import QemuClone
 from belljar.node.machines.qemu.launch import Launcher, MachineFiles
-from belljar.node.machines.qemu.machine import QemuClone, QemuMachine, QemuSnapshotSource
+from belljar.node.machines.qemu.machine import QemuMachine, QemuSnapshotSource
 from belljar.node.machines.qemu.memory import new_memory, reopen_read_only
 from belljar.node.machines.qemu.scratch import scratch_disk
 from belljar.node.machines.qemu.snapshot_files import LoadedSnapshot
@@ -41,6 +51,10 @@ _FOLDERS = (
     "/usr/share/qemu",
     "/usr/share/seabios",
 )
+#: QEMU answers its monitor within a tenth of a second after its start; on a busy host later.
+_PREPARE_SECONDS = 30.0
+#: A process that waited answers within a few milliseconds; after this time a new one is quicker.
+_TAKE_OVER_SECONDS = 1.0
 
 
 class QemuHypervisor:
@@ -51,6 +65,7 @@ class QemuHypervisor:
     def __init__(self, settings: Settings, accelerator: str) -> None:
         self.accelerator = accelerator
         self._settings = settings
+        self._deadline_factor = deadline_factor(settings.boot_timeout_seconds)
         self._program: Program = find_program(settings.qemu, *_FOLDERS)
         self._launcher = Launcher(
             settings=settings,
@@ -119,26 +134,54 @@ class QemuHypervisor:
             yield source
 
     @asynccontextmanager
-    async def clone(self, spec: MachineSpec, folder: Path) -> AsyncIterator[Clone]:
+    async def waiting_process(self, spec: MachineSpec, folder: Path) -> AsyncIterator[WaitingProcess]:
+        """Start a process that waits to become a clone. Raises MachineError, HostError, DiskFull."""
+        async with shielded_exit_stack() as stack:
+            with host_errors("start a process that waits"):
+                process = await self._spawn_clone(spec, folder, stack)
+                await process.prepare(_PREPARE_SECONDS * self._deadline_factor)
+            yield process
+
+    @asynccontextmanager
+    async def clone(
+        self, spec: MachineSpec, folder: Path, process: WaitingProcess | None = None
+    ) -> AsyncIterator[Clone]:
         """Clone the snapshot in `folder`; its memory is loaded once. Raises MachineError, HostError, DiskFull."""
         async with shielded_exit_stack() as stack:
-            with host_errors("clone a machine"):
-                snapshot = (await self._load(folder)).duplicate(stack)
-                script = self._empty_disk(SCRIPT_DISK_BYTES, stack)
-                state = reopen_read_only(snapshot.state, stack)
-                files = MachineFiles(
-                    root=await self._open(spec.image.root, stack),
-                    script=reopen_read_only(script, stack),  # the guest may not write to it
-                    scratch=await self._copy_scratch(snapshot.scratch, stack),
-                    memory=snapshot.memory,
-                    state=state,
-                    tap=await enter_tap(spec.slot, stack),
-                )
-                clone = await self._launcher.launch(
-                    lambda spawned: QemuClone(spawned, ScriptDisk(script)), spec, files, stack
-                )
-                clone.load_snapshot(state)
+            clone = None if process is None else await self._take_over(process, spec, stack)
+            if clone is None:
+                with host_errors("clone a machine"):
+                    clone = await self._spawn_clone(spec, folder, stack)
+                    clone.load_snapshot()
             yield clone
+
+    async def _take_over(self, process: WaitingProcess, spec: MachineSpec, stack: AsyncExitStack) -> QemuClone | None:
+        """Return a process that waited as a running clone, which is killed with `stack`; None when it does not work."""
+        assert isinstance(process, QemuClone)
+        stack.push_async_callback(process.kill)
+        if not await process.take_over(_TAKE_OVER_SECONDS * self._deadline_factor):
+            await process.kill()
+            return None
+        if not spec.background:
+            process.set_foreground()
+        return process
+
+    async def _spawn_clone(self, spec: MachineSpec, folder: Path, stack: AsyncExitStack) -> QemuClone:
+        """Return a new process with the snapshot's memory and with disks of its own, which ends with `stack`."""
+        snapshot = (await self._load(folder)).duplicate(stack)
+        script = self._empty_disk(SCRIPT_DISK_BYTES, stack)
+        state = reopen_read_only(snapshot.state, stack)
+        files = MachineFiles(
+            root=await self._open(spec.image.root, stack),
+            script=reopen_read_only(script, stack),  # the guest may not write to it
+            scratch=await self._copy_scratch(snapshot.scratch, stack),
+            memory=snapshot.memory,
+            state=state,
+            tap=await enter_tap(spec.slot, stack),
+        )
+        return await self._launcher.launch(
+            lambda spawned: QemuClone(spawned, ScriptDisk(script), state), spec, files, stack
+        )
 
     def release_snapshot(self, folder: Path) -> None:
         """Release the memory of a loaded snapshot; running clones keep theirs."""

@@ -1,7 +1,7 @@
 """Starts one QEMU process in its jail. QEMU inherits descriptors of every file that it uses.
 
 A start is a list of steps: reserve the jail, open the channels, spawn the process. A clone's snapshot is loaded after
-that, by the machine itself (QemuClone.load_snapshot).
+that, by the machine itself (clone.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TypeVar
 from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.host.cgroup import Bounds, Hierarchy, machine_group
 from belljar.node.machines.host.descriptors import devnull
+from belljar.node.machines.host.huge_pages import no_huge_pages
 from belljar.node.machines.host.jail import Jail, Program, kvm_node, machine_uid, spawn
 from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.protocol import GUEST_MAC, Console, MachineSpec
@@ -104,7 +105,9 @@ class Launcher:
             # The host's ends come first: nothing may fail or wait between the spawn and the registration of the kill.
             agent_stream = await _open_stream(stack, agent.host_end, _STREAM_BUFFER)
             console_stream = await _open_stream(stack, console.host_end, _CONSOLE_BUFFER)
-            process = await _spawn_qemu(command, jail.environment(), descriptors)
+            has_huge_pages = self.accelerator == "kvm" or files.state is None
+            with contextlib.nullcontext() if has_huge_pages else no_huge_pages():
+                process = await _spawn_qemu(command, jail.environment(), descriptors)
             machine = make(
                 QemuProcess(
                     machine_id=machine_id,

@@ -1,4 +1,4 @@
-"""One QEMU process as a machine: its streams, its death and its end; and clones and snapshot sources of that kind."""
+"""One QEMU process as a machine: its streams, its death and its end; and snapshot sources of that kind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from belljar.node.machines.host.oom import oom_report
 from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.host.usage import children
 from belljar.node.machines.protocol import Console, Death, DeathCause
-from belljar.node.machines.qemu.command import restore_commands
 from belljar.node.machines.qemu.exit_report import death_from_exit, last_error
 from belljar.node.machines.qemu.memory import save, seal
 from belljar.node.machines.qemu.monitor import Monitor
@@ -55,7 +54,6 @@ class QemuMachine:
         self._process = spawned.process
         self._monitor = spawned.monitor
         self._group = spawned.group
-        self._restore = spawned.restore
         self._writers = (self.writer, spawned.console_stream[1])
         self._stderr = bytearray()
         self._stderr_task = asyncio.create_task(self._read_stderr())
@@ -120,21 +118,12 @@ class QemuMachine:
                 self.console.add(chunk)
 
 
-class QemuClone(QemuMachine):
-    """The protocol's Clone."""
+class QemuScriptMachine(QemuMachine):
+    """A machine whose script disk is written while it runs."""
 
     def __init__(self, spawned: QemuProcess, script_disk: ScriptDisk) -> None:
         super().__init__(spawned)
         self._script_disk = script_disk
-
-    def load_snapshot(self, state: int) -> None:
-        """Have QEMU restore the device state in that descriptor, which it inherited, and run the guest.
-
-        The outcome is the guest's answer or the machine's death.
-        """
-        assert self._restore is not None
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended; its death says why
-            self._restore.sendall(restore_commands(state))
 
     async def attach_script(self, script_disk: Path) -> None:
         """Implement `Clone.attach_script`."""
@@ -145,7 +134,7 @@ class QemuClone(QemuMachine):
         self._group.set_weight(100)
 
 
-class QemuSnapshotSource(QemuClone):
+class QemuSnapshotSource(QemuScriptMachine):
     """The protocol's SnapshotSource."""
 
     def __init__(

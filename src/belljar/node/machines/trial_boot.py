@@ -27,7 +27,7 @@ _HINTS = (
 )
 
 
-async def rehearse(hypervisor: Hypervisor, image: Image, memory_mb: int, boot_timeout_seconds: float) -> None:
+async def try_boot(hypervisor: Hypervisor, image: Image, memory_mb: int, boot_timeout_seconds: float) -> None:
     """Boot a machine until its agent answers. One without a clock is replaced, twice at most.
 
     Raises ImageBuildError with the reason and the last lines of the console when it does not boot; HostError.
