@@ -83,7 +83,7 @@ def test_what_could_happen_twice_is_not_repeated() -> None:
         client.create_key(name="x")
 
 
-def test_a_quota_is_told_and_not_waited_for() -> None:
+def test_a_quota_is_an_error_at_once() -> None:
     with scripted(problem(429, "quota_exceeded")) as server, Client(server.url) as client:
         with pytest.raises(LimitReached) as reached:
             client.submit(code="1", language="python")
