@@ -50,7 +50,7 @@ async def test_a_repeated_submission_is_the_same_job(tmp_path: Path) -> None:
 
 
 async def test_a_job_whose_caller_is_interrupted_is_cancelled(tmp_path: Path) -> None:
-    async with connected(tmp_path) as (client, serves):
+    async with connected(tmp_path) as (client, _):
         running = asyncio.create_task(client.run(code="print(1)", language="python"))
         while not (await client.jobs())["jobs"]:
             await asyncio.sleep(0.01)

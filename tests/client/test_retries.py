@@ -68,9 +68,9 @@ def problem(status: int, code: str, *headers: str) -> bytes:
 
 
 def test_a_submission_is_repeated_with_the_same_key() -> None:
-    with scripted(b"", problem(503, "overloaded", "Retry-After: 0"), answer(202, JOB)) as server:
-        with Client(server.url) as client:
-            assert client.submit(code="1", language="python").id == "job_1"
+    answers = (b"", problem(503, "overloaded", "Retry-After: 0"), answer(202, JOB))
+    with scripted(*answers) as server, Client(server.url) as client:
+        assert client.submit(code="1", language="python").id == "job_1"
     keys = {body["idempotency_key"] for body in server.bodies()}
     assert len(server.requests) == 3 and len(keys) == 1 and None not in keys
 
@@ -84,9 +84,9 @@ def test_what_could_happen_twice_is_not_repeated() -> None:
 
 
 def test_a_quota_is_an_error_at_once() -> None:
-    with scripted(problem(429, "quota_exceeded")) as server, Client(server.url) as client:
-        with pytest.raises(LimitReached) as reached:
-            client.submit(code="1", language="python")
+    refusing = scripted(problem(429, "quota_exceeded"))
+    with refusing as server, Client(server.url) as client, pytest.raises(LimitReached) as reached:
+        client.submit(code="1", language="python")
     assert reached.value.code == "quota_exceeded"
 
 
@@ -112,8 +112,9 @@ def test_a_followed_log_goes_on_after_the_last_event() -> None:
 def test_a_log_that_ends_without_its_end_is_no_success() -> None:
     cut = b'HTTP/1.1 200 X\r\nConnection: close\r\n\r\nid: 7\nevent: stdout\ndata: {"text": "a", "attempt": 1}\n\n'
     with scripted(answer(200, JOB), cut) as server, Client(server.url, max_retries=0) as client:
+        job = client.job("job_1")
         with pytest.raises(Unreachable, match="ended before its job"):
-            list(client.job("job_1").follow())
+            list(job.follow())
 
 
 def test_pauses_grow_and_follow_the_server() -> None:
