@@ -17,7 +17,7 @@ import typer
 from belljar.cli.main import app
 from belljar.control.api.app import create_app
 from belljar.link import errors as link_errors
-from belljar.model import errors
+from belljar.model import errors, sandbox_errors
 from belljar.model.job_options import JobOptions, JobRequest
 from support.paths import ROOT
 
@@ -149,7 +149,7 @@ def job_error_codes() -> set[str]:
 
 def test_every_error_code_is_documented_with_cause_and_action_and_no_other() -> None:
     rows = error_rows()
-    classes = [*errors.classes(), *link_errors.classes()]
+    classes = [*errors.classes(), *sandbox_errors.classes(), *link_errors.classes()]
     assert set(rows) == {each.code for each in classes} | set(errors.JOB_ERRORS)
     for code, cells in rows.items():
         assert all(re.fullmatch(r"[A-Z`].{8,}\.", cell) for cell in cells[-2:]), code
@@ -166,12 +166,12 @@ def test_jobs_have_only_codes_that_are_documented() -> None:
 
 
 def test_every_class_of_errors_with_a_code_is_documented() -> None:
-    known = {each.__name__ for each in (*errors.classes(), *link_errors.classes())}
+    known = {each.__name__ for each in (*errors.classes(), *sandbox_errors.classes(), *link_errors.classes())}
     for path in (ROOT / "src/belljar").rglob("*.py"):
         for name, bases in re.findall(r"^class (\w+)\((.*)\):\n(?:.*\n)*?    code = ", path.read_text(), re.M):
             assert name in known or not set(re.findall(r"\w+", bases)) & known, f"{path.name}: {name}"
 
 
 def test_every_error_class_has_a_code_of_its_own() -> None:
-    codes = [each.code for each in (*errors.classes(), *link_errors.classes())]
+    codes = [each.code for each in (*errors.classes(), *sandbox_errors.classes(), *link_errors.classes())]
     assert len(codes) == len(set(codes))

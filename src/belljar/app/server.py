@@ -71,6 +71,7 @@ async def serve(settings: Settings, *, with_worker: bool, on_ready: Callable[[st
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(queue.run()),
+                    group.create_task(services.sandbox_queue.run()),
                     group.create_task(supervise("maintenance", maintenance.run)),
                     group.create_task(supervise("audit_heads", lambda: services.auditor.note_heads(heads))),
                     group.create_task(_stop_server(server, stop)),
@@ -79,7 +80,7 @@ async def serve(settings: Settings, *, with_worker: bool, on_ready: Callable[[st
                     stack.enter_context(_reload_on_hangup(tls))
                     tasks.append(group.create_task(supervise("tls", tls.watch)))
                 if name is not None:
-                    tasks.append(group.create_task(open_worker(services, queue, name).run()))
+                    tasks.append(group.create_task(open_worker(services, queue, name, with_sandboxes=True).run()))
                 await server.serve(sockets=[listener])
                 for task in tasks:
                     task.cancel()

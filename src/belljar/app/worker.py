@@ -50,8 +50,11 @@ def open_queue(services: Services) -> Queue:
     )
 
 
-def open_worker(services: Services, queue: Queue, name: str) -> Worker:
-    """Return the worker of this node, which reaches the control plane through the queue's link."""
+def open_worker(services: Services, queue: Queue, name: str, *, with_sandboxes: bool = False) -> Worker:
+    """Return the worker of this node, which reaches the control plane through the queue's link.
+
+    `with_sandboxes`: whether it takes sandboxes, whose machines only callers in its own process can reach.
+    """
     capacity = Capacity.of_host(services.settings)
     capacity.disk = services.disk
     context = WorkerContext(
@@ -61,5 +64,6 @@ def open_worker(services: Services, queue: Queue, name: str) -> Worker:
         hypervisor=HypervisorSelector(services.settings).hypervisor,
         provisioner=open_provisioner(services.settings, capacity),
         warm_ups=WarmUps(services.settings),
+        sandbox_link=services.sandbox_queue.link if with_sandboxes else None,
     )
     return Worker(context, name, capacity)

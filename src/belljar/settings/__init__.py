@@ -24,6 +24,7 @@ from belljar.settings.network import NetworkSettings
 from belljar.settings.packages import PackageSettings
 from belljar.settings.quotas import QuotaSettings
 from belljar.settings.retention import RetentionSettings
+from belljar.settings.sandboxes import SandboxSettings
 from belljar.settings.secrets import SecretSettings
 from belljar.settings.server import ClientSettings, ServerSettings
 from belljar.settings.storage import StorageSettings, default_data_dir
@@ -35,6 +36,7 @@ class Settings(
     ServerSettings,
     ClientSettings,
     JobSettings,
+    SandboxSettings,
     QuotaSettings,
     WorkerSettings,
     MachineSettings,

@@ -11,6 +11,8 @@ DESCRIPTIONS = {
     "belljar_background_failures": "Failures of background tasks, after which they were restarted, by task.",
     "belljar_lost_leases": "Attempts that were stopped because their lease was lost or could not be renewed.",
     "belljar_quota_refusals": "Submissions and uploads that were refused because of a quota, by quota.",
+    "belljar_sandboxes_ended": "Sandboxes that nodes reported as ended, by reason.",
+    "belljar_sandboxes_started": "Sandboxes whose machines took commands, by where the machine came from.",
     "belljar_write_retries": "Writes that failed in the database or the blob store and were retried.",
 }
 

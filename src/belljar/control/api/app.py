@@ -30,6 +30,11 @@ from belljar.control.api.routes import (
     nodes,
     projects,
     quotas,
+    sandbox_attach,
+    sandbox_files,
+    sandbox_ports,
+    sandbox_processes,
+    sandboxes,
     scripts,
     secrets,
 )
@@ -39,10 +44,48 @@ from belljar.control.api.security_headers import SecurityHeaders
 from belljar.control.api.services import Services
 from belljar.control.projects.key_request import NewKey, Rotation
 from belljar.control.projects.project_request import NewProject, ProjectChange
+from belljar.control.sandboxes.request import ExecRequest, Extension, FilePatch, SandboxRequest, SignalRequest
 from belljar.model.job_options import JobOptions, JobRequest
 from belljar.model.quotas import ProjectQuotas
+from belljar.model.sandbox_values import TerminalSize
 
-_ROUTES = (scripts, jobs, logs, artifacts, images, nodes, health, metrics, projects, quotas, keys, secrets, audit)
+_ROUTES = (
+    scripts,
+    jobs,
+    logs,
+    artifacts,
+    images,
+    nodes,
+    health,
+    metrics,
+    projects,
+    quotas,
+    keys,
+    secrets,
+    audit,
+    sandboxes,
+    sandbox_processes,
+    sandbox_attach,
+    sandbox_files,
+    sandbox_ports,
+)
+#: The models that routes read from their bodies themselves.
+_BODIES = (
+    JobOptions,
+    JobRequest,
+    NewKey,
+    Rotation,
+    NewProject,
+    ProjectChange,
+    ProjectQuotas,
+    SecretBody,
+    SandboxRequest,
+    Extension,
+    ExecRequest,
+    SignalRequest,
+    TerminalSize,
+    FilePatch,
+)
 
 
 def create_app(services: Services | None) -> FastAPI:
@@ -60,7 +103,7 @@ def create_app(services: Services | None) -> FastAPI:
     for routes in _ROUTES:
         app.include_router(routes.router)
     ruled_routes(app)  # raises for a route without a rule
-    describe(app, (JobOptions, JobRequest, NewKey, Rotation, NewProject, ProjectChange, ProjectQuotas, SecretBody))
+    describe(app, _BODIES)
     if services is not None:
         app.add_middleware(
             AuthMiddleware,

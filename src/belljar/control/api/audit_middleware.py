@@ -103,7 +103,7 @@ class AuditMiddleware:
         self._auditor = auditor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         operation = RequestOperation(scope)
@@ -130,7 +130,8 @@ class _Response:
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
+        kind = message["type"].removeprefix("websocket.")
+        if kind == "http.response.start":
             self.status = status = message["status"]
             operation = self._operation
             if status < 400:

@@ -6,12 +6,14 @@ Plain ASGI around all routes, so that no route can be left out.
 from __future__ import annotations
 
 import asyncio
+import re
+import sys
 import time
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from belljar.control.api.authentication import Authentication, end_error
+from belljar.control.api.authentication import Authentication, check_origin, end_error
 from belljar.control.api.bodies import MAX_JSON_BYTES, MAX_SMALL_BYTES
 from belljar.control.api.problems import problem_of
 from belljar.control.api.request_limits import BodyBudget, RequestCount
@@ -28,6 +30,11 @@ PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
 _FORM_OVERHEAD_BYTES = 64 * 1024
 #: Maximum memory of a form that is being received: larger files go to the disk.
 _FORM_MEMORY_BYTES = 2 * MB
+#: Routes that pass the body on as it arrives, of any size: into a sandbox.
+_STREAMED = re.compile(r"/v1/sandboxes/[^/]+/(files|ports|processes/[^/]+/stdin)(/|\Z)")
+_WITH_STREAMED_BODY = frozenset({"PUT", "POST"})
+#: Memory of such a body: what the server reads ahead, and the piece that is being passed on.
+_STREAM_BYTES = 256 * 1024
 #: A body may pause for this long, and must have this rate on average after the same time.
 _STALL_SECONDS = 30.0
 _MIN_BYTES_PER_SECOND = 16 * 1024
@@ -47,6 +54,9 @@ class AuthMiddleware:
         self._requests = RequestCount(max_requests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -56,7 +66,7 @@ class AuthMiddleware:
         headers, state = Headers(scope=scope), scope.setdefault("state", {})
         try:
             identity = state["identity"] = await self._authentication.identity(scope, headers)
-            max_bytes, memory = self._body_limits(headers)
+            max_bytes, memory = self._body_limits(scope, headers)
             with self._requests.counted(identity.id):
                 async with self._bodies.lease(identity.id, memory) as lease:
                     state["body_lease"] = lease
@@ -65,8 +75,21 @@ class AuthMiddleware:
         except BelljarError as error:
             await problem_of(error, is_operator=False)(scope, receive, send)
 
-    def _body_limits(self, headers: Headers) -> tuple[int, int]:
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Authenticate before the connection is accepted; refuse it with a problem document."""
+        headers, state = Headers(scope=scope), scope.setdefault("state", {})
+        try:
+            check_origin(headers)
+            identity = state["identity"] = await self._authentication.identity(scope, headers)
+            with self._requests.counted(identity.id):
+                await self._app(scope, receive, send)
+        except BelljarError as error:
+            await problem_of(error, is_operator=False)(scope, receive, send)
+
+    def _body_limits(self, scope: Scope, headers: Headers) -> tuple[int, int]:
         """Return the maximum size of the body and the memory to reserve for it, in bytes. Raises TooLarge."""
+        if _STREAMED.match(scope["path"]) and scope["method"] in _WITH_STREAMED_BODY:
+            return sys.maxsize, _STREAM_BYTES
         is_form = headers.get("content-type", "").lower().startswith("multipart/")
         max_bytes = self._upload_bytes + _FORM_OVERHEAD_BYTES if is_form else MAX_JSON_BYTES
         length = headers.get("content-length", "")

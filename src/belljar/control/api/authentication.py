@@ -161,6 +161,17 @@ def _check_local(headers: Headers) -> None:
         raise Forbidden("cross-site requests are refused with --auth off")
 
 
+def check_origin(headers: Headers) -> None:
+    """Raise Forbidden for a WebSocket that a page of another origin opens: browsers do not ask for leave.
+
+    A page cannot send `Authorization`, so a request with it is none of a page's.
+    """
+    origin = headers.get("origin")
+    if origin is None or "authorization" in headers or _authority(origin) == headers.get("host", ""):
+        return
+    raise Forbidden(f"pages of {origin[:80]!r} may not open a WebSocket here; use the origin of this server")
+
+
 def _authority(origin: str) -> str | None:
     try:
         return urlsplit(origin).netloc

@@ -25,9 +25,12 @@ KB = 1024
 MAX_JSON_BYTES = 24 * 1024 * KB
 #: Largest JSON body of other requests than submissions.
 MAX_SMALL_BYTES = 64 * KB
+#: Largest JSON body of a sandbox or a command: its arguments and variables, each of at most 1 MiB.
+MAX_MEDIUM_BYTES = 4 * 1024 * KB
 _SUBMISSION = JsonLimits(max_bytes=MAX_JSON_BYTES, max_values=32_768)
 _SMALL = JsonLimits(max_bytes=MAX_SMALL_BYTES, max_values=256)
 #: A secret of 64 KiB, each byte as an escape of six characters.
+_MEDIUM = JsonLimits(max_bytes=MAX_MEDIUM_BYTES, max_values=8192, max_depth=5)
 _SECRET = JsonLimits(max_bytes=400 * KB, max_values=4, max_depth=1)
 #: Bytes that are parsed before the event loop may run other tasks.
 _CHUNK_BYTES = 16 * KB
@@ -58,6 +61,39 @@ async def read_small(request: Request, model: type[M], *, required: bool = True)
     if not await _receive(request, stream) and not required:
         return model()
     return _validated(model, _object(stream.close()))
+
+
+async def read_medium(request: Request, model: type[M]) -> M:
+    """Read a model with many strings from the request's JSON body. Raises like `read_options`."""
+    stream = JsonStream(_MEDIUM)
+    await _receive(request, stream)
+    if stream.short_bytes <= _THREAD_BYTES:
+        return _validated(model, _object(stream.close()))
+    return await asyncio.to_thread(lambda: _validated(model, _object(stream.close())))
+
+
+async def read_command(request: Request, model: type[M]) -> tuple[M, bytes | None]:
+    """Read a command, and its standard input if that is long; a short one is in the model.
+
+    Raises like `read_options`.
+    """
+    sinks: dict[str, Sink] = {
+        "stdin": BytesSink("stdin", MAX_STDIN_BYTES),
+        "stdin_base64": Base64Sink("stdin_base64", MAX_STDIN_BYTES),
+    }
+    stream = JsonStream(_SUBMISSION, sinks)
+    await _receive(request, stream)
+    if stream.short_bytes <= _THREAD_BYTES:
+        return _command(stream, model)
+    return await asyncio.to_thread(_command, stream, model)
+
+
+def _command(stream: JsonStream, model: type[M]) -> tuple[M, bytes | None]:
+    values = _object(stream.close())
+    decoded = [values.pop(name) for name in ("stdin", "stdin_base64") if isinstance(values.get(name), bytes)]
+    if decoded and (len(decoded) > 1 or values.get("stdin") is not None or values.get("stdin_base64") is not None):
+        raise InvalidOption("set stdin or stdin_base64, not both", option="stdin")
+    return _validated(model, values), decoded[0] if decoded else None
 
 
 async def read_secret(request: Request) -> SecretValue:

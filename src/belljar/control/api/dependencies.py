@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, cast
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Query
+from starlette.requests import HTTPConnection
 
 from belljar.control.api.services import Services
 from belljar.control.projects.identity import Identity
 
 
 # Coroutines, because FastAPI runs plain functions in threads: three for each request.
-async def _services(request: Request) -> Services:
+async def _services(request: HTTPConnection) -> Services:
     return cast(Services, request.app.state.services)
 
 
-async def _identity(request: Request) -> Identity:
+async def _identity(request: HTTPConnection) -> Identity:
     return cast(Identity, request.state.identity)
 
 

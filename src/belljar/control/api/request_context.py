@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import re
 import time
+from http import HTTPStatus
 
 import h11
 import structlog
@@ -46,9 +47,10 @@ class RequestContext:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        scope.setdefault("method", "GET")  # of a WebSocket's handshake
         sent_id = Headers(scope=scope).get("x-request-id", "")
         request_id = sent_id if _VALID_ID.match(sent_id) else new_id("req")
         response = _Response(send, request_id, is_head=scope["method"] == "HEAD")
@@ -101,7 +103,9 @@ class _Response:
         self.sent_bytes = 0
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] == "websocket.accept":
+            self.status = HTTPStatus.SWITCHING_PROTOCOLS
+        if message["type"].removeprefix("websocket.") == "http.response.start":
             self.status = message["status"]
             MutableHeaders(scope=message)["X-Request-Id"] = self._request_id
             await self._send(message)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple, cast
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI
 from fastapi.routing import iter_route_contexts
+from starlette.requests import HTTPConnection
 
 from belljar.control.projects.identity import Identity
 from belljar.control.projects.scopes import Scope
@@ -20,7 +21,7 @@ class Rule:
         self.scope = scope
 
     # A coroutine, because FastAPI runs plain functions in threads.
-    async def __call__(self, request: Request) -> None:
+    async def __call__(self, request: HTTPConnection) -> None:
         """Raise Forbidden unless the request's identity has the scope."""
         if self.scope is None:
             return

@@ -27,6 +27,7 @@ from belljar.control.api.problems import MEDIA_TYPE
 from belljar.control.api.security_headers import HEADER_LINES, HEADERS
 from belljar.control.api.services import Services
 from belljar.control.api.tls_accept import open_tls
+from belljar.control.api.websocket import UVICORN_OPTIONS, WebSocket
 
 if TYPE_CHECKING:
     from belljar.control.api.tls import ServerTls
@@ -133,6 +134,10 @@ class Connection(H11Protocol):
         else:
             self.transport.close()
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._drop_deadlines()
+        super().handle_websocket_upgrade(event)
+
     def evict(self) -> None:
         """Close the connection at once, in favour of a new one."""
         self.transport.abort()
@@ -177,7 +182,7 @@ class Acceptor:
         self,
         listener: socket.socket,
         make: Callable[[], Connection],
-        connections: set[Connection],
+        connections: set[Connection | WebSocket],
         max_count: int,
         tls: ServerTls | None = None,
     ) -> None:
@@ -307,7 +312,6 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             create_app(services),
             http=Connection,
-            ws="none",
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=int(_SHUTDOWN_SECONDS),
@@ -317,6 +321,7 @@ class Server(uvicorn.Server):
             # Otherwise every program on this host could claim another address.
             proxy_headers=bool(proxies),
             forwarded_allow_ips=proxies,
+            **UVICORN_OPTIONS,
         )
         super().__init__(config)
         self._services = services
@@ -332,7 +337,7 @@ class Server(uvicorn.Server):
         def make() -> Connection:
             return Connection(config, state, self.lifespan.state)
 
-        connections = cast("set[Connection]", state.connections)
+        connections = cast("set[Connection | WebSocket]", state.connections)
         limit = max_connections(self._services.settings)
         self.servers = [Acceptor(each, make, connections, limit, self._tls) for each in sockets or ()]  # type: ignore[misc]
         self.started = True

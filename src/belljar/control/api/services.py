@@ -15,6 +15,9 @@ from belljar.control.jobs.service import JobService
 from belljar.control.projects.key_service import KeyService
 from belljar.control.projects.project_service import ProjectService
 from belljar.control.quotas.service import QuotaService, default_limits
+from belljar.control.sandboxes.commands import Commands
+from belljar.control.sandboxes.queue import SandboxQueue
+from belljar.control.sandboxes.service import SandboxService
 from belljar.control.scripts.service import ScriptService
 from belljar.control.secrets.keys import open_keys
 from belljar.control.secrets.service import SecretService
@@ -60,8 +63,11 @@ class Services:
     project_service: ProjectService
     nodes: SqlNodes
     secrets: SecretService
+    sandbox_queue: SandboxQueue
     changes: Changes
     disk: DiskSpace
+    sandboxes: SandboxService
+    commands: Commands
     #: Limits of concurrent submissions and uploads, so that they do not keep reads from the database.
     submitting: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_SUBMITTING, _SUBMITTING_BY_KEY))
     uploading: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_UPLOADING, _UPLOADING_BY_KEY))
@@ -99,8 +105,19 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
         keys, projects = SqlKeys(database), SqlProjects(database)
         auditor = Auditor(SqlAudit(database))
+        queue = SandboxQueue(database, secrets, settings.lease_seconds)
+        sandboxes = SandboxService(
+            queue=queue,
+            images=images,
+            settings=settings,
+            quotas=quotas,
+            secrets=secrets,
+            largest=lambda: nodes.cached_limits(settings.lease_seconds),
+            disk=disk,
+        )
         async with (
             auditor.running(),
+            Commands() as commands,
             polling(changes, job_store.states, keys.ended_since, projects.suspended, settings.data_dir),
         ):
             yield Services(
@@ -120,6 +137,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 project_service=ProjectService(projects, keys, changes),
                 nodes=nodes,
                 secrets=secrets,
+                sandbox_queue=queue,
+                sandboxes=sandboxes,
+                commands=commands,
                 changes=changes,
                 disk=disk,
             )

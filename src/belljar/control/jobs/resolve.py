@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from belljar.control.jobs.egress_limit import check_egress, check_packages, egress_limit_of
 from belljar.model.errors import InvalidOption
@@ -95,35 +95,24 @@ def resolve_job(
 
     `largest` has the limits of each node; it is empty while no node is known. `limits` are the project's.
     """
-    resources = Resources(
-        vcpus=options.vcpus or settings.default_vcpus,
-        memory_mb=options.memory_mb or max(script.memory_mb or 0, script.min_memory_mb, settings.default_memory_mb),
-        disk_mb=options.disk_mb,
-        disk_mb_per_second=_rate("disk_mb_per_second", options, settings),
-        disk_iops=_rate("disk_iops", options, settings),
-        network_mbit_per_second=_rate("network_mbit_per_second", options, settings),
+    resources = resolve_resources(
+        options,
+        settings,
+        default_memory_mb=max(script.memory_mb or 0, script.min_memory_mb, settings.default_memory_mb),
     )
     timeout_seconds = options.timeout_seconds or min(
         settings.default_timeout_seconds, settings.max_timeout_seconds, limits.max_timeout_seconds or math.inf
     )
-    _check_max("vcpus", resources.vcpus, settings.max_vcpus, "max_vcpus")
-    _check_max("memory_mb", resources.memory_mb, settings.max_memory_mb, "max_memory_mb")
-    if resources.memory_mb < script.min_memory_mb:
-        raise InvalidOption(
-            f"memory_mb is {resources.memory_mb}, below the minimum of {script.min_memory_mb} for {script.language} in "
-            f"the image {image}; set that or more",
-            option="memory_mb",
-            limit=script.min_memory_mb,
-        )
-    _check_max("disk_mb", resources.disk_mb or 0, settings.max_disk_mb, "max_disk_mb")
+    needs = f"for {script.language} in the image {image}"
+    check_resources(resources, settings, limits, min_memory_mb=script.min_memory_mb, needs=needs)
     _check_max("timeout_seconds", timeout_seconds, settings.max_timeout_seconds, "max_timeout_seconds")
-    _check_quotas(resources, timeout_seconds, limits)
+    _check_quota("timeout_seconds", timeout_seconds, limits.max_timeout_seconds)
     egress_limit = egress_limit_of(project, settings, limits)
     check_egress(options.egress, egress_limit, settings)
     dependencies = script.dependencies if settings.dependencies == "on" else None
     if dependencies is not None and dependencies.requirements:
         check_packages(dependencies.origin, egress_limit, settings)
-    _check_fits(resources, largest)
+    check_fits(resources, largest)
     return Job(
         id=new_id("job"),
         project=project,
@@ -151,7 +140,50 @@ def resolve_job(
     )
 
 
-def _rate(name: str, options: JobOptions, settings: JobSettings) -> Any:
+class RequestedResources(Protocol):
+    """Resources as a caller asked for them: `JobOptions`, or the shape of a sandbox. None: the default."""
+
+    @property
+    def vcpus(self) -> int | None: ...
+    @property
+    def memory_mb(self) -> int | None: ...
+    @property
+    def disk_mb(self) -> int | None: ...
+
+
+def resolve_resources(requested: RequestedResources, settings: JobSettings, *, default_memory_mb: int) -> Resources:
+    """Return the resources with all defaults. Raises InvalidOption for a rate over the settings' maximum."""
+    return Resources(
+        vcpus=requested.vcpus or settings.default_vcpus,
+        memory_mb=requested.memory_mb or default_memory_mb,
+        disk_mb=requested.disk_mb,
+        disk_mb_per_second=_rate("disk_mb_per_second", requested, settings),
+        disk_iops=_rate("disk_iops", requested, settings),
+        network_mbit_per_second=_rate("network_mbit_per_second", requested, settings),
+    )
+
+
+def check_resources(
+    resources: Resources, settings: JobSettings, limits: QuotaLimits, *, min_memory_mb: int, needs: str
+) -> None:
+    """Raise InvalidOption for resources beyond the settings or the project's quotas, or below `min_memory_mb`.
+
+    `needs` completes "the minimum of … MB" with what needs that much.
+    """
+    _check_max("vcpus", resources.vcpus, settings.max_vcpus, "max_vcpus")
+    _check_max("memory_mb", resources.memory_mb, settings.max_memory_mb, "max_memory_mb")
+    if resources.memory_mb < min_memory_mb:
+        raise InvalidOption(
+            f"memory_mb is {resources.memory_mb}, below the minimum of {min_memory_mb} {needs}; set that or more",
+            option="memory_mb",
+            limit=min_memory_mb,
+        )
+    _check_max("disk_mb", resources.disk_mb or 0, settings.max_disk_mb, "max_disk_mb")
+    for option in ("vcpus", "memory_mb", "disk_mb"):
+        _check_quota(option, getattr(resources, option) or 0, getattr(limits, f"max_{option}"))
+
+
+def _rate(name: str, options: RequestedResources, settings: JobSettings) -> Any:
     """Return the limit of a rate: the option, else the default, else the maximum of the settings; None without any.
 
     Raises InvalidOption for more than the maximum.
@@ -165,22 +197,14 @@ def _rate(name: str, options: JobOptions, settings: JobSettings) -> Any:
     return maximum if value is None else min(value, maximum)
 
 
-def _check_quotas(resources: Resources, timeout_seconds: float, limits: QuotaLimits) -> None:
-    """Raise InvalidOption for what exceeds the largest job of the project."""
-    values = {
-        "vcpus": resources.vcpus,
-        "memory_mb": resources.memory_mb,
-        "disk_mb": resources.disk_mb or 0,
-        "timeout_seconds": timeout_seconds,
-    }
-    for option, value in values.items():
-        limit = getattr(limits, f"max_{option}")
-        if limit is not None and value > limit:
-            raise InvalidOption(
-                f"{option} is {value:g}; the project's maximum is {limit:g} (quota max_{option})",
-                option=option,
-                limit=limit,
-            )
+def _check_quota(option: str, value: float, limit: float | None) -> None:
+    """Raise InvalidOption for what exceeds the largest machine or job of the project."""
+    if limit is not None and value > limit:
+        raise InvalidOption(
+            f"{option} is {value:g}; the project's maximum is {limit:g} (quota max_{option})",
+            option=option,
+            limit=limit,
+        )
 
 
 def _check_max(option: str, value: float, limit: float, setting: str) -> None:
@@ -190,7 +214,7 @@ def _check_max(option: str, value: float, limit: float, setting: str) -> None:
         )
 
 
-def _check_fits(resources: Resources, largest: Collection[NodeLimits]) -> None:
+def check_fits(resources: Resources, largest: Collection[NodeLimits]) -> None:
     """Raise InvalidOption unless the resources fit on one of the nodes."""
     with_vcpus = [one for one in largest if resources.vcpus <= one.vcpus]
     with_memory = [one for one in with_vcpus if resources.memory_mb <= one.memory_mb]

@@ -11,6 +11,7 @@ from belljar.control.maintenance.logs import LogArchiver
 from belljar.control.maintenance.orphans import OrphanCleaner
 from belljar.control.maintenance.projects import ProjectCleaner
 from belljar.control.maintenance.records import RecordCleaner
+from belljar.control.maintenance.sandboxes import SandboxCleaner
 from belljar.control.maintenance.scripts import ScriptCleaner
 from belljar.control.maintenance.uploads import UploadCleaner
 from belljar.control.quotas.repair import CounterRepair
@@ -22,6 +23,7 @@ from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.project_removal import SqlProjectRemoval
 from belljar.control.store.quotas import SqlQuotas
 from belljar.control.store.retention import SqlRetention
+from belljar.control.store.sandboxes import SqlSandboxes
 from belljar.control.store.scripts import SqlScripts
 from belljar.images.catalog import Images
 from belljar.settings import Settings
@@ -42,6 +44,7 @@ def control_services(settings: Settings, database: Database, blobs: Blobs) -> li
         OrphanCleaner(settings, retention, blobs),
         RecordCleaner("nodes", settings.keep_gone_nodes_days, retention.silent_nodes),
         RecordCleaner("keys", settings.keep_revoked_keys_days, retention.revoked_keys),
+        SandboxCleaner(settings, SqlSandboxes(database)),
         AuditCleaner(settings, SqlAudit(database)),
         UploadCleaner(settings),
         ImageCleaner(settings, SqlJobs(database)),

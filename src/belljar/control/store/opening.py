@@ -19,6 +19,7 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 
+from belljar.control.store import sandbox_tables  # noqa: F401 (the metadata has its tables)
 from belljar.control.store.database import UNWRITABLE, Database, is_full, sqlite_engine, translate_db_error
 from belljar.control.store.schema import HEAD, metadata
 from belljar.data_dir import alone, data_folder_error, private_data_dir, private_file, private_folder

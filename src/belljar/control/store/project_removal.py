@@ -13,6 +13,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Table, exists, select, tuple_
 
 from belljar.control.store.database import Database
+from belljar.control.store.sandbox_tables import sandbox_labels, sandboxes
 from belljar.control.store.schema import (
     HELD,
     QUEUED,
@@ -32,7 +33,16 @@ from belljar.control.store.schema import (
 from belljar.model.states import Status
 
 #: Tables whose rows need nothing else to be removed than themselves, in this order.
-PLAIN_TABLES: tuple[Table, ...] = (keys, secrets, project_quotas, project_usage, node_counters, project_counters)
+PLAIN_TABLES: tuple[Table, ...] = (
+    keys,
+    secrets,
+    sandbox_labels,
+    sandboxes,  # a node whose lease is gone with its row ends the machine
+    project_quotas,
+    project_usage,
+    node_counters,
+    project_counters,
+)
 #: Tables whose rows are removed with blobs: `remove_jobs`, and `belljar.control.maintenance.projects` for scripts.
 TABLES_WITH_BLOBS: tuple[Table, ...] = (jobs, job_labels, scripts)
 #: Tables whose rows stay, such as a record of who did what.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno as errnos
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from belljar.node.guest import archive
@@ -112,7 +112,7 @@ class Files:
             await _finish(process, path)
         return _entry(record)
 
-    async def list(self, path: str, *, depth: int = 1) -> AsyncIterator[Entry]:
+    async def list(self, path: str, *, depth: int = 1) -> AsyncGenerator[Entry, None]:
         """Yield what is in a folder, and to a depth of at most 128 below it, in no order; links are not followed.
 
         Raises FileFailed, ChannelBroken, MachineError.
@@ -191,7 +191,7 @@ class Files:
                 await _finish(process, path)
             yield _events(output, process, path)
 
-    async def archive(self, path: str) -> AsyncIterator[bytes]:
+    async def archive(self, path: str) -> AsyncGenerator[bytes, None]:
         """Yield a tar archive of a folder's content, made on the host. Sockets, FIFOs and devices are left out.
 
         Raises FileFailed (EACCES: a file that the user cannot read, ESTALE: a file that became shorter),

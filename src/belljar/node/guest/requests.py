@@ -5,6 +5,8 @@ Sources: wire.py for the frame, docs/protocol.md for each payload.
 
 from __future__ import annotations
 
+import os
+import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface
@@ -53,7 +55,7 @@ def identity(seed: bytes, hostname: str) -> bytes:
 
 def strings(argv: Iterable[str], env: dict[str, str], channel: int = 0) -> bytes:
     """Encode a command's arguments and environment, one frame each. Raises ValueError when one is too long."""
-    frames = [frame(FrameType.ARG, arg.encode(), channel=channel) for arg in argv]
+    frames = [frame(FrameType.ARG, os.fsencode(arg), channel=channel) for arg in argv]
     frames += [frame(FrameType.ENV, f"{name}={text}".encode(), channel=channel) for name, text in env.items()]
     return b"".join(frames)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -114,7 +114,7 @@ class Session:
         finally:
             await stream.close()
 
-    async def usage(self, interval_seconds: float = 1.0) -> AsyncIterator[Usage]:
+    async def usage(self, interval_seconds: float = 1.0) -> AsyncGenerator[Usage, None]:
         """Yield the machine's usage at an interval of at least 0.1 s; the shortest wanted interval holds for all.
 
         Raises ChannelBroken when the session ends.

@@ -77,7 +77,8 @@ class MachineSpec:
 
     image: Image
     shape: Shape
-    #: Read-only filesystem image for `/dev/vdb`; None for snapshot sources and clones, whose disk is attached later.
+    #: Read-only filesystem image for `/dev/vdb`; None for sandboxes, which have no script, and for snapshot sources and
+    #: clones, whose disk is attached later.
     script_disk: Path | None
     #: The machine's network slot, if its shape has a network. A snapshot source has none.
     slot: NetworkSlot | None = None

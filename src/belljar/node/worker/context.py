@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from belljar.images.catalog import Images
 from belljar.link.interface import ControlLink
+from belljar.link.sandboxes import SandboxLink
 from belljar.model.image import Image
 from belljar.node.machines.protocol import Hypervisor
 from belljar.node.machines.provision.provisioner import MachineProvisioner
@@ -26,4 +27,6 @@ class WorkerContext:
     hypervisor: Callable[[Image], Awaitable[Hypervisor]]
     provisioner: MachineProvisioner
     warm_ups: WarmUps
+    #: Where sandboxes come from; None: this worker takes none.
+    sandbox_link: SandboxLink | None = None
     retry_times: RetryTimes = field(default_factory=RetryTimes)

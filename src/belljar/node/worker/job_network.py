@@ -53,11 +53,15 @@ class Networking:
 
         Raises InvalidOption when a setting is malformed.
         """
-        egress = parse_egress(job.egress)
+        return self.for_egress(job.egress, job.resources.network_mbit_per_second)
+
+    def for_egress(self, given: str | tuple[str, ...], mbit_per_second: float | None) -> JobNetwork:
+        """Return the network of one machine with this egress. Raises InvalidOption when a setting is malformed."""
+        egress = parse_egress(given)
         if egress.kind == "none":
             return JobNetwork(None, None, None, {})
         environment = package_environment(self._settings) if egress.kind == "packages" else {}
-        return JobNetwork(self._slots(), self._policy(egress), job.resources.network_mbit_per_second, environment)
+        return JobNetwork(self._slots(), self._policy(egress), mbit_per_second, environment)
 
     def _slots(self) -> SlotPool:
         if self._pool is None:

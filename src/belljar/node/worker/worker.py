@@ -17,6 +17,7 @@ from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.usage import resident_mb
 from belljar.node.machines.protocol import MachineSpec
 from belljar.node.machines.provision.shapes import round_up_shape
+from belljar.node.sandboxes.sandbox_worker import SandboxWorker
 from belljar.node.worker.capacity import Capacity, output_mb
 from belljar.node.worker.context import WorkerContext
 from belljar.node.worker.heartbeat import Heartbeat
@@ -50,6 +51,18 @@ class Worker:
         self._installer = Installer(context.settings, self._networking, capacity)
         self._attempts = JobAttempts(context, capacity, self._networking, self._installer)
         self._leases = Leases(context.link, self.node, context.settings.lease_seconds)
+        self._sandboxes = (
+            SandboxWorker(
+                context,
+                context.sandbox_link,
+                self.node,
+                capacity,
+                choose_hypervisor=self._attempts.choose_hypervisor,
+                networking=self._networking,
+            )
+            if context.sandbox_link is not None
+            else None
+        )
         self._heartbeat = Heartbeat(
             context, self.node, capacity, lambda: len(self._leases), lambda: self._attempts.hypervisor
         )
@@ -69,6 +82,8 @@ class Worker:
                 ("measure_memory", self._measure_memory),
             ):
                 group.create_task(self._supervised(name, work), name=name)
+            if self._sandboxes is not None:
+                group.create_task(self._supervised("sandboxes", self._sandboxes.run), name="sandboxes")
             await self._supervised("claim_jobs", lambda: self._claim_jobs(group))
 
     async def _supervised(self, name: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import structlog
 
@@ -97,10 +96,8 @@ class CloneSource:
     def _key(self, request: MachineRequest) -> str | None:
         """Return the key of the request's snapshot; None when it cannot have one."""
         spec = request.spec
-        if spec.script_disk is None:
-            return None
         try:
-            if spec.script_disk.stat().st_size > SCRIPT_DISK_BYTES:
+            if spec.script_disk is not None and spec.script_disk.stat().st_size > SCRIPT_DISK_BYTES:
                 return None
             return self._snapshots.key(request.hypervisor, spec.image, spec.shape, request.warm_up_steps)
         except OSError as error:  # the boot raises it again, if it matters there
@@ -112,7 +109,8 @@ class CloneSource:
     ) -> ProvisionedMachine | None:
         started = time.monotonic()
         try:
-            await warm_clone.clone.attach_script(_script_disk(request))
+            if request.spec.script_disk is not None:
+                await warm_clone.clone.attach_script(request.spec.script_disk)
             await warm_clone.connection.set_clock()
         except (MachineError, HostError, OSError) as error:
             log.warning("warm_clone_lost", machine=warm_clone.clone.id, error=str(error))
@@ -132,7 +130,8 @@ class CloneSource:
             try:
                 running = await self._clones.start(request, key, attempt, silence_seconds=SILENCE_SECONDS)
                 started = time.monotonic()
-                await running.clone.attach_script(_script_disk(request))
+                if request.spec.script_disk is not None:
+                    await running.clone.attach_script(request.spec.script_disk)
                 running.clone.phases["insert"] = round((time.monotonic() - started) * 1000, 3)
             except MachineError:  # logged already
                 return None
@@ -148,8 +147,3 @@ class CloneSource:
             self.maker.enqueue(key, request)
             return None
         return await self._clones.make_warm(request, key)
-
-
-def _script_disk(request: MachineRequest) -> Path:
-    assert request.spec.script_disk is not None
-    return request.spec.script_disk

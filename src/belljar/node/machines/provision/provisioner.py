@@ -43,7 +43,7 @@ class MachineProvisioner:
         boot_timeout_seconds: float,
         slot_factory: SlotFactory | None = None,
     ) -> AsyncIterator[ProvisionedMachine]:
-        """Provide a machine with the spec's script, whose agent is ready for commands; end it with the block.
+        """Provide a machine with the spec's script, if any, whose agent is ready for commands; end it with the block.
 
         `slot_factory` makes its network slot, and those of clones of its kind for the pool. Raises MachineError,
         HostError, and what `slot_factory` raises.

@@ -1,0 +1,37 @@
+"""The sandboxes of one data folder, opened: the store, the link for nodes, and what ends those that are overdue."""
+
+from __future__ import annotations
+
+from belljar.control.sandboxes.changes import SandboxChanges
+from belljar.control.sandboxes.expiry import WAIT_SECONDS, SandboxExpiry
+from belljar.control.sandboxes.link_service import SandboxLinkService
+from belljar.control.sandboxes.machines import SandboxMachines
+from belljar.control.secrets.service import SecretService
+from belljar.control.store.clock import DatabaseClock
+from belljar.control.store.database import Database
+from belljar.control.store.sandbox_claims import SqlSandboxClaims
+from belljar.control.store.sandboxes import SqlSandboxes
+from belljar.system.background import supervise
+
+_MAX_PAUSE_SECONDS = 10.0
+
+
+class SandboxQueue:
+    """Everything about sandboxes that callers, nodes and maintenance share in one process."""
+
+    def __init__(
+        self, database: Database, secrets: SecretService, lease_seconds: float, wait_seconds: float = WAIT_SECONDS
+    ) -> None:
+        self.store = SqlSandboxes(database)
+        self.changes = SandboxChanges()
+        #: The machines that this process can reach.
+        self.machines = SandboxMachines()
+        claims = SqlSandboxClaims(database)
+        self.link = SandboxLinkService(claims, secrets, self.changes, self.machines, lease_seconds)
+        self.expiry = SandboxExpiry(
+            claims, DatabaseClock(database), lease_seconds, self.link.note_changed, wait_seconds
+        )
+
+    async def run(self) -> None:
+        """End what is overdue until cancelled. What fails is logged and tried again."""
+        await supervise("sandbox_expiry", self.expiry.run, max_pause_seconds=_MAX_PAUSE_SECONDS)

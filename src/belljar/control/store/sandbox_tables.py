@@ -1,0 +1,71 @@
+"""The tables of sandboxes, beside those of schema.py."""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, Column, Index, Integer, String, Table, UniqueConstraint, text
+
+from belljar.control.store.schema import UtcTime, metadata
+
+# The conditions of the partial indexes. A query uses such an index only with the same text: no bound values.
+LEASED = text("lease_until IS NOT NULL")
+WAITING = text("status IN ('creating', 'resuming') AND lease_until IS NULL")
+LIVE = text("ended_at IS NULL")
+ENDED = text("ended_at IS NOT NULL")
+
+sandboxes = Table(
+    "sandboxes",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("project", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("vcpus", Integer, nullable=False),
+    Column("memory_mb", Integer, nullable=False),
+    #: Size of the scratch disk; 0: none.
+    Column("disk_mb", Integer, nullable=False),
+    Column("image_digest", String),
+    Column("created_at", UtcTime, nullable=False),
+    Column("started_at", UtcTime),
+    #: The end of its lifetime.
+    Column("expires_at", UtcTime, nullable=False),
+    Column("paused_at", UtcTime),
+    Column("ended_at", UtcTime),
+    #: Since when it waits for a node.
+    Column("waiting_since", UtcTime),
+    #: The node and its process that hold it, or held it last.
+    Column("node", String),
+    Column("incarnation", String, nullable=False, server_default=text("''")),
+    #: Counts its claims.
+    Column("fence", Integer, nullable=False),
+    #: NULL: no node holds it.
+    Column("lease_until", UtcTime),
+    #: Why its node is to end it.
+    Column("end_requested", String),
+    Column("idempotency_key", String),
+    #: What was requested; does not change.
+    Column("spec", JSON, nullable=False),
+    #: The results so far.
+    Column("result", JSON, nullable=False),
+    UniqueConstraint("project", "idempotency_key"),
+    # Renewals and orders read the sandboxes of one node.
+    Index("ix_sandboxes_held", "node", "id", sqlite_where=LEASED, postgresql_where=LEASED),
+    # Claims read those that wait, the oldest first.
+    Index("ix_sandboxes_waiting", "id", sqlite_where=WAITING, postgresql_where=WAITING),
+    # What a project has now, and what is past its deadline.
+    Index("ix_sandboxes_live", "project", "expires_at", sqlite_where=LIVE, postgresql_where=LIVE),
+    # Lists: the newest first.
+    Index("ix_sandboxes_project", "project", "id"),
+    Index("ix_sandboxes_status", "project", "status", "id"),
+    # Retention.
+    Index("ix_sandboxes_ended", "ended_at", sqlite_where=ENDED, postgresql_where=ENDED),
+)
+
+sandbox_labels = Table(
+    "sandbox_labels",
+    metadata,
+    Column("sandbox_id", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("value", String, nullable=False),
+    Column("project", String, nullable=False),
+    Index("ix_sandbox_labels_value", "project", "name", "value", "sandbox_id"),
+    Index("ix_sandbox_labels_name", "project", "name", "sandbox_id"),
+)

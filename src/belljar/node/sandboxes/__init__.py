@@ -1,0 +1,1 @@
+"""The sandboxes that a node holds: their machines, commands, files and ports, from the claim to the end."""

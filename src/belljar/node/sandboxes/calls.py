@@ -1,0 +1,85 @@
+"""Every call to a sandbox's machine goes through here: it counts as use, and its errors become those of the model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from belljar.model.errors import BelljarError, InvalidOption, MachineError
+from belljar.model.sandbox_errors import (
+    CannotStart,
+    InvalidArchive,
+    PortRefused,
+    ProcessEnded,
+    StreamBroken,
+    TooManyProcesses,
+    file_error,
+)
+from belljar.node.guest import archive, process
+from belljar.node.guest.channel import ChannelBroken, TooManyChannels
+from belljar.node.guest.command import CommandFailed
+from belljar.node.guest.files import FileFailed
+from belljar.node.guest.port_stream import PortClosed
+from belljar.node.guest.wire import Stage
+from belljar.node.sandboxes.use import Use
+
+
+class Calls:
+    """The calls to one machine, until it is closed to them."""
+
+    def __init__(self) -> None:
+        self.use = Use()
+        #: Why no call is taken any more.
+        self.closed: BelljarError | None = None
+
+    def close(self, reason: BelljarError) -> None:
+        """Take no more calls; those under way end with their streams. The first reason stays."""
+        self.closed = self.closed or reason
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """Carry out one call. Raises what closed the machine, and the guest's errors as errors of the model."""
+        if self.closed is not None:
+            raise self.closed
+        with self.use.counted(), self.translated():
+            yield
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raise the guest's errors as errors of the model."""
+        try:
+            yield
+        except FileFailed as error:
+            raise file_error(error.path, error.errno) from error
+        except process.ProcessEnded as error:
+            raise ProcessEnded(f"{error}; read its exit") from error
+        except TooManyChannels as error:
+            raise TooManyProcesses(str(error)) from error
+        except CommandFailed as error:
+            raise CannotStart(_start_message(error), stage=error.stage.name.lower()) from error
+        except PortClosed as error:
+            raise PortRefused(f"{error}; start a program that listens on it, or list the ports") from error
+        except archive.InvalidArchive as error:
+            raise InvalidArchive(str(error)) from error
+        except ChannelBroken as error:
+            raise self._broken(str(error)) from error
+        except MachineError as error:
+            raise self._broken(error.message) from error
+
+    def _broken(self, why: str) -> BelljarError:
+        if self.closed is not None:
+            return StreamBroken(f"the stream broke off: {self.closed.message}", **self.closed.details)
+        return StreamBroken(f"the stream broke off: {why}")
+
+
+def _start_message(error: CommandFailed) -> str:
+    _, _, cause = str(error).partition(": ")
+    if error.stage is Stage.EXEC:
+        return f"the command cannot be started: {cause}; correct args, cwd or user"
+    return f"the machine cannot start a command: {cause}"
+
+
+def check_string(text: str, name: str) -> None:
+    """Raise InvalidOption for a string with a NUL character, which no program can receive."""
+    if "\0" in text:
+        raise InvalidOption(f"{name} contains a NUL character; remove it", option=name)

@@ -1,0 +1,160 @@
+"""The files of a sandbox for its callers: `SandboxFiles` over the session's file operations."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from belljar.model.sandbox_values import FileChange, FileEntry, FileEvent, FileKind, GuestUser, WriteOptions
+from belljar.node.guest.file_records import EventKind, FileType
+from belljar.node.guest.files import Entry, FileReader, Files
+from belljar.node.guest.session import Session
+from belljar.node.sandboxes.calls import Calls, check_string
+
+_KINDS = {
+    FileType.FILE: FileKind.FILE,
+    FileType.FOLDER: FileKind.FOLDER,
+    FileType.LINK: FileKind.LINK,
+    FileType.FIFO: FileKind.FIFO,
+    FileType.SOCKET: FileKind.SOCKET,
+}
+_CHANGES = {
+    EventKind.CREATE: FileChange.CREATED,
+    EventKind.WRITE: FileChange.WRITTEN,
+    EventKind.REMOVE: FileChange.REMOVED,
+    EventKind.MOVE_FROM: FileChange.MOVED_FROM,
+    EventKind.MOVE_TO: FileChange.MOVED_TO,
+    EventKind.ATTRIBUTES: FileChange.ATTRIBUTES,
+    EventKind.OVERFLOW: FileChange.OVERFLOW,
+}
+_OPTIONS = WriteOptions()
+
+
+class OpenFile:
+    """A file that is being read: `FileContent`."""
+
+    def __init__(self, reader: FileReader, calls: Calls) -> None:
+        self.entry = _entry(reader.entry)
+        self._reader = reader
+        self._calls = calls
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with self._calls.translated():
+            async for piece in self._reader:
+                yield piece
+
+
+class GuestFiles:
+    """The files of one session. `user` is the image's."""
+
+    def __init__(self, session: Session, calls: Calls, user: GuestUser) -> None:
+        self._session = session
+        self._calls = calls
+        self._user = user
+
+    async def stat(self, path: str, *, follow: bool = True, user: GuestUser | None = None) -> FileEntry:
+        with self._calls.call():
+            return _entry(await self._files(path, user).stat(path, follow=follow))
+
+    async def list(
+        self, path: str, *, depth: int = 1, user: GuestUser | None = None
+    ) -> AsyncGenerator[FileEntry, None]:
+        with self._calls.call():
+            async with contextlib.aclosing(self._files(path, user).list(path, depth=depth)) as entries:
+                async for entry in entries:
+                    yield _entry(entry)
+
+    @contextlib.asynccontextmanager
+    async def read(
+        self, path: str, *, offset: int = 0, length: int | None = None, user: GuestUser | None = None
+    ) -> AsyncIterator[OpenFile]:
+        with self._calls.call():
+            async with self._files(path, user).open_read(path, offset=offset, length=length) as reader:
+                yield OpenFile(reader, self._calls)
+
+    async def write(
+        self,
+        path: str,
+        pieces: AsyncIterator[bytes],
+        options: WriteOptions = _OPTIONS,
+        *,
+        user: GuestUser | None = None,
+    ) -> FileEntry:
+        with self._calls.call():
+            files = self._files(path, user)
+            writing = files.open_write(
+                path,
+                mode=options.mode,
+                atomic=options.atomic and not options.append and options.offset is None,
+                append=options.append,
+                exclusive=options.exclusive,
+                parents=options.parents,
+                offset=options.offset,
+            )
+            async with writing as writer:
+                async for piece in pieces:
+                    await writer.write(piece)
+            return _entry(await files.stat(path))
+
+    async def move(self, path: str, destination: str, *, replace: bool = True, user: GuestUser | None = None) -> None:
+        check_string(destination, "destination")
+        with self._calls.call():
+            await self._files(path, user).move(path, destination, replace=replace)
+
+    async def remove(self, path: str, *, recursive: bool = False, user: GuestUser | None = None) -> None:
+        with self._calls.call():
+            await self._files(path, user).remove(path, recursive=recursive)
+
+    async def mkdir(
+        self, path: str, *, mode: int = 0o755, parents: bool = False, user: GuestUser | None = None
+    ) -> None:
+        with self._calls.call():
+            await self._files(path, user).mkdir(path, mode=mode, parents=parents)
+
+    async def chmod(self, path: str, mode: int, *, user: GuestUser | None = None) -> None:
+        with self._calls.call():
+            await self._files(path, user).chmod(path, mode)
+
+    @contextlib.asynccontextmanager
+    async def watch(
+        self, path: str, *, recursive: bool = False, user: GuestUser | None = None
+    ) -> AsyncIterator[AsyncIterator[FileEvent]]:
+        with self._calls.call():
+            async with self._files(path, user).watch(path, recursive=recursive) as events:
+
+                async def changes() -> AsyncIterator[FileEvent]:
+                    with self._calls.translated():
+                        async for event in events:
+                            if event.kind in _CHANGES:
+                                yield FileEvent(change=_CHANGES[event.kind], path=event.path)
+
+                yield changes()
+
+    async def archive(self, path: str, *, user: GuestUser | None = None) -> AsyncGenerator[bytes, None]:
+        with self._calls.call():
+            async with contextlib.aclosing(self._files(path, user).archive(path)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    async def extract(self, path: str, pieces: AsyncIterator[bytes], *, user: GuestUser | None = None) -> None:
+        with self._calls.call():
+            await self._files(path, user).extract(path, pieces)
+
+    def _files(self, path: str, user: GuestUser | None) -> Files:
+        check_string(path, "path")
+        who = user or self._user
+        return Files(self._session, root="/", uid=who.uid, gid=who.gid)
+
+
+def _entry(entry: Entry) -> FileEntry:
+    return FileEntry(
+        path=entry.path,
+        kind=_KINDS.get(entry.type, FileKind.DEVICE),
+        size_bytes=entry.size,
+        mode=entry.mode,
+        uid=entry.uid,
+        gid=entry.gid,
+        modified_ns=entry.modified_ns,
+        target=entry.target or None,
+        readable=entry.is_readable,
+    )

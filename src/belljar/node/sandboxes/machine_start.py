@@ -1,0 +1,135 @@
+"""Provides a sandbox's machine by the road that jobs take: image, hypervisor, pool, network, secrets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+
+import structlog
+
+from belljar.link.sandboxes import SandboxLink
+from belljar.model.errors import HostError, MachineError, NoNetwork
+from belljar.model.image import Image
+from belljar.model.sandbox import Sandbox
+from belljar.model.sandbox_values import GuestUser
+from belljar.model.secrets import SecretUse, SecretValue
+from belljar.node.guest.session import SessionRequest
+from belljar.node.machines.protocol import Hypervisor, MachineSpec
+from belljar.node.machines.provision.request import ProvisionedMachine
+from belljar.node.machines.provision.shapes import round_up_shape
+from belljar.node.sandboxes.held import HeldSandbox
+from belljar.node.sandboxes.process import MachineSize
+from belljar.node.sandboxes.process_table import CommandDefaults
+from belljar.node.worker.capacity import Capacity
+from belljar.node.worker.context import WorkerContext
+from belljar.node.worker.job_network import JobNetwork, Networking
+from belljar.node.worker.plan import WORKING_FOLDER, default_env
+
+log = structlog.get_logger()
+
+#: Nothing of the user's has run in a machine that fails to start: it is tried once more.
+_TRIES = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartedMachine:
+    """A machine for a sandbox, whose session has not begun."""
+
+    provisioned: ProvisionedMachine
+    hypervisor: Hypervisor
+    network: JobNetwork
+    session_request: SessionRequest
+    defaults: CommandDefaults
+    size: MachineSize
+
+
+class MachineStarter:
+    """Starts the machines of one worker's sandboxes."""
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        link: SandboxLink,
+        *,
+        choose_hypervisor: Callable[[Image], Awaitable[Hypervisor]],
+        networking: Networking,
+        capacity: Capacity,
+    ) -> None:
+        self._context = context
+        self._link = link
+        self._choose_hypervisor = choose_hypervisor
+        self._networking = networking
+        self._capacity = capacity
+
+    async def start(self, held: HeldSandbox, stack: AsyncExitStack) -> StartedMachine:
+        """Start a machine, which ends with `stack`.
+
+        Raises UnknownImage, DamagedImage, MissingTool, SecretMissing, NoNetwork, MachineError, HostError.
+        """
+        sandbox = held.sandbox
+        image = self._context.images.get_for_job(sandbox.spec.image, sandbox.spec.image_digest)
+        await asyncio.to_thread(self._context.images.verify, image)
+        hypervisor = await self._choose_hypervisor(image)
+        secrets = await self._link.sandbox_secrets(held.key) if sandbox.spec.secrets else ()
+        provisioner = self._context.provisioner
+        if provisioner.pool is not None:
+            await provisioner.pool.shrink_to(self._capacity.spare_mb())
+        network = self._networking.for_egress(sandbox.spec.egress, sandbox.spec.resources.network_mbit_per_second)
+        provisioned = await self._provision(sandbox, image, hypervisor, network, stack)
+        values = {secret.name: secret.value for secret in secrets}
+        user = GuestUser(uid=image.manifest.user.uid, gid=image.manifest.user.gid)
+        return StartedMachine(
+            provisioned=provisioned,
+            hypervisor=hypervisor,
+            network=network,
+            session_request=SessionRequest(
+                uid=user.uid,
+                gid=user.gid,
+                max_processes=self._context.settings.max_processes,
+                secret_files={use.name: values[use.name] for use in sandbox.spec.secrets if use.form == "file"},
+            ),
+            defaults=_defaults(sandbox, image, network, user, values),
+            size=MachineSize(sandbox.spec.resources.vcpus, sandbox.spec.resources.memory_mb),
+        )
+
+    async def _provision(
+        self, sandbox: Sandbox, image: Image, hypervisor: Hypervisor, network: JobNetwork, stack: AsyncExitStack
+    ) -> ProvisionedMachine:
+        spec = MachineSpec(
+            image=image,
+            shape=round_up_shape(**sandbox.spec.resources.model_dump(), network=network.has_device),
+            script_disk=None,
+        )
+        warm_up_steps = await self._context.warm_ups.of(image)
+        seconds = self._context.settings.boot_timeout_seconds
+
+        def start() -> AbstractAsyncContextManager[ProvisionedMachine]:
+            return network.machine(
+                lambda slots: self._context.provisioner.machine(hypervisor, spec, warm_up_steps, seconds, slots)
+            )
+
+        for tries_left in range(_TRIES - 1, -1, -1):
+            try:
+                return await stack.enter_async_context(start())
+            except (MachineError, HostError) as error:
+                if not tries_left or isinstance(error, NoNetwork):
+                    raise
+                log.warning("machine_not_started", sandbox=sandbox.id, error=error.message)
+        raise AssertionError("unreachable")
+
+
+def _defaults(
+    sandbox: Sandbox, image: Image, network: JobNetwork, user: GuestUser, values: dict[str, SecretValue]
+) -> CommandDefaults:
+    uses: Collection[SecretUse] = sandbox.spec.secrets
+    variables = {use.variable: values[use.name] for use in uses if use.form == "env" and use.variable is not None}
+    paths = {use.variable: use.path for use in uses if use.form == "file" and use.variable is not None}
+    env = {**default_env(image.manifest), **network.environment, **sandbox.spec.env, **paths}
+    return CommandDefaults(
+        env={name: value for name, value in env.items() if name not in variables},
+        cwd=image.manifest.working_folder or WORKING_FOLDER,
+        user=user,
+        secret_env=variables,
+    )

@@ -1,0 +1,153 @@
+"""One command of a sandbox: a task takes its output out of the guest, so that any number of callers may read it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from belljar.model.errors import MachineError
+from belljar.model.log_stream import LogStream
+from belljar.model.sandbox_values import ProcessExit, ProcessInfo, ProcessRequest
+from belljar.node.guest import wire
+from belljar.node.guest.channel import ChannelBroken
+from belljar.node.guest.process import Process, ProcessEnded
+from belljar.node.guest.usage import clamp_usage
+from belljar.node.sandboxes.kept_output import KeptOutput
+from belljar.node.sandboxes.use import Use
+from belljar.node.worker.outcome import signal_name
+
+_MIB = 1024 * 1024
+#: Characters of a command's arguments that are kept to be shown.
+_MAX_SHOWN_ARGS = 4096
+_STREAMS = {wire.Stream.STDOUT: LogStream.STDOUT, wire.Stream.STDERR: LogStream.STDERR}
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSize:
+    """The most that a command can have used: the vCPUs and memory of its machine."""
+
+    vcpus: int
+    memory_mb: int
+
+
+class SandboxProcess:
+    """A command that runs or has ended. Made once it has started; `close` ends it and everything about it."""
+
+    def __init__(self, process: Process, request: ProcessRequest, cwd: str, size: MachineSize, use: Use) -> None:
+        self.process = process
+        self.output = KeptOutput(waits=not request.background)
+        self._request = request
+        self._cwd = cwd
+        self._size = size
+        self._started_at = datetime.now(UTC)
+        self._started = time.monotonic()
+        self._exit: ProcessExit | None = None
+        self._use: Use | None = None
+        if not request.background:
+            self._use = use
+            use.begin()
+        self._reading = asyncio.create_task(self._read(), name=f"output of command {process.id}")
+        self._feeding = asyncio.create_task(self._feed(request.stdin)) if request.stdin is not None else None
+
+    @property
+    def id(self) -> int:
+        """Its number in the sandbox."""
+        return self.process.id
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more is expected of it: it has ended, or broke off."""
+        return self._reading.done()
+
+    def info(self) -> ProcessInfo:
+        """Describe it as it is now."""
+        return ProcessInfo(
+            id=self.id,
+            pid=self.process.pid,
+            args=_shown(self._request.args),
+            cwd=self._cwd,
+            terminal=self._request.terminal is not None,
+            background=self._request.background,
+            started_at=self._started_at,
+            exit=self._exit,
+            stdout_bytes=self.output.written[LogStream.STDOUT],
+            stderr_bytes=self.output.written[LogStream.STDERR],
+        )
+
+    def detach(self) -> None:
+        """Let it run on like a background command: nobody reads its output any more, and it is no use."""
+        self.output.stop_waiting()
+        self._end_use()
+
+    async def close(self) -> None:
+        """Kill it if it runs, with what it started, and forget its exit. What it left running before stays.
+
+        Raises ChannelBroken, MachineError.
+        """
+        self.output.stop_waiting()
+        try:
+            with contextlib.suppress(ChannelBroken):
+                await self.process.close()
+        finally:
+            await self.stop("the command was forgotten")
+
+    async def stop(self, reason: str) -> None:
+        """End what this process does for it, for this reason; the guest is not told."""
+        tasks = [task for task in (self._reading, self._feeding) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        self._end_use()
+        if self._exit is None:
+            self.output.break_off(reason)
+
+    async def _read(self) -> None:
+        try:
+            async for piece in self.process.output():
+                self.output.add(_STREAMS[piece.stream], piece.data)
+                await self.output.wait_room()
+            self._exit = self._exit_of(await self.process.wait())
+            self.output.finish(self._exit)
+        except (ChannelBroken, MachineError) as error:
+            self.output.break_off(str(error))
+        finally:
+            self._end_use()
+
+    async def _feed(self, data: bytes) -> None:
+        """Send the whole input. A command that does not read all of it, or ends meanwhile, misses the rest."""
+        with contextlib.suppress(ProcessEnded, ChannelBroken, MachineError):
+            await self.process.write(data)
+            await self.process.end_input()
+
+    def _end_use(self) -> None:
+        if self._use is not None:
+            self._use.end()
+            self._use = None
+
+    def _exit_of(self, exited: wire.Exited) -> ProcessExit:
+        elapsed_seconds = time.monotonic() - self._started
+        bounded = clamp_usage(
+            exited, elapsed_seconds=elapsed_seconds, vcpus=self._size.vcpus, memory_mb=self._size.memory_mb
+        )
+        return ProcessExit(
+            exit_code=bounded.exit_code,
+            signal=signal_name(bounded.signal),
+            out_of_memory=bounded.oom_kills > 0,
+            duration_ms=bounded.run_us / 1000,
+            cpu_seconds=bounded.cpu_us / 1_000_000,
+            max_memory_mb=bounded.max_memory_bytes / _MIB,
+        )
+
+
+def _shown(args: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the arguments as they are shown: the first of them, when they are long."""
+    shown, left = [], _MAX_SHOWN_ARGS
+    for arg in args:
+        shown.append(arg[:left])
+        left -= len(arg)
+        if left <= 0:
+            break
+    return tuple(shown)

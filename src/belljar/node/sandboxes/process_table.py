@@ -1,0 +1,108 @@
+"""The commands of one sandbox by their numbers: those that run, and the newest that have ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from belljar.model.sandbox_errors import ProcessNotFound
+from belljar.model.sandbox_values import GuestUser, ProcessRequest, TerminalSize
+from belljar.model.secrets import SecretValue
+from belljar.node.guest import process
+from belljar.node.guest.command import Command
+from belljar.node.guest.session import Session
+from belljar.node.sandboxes.calls import check_string
+from belljar.node.sandboxes.kept_output import MAX_KEPT_BYTES
+from belljar.node.sandboxes.process import MachineSize, SandboxProcess
+from belljar.node.sandboxes.use import Use
+
+#: Commands that have ended and are kept with their output and exit; the oldest go first.
+_MAX_ENDED = 256
+#: Bytes of output that a sandbox's commands keep together, as far as none has less than the least.
+_MAX_OUTPUT_BYTES = 16 * 1024 * 1024
+_LEAST_OUTPUT_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommandDefaults:
+    """What a command has unless its request says otherwise."""
+
+    env: Mapping[str, str]
+    cwd: str
+    user: GuestUser
+    #: Variables whose values are secrets.
+    secret_env: Mapping[str, SecretValue] = field(default_factory=dict)
+
+
+class ProcessTable:
+    """The commands of one session."""
+
+    def __init__(self, session: Session, defaults: CommandDefaults, size: MachineSize, use: Use) -> None:
+        self._session = session
+        self._defaults = defaults
+        self._size = size
+        self._use = use
+        self._processes: dict[int, SandboxProcess] = {}
+
+    def all(self) -> tuple[SandboxProcess, ...]:
+        """Return every command, in the order of their starts."""
+        return tuple(self._processes.values())
+
+    def get(self, process_id: int) -> SandboxProcess:
+        """Return one command. Raises ProcessNotFound."""
+        found = self._processes.get(process_id)
+        if found is None:
+            raise ProcessNotFound(f"the sandbox has no command {process_id}, or has forgotten it")
+        return found
+
+    async def start(self, request: ProcessRequest) -> SandboxProcess:
+        """Start a command. Raises CommandFailed, TooManyChannels, ChannelBroken, InvalidOption, MachineError."""
+        await self._forget_oldest()
+        command = self._command(request)
+        started = await self._session.start(command, terminal=_size(request.terminal))
+        found = SandboxProcess(started, request, command.cwd, self._size, self._use)
+        self._processes[found.id] = found
+        self._share_output()
+        return found
+
+    async def forget(self, process_id: int) -> None:
+        """Kill a command if it runs, and forget it. Raises ProcessNotFound, ChannelBroken, MachineError."""
+        found = self.get(process_id)
+        del self._processes[process_id]
+        await found.close()
+
+    async def stop(self, reason: str) -> None:
+        """End the tasks of all commands, when the session is over for this reason."""
+        await asyncio.gather(*(each.stop(reason) for each in self._processes.values()))
+
+    def _command(self, request: ProcessRequest) -> Command:
+        for text in (*request.args, *request.env, *request.env.values(), request.cwd or ""):
+            check_string(text, "args, env or cwd")
+        defaults, user = self._defaults, request.user or self._defaults.user
+        secret_env = {name: value for name, value in defaults.secret_env.items() if name not in request.env}
+        home = {"HOME": "/root"} if user.uid == 0 and self._defaults.user.uid != 0 else {}
+        return Command(
+            argv=request.args,
+            env={**defaults.env, **home, **request.env},
+            secret_env=secret_env,
+            cwd=request.cwd or defaults.cwd,
+            uid=user.uid,
+            gid=user.gid,
+        )
+
+    def _share_output(self) -> None:
+        """Give each command its share of the output that is kept; a share becomes smaller with the next output."""
+        share = max(_LEAST_OUTPUT_BYTES, min(MAX_KEPT_BYTES, _MAX_OUTPUT_BYTES // len(self._processes)))
+        for each in self._processes.values():
+            each.output.max_bytes = share
+
+    async def _forget_oldest(self) -> None:
+        ended = [each for each in self._processes.values() if each.has_ended]
+        for each in ended[: max(0, len(ended) - _MAX_ENDED + 1)]:
+            if self._processes.pop(each.id, None) is not None:
+                await each.close()
+
+
+def _size(size: TerminalSize | None) -> process.TerminalSize | None:
+    return None if size is None else process.TerminalSize(size.columns, size.rows)

@@ -1,0 +1,25 @@
+"""Settings of sandboxes."""
+
+from pydantic import Field
+
+from belljar.settings.area import Area
+
+
+class SandboxSettings(Area):
+    """Sandboxes: how long they live, and how many a project may have."""
+
+    default_sandbox_lifetime_seconds: float = Field(
+        3600, gt=0, description="Lifetime of a sandbox that requests none; it ends then, whatever runs in it."
+    )
+    max_sandbox_lifetime_seconds: float = Field(
+        86_400, gt=0, description="Maximum lifetime of a sandbox, from its creation, extensions included."
+    )
+    default_sandbox_idle_seconds: float | None = Field(
+        None, gt=0, description="Idle limit of a sandbox that requests none; default: only its lifetime ends it."
+    )
+    max_sandboxes_per_project: int = Field(
+        100, ge=0, description="Maximum sandboxes of a project that have not ended, paused ones included."
+    )
+    keep_ended_sandboxes_days: float = Field(
+        7, ge=0, description="Retention of the records of ended sandboxes, in days; 0 keeps them for ever."
+    )
