@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from belljar.cli.flags import ServerFlags
-    from belljar.client import Client
+    from belljar.client import AsyncClient, Client
 
 
 def connect(flags: ServerFlags, *, project: str | None = None) -> Client:
@@ -15,10 +15,20 @@ def connect(flags: ServerFlags, *, project: str | None = None) -> Client:
     Raises InvalidOption.
     """
     from belljar.client import Client
+
+    # A person repeats a command; a command that repeats requests would be silent meanwhile.
+    return Client(**_found(flags), project=project, max_retries=0)
+
+
+def connect_async(flags: ServerFlags) -> AsyncClient:
+    """Return an asynchronous client for the same server, which continues broken streams. Raises InvalidOption."""
+    from belljar.client import AsyncClient
+
+    return AsyncClient(**_found(flags))
+
+
+def _found(flags: ServerFlags) -> dict[str, Any]:
     from belljar.client.found_server import find_server
 
     found = find_server(flags.server, flags.api_key, ca_file=flags.ca_file, data_dir=flags.data_dir)
-    # A person repeats a command; a command that repeats requests would be silent meanwhile.
-    return Client(
-        found.url, found.key, project=project, ca_file=found.ca_file, server_name=found.server_name, max_retries=0
-    )
+    return {"url": found.url, "key": found.key, "ca_file": found.ca_file, "server_name": found.server_name}

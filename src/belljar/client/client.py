@@ -20,6 +20,7 @@ from urllib.parse import quote
 from belljar.client.errors import ServerError, Unreachable
 from belljar.client.function import Function
 from belljar.client.job import Job
+from belljar.client.sandbox import Sandbox
 from belljar.client.transport import Transport
 
 #: A wait is split into requests of this many seconds, because proxies limit the time of a request.
@@ -157,6 +158,44 @@ class Client:
         params: dict[str, Any] = {"follow": follow} | ({"stream": stream} if stream else {})
         path = f"/v1/jobs/{quote(job_id, safe='')}/logs"
         return self.transport.chunks(path, params=params, is_endless=follow)
+
+    def create_sandbox(self, template: str | None = None, *, wait_seconds: float = 120, **options: Any) -> Sandbox:
+        """Create a sandbox and return it when it runs. It stays until it is deleted or its lifetime ends.
+
+        `template` is a language or an image. Options: image, shape ({"vcpus", "memory_mb", "disk_mb"…}), egress, env,
+        secrets, lifetime_seconds, idle_seconds, labels. Raises TimeoutError after `wait_seconds`, with it deleted.
+        """
+        given = {"template": template, "idempotency_key": str(uuid.uuid4()), **options}
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            left = max(0.0, min(_WAIT_SECONDS, deadline - time.monotonic()))
+            # The same key: each repetition is the same sandbox, and waits for it again.
+            fields = self.transport.json(
+                "POST", "/v1/sandboxes", json=_given(given), params={"wait": left}, is_repeatable=True
+            )
+            sandbox = Sandbox(self, fields)
+            if sandbox.status != "creating":
+                return sandbox
+            if time.monotonic() >= deadline:
+                sandbox.delete()
+                raise TimeoutError(f"the sandbox {sandbox.id} had no machine after {wait_seconds:g} seconds")
+
+    @contextlib.contextmanager
+    def sandbox(self, template: str | None = None, **options: Any) -> Iterator[Sandbox]:
+        """Create a sandbox for the block; it is deleted at its end. Options as for `create_sandbox`."""
+        sandbox = self.create_sandbox(template, **options)
+        try:
+            yield sandbox
+        finally:
+            sandbox.delete()
+
+    def get_sandbox(self, sandbox_id: str) -> Sandbox:
+        """Return a sandbox."""
+        return Sandbox(self, self.transport.json("GET", f"/v1/sandboxes/{quote(sandbox_id, safe='')}"))
+
+    def sandboxes(self, **filters: Any) -> dict[str, Any]:
+        """Return a page: `sandboxes`, `next_cursor`. Filters: status, label, limit, cursor."""
+        return self.transport.json("GET", "/v1/sandboxes", params=_given(filters))
 
     def artifacts(self, job_id: str) -> list[dict[str, Any]]:
         """Return path and size of each artifact of a job."""

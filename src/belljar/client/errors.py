@@ -107,3 +107,15 @@ class RemoteError(JobFailed):
 
 class FunctionRefused(TypeError):
     """A function, an argument or a result cannot be sent to or from a machine; the message says which part."""
+
+
+class CommandFailed(Exception):
+    """A command in a sandbox did not exit with 0. `result` is its CommandResult."""
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class LocalPathRefused(OSError):
+    """A path of this host, or a name in an archive for it, cannot be read or written; the message says which."""

@@ -21,6 +21,7 @@ from belljar.client.retry import delay_seconds
 
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
+_NO_CONTENT = 204
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _NO_HEADERS: MappingProxyType[str, str] = MappingProxyType({})
 
@@ -61,7 +62,7 @@ class Transport:
         self.http.close()
 
     def json(self, method: str, path: str, *, is_repeatable: bool | None = None, **rest: Any) -> dict[str, Any]:
-        """Send a request and return the JSON object of its answer.
+        """Send a request and return the JSON object of its answer; {} for one without content.
 
         `is_repeatable` says whether the server does the work of a repeated request only once; default: it is a GET.
         """
@@ -70,7 +71,8 @@ class Transport:
         for attempt in itertools.count():
             try:
                 with self.open(method, path, **rest) as response:
-                    return parse_object(response, _read_bounded(response))
+                    data = _read_bounded(response)
+                    return {} if response.status_code == _NO_CONTENT else parse_object(response, data)
             except (ServerError, Unreachable) as error:
                 delay = delay_seconds(error, attempt, is_repeatable=is_repeatable, max_retries=self.max_retries)
                 if delay is None:
@@ -101,9 +103,9 @@ class Transport:
             for line in _lines(response):
                 yield parse_object(response, line)
 
-    def lines(self, path: str, **rest: Any) -> Generator[bytes, None, None]:
+    def lines(self, path: str, *, method: str = "GET", **rest: Any) -> Generator[bytes, None, None]:
         """Yield the lines of an answer without their ends."""
-        with self.open("GET", path, **rest) as response:
+        with self.open(method, path, **rest) as response:
             yield from _lines(response)
 
 

@@ -20,6 +20,7 @@ from belljar.client.retry import delay_seconds
 
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
+_NO_CONTENT = 204
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _NO_HEADERS: MappingProxyType[str, str] = MappingProxyType({})
 
@@ -60,7 +61,7 @@ class AsyncTransport:
         await self.http.aclose()
 
     async def json(self, method: str, path: str, *, is_repeatable: bool | None = None, **rest: Any) -> dict[str, Any]:
-        """Send a request and return the JSON object of its answer.
+        """Send a request and return the JSON object of its answer; {} for one without content.
 
         `is_repeatable` says whether the server does the work of a repeated request only once; default: it is a GET.
         """
@@ -69,7 +70,8 @@ class AsyncTransport:
         for attempt in itertools.count():
             try:
                 async with self.open(method, path, **rest) as response:
-                    return parse_object(response, await _read_bounded(response))
+                    data = await _read_bounded(response)
+                    return {} if response.status_code == _NO_CONTENT else parse_object(response, data)
             except (ServerError, Unreachable) as error:
                 delay = delay_seconds(error, attempt, is_repeatable=is_repeatable, max_retries=self.max_retries)
                 if delay is None:
@@ -101,9 +103,9 @@ class AsyncTransport:
             async for line in _lines(response):
                 yield parse_object(response, line)
 
-    async def lines(self, path: str, **rest: Any) -> AsyncGenerator[bytes, None]:
+    async def lines(self, path: str, *, method: str = "GET", **rest: Any) -> AsyncGenerator[bytes, None]:
         """Yield the lines of an answer without their ends."""
-        async with self.open("GET", path, **rest) as response:
+        async with self.open(method, path, **rest) as response:
             async for line in _lines(response):
                 yield line
 

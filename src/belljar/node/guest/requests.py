@@ -6,7 +6,6 @@ Sources: wire.py for the frame, docs/protocol.md for each payload.
 from __future__ import annotations
 
 import os
-import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface
