@@ -21,6 +21,7 @@ PRINTED = [
     ["4", "9"],
     ["to stdout", "to stderr", "0 b'x'"],
     ["[7]", "[[3], [7]]", "ValueError isqrt() argument must be nonnegative"],
+    ["0 1+2+3", "6", "SIGKILL"],
 ]
 
 

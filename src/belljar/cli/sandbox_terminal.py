@@ -22,6 +22,8 @@ CLOSE_KEY = b"\x1d"
 _READ_BYTES = 16 * 1024
 #: Pieces of input that wait for the server; then this terminal is not read.
 _MAX_PENDING = 64
+#: How long to wait for the end of a program that was killed.
+_END_SECONDS = 5.0
 
 
 async def run_in_terminal(box: AsyncSandbox, args: list[str], given: dict[str, Any]) -> dict[str, Any]:
@@ -38,6 +40,7 @@ async def run_in_terminal(box: AsyncSandbox, args: list[str], given: dict[str, A
         await process.aclose()
         if not process.is_ended:
             await process.kill()
+            await process.wait(_END_SECONDS)
 
 
 class _Session:
