@@ -38,9 +38,10 @@ def work(data_dir: Path) -> Path:
 @pytest.fixture(scope="module")
 def server(data_dir: Path, work: Path) -> Iterator[Server]:
     script = Path(__file__).parent.parent / "support/sandbox_server.py"
-    with serving(
-        data_dir, prefix=[sys.executable, str(script), str(work)], PYTHONPATH=str(script.parent.parent), BELLJAR_LEASE_SECONDS="600"
-    ) as server:
+    prefix = [sys.executable, str(script), str(work)]
+    # The tests' node renews no leases.
+    environment = {"PYTHONPATH": str(script.parent.parent), "BELLJAR_LEASE_SECONDS": "600"}
+    with serving(data_dir, prefix=prefix, **environment) as server:
         yield server
     assert "Traceback" not in server.log.read_text()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import termios
 import tty
@@ -29,8 +28,8 @@ _END_SECONDS = 5.0
 async def run_in_terminal(box: AsyncSandbox, args: list[str], given: dict[str, Any]) -> dict[str, Any]:
     """Run the program in this terminal and return its process when it has ended. It is killed if this ends earlier."""
     env = {"TERM": os.environ.get("TERM", "xterm")} | given.pop("env", {})
-    columns, rows = shutil.get_terminal_size()
-    size = {"columns": columns, "rows": rows}
+    columns, rows = os.get_terminal_size(0)
+    size = {"columns": columns or 80, "rows": rows or 24}  # a serial line has no size
     process = await box.start(args, background=False, pty=size, env=env, **given)
     try:
         with _raw_mode() as set_raw:
