@@ -60,7 +60,6 @@ _CLASSES: dict[int, type[ServerError]] = {
     413: Refused,
     422: Refused,
     429: LimitReached,
-    503: LimitReached,
 }
 
 
@@ -69,6 +68,8 @@ def server_error(
 ) -> ServerError:
     """Return the error for a problem document."""
     kind = _CLASSES.get(status, ServerError)
+    if status == 503 and retry_after_seconds is not None:
+        kind = LimitReached
     return kind(status, code, message, details=details, retry_after_seconds=retry_after_seconds)
 
 
