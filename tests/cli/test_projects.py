@@ -34,6 +34,29 @@ def status(server: Server, secret: str, path: str = "/v1/jobs") -> tuple[int, st
     return response.status_code, response.json().get("code", "")
 
 
+def test_members_are_invited_listed_and_removed_on_the_data_folder_and_through_the_server(
+    server: Server, data_dir: Path
+) -> None:
+    invited, listed, wrong, unknown, removed = belljar_each(
+        ["project", "members", "set", "default", "Alice@example.com", "--role", "owner", "--json"],
+        ["project", "members", "ls", "default"],
+        ["project", "members", "set", "default", "alice@example.com", "--role", "admin"],
+        ["project", "members", "rm", "default", "bob@example.com"],
+        ["project", "members", "rm", "default", "alice@example.com", "--json"],
+        data_dir=data_dir,
+    )
+    assert (parsed(invited)["email"], parsed(invited)["person_id"]) == ("alice@example.com", None)
+    assert "alice@example.com  owner" in output(listed) and "invited" in output(listed)
+    assert "role" in complaint(wrong, 1) and "bob@example.com" in complaint(unknown, 1)
+    assert parsed(removed)["role"] == "owner"
+    key = (data_dir / "admin.key").read_text().strip()
+    far = ["--server", server.url, "--api-key", key]
+    for words, email in ((["set", "default", "b@x.org"], ["b@x.org"]), (["rm", "default", "b@x.org"], [])):
+        output(belljar("project", "members", *words, *far, data_dir=data_dir))
+        members = parsed(belljar("project", "members", "ls", "default", *far, "--json", data_dir=data_dir))
+        assert [member["email"] for member in members] == email
+
+
 def test_what_commands_change_in_the_data_folder_a_running_server_knows_at_their_end(
     server: Server, data_dir: Path
 ) -> None:
@@ -130,6 +153,7 @@ def test_quotas_are_set_and_usage_is_shown(server: Server, data_dir: Path) -> No
     assert (through["quotas"]["max_egress"], through["quotas"]["max_queued_jobs"]) == (None, "unlimited")
     table = output(belljar("project", "get", "acme", data_dir=data_dir))
     assert re.search(r"max_running_jobs +4 +of the project", table)
+    assert re.search(r"max_jobs_per_day +unlimited", table) and re.search(r"max_vcpus +as in the settings", table)
     key = parsed(made)["secret"]
     usage = parsed(belljar("usage", "--api-key", key, "--days", "2", "--json", data_dir=data_dir))
     assert (usage["project"], len(usage["days"]), usage["quotas"][0]["limit"]) == ("acme", 2, 4)

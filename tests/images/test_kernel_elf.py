@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 import sys
 from pathlib import Path
 
@@ -67,6 +68,19 @@ def test_the_embedded_configuration_is_read_and_a_damaged_one_ignored() -> None:
     assert read(elf(BANNER + b"IKCFG_ST" + b"junk" + b"IKCFG_ED")).configuration() is None
     assert read(elf(BANNER + b"IKCFG_ST" + packed)).configuration() is None
     assert read(elf()).configuration() is None
+
+
+def test_an_image_with_its_table_of_segments_at_its_end_keeps_it_when_it_is_stripped() -> None:
+    image = bytearray(elf())
+    struct.pack_into("<Q", image, 32, len(image))  # e_phoff
+    struct.pack_into("<H", image, 56, 1)  # e_phnum
+    image += struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0x1000000, 0, 0, 4096)  # a segment without a byte
+    assert read(read(bytes(image)).stripped()).version == "6.1.0-test"
+
+
+def test_no_more_notes_are_read_than_a_kernel_has() -> None:
+    kernel = read(elf(note=bytes(8 << 20)))
+    assert sum(1 for _ in kernel._notes()) < 6000
 
 
 @given(st.data())

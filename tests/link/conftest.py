@@ -10,6 +10,7 @@ import pytest
 
 from belljar.link.interface import ControlLink
 from belljar.link.leases import LeaseKey
+from belljar.link.sandboxes import SandboxLink
 from support.control_plane import ControlPlane, opened_control_plane
 from support.link_calls import claim_next
 
@@ -39,6 +40,12 @@ async def link(request: pytest.FixtureRequest, control: ControlPlane) -> AsyncIt
     """A node's link to `control`."""
     async with IMPLEMENTATIONS[request.param](control) as link:
         yield link
+
+
+@pytest.fixture
+async def sandboxes(control: ControlPlane) -> SandboxLink:
+    """A node's link to `control` for sandboxes."""
+    return control.sandboxes.link
 
 
 @pytest.fixture

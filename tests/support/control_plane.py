@@ -14,6 +14,7 @@ from belljar.control.jobs.blob_names import artifact_blob, stdin_blob
 from belljar.control.jobs.changes import Changes
 from belljar.control.logs.log import JobLog
 from belljar.control.queue.queue import Queue
+from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.scripts.disks import ScriptDisks, disk_blob
 from belljar.control.secrets.keys import open_keys
 from belljar.control.secrets.service import SecretService
@@ -26,8 +27,10 @@ from belljar.control.store.secrets import SqlSecrets
 from belljar.images.catalog import Images
 from belljar.model.job import Job
 from belljar.model.log_stream import LogStream
+from belljar.model.sandbox import Sandbox
 from belljar.settings import Settings
 from support.job_queue import queued
+from support.sandboxes import new_sandbox
 
 
 @dataclass
@@ -39,6 +42,7 @@ class ControlPlane:
     blobs: Blobs
     changes: Changes
     queue: Queue
+    sandboxes: SandboxQueue
 
     @property
     def jobs(self) -> SqlJobs:
@@ -66,6 +70,17 @@ class ControlPlane:
         await self.jobs.insert(job)
         self.changes.notify_queued()
         return job
+
+    async def create_sandbox(self, **fields: Any) -> Sandbox:
+        """Queue a sandbox."""
+        sandbox = await self.sandboxes.store.insert(new_sandbox(**fields))
+        self.sandboxes.changes.waiting.notify()
+        return sandbox
+
+    async def sandbox(self, sandbox_id: str) -> Sandbox:
+        sandbox = await self.sandboxes.store.get(None, sandbox_id)
+        assert sandbox is not None
+        return sandbox
 
     async def get(self, job_id: str) -> Job:
         job = await self.jobs.get(None, job_id)
@@ -107,6 +122,9 @@ async def opened_control_plane(data_dir: Path, **fields: Any) -> AsyncIterator[C
     database = await open_database(settings)
     try:
         blobs, changes = open_blobs(settings), Changes()
-        yield ControlPlane(settings, database, blobs, changes, open_queue(settings, database, blobs, changes))
+        queue = open_queue(settings, database, blobs, changes)
+        secrets = SecretService(SqlSecrets(database), open_keys(settings))
+        sandboxes = SandboxQueue(database, secrets, settings.lease_seconds)
+        yield ControlPlane(settings, database, blobs, changes, queue, sandboxes)
     finally:
         await database.close()

@@ -24,6 +24,7 @@ from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import UploadTimes
 from belljar.control.queue.queue import Queue
+from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.scripts.disks import ScriptDisks, disk_blob
 from belljar.control.secrets.keys import open_keys
 from belljar.control.secrets.service import SecretService
@@ -35,9 +36,11 @@ from belljar.control.store.opening import open_database
 from belljar.control.store.secrets import SqlSecrets
 from belljar.images.build import manifest_digest
 from belljar.images.catalog import Images
+from belljar.link.sandboxes import SandboxMachine
 from belljar.model.ids import new_id
 from belljar.model.image import Image, Language, Manifest, Part
 from belljar.model.job import Job, Resources
+from belljar.model.sandbox import TERMINAL, EndReason, Sandbox, SandboxStatus
 from belljar.model.states import Status
 from belljar.node.machines.protocol import MachineSpec
 from belljar.node.machines.provision.cold_boot import boot_machine
@@ -54,6 +57,7 @@ from support.agent_process import ProcessHypervisor
 from support.conversation import AGENT, compile_with_agent
 from support.empty_database import place_empty_database
 from support.faults import Faults, Faulty
+from support.sandboxes import new_sandbox
 
 #: Pauses that a test has time for.
 QUICK = RetryTimes(
@@ -93,6 +97,22 @@ class FolderSession:
         env = {**command.env, "HOME": place, "PATH": os.environ["PATH"]}
         return await self._connection.run(replace(command, argv=argv, env=env, cwd=place, isolated=False), *rest)
 
+    @asynccontextmanager
+    async def open_session(self, request: Any) -> AsyncIterator[Any]:
+        """Open a sandbox's session: its commands run as this process's user, in the folder."""
+        own = replace(request, uid=os.getuid(), gid=os.getgid(), isolated=False)
+        async with self._connection.open_session(own) as session:
+            start, place = session.start, str(self._folder)
+
+            async def start_here(command: Any, *, terminal: Any = None) -> Any:
+                cwd = place if command.cwd == "/work" else command.cwd
+                env = {**command.env, "HOME": place, "PATH": os.environ["PATH"]}
+                here = replace(command, env=env, cwd=cwd, uid=os.getuid(), gid=os.getgid())
+                return await start(here, terminal=terminal)
+
+            session.start = start_here
+            yield session
+
 
 class FolderSupply(MachineProvisioner):
     """Boots each machine as an agent's process in a folder of its own."""
@@ -116,8 +136,8 @@ class FolderSupply(MachineProvisioner):
         folder = self._folder / os.urandom(8).hex()
         folder.mkdir(parents=True)
         try:
-            assert spec.script_disk is not None
-            shutil.copyfile(spec.script_disk, folder / "main.sh")
+            if spec.script_disk is not None:
+                shutil.copyfile(spec.script_disk, folder / "main.sh")
             async with AsyncExitStack() as stack:
                 ready = await boot_machine(lambda: hypervisor.machine(spec), boot_timeout_seconds, stack)
                 self._in_use.add(ready.machine)
@@ -143,6 +163,9 @@ class WorkerHarness:
     retry_times: RetryTimes = QUICK
     upload_times: UploadTimes = QUICK_UPLOADS
     changes: Changes = field(default_factory=Changes)
+    #: How long a sandbox waits for a node.
+    sandbox_wait_seconds: float = 60
+    _sandbox_queue: SandboxQueue | None = None
 
     @property
     def jobs(self) -> SqlJobs:
@@ -176,6 +199,40 @@ class WorkerHarness:
         await self.jobs.insert(job)
         self.changes.notify_queued()
         return job
+
+    @property
+    def sandbox_queue(self) -> SandboxQueue:
+        """The control plane's part for sandboxes, one for the harness."""
+        if self._sandbox_queue is None:
+            lease_seconds = self.settings.lease_seconds
+            wait_seconds = self.sandbox_wait_seconds
+            self._sandbox_queue = SandboxQueue(self.database, self.secrets, lease_seconds, wait_seconds)
+        return self._sandbox_queue
+
+    async def create_sandbox(self, **fields: Any) -> Sandbox:
+        """Queue a sandbox."""
+        sandbox = await self.sandbox_queue.store.insert(new_sandbox(**fields))
+        self.sandbox_queue.changes.waiting.notify()
+        return sandbox
+
+    async def delete_sandbox(self, sandbox: Sandbox) -> None:
+        await self.sandbox_queue.store.request_end(None, sandbox.id, EndReason.DELETED, "it was deleted")
+        self.sandbox_queue.changes.orders.notify()
+
+    async def sandbox_until(self, sandbox: Sandbox, *statuses: SandboxStatus, seconds: float = 60) -> Sandbox:
+        """The sandbox as soon as it has one of these statuses."""
+        async with asyncio.timeout(seconds):
+            while True:
+                found = await self.sandbox_queue.store.get(None, sandbox.id)
+                assert found is not None
+                if found.status in statuses:
+                    return found
+                await asyncio.sleep(0.01)
+
+    async def running_sandbox(self, **fields: Any) -> tuple[Sandbox, SandboxMachine]:
+        """A new sandbox that runs, and its machine as the control plane reaches it."""
+        sandbox = await self.sandbox_until(await self.create_sandbox(**fields), SandboxStatus.RUNNING, *TERMINAL)
+        return sandbox, self.sandbox_queue.machines.get(sandbox)
 
     async def get(self, job: Job) -> Job:
         found = await self.jobs.get(None, job.id)
@@ -241,6 +298,7 @@ class WorkerHarness:
             "provisioner": FolderSupply(own.data_dir / "machines" / name, faults),
             "warm_ups": Faulty(_NothingToPrepare(own.data_dir), "warm_ups", faults),
             "retry_times": self.retry_times,
+            "sandbox_link": Faulty(self.sandbox_queue.link, "sandbox_link", faults),
         }
         return Worker(WorkerContext(**context), name, Capacity(vcpus=vcpus, memory_mb=memory_mb))
 
@@ -260,7 +318,7 @@ class WorkerHarness:
         """A worker that works for the block beside its control plane, and is then stopped as by SIGTERM."""
         queue = self.queue(name, faults=faults)
         worker = self.worker(name, faults=faults, queue=queue, **options)
-        tasks = [asyncio.create_task(worker.run()), asyncio.create_task(queue.run())]
+        tasks = [asyncio.create_task(each.run()) for each in (worker, queue, self.sandbox_queue)]
         try:
             yield worker
             assert not any(task.done() for task in tasks), f"the worker ended by itself: {tasks}"

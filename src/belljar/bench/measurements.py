@@ -16,6 +16,7 @@ import httpx
 
 from belljar.bench.figures import Figure, figure, machine_facts
 from belljar.bench.peers import HELLO, once, peers
+from belljar.bench.sandboxes import measure_sandboxes
 from belljar.bench.server import WAITING, BenchServer, bench_server
 from belljar.bench.starts import measure_starts
 from belljar.images.catalog import Images
@@ -44,6 +45,7 @@ async def measure(settings: Settings, rounds: int, sustained_seconds: float) -> 
     facts, seconds = machine_facts(hypervisor), settings.boot_timeout_seconds
     figures = [figure("boot: machine spawned → agent ready", "ms", await _boots(hypervisor, image, rounds, seconds))]
     figures += [figure(*each) for each in await measure_starts(settings, hypervisor, image, rounds)]
+    figures += [figure(*each) for each in await measure_sandboxes(settings, image, rounds)]
     figures.append(figure("output of a program, guest → host", "MB/s", [await _output(hypervisor, image, seconds)]))
     accelerator = hypervisor.accelerator
     async with bench_server(settings, accelerator, environment={"BELLJAR_SNAPSHOTS": "off"}) as server:

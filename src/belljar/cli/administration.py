@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from belljar.cli.flags import AdministrationFlags
     from belljar.control.projects.identity import Identity
     from belljar.control.projects.key_service import KeyService
+    from belljar.control.projects.member_service import MemberService
     from belljar.control.projects.project_service import ProjectService
     from belljar.control.quotas.service import QuotaService
     from belljar.control.store.database import Database
@@ -50,6 +51,12 @@ class Administration(Protocol):
     def change_project(self, name: str, **changes: Any) -> dict[str, Any]: ...
 
     def remove_project(self, name: str) -> dict[str, Any]: ...
+
+    def members(self, project: str) -> dict[str, Any]: ...
+
+    def set_member(self, project: str, email: str, role: str) -> dict[str, Any]: ...
+
+    def remove_member(self, project: str, email: str) -> dict[str, Any]: ...
 
     def quotas(self, name: str) -> dict[str, Any]: ...
 
@@ -161,6 +168,28 @@ class DataFolder:
 
         return self._with_services(remove, known_to_server=True)
 
+    def members(self, project: str) -> dict[str, Any]:
+        async def read(by: Identity, members: MemberService) -> dict[str, Any]:
+            return {"members": [member.public() for member in await members.list(by, project)]}
+
+        return self._with_members(read)
+
+    def set_member(self, project: str, email: str, role: str) -> dict[str, Any]:
+        from belljar.control.projects.people import MemberChange
+
+        wanted = _valid(MemberChange, {"role": role})
+
+        async def change(by: Identity, members: MemberService) -> dict[str, Any]:
+            return (await members.set(by, project, email, wanted)).public()
+
+        return self._with_members(change, known_to_server=True)
+
+    def remove_member(self, project: str, email: str) -> dict[str, Any]:
+        async def remove(by: Identity, members: MemberService) -> dict[str, Any]:
+            return (await members.remove(by, project, email)).public()
+
+        return self._with_members(remove, known_to_server=True)
+
     def quotas(self, name: str) -> dict[str, Any]:
         async def read(projects: SqlProjects, quotas: QuotaService) -> dict[str, Any]:
             await projects.get(name)
@@ -212,6 +241,25 @@ class DataFolder:
             return await work(SqlProjects(database), QuotaService(SqlQuotas(database), settings))
 
         return self._with_database(with_quotas, known_to_server=known_to_server)
+
+    def _with_members(
+        self,
+        work: Callable[[Identity, MemberService], Awaitable[dict[str, Any]]],
+        *,
+        known_to_server: bool = False,
+    ) -> dict[str, Any]:
+        from belljar.control.jobs.changes import Changes
+        from belljar.control.projects.identity import host_operator
+        from belljar.control.projects.member_service import MemberService
+        from belljar.control.store.keys import SqlKeys
+        from belljar.control.store.people import SqlPeople
+        from belljar.control.store.sessions import SqlSessions
+
+        async def with_members(database: Database, _: Settings) -> dict[str, Any]:
+            sessions = SqlSessions(database, SqlKeys(database))
+            return await work(host_operator(), MemberService(SqlPeople(database), sessions, Changes()))
+
+        return self._with_database(with_members, known_to_server=known_to_server)
 
     def _with_database(
         self, work: Callable[[Database, Settings], Awaitable[dict[str, Any]]], *, known_to_server: bool

@@ -79,6 +79,7 @@ def build(
                 trial_boot=lambda image: _try_boot(image, settings),
             )
         )
+    _record(settings, "image.build", image.name, digest=image.manifest.digest)
     _collect(settings)
     run_async(_make_snapshot(image, settings))
     _print(image, as_json=as_json)
@@ -99,6 +100,7 @@ def import_(
 
     settings = load_settings(data_dir=data_dir)
     image = run_async(import_image(reference, name, settings, ProgressLines()))
+    _record(settings, "image.import", image.name, digest=image.manifest.digest)
     _collect(settings)
     _print(image, as_json=as_json)
 
@@ -110,7 +112,7 @@ async def _try_boot(image: Image, settings: Settings) -> None:
     from belljar.node.machines.selector import HypervisorSelector
     from belljar.node.machines.trial_boot import try_boot
 
-    ProgressLines().step(f"booting a machine with the kernel {image.manifest.kernel.origin}")
+    ProgressLines().step(f"booting machines with the kernel {image.manifest.kernel.origin}")
     try:
         hypervisor = await HypervisorSelector(settings).hypervisor(image)
     except MissingTool as missing:  # images may be built for other hosts
@@ -200,7 +202,9 @@ def tag(
     from belljar.images.catalog import Images
     from belljar.settings import load_settings
 
-    Images(load_settings(data_dir=data_dir).data_dir).tag(reference, name)
+    settings = load_settings(data_dir=data_dir)
+    image = Images(settings.data_dir).tag(reference, name)
+    _record(settings, "image.tag", image.name, digest=image.manifest.digest)
 
 
 @app.command("rm")
@@ -212,8 +216,9 @@ def remove(name: Name, data_dir: options.DataDir = None) -> None:
 
     settings = load_settings(data_dir=data_dir)
     images = Images(settings.data_dir)
-    images.get(name)
+    digest = images.get(name).manifest.digest
     images.remove(name, run_async(needed_images(settings)))
+    _record(settings, "image.remove", name, digest=digest)
 
 
 @app.command()
@@ -226,6 +231,8 @@ def gc(data_dir: options.DataDir = None, as_json: options.Json = False) -> None:
     settings = load_settings(data_dir=data_dir)
     images = Images(settings.data_dir)
     freed = images.collect(run_async(needed_images(settings)))
+    if freed:
+        _record(settings, "image.collect", None, freed_bytes=freed)
     if as_json:
         print_json({"freed_bytes": freed, "disk_bytes": images.blobs.disk_bytes()})
         return
@@ -240,6 +247,13 @@ def sbom(name: Name, data_dir: options.DataDir = None) -> None:
     from belljar.settings import load_settings
 
     print_json(bill_of_materials(Images(load_settings(data_dir=data_dir).data_dir).get(name).manifest))
+
+
+def _record(settings: Settings, action: str, name: str | None, **details: object) -> None:
+    """Record in the audit log what the command did to an image. A failure is logged, not raised."""
+    from belljar.control.audit.local import record_locally
+
+    run_async(record_locally(settings, action, name, **details))
 
 
 def _collect(settings: Settings) -> None:

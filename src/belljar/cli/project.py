@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from belljar.cli import options
+from belljar.cli import members, options
 from belljar.cli.administration import administration, pages
 from belljar.cli.flags import AdministrationFlags
 from belljar.cli.printing import print_json, print_table
@@ -14,6 +14,7 @@ from belljar.cli.quota_flags import QuotaFlags, print_quotas
 from belljar.model.errors import InvalidOption
 
 app = typer.Typer(help="Projects: each owns its scripts, jobs and keys.", no_args_is_help=True)
+app.add_typer(members.app, name="members")
 
 Name = Annotated[str, typer.Argument(help="Name of the project.")]
 

@@ -68,8 +68,11 @@ def _value(name: str, text: str) -> int | float | str | None:
 
 def print_quotas(shown: dict[str, Any]) -> None:
     """Print the limits of a project, and which of them were set for it."""
-    rows = []
+    from belljar.model.quotas import CountedQuota
+
+    rows, counted = [], {quota.value for quota in CountedQuota}
     for name, limit in shown["limits"].items():
         origin = "" if shown["quotas"][name] is None else "of the project"
-        rows.append((name, "" if limit is None else f"{limit:g}" if isinstance(limit, float) else limit, origin))
+        unset = "unlimited" if name in counted else "as in the settings"
+        rows.append((name, unset if limit is None else f"{limit:g}" if isinstance(limit, float) else limit, origin))
     print_table(("QUOTA", "LIMIT", ""), rows)

@@ -268,6 +268,18 @@ class Client:
         """Remove a project with all of its data; return it as it is until then."""
         return self.transport.json("DELETE", f"/v1/projects/{quote(name, safe='')}")
 
+    def members(self, project: str) -> dict[str, Any]:
+        """Return the `members` of a project, and the invitations."""
+        return self.transport.json("GET", f"/v1/projects/{quote(project, safe='')}/members")
+
+    def set_member(self, project: str, email: str, role: str) -> dict[str, Any]:
+        """Invite the owner of an address of email, or change a member's role; return the member."""
+        return self.transport.json("PUT", _member_path(project, email), json={"role": role})
+
+    def remove_member(self, project: str, email: str) -> dict[str, Any]:
+        """Remove a member or an invitation, and return it."""
+        return self.transport.json("DELETE", _member_path(project, email))
+
     def set_secret(self, name: str, value: bytes) -> dict[str, Any]:
         """Store a new version of a secret; return its record."""
         body = {"value_base64": base64.b64encode(value).decode()}
@@ -281,6 +293,10 @@ class Client:
     def remove_secret(self, name: str) -> dict[str, Any]:
         """Remove a secret and return its record."""
         return self.transport.json("DELETE", f"/v1/secrets/{quote(name, safe='')}")
+
+
+def _member_path(project: str, email: str) -> str:
+    return f"/v1/projects/{quote(project, safe='')}/members/{quote(email, safe='')}"
 
 
 def _given(parameters: dict[str, Any]) -> dict[str, Any]:

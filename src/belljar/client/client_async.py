@@ -269,6 +269,18 @@ class AsyncClient:
         """Remove a project with all of its data; return it as it is until then."""
         return await self.transport.json("DELETE", f"/v1/projects/{quote(name, safe='')}")
 
+    async def members(self, project: str) -> dict[str, Any]:
+        """Return the `members` of a project, and the invitations."""
+        return await self.transport.json("GET", f"/v1/projects/{quote(project, safe='')}/members")
+
+    async def set_member(self, project: str, email: str, role: str) -> dict[str, Any]:
+        """Invite the owner of an address of email, or change a member's role; return the member."""
+        return await self.transport.json("PUT", _member_path(project, email), json={"role": role})
+
+    async def remove_member(self, project: str, email: str) -> dict[str, Any]:
+        """Remove a member or an invitation, and return it."""
+        return await self.transport.json("DELETE", _member_path(project, email))
+
     async def set_secret(self, name: str, value: bytes) -> dict[str, Any]:
         """Store a new version of a secret; return its record."""
         body = {"value_base64": base64.b64encode(value).decode()}
@@ -282,6 +294,10 @@ class AsyncClient:
     async def remove_secret(self, name: str) -> dict[str, Any]:
         """Remove a secret and return its record."""
         return await self.transport.json("DELETE", f"/v1/secrets/{quote(name, safe='')}")
+
+
+def _member_path(project: str, email: str) -> str:
+    return f"/v1/projects/{quote(project, safe='')}/members/{quote(email, safe='')}"
 
 
 def _given(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ _SEGMENT = struct.Struct("<IIQQQQQQ")
 _MACHINES = {3: "x86", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64"}
 _RELOCATABLE, _PT_LOAD, _PT_NOTE, _PT_INTERP = 1, 1, 4, 3
 _MAX_SEGMENTS = 64
+#: Bytes of notes in a segment that are read; a kernel has less than a kilobyte of them.
+_MAX_NOTES_BYTES = 64 << 10
 #: XEN_ELFNOTE_PHYS32_ENTRY: the entry point of PVH.
 _PVH_NOTE = (b"Xen", 18)
 _BANNER = re.compile(rb"Linux version (\d[\w.+~-]{0,127}) \(")
@@ -74,7 +76,7 @@ class KernelElf:
 
     def stripped(self) -> bytes:
         """Return the image without sections, which are symbols and debug information to a loader."""
-        head = bytearray(self._data[: self._loaded_bytes])
+        head = bytearray(self._data[: max(self._headers_bytes, self._loaded_bytes)])
         struct.pack_into("<Q", head, 40, 0)  # e_shoff
         struct.pack_into("<HHH", head, 58, 0, 0, 0)  # e_shentsize, e_shnum, e_shstrndx
         return bytes(head)
@@ -83,10 +85,15 @@ class KernelElf:
     def _loaded_bytes(self) -> int:
         return max(segment.offset + segment.size for segment in self._segments)
 
+    @property
+    def _headers_bytes(self) -> int:
+        _, _, _, _, _, table, _, _, _, entry_bytes, count, *_ = _HEADER.unpack_from(self._data)
+        return max(_HEADER.size, int(table + count * entry_bytes))
+
     def _notes(self) -> Iterator[tuple[bytes, int]]:
         """Yield owner and type of each note."""
         for segment in self._segments:
-            at, end = segment.offset, segment.offset + segment.size
+            at, end = segment.offset, segment.offset + min(segment.size, _MAX_NOTES_BYTES)
             while segment.kind == _PT_NOTE and at + 12 <= end:
                 name_bytes, description_bytes, kind = struct.unpack_from("<III", self._data, at)
                 yield self._data[at + 12 : at + 12 + name_bytes].rstrip(b"\0"), kind

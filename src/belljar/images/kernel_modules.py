@@ -63,6 +63,8 @@ class KernelModules:
         Raises ImageBuildError for a module that the kernel has neither as a file nor built in.
         """
         order: list[Path] = []
+        #: Also those whose dependencies are being visited: soft dependencies may lead in a circle.
+        visited: set[Path] = set()
 
         def visit(name: str, *, required: bool = True) -> None:
             if name in (self.builtin or ()):
@@ -72,8 +74,9 @@ class KernelModules:
                 if required:
                     raise ImageBuildError(f"the kernel {self.release} has no module {name}")
                 return
-            if path in order:
+            if path in visited:
                 return
+            visited.add(path)
             fields = _fields(path)
             # A soft dependency may be an alias of a module, such as crc32c of crc32c_generic.
             for soft in fields.get("softdep", "").partition("post:")[0].removeprefix("pre:").split():

@@ -117,6 +117,12 @@ class KeyInUrl(NotAuthenticated):
     code = "key_in_url"
 
 
+class SessionEnded(NotAuthenticated):
+    """The session of the browser ended, or its cookie is unknown; sign in again."""
+
+    code = "session_ended"
+
+
 class Forbidden(BelljarError):
     """The key lacks a scope, or the request is cross-origin; use a key with the scope, or send it from this machine."""
 
@@ -128,6 +134,24 @@ class ProjectSuspended(Forbidden):
     """The operator suspended the key's project; ask the operator to resume it."""
 
     code = "project_suspended"
+
+
+class CrossSiteRequest(Forbidden):
+    """Another site's page sent the request with this browser's cookie; send it from a page of this server, or a key."""
+
+    code = "cross_site_request"
+
+
+class InvalidFormToken(Forbidden):
+    """The form was made for another session; open its page again, and send it again."""
+
+    code = "invalid_form_token"
+
+
+class SignInFailed(Forbidden):
+    """The provider's response was refused, or no project knows the person; follow the message, and sign in again."""
+
+    code = "sign_in_failed"
 
 
 class NotFound(BelljarError):
@@ -204,6 +228,12 @@ class ServerBusy(HostError):
     """The server has too many requests in flight; try again after `retry_after` seconds."""
 
     code = "server_busy"
+
+
+class ProviderError(HostError):
+    """The OpenID Connect provider cannot be reached, or does not follow the protocol; see the server's log."""
+
+    code = "identity_provider"
 
 
 class MissingTool(HostError):

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from belljar.model.job import MachineInfo, NetworkUse, Resources, Timings
+from belljar.model.sandbox_values import GuestUser
 from belljar.model.secrets import SecretUse
 from belljar.model.value import Value
 
@@ -124,6 +125,9 @@ class SandboxSpec(Value):
     """Seconds from its creation to its end, unless it is extended. Paused time does not count."""
     idle_seconds: float | None = None
     """Seconds without a call and without a foreground command after which it ends; None: never."""
+    user: GuestUser | None = None
+    """Who its commands run as, and whom its working folder belongs to; None: the image's user. Only a sandbox of root
+    runs commands as other users, too."""
     auto_resume: bool = False
     """Whether a call to it resumes it when it is paused."""
     public_ports: tuple[int, ...] = ()

@@ -26,7 +26,7 @@ class TerminalSize(Value):
 
 
 class GuestUser(Value):
-    """Who does something in a sandbox; None as a whole means the image's user."""
+    """Who does something in a sandbox; None means its own user. Only a sandbox of root takes another."""
 
     uid: int = Field(ge=0, le=0x7FFFFFFF)
     gid: int = Field(ge=0, le=0x7FFFFFFF)

@@ -27,6 +27,7 @@ from belljar.settings.retention import RetentionSettings
 from belljar.settings.sandboxes import SandboxSettings
 from belljar.settings.secrets import SecretSettings
 from belljar.settings.server import ClientSettings, ServerSettings
+from belljar.settings.sign_in import SignInSettings
 from belljar.settings.storage import StorageSettings, default_data_dir
 from belljar.settings.worker import WorkerSettings
 
@@ -34,6 +35,7 @@ from belljar.settings.worker import WorkerSettings
 class Settings(
     StorageSettings,
     ServerSettings,
+    SignInSettings,
     ClientSettings,
     JobSettings,
     SandboxSettings,

@@ -33,6 +33,11 @@ class RetentionSettings(Area):
     keep_revoked_keys_days: float = Field(
         90, ge=0, description="Retention of revoked and expired keys, in the list of keys."
     )
+    keep_ended_sessions_days: float = Field(
+        30,
+        ge=0,
+        description="Retention of ended sessions, and of people who are in no project any more and have no session.",
+    )
     keep_audit_days: float = Field(365, ge=0, description="Retention of the audit log.")
     keep_usage_days: float = Field(400, ge=0, description="Retention of what each project used on each day.")
     keep_unused_snapshots_days: float = Field(30, ge=0, description="Retention of snapshots since their last use.")

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import asyncio
 import shutil
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from control.api.sandbox_calls import OneSandbox, SandboxApi
+from belljar.control.api.server import Server
+from control.api.sandbox_calls import LiveSandbox, OneSandbox, SandboxApi
 from support.registered_images import register
 from support.sandbox_node import AgentNode
 from support.served import Served, served
@@ -36,3 +40,24 @@ async def sandboxes(api: Served, tmp_path: Path) -> AsyncIterator[SandboxApi]:
 async def box(sandboxes: SandboxApi) -> OneSandbox:
     """One running sandbox."""
     return await sandboxes.create(env={"A": "1"})
+
+
+@pytest.fixture
+async def live(sandboxes: SandboxApi, box: OneSandbox) -> AsyncIterator[LiveSandbox]:
+    """The same sandbox behind the real server at a socket."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(100)
+        server = Server(sandboxes.served.services)
+        task = asyncio.create_task(server.serve([listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        headers = {"Authorization": sandboxes.http.headers["authorization"]}
+        try:
+            async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as http:
+                yield LiveSandbox(OneSandbox(http, box.id, box.folder), sandboxes, server, url, headers)
+        finally:
+            server.should_exit = True
+            async with asyncio.timeout(30):
+                await task

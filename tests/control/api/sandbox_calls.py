@@ -11,7 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+from websockets.asyncio.client import connect
 
+from belljar.control.api.server import Server
 from support.sandbox_node import AgentNode
 from support.served import Served
 
@@ -94,6 +96,24 @@ class OneSandbox:
     def file(self, path: Path | str) -> str:
         """The URL of a file by its absolute path, or one relative to the test's folder."""
         return f"{self.url}/files/{quote(str(self.folder / path))}"
+
+
+@dataclass(frozen=True)
+class LiveSandbox:
+    """A sandbox behind the real server at a socket."""
+
+    box: OneSandbox
+    sandboxes: SandboxApi
+    server: Server
+    #: Without a slash at the end.
+    base: str
+    headers: dict[str, str]
+
+    def websocket(self, path: str, **options: Any) -> connect:
+        """Return a connection to a path of the sandbox."""
+        headers = options.pop("headers", self.headers)
+        url = f"{self.base.replace('http', 'ws', 1)}{self.box.url}{path}"
+        return connect(url, additional_headers=headers, compression=None, **options)
 
 
 def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:

@@ -205,3 +205,21 @@ async def test_no_response_allows_another_origin_to_read_it(api: Served) -> None
         await api.http.get("/v1/jobs", headers={"Origin": "http://evil.example"}),
     ):
         assert not [name for name in response.headers if name.lower().startswith("access-control-")]
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Belljar-Project"])
+async def test_a_header_that_decides_who_acts_where_is_sent_once(api: Served, name: str) -> None:
+    values = {"Authorization": api.http.headers["authorization"], "Belljar-Project": "default"}
+    headers = [*values.items(), (name, values[name])]
+    async with api.caller() as anonymous:
+        assert (await anonymous.get("/v1/jobs", headers=[*values.items()])).status_code == 200
+        answer = problem(await anonymous.get("/v1/jobs", headers=headers), 400, "invalid_request")
+    assert f"{name.lower()} 2 times" in answer["detail"].lower()
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/{}", "/v1/scripts/{}", "/v1/images/{}", "/v1/projects/{}", "/{}"])
+async def test_a_key_in_a_path_is_not_repeated(api: Served, path: str) -> None:
+    secret = api.http.headers["authorization"].removeprefix("Bearer ")
+    response = await api.http.get(path.format(secret))
+    assert response.status_code in (404, 422)
+    assert secret not in response.text

@@ -30,6 +30,10 @@ VALID: dict[str, dict[str, Any]] = {
     "NewKey": {"name": "x"},
     "NewProject": {"name": "x"},
     "ProjectChange": {"suspended": False},
+    "ExecRequest": {"args": ["true"]},
+    "Extension": {"lifetime_seconds": 60},
+    "FilePatch": {"mode": "755"},
+    "MemberChange": {"role": "member"},
 }
 CALLERS = ("operator", "owner", "viewer", "nobody")
 #: Examples in all; each takes some milliseconds.
@@ -127,7 +131,9 @@ async def test_no_request_of_the_description_fails_the_server(api: Served) -> No
         statuses: set[int] = set()
 
         async def send(method: str, path: str, sent: dict[str, Any], who: str) -> None:
-            sent["params"].pop("wait", None)  # the default is not to wait
+            sent["params"].pop("wait", None)  # the default is not to wait, but for the machine of a sandbox
+            if path == "/v1/sandboxes":
+                sent["params"]["wait"] = "0"
             sent["params"].pop("follow", None)
             async with asyncio.timeout(30):
                 response = await clients[who].request(method, path, **sent)

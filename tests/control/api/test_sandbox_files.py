@@ -123,7 +123,7 @@ async def test_an_archive_goes_in_and_out(box: OneSandbox) -> None:
     problem(await box.http.get(f"{box.url}/files"), 422, "invalid_option")
 
 
-async def test_errors_of_a_path_are_told_apart(box: OneSandbox) -> None:
+async def test_each_error_of_a_path_has_its_code(box: OneSandbox) -> None:
     (box.folder / "f").write_bytes(b"")
     os.mkfifo(box.folder / "fifo")
     problem(await box.http.get(box.file("missing")), 404, "file_not_found")

@@ -40,7 +40,7 @@ async def test_a_command_returns_its_streams_and_its_exit(box: OneSandbox) -> No
     assert cwd.json()["stdout"] == "/usr\n"
 
 
-async def test_bytes_that_are_no_text_can_be_told_in_base64(box: OneSandbox) -> None:
+async def test_bytes_that_are_no_text_come_in_base64(box: OneSandbox) -> None:
     sent = bytes(range(256))
     body = {"args": ["cat"], "stdin_base64": base64.b64encode(sent).decode(), "encoding": "base64"}
     result = (await box.http.post(f"{box.url}/exec", json=body)).json()
@@ -51,7 +51,7 @@ async def test_bytes_that_are_no_text_can_be_told_in_base64(box: OneSandbox) -> 
     assert base64.b64decode(result["stdout"]) == large
 
 
-async def test_output_beyond_the_limit_is_dropped_and_told(box: OneSandbox) -> None:
+async def test_output_beyond_the_limit_is_dropped_and_marked(box: OneSandbox) -> None:
     result = await box.exec("head -c 3000000 /dev/zero | tr '\\0' x; echo end >&2", max_output_bytes=1000)
     assert (result["stdout"], result["stdout_truncated"]) == ("x" * 1000, True)
     assert (result["stderr"], result["stderr_truncated"]) == ("end\n", False)
@@ -182,6 +182,7 @@ async def test_a_foreground_command_is_killed_when_its_client_stays_away(
         ({"command": "true", "stdin_base64": "???"}, "stdin_base64"),
         ({"command": "true", "max_output_bytes": limits.MAX_OUTPUT_BYTES + 1}, "max_output_bytes"),
         ({"command": "true", "user": "nobody"}, "user"),
+        ({"command": "true", "user": -1}, "user"),
         ({"command": "true", "unknown": 1}, "unknown"),
         ({"args": ["/nonexistent/program"]}, None),
         ({"command": "true", "cwd": "/nonexistent"}, None),

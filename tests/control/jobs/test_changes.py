@@ -80,7 +80,7 @@ async def test_changes_of_other_processes_are_found_and_nothing_is_polled_withou
     changes, store = Changes(), Store()
     polling_module.POLL_SECONDS, before = 0.01, polling_module.POLL_SECONDS
     try:
-        async with asyncio.timeout(30), polling(changes, store.jobs, store.keys, store.projects, tmp_path):
+        async with asyncio.timeout(30), polling(changes, store.jobs, (store.keys,), store.projects, tmp_path):
             await asyncio.sleep(0.1)
             assert store.looks == 0
             with changes.watching("a") as watch:
@@ -106,7 +106,7 @@ async def test_a_failed_poll_is_repeated(tmp_path: Path) -> None:
     polling_module.POLL_SECONDS = polling_module.RETRY_SECONDS = 0.01
     try:
         with structlog.testing.capture_logs() as log:
-            async with asyncio.timeout(30), polling(changes, store.jobs, store.keys, store.projects, tmp_path):
+            async with asyncio.timeout(30), polling(changes, store.jobs, (store.keys,), store.projects, tmp_path):
                 with changes.watching("a") as watch:
                     for failure in (HostError("no room"), RuntimeError("a bug")):
                         store.fails = failure

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from belljar.control.projects.people import SessionOwner
+from belljar.control.projects.scopes import Role
 from belljar.control.store.keys import SqlKeys
 from belljar.control.store.nodes import Node, SqlNodes
+from belljar.control.store.people import SqlPeople
+from belljar.control.store.projects import SqlProjects
+from belljar.control.store.sessions import SqlSessions
 from support.data_folder import Folder
 from support.old_files import old_file
 
@@ -37,6 +42,31 @@ async def test_revoked_keys_are_removed_and_no_others(folder: Folder) -> None:
     assert (await folder.sweep(keep_revoked_keys_days=1e-9))["keys"].result.removed.count == 2
     assert [key.id for key in await keys.list()] == [other.id]
     assert await keys.authenticate(secret) is not None
+
+
+async def test_ended_sessions_and_people_without_a_project_or_session_are_removed(folder: Folder) -> None:
+    people, sessions = SqlPeople(folder.database), SqlSessions(folder.database, SqlKeys(folder.database))
+    await SqlProjects(folder.database).create("mine")
+    now, ids = datetime.now(UTC), []
+    for name in ("gone", "member", "signed-in"):
+        email = f"{name}@example.com"
+        await people.set_member("mine", email, Role.VIEWER, lambda _: None)
+        person = await people.sign_in(issuer="i", subject=name, email=email, name="", is_operator=False)
+        assert person is not None
+        ids.append(person.id)
+    ended, _, _ = await sessions.start(SessionOwner(person_id=ids[1]), now + timedelta(days=1))
+    await sessions.end(ended.id)
+    await sessions.start(SessionOwner(person_id=ids[1]), now - timedelta(days=1))
+    live, _, _ = await sessions.start(SessionOwner(person_id=ids[2]), now + timedelta(days=1))
+    for name in ("gone", "signed-in"):
+        await people.remove_member("mine", f"{name}@example.com", lambda _: None)
+    folder.sql("UPDATE sessions SET ended_at = NULL WHERE id = ?", live.id)  # the removal had ended it
+    swept = await folder.sweep()
+    assert (swept["sessions"].result.removed.count, swept["people"].result.removed.count) == (0, 0)
+    swept = await folder.sweep(keep_ended_sessions_days=1e-9)
+    assert (swept["sessions"].result.removed.count, swept["people"].result.removed.count) == (2, 1)
+    assert [bool(await people.get(id)) for id in ids] == [False, True, True]
+    assert await sessions.get(live.id) is not None and await sessions.get(ended.id) is None
 
 
 async def test_uploads_of_killed_processes_are_removed(folder: Folder) -> None:

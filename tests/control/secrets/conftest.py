@@ -10,6 +10,7 @@ import pytest
 from belljar.control.secrets.keys import KeyFile
 from belljar.control.secrets.service import SecretService
 from belljar.control.store.opening import open_database
+from belljar.control.store.projects import SqlProjects
 from belljar.control.store.secrets import SqlSecrets
 from belljar.settings import Settings
 from support.empty_database import place_empty_database
@@ -20,6 +21,8 @@ async def store(tmp_path: Path) -> AsyncIterator[SqlSecrets]:
     settings = Settings(data_dir=tmp_path)
     await place_empty_database(settings)
     database = await open_database(settings)
+    for project in ("mine", "yours"):
+        await SqlProjects(database).create(project)
     yield SqlSecrets(database)
     await database.close()
 

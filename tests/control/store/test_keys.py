@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from belljar.control.projects.key_format import new_secret
 from belljar.control.projects.scopes import Scope
 from belljar.control.store.database import Database
 from belljar.control.store.keys import SqlKeys
-from belljar.model.errors import NotFound
+from belljar.model.errors import KeyConflict, NotFound
+from belljar.model.ids import new_id
 
 
 @pytest.fixture
@@ -61,3 +63,30 @@ async def test_the_same_secret_is_not_kept_twice(keys: SqlKeys, tmp_path: Path) 
         await keys.add(key.model_copy(update={"id": "key_2"}), secret)
     with sqlite3.connect(tmp_path / "belljar.db") as connection:
         assert connection.execute("SELECT count(*) FROM keys").fetchone() == (1,)
+
+
+async def test_a_key_that_was_revoked_meanwhile_is_not_replaced(keys: SqlKeys) -> None:
+    old, _ = await keys.create("mine", "ci")
+    secret, ends_at = new_secret(), datetime.now(UTC) + timedelta(hours=1)
+    new = old.model_copy(update={"id": new_id("key"), "replaces": old.id})
+    await keys.revoke(old.id)  # after the rotation has read the key, before it writes
+    with pytest.raises(KeyConflict, match="revoked or expired"):
+        await keys.replace(old.id, new, secret, ends_at)
+    assert await keys.authenticate(secret) is None
+    assert [each.id for each in await keys.list()] == [old.id]
+
+
+async def test_a_project_has_a_maximum_of_keys_with_the_revoked_ones(
+    keys: SqlKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("belljar.control.store.keys.MAX_PROJECT_KEYS", 2)
+    first, _ = await keys.create("mine", "ci")
+    await keys.revoke((await keys.create("mine", "ci"))[0].id)
+    new = first.model_copy(update={"id": new_id("key"), "replaces": first.id})
+    with pytest.raises(KeyConflict, match="'mine' has 2 keys with the revoked ones"):
+        await keys.create("mine", "ci")
+    with pytest.raises(KeyConflict, match="2 are allowed"):
+        await keys.replace(first.id, new, new_secret(), datetime.now(UTC))
+    await keys.create("other", "ci")
+    await keys.create("mine", "operator", scopes=frozenset({Scope.ADMIN}))
+    assert len(await keys.list("mine")) == 3

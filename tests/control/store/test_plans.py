@@ -122,6 +122,7 @@ async def test_what_workers_look_after_is_found_among_held_jobs_alone(
     assert {line for line in plans.lines if "SCAN" in line} == {
         "SCAN jobs USING COVERING INDEX ix_jobs_queue",
         "SCAN jobs USING INDEX ix_jobs_held",
+        "SCAN sandboxes USING INDEX ix_sandboxes_live",
     }
 
 

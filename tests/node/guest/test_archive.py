@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tarfile
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from belljar.node.guest.archive import InvalidArchive
+from belljar.node.guest.archive import InvalidArchive, decode
 from belljar.node.guest.channel import ChannelBroken
 from belljar.node.guest.files import FileFailed, Files
 from support.conversation import ConnectAgent
@@ -159,3 +161,58 @@ async def test_a_file_that_grows_while_it_is_archived_is_cut_at_its_size(
         (member,) = tar.getmembers()
         content = tar.extractfile(member)
         assert content is not None and len(content.read()) == member.size >= 3 * MIB
+
+
+def header(name: str, kind: bytes, size: int) -> bytes:
+    """A tar header whose size may be negative, in the format's base 256."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    block[156:157] = kind
+    block[124:136] = (size % 256**12).to_bytes(12, "big") if size < 0 else b"%011o\0" % size
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("global", b"g"), ("extended", b"x"), ("./", b"0"), ("file", b"0")])
+async def test_a_negative_size_is_refused(name: str, kind: bytes) -> None:
+    with pytest.raises(InvalidArchive, match="size of -512 bytes"):
+        await whole(decode(one(header(name, kind, -512) + bytes(2048))))
+
+
+@pytest.mark.parametrize("size", ["²", "-1", "9" * 19, "9" * 5000, ""])
+async def test_a_size_in_an_extended_header_that_is_none_is_refused(size: str) -> None:
+    text = f" size={size}\n".encode()
+    length = next(n for n in range(len(text), len(text) + 8) if n == len(text) + len(str(n)))
+    data = f"{length}".encode() + text
+    archive = header("x", b"x", len(data)) + data + bytes(-len(data) % 512) + header("file", b"0", 0)
+    with pytest.raises(InvalidArchive):
+        await whole(decode(one(archive)))
+
+
+async def test_extended_headers_without_an_entry_take_no_memory() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for number in range(200):
+            data = b"60012 " + f"key{number:06}=".encode().ljust(60005, b"x") + b"\n"
+            data = data[:60012]
+            assert len(data) == 60012
+            yield header("x", b"x", len(data)) + data + bytes(-len(data) % 512)
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidArchive, match="breaks off"):
+            await whole(decode(endless()))
+        assert tracemalloc.get_traced_memory()[1] < 2 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+async def test_an_exclusive_atomic_write_replaces_nothing(connect_agent: ConnectAgent, root: Path) -> None:
+    (root / "file").write_text("old")
+    async with opened(connect_agent, root) as files:
+        with pytest.raises(FileFailed) as refused:
+            async with files.open_write("file", atomic=True, exclusive=True) as writer:
+                await writer.write(b"new")
+        assert refused.value.errno == errno.EEXIST
+        async with files.open_write("other", atomic=True, exclusive=True) as writer:
+            await writer.write(b"new")
+    assert {path.name: path.read_text() for path in root.iterdir()} == {"file": "old", "other": "new"}

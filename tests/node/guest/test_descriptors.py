@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from belljar.node.guest.command import Command, CommandFailed
+from belljar.node.guest.session import SessionRequest
 from node.guest.test_listening_agent import Listening, listening
 from support.conversation import Collector, ConnectAgent, compile_with_agent
 
@@ -111,3 +112,19 @@ async def test_the_agent_as_an_ordinary_process_never_isolates(connect_agent: Co
     async with connect_agent() as agent:
         with pytest.raises(MachineDied):
             await agent.connection.run(Command(argv=["true"], env={}), b"", Collector(), lambda _: None)
+
+
+async def test_a_session_has_a_descriptor_for_every_channel_and_its_commands_the_usual_limit(
+    connect_agent: ConnectAgent,
+) -> None:
+    """The limit is that of a machine's PID 1: poll(2) takes no more descriptors than it."""
+    async with connect_agent() as agent:
+        resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (1024, 4096))
+        async with agent.connection.open_session(SessionRequest(isolated=False)) as session:
+            for _ in range(400):
+                ended = await session.start(agent.session_command("true"))
+                assert (await ended.wait()).exit_code == 0
+            assert len(session.processes) == 400
+            async with session.open_command(agent.session_command("sh", "-c", "ulimit -n")) as process:
+                _, out, _ = await process.communicate(max_bytes=100)
+    assert out == b"1024\n"

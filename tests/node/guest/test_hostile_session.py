@@ -188,6 +188,39 @@ async def test_a_record_that_is_none_is_an_error_of_the_operation(record: bytes)
                 await stat(session)
 
 
+async def watch(files: Files) -> object:
+    async with files.watch("x") as events:
+        return [event async for event in events]
+
+
+async def archive(files: Files) -> object:
+    return [piece async for piece in files.archive("x")]
+
+
+ENTRY = HEADER.pack(1, ord("f"), 0o644, 0, 0, 1, 0, 0, 0, 0) + b"x"
+LINK_OUT = HEADER.pack(1, ord("l"), 0o777, 0, 0, 4, 1, 0, 0, 0) + b"../x/"
+
+
+@pytest.mark.parametrize(
+    ("records", "use"),
+    [
+        pytest.param(ENTRY + ENTRY, watch, id="a file where an event belongs"),
+        pytest.param(ENTRY, Files.ports, id="a file where a port belongs"),
+        pytest.param(LINK_OUT, archive, id="an entry outside the archived folder"),
+        pytest.param(LINK_OUT.replace(b"../x", b"/etc"), archive, id="an absolute entry of an archive"),
+    ],
+)
+async def test_a_record_that_does_not_belong_there_breaks_the_operation_off(
+    records: bytes, use: Callable[[Files], Awaitable[object]]
+) -> None:
+    data = STARTED + frame(FrameType.OUTPUT, records, stream=Stream.STDOUT) + EXITED + CLOSED
+    async with asyncio.timeout(5), guest_that_sends(HELLO + SERVING) as connection:
+        await connection.open(1)
+        async with connection.open_session(SessionRequest()) as session:
+            with pytest.raises(ChannelBroken, match=r"described no|outside its folder"):
+                await answer(session, data, lambda _: use(Files(session)))
+
+
 async def test_many_tiny_pieces_take_no_more_memory_than_they_have_bytes() -> None:
     async def flood(session: Session) -> object:
         pieces = (output(1) + output(1, stream=Stream.STDERR)) * 2000

@@ -169,9 +169,8 @@ async def test_a_terminal_has_a_size_echoes_and_is_the_controlling_one(connect_a
 
 async def test_control_c_interrupts_what_runs_in_the_terminal(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent, agent.session() as session:
-        command = agent.session_command(
-            "sh", "-c", "trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 0.1; done"
-        )
+        script = "trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 0.1; done"
+        command = agent.session_command("sh", "-c", script)
         async with session.open_command(command, terminal=TerminalSize(80, 24)) as process:
             await read_until(process, b"ready")
             await process.write(b"\x03")

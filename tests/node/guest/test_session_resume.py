@@ -202,3 +202,41 @@ async def test_a_machine_that_dies_instead_of_suspending_is_an_error(
             listening.process.send_signal(signal.SIGKILL)
             with pytest.raises(MachineDied):
                 await session.suspend()
+
+
+async def test_what_a_process_that_an_ended_command_left_still_writes_is_dropped_after_a_resume_too(
+    listening: Listening,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    script = "(while ! [ -e go ]; do sleep 0.05; done; head -c 2000000 /dev/zero; touch done) &"
+    async with listening.connection() as connection:
+        await connection.open(10)
+        async with connection.open_session(REQUEST) as session:
+            ended = await session.start(command("sh", "-c", script, folder=tmp_path))
+            assert (await ended.wait()).exit_code == 0
+            await session.suspend()
+    async with listening.connection() as connection:
+        await connection.resume(10)
+        async with connection.resume_session(), asyncio.timeout(20):
+            (tmp_path / "go").touch()
+            while not (tmp_path / "done").exists():
+                await asyncio.sleep(0.02)
+
+
+async def test_a_command_that_was_being_closed_at_a_suspend_tells_its_exit_after_the_resume(
+    listening: Listening,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    async with listening.connection() as connection:
+        await connection.open(10)
+        async with connection.open_session(REQUEST) as session:
+            process = await session.start(command("sleep", "600", folder=tmp_path))
+            await process.send_close()
+            await session.suspend()
+    async with listening.connection() as connection:
+        await connection.resume(10)
+        async with connection.resume_session() as session, asyncio.timeout(20):
+            if again := session.processes.get(process.id):  # else it ended before the suspend
+                assert (await again.wait()).signal == signal.SIGKILL
+            fresh = await session.start(command("true", folder=tmp_path))
+            assert (await fresh.wait()).exit_code == 0

@@ -11,6 +11,7 @@ import pytest
 
 from belljar.control.blobs.store import open_blobs
 from belljar.control.logs.log import JobLog
+from belljar.control.store.projects import SqlProjects
 from belljar.link.secrets import JobSecret
 from belljar.model.image import Language
 from belljar.model.job import Job, Resources
@@ -36,6 +37,7 @@ def uses(*names: str) -> tuple[SecretUse, ...]:
 
 @pytest.fixture
 async def secret(harness: WorkerHarness) -> AsyncIterator[None]:
+    await SqlProjects(harness.database).create("mine")
     await harness.secrets.set("mine", "TOKEN", SecretValue(VALUE))
     yield
     base = harness.settings.data_dir
@@ -70,6 +72,7 @@ async def test_the_beginning_of_one_at_the_end_of_the_output_is_not_lost(harness
 
 
 async def test_a_job_may_want_no_mask(harness: WorkerHarness) -> None:
+    await SqlProjects(harness.database).create("mine")
     await harness.secrets.set("mine", "TOKEN", SecretValue(VALUE))
     async with harness.working():
         job = await harness.submit('echo "$TOKEN"', secrets=uses("TOKEN"), mask_secrets=False)
@@ -87,6 +90,7 @@ async def test_a_secret_that_was_removed_ends_the_job_with_its_name(harness: Wor
 
 
 async def test_a_lost_key_costs_the_attempts_and_says_why(harness: WorkerHarness) -> None:
+    await SqlProjects(harness.database).create("mine")
     await harness.secrets.set("mine", "TOKEN", SecretValue(VALUE))
     harness.settings.paths.secrets_key.rename(harness.settings.data_dir / "kept")
     async with harness.working():

@@ -26,8 +26,10 @@ from belljar.control.api.routes import (
     jobs,
     keys,
     logs,
+    members,
     metrics,
     nodes,
+    openid,
     projects,
     quotas,
     sandbox_attach,
@@ -37,12 +39,15 @@ from belljar.control.api.routes import (
     sandboxes,
     scripts,
     secrets,
+    sessions,
+    sign_in,
 )
 from belljar.control.api.routes.secrets import SecretBody
 from belljar.control.api.rules import ruled_routes
 from belljar.control.api.security_headers import SecurityHeaders
 from belljar.control.api.services import Services
 from belljar.control.projects.key_request import NewKey, Rotation
+from belljar.control.projects.people import MemberChange
 from belljar.control.projects.project_request import NewProject, ProjectChange
 from belljar.control.sandboxes.request import ExecRequest, Extension, FilePatch, SandboxRequest, SignalRequest
 from belljar.model.job_options import JobOptions, JobRequest
@@ -59,10 +64,14 @@ _ROUTES = (
     health,
     metrics,
     projects,
+    members,
     quotas,
     keys,
     secrets,
     audit,
+    sessions,
+    sign_in,
+    openid,
     sandboxes,
     sandbox_processes,
     sandbox_attach,
@@ -70,7 +79,7 @@ _ROUTES = (
     sandbox_ports,
 )
 #: The models that routes read from their bodies themselves.
-_BODIES = (
+_MODELS = (
     JobOptions,
     JobRequest,
     NewKey,
@@ -78,6 +87,7 @@ _BODIES = (
     NewProject,
     ProjectChange,
     ProjectQuotas,
+    MemberChange,
     SecretBody,
     SandboxRequest,
     Extension,
@@ -103,13 +113,19 @@ def create_app(services: Services | None) -> FastAPI:
     for routes in _ROUTES:
         app.include_router(routes.router)
     ruled_routes(app)  # raises for a route without a rule
-    describe(app, _BODIES)
+    describe(app, _MODELS)
     if services is not None:
+        authentication = app.state.authentication = Authentication(
+            services.keys,
+            services.projects,
+            services.sessions,
+            services.changes,
+            public_url=services.settings.public_url,
+            is_on=services.settings.auth == "on",
+        )
         app.add_middleware(
             AuthMiddleware,
-            authentication=Authentication(
-                services.keys, services.projects, services.changes, is_on=services.settings.auth == "on"
-            ),
+            authentication=authentication,
             settings=services.settings,
             changes=services.changes,
             max_requests=max_connections(services.settings),

@@ -11,21 +11,24 @@ import sys
 import time
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from belljar.control.api.authentication import Authentication, check_origin, end_error
 from belljar.control.api.bodies import MAX_JSON_BYTES, MAX_SMALL_BYTES
-from belljar.control.api.problems import problem_of
+from belljar.control.api.problems import message_of, problem_of
 from belljar.control.api.request_limits import BodyBudget, RequestCount
 from belljar.control.api.streams import StreamAborted
 from belljar.control.jobs.changes import Changes
 from belljar.control.projects.identity import Identity
+from belljar.control.web.errors import error_page, wants_page
 from belljar.model.errors import BelljarError, RequestTimeout, TooLarge
 from belljar.settings import Settings
 
 MB = 1024 * 1024
-#: Routes without a key, for load balancers and supervisors; they return no data of jobs.
-PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
+#: Routes without a key: for load balancers and supervisors, and the sign-in. They return no data of projects.
+PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/signin", "/signin/oidc", "/signin/oidc/callback"})
 #: The multipart body beside the script: the header of a part, and two short fields.
 _FORM_OVERHEAD_BYTES = 64 * 1024
 #: Maximum memory of a form that is being received: larger files go to the disk.
@@ -73,7 +76,14 @@ class AuthMiddleware:
                     body = _Body(receive, max_bytes)
                     await self._app(scope, body, _while_valid(send, identity, self._changes))
         except BelljarError as error:
-            await problem_of(error, is_operator=False)(scope, receive, send)
+            await (await self._refusal(scope, receive, error))(scope, receive, send)
+
+    async def _refusal(self, scope: Scope, receive: Receive, error: BelljarError) -> Response:
+        if not wants_page(scope):
+            return problem_of(error, is_operator=False)
+        request = Request(scope, _Body(receive, MAX_SMALL_BYTES))
+        is_same_origin = self._authentication.is_same_origin(scope, request.headers)
+        return await error_page(request, error, message_of(error, is_operator=False), is_same_origin=is_same_origin)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Authenticate before the connection is accepted; refuse it with a problem document."""

@@ -1,8 +1,9 @@
-"""Finds out who sends a request: the identity of its key, and the project in which it acts."""
+"""Finds out who sends a request: the identity of its key or session, and the project in which it acts."""
 
 from __future__ import annotations
 
 import re
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -10,20 +11,25 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from belljar.control.api.failed_attempts import FailedAttempts
+from belljar.control.api.same_origin import check_same_origin
+from belljar.control.api.session_cookie import Cookies
 from belljar.control.jobs.changes import Changes
 from belljar.control.projects.identity import Identity, nobody
 from belljar.control.projects.key_format import IN_TEXT, flaw
 from belljar.control.projects.keys import Key
+from belljar.control.projects.session_service import SessionService, suspended
 from belljar.control.store.keys import KnownKey, SqlKeys
 from belljar.control.store.projects import SqlProjects, missing_project
 from belljar.local_server import is_loopback
 from belljar.model.errors import (
     BelljarError,
+    CrossSiteRequest,
     Forbidden,
     HostError,
+    InvalidRequest,
     KeyInUrl,
     NotAuthenticated,
-    ProjectSuspended,
+    SessionEnded,
     TooManyFailures,
 )
 
@@ -38,8 +44,23 @@ _NOBODY = nobody()
 class Authentication:
     """Authenticates the requests of one server."""
 
-    def __init__(self, keys: SqlKeys, projects: SqlProjects, changes: Changes, *, is_on: bool) -> None:
-        """With `is_on` False, every request that comes from this machine is an operator's."""
+    def __init__(
+        self,
+        keys: SqlKeys,
+        projects: SqlProjects,
+        sessions: SessionService,
+        changes: Changes,
+        *,
+        public_url: str | None,
+        is_on: bool,
+    ) -> None:
+        """With `is_on` False, every request that comes from this machine is an operator's.
+
+        `public_url` is the origin of this server's pages, where it is not that of the request's `Host`.
+        """
+        self.cookies = Cookies(public_url)
+        self._public_url = public_url
+        self._sessions = sessions
         self._keys = keys
         self._projects = projects
         self._changes = changes
@@ -49,31 +70,64 @@ class Authentication:
     async def identity(self, scope: Scope, headers: Headers) -> Identity:
         """Return the request's identity.
 
-        Raises NotAuthenticated, TooManyFailures, ProjectSuspended, Forbidden, NotFound (project), HostError.
+        The header `Authorization` goes before the cookie of a session. Raises NotAuthenticated, TooManyFailures,
+        ProjectSuspended, Forbidden, NotFound (project), InvalidRequest, HostError.
         """
+        named = _only(headers, PROJECT_HEADER)
         if not self._is_on:
             _check_local(headers)
             identity = _NOBODY
         else:
             _check_query(scope["query_string"])
-            identity = await self._of_key(scope, headers)
-        named = headers.get(PROJECT_HEADER)
+            cookie = None if "authorization" in headers else self.cookies.session(scope, headers)
+            if cookie is not None:
+                self.check_same_origin(scope, headers)
+                identity = await self._sessions.identity(cookie, named)
+            else:
+                identity = await self._of_key(scope, headers)
         return identity if named is None else await self._in_project(identity, named)
 
     async def _of_key(self, scope: Scope, headers: Headers) -> Identity:
-        match = _BEARER.match(headers.get("authorization", ""))
+        match = _BEARER.match(_only(headers, "authorization") or "")
         if match is None:
             raise NotAuthenticated("no key; send the header Authorization: Bearer KEY")
-        secret = match[1]
+        key = await self.key_of(scope, match[1])
+        await self._record_use(key.key)
+        return key.identity
+
+    def check_same_origin(self, scope: Scope, headers: Headers) -> None:
+        """Refuse a request of another site's page. Raises CrossSiteRequest."""
+        check_same_origin(scope, headers, self._public_url)
+
+    def turn(self, scope: Scope) -> AbstractAsyncContextManager[None]:
+        """Return the turn of an address that is slowed; others need not wait."""
+        return self._failures.turn(_host(scope))
+
+    def count_failure(self, scope: Scope) -> None:
+        """Count a failed sign-in for the client's address, like an invalid key."""
+        self._failures.add(_host(scope))
+
+    def is_same_origin(self, scope: Scope, headers: Headers) -> bool:
+        """Return whether no other site's page sent the request."""
+        try:
+            self.check_same_origin(scope, headers)
+        except CrossSiteRequest:
+            return False
+        return True
+
+    async def key_of(self, scope: Scope, secret: str) -> KnownKey:
+        """Return the valid key of a secret; failures count for the client's address.
+
+        Raises NotAuthenticated, TooManyFailures, ProjectSuspended, HostError.
+        """
         known = self._keys.cached(secret) or await self._look_up(scope, secret)
         if (reason := _invalid(known.key)) is not None:
             raise self._failure(_host(scope), reason)
         if not known.is_suspended:
             self._changes.set_active(known.key.project)
         elif not known.identity.is_operator:
-            raise _suspended(known.key.project)
-        await self._record_use(known.key)
-        return known.identity
+            raise suspended(known.key.project)
+        return known
 
     async def _look_up(self, scope: Scope, secret: str) -> KnownKey:
         host = _host(scope)
@@ -115,13 +169,12 @@ def end_error(identity: Identity, changes: Changes) -> BelljarError | None:
         return NotAuthenticated("the key was revoked or expired")
     if identity.expires_at is not None and datetime.now(UTC) >= identity.expires_at:
         return NotAuthenticated("the key expired")
+    session = identity.session
+    if session is not None and (changes.is_revoked(session.id) or datetime.now(UTC) >= session.expires_at):
+        return SessionEnded("the session has ended; sign in again")
     if changes.is_suspended(identity.project) and not identity.is_operator:
-        return _suspended(identity.project)
+        return suspended(identity.project)
     return None
-
-
-def _suspended(project: str) -> ProjectSuspended:
-    return ProjectSuspended(f"the project {project!r} is suspended; ask the operator of this server")
 
 
 def _invalid(key: Key) -> str | None:
@@ -130,6 +183,14 @@ def _invalid(key: Key) -> str | None:
     if key.expires_at is not None and datetime.now(UTC) >= key.expires_at:
         return f"the key expired at {key.expires_at:%Y-%m-%d %H:%M:%S} UTC; create a new one with belljar key create"
     return None
+
+
+def _only(headers: Headers, name: str) -> str | None:
+    """Return the value of a header. Raises InvalidRequest for several: a proxy may have judged by another one."""
+    values = headers.getlist(name)
+    if len(values) > 1:
+        raise InvalidRequest(f"the request has the header {name} {len(values)} times; send it once")
+    return values[0] if values else None
 
 
 def _host(scope: Scope) -> str:

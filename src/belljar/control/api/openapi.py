@@ -9,8 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from belljar.control.api.rules import ruled_routes
-from belljar.control.projects.scopes import Scope
+from belljar.control.api.rules import RuledRoute, ruled_routes
 
 _PROBLEM = {
     "type": "object",
@@ -89,16 +88,16 @@ def _description(app: FastAPI, models: tuple[type[BaseModel], ...]) -> dict[str,
     schemas.update(definitions["$defs"])
     schemas["Problem"] = _PROBLEM
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    scopes = {(method.lower(), route.path): route.scope for route in ruled_routes(app) for method in route.methods}
+    rules = {(method.lower(), route.path): route for route in ruled_routes(app) for method in route.methods}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            _describe(path, method, operation, scopes[method, path])
+            _describe(path, method, operation, rules[method, path])
     return document
 
 
-def _describe(path: str, method: str, operation: dict[str, Any], scope: Scope | None) -> None:
-    if scope is not None:
-        operation["security"] = [{"key": [scope.value]}]
+def _describe(path: str, method: str, operation: dict[str, Any], rule: RuledRoute) -> None:
+    if not rule.is_public:
+        operation["security"] = [{"key": [] if rule.scope is None else [rule.scope.value]}]
     responses = operation["responses"]
     for status in _statuses(path, method, operation):
         content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}

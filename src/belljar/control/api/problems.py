@@ -15,6 +15,10 @@ from starlette.responses import Response
 
 from belljar.control.api.methods import allowed_methods
 from belljar.control.api.rate_limit_headers import rate_limit_headers
+from belljar.control.projects.key_format import IN_TEXT as KEY_IN_TEXT
+from belljar.control.projects.key_format import PREFIX
+from belljar.control.web.errors import error_page, wants_page
+from belljar.control.web.pages import page
 from belljar.model.errors import (
     BelljarError,
     InvalidOption,
@@ -45,6 +49,8 @@ _TENANT_MESSAGES = {
 def problem(status: int, code: str, detail: str, more: Mapping[str, Any] | None = None) -> Response:
     """Return the response for one problem; `more` are its extension members."""
     members = dict(more or {})
+    if PREFIX in detail:  # a key in the wrong place of a request is not repeated: answers are often logged
+        detail = KEY_IN_TEXT.sub(f"{PREFIX}HIDDEN", detail)
     headers = {"WWW-Authenticate": "Bearer"} if status == NotAuthenticated.status else {}
     if "retry_after" in members:
         headers["Retry-After"] = str(members["retry_after"])
@@ -65,15 +71,20 @@ def current_request_id() -> str | None:
 
 def problem_of(error: BelljarError, *, is_operator: bool = True) -> Response:
     """Return the response for an error. Details about the host are for its operator only."""
-    detail = error.message
-    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.error("request_failed", code=error.code, error=error.message)
-        if not is_operator and "retry_after" not in error.details:
-            detail = _TENANT_MESSAGES.get(error.code) or without_paths(error.message)
-    response = problem(error.status, error.code, detail, error.details)
+    response = problem(error.status, error.code, message_of(error, is_operator=is_operator), error.details)
     if isinstance(error, QuotaExceeded):
         response.headers.update(rate_limit_headers(_used_up(error)))
     return response
+
+
+def message_of(error: BelljarError, *, is_operator: bool) -> str:
+    """Return what the caller may know of an error. The log gets what is wrong with the host."""
+    if error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return error.message
+    log.error("request_failed", code=error.code, error=error.message)
+    if is_operator or "retry_after" in error.details:
+        return error.message
+    return _TENANT_MESSAGES.get(error.code) or without_paths(error.message)
 
 
 def _used_up(error: QuotaExceeded) -> list[RateLimit]:
@@ -94,6 +105,9 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(BelljarError)
     async def belljar_error(request: Request, error: BelljarError) -> Response:
+        if wants_page(request.scope):  # authentication has checked the origin of what changes something
+            message = message_of(error, is_operator=_is_operator(request))
+            return await error_page(request, error, message, is_same_origin=True)
         return problem_of(error, is_operator=_is_operator(request))
 
     @app.exception_handler(RequestValidationError)
@@ -111,6 +125,8 @@ def handle_errors(app: FastAPI) -> None:
             methods = allowed_methods(app, request.url.path)
             headers["Allow"] = ", ".join(methods)
             detail = f"{request.url.path[:200]} does not take {request.method}; use {headers['Allow']}"
+        if wants_page(request.scope):
+            return page("error.html", error.status_code, heading=HTTPStatus(error.status_code).phrase, message=detail)
         response = problem(error.status_code, _CODES.get(error.status_code, InvalidRequest.code), detail)
         response.headers.update(headers)
         return response

@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI
 from fastapi.routing import iter_route_contexts
 from starlette.requests import HTTPConnection
 
-from belljar.control.projects.identity import Identity
+from belljar.control.projects.identity import Identity, IdentityKind
 from belljar.control.projects.scopes import Scope
 from belljar.model.errors import Forbidden
 
@@ -17,8 +17,9 @@ from belljar.model.errors import Forbidden
 class Rule:
     """A dependency that refuses a request whose identity does not have the scope; None: nobody is refused."""
 
-    def __init__(self, scope: Scope | None) -> None:
+    def __init__(self, scope: Scope | None, *, is_public: bool = False) -> None:
         self.scope = scope
+        self.is_public = is_public
 
     # A coroutine, because FastAPI runs plain functions in threads.
     async def __call__(self, request: HTTPConnection) -> None:
@@ -29,7 +30,8 @@ class Rule:
         if not identity.may(self.scope):
             if self.scope is Scope.ADMIN:
                 raise Forbidden("this requires an operator's key, one with the scope admin")
-            raise Forbidden(f"this requires the scope {self.scope}, which your key does not have")
+            whose = "role here" if identity.kind is IdentityKind.PERSON else "key"
+            raise Forbidden(f"this requires the scope {self.scope}, which your {whose} does not have")
 
 
 def require(scope: Scope) -> Any:
@@ -39,6 +41,11 @@ def require(scope: Scope) -> Any:
 
 def public() -> Any:
     """Return the rule of a route that needs no key. The middleware must also list its path in `PUBLIC_PATHS`."""
+    return Depends(Rule(None, is_public=True))
+
+
+def anyone() -> Any:
+    """Return the rule of a route about the caller itself: every key and session has it."""
     return Depends(Rule(None))
 
 
@@ -49,8 +56,12 @@ class RuledRoute(NamedTuple):
     #: As the description has it: without the kinds of its parameters.
     path: str
     methods: frozenset[str]
-    #: None: it is public.
+    #: None: none is needed.
     scope: Scope | None
+    #: Whether it needs no key.
+    is_public: bool
+    #: Whether it is in the description of the API; pages are not.
+    is_described: bool
 
 
 _KIND = re.compile(r":\w+\}")
@@ -69,5 +80,7 @@ def ruled_routes(app: FastAPI) -> list[RuledRoute]:
         rules = [each.dependency for each in dependencies if isinstance(each.dependency, Rule)]
         if len(rules) != 1:
             raise TypeError(f"the route {name} ({path}) needs one rule: dependencies=[require(Scope.…)]")
-        found.append(RuledRoute(name, path, frozenset(route.methods or ()), rules[0].scope))
+        is_described = bool(getattr(route.original_route, "include_in_schema", True))
+        methods = frozenset(route.methods or ())
+        found.append(RuledRoute(name, path, methods, rules[0].scope, rules[0].is_public, is_described))
     return found

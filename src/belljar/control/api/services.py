@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,8 +13,11 @@ from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
+from belljar.control.openid.client import OpenIdClient, openid_client
 from belljar.control.projects.key_service import KeyService
+from belljar.control.projects.member_service import MemberService
 from belljar.control.projects.project_service import ProjectService
+from belljar.control.projects.session_service import SessionService
 from belljar.control.quotas.service import QuotaService, default_limits
 from belljar.control.sandboxes.commands import Commands
 from belljar.control.sandboxes.queue import SandboxQueue
@@ -28,10 +32,12 @@ from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.keys import SqlKeys
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
+from belljar.control.store.people import SqlPeople
 from belljar.control.store.projects import SqlProjects
 from belljar.control.store.quotas import SqlQuotas
 from belljar.control.store.scripts import SqlScripts
 from belljar.control.store.secrets import SqlSecrets
+from belljar.control.store.sessions import SqlSessions
 from belljar.images.catalog import Images
 from belljar.scripts.uploads import clear_stale_uploads
 from belljar.settings import Settings
@@ -61,6 +67,11 @@ class Services:
     key_service: KeyService
     quotas: QuotaService
     project_service: ProjectService
+    people: SqlPeople
+    members: MemberService
+    sessions: SessionService
+    #: None: people sign in with keys only.
+    openid: OpenIdClient | None
     nodes: SqlNodes
     secrets: SecretService
     sandbox_queue: SandboxQueue
@@ -103,7 +114,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             disk,
             secrets,
         )
-        keys, projects = SqlKeys(database), SqlProjects(database)
+        keys, projects, people = SqlKeys(database), SqlProjects(database), SqlPeople(database)
+        sessions = SqlSessions(database, keys)
         auditor = Auditor(SqlAudit(database))
         queue = SandboxQueue(database, secrets, settings.lease_seconds)
         sandboxes = SandboxService(
@@ -115,10 +127,18 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             largest=lambda: nodes.cached_limits(settings.lease_seconds),
             disk=disk,
         )
+        openid = openid_client(settings)
         async with (
+            openid or contextlib.nullcontext(),
             auditor.running(),
             Commands() as commands,
-            polling(changes, job_store.states, keys.ended_since, projects.suspended, settings.data_dir),
+            polling(
+                changes,
+                job_store.states,
+                (keys.ended_since, sessions.ended_since),
+                projects.suspended,
+                settings.data_dir,
+            ),
         ):
             yield Services(
                 settings=settings,
@@ -135,6 +155,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 key_service=KeyService(keys, changes),
                 quotas=quotas,
                 project_service=ProjectService(projects, keys, changes),
+                people=people,
+                members=MemberService(people, sessions, changes),
+                openid=openid,
+                sessions=SessionService(sessions, changes, settings),
                 nodes=nodes,
                 secrets=secrets,
                 sandbox_queue=queue,

@@ -86,14 +86,14 @@ class Changes:
         """Return as soon as any job has a waiter."""
         await self._watched.wait()
 
-    def notify_revoked(self, key_id: str) -> None:
-        """End the open streams and waits of a key that was revoked or has expired."""
-        self._revoked.add(key_id)
+    def notify_revoked(self, id: str) -> None:
+        """End the open streams and waits of a key that was revoked or has expired, or of a session that ended."""
+        self._revoked.add(id)
         self._wake_all()
 
-    def is_revoked(self, key_id: str) -> bool:
-        """Return whether a key was revoked since this process started."""
-        return key_id in self._revoked
+    def is_revoked(self, id: str) -> bool:
+        """Return whether a key was revoked, or a session ended, since this process started."""
+        return id in self._revoked
 
     def set_suspended(self, projects: Collection[str]) -> None:
         """Set which projects are suspended: the open streams and waits of their keys end."""

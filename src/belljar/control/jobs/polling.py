@@ -26,8 +26,8 @@ RETRY_SECONDS = 5.0
 
 #: Returns the states of jobs, as values that differ when the jobs do.
 ReadStates = Callable[[Sequence[str]], Awaitable[Mapping[str, object]]]
-#: Returns the ids of the keys that were revoked or expired since a time.
-ReadEndedKeys = Callable[[datetime], Awaitable[Sequence[str]]]
+#: Returns the ids of the keys that were revoked or expired since a time, or of the sessions that ended.
+ReadEnded = Callable[[datetime], Awaitable[Sequence[str]]]
 #: Returns the names of the suspended projects.
 ReadSuspended = Callable[[], Awaitable[Sequence[str]]]
 
@@ -36,12 +36,12 @@ ReadSuspended = Callable[[], Awaitable[Sequence[str]]]
 async def polling(
     changes: Changes,
     read_states: ReadStates,
-    read_ended_keys: ReadEndedKeys,
+    read_ended: Sequence[ReadEnded],
     read_suspended: ReadSuspended,
     data_dir: Path,
 ) -> AsyncIterator[None]:
     """Poll while the block runs."""
-    poller = _Poller(changes, read_states, read_ended_keys, read_suspended, data_dir)
+    poller = _Poller(changes, read_states, read_ended, read_suspended, data_dir)
     task = asyncio.create_task(poller.run(), name="change polling")
     try:
         yield
@@ -55,13 +55,13 @@ class _Poller:
         self,
         changes: Changes,
         read_states: ReadStates,
-        read_ended_keys: ReadEndedKeys,
+        read_ended: Sequence[ReadEnded],
         read_suspended: ReadSuspended,
         data_dir: Path,
     ) -> None:
         self._changes = changes
         self._read_states = read_states
-        self._read_ended_keys = read_ended_keys
+        self._read_ended = read_ended
         self._read_suspended = read_suspended
         self._started_at = datetime.now(UTC)
         self._data_dir = data_dir
@@ -84,9 +84,10 @@ class _Poller:
     async def _poll(self) -> None:
         watched = self._changes.watched()
         states = await self._read_states(watched)
-        for key_id in await self._read_ended_keys(self._started_at):
-            if not self._changes.is_revoked(key_id):
-                self._changes.notify_revoked(key_id)
+        for read in self._read_ended:
+            for id in await read(self._started_at):
+                if not self._changes.is_revoked(id):
+                    self._changes.notify_revoked(id)
         self._changes.set_suspended(await self._read_suspended())
         known, self._known = self._known, {}
         for job_id in watched:

@@ -45,6 +45,8 @@ def control_services(settings: Settings, database: Database, blobs: Blobs) -> li
         RecordCleaner("nodes", settings.keep_gone_nodes_days, retention.silent_nodes),
         RecordCleaner("keys", settings.keep_revoked_keys_days, retention.revoked_keys),
         SandboxCleaner(settings, SqlSandboxes(database)),
+        RecordCleaner("sessions", settings.keep_ended_sessions_days, retention.ended_sessions),
+        RecordCleaner("people", settings.keep_ended_sessions_days, retention.gone_people),
         AuditCleaner(settings, SqlAudit(database)),
         UploadCleaner(settings),
         ImageCleaner(settings, SqlJobs(database)),

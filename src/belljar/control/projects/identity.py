@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
-from belljar.control.projects.scopes import ALL_SCOPES, Scope
+from belljar.control.projects.scopes import ALL_SCOPES, Role, Scope, granted
 
 #: The project of the operator's first key, and of requests with `--auth off`.
 DEFAULT_PROJECT = "default"
@@ -22,6 +23,16 @@ class IdentityKind(StrEnum):
     NOBODY = "nobody"
     #: A command on the server's host that works on the data folder itself.
     HOST = "host"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrowserSession:
+    """The session that a request's cookie names."""
+
+    id: str
+    expires_at: datetime
+    #: What forms of this session carry (`belljar.control.api.form_token`).
+    form_token: str = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +52,10 @@ class Identity:
     scopes: frozenset[Scope]
     #: When it stops being valid, also for a stream that has begun.
     expires_at: datetime | None = None
+    #: The roles of a person, by project. They act in one project at a time, with the role there.
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    #: None: the request has no cookie of a session.
+    session: BrowserSession | None = None
 
     @property
     def is_operator(self) -> bool:
@@ -57,7 +72,10 @@ class Identity:
 
     def acting_in(self, project: str) -> Identity:
         """Return the identity of a request that acts in this project, and sees no other."""
-        return replace(self, project=project, only_project=project)
+        scopes = self.scopes
+        if self.kind is IdentityKind.PERSON and not self.is_operator:
+            scopes = granted(self.roles.get(project), ())
+        return replace(self, project=project, only_project=project, scopes=scopes)
 
 
 def nobody() -> Identity:

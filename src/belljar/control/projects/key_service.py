@@ -15,9 +15,9 @@ from belljar.control.projects.key_format import new_secret
 from belljar.control.projects.key_request import NewKey, Rotation
 from belljar.control.projects.keys import Key
 from belljar.control.projects.scopes import Scope, granted
-from belljar.control.store.keys import SqlKeys, is_valid, missing_key
+from belljar.control.store.keys import SqlKeys, missing_key
 from belljar.control.store.projects import missing_project
-from belljar.model.errors import Forbidden, InvalidOption, KeyConflict
+from belljar.model.errors import Forbidden, InvalidOption
 from belljar.model.ids import new_id
 
 log = structlog.get_logger()
@@ -76,8 +76,6 @@ class KeyService:
         """
         old = await self._get(by, key_id)
         _check_scopes(by, old.scopes, "rotate a key with")
-        if not is_valid(old):
-            raise KeyConflict(f"the key {old.id} is revoked or expired; create a new one")
         now = datetime.now(UTC)
         lifetime = old.expires_at - old.created_at if old.expires_at is not None else None
         ends = [now + lifetime] if lifetime is not None else []

@@ -42,6 +42,8 @@ log = structlog.get_logger()
 
 #: How often a call that waits looks at the database: another process may have written.
 _LOOK_SECONDS = 0.5
+#: Searches of a node that find nothing use about this part of one processor, however many jobs wait that do not fit.
+_SEARCH_SHARE = 0.1
 _MIB = 1024 * 1024
 #: A node adds marks and notices to what it lets a stream have.
 _STREAM_MARGIN_BYTES = _MIB
@@ -136,6 +138,7 @@ class LinkService:
                     await self._claims.put_back(node.name, job, incarnation=node.incarnation)
                     raise
                 return Assignment(lease=lease, job=job, lease_seconds=self._settings.lease_seconds)
+            await asyncio.sleep(min(self._claims.searches.seconds(node.name) / _SEARCH_SHARE, _LOOK_SECONDS))
             left_seconds = deadline - time.monotonic()
             if left_seconds <= 0:
                 return None

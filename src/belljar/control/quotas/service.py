@@ -66,7 +66,7 @@ class QuotaService:
         return await self._store.get(project)
 
     async def set(self, project: str, quotas: ProjectQuotas) -> None:
-        """Replace the quotas of the project. Raises NotFound."""
+        """Replace the quotas of the project. Raises NotFound, ProjectConflict."""
         try:
             await self._store.set(project, quotas)
         finally:
@@ -78,7 +78,10 @@ class QuotaService:
         return {"project": project, "quotas": quotas.model_dump(), "limits": limits}
 
     async def change(self, project: str, changes: ProjectQuotas) -> ProjectQuotas:
-        """Change the quotas of the project that `changes` was made with, and return all. Raises NotFound."""
+        """Change the quotas of the project that `changes` was made with, and return all.
+
+        Raises NotFound, ProjectConflict.
+        """
         try:
             return await self._store.change(project, changes.model_dump(exclude_unset=True))
         finally:

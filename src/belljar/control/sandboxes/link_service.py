@@ -48,8 +48,8 @@ class SandboxLinkService:
         self._changes = changes
         self._machines = machines
         self._lease_seconds = lease_seconds
-        #: By node, how many changes of orders it has been told.
-        self._orders_told: dict[str, int] = {}
+        #: By node, how many changes of orders were reported to it.
+        self._orders_seen: dict[str, int] = {}
 
     async def forget_sandboxes(self, node: NodeIdentity) -> int:
         lost = await self._claims.forget(node)
@@ -96,8 +96,8 @@ class SandboxLinkService:
         return SandboxRenewal(lost=lost, orders=orders, lease_seconds=self._lease_seconds)
 
     async def wait_for_orders(self, node: NodeIdentity, wait_seconds: float) -> dict[SandboxLease, SandboxOrder]:
-        told = self._orders_told.get(node.name, -1)
-        self._orders_told[node.name] = await self._changes.orders.wait_beyond(told, wait_seconds)
+        seen = self._orders_seen.get(node.name, -1)
+        self._orders_seen[node.name] = await self._changes.orders.wait_beyond(seen, wait_seconds)
         return await self._claims.orders(node)
 
     async def sandbox_secrets(self, lease: SandboxLease) -> tuple[JobSecret, ...]:

@@ -32,7 +32,15 @@ MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 DEFAULT_OUTPUT_BYTES = 1024 * 1024
 _SIGNALS = {each.name: each for each in signals.Signals}
 
+User = Literal["root"] | Annotated[int, Field(ge=0, le=0x7FFFFFFF)] | None
 Seconds = Annotated[float, Field(gt=0, le=MAX_AMOUNT, allow_inf_nan=False)]
+
+
+def guest_user(user: User) -> GuestUser | None:
+    """Return a user as the link has it."""
+    if user is None:
+        return None
+    return ROOT if user == "root" else GuestUser(uid=user, gid=user)
 
 
 def _check_env(env: dict[str, str]) -> dict[str, str]:
@@ -86,6 +94,8 @@ class SandboxRequest(Value):
     """Variables that every command gets."""
     secrets: tuple[GivenSecretUse, ...] = Field(default=(), max_length=MAX_SECRETS)
     """Secrets of the project that every command gets, as for jobs."""
+    user: User = None
+    """Who its commands run as, and whom /work belongs to: `root`, or a uid (also its gid); None: the image's user."""
     lifetime_seconds: Seconds | None = None
     """It ends so long after its creation, whatever runs; None: the setting `default_sandbox_lifetime_seconds`."""
     idle_seconds: Seconds | None = None
@@ -147,8 +157,8 @@ class ExecRequest(Value):
     """The working folder; None: /work."""
     env: dict[str, str] = Field(default_factory=dict, max_length=MAX_ENV)
     """Variables beside those of the sandbox and its image, and instead of those with the same name."""
-    user: Literal["user", "root"] = "user"
-    """Who runs it: the image's user, or root."""
+    user: User = None
+    """Who runs it, as for the sandbox; only a sandbox of root runs commands as others than its own user."""
     stdin: str | None = None
     """Text of its standard input, at most 16 MiB, after which that ends."""
     stdin_base64: str | None = None
@@ -215,8 +225,8 @@ class ExecRequest(Value):
 
     @property
     def guest_user(self) -> GuestUser | None:
-        """The user in the guest."""
-        return ROOT if self.user == "root" else None
+        """The user in the guest; None: the sandbox's own."""
+        return guest_user(self.user)
 
     @property
     def argv(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from belljar.control.jobs.egress_limit import check_egress, egress_limit_of
 from belljar.control.jobs.resolve import check_fits, check_resources, resolve_resources
-from belljar.control.sandboxes.request import SandboxRequest
+from belljar.control.sandboxes.request import SandboxRequest, guest_user
 from belljar.model.errors import InvalidOption, UnknownImage, UnknownLanguage
 from belljar.model.ids import new_id
 from belljar.model.image import Image
@@ -79,6 +79,7 @@ def resolve_sandbox(
             egress=request.egress,
             env=request.env,
             secrets=request.secrets,
+            user=guest_user(request.user),
             lifetime_seconds=lifetime_seconds,
             idle_seconds=request.idle_seconds or settings.default_sandbox_idle_seconds,
             labels=request.labels,

@@ -18,9 +18,11 @@ import structlog
 from sqlalchemy import BigInteger, ColumnElement, Connection, select, type_coerce
 
 from belljar.control.store.database import Database
+from belljar.control.store.job_search import JobSearches
+from belljar.control.store.metadata import UtcTime
 from belljar.control.store.next_job import CLAIM_FOUND, claim_next_statement, find_statement, parameters
 from belljar.control.store.rows import job_of, result_of
-from belljar.control.store.schema import HELD, NOW_US, QUEUED, UtcTime, jobs
+from belljar.control.store.schema import HELD, NOW_US, QUEUED, jobs
 from belljar.model.errors import HostError, UnknownImage
 from belljar.model.job import Job, JobError, LostAttempt, MachineInfo, Timings
 from belljar.model.outcome import Outcome
@@ -59,6 +61,7 @@ class SqlClaims:
         #: The last readings of the database's clock and of this process's monotonic clock.
         self._clock_seen: tuple[float, float] | None = None
         self._no_expiry_before = 0.0
+        self.searches = JobSearches()
 
     async def claim(
         self,
@@ -81,24 +84,25 @@ class SqlClaims:
         jobs could delay it for ever. Projects that have reached a quota are skipped.
 
         `disk_mb` is the largest scratch disk that fits; None: any. With `expected` the claim does not check for a job
-        before it takes the write lock.
+        before it takes the write lock, unless the worker's last search was long.
         """
         free = NodeLimits(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb)
         lease_us = int(lease_seconds * 1_000_000)
         values = parameters(worker, incarnation, lease_us, free, largest or free, images, self._default_limits)
         found: dict[str, Any] | None = None
-        if not expected:
+        searches = self.searches
+        if not expected or searches.seconds(worker):
             look = find_statement(images)
-            job_id = await self._database.reading(lambda connection: connection.execute(look, values).scalar())
-            if job_id is None:
+            first = await self._database.reading(lambda connection: searches.run(worker, connection, look, values))
+            if first is None:
                 return None  # an idle worker takes no write lock
-            found = values | {"id": job_id}
+            found = values | {"id": first.id}
         query = claim_next_statement(images)
 
         def claim(connection: Connection) -> Job | None:
             row = None if found is None else connection.execute(CLAIM_FOUND, found).one_or_none()
             if row is None:  # another worker was faster
-                row = connection.execute(query, values).one_or_none()
+                row = searches.run(worker, connection, query, values)
             return None if row is None else job_of(row)
 
         claiming = asyncio.ensure_future(self._database.writing(claim))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from belljar.model.errors import InvalidRequest
+
+#: A page of large entries ends early: a job or a sandbox may have a megabyte of arguments or variables.
+_PAGE_CHARACTERS = 2 * 1024 * 1024
 
 
 def encode(at: datetime, name: str) -> str:
@@ -22,3 +26,13 @@ def decode(cursor: str) -> tuple[datetime, str]:
         return datetime.fromisoformat(at).astimezone(UTC), name
     except (ValueError, binascii.Error, OverflowError):
         raise InvalidRequest("invalid cursor; use next_cursor from the previous page") from None
+
+
+def page_length(lengths: Sequence[int]) -> int:
+    """Return how many entries of these lengths fit into a page: at least one."""
+    total = 0
+    for count, length in enumerate(lengths):
+        total += length
+        if total > _PAGE_CHARACTERS:
+            return max(1, count)
+    return len(lengths)

@@ -11,10 +11,12 @@ from sqlalchemy.dialects.sqlite import insert
 from belljar.control.audit.operation import record_nothing
 from belljar.control.quotas.admission import check_submission, without_one_job
 from belljar.control.store.audit import record_change
+from belljar.control.store.cursor import page_length
 from belljar.control.store.database import Database
 from belljar.control.store.opening import open_database
 from belljar.control.store.quotas import read_use
 from belljar.control.store.rows import job_of, values_of
+from belljar.control.store.sandbox_tables import LIVE, sandboxes
 from belljar.control.store.schema import HELD, QUEUED, job_counts, job_labels, jobs, projects, scripts
 from belljar.model.errors import NotFound
 from belljar.model.job import Job
@@ -24,8 +26,6 @@ from belljar.settings import Settings
 
 #: SQLite takes some thousands of values in one statement.
 _IDS_AT_ONCE = 500
-#: A page of large jobs ends early: a job may have a megabyte of arguments.
-_PAGE_CHARACTERS = 2 * 1024 * 1024
 
 _INSERT = insert(jobs).on_conflict_do_nothing()
 _BY_ID = select(jobs).where(jobs.c.id == bindparam("of_id"))
@@ -111,7 +111,7 @@ class SqlJobs:
         def page(connection: Connection) -> tuple[list[Job], bool]:
             sizes = query.with_only_columns(func.length(jobs.c.spec) + func.length(jobs.c.result))
             lengths = connection.execute(sizes).scalars().all()
-            count = min(limit, _page_length(lengths))
+            count = min(limit, page_length(lengths))
             return [job_of(row) for row in connection.execute(query.limit(count)).all()], len(lengths) > count
 
         jobs_of_page, has_more = await self._database.reading(page)
@@ -149,8 +149,9 @@ class SqlJobs:
         return await self._database.reading(states)
 
     async def image_digests(self) -> set[str]:
-        """Return the digests of the images of jobs that have not ended."""
-        query = union(*(select(jobs.c.image_digest).where(alive) for alive in (QUEUED, HELD)))
+        """Return the digests of the images of jobs and sandboxes that have not ended."""
+        of_jobs = [select(jobs.c.image_digest).where(alive) for alive in (QUEUED, HELD)]
+        query = union(*of_jobs, select(sandboxes.c.image_digest).where(LIVE))
         digests = await self._database.reading(lambda connection: connection.execute(query).scalars().all())
         return {digest for digest in digests if digest is not None}
 
@@ -162,7 +163,7 @@ class SqlJobs:
 
 
 async def needed_images(settings: Settings) -> set[str]:
-    """Return the digests of the images of jobs that have not ended, for commands that delete images.
+    """Return the digests of the images of jobs and sandboxes that have not ended, for commands that delete images.
 
     Raises DataFolderError, HostError; then delete nothing.
     """
@@ -179,16 +180,6 @@ def _has_script(connection: Connection, job: Job) -> bool:
     removed = exists().where(projects.c.name == job.project, projects.c.removed_at.is_not(None))
     query = select(scripts.c.id).where(scripts.c.project == job.project, scripts.c.id == job.script_id, ~removed)
     return connection.execute(query).first() is not None
-
-
-def _page_length(lengths: Sequence[int]) -> int:
-    """Return how many jobs of these lengths fit into a page: at least one."""
-    total = 0
-    for count, length in enumerate(lengths):
-        total += length
-        if total > _PAGE_CHARACTERS:
-            return max(1, count)
-    return len(lengths)
 
 
 def _labelled(label: str) -> list[ColumnElement[bool]]:

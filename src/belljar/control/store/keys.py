@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection, Row, bindparam, func, select
 
 from belljar.control.projects.identity import Identity
 from belljar.control.projects.key_format import PREFIX, new_secret
@@ -23,12 +23,14 @@ from belljar.control.store.audit import record_change
 from belljar.control.store.database import Database
 from belljar.control.store.projects import add_project
 from belljar.control.store.schema import keys, projects
-from belljar.model.errors import NotFound
+from belljar.model.errors import KeyConflict, NotFound
 from belljar.model.ids import new_id
 
 #: How long an authenticated key is cached.
 CACHE_SECONDS = 0.5
 _MAX_CACHED = 10_000
+#: Records of keys of one project, revoked and expired ones included: each takes room until its retention ends.
+MAX_PROJECT_KEYS = 10_000
 #: Compiled once: nearly every request reads it.
 _BY_DIGEST = (
     select(keys, projects.c.suspended_at)
@@ -67,7 +69,7 @@ class SqlKeys:
     ) -> tuple[Key, str]:
         """Create a key and return it with its secret, which is not stored. A new project is created too.
 
-        Raises ProjectConflict for a project that is being removed.
+        Raises ProjectConflict for a project that is being removed, KeyConflict for one key too many.
         """
         key = Key(
             id=new_id("key"),
@@ -83,10 +85,14 @@ class SqlKeys:
         return key, secret
 
     async def add(self, key: Key, secret: str) -> None:
-        """Store a key with the digest of this secret, and its project if it is new. Raises ProjectConflict."""
+        """Store a key with the digest of this secret, and its project if it is new.
+
+        Raises ProjectConflict, and KeyConflict for one key too many.
+        """
 
         def add(connection: Connection) -> None:
             is_new = add_project(connection, key.project)
+            _check_room(connection, key)
             connection.execute(keys.insert().values(**_values(key), secret_sha256=_digest(secret)))
             record_change(connection, "key.create", key.id, project=key.project, new_project=is_new, **_described(key))
 
@@ -110,7 +116,7 @@ class SqlKeys:
         if row is None or not hmac.compare_digest(row.secret_sha256, digest):
             self._cache.pop(digest, None)
             return None
-        key = _key(row)
+        key = key_of(row)
         known = KnownKey(key, key.identity(), row.suspended_at is not None)
         if changes == self._changes:  # otherwise the key may have been revoked meanwhile
             if len(self._cache) >= _MAX_CACHED:
@@ -143,13 +149,13 @@ class SqlKeys:
         if project is not None:
             query = query.where(keys.c.project == project)
         rows = await self._database.reading(lambda connection: connection.execute(query).all())
-        return [_key(row) for row in rows]
+        return [key_of(row) for row in rows]
 
     async def get(self, key_id: str) -> Key | None:
         """Return a key by its id."""
         query = select(keys).where(keys.c.id == key_id)
         row = await self._database.reading(lambda connection: connection.execute(query).one_or_none())
-        return None if row is None else _key(row)
+        return None if row is None else key_of(row)
 
     async def ended_since(self, at: datetime) -> Sequence[str]:
         """Return the ids of keys that were revoked or expired at that time or later: a rotation sets an expiry."""
@@ -174,14 +180,23 @@ class SqlKeys:
         self.forget()
         if row is None:
             raise missing_key(key_id)
-        return _key(row)
+        return key_of(row)
 
     async def replace(self, key_id: str, new: Key, secret: str, ends_at: datetime) -> None:
-        """Store the key that replaces another, which ends at `ends_at` unless it ends sooner, in one transaction."""
+        """Store the key that replaces another, which ends at `ends_at` unless it ends sooner, in one transaction.
+
+        Raises KeyConflict when the other key is not valid any more (it may have been revoked meanwhile), and for one
+        key too many.
+        """
+        old = select(keys).where(keys.c.id == key_id)
         sooner = keys.c.expires_at.is_(None) | (keys.c.expires_at > ends_at)
         end = keys.update().where(keys.c.id == key_id, sooner).values(expires_at=ends_at)
 
         def replace(connection: Connection) -> None:
+            row = connection.execute(old).one_or_none()
+            if row is None or not is_valid(key_of(row)):
+                raise KeyConflict(f"the key {key_id} is revoked or expired; create a new one")
+            _check_room(connection, new)
             connection.execute(end)
             connection.execute(keys.insert().values(**_values(new), secret_sha256=_digest(secret)))
             record_change(connection, "key.rotate", key_id, project=new.project, new_key=new.id, **_described(new))
@@ -189,10 +204,26 @@ class SqlKeys:
         await self._database.writing(replace)
         self.forget()
 
+    @property
+    def generation(self) -> int:
+        """Return a number that differs after each change of a key or its project in this process."""
+        return self._changes
+
     def forget(self) -> None:
         """Read every key again, because a key or its project was changed."""
         self._changes += 1
         self._cache.clear()
+
+
+def _check_room(connection: Connection, new: Key) -> None:
+    """Raise KeyConflict when the project has too many keys for another one. An operator can always get in."""
+    query = select(func.count()).select_from(keys).where(keys.c.project == new.project)
+    if not new.admin and (count := connection.execute(query).scalar_one()) >= MAX_PROJECT_KEYS:
+        raise KeyConflict(
+            f"the project {new.project!r} has {count} keys with the revoked ones, and {MAX_PROJECT_KEYS} are allowed; "
+            "revoke those that are not used, and wait for the end of the retention period (keep_revoked_keys_days)",
+            limit=MAX_PROJECT_KEYS,
+        )
 
 
 def is_valid(key: Key) -> bool:
@@ -233,7 +264,8 @@ def _described(key: Key) -> dict[str, Any]:
     }
 
 
-def _key(row: Row[Any]) -> Key:
+def key_of(row: Row[Any]) -> Key:
+    """Return the key of a row of the table `keys`."""
     values = {name: row._mapping[name] for name in _NAMES}
     # A role or scope that only a newer version knows allows nothing here.
     values["extra_scopes"] = frozenset(values["extra_scopes"]) & _KNOWN_SCOPES

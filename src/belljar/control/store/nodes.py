@@ -10,7 +10,8 @@ from sqlalchemy import BigInteger, ColumnElement, select, type_coerce
 from sqlalchemy.dialects.sqlite import insert
 
 from belljar.control.store.database import Database
-from belljar.control.store.schema import NOW_US, UtcTime, nodes
+from belljar.control.store.metadata import UtcTime
+from belljar.control.store.schema import NOW_US, nodes
 from belljar.link.nodes import NodeReport
 from belljar.model.resources import NodeLimits
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Table, exists, select, tuple_
 
 from belljar.control.store.database import Database
+from belljar.control.store.people_schema import members
 from belljar.control.store.sandbox_tables import sandbox_labels, sandboxes
 from belljar.control.store.schema import (
     HELD,
@@ -35,6 +36,7 @@ from belljar.model.states import Status
 #: Tables whose rows need nothing else to be removed than themselves, in this order.
 PLAIN_TABLES: tuple[Table, ...] = (
     keys,
+    members,
     secrets,
     sandbox_labels,
     sandboxes,  # a node whose lease is gone with its row ends the machine

@@ -137,6 +137,12 @@ def read_project(connection: Connection, name: str) -> Project:
     return project_of(row)
 
 
+def require_project(connection: Connection, name: str) -> None:
+    """Raise NotFound, or ProjectConflict when the project is being removed: nothing may be added to it any more."""
+    if read_project(connection, name).removed_at is not None:
+        raise being_removed(name)
+
+
 def missing_project(name: str) -> NotFound:
     """Return the error for a name that no project has, or one that the caller may not see."""
     return NotFound(f"there is no project {name[:80]!r}; list them with GET /v1/projects or belljar project ls")

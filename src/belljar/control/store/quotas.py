@@ -12,7 +12,7 @@ from sqlalchemy.dialects.sqlite import insert
 from belljar.control.store.audit import record_change
 from belljar.control.store.counting import DAY_US, MINUTE_US, NOW
 from belljar.control.store.database import Database
-from belljar.control.store.projects import read_project
+from belljar.control.store.projects import require_project
 from belljar.control.store.schema import project_quotas, project_usage
 from belljar.model.quotas import UNLIMITED, UNLIMITED_VALUE, CountedQuota, ProjectQuotas, Use
 
@@ -68,19 +68,22 @@ class SqlQuotas:
         return await self._database.reading(lambda connection: _read(connection, project))
 
     async def set(self, project: str, quotas: ProjectQuotas) -> None:
-        """Replace the quotas of the project. Raises NotFound."""
+        """Replace the quotas of the project. Raises NotFound, ProjectConflict."""
 
         def write(connection: Connection) -> None:
-            read_project(connection, project)
+            require_project(connection, project)
             _write(connection, project, quotas)
 
         await self._database.writing(write)
 
     async def change(self, project: str, changes: dict[str, Any]) -> ProjectQuotas:
-        """Change some quotas of the project by name, and return all of them. Raises NotFound, ValidationError."""
+        """Change some quotas of the project by name, and return all of them.
+
+        Raises NotFound, ProjectConflict, ValidationError.
+        """
 
         def change(connection: Connection) -> ProjectQuotas:
-            read_project(connection, project)
+            require_project(connection, project)
             quotas = ProjectQuotas.model_validate(_read(connection, project).model_dump() | changes)
             _write(connection, project, quotas)
             return quotas

@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Select, Table, and_, exists, func, or_, select, tuple_
 
 from belljar.control.store.database import Database
-from belljar.control.store.schema import AWAITED, job_labels, jobs, keys, nodes, project_usage, removed_jobs, scripts
+from belljar.control.store.people_schema import members, people, sessions
+from belljar.control.store.schema import (
+    AWAITED,
+    job_labels,
+    jobs,
+    keys,
+    nodes,
+    project_usage,
+    removed_jobs,
+    scripts,
+)
 from belljar.model.ids import first_id
 from belljar.model.states import Status
 
@@ -155,6 +165,16 @@ class SqlRetention:
     async def revoked_keys(self, before: datetime, *, remove: bool) -> int:
         """Return how many keys were revoked or expired before then; with `remove`, also remove their records."""
         return await self._records(keys, or_(keys.c.revoked_at < before, keys.c.expires_at < before), remove)
+
+    async def ended_sessions(self, before: datetime, *, remove: bool) -> int:
+        """Return how many sessions ended or expired before then; with `remove`, also remove their records."""
+        return await self._records(sessions, or_(sessions.c.ended_at < before, sessions.c.expires_at < before), remove)
+
+    async def gone_people(self, before: datetime, *, remove: bool) -> int:
+        """Return how many people are in no project, have no session, and signed in before then at last."""
+        is_member = exists().where(members.c.person_id == people.c.id)
+        has_session = exists().where(sessions.c.person_id == people.c.id)
+        return await self._records(people, and_(people.c.signed_in_at < before, ~is_member, ~has_session), remove)
 
     async def _records(self, table: Table, which: ColumnElement[bool], remove: bool) -> int:
         count = select(func.count()).select_from(table).where(which)

@@ -7,8 +7,9 @@ from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Row, select, type_coerce
 
+from belljar.control.store.metadata import UtcTime
 from belljar.control.store.sandbox_tables import sandboxes
-from belljar.control.store.schema import NOW_US, UtcTime
+from belljar.control.store.schema import NOW_US
 from belljar.model.sandbox import Sandbox, SandboxEnd, SandboxStatus, may_become
 
 #: Fields of the results, apart from those with a column of their own.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, Column, Index, Integer, String, Table, UniqueConstraint, text
 
-from belljar.control.store.schema import UtcTime, metadata
+from belljar.control.store.metadata import UtcTime, metadata
 
 # The conditions of the partial indexes. A query uses such an index only with the same text: no bound values.
 LEASED = text("lease_until IS NOT NULL")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select
 from sqlalchemy.dialects.sqlite import insert
 
 from belljar.control.audit.operation import record_nothing
 from belljar.control.store.audit import record_change
+from belljar.control.store.cursor import page_length
 from belljar.control.store.database import Database
+from belljar.control.store.projects import being_removed
 from belljar.control.store.sandbox_rows import (
     is_past,
     now_plus,
@@ -20,9 +22,11 @@ from belljar.control.store.sandbox_rows import (
     write_end,
 )
 from belljar.control.store.sandbox_tables import ENDED, LEASED, LIVE, sandbox_labels, sandboxes
+from belljar.control.store.schema import projects
 from belljar.model.sandbox import EndReason, Sandbox, SandboxEnd, SandboxStatus
 
 _INSERT = insert(sandboxes).on_conflict_do_nothing()
+_REMOVED = select(projects.c.name).where(projects.c.name == bindparam("of_project"), projects.c.removed_at.is_not(None))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +67,8 @@ class SqlSandboxes:
                 record_nothing("sandbox.create")
                 return first
             check(read_sandbox_use(connection, sandbox.project))
+            if connection.execute(_REMOVED, {"of_project": sandbox.project}).first() is not None:
+                raise being_removed(sandbox.project)
             if labels:
                 connection.execute(sandbox_labels.insert(), labels)
             record_change(connection, "sandbox.create", sandbox.id, project=sandbox.project, image=sandbox.spec.image)
@@ -106,11 +112,15 @@ class SqlSandboxes:
         if cursor is not None:
             query = query.where(newest < cursor)
         query = query.order_by(newest.desc())
-        rows = await self._database.reading(
-            lambda connection: [sandbox_of(row) for row in connection.execute(query).all()]
-        )
-        page = rows[:limit]
-        return page, page[-1].id if len(rows) > limit else None
+
+        def page(connection: Connection) -> tuple[list[Sandbox], bool]:
+            sizes = query.with_only_columns(func.length(sandboxes.c.spec) + func.length(sandboxes.c.result))
+            lengths = connection.execute(sizes).scalars().all()
+            count = min(limit, page_length(lengths))
+            return [sandbox_of(row) for row in connection.execute(query.limit(count)).all()], len(lengths) > count
+
+        found, has_more = await self._database.reading(page)
+        return found, found[-1].id if has_more else None
 
     async def use(self, project: str) -> SandboxUse:
         """Return what the project has."""
@@ -178,11 +188,6 @@ class SqlSandboxes:
         """Return how many sandboxes ended that long ago."""
         query = select(func.count()).where(ENDED, is_past(sandboxes.c.ended_at, days * 86_400))
         return await self._database.reading(lambda connection: connection.execute(query).scalar_one())
-
-    async def image_digests(self) -> set[str]:
-        """Return the digests of the images of sandboxes that have not ended."""
-        query = select(sandboxes.c.image_digest).where(LIVE, sandboxes.c.image_digest.is_not(None))
-        return await self._database.reading(lambda connection: set(connection.execute(query).scalars()))
 
     async def counts(self) -> dict[SandboxStatus, int]:
         """Return the number of sandboxes of each status that has any, without those that have ended."""

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
 from sqlalchemy import (
     DDL,
     JSON,
     BigInteger,
     Boolean,
     Column,
-    Dialect,
     Float,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     event,
     literal_column,
@@ -27,11 +22,11 @@ from sqlalchemy import (
 )
 
 from belljar.control.store.counting import NOW, TRIGGERS
+from belljar.control.store.metadata import UtcTime
+from belljar.control.store.metadata import metadata as metadata
 
 #: The newest migration; a database at this version is opened without loading Alembic.
 HEAD = "0012"
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 # The conditions of the partial indexes. A query uses such an index only with the same text: no bound values.
@@ -42,28 +37,6 @@ HAS_QUEUED = text("queued_jobs > 0")
 
 #: The database's clock in the format of UtcTime. Leases are written and compared with this clock only.
 NOW_US = literal_column(NOW, BigInteger)
-
-
-class UtcTime(TypeDecorator[datetime]):
-    """A time as microseconds since 1970: exact, sortable, and portable."""
-
-    impl = BigInteger
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
-        return None if value is None else (value - _EPOCH) // timedelta(microseconds=1)
-
-    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else _EPOCH + timedelta(microseconds=value)
-
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(column_0_N_label)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
 
 scripts = Table(
     "scripts",

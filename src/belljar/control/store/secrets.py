@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row, func, select
 
 from belljar.control.store.audit import record_change
 from belljar.control.store.database import Database
+from belljar.control.store.projects import require_project
 from belljar.control.store.schema import secrets
 from belljar.model.errors import InvalidOption
 
@@ -71,11 +72,14 @@ class SqlSecrets:
         """Store a new version of a secret.
 
         `seal` gets the version and the ids of all keys in use, and runs in the transaction: no rotation of keys ends
-        between it and the write. Raises InvalidOption for one secret too many, and what `seal` raises.
+        between it and the write. Raises NotFound (project), ProjectConflict while the project is being removed,
+        InvalidOption for one secret too many, and what `seal` raises.
         """
         this = (secrets.c.project == project) & (secrets.c.name == name)
 
         def write(connection: Connection) -> Secret:
+            # Otherwise a later project of the same name would have the secret.
+            require_project(connection, project)
             now = datetime.now(UTC)
             before = connection.execute(select(secrets.c.version, secrets.c.created_at).where(this)).one_or_none()
             version = 1 if before is None else before.version + 1

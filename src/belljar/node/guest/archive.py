@@ -24,6 +24,9 @@ _RECORD_TYPES = {
     tarfile.LNKTYPE: FileType.HARD_LINK,
 }
 _PIECE = 64 * 1024
+#: What is used of extended headers; nothing else is kept.
+_EXTENDED_KEYS = frozenset({"path", "linkpath", "size", "GNU.sparse.major"})
+_MAX_SIZE = (1 << 63) - 1
 
 
 class InvalidArchive(Exception):
@@ -37,6 +40,8 @@ async def encode(record: Record, content: OperationOutput) -> AsyncIterator[byte
     kind = _TYPES.get(FileType(record.type)) if record.kind is RecordKind.ENTRY else None
     if kind is None:
         raise ChannelBroken("the archive has an entry of an unknown type")
+    if not record.path or record.path.startswith("/") or ".." in record.path.split("/"):
+        raise ChannelBroken(f"the archive has an entry outside its folder: {record.path[:200]!r}")
     header = tarfile.TarInfo(record.path)
     header.type = kind
     header.mode = record.mode
@@ -100,9 +105,12 @@ async def decode(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 def _parse(block: bytes) -> tarfile.TarInfo:
     try:
-        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         raise InvalidArchive(f"this is no tar archive, or a damaged one: {error}") from None
+    if not 0 <= header.size <= _MAX_SIZE:  # the format has negative numbers
+        raise InvalidArchive(f"{header.name[:200]!r} has a size of {header.size} bytes; the archive is damaged")
+    return header
 
 
 async def _extended(header: tarfile.TarInfo, source: _Input) -> dict[str, str]:
@@ -127,13 +135,14 @@ def _pax(data: bytes) -> dict[str, str]:
         key, equals, value = line.partition(b"=")
         if not size or not equals or not line.endswith(b"\n") or len(line) != size - len(length) - 1:
             raise InvalidArchive("a header of the archive is damaged")
-        found[key.decode(errors="replace")] = value[:-1].decode(errors="surrogateescape")
+        if (name := key.decode(errors="replace")) in _EXTENDED_KEYS:
+            found[name] = value[:-1].decode(errors="surrogateescape")
         data = data[size:]
     return found
 
 
 async def _entry(header: tarfile.TarInfo, extended: dict[str, str], source: _Input) -> AsyncIterator[bytes]:
-    size = int(extended["size"]) if extended.get("size", "").isdigit() else header.size
+    size = _size(extended["size"]) if "size" in extended else header.size
     name = extended.get("path", header.name)
     path, target = _path_of(name), extended.get("linkpath", header.linkname)
     if "GNU.sparse.major" in extended or header.type == tarfile.GNUTYPE_SPARSE:
@@ -163,6 +172,12 @@ async def _entry(header: tarfile.TarInfo, extended: dict[str, str], source: _Inp
         if path:
             yield piece
     await source.take(-size % _BLOCK)
+
+
+def _size(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= _MAX_SIZE):
+        raise InvalidArchive(f"a header of the archive has a size of {text[:40]!r}; it is damaged")
+    return int(text)
 
 
 def _path_of(name: str) -> str:

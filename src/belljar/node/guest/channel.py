@@ -7,10 +7,11 @@ or after its end, breaks the protocol.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from belljar.model.errors import GuestProtocolError
+from belljar.model.errors import GuestProtocolError, MachineTimeout
 from belljar.node.guest import requests, wire
 from belljar.node.guest.channel_messages import Closed
 from belljar.node.guest.wire import FrameType, Output, Stream
@@ -186,19 +187,24 @@ class Channel:
 
     async def close(self) -> None:
         """Close the channel and wait until the agent has closed it. Raises MachineTimeout, MachineDied."""
+        try:
+            async with asyncio.timeout(self._state.reply_seconds):
+                await self.send_close()
+                while not (self._state.ended or self.is_closed or self._broken):
+                    await self._wait()
+        except TimeoutError:
+            seconds = self._state.reply_seconds
+            raise MachineTimeout(f"the guest agent did not close a channel within {seconds:g} s") from None
+
+    async def send_close(self) -> None:
+        """Have the agent close the channel, without waiting until it has. Raises MachineDied."""
         self._pieces.clear()
-        if self._state.ended or self._broken:
+        if self._state.ended or self._broken or self._close_sent or self.is_closed:
             return
-        if not self._close_sent and not self.is_closed:
-            self._close_sent = True
-            try:
-                await self._state.send(wire.frame(FrameType.CLOSE, channel=self.id))
-                await self._grant(IDLE_WINDOW)
-            except ChannelBroken:
-                return
-        async with asyncio.timeout(self._state.reply_seconds):
-            while not self.is_closed and not self._broken:
-                await self._wait()
+        self._close_sent = True
+        with contextlib.suppress(ChannelBroken):
+            await self._state.send(wire.frame(FrameType.CLOSE, channel=self.id))
+            await self._grant(IDLE_WINDOW)
 
     async def grant_first(self) -> None:
         """Grant the first credit, after the channel was opened."""
@@ -212,8 +218,8 @@ class Channel:
 
     def _check_input(self) -> None:
         """Raise when input cannot be sent any more."""
-        if self._broken:
-            raise ChannelBroken(self._broken)
+        if self._broken or self.is_closed or self._close_sent:
+            raise ChannelBroken(self._broken or "the channel was closed")
         if self._input_ended:
             raise ValueError("input was sent after its end")
 

@@ -231,6 +231,8 @@ class Files:
         async with self._session.open_operation(["ports"], uid=self._uid, gid=self._gid) as process:
             output = OperationOutput(process)
             while (record := await output.record()) is not None:
+                if record.kind is not RecordKind.PORT:
+                    raise ChannelBroken("the file operation described no port")
                 found.append(ListeningPort(record.path, record.size, record.uid))
             await _finish(process, "/proc/net/tcp")
         return tuple(found)
@@ -248,6 +250,8 @@ class Files:
 
 async def _events(output: OperationOutput, process: Process, path: str) -> AsyncIterator[Event]:
     while (record := await output.record()) is not None:
+        if record.kind is not RecordKind.EVENT:
+            raise ChannelBroken("the file operation described no event")
         yield Event(EventKind(record.type), record.path)
     await _finish(process, path)
 

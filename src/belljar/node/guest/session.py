@@ -22,11 +22,14 @@ from belljar.node.guest.frame_stream import FrameStream
 from belljar.node.guest.port_stream import PortStream
 from belljar.node.guest.process import Process, TerminalSize
 from belljar.node.guest.wire import ExecFlag, FrameType, RunFlag
+from belljar.system.background import report_failure
 
 #: Commands (with file operations) and connections that run at a time, and channels with commands that have ended.
 MAX_COMMANDS = 256
 MAX_CONNECTIONS = 128
 MAX_CHANNELS = 1024
+#: For a frame that tells the agent of a caller that was cancelled, when it does not read.
+_ABANDON_SECONDS = 1.0
 #: Messages of usage that wait for a slow reader; older ones are dropped.
 _MAX_USAGE = 16
 
@@ -107,8 +110,8 @@ class Session:
         Raises PortClosed, TooManyChannels, ChannelBroken, MachineError.
         """
         stream = PortStream(self._new_number(MAX_CONNECTIONS, PortStream), self._state, port)
-        await self._open(stream, requests.connect(stream.id, port, ipv6=ipv6))
         try:
+            await self._open(stream, requests.connect(stream.id, port, ipv6=ipv6))
             await stream.wait_connected()
             yield stream
         finally:
@@ -146,9 +149,9 @@ class Session:
             channel.break_off("the sandbox was paused")
         suspend = wire.frame(FrameType.SUSPEND)
         self._state.ended = "the sandbox was paused"  # nothing may be sent behind SUSPEND
-        await self._frames.send(suspend)
         try:
             async with asyncio.timeout(self._state.reply_seconds):
+                await self._frames.send(suspend)
                 await self._suspended.wait()
         except TimeoutError:
             raise MachineTimeout(f"the guest agent did not suspend within {self._state.reply_seconds:g} s") from None
@@ -221,6 +224,10 @@ class Session:
         except BelljarError as error:
             self._end(error.message, error)
             self._frames.close()  # the agent ends its machine
+        except Exception as error:  # noqa: BLE001 (a bug must not leave callers that wait for ever)
+            report_failure("session_reader", error)
+            self._end("the session failed", GuestProtocolError("the host could not handle a guest agent's message"))
+            self._frames.close()
         else:
             self._end("the sandbox was paused", None)
 
@@ -267,13 +274,19 @@ class Session:
             cwd=command.cwd.encode(),
         )
         strings = requests.strings(command.argv, command.env, number)
-        await self._open(process, strings + requests.secret_strings(command.secret_env, number) + request)
         try:
+            await self._open(process, strings + requests.secret_strings(command.secret_env, number) + request)
             await process.wait_started()
-        except asyncio.CancelledError:
-            await process.close()
+        except (asyncio.CancelledError, MachineTimeout):
+            await self._abandon(process)
             raise
         return process
+
+    async def _abandon(self, channel: Channel) -> None:
+        """Have a channel closed that nobody will use; its number is free once the agent has closed it."""
+        with contextlib.suppress(TimeoutError, MachineDied):
+            async with asyncio.timeout(_ABANDON_SECONDS):
+                await channel.send_close()
 
     async def _forget_oldest(self) -> None:
         ended = next((process for process in self._processes.values() if not process.is_live), None)

@@ -27,11 +27,22 @@ _HINTS = (
 )
 
 
-async def try_boot(hypervisor: Hypervisor, image: Image, memory_mb: int, boot_timeout_seconds: float) -> None:
-    """Boot a machine until its agent answers. One without a clock is replaced, twice at most.
+async def try_boot(
+    hypervisor: Hypervisor, image: Image, memory_mb: int, boot_timeout_seconds: float, *, boots: int = 3
+) -> None:
+    """Boot so many machines, one after the other, until their agents answer: some faults show only now and then.
 
-    Raises ImageBuildError with the reason and the last lines of the console when it does not boot; HostError.
+    Raises ImageBuildError with the reason and the last lines of the console when one does not boot; HostError.
     """
+    for number in range(1, boots + 1):
+        try:
+            await _boot_once(hypervisor, image, memory_mb, boot_timeout_seconds)
+        except ImageBuildError as error:
+            raise ImageBuildError(f"boot {number} of {boots}: {error.message}") from None
+
+
+async def _boot_once(hypervisor: Hypervisor, image: Image, memory_mb: int, boot_timeout_seconds: float) -> None:
+    """Boot a machine until its agent answers. One without a clock is replaced, twice at most."""
     # The script disk may be any readable file.
     shape = Shape(vcpus=1, memory_mb=memory_mb)
     spec = MachineSpec(image=image, shape=shape, script_disk=image.root)

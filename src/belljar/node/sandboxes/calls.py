@@ -15,6 +15,7 @@ from belljar.model.sandbox_errors import (
     TooManyProcesses,
     file_error,
 )
+from belljar.model.sandbox_values import GuestUser
 from belljar.node.guest import archive, process
 from belljar.node.guest.channel import ChannelBroken, TooManyChannels
 from belljar.node.guest.command import CommandFailed
@@ -77,6 +78,14 @@ def _start_message(error: CommandFailed) -> str:
     if error.stage is Stage.EXEC:
         return f"the command cannot be started: {cause}; correct args, cwd or user"
     return f"the machine cannot start a command: {cause}"
+
+
+def check_user(wanted: GuestUser | None, own: GuestUser) -> GuestUser:
+    """Return who does something in a sandbox of the user `own`. Raises InvalidOption: only root's may be another."""
+    if wanted is not None and own.uid != 0 and wanted.uid != own.uid:
+        reason = f"this sandbox runs everything as uid {own.uid}, not as uid {wanted.uid}"
+        raise InvalidOption(f"{reason}; create it with user root to run commands as other users", option="user")
+    return wanted or own
 
 
 def check_string(text: str, name: str) -> None:

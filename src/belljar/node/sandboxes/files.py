@@ -9,7 +9,7 @@ from belljar.model.sandbox_values import FileChange, FileEntry, FileEvent, FileK
 from belljar.node.guest.file_records import EventKind, FileType
 from belljar.node.guest.files import Entry, FileReader, Files
 from belljar.node.guest.session import Session
-from belljar.node.sandboxes.calls import Calls, check_string
+from belljar.node.sandboxes.calls import Calls, check_string, check_user
 
 _KINDS = {
     FileType.FILE: FileKind.FILE,
@@ -142,7 +142,7 @@ class GuestFiles:
 
     def _files(self, path: str, user: GuestUser | None) -> Files:
         check_string(path, "path")
-        who = user or self._user
+        who = check_user(user, self._user)
         return Files(self._session, root="/", uid=who.uid, gid=who.gid)
 
 

@@ -79,7 +79,7 @@ class MachineStarter:
         network = self._networking.for_egress(sandbox.spec.egress, sandbox.spec.resources.network_mbit_per_second)
         provisioned = await self._provision(sandbox, image, hypervisor, network, stack)
         values = {secret.name: secret.value for secret in secrets}
-        user = GuestUser(uid=image.manifest.user.uid, gid=image.manifest.user.gid)
+        user = sandbox.spec.user or GuestUser(uid=image.manifest.user.uid, gid=image.manifest.user.gid)
         return StartedMachine(
             provisioned=provisioned,
             hypervisor=hypervisor,
@@ -126,7 +126,8 @@ def _defaults(
     uses: Collection[SecretUse] = sandbox.spec.secrets
     variables = {use.variable: values[use.name] for use in uses if use.form == "env" and use.variable is not None}
     paths = {use.variable: use.path for use in uses if use.form == "file" and use.variable is not None}
-    env = {**default_env(image.manifest), **network.environment, **sandbox.spec.env, **paths}
+    home = {"HOME": "/root"} if user.uid == 0 else {}
+    env = {**default_env(image.manifest), **home, **network.environment, **sandbox.spec.env, **paths}
     return CommandDefaults(
         env={name: value for name, value in env.items() if name not in variables},
         cwd=image.manifest.working_folder or WORKING_FOLDER,

@@ -12,16 +12,16 @@ from belljar.model.secrets import SecretValue
 from belljar.node.guest import process
 from belljar.node.guest.command import Command
 from belljar.node.guest.session import Session
-from belljar.node.sandboxes.calls import check_string
+from belljar.node.sandboxes.calls import check_string, check_user
 from belljar.node.sandboxes.kept_output import MAX_KEPT_BYTES
 from belljar.node.sandboxes.process import MachineSize, SandboxProcess
 from belljar.node.sandboxes.use import Use
 
 #: Commands that have ended and are kept with their output and exit; the oldest go first.
 _MAX_ENDED = 256
-#: Bytes of output that a sandbox's commands keep together, as far as none has less than the least.
+#: Bytes of output that a sandbox's commands keep together, as far as none has less than the minimum.
 _MAX_OUTPUT_BYTES = 16 * 1024 * 1024
-_LEAST_OUTPUT_BYTES = 16 * 1024
+_MIN_OUTPUT_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,12 +79,11 @@ class ProcessTable:
     def _command(self, request: ProcessRequest) -> Command:
         for text in (*request.args, *request.env, *request.env.values(), request.cwd or ""):
             check_string(text, "args, env or cwd")
-        defaults, user = self._defaults, request.user or self._defaults.user
+        defaults, user = self._defaults, check_user(request.user, self._defaults.user)
         secret_env = {name: value for name, value in defaults.secret_env.items() if name not in request.env}
-        home = {"HOME": "/root"} if user.uid == 0 and self._defaults.user.uid != 0 else {}
         return Command(
             argv=request.args,
-            env={**defaults.env, **home, **request.env},
+            env={**defaults.env, **request.env},
             secret_env=secret_env,
             cwd=request.cwd or defaults.cwd,
             uid=user.uid,
@@ -93,7 +92,7 @@ class ProcessTable:
 
     def _share_output(self) -> None:
         """Give each command its share of the output that is kept; a share becomes smaller with the next output."""
-        share = max(_LEAST_OUTPUT_BYTES, min(MAX_KEPT_BYTES, _MAX_OUTPUT_BYTES // len(self._processes)))
+        share = max(_MIN_OUTPUT_BYTES, min(MAX_KEPT_BYTES, _MAX_OUTPUT_BYTES // len(self._processes)))
         for each in self._processes.values():
             each.output.max_bytes = share
 

@@ -29,6 +29,8 @@ log = structlog.get_logger()
 
 #: How long one claim waits. A lease counts from the request, and disk and images change meanwhile.
 _CLAIM_WAIT_SECONDS = 2.0
+#: When the capacity changes, a claim that is about to be given a sandbox has this long: undoing it costs two writes.
+_CLAIM_GRACE_SECONDS = 0.1
 
 
 class SandboxWorker:
@@ -112,6 +114,7 @@ class SandboxWorker:
         changed = asyncio.create_task(self._capacity.changed.wait())
         try:
             await asyncio.wait({claim, changed}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({claim}, timeout=_CLAIM_GRACE_SECONDS)
         except asyncio.CancelledError:
             await _end(claim, changed)
             if not claim.cancelled() and claim.exception() is None and (assignment := claim.result()) is not None:

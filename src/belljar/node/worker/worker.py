@@ -16,6 +16,7 @@ from belljar.model.errors import BelljarError
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.host.usage import resident_mb
 from belljar.node.machines.protocol import MachineSpec
+from belljar.node.machines.provision.pool import WarmPool
 from belljar.node.machines.provision.shapes import round_up_shape
 from belljar.node.sandboxes.sandbox_worker import SandboxWorker
 from belljar.node.worker.capacity import Capacity, output_mb
@@ -66,6 +67,11 @@ class Worker:
         self._heartbeat = Heartbeat(
             context, self.node, capacity, lambda: len(self._leases), lambda: self._attempts.hypervisor
         )
+
+    @property
+    def pool(self) -> WarmPool | None:
+        """The clones that wait for jobs and sandboxes."""
+        return self._context.provisioner.pool
 
     async def run(self) -> None:
         """Work until cancelled. First repairs what an earlier process of this worker left unfinished."""

@@ -111,6 +111,21 @@ async def test_a_bucket_that_cannot_be_filled_pauses() -> None:
         assert make.made == []
 
 
+async def test_a_bucket_is_filled_at_once_when_its_snapshot_is_there() -> None:
+    pool, make, has_snapshot = a_pool(fixed_size=1), Maker(), False
+
+    async def make_if_possible() -> WarmClone | None:
+        return await make() if has_snapshot else None
+
+    async with running(pool):
+        pool.record_demand("a", make_if_possible)
+        await settle(pool)
+        assert pool.counts() == {"a": 0}
+        has_snapshot = True
+        pool.retry("a")
+        await until(lambda: pool.counts() == {"a": 1})
+
+
 async def test_clones_of_a_discarded_snapshot_are_ended() -> None:
     pool, make = a_pool(fixed_size=2), Maker()
     async with running(pool):

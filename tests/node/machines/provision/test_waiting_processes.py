@@ -44,6 +44,7 @@ class Starter:
         self.tries = 0
         self.memory_mb = memory_mb
         self.error: Exception | None = None
+        self.snapshot_made_at: int | None = None
 
     async def __call__(self) -> StartedProcess:
         self.tries += 1
@@ -58,7 +59,7 @@ class Starter:
 
         stack.push_async_callback(end)
         self.started.append(token)
-        return StartedProcess(token, stack, self.memory_mb)
+        return StartedProcess(token, stack, self.memory_mb, snapshot_made_at=self.snapshot_made_at)
 
     @property
     def alive(self) -> list[Token]:
@@ -219,6 +220,22 @@ async def test_the_processes_of_a_discarded_snapshot_end() -> None:
         await waiting.drop("a")
         assert start.alive == [] and waiting.counts() == {}
         await waiting.drop("a")
+
+
+async def test_a_process_of_an_earlier_snapshot_with_the_same_name_is_not_given() -> None:
+    """It may see files that were replaced because they were damaged."""
+    waiting, old = some(), Starter()
+    old.snapshot_made_at = 1
+    async with running(waiting):
+        waiting.take("a", old, 1)
+        await until(lambda: waiting.counts() == {"a": 1})
+        new = Starter()
+        new.snapshot_made_at = 2
+        assert waiting.take("a", new, 2) is None
+        await until(lambda: old.alive == [] and waiting.counts()["a"] > 0)
+        started = waiting.take("a", new, 2)
+        assert started is not None and started.process in new.started
+        await started.end()
 
 
 async def test_a_host_at_its_limit_is_logged_once_and_clones_start_their_own(

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.host.cgroup import PARENT, find_hierarchies
 from belljar.node.machines.host.leftovers import clear_leftovers
 from belljar.node.machines.host.owner import owner_name
+from belljar.node.machines.host.tap import enter_isolated_slot
 from belljar.node.machines.protocol import Clone, MachineSpec, WaitingProcess
 from belljar.node.machines.provision.warm_up import resume
 from belljar.node.machines.qemu.clone import QemuClone
@@ -160,6 +162,23 @@ async def test_a_fault_while_it_waits_is_seen_and_the_clone_has_another_process(
         async with resumed(hypervisor, spec, frozen, process) as (clone, connection):
             assert clone.id != process.id and pid not in emulators()
             assert await run(connection, "echo fresh") == "fresh\n"
+
+
+@pytest.mark.root
+async def test_the_process_that_replaces_one_with_a_network_gets_its_device(
+    hypervisor: QemuHypervisor, spec: MachineSpec, frozen: Path
+) -> None:
+    """A device takes one descriptor, which the failed process has until its end."""
+    async with AsyncExitStack() as stack:
+        try:
+            slot = await enter_isolated_slot(stack)
+        except HostError as error:
+            pytest.skip(error.message)
+        spec = replace(spec, shape=replace(spec.shape, network=True), slot=slot)
+        async with hypervisor.waiting_process(spec, frozen) as process:
+            kill(emulators()[0])
+            async with hypervisor.clone(spec, frozen, process) as clone:
+                assert clone.id != process.id and clone.pids()
 
 
 async def test_a_process_that_does_not_answer_is_replaced_after_a_bounded_time(

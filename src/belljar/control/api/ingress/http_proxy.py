@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Final
 
 import h11
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from belljar.control.api.ingress.headers import to_caller, to_guest
-from belljar.control.api.streams import Stream
+from belljar.control.api.streams import Stream, StreamAborted
 from belljar.link.sandboxes import ByteStream, SandboxMachine
 from belljar.model.errors import BelljarError
 from belljar.model.sandbox_errors import PortRefused, StreamBroken
@@ -25,25 +25,34 @@ from belljar.model.sandbox_errors import PortRefused, StreamBroken
 _MAX_HEAD_BYTES = 64 * 1024
 #: How long a program may take to begin its response.
 _HEAD_SECONDS = 300.0
-_NO_LENGTH: Final = frozenset({204, 304})
+
+
+class _Passed(Stream):
+    """A response whose exchange listens for the client's disconnection: it still receives the request's body."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with contextlib.aclosing(self._content):
+            await self.stream_response(send)
 
 
 async def pass_on(request: Request, machine: SandboxMachine, port: int, target: bytes, prefix: str) -> Response:
     """Return the response of the program at the port. Raises PortRefused, StreamBroken, ClientDisconnect, …"""
     exchange = _exchange(request, machine, port, target, prefix)
-    stop = asyncio.Event()
     head = await anext(exchange)
     assert isinstance(head, h11.Response)
-
-    async def body() -> AsyncGenerator[bytes | str, None]:
-        async with contextlib.aclosing(exchange):
-            async for event in exchange:
-                assert isinstance(event, bytes)
-                yield event
-
-    response = Stream(body(), head.status_code, on_disconnect=stop.set)
+    response = _Passed(_body(exchange), head.status_code)
     response.raw_headers = list(to_caller(head.headers))
     return response
+
+
+async def _body(exchange: AsyncGenerator[h11.Response | bytes, None]) -> AsyncGenerator[bytes | str, None]:
+    async with contextlib.aclosing(exchange):
+        try:
+            async for data in exchange:
+                assert isinstance(data, bytes)
+                yield data
+        except BelljarError as error:  # the head is sent
+            raise StreamAborted(error.message) from error
 
 
 async def _exchange(
@@ -53,12 +62,12 @@ async def _exchange(
     async with machine.connect(port) as stream:
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
         sending = asyncio.create_task(_send(request, connection, stream, port, target, prefix))
-        source = aiter(stream)
+        events = _Events(connection, aiter(stream), sending, port)
         try:
             async with asyncio.timeout(_HEAD_SECONDS):
-                head = await _head(connection, source, sending, port)
+                head = await events.head()
             yield head
-            while isinstance(event := await _event(connection, source, port), h11.Data):
+            while isinstance(event := await events.next(), h11.Data):
                 yield bytes(event.data)
         except TimeoutError:
             raise StreamBroken(f"the program at port {port} did not respond within {_HEAD_SECONDS:g} s") from None
@@ -70,53 +79,66 @@ async def _exchange(
 async def _send(
     request: Request, connection: h11.Connection, stream: ByteStream, port: int, target: bytes, prefix: str
 ) -> None:
+    """Send the request, then wait for the client to disconnect. Raises ClientDisconnect, RequestTimeout."""
     headers = to_guest(request.scope, port, prefix)
-    has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in request.scope["headers"])
-    if has_body and not any(name == b"content-length" for name, _ in headers):
+    names = {name for name, _ in request.scope["headers"]}
+    if b"transfer-encoding" in names:
         headers.append((b"transfer-encoding", b"chunked"))
     headers.append((b"connection", b"close"))
     method = request.scope["method"].encode("ascii", "replace")
-    await stream.write(connection.send(h11.Request(method=method, target=target, headers=headers)) or b"")
-    async for data in request.stream():
-        if data:
-            await stream.write(connection.send(h11.Data(data=data)) or b"")
-    if end := connection.send(h11.EndOfMessage()):
-        await stream.write(end)
+    with contextlib.suppress(PortRefused, StreamBroken):  # the program may close its end, and respond, before the end
+        await stream.write(connection.send(h11.Request(method=method, target=target, headers=headers)) or b"")
+        async for data in request.stream():
+            if data:
+                await stream.write(connection.send(h11.Data(data=data)) or b"")
+        if end := connection.send(h11.EndOfMessage()):
+            await stream.write(end)
+    while (await request.receive())["type"] != "http.disconnect":
+        pass  # a body that the program did not want
+    raise ClientDisconnect
 
 
-async def _head(
-    connection: h11.Connection, source: AsyncIterator[bytes], sending: asyncio.Task[None], port: int
-) -> h11.Response:
-    """Return the head of the response. What the caller's body raises meanwhile is raised here."""
-    while True:
-        receiving = asyncio.ensure_future(_event(connection, source, port))
+class _Events:
+    """The events of the program's response."""
+
+    def __init__(
+        self, connection: h11.Connection, source: AsyncIterator[bytes], sending: asyncio.Task[None], port: int
+    ) -> None:
+        """What `sending` raises is raised instead of the next event."""
+        self._connection = connection
+        self._source = source
+        self._sending = sending
+        self._port = port
+
+    async def head(self) -> h11.Response:
+        """Return the head of the response."""
+        while not isinstance(event := await self.next(), h11.Response):
+            if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
+                raise PortRefused(f"the program at port {self._port} did not answer in HTTP")
+        return event
+
+    async def next(self) -> h11.Event:
+        """Return the next event. Raises StreamBroken for what is not HTTP, and at an early end."""
         try:
-            await asyncio.wait({receiving, sending}, return_when=asyncio.FIRST_COMPLETED)
-            if not receiving.done() and (error := sending.exception()) is not None and not _is_of_guest(error):
-                raise error
-            event = await receiving
+            while (event := self._connection.next_event()) is h11.NEED_DATA:
+                self._connection.receive_data(await self._receive())
+        except h11.RemoteProtocolError as error:
+            reason = f"did not answer in HTTP, or broke off: {error}"
+            raise StreamBroken(f"the program at port {self._port} {reason}") from None
+        assert not isinstance(event, type)  # PAUSED only comes behind the end
+        return event
+
+    async def _receive(self) -> bytes:
+        receiving = asyncio.create_task(_next(self._source))
+        try:
+            await asyncio.wait({receiving, self._sending}, return_when=asyncio.FIRST_COMPLETED)
+            if not receiving.done():
+                self._sending.result()
+            return await receiving
         finally:
             receiving.cancel()
             await asyncio.wait([receiving])
-        if isinstance(event, h11.Response):
-            return event
-        if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
-            raise PortRefused(f"the program at port {port} did not answer in HTTP")
 
 
-def _is_of_guest(error: BaseException) -> bool:
-    """Return whether the program closed its end early: it may have responded before."""
-    return isinstance(error, (PortRefused, StreamBroken)) and not isinstance(error, ClientDisconnect)
-
-
-async def _event(connection: h11.Connection, source: AsyncIterator[bytes], port: int) -> h11.Event:
-    """Return the next event of the response. Raises PortRefused for what is not HTTP, StreamBroken at an early end."""
-    try:
-        while (event := connection.next_event()) is h11.NEED_DATA:
-            connection.receive_data(await anext(source, b""))
-    except h11.RemoteProtocolError as error:
-        raise StreamBroken(f"the program at port {port} did not answer in HTTP, or broke off: {error}") from None
-    except BelljarError:
-        raise
-    assert not isinstance(event, type)  # PAUSED only comes behind the end
-    return event
+async def _next(source: AsyncIterator[bytes]) -> bytes:
+    return await anext(source, b"")

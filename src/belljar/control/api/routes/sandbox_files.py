@@ -37,7 +37,9 @@ _MIB = 1024 * 1024
 _MAX_ENTRIES = 10_000
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
 
-User = Annotated[Literal["user", "root"], Query(description="Whose permissions hold: the image's user's, or root's.")]
+User = Annotated[
+    Literal["root"] | None, Query(description="In a sandbox of root: whose permissions hold; default: its own user's.")
+]
 Mode = Annotated[str, Query(pattern="^[0-7]{3,4}$", description="Mode of a new file or folder, in octal digits.")]
 Archive = Annotated[Literal["tar"], Query(description="The kind of archive.")]
 
@@ -60,7 +62,7 @@ async def read_file(
     depth: Annotated[int, Query(ge=1, le=128, description="With `list`: how deep.")] = 1,
     stat: Annotated[bool, Query(description="Describe the file instead.")] = False,
     follow: Annotated[bool, Query(description="With `stat`: describe what a link leads to.")] = True,
-    user: User = "user",
+    user: User = None,
     range: Annotated[str | None, Header(max_length=100, description="One range of bytes.")] = None,
 ) -> Response:
     """Download a file, or one range of its bytes; with `stat` or `list`, describe it or the entries of a folder.
@@ -120,7 +122,7 @@ async def write_file(
     exclusive: Annotated[bool, Query(description="Refuse (409) if there is something.")] = False,
     append: Annotated[bool, Query(description="Write behind what is there.")] = False,
     offset: Annotated[int | None, Query(ge=0, le=2**62, description="Write there, and keep the rest.")] = None,
-    user: User = "user",
+    user: User = None,
 ) -> Response:
     """Write the body to a file, of any size that the sandbox's disk has room for.
 
@@ -156,7 +158,7 @@ async def remove_file(
     guest_path: PathDep,
     path: str,
     recursive: Annotated[bool, Query(description="Remove a folder with what is in it.")] = False,
-    user: User = "user",
+    user: User = None,
 ) -> Response:
     """Remove a file, a link or an empty folder. Links are not followed."""
     record_nothing("sandbox.remove_file")
@@ -166,7 +168,7 @@ async def remove_file(
 
 @router.patch("/{path:anypath}", openapi_extra=body_of(FilePatch), dependencies=[require(Scope.SANDBOXES)])
 @audited("sandbox.change_file")
-async def change_file(request: Request, call: CallDep, guest_path: PathDep, path: str, user: User = "user") -> Response:
+async def change_file(request: Request, call: CallDep, guest_path: PathDep, path: str, user: User = None) -> Response:
     """Move the file or folder, or change its mode, and describe it."""
     record_nothing("sandbox.change_file")
     change = await read_small(request, FilePatch)
@@ -181,7 +183,7 @@ async def change_file(request: Request, call: CallDep, guest_path: PathDep, path
 
 @router.get("", response_class=Stream, dependencies=[require(Scope.SANDBOXES)])
 async def download_archive(
-    call: CallDep, archive: Archive, path: Annotated[str, Query(max_length=4095)] = "", user: User = "user"
+    call: CallDep, archive: Archive, path: Annotated[str, Query(max_length=4095)] = "", user: User = None
 ) -> Stream:
     """Download a folder (default: /work) as a tar archive. One that breaks off ends without the end of the response."""
     place = _absolute(path)
@@ -199,7 +201,7 @@ async def upload_archive(
     identity: IdentityDep,
     archive: Archive,
     path: Annotated[str, Query(max_length=4095)] = "",
-    user: User = "user",
+    user: User = None,
 ) -> Response:
     """Extract the body, a tar archive without compression, into a folder that exists (default: /work)."""
     record_nothing("sandbox.write_archive")
@@ -213,7 +215,7 @@ def _absolute(path: str) -> str:
     return guest_path(path, "path")
 
 
-def _user(name: str) -> GuestUser | None:
+def _user(name: str | None) -> GuestUser | None:
     return ROOT if name == "root" else None
 
 

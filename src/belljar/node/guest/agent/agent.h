@@ -31,6 +31,8 @@ enum {
     MAX_CONNECTIONS = 128, /* to ports */
     TERMINAL_DRAIN_MS = 50, /* without output, after which an exited command's terminal has no more */
     MAX_CHANNELS = 1024,   /* with commands that have ended, whose exits are kept */
+    MAX_DESCRIPTORS = 4096, /* of the agent in a session: more than three for each channel */
+    CANCEL_MS = 1000,      /* after which a file operation that was cancelled is killed */
     MAX_NAME = 31,                               /* bytes of a prefork program's name */
     COMMAND_FD = 3,                              /* a prefork program reads its command here */
     PROGRAM_FD = 4,                              /* the prefork program's source */
@@ -153,6 +155,7 @@ struct channel {
     uint32_t pid;
     struct report exit;
     uint64_t started_us, ended_us, idle_since_us;
+    uint64_t cancelled_us; /* when a closing file operation was last cancelled */
     unsigned cgroup; /* number of its cgroup; 0: none */
     uint32_t oom_kills;
     uint64_t order;  /* of its opening */

@@ -19,7 +19,7 @@ static void receive_channel_input(struct channel *channel, const uint8_t *payloa
 }
 
 /* CLOSE: of a command that has ended, the exit is forgotten. One that runs is killed with all its descendants; a file
- * operation removes what it has begun. */
+ * operation is cancelled, so that it removes what it has begun. */
 static void close_channel(struct channel *channel)
 {
     if (channel->state == CHANNEL_CONNECTING || channel->state == CHANNEL_CONNECTED)
@@ -28,6 +28,7 @@ static void close_channel(struct channel *channel)
         release_channel(channel);
     else {
         channel->closing = true;
+        channel->cancelled_us = now_us();
         channel->streams.discard[STDOUT] = channel->streams.discard[STDERR] = true;
         signal_command(channel, channel->files ? SIGTERM : SIGKILL, !channel->files);
     }

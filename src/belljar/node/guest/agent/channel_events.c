@@ -3,6 +3,7 @@
 #include "agent.h"
 
 #include <poll.h>
+#include <signal.h>
 
 enum { LINGER_MS = 1000 }; /* between attempts to free the place of a closed channel */
 
@@ -16,7 +17,11 @@ static size_t poll_channel(struct channel *channel, struct pollfd *fds)
     const struct streams *streams = &channel->streams;
     bool running = channel->state != CHANNEL_STARTING; /* no output before STARTED */
     bool connecting = channel->state == CHANNEL_CONNECTING;
-    fds[0] = (struct pollfd){.fd = connecting || can_feed(streams) ? streams->input_fd : -1, .events = POLLOUT};
+    bool is_served = output_space(CHUNK) != NULL; /* else its turn does not come, see handle_channels */
+    fds[0] = (struct pollfd){
+        .fd = is_served && (connecting || can_feed(streams)) ? streams->input_fd : -1,
+        .events = POLLOUT,
+    };
     for (enum stream stream = STDOUT; stream <= STDERR; stream++)
         fds[stream] = (struct pollfd){
             .fd = running && !connecting && can_forward(streams, stream) ? streams->output_fd[stream] : -1,
@@ -99,12 +104,25 @@ static void note_due(int ms)
         due_in_ms = ms;
 }
 
+/* A process of the sandbox's user may have stopped the file operation. */
+static void kill_if_late(struct channel *channel)
+{
+    uint64_t now = now_us();
+    if (now - channel->cancelled_us >= CANCEL_MS * 1000) {
+        channel->cancelled_us = now;
+        signal_command(channel, SIGKILL, true);
+    }
+    note_due(CANCEL_MS);
+}
+
 static void check_channel(struct channel *channel)
 {
     bool writing = channel->streams.output_fd[STDOUT] >= 0 || channel->streams.output_fd[STDERR] >= 0;
     if (channel->state == CHANNEL_RUNNING && !finish_session_command(channel) && channel->terminal &&
         channel->exit.type == REPORT_EXITED)
         note_due(TERMINAL_DRAIN_MS);
+    if (channel->state == CHANNEL_RUNNING && channel->closing && channel->files)
+        kill_if_late(channel);
     if (channel->state != CHANNEL_LINGERING)
         return;
     if (sweeps && !writing && remove_command_cgroup(channel))

@@ -31,6 +31,8 @@ static int put_file(int folder, const char *name, const char *path)
 {
     struct stat status;
     cleanup_close int named = openat(folder, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (named < 0 && errno == ENOENT)
+        return 0; /* removed meanwhile */
     cleanup_close int file = named < 0 ? -1 : open_regular(named, O_RDONLY);
     if (file < 0 || fstat(file, &status) < 0)
         return errno;

@@ -3,12 +3,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/sendfile.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 enum { PIECE = 256 * 1024 };
@@ -61,7 +63,7 @@ int read_content(char **arguments)
     if (error || (error = flush_records()))
         return error;
     off_t offset = (off_t)strtoull(arguments[2], NULL, 10);
-    if (offset > 0 && lseek(file, offset, SEEK_SET) < 0)
+    if (offset != 0 && lseek(file, offset, SEEK_SET) < 0)
         return errno;
     return send_out(file, strtoull(arguments[3], NULL, 10));
 }
@@ -74,19 +76,25 @@ static void cancel(int number)
     cancelled = 1;
 }
 
-/* Without SA_RESTART: a read that waits for the host returns. */
-static void handle_cancel(void)
+static sigset_t waiting_mask;
+
+/* The signal is blocked but while the operation waits for the host, so that it cannot come right before the wait. */
+static bool handle_cancel(void)
 {
     struct sigaction action = {.sa_handler = cancel};
-    sigaction(SIGTERM, &action, NULL);
+    sigset_t blocked;
+    return sigemptyset(&blocked) == 0 && sigaddset(&blocked, SIGTERM) == 0 &&
+           sigprocmask(SIG_BLOCK, &blocked, &waiting_mask) == 0 && sigaction(SIGTERM, &action, NULL) == 0;
 }
 
 static int copy_in(int file)
 {
     for (;;) {
-        ssize_t n = cancelled ? -1 : read(STDIN_FILENO, piece, PIECE);
+        struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+        int ready = ppoll(&input, 1, NULL, &waiting_mask);
         if (cancelled)
             return ECANCELED;
+        ssize_t n = ready < 0 ? -1 : read(STDIN_FILENO, piece, PIECE);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
@@ -97,8 +105,9 @@ static int copy_in(int file)
 }
 
 /* Write beside the file and rename over it: readers see the old file or the new one, whole. */
-static int write_atomically(int root, const char *path, mode_t mode)
+static int write_atomically(int root, const char *path, mode_t mode, bool exclusive)
 {
+    enum { NO_REPLACE = 1 }; /* RENAME_NOREPLACE of linux/fs.h */
     char name[MAX_FILE_NAME + 1], partial[40];
     uint32_t random[2] = {0, 0};
     cleanup_close int parent = open_parent(root, path, name);
@@ -109,7 +118,8 @@ static int write_atomically(int root, const char *path, mode_t mode)
     if (file < 0)
         return errno;
     int error = copy_in(file);
-    if (!error && (fchmod(file, mode) < 0 || renameat(parent, partial, parent, name) < 0))
+    if (!error && (fchmod(file, mode) < 0 ||
+                   syscall(SYS_renameat2, parent, partial, parent, name, exclusive ? NO_REPLACE : 0) < 0))
         error = errno;
     if (error)
         unlinkat(parent, partial, 0);
@@ -146,17 +156,18 @@ int write_content(char **arguments)
     cleanup_close int root = open_path(here, O_PATH | O_DIRECTORY);
     if (root < 0)
         return errno;
-    handle_cancel();
+    if (!handle_cancel())
+        return errno;
     int error = strchr(flags, 'p') ? make_parents(root, arguments[1], 0755) : 0;
     if (error || strchr(flags, 't'))
-        return error ? error : write_atomically(root, arguments[1], mode);
+        return error ? error : write_atomically(root, arguments[1], mode, strchr(flags, 'x'));
     int open_flags = strchr(flags, 'a') ? O_APPEND : strchr(flags, 'o') ? 0 : O_TRUNC;
     cleanup_close int file =
         open_to_write(root, arguments[1], open_flags | (strchr(flags, 'x') ? O_EXCL : 0), mode);
     if (file < 0)
         return errno;
     off_t offset = (off_t)strtoull(arguments[4], NULL, 10);
-    if (offset > 0 && lseek(file, offset, SEEK_SET) < 0)
+    if (offset != 0 && lseek(file, offset, SEEK_SET) < 0)
         return errno;
     return copy_in(file);
 }

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -43,6 +44,21 @@ static int start_session_processes(const struct request *request)
     return error;
 }
 
+/* Let this process have a descriptor for every stream of every channel; poll(2) takes no more than the limit. Commands
+ * have the limit that their reaper inherited before. */
+static int raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return errno;
+    if (limit.rlim_cur >= MAX_DESCRIPTORS)
+        return 0;
+    limit.rlim_cur = MAX_DESCRIPTORS;
+    if (limit.rlim_max < MAX_DESCRIPTORS)
+        limit.rlim_max = MAX_DESCRIPTORS;
+    return setrlimit(RLIMIT_NOFILE, &limit) < 0 ? errno : 0;
+}
+
 /* SESSION: as RUN, without a command. Other prepared processes are ended: the session starts its own. */
 void start_session(const uint8_t *payload, size_t length)
 {
@@ -53,7 +69,8 @@ void start_session(const uint8_t *payload, size_t length)
         send_failed(STAGE_SCRIPT, error);
         return;
     }
-    error = start_session_processes(&request);
+    if (!(error = start_session_processes(&request)))
+        error = raise_descriptor_limit();
     while (agent.prepared_count > 0)
         destroy_processes(&agent.prepared[--agent.prepared_count]);
     if (error) {
@@ -122,8 +139,9 @@ void list_channels(void)
 static void detach_channel(struct channel *channel)
 {
     memset(channel->streams.credit, 0, sizeof channel->streams.credit);
-    if (channel->state != CHANNEL_LINGERING)
+    if (channel->state != CHANNEL_LINGERING && channel->state != CHANNEL_ENDED)
         memset(channel->streams.discard, 0, sizeof channel->streams.discard);
+    channel->closing = false; /* the new host does not know of it, and gets the exit */
     if (channel->state == CHANNEL_CONNECTING || channel->state == CHANNEL_CONNECTED)
         finish_connection(channel, ECANCELED);
 }

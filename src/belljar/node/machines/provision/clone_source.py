@@ -34,12 +34,16 @@ class CloneSource:
     """Clones of one data folder's snapshots, warm ones if there is a pool."""
 
     def __init__(self, snapshots: Snapshots, pool: WarmPool | None, waiting: WaitingProcesses | None) -> None:
-        self.maker = SnapshotMaker(snapshots)
+        self.maker = SnapshotMaker(snapshots, self._fill_pool)
         self._snapshots = snapshots
         self._pool = pool
         self._waiting = waiting
         self._idle = IdleSnapshots(snapshots)
         self._clones = SnapshotClones(snapshots, pool, waiting, self._idle)
+
+    def _fill_pool(self, key: str) -> None:
+        if self._pool is not None:
+            self._pool.retry(key)
 
     async def provision(self, request: MachineRequest, stack: AsyncExitStack) -> ProvisionedMachine | None:
         """Return a clone with the script, which ends with `stack`; None when the job has to boot a machine."""

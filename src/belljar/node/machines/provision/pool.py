@@ -131,6 +131,14 @@ class WarmPool:
         while self._end_tasks and self.memory_mb + sum(self._end_tasks.values()) > max(0.0, memory_mb):
             await asyncio.wait(set(self._end_tasks), return_when=asyncio.FIRST_COMPLETED)
 
+    def retry(self, name: str) -> None:
+        """Fill that bucket without a further pause: what its clones need is there now."""
+        bucket = self._buckets.get(name)
+        if bucket is not None:
+            bucket.not_before = 0.0
+            bucket.pauses.reset()
+            self._changed.set()
+
     async def drop(self, name: str) -> None:
         """Remove a bucket and end its clones: their snapshot is not valid any more."""
         bucket = self._buckets.pop(name, None)

@@ -61,6 +61,8 @@ class MachineProvisioner:
 
     async def _boot(self, request: MachineRequest, stack: AsyncExitStack) -> ProvisionedMachine:
         spec = await with_network_slot(request.spec, request.slot_factory, stack)
+        if spec.script_disk is None:  # a sandbox mounts none, but a machine boots with one: this has no tenant's data
+            spec = replace(spec, script_disk=request.warm_up_steps.disk)
         booted = await boot_machine(lambda: request.hypervisor.machine(spec), request.boot_timeout_seconds, stack)
         await configure_network(booted.connection, spec.slot)
         return replace(booted, slot=spec.slot)

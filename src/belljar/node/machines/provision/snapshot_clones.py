@@ -98,7 +98,7 @@ class SnapshotClones:
         self._idle.record_use(key, request.hypervisor)
         made_at, started_at = self._snapshots.made_at(key), time.monotonic()
         try:
-            process, slot = await self._take_process(request, key, stack)
+            process, slot = await self._take_process(request, key, made_at, stack)
             spec = replace(request.spec, script_disk=None, background=background, slot=slot or request.spec.slot)
             spec = await with_network_slot(spec, request.slot_factory, stack)
             making = request.hypervisor.clone(spec, self._snapshots.folder / key, process)
@@ -112,12 +112,12 @@ class SnapshotClones:
         return RunningClone(clone, connection, spec.slot)
 
     async def _take_process(
-        self, request: MachineRequest, key: str, stack: AsyncExitStack
+        self, request: MachineRequest, key: str, made_at: int | None, stack: AsyncExitStack
     ) -> tuple[WaitingProcess | None, NetworkSlot | None]:
         """Return a process that waits for this snapshot, with the slot of its clone, both released with `stack`."""
         if self._waiting is None or request.spec.slot is not None:
             return None, None
-        started = self._waiting.take(key, lambda: self._start_process(request, key))
+        started = self._waiting.take(key, lambda: self._start_process(request, key), made_at)
         if started is None:
             return None, None
         stack.push_async_callback(started.end)
@@ -138,7 +138,7 @@ class SnapshotClones:
                 await self._handle_failure(request.hypervisor, key, made_at, started_at, error)
                 raise
             memory_mb = await in_thread(resident_mb, process.pids())
-            return StartedProcess(process, stack.pop_all(), memory_mb, spec.slot)
+            return StartedProcess(process, stack.pop_all(), memory_mb, spec.slot, made_at)
 
     async def make_warm(self, request: MachineRequest, key: str) -> WarmClone:
         """Start a clone for the pool and run the warm-up commands in it. Raises as `start` does."""

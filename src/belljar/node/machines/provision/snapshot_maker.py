@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import structlog
 
@@ -23,8 +24,10 @@ _MAX_QUEUED = 16
 class SnapshotMaker:
     """A queue of snapshots to make, each once."""
 
-    def __init__(self, snapshots: Snapshots) -> None:
+    def __init__(self, snapshots: Snapshots, on_made: Callable[[str], None]) -> None:
+        """`on_made` is called with the key of each snapshot from the queue that was made."""
         self._snapshots = snapshots
+        self._on_made = on_made
         self._queue: asyncio.Queue[tuple[str, MachineRequest]] = asyncio.Queue(maxsize=_MAX_QUEUED)
         #: Keys that are queued or being made.
         self._pending: set[str] = set()
@@ -44,7 +47,8 @@ class SnapshotMaker:
         while True:
             key, request = await self._queue.get()
             try:
-                await self.make(request.hypervisor, request.spec, request.warm_up_steps)
+                if await self.make(request.hypervisor, request.spec, request.warm_up_steps):
+                    self._on_made(key)
             finally:
                 self._pending.discard(key)
 

@@ -49,6 +49,8 @@ class StartedProcess:
     memory_mb: float
     #: The slot of the later clone, still closed; `stack` releases it too. None without a network.
     slot: NetworkSlot | None = None
+    #: When its snapshot was made: a later one of the same name is another.
+    snapshot_made_at: int | None = None
     since: float = field(default_factory=time.monotonic)
     death_task: asyncio.Task[object] | None = None
 
@@ -117,8 +119,8 @@ class WaitingProcesses:
         """Return the number of waiting processes by snapshot."""
         return {name: len(bucket.processes) for name, bucket in self._buckets.items()}
 
-    def take(self, name: str, start: StartProcess) -> StartedProcess | None:
-        """Remove a process of that snapshot and return it, now the caller's; None when none waits.
+    def take(self, name: str, start: StartProcess, snapshot_made_at: int | None = None) -> StartedProcess | None:
+        """Remove a process of that snapshot, made then, and return it, now the caller's; None when none waits.
 
         The call also records that a clone is needed; `start` starts more processes for the next ones.
         """
@@ -128,7 +130,7 @@ class WaitingProcesses:
         self._changed.set()
         while bucket.processes:
             started = bucket.processes.popleft()
-            if started.is_usable:
+            if started.is_usable and started.snapshot_made_at == snapshot_made_at:
                 if started.death_task is not None:
                     started.death_task.cancel()
                 return started

@@ -21,9 +21,13 @@ log = structlog.get_logger()
 class QemuClone(QemuScriptMachine):
     """The protocol's WaitingProcess until it loads its snapshot, and its Clone from then on."""
 
-    def __init__(self, spawned: QemuProcess, script_disk: ScriptDisk, state: int) -> None:
-        """`state`: the number of the descriptor in which QEMU has the snapshot's device state."""
+    def __init__(self, spawned: QemuProcess, script_disk: ScriptDisk, state: int, tap: int | None = None) -> None:
+        """`state`: the number of the descriptor in which QEMU has the snapshot's device state.
+
+        `tap`: the descriptor of its network device. The device takes no second one while this is open.
+        """
         super().__init__(spawned, script_disk)
+        self.tap = tap
         assert spawned.restore is not None
         self._orders = Orders(spawned.restore)
         self._state = state

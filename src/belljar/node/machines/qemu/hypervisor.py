@@ -138,7 +138,7 @@ class QemuHypervisor:
         """Start a process that waits to become a clone. Raises MachineError, HostError, DiskFull."""
         async with shielded_exit_stack() as stack:
             with host_errors("start a process that waits"):
-                process = await self._spawn_clone(spec, folder, stack)
+                process = await self._spawn_clone(spec, folder, await enter_tap(spec.slot, stack), stack)
                 await process.prepare(_PREPARE_SECONDS * self._deadline_factor)
             yield process
 
@@ -151,7 +151,10 @@ class QemuHypervisor:
             clone = None if process is None else await self._take_over(process, spec, stack)
             if clone is None:
                 with host_errors("clone a machine"):
-                    clone = await self._spawn_clone(spec, folder, stack)
+                    # The device of a process that failed is still attached to its descriptor.
+                    failed = process.tap if isinstance(process, QemuClone) else None
+                    tap = await enter_tap(spec.slot, stack) if failed is None else failed
+                    clone = await self._spawn_clone(spec, folder, tap, stack)
                     clone.load_snapshot()
             yield clone
 
@@ -166,7 +169,7 @@ class QemuHypervisor:
             process.set_foreground()
         return process
 
-    async def _spawn_clone(self, spec: MachineSpec, folder: Path, stack: AsyncExitStack) -> QemuClone:
+    async def _spawn_clone(self, spec: MachineSpec, folder: Path, tap: int | None, stack: AsyncExitStack) -> QemuClone:
         """Return a new process with the snapshot's memory and with disks of its own, which ends with `stack`."""
         snapshot = (await self._load(folder)).duplicate(stack)
         script = self._empty_disk(SCRIPT_DISK_BYTES, stack)
@@ -177,10 +180,10 @@ class QemuHypervisor:
             scratch=await self._copy_scratch(snapshot.scratch, stack),
             memory=snapshot.memory,
             state=state,
-            tap=await enter_tap(spec.slot, stack),
+            tap=tap,
         )
         return await self._launcher.launch(
-            lambda spawned: QemuClone(spawned, ScriptDisk(script), state), spec, files, stack
+            lambda spawned: QemuClone(spawned, ScriptDisk(script), state, tap), spec, files, stack
         )
 
     def release_snapshot(self, folder: Path) -> None:

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0012"
-down_revision = "0010"
+down_revision = "0011"
 
 _HELD = sa.text("lease_until IS NOT NULL")
 _WAITING = sa.text("status IN ('creating', 'resuming') AND lease_until IS NULL")
@@ -37,7 +37,7 @@ def upgrade() -> None:
         sa.Column("spec", sa.JSON, nullable=False),
         sa.Column("result", sa.JSON, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_sandboxes"),
-        sa.UniqueConstraint("project", "idempotency_key", name="uq_sandboxes_project"),
+        sa.UniqueConstraint("project", "idempotency_key", name="uq_sandboxes_project_idempotency_key"),
     )
     op.create_index("ix_sandboxes_held", "sandboxes", ["node", "id"], sqlite_where=_HELD)
     op.create_index("ix_sandboxes_waiting", "sandboxes", ["id"], sqlite_where=_WAITING)

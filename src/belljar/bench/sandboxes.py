@@ -1,0 +1,173 @@
+"""Measures sandboxes where a node offers them: without HTTP, over the real link, in machines from the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from belljar.app.worker import open_queue, open_worker
+from belljar.bench.starts import Measured
+from belljar.control.api.services import Services, open_services
+from belljar.control.sandboxes.queue import SandboxQueue
+from belljar.data_dir import DataDir
+from belljar.link.sandboxes import SandboxMachine
+from belljar.model.errors import HostError
+from belljar.model.ids import new_id
+from belljar.model.image import Image
+from belljar.model.job import Resources
+from belljar.model.sandbox import EndReason, Sandbox, SandboxSpec, SandboxStatus
+from belljar.model.sandbox_values import ProcessExit, ProcessRequest
+from belljar.node.machines.deadlines import deadline_factor
+from belljar.node.worker.worker import Worker
+from belljar.settings import Settings
+
+_MEMORY_MB = 256
+_LIFETIME_SECONDS = 3600
+_START_SECONDS = 120
+_FILE_MB = 100
+_PIECE = bytes(1024 * 1024)
+_TRUE = ProcessRequest(args=("true",), stdin=b"")
+#: Clones that wait in the pool.
+_WAITING = 2
+
+
+async def measure_sandboxes(settings: Settings, image: Image, rounds: int) -> list[Measured]:
+    """Create, use and end sandboxes. Raises HostError when a sandbox does not start."""
+    seconds = _START_SECONDS * deadline_factor(settings.boot_timeout_seconds)
+    async with _node(settings) as (services, worker):
+        queue = services.sandbox_queue
+        first = await _running(queue, image, seconds)  # has the snapshot made
+        await _until_waiting(worker, seconds)
+        await _end(queue, first, seconds)
+        creates = [await _create(queue, worker, image, seconds) for _ in range(rounds)]
+        sandbox = await _running(queue, image, seconds)
+        machine = queue.machines.get(sandbox)
+        execs = [await _timed(machine) for _ in range(10 * rounds)]
+        write, read = await _file(machine)
+        await _end(queue, sandbox, seconds)
+    return [
+        ("sandbox: created → first output, from the pool", "ms", creates),
+        ("sandbox: exec of true → its exit", "ms", execs),
+        (f"sandbox: file of {_FILE_MB} MB written", "MB/s", [write]),
+        (f"sandbox: file of {_FILE_MB} MB read", "MB/s", [read]),
+    ]
+
+
+@asynccontextmanager
+async def _node(settings: Settings) -> AsyncIterator[tuple[Services, Worker]]:
+    """Run a control plane and a worker in a folder of their own, with this folder's images."""
+    with tempfile.TemporaryDirectory(prefix="belljar-bench-") as folder:
+        own = settings.model_copy(
+            update={"data_dir": Path(folder), "pool": "fixed", "pool_size": _WAITING, "lease_seconds": 30.0}
+        )
+        DataDir(own.data_dir).images.symlink_to(settings.paths.images)
+        async with open_services(own) as services:
+            queue = open_queue(services)
+            worker = open_worker(services, queue, "bench", with_sandboxes=True)
+            tasks = [asyncio.create_task(each.run()) for each in (queue, services.sandbox_queue, worker)]
+            try:
+                yield services, worker
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _running(queue: SandboxQueue, image: Image, seconds: float) -> Sandbox:
+    now = datetime.now(UTC)
+    spec = SandboxSpec(
+        image=image.name,
+        image_digest=image.manifest.digest,
+        resources=Resources(vcpus=1, memory_mb=_MEMORY_MB),
+        lifetime_seconds=_LIFETIME_SECONDS,
+    )
+    sandbox = Sandbox(
+        id=new_id("sb"),
+        project="default",
+        status=SandboxStatus.CREATING,
+        created_at=now,
+        expires_at=now + timedelta(seconds=_LIFETIME_SECONDS),
+        spec=spec,
+    )
+    with queue.changes.watching(sandbox.id) as topic:
+        await queue.store.insert(sandbox)
+        queue.changes.waiting.notify()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            count = topic.count
+            found = await queue.store.get(None, sandbox.id)
+            if found is not None and found.status is SandboxStatus.RUNNING:
+                return found
+            if found is not None and found.end is not None:
+                raise HostError(f"a sandbox of the benchmark did not start: {found.end.message}")
+            await topic.wait_beyond(count, 1.0)
+    raise HostError(f"a sandbox of the benchmark did not start within {seconds:g} s; repeat when the host is less busy")
+
+
+async def _end(queue: SandboxQueue, sandbox: Sandbox, seconds: float) -> None:
+    await queue.store.request_end(None, sandbox.id, EndReason.DELETED, "it was deleted")
+    queue.changes.orders.notify()
+    with queue.changes.watching(sandbox.id) as topic:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            count = topic.count
+            found = await queue.store.get(None, sandbox.id)
+            if found is None or found.status.terminal:
+                return
+            await topic.wait_beyond(count, 1.0)
+
+
+async def _until_waiting(worker: Worker, seconds: float) -> None:
+    """Wait until clones wait in the pool. Raises HostError."""
+    pool, deadline = worker.pool, time.monotonic() + seconds
+    while pool is not None and sum(pool.counts().values()) < _WAITING:
+        if time.monotonic() > deadline:
+            raise HostError(f"no clones waited within {seconds:g} s; repeat when the host is less busy")
+        await asyncio.sleep(0.05)
+
+
+async def _create(queue: SandboxQueue, worker: Worker, image: Image, seconds: float) -> float:
+    await _until_waiting(worker, seconds)
+    started = time.monotonic()
+    sandbox = await _running(queue, image, seconds)
+    machine = queue.machines.get(sandbox)
+    process = await machine.start(ProcessRequest(args=("echo", "hello"), stdin=b""))
+    async for _ in machine.output(process.id):
+        break
+    took_ms = (time.monotonic() - started) * 1000
+    await _end(queue, sandbox, seconds)
+    return took_ms
+
+
+async def _timed(machine: SandboxMachine) -> float:
+    started = time.monotonic()
+    process = await machine.start(_TRUE)
+    async for piece in machine.output(process.id):
+        if isinstance(piece, ProcessExit):
+            break
+    took_ms = (time.monotonic() - started) * 1000
+    await machine.forget(process.id)
+    return took_ms
+
+
+async def _file(machine: SandboxMachine) -> tuple[float, float]:
+    """Return the rates of writing and reading a file, in MB (10^6 bytes) per second."""
+    size = 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(_FILE_MB):
+            yield _PIECE
+
+    started = time.monotonic()
+    await machine.files.write("/work/large", pieces())
+    write_seconds = time.monotonic() - started
+    started = time.monotonic()
+    async with machine.files.read("/work/large") as content:
+        async for piece in content:
+            size += len(piece)
+    return len(_PIECE) * _FILE_MB / 1e6 / write_seconds, size / 1e6 / (time.monotonic() - started)

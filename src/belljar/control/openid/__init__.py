@@ -1,0 +1,1 @@
+"""Sign-in by OpenID Connect: the authorization code flow with PKCE, as a client of one provider."""
