@@ -76,7 +76,7 @@ def test_the_key_of_this_machine_is_shown_to_no_other(server: Server, data_dir: 
 
     for server, shown in (("http://127.0.0.1:1", True), ("localhost:1", True), ("http://belljar.example", False)):
         with connect(ServerFlags(server=server, data_dir=data_dir)) as client:
-            assert ("authorization" in client._http.headers) == shown
+            assert ("authorization" in client.transport.http.headers) == shown
 
 
 def test_a_second_worker_on_the_same_folder_is_refused(tmp_path: Path) -> None:

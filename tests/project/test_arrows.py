@@ -24,7 +24,9 @@ ARROWS: dict[str, set[str]] = {
     "packages": {"model", "system", "settings", "data_dir", "images"},
     "scripts": {"model", "system", "settings", "data_dir", "images", "packages"},
     "link": {"model"},
-    "client": {"model"},
+    # Without a URL, a client finds the server as the commands do.
+    "client": {"model", "system", "settings", "data_dir", "local_server"},
+    "__init__": {"client"},
     "control": {"model", "system", "settings", "data_dir", "local_server", "images", "packages", "scripts", "link"},
     "node": {"model", "system", "settings", "data_dir", "images", "packages", "scripts", "link"},
     "app": {

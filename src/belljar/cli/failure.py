@@ -82,9 +82,9 @@ def _message(error: Exception) -> str | None:
         command = _parsed_command(error)
         where = "options come after their command; " if not command and hasattr(error, "option_name") else ""
         return f"{error.format_message()} ({where}try: {' '.join(['belljar', *command])} --help)"
-    from belljar.client import ServerError, Unreachable
+    from belljar.client import LocalPathRefused, ServerError, Unreachable
 
-    return str(error) if isinstance(error, ServerError | Unreachable) else None
+    return str(error) if isinstance(error, ServerError | Unreachable | LocalPathRefused) else None
 
 
 def _describe_unexpected(error: Exception) -> str:

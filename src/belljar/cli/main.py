@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from belljar import __version__
-from belljar.cli import audit, bench, doctor, gc, image, jobs, key, project, run, secret, serve, usage
+from belljar.cli import audit, bench, doctor, gc, image, jobs, key, project, run, sandbox, secret, serve, usage
 from belljar.cli.command import prepare
 from belljar.cli.failure import OUTPUT_CLOSED, exit_code_of
 from belljar.cli.printing import discard_stdout, open_missing_streams
@@ -30,6 +30,7 @@ app.command("worker")(serve.worker)
 app.command("submit")(jobs.submit)
 app.add_typer(jobs.app, name="jobs")
 app.command("logs")(jobs.logs)
+app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(image.app, name="image")
 app.add_typer(project.app, name="project")
 app.command("usage")(usage.usage)

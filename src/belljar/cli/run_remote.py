@@ -48,7 +48,7 @@ def run_remote(request: RunRequest, settings: Settings, server: ServerFlags) -> 
             with signals_deferred():  # until the id of the job to cancel is known
                 job_id = str(client.submit(script_id=script["script_id"], **request.options)["id"])
             follower.follow(job_id)
-            job = client.wait(job_id)
+            job: dict[str, Any] = client.wait(job_id)
         except BrokenPipeError:
             return RunEnd(job=_cancelled(client, job_id, follower, OUTPUT_CLOSED), output_closed=True)
         except Stopped as stopped:

@@ -1,5 +1,56 @@
-"""The Python SDK."""
+"""The Python SDK: `Client` and `AsyncClient`, and what they return and raise."""
 
-from belljar.client.client import Client, ServerError, Unreachable
+from belljar.client.client import Client
+from belljar.client.client_async import AsyncClient
+from belljar.client.command_result import CommandResult, ProcessOutput
+from belljar.client.errors import (
+    CommandFailed,
+    Conflict,
+    FunctionRefused,
+    JobFailed,
+    LimitReached,
+    LocalPathRefused,
+    NotFound,
+    Refused,
+    RemoteError,
+    ServerError,
+    Unreachable,
+)
+from belljar.client.function import Call, Function
+from belljar.client.function_async import AsyncCall, AsyncFunction
+from belljar.client.job import Job, Output
+from belljar.client.job_async import AsyncJob, AsyncOutput
+from belljar.client.process import Process
+from belljar.client.process_async import AsyncProcess
+from belljar.client.sandbox import Sandbox
+from belljar.client.sandbox_async import AsyncSandbox
 
-__all__ = ["Client", "ServerError", "Unreachable"]
+__all__ = [
+    "AsyncCall",
+    "AsyncClient",
+    "AsyncFunction",
+    "AsyncJob",
+    "AsyncOutput",
+    "AsyncProcess",
+    "AsyncSandbox",
+    "Call",
+    "Client",
+    "CommandFailed",
+    "CommandResult",
+    "Conflict",
+    "Function",
+    "FunctionRefused",
+    "Job",
+    "JobFailed",
+    "LimitReached",
+    "LocalPathRefused",
+    "NotFound",
+    "Output",
+    "Process",
+    "ProcessOutput",
+    "Refused",
+    "RemoteError",
+    "Sandbox",
+    "ServerError",
+    "Unreachable",
+]

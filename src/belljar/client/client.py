@@ -1,47 +1,32 @@
+# Written by script/sdk from client_async.py; change that instead.
 """A client of the HTTP API: one method per operation, errors as exceptions.
 
-with Client("http://127.0.0.1:8080", key) as belljar:
-    job = belljar.submit(code="print(6 * 7)", language="python")
-    print(belljar.wait(job["id"])["status"])
+with Client() as client:
+    job = client.run(code="print(6 * 7)", language="python")
+    print(job.output())
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import functools
-import json
-import ssl
 import time
-from collections.abc import Generator, Iterator
+import uuid
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ParamSpec, TypeVar
 from urllib.parse import quote
 
-import httpx
+from belljar.client.errors import ServerError, Unreachable
+from belljar.client.function import Function
+from belljar.client.job import Job
+from belljar.client.sandbox import Sandbox
+from belljar.client.transport import Transport
 
 #: A wait is split into requests of this many seconds, because proxies limit the time of a request.
 _WAIT_SECONDS = 30
-_CONNECT_SECONDS = 10
-_READ_SECONDS = 60
-_ENDED = frozenset({"succeeded", "failed", "timed_out", "cancelled", "lost"})
-#: The largest JSON answer that is accepted. A page of 1000 jobs has 2 MB.
-_MAX_JSON_BYTES = 64 << 20
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-
-
-class ServerError(Exception):
-    """The server answered with an error: `status`, and `code` and `message` of its problem document."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-
-
-class Unreachable(Exception):
-    """No server answers at the URL."""
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Client:
@@ -49,41 +34,71 @@ class Client:
 
     def __init__(
         self,
-        url: str,
+        url: str | None = None,
         key: str | None = None,
         *,
         project: str | None = None,
         ca_file: Path | str | None = None,
         server_name: str | None = None,
+        max_retries: int = 3,
     ) -> None:
         """Connect when it is necessary.
 
-        `project` is for operators' keys: the project in which requests act, instead of the key's own. `ca_file` has the
-        certificate of the server, or of its authority (PEM). `server_name` is the name in the server's certificate, if
-        that of the URL is another.
+        Without `url`, the server and its key are those of the commands: `BELLJAR_SERVER`, `BELLJAR_API_KEY`,
+        `belljar.toml`, else the server that runs on this machine. `project` is for operators' keys: the project in
+        which requests act, instead of the key's own. `ca_file` has the certificate of the server, or of its authority
+        (PEM). `server_name` is the name in the server's certificate, if that of the URL is another. `max_retries`
+        bounds how often a request is repeated that may be repeated, with growing pauses.
         """
-        if key is not None and not (key.isascii() and key.isprintable()):
-            raise ServerError(401, "not_authenticated", "the key contains invalid characters; copy it again")
-        # No compression: a small answer must not become a large one here.
-        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        headers |= {"Belljar-Project": quote(project)} if project else {}
-        timeout = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
-        self.url = url.rstrip("/")
-        with _reachable(self.url):
-            # Requests to this machine use no proxy, which would see the key.
-            is_local = httpx.URL(self.url).host in _LOOPBACK
-            verify = _trusting(ca_file) if ca_file is not None else True
-            self._http = httpx.Client(
-                base_url=self.url, headers=headers, timeout=timeout, trust_env=not is_local, verify=verify
-            )
-        if server_name is not None:
-            self._http.event_hooks = {"request": [functools.partial(_expect_name, server_name)]}
+        if url is None:
+            from belljar.client.found_server import find_server
+
+            found = find_server(key=key, ca_file=Path(ca_file) if ca_file is not None else None)
+            url, key, ca_file = found.url, found.key, found.ca_file
+            server_name = server_name or found.server_name
+        self.transport = Transport(
+            url, key, project=project, ca_file=ca_file, server_name=server_name, max_retries=max_retries
+        )
+        self.url = self.transport.url
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._http.close()
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.transport.close()
+
+    def run(self, **request: Any) -> Job:
+        """Submit a job, wait for its end and return it, whatever its status. Options as for `submit`.
+
+        A job whose caller is interrupted is cancelled. `job.check()` raises JobFailed unless it succeeded.
+        """
+        job = self.submit(**request)
+        try:
+            return job.wait()
+        except BaseException:
+            with contextlib.suppress(ServerError, Unreachable):
+                job.cancel()
+            raise
+
+    def function(
+        self,
+        *,
+        image: str | None = None,
+        memory_mb: int | None = None,
+        dependencies: Sequence[str] = (),
+        **options: Any,
+    ) -> Callable[[Callable[P, R]], Function[P, R]]:
+        """Return a decorator that lets a function run in machines: an Function. Options as for `submit`."""
+
+        def decorate(function: Callable[P, R]) -> Function[P, R]:
+            given = {"image": image, "memory_mb": memory_mb, **options}
+            return Function(function, lambda: self, dependencies, _given(given))
+
+        return decorate
 
     def upload(
         self, file: BinaryIO, filename: str, *, language: str | None = None, entrypoint: str | None = None
@@ -92,172 +107,192 @@ class Client:
         fields = {"language": language, "entrypoint": entrypoint}
         data = {name: value for name, value in fields.items() if value is not None}
         # In a form, a part without a file name is not a file. The server replaces the name "-".
-        return self._json("POST", "/v1/scripts", files={"script": (filename or "-", file)}, data=data)
+        return self.transport.json("POST", "/v1/scripts", files={"script": (filename or "-", file)}, data=data)
 
-    def submit(self, **request: Any) -> dict[str, Any]:
-        """Queue a job of `script_id`, of `code` and `language`, or of `files`, with options; return the job."""
-        return self._json("POST", "/v1/jobs", json=request)
+    def submit(self, **request: Any) -> Job:
+        """Queue a job of `script_id`, of `code` and `language`, or of `files`, with options; return the job.
 
-    def job(self, job_id: str) -> dict[str, Any]:
+        A submission has an `idempotency_key`, unless retries are off, so that its repetition is the same job.
+        """
+        if self.transport.max_retries and "idempotency_key" not in request:
+            request["idempotency_key"] = str(uuid.uuid4())
+        is_repeatable = request.get("idempotency_key") is not None
+        fields = self.transport.json("POST", "/v1/jobs", json=request, is_repeatable=is_repeatable)
+        return Job(self, fields)
+
+    def job(self, job_id: str) -> Job:
         """Return a job."""
-        return self._json("GET", f"/v1/jobs/{quote(job_id, safe='')}")
+        return Job(self, self.transport.json("GET", f"/v1/jobs/{quote(job_id, safe='')}"))
 
     def jobs(self, **filters: Any) -> dict[str, Any]:
         """Return a page: `jobs`, `next_cursor`. Filters: status, script_id, label, limit, cursor."""
-        return self._json("GET", "/v1/jobs", params=_given(filters))
+        return self.transport.json("GET", "/v1/jobs", params=_given(filters))
 
-    def cancel(self, job_id: str) -> dict[str, Any]:
+    def iterate_jobs(self, **filters: Any) -> Generator[Job, None, None]:
+        """Yield all jobs, newest first. Filters: status, script_id, label, limit (of one request)."""
+        while True:
+            page = self.jobs(**filters)
+            for fields in page["jobs"]:
+                yield Job(self, fields)
+            if (cursor := page["next_cursor"]) is None:
+                return
+            filters["cursor"] = cursor
+
+    def cancel(self, job_id: str) -> Job:
         """Cancel a job and return it."""
-        return self._json("POST", f"/v1/jobs/{quote(job_id, safe='')}/cancel")
+        path = f"/v1/jobs/{quote(job_id, safe='')}/cancel"
+        return Job(self, self.transport.json("POST", path, is_repeatable=True))
 
-    def wait(self, job_id: str, timeout_seconds: float | None = None) -> dict[str, Any]:
+    def wait(self, job_id: str, timeout_seconds: float | None = None) -> Job:
         """Wait until a job has ended, at most `timeout_seconds`; return it in its last state."""
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        path = f"/v1/jobs/{quote(job_id, safe='')}"
         while True:
             left = _WAIT_SECONDS if deadline is None else min(_WAIT_SECONDS, max(0.0, deadline - time.monotonic()))
-            job = self._json("GET", f"/v1/jobs/{quote(job_id, safe='')}", params={"wait": left})
-            if job["status"] in _ENDED or (deadline is not None and time.monotonic() >= deadline):
+            job = Job(self, self.transport.json("GET", path, params={"wait": left}))
+            if job.is_ended or (deadline is not None and time.monotonic() >= deadline):
                 return job
 
     def logs(self, job_id: str, *, stream: str | None = None, follow: bool = False) -> Iterator[bytes]:
-        """Yield a job's output in order; with `follow`, until the job has ended."""
+        """Yield a job's output in order; with `follow`, until the job has ended. `job.follow()` also resumes."""
         params: dict[str, Any] = {"follow": follow} | ({"stream": stream} if stream else {})
-        timeout = httpx.Timeout(None if follow else _READ_SECONDS, connect=_CONNECT_SECONDS)
         path = f"/v1/jobs/{quote(job_id, safe='')}/logs"
-        with _reachable(self.url), self._http.stream("GET", path, params=params, timeout=timeout) as response:
-            _check(response)
-            yield from response.iter_raw()
+        return self.transport.chunks(path, params=params, is_endless=follow)
+
+    def create_sandbox(self, template: str | None = None, *, wait_seconds: float = 120, **options: Any) -> Sandbox:
+        """Create a sandbox and return it when it runs. It stays until it is deleted or its lifetime ends.
+
+        `template` is a language or an image. Options: image, shape ({"vcpus", "memory_mb", "disk_mb"…}), egress, env,
+        secrets, lifetime_seconds, idle_seconds, labels. Raises TimeoutError after `wait_seconds`, with it deleted.
+        """
+        given = {"template": template, "idempotency_key": str(uuid.uuid4()), **options}
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            left = max(0.0, min(_WAIT_SECONDS, deadline - time.monotonic()))
+            # The same key: each repetition is the same sandbox, and waits for it again.
+            fields = self.transport.json(
+                "POST", "/v1/sandboxes", json=_given(given), params={"wait": left}, is_repeatable=True
+            )
+            sandbox = Sandbox(self, fields)
+            if sandbox.status != "creating":
+                return sandbox
+            if time.monotonic() >= deadline:
+                sandbox.delete()
+                raise TimeoutError(f"the sandbox {sandbox.id} had no machine after {wait_seconds:g} seconds")
+
+    @contextlib.contextmanager
+    def sandbox(self, template: str | None = None, **options: Any) -> Iterator[Sandbox]:
+        """Create a sandbox for the block; it is deleted at its end. Options as for `create_sandbox`."""
+        sandbox = self.create_sandbox(template, **options)
+        try:
+            yield sandbox
+        finally:
+            sandbox.delete()
+
+    def get_sandbox(self, sandbox_id: str) -> Sandbox:
+        """Return a sandbox."""
+        return Sandbox(self, self.transport.json("GET", f"/v1/sandboxes/{quote(sandbox_id, safe='')}"))
+
+    def sandboxes(self, **filters: Any) -> dict[str, Any]:
+        """Return a page: `sandboxes`, `next_cursor`. Filters: status, label, limit, cursor."""
+        return self.transport.json("GET", "/v1/sandboxes", params=_given(filters))
 
     def artifacts(self, job_id: str) -> list[dict[str, Any]]:
         """Return path and size of each artifact of a job."""
-        artifacts: list[dict[str, Any]] = self._json("GET", f"/v1/jobs/{quote(job_id, safe='')}/artifacts")["artifacts"]
+        artifacts: list[dict[str, Any]] = (self.transport.json("GET", f"/v1/jobs/{quote(job_id, safe='')}/artifacts"))[
+            "artifacts"
+        ]
         return artifacts
 
     def artifact(self, job_id: str, path: str) -> Generator[bytes, None, None]:
         """Yield the bytes of one artifact."""
-        where = f"/v1/jobs/{quote(job_id, safe='')}/artifacts/{quote(path)}"
-        with _reachable(self.url), self._http.stream("GET", where) as response:
-            _check(response)
-            yield from response.iter_raw()
+        return self.transport.chunks(f"/v1/jobs/{quote(job_id, safe='')}/artifacts/{quote(path)}")
 
     def audit(self, **filters: Any) -> dict[str, Any]:
         """Return a page of the audit log, newest first: `audit`, `next_cursor`.
 
         Filters: project, actor, action, since, until, limit, cursor.
         """
-        given = {name: value for name, value in filters.items() if value is not None}
-        return self._json("GET", "/v1/audit", params=given)
+        return self.transport.json("GET", "/v1/audit", params=_given(filters))
 
     def audit_records(self, **filters: Any) -> Iterator[dict[str, Any]]:
         """Yield all records of the audit log, oldest first. Filters as for `audit`."""
-        given = {name: value for name, value in filters.items() if value is not None}
-        with (
-            _reachable(self.url),
-            self._http.stream("GET", "/v1/audit", params={**given, "format": "jsonl"}) as response,
-        ):
-            _check(response)
-            for line in _lines(response):
-                yield _object(response, line)
+        return self.transport.json_lines("/v1/audit", params={**_given(filters), "format": "jsonl"})
 
     def audit_head(self) -> dict[str, Any]:
         """Return both ends of the audit log's chain: `anchor` and `head`, each with `seq` and `hash`."""
-        return self._json("GET", "/v1/audit/head")
+        return self.transport.json("GET", "/v1/audit/head")
 
     def create_key(self, **options: Any) -> dict[str, Any]:
         """Create a key: name, project, role, scopes, admin, expires_in_seconds. Return it with its `secret`."""
-        return self._json("POST", "/v1/keys", json=options)
+        return self.transport.json("POST", "/v1/keys", json=options)
 
     def keys(self, *, limit: int | None = None, cursor: str | None = None) -> dict[str, Any]:
         """Return a page: `keys`, `next_cursor`."""
-        return self._json("GET", "/v1/keys", params=_given({"limit": limit, "cursor": cursor}))
+        return self.transport.json("GET", "/v1/keys", params=_given({"limit": limit, "cursor": cursor}))
 
     def revoke_key(self, key_id: str) -> dict[str, Any]:
         """Revoke a key and return it."""
-        return self._json("DELETE", f"/v1/keys/{quote(key_id, safe='')}")
+        return self.transport.json("DELETE", f"/v1/keys/{quote(key_id, safe='')}")
 
     def rotate_key(self, key_id: str, overlap_seconds: int) -> dict[str, Any]:
         """Create a key that replaces another; return it with its `secret`. The old one ends after the overlap."""
         body = {"overlap_seconds": overlap_seconds}
-        return self._json("POST", f"/v1/keys/{quote(key_id, safe='')}/rotate", json=body)
+        return self.transport.json("POST", f"/v1/keys/{quote(key_id, safe='')}/rotate", json=body)
 
     def create_project(self, name: str) -> dict[str, Any]:
         """Create a project and return it."""
-        return self._json("POST", "/v1/projects", json={"name": name})
+        return self.transport.json("POST", "/v1/projects", json={"name": name})
 
     def projects(self, *, limit: int | None = None, cursor: str | None = None) -> dict[str, Any]:
         """Return a page: `projects`, `next_cursor`."""
-        return self._json("GET", "/v1/projects", params=_given({"limit": limit, "cursor": cursor}))
+        return self.transport.json("GET", "/v1/projects", params=_given({"limit": limit, "cursor": cursor}))
 
     def change_project(self, name: str, **changes: Any) -> dict[str, Any]:
         """Change a project and return it: suspended, cancel_running."""
-        return self._json("PATCH", f"/v1/projects/{quote(name, safe='')}", json=changes)
+        return self.transport.json("PATCH", f"/v1/projects/{quote(name, safe='')}", json=changes)
 
     def quotas(self, name: str) -> dict[str, Any]:
         """Return a project's quotas (`quotas`), and the limits that hold with the server's defaults (`limits`)."""
-        return self._json("GET", f"/v1/projects/{quote(name, safe='')}/quotas")
+        return self.transport.json("GET", f"/v1/projects/{quote(name, safe='')}/quotas")
 
     def change_quotas(self, name: str, **changes: Any) -> dict[str, Any]:
         """Change quotas of a project by name, and return all: a number, "unlimited", or None for the default."""
-        return self._json("PATCH", f"/v1/projects/{quote(name, safe='')}/quotas", json=changes)
+        return self.transport.json("PATCH", f"/v1/projects/{quote(name, safe='')}/quotas", json=changes)
 
     def usage(self, *, days: int | None = None) -> dict[str, Any]:
         """Return what the project may use and has used: `quotas`, and the use of the last `days`."""
-        return self._json("GET", "/v1/usage", params=_given({"days": days}))
+        return self.transport.json("GET", "/v1/usage", params=_given({"days": days}))
 
     def remove_project(self, name: str) -> dict[str, Any]:
         """Remove a project with all of its data; return it as it is until then."""
-        return self._json("DELETE", f"/v1/projects/{quote(name, safe='')}")
+        return self.transport.json("DELETE", f"/v1/projects/{quote(name, safe='')}")
 
     def members(self, project: str) -> dict[str, Any]:
         """Return the `members` of a project, and the invitations."""
-        return self._json("GET", f"/v1/projects/{quote(project, safe='')}/members")
+        return self.transport.json("GET", f"/v1/projects/{quote(project, safe='')}/members")
 
     def set_member(self, project: str, email: str, role: str) -> dict[str, Any]:
         """Invite the owner of an address of email, or change a member's role; return the member."""
-        return self._json("PUT", _member_path(project, email), json={"role": role})
+        return self.transport.json("PUT", _member_path(project, email), json={"role": role})
 
     def remove_member(self, project: str, email: str) -> dict[str, Any]:
         """Remove a member or an invitation, and return it."""
-        return self._json("DELETE", _member_path(project, email))
+        return self.transport.json("DELETE", _member_path(project, email))
 
     def set_secret(self, name: str, value: bytes) -> dict[str, Any]:
         """Store a new version of a secret; return its record."""
         body = {"value_base64": base64.b64encode(value).decode()}
-        return self._json("PUT", f"/v1/secrets/{quote(name, safe='')}", json=body)
+        return self.transport.json("PUT", f"/v1/secrets/{quote(name, safe='')}", json=body)
 
     def secrets(self) -> list[dict[str, Any]]:
         """Return the records of the project's secrets, without their values."""
-        secrets: list[dict[str, Any]] = self._json("GET", "/v1/secrets")["secrets"]
+        secrets: list[dict[str, Any]] = (self.transport.json("GET", "/v1/secrets"))["secrets"]
         return secrets
 
     def remove_secret(self, name: str) -> dict[str, Any]:
         """Remove a secret and return its record."""
-        return self._json("DELETE", f"/v1/secrets/{quote(name, safe='')}")
-
-    def _json(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
-        with _reachable(self.url), self._http.stream(method, path, **rest) as response:
-            data = _read_bounded(response)
-            _check(response, data)
-        return _object(response, data)
-
-
-def _trusting(ca_file: Path | str) -> ssl.SSLContext:
-    """Return a context that trusts this certificate besides those of the system. Raises Unreachable."""
-    context = ssl.create_default_context()
-    try:
-        context.load_verify_locations(ca_file)
-    except (OSError, ValueError) as error:
-        reason = "it is no PEM file with a certificate"
-        if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
-            reason = error.strerror or str(error)
-        raise Unreachable(f"cannot use the certificate {ca_file}: {reason}") from None
-    # The server's own certificate may be named, without that of its authority.
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    return context
-
-
-def _expect_name(name: str, request: httpx.Request) -> None:
-    request.extensions["sni_hostname"] = name
+        return self.transport.json("DELETE", f"/v1/secrets/{quote(name, safe='')}")
 
 
 def _member_path(project: str, email: str) -> str:
@@ -266,72 +301,3 @@ def _member_path(project: str, email: str) -> str:
 
 def _given(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value is not None}
-
-
-@contextlib.contextmanager
-def _reachable(url: str) -> Iterator[None]:
-    try:
-        yield
-    except httpx.TimeoutException:
-        raise Unreachable(f"{url} did not answer in time") from None
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise Unreachable(f"{url!r} is not a server URL: {error}") from None
-    except (httpx.ProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError) as error:
-        raise Unreachable(f"the connection to {url} was lost ({error or 'no reason given'}); try again") from None
-    except httpx.TransportError as error:
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            reason = str(error).partition("verify failed: ")[2].partition(" (_ssl")[0] or "unknown authority"
-            raise Unreachable(
-                f"the certificate of {url} is not trusted ({reason}); name that of its authority with --ca-file FILE"
-            ) from None
-        if "WRONG_VERSION_NUMBER" in str(error) or "RECORD_LAYER" in str(error):
-            raise Unreachable(f"{url} takes no TLS; use http:// instead of https://") from None
-        raise Unreachable(f"no server answers at {url} ({error}); start one with: belljar serve") from None
-
-
-def _read_bounded(response: httpx.Response) -> bytes:
-    """Read a whole answer. Raises ServerError when it is larger than 64 MiB."""
-    data = bytearray()
-    for chunk in response.iter_raw():
-        data += chunk
-        if len(data) > _MAX_JSON_BYTES:
-            raise _not_belljar(response)
-    return bytes(data)
-
-
-def _lines(response: httpx.Response) -> Iterator[bytes]:
-    """Yield the lines of an answer. Raises ServerError when one is larger than 64 MiB."""
-    rest = b""
-    for chunk in response.iter_raw():
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-        if len(rest) > _MAX_JSON_BYTES:
-            raise _not_belljar(response)
-    if rest:
-        yield rest
-
-
-def _object(response: httpx.Response, data: bytes) -> dict[str, Any]:
-    """Return the JSON object of an answer, or of a line of it."""
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        raise _not_belljar(response)
-    return body
-
-
-def _check(response: httpx.Response, data: bytes | None = None) -> None:
-    if response.is_success:
-        return
-    try:
-        body = json.loads(_read_bounded(response) if data is None else data)
-        raise ServerError(response.status_code, str(body["code"]), str(body["detail"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise _not_belljar(response) from None
-
-
-def _not_belljar(response: httpx.Response) -> ServerError:
-    reason = f"{response.url} answered {response.status_code} {response.reason_phrase}; is it a belljar server?"
-    return ServerError(response.status_code, "not_belljar", reason)

@@ -1,0 +1,139 @@
+"""`belljar sandbox`: create, list, extend and remove sandboxes, and what is in them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from belljar.cli import options, sandbox_commands, sandbox_files
+from belljar.cli.flags import ServerFlags
+from belljar.cli.printing import print_json, print_line, print_table
+from belljar.cli.server import connect
+
+app = typer.Typer(help="Sandboxes: machines that stay, to run commands in.", no_args_is_help=True)
+
+SandboxId = sandbox_commands.SandboxId
+
+
+@app.command()
+def create(
+    server: ServerFlags,
+    template: Annotated[
+        str | None, typer.Argument(metavar="[TEMPLATE]", help="A language or an image. Default: python.")
+    ] = None,
+    vcpus: Annotated[int | None, typer.Option(help="Virtual CPUs.", show_default=False)] = None,
+    memory: Annotated[int | None, typer.Option(metavar="MB", help="Memory of the machine.", show_default=False)] = None,
+    disk: Annotated[int | None, typer.Option(metavar="MB", help="Size of a disk for what is written.")] = None,
+    egress: Annotated[str, typer.Option(metavar="none|open|HOST,…", help="What it may reach.")] = "none",
+    env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Variable of every command. Repeatable.")] = None,
+    secret: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Secret for every command.")] = None,
+    lifetime: Annotated[
+        str | None, typer.Option(metavar="TIME", help="It ends after this time, such as 45m or 12h.")
+    ] = None,
+    idle: Annotated[
+        str | None, typer.Option(metavar="TIME", help="It ends when nobody has used it for so long.")
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Label. Repeatable.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Create a sandbox and print its id when it runs."""
+    request = options.without_none(
+        shape=options.without_none(vcpus=vcpus, memory_mb=memory, disk_mb=disk) or None,
+        egress=egress,
+        env=options.pairs(env, "--env") or None,
+        secrets=secret or None,
+        lifetime_seconds=options.seconds(lifetime, "--lifetime"),
+        idle_seconds=options.seconds(idle, "--idle"),
+        labels=options.pairs(label, "--label") or None,
+    )
+    with connect(server) as client:
+        box = client.create_sandbox(template, **request)
+    if as_json:
+        print_json(box)
+    else:
+        print_line(box.id)
+
+
+@app.command("ls")
+def list_sandboxes(
+    server: ServerFlags,
+    status: Annotated[str | None, typer.Option(metavar="STATUS", help="Only these: running, ended…")] = None,
+    label: Annotated[str | None, typer.Option(metavar="K[=V]", help="Only sandboxes with this label.")] = None,
+    limit: Annotated[int, typer.Option(help="Maximum number of sandboxes.")] = 20,
+    as_json: options.Json = False,
+) -> None:
+    """List sandboxes, newest first."""
+    with connect(server) as client:
+        page = client.sandboxes(status=status, label=label, limit=limit)
+    if as_json:
+        print_json(page)
+        return
+    rows = [
+        (each["id"], each["status"], each["image"], each["memory_mb"], each["created_at"][:19], each["expires_at"][:19])
+        for each in page["sandboxes"]
+    ]
+    print_table(("ID", "STATUS", "IMAGE", "MB", "CREATED", "EXPIRES"), rows)
+
+
+@app.command("get")
+def get_sandbox(sandbox_id: SandboxId, server: ServerFlags, as_json: options.Json = False) -> None:
+    """Show one sandbox."""
+    with connect(server) as client:
+        _show(client.get_sandbox(sandbox_id), as_json=as_json)
+
+
+@app.command()
+def extend(
+    sandbox_id: SandboxId,
+    lifetime: Annotated[str, typer.Argument(metavar="TIME", help="It ends so long from now, such as 45m or 12h.")],
+    server: ServerFlags,
+    as_json: options.Json = False,
+) -> None:
+    """Let a sandbox end later, or earlier."""
+    seconds = options.seconds(lifetime, "TIME")
+    assert seconds is not None
+    with connect(server) as client:
+        _show(client.get_sandbox(sandbox_id).extend(seconds), as_json=as_json)
+
+
+@app.command("rm")
+def remove_sandbox(sandbox_id: SandboxId, server: ServerFlags, as_json: options.Json = False) -> None:
+    """End a sandbox with everything in it."""
+    with connect(server) as client:
+        box = client.get_sandbox(sandbox_id).delete()
+    if as_json:
+        print_json(box)
+
+
+@app.command()
+def ports(sandbox_id: SandboxId, server: ServerFlags, as_json: options.Json = False) -> None:
+    """List the TCP ports that programs in a sandbox listen on, with their URLs."""
+    with connect(server) as client:
+        box = client.get_sandbox(sandbox_id)
+        found = [{**each, "url": box.url(each["port"])} for each in box.ports()]
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("PORT", "ADDRESS", "URL"), [(each["port"], each["address"], each["url"]) for each in found])
+
+
+app.command("exec")(sandbox_commands.execute)
+app.command("shell")(sandbox_commands.shell)
+app.command("cp")(sandbox_files.copy)
+app.command("files")(sandbox_files.list_files)
+
+
+def _show(box: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(box)
+        return
+    for name in ("id", "status", "image", "vcpus", "memory_mb", "disk_mb", "node", "created_at", "expires_at"):
+        if box.get(name) is not None:
+            print_line(f"{name:12} {box[name]}")
+    if box["status"] == "running":
+        left = datetime.fromisoformat(box["expires_at"]) - datetime.now(UTC)
+        print_line(f"{'ends in':12} {max(0, round(left.total_seconds()))} s")
+    if box.get("end"):
+        print_line(f"{'end':12} {box['end']['reason']}: {box['end']['message']}")

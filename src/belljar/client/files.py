@@ -1,0 +1,144 @@
+# Written by script/sdk from files_async.py; change that instead.
+"""The files of a sandbox: read, write, list, move, remove, and whole folders in both directions."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+from urllib.parse import quote
+
+from belljar.client.errors import NotFound, ServerError
+from belljar.client.local_tree import extract_folder, pack_folder
+from belljar.client.transport import Transport
+
+_MAX_BYTES = 64 << 20
+_PIECE_BYTES = 1 << 18
+
+
+class Files:
+    """The files of one sandbox. Paths are relative to /work, unless they begin with a slash.
+
+    `user="root"` uses root's permissions instead of those of the image's user.
+    """
+
+    def __init__(self, transport: Transport, sandbox_path: str) -> None:
+        self._transport = transport
+        self._path = f"{sandbox_path}/files"
+
+    def read(self, path: str, *, user: str = "user") -> bytes:
+        """Return the bytes of a file, at most 64 MiB; larger ones: `read_pieces`."""
+        data = bytearray()
+        for piece in self.read_pieces(path, user=user):
+            data += piece
+            if len(data) > _MAX_BYTES:
+                raise ServerError(200, "too_large", f"{path} is over 64 MiB; read it in pieces")
+        return bytes(data)
+
+    def read_text(self, path: str, *, user: str = "user") -> str:
+        """Return a file as text (UTF-8), at most 64 MiB."""
+        return (self.read(path, user=user)).decode()
+
+    def read_pieces(self, path: str, *, user: str = "user") -> Generator[bytes, None, None]:
+        """Yield the bytes of a file of any size."""
+        yield from self._transport.chunks(self._url(path), params={"user": user})
+
+    def write(self, path: str, data: bytes | str | BinaryIO, *, user: str = "user", **options: Any) -> dict[str, Any]:
+        """Write a file, whole or not at all, and return its entry. A file object is sent piece by piece.
+
+        Options: mode (octal digits), parents (default True), exclusive, append, offset.
+        """
+        content: Any = data.encode() if isinstance(data, str) else data
+        if not isinstance(content, bytes | bytearray | memoryview):
+            content = _pieces(content)
+        return self._transport.json("PUT", self._url(path), params={"user": user, **options}, content=content)
+
+    def stat(self, path: str, *, follow: bool = True, user: str = "user") -> dict[str, Any]:
+        """Return the entry of a file or folder: kind, size_bytes, mode, modified_ns…"""
+        params = {"stat": True, "follow": follow, "user": user}
+        return self._transport.json("GET", self._url(path), params=params)
+
+    def exists(self, path: str, *, user: str = "user") -> bool:
+        """Return whether there is something at the path."""
+        try:
+            self.stat(path, follow=False, user=user)
+        except NotFound as error:
+            if error.code != "file_not_found":
+                raise
+            return False
+        return True
+
+    def list(self, path: str = "", *, depth: int = 1, user: str = "user") -> list[dict[str, Any]]:
+        """Return the entries of a folder, `depth` levels deep, at most 10,000."""
+        params = {"list": True, "depth": depth, "user": user}
+        listing = self._transport.json("GET", self._url(path or "."), params=params)
+        if listing.get("truncated"):
+            raise ServerError(200, "too_large", f"{path or '/work'} has over 10,000 entries; list the folders below it")
+        entries: list[dict[str, Any]] = listing["entries"]
+        return entries
+
+    def make_folder(self, path: str, *, parents: bool = True, user: str = "user") -> dict[str, Any]:
+        """Make a folder and return its entry."""
+        params = {"folder": True, "parents": parents, "user": user}
+        return self._transport.json("PUT", self._url(path), params=params)
+
+    def move(self, path: str, target: str, *, replace: bool = True, user: str = "user") -> None:
+        """Move a file or folder."""
+        body = {"move_to": target, "replace": replace}
+        self._transport.json("PATCH", self._url(path), params={"user": user}, json=body)
+
+    def set_mode(self, path: str, mode: str, *, user: str = "user") -> None:
+        """Set the mode, in octal digits."""
+        self._transport.json("PATCH", self._url(path), params={"user": user}, json={"mode": mode})
+
+    def remove(self, path: str, *, recursive: bool = False, user: str = "user") -> None:
+        """Remove a file, or a folder; with `recursive`, also what is in it."""
+        self._transport.json("DELETE", self._url(path), params={"recursive": recursive, "user": user})
+
+    def upload(self, local: Path | str, path: str, *, user: str = "user") -> None:
+        """Write a file or folder of this host to a path. What is at the path of a folder stays beside what is sent."""
+        source = Path(local)
+        if not source.is_dir():
+            with _open_file(source) as file:
+                self.write(path, file, user=user, mode=f"{os.fstat(file.fileno()).st_mode & 0o777:o}")
+            return
+        self.make_folder(path, user=user)
+        with tempfile.TemporaryFile(prefix="belljar-") as packed:
+            pack_folder(source, packed)
+            packed.seek(0)
+            params = {"archive": "tar", "path": path, "user": user}
+            self._transport.json("PUT", self._path, params=params, content=_pieces(packed))
+
+    def download(self, path: str, local: Path | str, *, user: str = "user") -> builtins.list[str]:
+        """Write a file or folder of the sandbox to this host; return the names that were left out.
+
+        Nothing is written through a link or outside of `local`. Links and devices of a folder are left out.
+        """
+        target = Path(local)
+        with tempfile.TemporaryFile(prefix="belljar-") as received:
+            is_folder = (self.stat(path, user=user))["kind"] == "folder"
+            where = self._path if is_folder else self._url(path)
+            params = {"user": user} | ({"archive": "tar", "path": path} if is_folder else {})
+            for piece in self._transport.chunks(where, params=params):
+                received.write(piece)
+            received.seek(0)
+            return extract_folder(received, target, is_folder)
+
+    def _url(self, path: str) -> str:
+        """Return the URL of a path. Dots are encoded, so that no part of the way resolves `..` to another route."""
+        parts = ["%2E" * len(part) if part in (".", "..") else quote(os.fsencode(part)) for part in path.split("/")]
+        if not path:
+            raise ValueError("the path is empty; use '.' for /work")
+        return f"{self._path}/{'/'.join(parts)}"
+
+
+def _open_file(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def _pieces(file: IO[bytes]) -> Generator[bytes, None, None]:
+    while piece := file.read(_PIECE_BYTES):
+        yield piece

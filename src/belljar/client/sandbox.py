@@ -1,0 +1,132 @@
+# Written by script/sdk from sandbox_async.py; change that instead.
+"""A sandbox: a machine that stays. Run commands in it, read and write its files, see its ports, until it ends."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from belljar.client.command_result import CommandResult
+from belljar.client.files import Files
+from belljar.client.process import Process
+
+if TYPE_CHECKING:
+    from belljar.client.client import Client
+
+#: What of each stream the result of a command has at most, if the caller sets no limit.
+_MAX_OUTPUT_BYTES = 16 << 20
+
+
+class Sandbox(dict[str, Any]):
+    """A sandbox: the fields of the API (`box["expires_at"]`), as they were when it was last fetched."""
+
+    def __init__(self, client: Client, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        self._client = client
+        self._path = f"/v1/sandboxes/{self.id}"
+        self.files = Files(client.transport, self._path)
+
+    @property
+    def id(self) -> str:
+        """The id of the sandbox."""
+        return str(self["id"])
+
+    @property
+    def status(self) -> str:
+        """`creating`, `running`, then `ended` or `lost`."""
+        return str(self["status"])
+
+    def refresh(self) -> Sandbox:
+        """Fetch the sandbox's fields again; return the sandbox."""
+        self.update(self._client.transport.json("GET", self._path))
+        return self
+
+    def extend(self, lifetime_seconds: float) -> Sandbox:
+        """Let the sandbox end so many seconds from now; return it."""
+        body = {"lifetime_seconds": lifetime_seconds}
+        self.update(self._client.transport.json("POST", f"{self._path}/extend", json=body, is_repeatable=True))
+        return self
+
+    def delete(self) -> Sandbox:
+        """End the sandbox with everything in it; return it. One that has ended stays as it is."""
+        self.update(self._client.transport.json("DELETE", self._path, is_repeatable=True))
+        return self
+
+    def run(self, command: str, **options: Any) -> CommandResult:
+        """Run a command line of a shell and return its result. Options as for `exec`."""
+        return self._result({"command": command}, **options)
+
+    def exec(self, args: Sequence[str], **options: Any) -> CommandResult:
+        """Run a program with its arguments and return its result, whatever its exit code.
+
+        Options: cwd, env, user (`user` or `root`), stdin (str or bytes), timeout_seconds, max_output_bytes (of each
+        stream, in this process's memory). `result.check()` raises CommandFailed unless it exited with 0.
+        """
+        return self._result({"args": _listed(args)}, **options)
+
+    def start(
+        self, command: str | Sequence[str], *, background: bool = True, stdin: str | bytes | None = None, **options: Any
+    ) -> Process:
+        """Start a command line (str) or a program with arguments (list), and return without waiting for its end.
+
+        Options: cwd, env, user, timeout_seconds, pty (True or {"columns", "rows"}), keep_stdin_open. Of a background
+        command the newest 128 KiB of output are kept. With `background=False` the command waits for its reader, so that
+        no output is lost, and is killed soon after this client is gone.
+        """
+        body = {"command": command} if isinstance(command, str) else {"args": _listed(command)}
+        body |= {**options, **_input(stdin)}
+        if background:
+            fields = self._client.transport.json("POST", f"{self._path}/exec", json={**body, "background": True})
+            return Process(self._client.transport, self._path, fields)
+        return Process.followed(self._client.transport, self._path, body)
+
+    def processes(self) -> list[Process]:
+        """Return the commands that run, and the newest of those that have ended, oldest first."""
+        found = (self._client.transport.json("GET", f"{self._path}/processes"))["processes"]
+        return [Process(self._client.transport, self._path, fields) for fields in found]
+
+    def process(self, pid: int) -> Process:
+        """Return a command by its process number in the sandbox."""
+        fields = self._client.transport.json("GET", f"{self._path}/processes/{int(pid)}")
+        return Process(self._client.transport, self._path, fields)
+
+    def ports(self) -> list[dict[str, Any]]:
+        """Return the TCP ports that programs in the sandbox listen on: `port`, `address`, `path`."""
+        ports: list[dict[str, Any]] = (self._client.transport.json("GET", f"{self._path}/ports"))["ports"]
+        return ports
+
+    def url(self, port: int) -> str:
+        """Return the URL of a port. A request to it needs the key, in the header Authorization."""
+        return f"{self._client.url}{self._path}/ports/{int(port)}/"
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what the sandbox's machine uses now."""
+        return self._client.transport.json("GET", f"{self._path}/metrics")
+
+    def _result(
+        self,
+        body: dict[str, Any],
+        *,
+        stdin: str | bytes | None = None,
+        max_output_bytes: int = _MAX_OUTPUT_BYTES,
+        **options: Any,
+    ) -> CommandResult:
+        body = {**body, **options, **_input(stdin)}
+        with Process.followed(self._client.transport, self._path, body) as process:
+            return process.result(max_output_bytes)
+
+
+def _listed(args: Sequence[str]) -> list[str]:
+    if isinstance(args, str):
+        raise TypeError(f"args is the text {args!r:.100}; use a list, or run() for a command line of a shell")
+    return list(args)
+
+
+def _input(stdin: str | bytes | None) -> dict[str, Any]:
+    """Return the field of a command's input."""
+    if stdin is None:
+        return {}
+    if isinstance(stdin, str):
+        return {"stdin": stdin}
+    return {"stdin_base64": base64.b64encode(stdin).decode()}

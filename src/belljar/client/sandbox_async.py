@@ -1,0 +1,131 @@
+"""A sandbox: a machine that stays. Run commands in it, read and write its files, see its ports, until it ends."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from belljar.client.command_result import CommandResult
+from belljar.client.files_async import AsyncFiles
+from belljar.client.process_async import AsyncProcess
+
+if TYPE_CHECKING:
+    from belljar.client.client_async import AsyncClient
+
+#: What of each stream the result of a command has at most, if the caller sets no limit.
+_MAX_OUTPUT_BYTES = 16 << 20
+
+
+class AsyncSandbox(dict[str, Any]):
+    """A sandbox: the fields of the API (`box["expires_at"]`), as they were when it was last fetched."""
+
+    def __init__(self, client: AsyncClient, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        self._client = client
+        self._path = f"/v1/sandboxes/{self.id}"
+        self.files = AsyncFiles(client.transport, self._path)
+
+    @property
+    def id(self) -> str:
+        """The id of the sandbox."""
+        return str(self["id"])
+
+    @property
+    def status(self) -> str:
+        """`creating`, `running`, then `ended` or `lost`."""
+        return str(self["status"])
+
+    async def refresh(self) -> AsyncSandbox:
+        """Fetch the sandbox's fields again; return the sandbox."""
+        self.update(await self._client.transport.json("GET", self._path))
+        return self
+
+    async def extend(self, lifetime_seconds: float) -> AsyncSandbox:
+        """Let the sandbox end so many seconds from now; return it."""
+        body = {"lifetime_seconds": lifetime_seconds}
+        self.update(await self._client.transport.json("POST", f"{self._path}/extend", json=body, is_repeatable=True))
+        return self
+
+    async def delete(self) -> AsyncSandbox:
+        """End the sandbox with everything in it; return it. One that has ended stays as it is."""
+        self.update(await self._client.transport.json("DELETE", self._path, is_repeatable=True))
+        return self
+
+    async def run(self, command: str, **options: Any) -> CommandResult:
+        """Run a command line of a shell and return its result. Options as for `exec`."""
+        return await self._result({"command": command}, **options)
+
+    async def exec(self, args: Sequence[str], **options: Any) -> CommandResult:
+        """Run a program with its arguments and return its result, whatever its exit code.
+
+        Options: cwd, env, user (`user` or `root`), stdin (str or bytes), timeout_seconds, max_output_bytes (of each
+        stream, in this process's memory). `result.check()` raises CommandFailed unless it exited with 0.
+        """
+        return await self._result({"args": _listed(args)}, **options)
+
+    async def start(
+        self, command: str | Sequence[str], *, background: bool = True, stdin: str | bytes | None = None, **options: Any
+    ) -> AsyncProcess:
+        """Start a command line (str) or a program with arguments (list), and return without waiting for its end.
+
+        Options: cwd, env, user, timeout_seconds, pty (True or {"columns", "rows"}), keep_stdin_open. Of a background
+        command the newest 128 KiB of output are kept. With `background=False` the command waits for its reader, so that
+        no output is lost, and is killed soon after this client is gone.
+        """
+        body = {"command": command} if isinstance(command, str) else {"args": _listed(command)}
+        body |= {**options, **_input(stdin)}
+        if background:
+            fields = await self._client.transport.json("POST", f"{self._path}/exec", json={**body, "background": True})
+            return AsyncProcess(self._client.transport, self._path, fields)
+        return await AsyncProcess.followed(self._client.transport, self._path, body)
+
+    async def processes(self) -> list[AsyncProcess]:
+        """Return the commands that run, and the newest of those that have ended, oldest first."""
+        found = (await self._client.transport.json("GET", f"{self._path}/processes"))["processes"]
+        return [AsyncProcess(self._client.transport, self._path, fields) for fields in found]
+
+    async def process(self, pid: int) -> AsyncProcess:
+        """Return a command by its process number in the sandbox."""
+        fields = await self._client.transport.json("GET", f"{self._path}/processes/{int(pid)}")
+        return AsyncProcess(self._client.transport, self._path, fields)
+
+    async def ports(self) -> list[dict[str, Any]]:
+        """Return the TCP ports that programs in the sandbox listen on: `port`, `address`, `path`."""
+        ports: list[dict[str, Any]] = (await self._client.transport.json("GET", f"{self._path}/ports"))["ports"]
+        return ports
+
+    def url(self, port: int) -> str:
+        """Return the URL of a port. A request to it needs the key, in the header Authorization."""
+        return f"{self._client.url}{self._path}/ports/{int(port)}/"
+
+    async def metrics(self) -> dict[str, Any]:
+        """Return what the sandbox's machine uses now."""
+        return await self._client.transport.json("GET", f"{self._path}/metrics")
+
+    async def _result(
+        self,
+        body: dict[str, Any],
+        *,
+        stdin: str | bytes | None = None,
+        max_output_bytes: int = _MAX_OUTPUT_BYTES,
+        **options: Any,
+    ) -> CommandResult:
+        body = {**body, **options, **_input(stdin)}
+        async with await AsyncProcess.followed(self._client.transport, self._path, body) as process:
+            return await process.result(max_output_bytes)
+
+
+def _listed(args: Sequence[str]) -> list[str]:
+    if isinstance(args, str):
+        raise TypeError(f"args is the text {args!r:.100}; use a list, or run() for a command line of a shell")
+    return list(args)
+
+
+def _input(stdin: str | bytes | None) -> dict[str, Any]:
+    """Return the field of a command's input."""
+    if stdin is None:
+        return {}
+    if isinstance(stdin, str):
+        return {"stdin": stdin}
+    return {"stdin_base64": base64.b64encode(stdin).decode()}
