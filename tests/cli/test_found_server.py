@@ -60,7 +60,7 @@ def test_a_file_that_names_another_server_gets_no_key_of_this_machine(data_dir: 
     (data_dir / "admin.key").write_text("bj_secret\n")
     (data_dir / "belljar.toml").write_text('server = "http://belljar.example"\n')
     with connect(ServerFlags(data_dir=data_dir)) as client:
-        assert "authorization" not in client._http.headers
+        assert "authorization" not in client.transport.http.headers
 
 
 def test_looking_for_a_server_keeps_none_from_starting(data_dir: Path) -> None:

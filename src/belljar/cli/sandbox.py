@@ -29,6 +29,7 @@ def create(
     egress: Annotated[str, typer.Option(metavar="none|open|HOST,…", help="What it may reach.")] = "none",
     env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Variable of every command. Repeatable.")] = None,
     secret: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Secret for every command.")] = None,
+    root: Annotated[bool, typer.Option("--root", help="Run its commands as root instead of the image's user.")] = False,
     lifetime: Annotated[
         str | None, typer.Option(metavar="TIME", help="It ends after this time, such as 45m or 12h.")
     ] = None,
@@ -42,6 +43,7 @@ def create(
     request = options.without_none(
         shape=options.without_none(vcpus=vcpus, memory_mb=memory, disk_mb=disk) or None,
         egress=egress,
+        user="root" if root else None,
         env=options.pairs(env, "--env") or None,
         secrets=secret or None,
         lifetime_seconds=options.seconds(lifetime, "--lifetime"),

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 SandboxId = Annotated[str, typer.Argument(metavar="ID", help="Id of a sandbox.")]
 Cwd = Annotated[str | None, typer.Option(metavar="DIR", help="Working folder. Default: /work.")]
 Env = Annotated[list[str] | None, typer.Option(metavar="K=V", help="Variable. Repeatable.")]
-Root = Annotated[bool, typer.Option("--root", help="As root of the sandbox instead of the image's user.")]
 
 #: Exit codes of a command that timed out, and of one that a signal ended, beyond its number.
 _TIMED_OUT = 124
@@ -35,7 +34,6 @@ def execute(
     server: ServerFlags,
     cwd: Cwd = None,
     env: Env = None,
-    root: Root = False,
     tty: Annotated[bool, typer.Option("-t", "--tty", help="Give it this terminal, as `shell` does.")] = False,
     stdin: Annotated[
         str | None, typer.Option(metavar="FILE", help="File for its standard input; '-' reads this command's stdin.")
@@ -50,7 +48,7 @@ def execute(
 
     124: it timed out; 128 + N: signal N ended it.
     """
-    given = _options(cwd, env, root=root, timeout=timeout)
+    given = _options(cwd, env, timeout=timeout)
     if tty:
         if stdin is not None or background or as_json:
             raise InvalidOption("--tty needs this terminal; leave out --stdin, --background and --json", option="tty")
@@ -77,11 +75,10 @@ def shell(
     ] = None,
     cwd: Cwd = None,
     env: Env = None,
-    root: Root = False,
 ) -> None:
     """Open a terminal in a sandbox. Ctrl-C, Ctrl-Z and Ctrl-D go to it; Ctrl-] closes it and ends its programs."""
     args = command or ["/bin/sh", "-c", "if command -v bash >/dev/null; then exec bash -l; else exec sh -l; fi"]
-    _with_terminal(sandbox_id, args, _options(cwd, env, root=root), server)
+    _with_terminal(sandbox_id, args, _options(cwd, env), server)
 
 
 def exit_code_of(fields: dict[str, Any]) -> int:
@@ -94,11 +91,10 @@ def exit_code_of(fields: dict[str, Any]) -> int:
     return _SIGNALLED + (signal.Signals[name].value if name in signal.Signals.__members__ else 0)
 
 
-def _options(cwd: str | None, env: list[str] | None, *, root: bool, timeout: float | None = None) -> dict[str, Any]:
+def _options(cwd: str | None, env: list[str] | None, *, timeout: float | None = None) -> dict[str, Any]:
     return options.without_none(
         cwd=cwd,
         env=options.pairs(env, "--env") or None,
-        user="root" if root else None,
         timeout_seconds=timeout,
     )
 

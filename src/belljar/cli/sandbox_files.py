@@ -23,7 +23,6 @@ def copy(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A path here, or ID:PATH in a sandbox.")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A path here, or ID:PATH in a sandbox.")],
     server: ServerFlags,
-    root: Annotated[bool, typer.Option("--root", help="With root's permissions in the sandbox.")] = False,
 ) -> None:
     """Copy a file, or a folder with what is in it, into a sandbox or out of it.
 
@@ -33,18 +32,17 @@ def copy(
     here, there = _REMOTE.match(source), _REMOTE.match(target)
     if (here is None) == (there is None):
         raise InvalidOption("cp takes one path here and one ID:PATH, such as sb_01M8…:out.csv", option="source")
-    user = "root" if root else "user"
     with connect(server) as client:
         if there is not None:
             path = _target(there[2], Path(source).name)
             try:
-                client.get_sandbox(there[1]).files.upload(source, path, user=user)
+                client.get_sandbox(there[1]).files.upload(source, path)
             except OSError as error:
                 raise InvalidOption(f"cannot read {source}: {error.strerror or error}", option="source") from None
             return
         assert here is not None
         name = here[2].rstrip("/").rpartition("/")[2]
-        left_out = client.get_sandbox(here[1]).files.download(here[2], _local_target(target, name), user=user)
+        left_out = client.get_sandbox(here[1]).files.download(here[2], _local_target(target, name))
     if left_out:
         shown = ", ".join(left_out[:_SHOWN_NAMES]) + (", …" if len(left_out) > _SHOWN_NAMES else "")
         print_message(f"left out {len(left_out)} links and devices: {shown}")

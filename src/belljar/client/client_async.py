@@ -164,7 +164,8 @@ class AsyncClient:
         """Create a sandbox and return it when it runs. It stays until it is deleted or its lifetime ends.
 
         `template` is a language or an image. Options: image, shape ({"vcpus", "memory_mb", "disk_mb"…}), egress, env,
-        secrets, lifetime_seconds, idle_seconds, labels. Raises TimeoutError after `wait_seconds`, with it deleted.
+        secrets, user ("root" or a uid), lifetime_seconds, idle_seconds, labels. Raises
+        TimeoutError after `wait_seconds`, with it deleted.
         """
         given = {"template": template, "idempotency_key": str(uuid.uuid4()), **options}
         deadline = time.monotonic() + wait_seconds

@@ -20,33 +20,33 @@ _PIECE_BYTES = 1 << 18
 
 
 class Files:
-    """The files of one sandbox. Paths are relative to /work, unless they begin with a slash.
+    """The files of one sandbox, with the permissions of its user.
 
-    `user="root"` uses root's permissions instead of those of the image's user.
+    Paths are relative to /work, unless they begin with a slash.
     """
 
     def __init__(self, transport: Transport, sandbox_path: str) -> None:
         self._transport = transport
         self._path = f"{sandbox_path}/files"
 
-    def read(self, path: str, *, user: str = "user") -> bytes:
+    def read(self, path: str) -> bytes:
         """Return the bytes of a file, at most 64 MiB; larger ones: `read_pieces`."""
         data = bytearray()
-        for piece in self.read_pieces(path, user=user):
+        for piece in self.read_pieces(path):
             data += piece
             if len(data) > _MAX_BYTES:
                 raise ServerError(200, "too_large", f"{path} is over 64 MiB; read it in pieces")
         return bytes(data)
 
-    def read_text(self, path: str, *, user: str = "user") -> str:
+    def read_text(self, path: str) -> str:
         """Return a file as text (UTF-8), at most 64 MiB."""
-        return (self.read(path, user=user)).decode()
+        return (self.read(path)).decode()
 
-    def read_pieces(self, path: str, *, user: str = "user") -> Generator[bytes, None, None]:
+    def read_pieces(self, path: str) -> Generator[bytes, None, None]:
         """Yield the bytes of a file of any size."""
-        yield from self._transport.chunks(self._url(path), params={"user": user})
+        yield from self._transport.chunks(self._url(path))
 
-    def write(self, path: str, data: bytes | str | BinaryIO, *, user: str = "user", **options: Any) -> dict[str, Any]:
+    def write(self, path: str, data: bytes | str | BinaryIO, **options: Any) -> dict[str, Any]:
         """Write a file, whole or not at all, and return its entry. A file object is sent piece by piece.
 
         Options: mode (octal digits), parents (default True), exclusive, append, offset.
@@ -54,74 +54,74 @@ class Files:
         content: Any = data.encode() if isinstance(data, str) else data
         if not isinstance(content, bytes | bytearray | memoryview):
             content = _pieces(content)
-        return self._transport.json("PUT", self._url(path), params={"user": user, **options}, content=content)
+        return self._transport.json("PUT", self._url(path), params=options, content=content)
 
-    def stat(self, path: str, *, follow: bool = True, user: str = "user") -> dict[str, Any]:
+    def stat(self, path: str, *, follow: bool = True) -> dict[str, Any]:
         """Return the entry of a file or folder: kind, size_bytes, mode, modified_ns…"""
-        params = {"stat": True, "follow": follow, "user": user}
+        params = {"stat": True, "follow": follow}
         return self._transport.json("GET", self._url(path), params=params)
 
-    def exists(self, path: str, *, user: str = "user") -> bool:
+    def exists(self, path: str) -> bool:
         """Return whether there is something at the path."""
         try:
-            self.stat(path, follow=False, user=user)
+            self.stat(path, follow=False)
         except NotFound as error:
             if error.code != "file_not_found":
                 raise
             return False
         return True
 
-    def list(self, path: str = "", *, depth: int = 1, user: str = "user") -> list[dict[str, Any]]:
+    def list(self, path: str = "", *, depth: int = 1) -> list[dict[str, Any]]:
         """Return the entries of a folder, `depth` levels deep, at most 10,000."""
-        params = {"list": True, "depth": depth, "user": user}
+        params = {"list": True, "depth": depth}
         listing = self._transport.json("GET", self._url(path or "."), params=params)
         if listing.get("truncated"):
             raise ServerError(200, "too_large", f"{path or '/work'} has over 10,000 entries; list the folders below it")
         entries: list[dict[str, Any]] = listing["entries"]
         return entries
 
-    def make_folder(self, path: str, *, parents: bool = True, user: str = "user") -> dict[str, Any]:
+    def make_folder(self, path: str, *, parents: bool = True) -> dict[str, Any]:
         """Make a folder and return its entry."""
-        params = {"folder": True, "parents": parents, "user": user}
+        params = {"folder": True, "parents": parents}
         return self._transport.json("PUT", self._url(path), params=params)
 
-    def move(self, path: str, target: str, *, replace: bool = True, user: str = "user") -> None:
+    def move(self, path: str, target: str, *, replace: bool = True) -> None:
         """Move a file or folder."""
         body = {"move_to": target, "replace": replace}
-        self._transport.json("PATCH", self._url(path), params={"user": user}, json=body)
+        self._transport.json("PATCH", self._url(path), json=body)
 
-    def set_mode(self, path: str, mode: str, *, user: str = "user") -> None:
+    def set_mode(self, path: str, mode: str) -> None:
         """Set the mode, in octal digits."""
-        self._transport.json("PATCH", self._url(path), params={"user": user}, json={"mode": mode})
+        self._transport.json("PATCH", self._url(path), json={"mode": mode})
 
-    def remove(self, path: str, *, recursive: bool = False, user: str = "user") -> None:
+    def remove(self, path: str, *, recursive: bool = False) -> None:
         """Remove a file, or a folder; with `recursive`, also what is in it."""
-        self._transport.json("DELETE", self._url(path), params={"recursive": recursive, "user": user})
+        self._transport.json("DELETE", self._url(path), params={"recursive": recursive})
 
-    def upload(self, local: Path | str, path: str, *, user: str = "user") -> None:
+    def upload(self, local: Path | str, path: str) -> None:
         """Write a file or folder of this host to a path. What is at the path of a folder stays beside what is sent."""
         source = Path(local)
         if not source.is_dir():
             with _open_file(source) as file:
-                self.write(path, file, user=user, mode=f"{os.fstat(file.fileno()).st_mode & 0o777:o}")
+                self.write(path, file, mode=f"{os.fstat(file.fileno()).st_mode & 0o777:o}")
             return
-        self.make_folder(path, user=user)
+        self.make_folder(path)
         with tempfile.TemporaryFile(prefix="belljar-") as packed:
             pack_folder(source, packed)
             packed.seek(0)
-            params = {"archive": "tar", "path": path, "user": user}
+            params = {"archive": "tar", "path": path}
             self._transport.json("PUT", self._path, params=params, content=_pieces(packed))
 
-    def download(self, path: str, local: Path | str, *, user: str = "user") -> builtins.list[str]:
+    def download(self, path: str, local: Path | str) -> builtins.list[str]:
         """Write a file or folder of the sandbox to this host; return the names that were left out.
 
         Nothing is written through a link or outside of `local`. Links and devices of a folder are left out.
         """
         target = Path(local)
         with tempfile.TemporaryFile(prefix="belljar-") as received:
-            is_folder = (self.stat(path, user=user))["kind"] == "folder"
+            is_folder = (self.stat(path))["kind"] == "folder"
             where = self._path if is_folder else self._url(path)
-            params = {"user": user} | ({"archive": "tar", "path": path} if is_folder else {})
+            params = {"archive": "tar", "path": path} if is_folder else {}
             for piece in self._transport.chunks(where, params=params):
                 received.write(piece)
             received.seek(0)

@@ -59,7 +59,7 @@ class AsyncSandbox(dict[str, Any]):
     async def exec(self, args: Sequence[str], **options: Any) -> CommandResult:
         """Run a program with its arguments and return its result, whatever its exit code.
 
-        Options: cwd, env, user (`user` or `root`), stdin (str or bytes), timeout_seconds, max_output_bytes (of each
+        Options: cwd, env, stdin (str or bytes), timeout_seconds, max_output_bytes (of each
         stream, in this process's memory). `result.check()` raises CommandFailed unless it exited with 0.
         """
         return await self._result({"args": _listed(args)}, **options)
@@ -69,7 +69,7 @@ class AsyncSandbox(dict[str, Any]):
     ) -> AsyncProcess:
         """Start a command line (str) or a program with arguments (list), and return without waiting for its end.
 
-        Options: cwd, env, user, timeout_seconds, pty (True or {"columns", "rows"}), keep_stdin_open. Of a background
+        Options: cwd, env, timeout_seconds, pty (True or {"columns", "rows"}), keep_stdin_open. Of a background
         command the newest 128 KiB of output are kept. With `background=False` the command waits for its reader, so that
         no output is lost, and is killed soon after this client is gone.
         """
