@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from belljar.control.store.projects import SqlProjects
 from belljar.link.errors import LeaseLost
 from belljar.link.interface import ControlLink
 from belljar.link.leases import LeaseKey, NodeIdentity
@@ -13,6 +14,12 @@ from support.control_plane import ControlPlane
 from support.link_calls import NODE, OTHER, claim_next
 
 VALUE = b"hunter2\nwith \xff bytes"
+
+
+@pytest.fixture(autouse=True)
+async def project(control: ControlPlane) -> None:
+    """The project of the jobs: only one that exists has secrets."""
+    await SqlProjects(control.database).create("mine")
 
 
 async def submit(control: ControlPlane, *uses: object) -> None:
