@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -35,6 +37,7 @@ from belljar.model.sandbox_values import (
     TerminalSize,
     WriteOptions,
 )
+from belljar.node.sandboxes import calls
 from support.worker_harness import WorkerHarness
 
 STDOUT, STDERR = LogStream.STDOUT, LogStream.STDERR
@@ -297,3 +300,45 @@ async def test_calls_under_way_break_off_visibly_when_it_ends(harness: WorkerHar
         with contextlib.suppress(FileForbidden), pytest.raises(SandboxEnded):
             async with machine.files.read("/etc/hostname"):
                 pass
+
+
+async def test_a_guest_that_stopped_its_agent_leaves_no_caller_waiting(
+    machine: SandboxMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ProcessRequest(args=("/bin/sh", "-c", "echo $PPID; exec sleep 100"), background=True)
+    started = await machine.start(asked)
+    first = await anext(aiter(machine.output(started.id)))
+    assert isinstance(first, ProcessOutput)
+    agent = int(first.data)
+
+    async def data() -> AsyncIterator[bytes]:
+        yield b"data"
+
+    async def listed() -> None:
+        async for _ in machine.files.list("/"):
+            pass
+
+    async def read() -> None:
+        async with machine.files.read("/etc/passwd") as content:
+            async for _ in content:
+                pass
+
+    monkeypatch.setattr(calls, "ANSWER_SECONDS", 0.3)
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(60):
+            for call in (
+                machine.files.stat("/"),
+                machine.files.mkdir("/tmp/never"),
+                machine.files.write("/tmp/never", data()),
+                machine.files.extract("/tmp", data()),
+                listed(),
+                read(),
+                machine.ports(),
+                machine.usage(),
+                machine.start(asked),
+            ):
+                with pytest.raises(StreamBroken, match="did not answer"):
+                    await call
+    finally:
+        os.kill(agent, signal.SIGCONT)
