@@ -20,7 +20,7 @@ def usage(
     days: Annotated[int, typer.Option(min=1, max=400, help="Number of days to show, today included.")] = 7,
     as_json: options.Json = False,
 ) -> None:
-    """Show what the project may use and has used: its quotas, and the use of the last days (UTC)."""
+    """Show the quotas of a project and what it has used, by day."""
     with connect(server, project=project) as client:
         shown = client.usage(days=days)
     if as_json:

@@ -141,7 +141,7 @@ async def test_an_unknown_job(api: Served, path: str) -> None:
         ("POST", f"/v1/scripts/{NO_SCRIPT}/run"),
         ("DELETE", "/v1/keys/x"),
         ("GET", "/v2/jobs"),
-        ("GET", "/"),
+        ("GET", "/v1"),
     ],
 )
 async def test_what_is_not_there(api: Served, method: str, path: str) -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.process
 async def messages(connection: ClientConnection) -> tuple[dict[int, bytes], list[dict[str, Any]]]:
     """Return the bytes of each stream and the JSON messages, until the server closes."""
     streams: dict[int, bytes] = {1: b"", 2: b""}
-    told: list[dict[str, Any]] = []
+    reported: list[dict[str, Any]] = []
     async with asyncio.timeout(60):
         with contextlib.suppress(ConnectionClosed):
             while True:
@@ -29,8 +29,8 @@ async def messages(connection: ClientConnection) -> tuple[dict[int, bytes], list
                 if isinstance(message, bytes):
                     streams[message[0]] += message[1:]
                 else:
-                    told.append(json.loads(message))
-    return streams, told
+                    reported.append(json.loads(message))
+    return streams, reported
 
 
 async def test_input_output_and_exit_cross_one_connection(live: LiveSandbox) -> None:
@@ -39,11 +39,11 @@ async def test_input_output_and_exit_cross_one_connection(live: LiveSandbox) -> 
         await connection.send(b"\0some ")
         await connection.send(b"\0input\n")
         await connection.send(json.dumps({"type": "end_stdin"}))
-        streams, told = await messages(connection)
+        streams, reported = await messages(connection)
         assert connection.close_code == 1000
     assert streams == {1: b"early\nsome input\n", 2: b"err\n"}
-    assert [each["type"] for each in told] == ["started", "exit"]
-    assert told[1]["exit_code"] == 6
+    assert [each["type"] for each in reported] == ["started", "exit"]
+    assert reported[1]["exit_code"] == 6
 
 
 async def test_a_terminal_is_resized_and_interrupted(live: LiveSandbox) -> None:
@@ -56,8 +56,8 @@ async def test_a_terminal_is_resized_and_interrupted(live: LiveSandbox) -> None:
             seen += message[1:] if isinstance(message, bytes) else b""
         await connection.send(json.dumps({"type": "resize", "columns": 133, "rows": 44}))
         await connection.send(b"\0\x03")
-        streams, told = await messages(connection)
-    assert b"44 133" in streams[1] and told[-1]["exit_code"] == 9
+        streams, reported = await messages(connection)
+    assert b"44 133" in streams[1] and reported[-1]["exit_code"] == 9
 
 
 async def test_two_clients_see_the_same_and_one_that_leaves_ends_nothing(live: LiveSandbox) -> None:
@@ -68,8 +68,8 @@ async def test_two_clients_see_the_same_and_one_that_leaves_ends_nothing(live: L
         while (message := await first.recv()) != b"\1word\n":
             assert isinstance(message, str)
         await first.close()
-        streams, told = await messages(second)
-    assert streams[1] == b"word\nend\n" and told[-1]["exit_code"] == 0
+        streams, reported = await messages(second)
+    assert streams[1] == b"word\nend\n" and reported[-1]["exit_code"] == 0
 
 
 async def test_a_machine_that_dies_ends_the_connection_with_an_error(live: LiveSandbox) -> None:
@@ -77,31 +77,34 @@ async def test_a_machine_that_dies_ends_the_connection_with_an_error(live: LiveS
     async with live.websocket(f"/processes/{started['pid']}/attach") as connection:
         await connection.recv()
         live.sandboxes.node.machines[live.box.id][1].kill()
-        _, told = await messages(connection)
+        _, reported = await messages(connection)
         assert connection.close_code == 1011
-    assert [each["type"] for each in told] == ["error"] and told[0]["code"] in ("stream_broken", "sandbox_ended")
+    assert [each["type"] for each in reported] == ["error"] and reported[0]["code"] in (
+        "stream_broken",
+        "sandbox_ended",
+    )
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        b"",
-        b"\x01x",
-        b"\0" + b"x" * 300_000,
-        "no json",
-        "[]",
-        '{"type": "other"}',
-        '{"type": "resize", "columns": 0}',
-        "1",
-    ],
+WRONG = (
+    b"",
+    b"\x01x",
+    b"\0" + b"x" * 300_000,
+    "no json",
+    "[]",
+    "1",
+    '{"type": "other"}',
+    '{"type": "resize", "columns": 0}',
 )
-async def test_a_wrong_message_ends_the_connection_and_not_the_command(live: LiveSandbox, message: bytes | str) -> None:
+
+
+async def test_a_wrong_message_ends_the_connection_and_not_the_command(live: LiveSandbox) -> None:
     started = await live.box.exec("sleep 100", background=True)
     url = f"/processes/{started['pid']}"
-    async with live.websocket(f"{url}/attach") as connection:
-        await connection.send(message)
-        _, told = await messages(connection)
-        assert connection.close_code == 1008 and told[-1]["code"] == "invalid_request"
+    for message in WRONG:
+        async with live.websocket(f"{url}/attach") as connection:
+            await connection.send(message)
+            _, reported = await messages(connection)
+            assert connection.close_code == 1008 and reported[-1]["code"] == "invalid_request", message[:80]
     assert (await live.box.http.get(f"{live.box.url}{url}")).json()["status"] == "running"
 
 
@@ -138,8 +141,8 @@ async def test_a_revoked_key_ends_its_connections(live: LiveSandbox) -> None:
     async with live.websocket(f"/processes/{started['pid']}/attach", headers=headers) as connection:
         await connection.recv()
         assert (await live.box.http.delete(f"/v1/keys/{key.id}")).status_code in (200, 204)
-        _, told = await messages(connection)
-    assert told[-1]["code"] == "not_authenticated"
+        _, reported = await messages(connection)
+    assert reported[-1]["code"] == "not_authenticated"
 
 
 async def test_a_client_that_reads_nothing_is_cut_off_and_the_command_goes_on(
