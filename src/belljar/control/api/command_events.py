@@ -48,7 +48,7 @@ async def _events(
 ) -> AsyncGenerator[bytes | str, None]:
     output = call.machine.output(process.id, stdout_from=stdout_from, stderr_from=stderr_from)
     async with (
-        call.services.commands.reading(call.sandbox.id, call.machine, process),
+        call.services.commands.reading(call.sandbox.id, call.machine, process) as reader,
         contextlib.aclosing(with_heartbeats(output, stop)) as pieces,
     ):
         with call.services.changes.watching(call.sandbox.id, of_log=False):
@@ -60,6 +60,7 @@ async def _events(
                     elif not isinstance(piece, ProcessExit):
                         yield _event(*encoded.of(piece))
                     else:
+                        reader.has_ended = True
                         for rest in encoded.rest():
                             yield _event(*rest)
                         yield _event("exit", public_exit(piece, timed_out=call.has_timed_out(process)))

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
 
 import structlog
 
@@ -25,6 +26,14 @@ _MAX_TIMED_OUT = 10_000
 
 #: A command: the sandbox, and its number there.
 _Key = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Reader:
+    """Somebody who waits for a command."""
+
+    #: Set by the reader once it has seen the command's end: then nobody needs to come back.
+    has_ended: bool
 
 
 class Commands:
@@ -62,19 +71,20 @@ class Commands:
         return (sandbox_id, process_id) in self._timed_out
 
     @contextlib.asynccontextmanager
-    async def reading(self, sandbox_id: str, machine: SandboxMachine, process: ProcessInfo) -> AsyncIterator[None]:
-        """Be a reader of the command while the block runs. One that has ended meanwhile costs nothing."""
+    async def reading(self, sandbox_id: str, machine: SandboxMachine, process: ProcessInfo) -> AsyncIterator[Reader]:
+        """Be a reader of the command while the block runs."""
+        reader = Reader(has_ended=process.exit is not None)
         key = sandbox_id, process.id
         self._readers[key] += 1
         if (timer := self._deserted.pop(key, None)) is not None:
             timer.cancel()
         try:
-            yield
+            yield reader
         finally:
             self._readers[key] -= 1
             if not self._readers[key]:
                 del self._readers[key]
-                if not process.background:
+                if not process.background and not reader.has_ended:
                     self._desert(key, machine)
 
     def _desert(self, key: _Key, machine: SandboxMachine) -> None:

@@ -68,11 +68,12 @@ class _Session:
         self._identity = identity
         #: Pieces of input; None is its end.
         self._input: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_INPUT)
+        self._has_ended = False
 
     async def run(self, stdout_from: int | None, stderr_from: int | None) -> None:
         """Serve the client until the command has ended, or one of both is gone."""
         call, changes = self._call, self._call.services.changes
-        async with call.services.commands.reading(call.sandbox.id, call.machine, self._process):
+        async with call.services.commands.reading(call.sandbox.id, call.machine, self._process) as reader:
             with changes.watching(call.sandbox.id, of_log=False):
                 tasks = {
                     asyncio.create_task(self._output(stdout_from, stderr_from)),
@@ -84,6 +85,7 @@ class _Session:
                 for task in left:
                     task.cancel()
                 await asyncio.wait(tasks)
+            reader.has_ended = self._has_ended
         errors = [error for task in done if (error := task.exception()) is not None]
         await self._close(errors[0] if errors else None)
 
@@ -103,6 +105,7 @@ class _Session:
         output = self._machine.output(self._process.id, stdout_from=stdout_from, stderr_from=stderr_from)
         async for piece in output:
             if isinstance(piece, ProcessExit):
+                self._has_ended = True
                 timed_out = self._call.has_timed_out(self._process)
                 await self._send("exit", public_exit(piece, timed_out=timed_out))
                 return

@@ -88,8 +88,17 @@ def _request_of(command: ExecRequest, long_stdin: bytes | None) -> ProcessReques
 
 
 async def _result(call: Call, process: ProcessInfo, max_bytes: int) -> Collected:
-    async with call.services.commands.reading(call.sandbox.id, call.machine, process):
-        return await collect(call.machine.output(process.id), max_bytes)
+    async with call.services.commands.reading(call.sandbox.id, call.machine, process) as reader:
+        collected = await collect(call.machine.output(process.id), max_bytes)
+        reader.has_ended = True
+        return collected
+
+
+async def _end(call: Call, process: ProcessInfo, seconds: float) -> ProcessInfo:
+    async with call.services.commands.reading(call.sandbox.id, call.machine, process) as reader:
+        process = await call.machine.wait(process.id, seconds)
+        reader.has_ended = process.exit is not None
+        return process
 
 
 @router.get("/processes", dependencies=[require(Scope.SANDBOXES)])
@@ -110,7 +119,7 @@ async def get_process(
     """Return the command; with `wait`, as soon as it has ended. Its exit is kept for late readers."""
     process = await call.process(pid)
     if wait and process.exit is None:
-        waiting = call.machine.wait(process.id, wait)
+        waiting = _end(call, process, wait)
         process = await while_connected(request, identity, call.services.changes, call.sandbox.id, waiting)
     return json_response(_public(call, process))
 
