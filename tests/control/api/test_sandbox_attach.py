@@ -195,10 +195,10 @@ async def test_input_that_the_command_never_reads_keeps_no_connection(
     started = await live.box.exec("sleep 100", background=True, keep_stdin_open=True)
     async with live.websocket(f"/processes/{started['pid']}/attach") as connection:
         sending = asyncio.create_task(_send_much(connection))
-        _, told = await messages(connection)
+        _, reported = await messages(connection)
         sending.cancel()
         await asyncio.wait([sending])
-    assert told[-1]["code"] == "stream_broken" and "input" in told[-1]["detail"]
+    assert reported[-1]["code"] == "stream_broken" and "input" in reported[-1]["detail"]
 
 
 async def _send_much(connection: ClientConnection) -> None:

@@ -306,8 +306,8 @@ async def test_a_guest_that_stopped_its_agent_leaves_no_caller_waiting(
     machine: SandboxMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mark = f"100.{os.getpid()}"
-    asked = ProcessRequest(args=("sleep", mark), background=True)
-    await machine.start(asked)
+    sleeping = ProcessRequest(args=("sleep", mark), background=True)
+    await machine.start(sleeping)
     agent = _parent_of(["sleep", mark])
 
     async def data() -> AsyncIterator[bytes]:
@@ -334,7 +334,7 @@ async def test_a_guest_that_stopped_its_agent_leaves_no_caller_waiting(
                 listed(),
                 read(),
                 machine.ports(),
-                machine.start(asked),
+                machine.start(sleeping),
             ):
                 with pytest.raises(StreamBroken, match="did not answer"):
                     await call

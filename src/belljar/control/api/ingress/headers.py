@@ -132,11 +132,11 @@ def redirection(location: str, host: str, target: str, prefix: str) -> str | Non
         place = re.sub("^[^/?#]*", "", place.partition("://")[2])
         place = place if place.startswith("/") else f"/{place}"
     path, rest = re.fullmatch("([^?#]*)(.*)", place, re.DOTALL).groups()  # type: ignore[union-attr]
-    asked = target.partition("?")[0]
+    requested = target.partition("?")[0]
     if not path:
-        path = asked
+        path = requested
     elif not path.startswith("/"):
-        path = f"{asked.rpartition('/')[0]}/{path}"
+        path = f"{requested.rpartition('/')[0]}/{path}"
     elif path == prefix or path.startswith(f"{prefix}/"):
         path = path[len(prefix) :] or "/"
     return f"{prefix}{_without_dots(path)}{rest}"
