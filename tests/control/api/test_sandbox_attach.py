@@ -12,6 +12,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from belljar.control.api import websocket as limits
+from belljar.control.api.routes import sandbox_attach
 from control.api.sandbox_calls import LiveSandbox
 
 pytestmark = pytest.mark.process
@@ -185,3 +186,22 @@ async def test_an_upload_that_breaks_off_leaves_the_old_file(live: LiveSandbox) 
         await asyncio.sleep(0.05)
     assert (box.folder / "f").read_bytes() == b"old"
     assert [path.name for path in box.folder.iterdir()] == ["f"]
+
+
+async def test_input_that_the_command_never_reads_keeps_no_connection(
+    live: LiveSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox_attach, "INPUT_SECONDS", 0.3)
+    started = await live.box.exec("sleep 100", background=True, keep_stdin_open=True)
+    async with live.websocket(f"/processes/{started['pid']}/attach") as connection:
+        sending = asyncio.create_task(_send_much(connection))
+        _, reported = await messages(connection)
+        sending.cancel()
+        await asyncio.wait([sending])
+    assert reported[-1]["code"] == "stream_broken" and "input" in reported[-1]["detail"]
+
+
+async def _send_much(connection: ClientConnection) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            await connection.send(b"\0" + b"x" * 200_000)

@@ -8,10 +8,13 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import httpx
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.utils import accept_key
 
+from belljar.control.api.ingress import http_proxy, websocket_proxy
 from control.api.sandbox_calls import LiveSandbox
 from support.served import problem
 
@@ -230,3 +233,131 @@ async def test_a_client_that_leaves_ends_the_connection_in_the_sandbox(live: Liv
         async with live.box.http.stream("GET", f"{live.box.url}/ports/{port}/") as response:
             assert await anext(response.aiter_raw()) == b"begun"
         await asyncio.wait_for(gone.wait(), 10)
+
+
+async def test_a_redirection_of_the_guest_leads_to_no_route_of_the_api(live: LiveSandbox) -> None:
+    locations: list[str] = []
+
+    async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = "HTTP/1.1 307 Temporary Redirect\r\nContent-Length: 0\r\nConnection: close\r\n"
+        writer.write(f"{head}Location: {locations[-1]}\r\n\r\n".encode())
+        await writer.drain()
+
+    async with program(redirect) as port:
+        host, prefix = live.box.http.base_url.netloc.decode(), f"{live.box.url}/ports/{port}"
+        for location, place in (
+            ("/v1/projects/tenant", f"{prefix}/v1/projects/tenant"),
+            ("../../../../projects/x", f"{prefix}/projects/x"),
+            ("%2E%2e/..\\..\\%2e./keys", f"{prefix}/keys"),
+            (f"{prefix}/../../../keys?a=1", f"{prefix}/keys?a=1"),
+            (f"{prefix}/done", f"{prefix}/done"),
+            ("next?page=2", f"{prefix}/a/next?page=2"),
+            (f"http://{host}/v1/keys", f"{prefix}/v1/keys"),
+            (f"///user@{host}/v1/keys#x", f"{prefix}/v1/keys#x"),
+            ("https://docs.example/page", "https://docs.example/page"),
+            ("http:/v1/keys", None),
+            ("javascript:alert(1)", None),
+        ):
+            locations.append(location)
+            response = await live.box.http.delete(f"{prefix}/a/b", follow_redirects=False)
+            assert (response.status_code, response.headers.get("location")) == (307, place), location
+
+
+async def test_a_reverse_proxy_gets_no_orders_from_the_guest(live: LiveSandbox) -> None:
+    guest = (
+        b"HTTP/1.1 200 OK\r\nX-Accel-Redirect: /internal/keys\r\nX-Sendfile: /etc/passwd\r\nSpeculation-Rules: x\r\n"
+        b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    )
+    async with program(answering(guest)) as port:
+        response = await live.box.http.get(f"{live.box.url}/ports/{port}/")
+    assert response.text == "hello"  # framed by its chunks, not by the length beside them
+    for absent in ("x-accel-redirect", "x-sendfile", "speculation-rules"):
+        assert absent not in response.headers
+
+
+async def test_a_status_that_does_not_exist_is_a_bad_gateway(live: LiveSandbox) -> None:
+    async with program(answering(b"HTTP/1.1 799 Nothing\r\nContent-Length: 0\r\n\r\n")) as port:
+        problem(await live.box.http.get(f"{live.box.url}/ports/{port}/"), 502, "stream_broken")
+
+
+async def test_a_program_that_reads_nothing_keeps_no_request(
+    live: LiveSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_proxy, "WRITE_SECONDS", 0.3)
+    closed = asyncio.Event()
+
+    async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nbegun")
+        await writer.drain()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await closed.wait()
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 100_000
+
+    def connected() -> int:
+        return len(live.server.server_state.tasks)
+
+    async with program(begin) as port:
+        before = connected()
+        url = f"{live.box.url}/ports/{port}/"
+        with contextlib.suppress(httpx.TransportError, TimeoutError):
+            async with asyncio.timeout(2):
+                await live.box.http.post(url, content=endless())
+        async with asyncio.timeout(20):
+            while connected() > before:
+                await asyncio.sleep(0.05)
+        closed.set()
+
+
+async def test_the_first_messages_of_a_program_arrive_with_its_handshake(live: LiveSandbox) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        key = next(
+            line.partition(":")[2].strip()
+            for line in head.split("\r\n")
+            if line.lower().startswith("sec-websocket-key")
+        )
+        answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        writer.write(f"{answer}Sec-WebSocket-Accept: {accept_key(key)}\r\n\r\n".encode() + b"\x81\x05hello")
+        await writer.drain()
+        await reader.read()
+
+    async with program(greet) as port, live.websocket(f"/ports/{port}/") as connection:
+        assert await asyncio.wait_for(connection.recv(), 10) == "hello"
+
+
+async def test_a_program_that_never_shakes_hands_is_refused(live: LiveSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket_proxy, "HANDSHAKE_SECONDS", 0.2)
+    ended = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await ended.wait()
+
+    async with program(silent) as port:
+        with pytest.raises(InvalidStatus) as refused:
+            async with live.websocket(f"/ports/{port}/"):
+                pass
+        ended.set()
+    assert refused.value.response.status_code == 502
+
+
+async def test_a_revoked_key_ends_its_websocket_to_a_program(live: LiveSandbox) -> None:
+    key, secret = await live.sandboxes.served.services.keys.create("tenant", "soon revoked", role="owner")
+
+    async def echo(connection: ServerConnection) -> None:
+        async for message in connection:
+            await connection.send(message)
+
+    async with serve(echo, "127.0.0.1", 0, compression=None) as server:
+        port = server.sockets[0].getsockname()[1]
+        headers = {"Authorization": f"Bearer {secret}"}
+        async with live.websocket(f"/ports/{port}/", headers=headers) as connection:
+            await connection.send("still valid")
+            assert await connection.recv() == "still valid"
+            assert (await live.box.http.delete(f"/v1/keys/{key.id}")).status_code in (200, 204)
+            with pytest.raises(ConnectionClosed):
+                await asyncio.wait_for(connection.recv(), 10)

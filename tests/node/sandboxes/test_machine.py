@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -35,6 +37,7 @@ from belljar.model.sandbox_values import (
     TerminalSize,
     WriteOptions,
 )
+from belljar.node.sandboxes import calls
 from support.worker_harness import WorkerHarness
 
 STDOUT, STDERR = LogStream.STDOUT, LogStream.STDERR
@@ -297,3 +300,52 @@ async def test_calls_under_way_break_off_visibly_when_it_ends(harness: WorkerHar
         with contextlib.suppress(FileForbidden), pytest.raises(SandboxEnded):
             async with machine.files.read("/etc/hostname"):
                 pass
+
+
+async def test_a_guest_that_stopped_its_agent_leaves_no_caller_waiting(
+    machine: SandboxMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = f"100.{os.getpid()}"
+    sleeping = ProcessRequest(args=("sleep", mark), background=True)
+    await machine.start(sleeping)
+    agent = _parent_of(["sleep", mark])
+
+    async def data() -> AsyncIterator[bytes]:
+        yield b"data"
+
+    async def listed() -> None:
+        async for _ in machine.files.list("/"):
+            pass
+
+    async def read() -> None:
+        async with machine.files.read("/etc/passwd") as content:
+            async for _ in content:
+                pass
+
+    monkeypatch.setattr(calls, "ANSWER_SECONDS", 0.3)
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(60):
+            for call in (
+                machine.files.stat("/"),
+                machine.files.mkdir("/tmp/never"),
+                machine.files.write("/tmp/never", data()),
+                machine.files.extract("/tmp", data()),
+                listed(),
+                read(),
+                machine.ports(),
+                machine.start(sleeping),
+            ):
+                with pytest.raises(StreamBroken, match="did not answer"):
+                    await call
+    finally:
+        os.kill(agent, signal.SIGCONT)
+
+
+def _parent_of(args: list[str]) -> int:
+    """Return the parent of the process with these arguments, as this host numbers it."""
+    for folder in Path("/proc").glob("[1-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "cmdline").read_text() == "".join(f"{each}\0" for each in args):
+                return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    raise AssertionError(f"no process has the arguments {args}")

@@ -21,14 +21,17 @@ _API_PATHS = ("/v1/", "/metrics", "/openapi.json")
 
 def check_same_origin(scope: Scope, headers: Headers, public_url: str | None) -> None:
     """Refuse a request that another site's page sent. Raises CrossSiteRequest."""
-    is_safe, site, origin = scope["method"] in SAFE_METHODS, headers.get("sec-fetch-site"), headers.get("origin")
+    # A WebSocket has no method, and may change whatever its messages do.
+    is_safe = scope.get("method") in SAFE_METHODS
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is not None:
         if site == "same-origin" or (site == "none" and is_safe):
             return
         if is_safe and _is_opened_page(scope, headers):
             return
     elif origin is not None:
-        if origin in (public_url, f"{scope.get('scheme', 'http')}://{headers.get('host', '')}"):
+        scheme = {"ws": "http", "wss": "https"}.get(scope.get("scheme", "http"), scope.get("scheme", "http"))
+        if origin in (public_url, f"{scheme}://{headers.get('host', '')}"):
             return
     elif is_safe:
         return

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends
 
+from belljar.control.api.authentication import end_error
 from belljar.control.api.dependencies import ProjectDep, ServicesDep
 from belljar.control.api.services import Services
+from belljar.control.jobs.changes import Changes
+from belljar.control.projects.identity import Identity
 from belljar.link.sandboxes import SandboxMachine
 from belljar.model.errors import InvalidOption
 from belljar.model.sandbox import Sandbox
-from belljar.model.sandbox_errors import ProcessNotFound
+from belljar.model.sandbox_errors import ProcessNotFound, StreamBroken
 from belljar.model.sandbox_values import ProcessInfo
 
 MAX_PATH_BYTES = 4095
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +53,15 @@ async def call_of(sandbox_id: str, services: ServicesDep, project: ProjectDep) -
 
 
 CallDep = Annotated[Call, Depends(call_of)]
+
+
+async def watch_identity(identity: Identity, changes: Changes) -> None:
+    """Raise the error that ends a WebSocket: its caller's key is not valid any more, or the server stops."""
+    while not changes.stopping:
+        if (error := end_error(identity, changes)) is not None:
+            raise error
+        await asyncio.sleep(_LOOK_SECONDS)
+    raise StreamBroken("the server stops")
 
 
 def guest_path(path: str, option: str = "path") -> str:

@@ -18,6 +18,8 @@ from belljar.node.guest.process import Process, ProcessEnded
 from belljar.node.guest.session import Session
 
 _ALL = (1 << 63) - 1
+#: Ports with their addresses; a hostile guest would never end.
+_MAX_PORTS = 10_000
 
 
 class FileFailed(Exception):
@@ -227,12 +229,14 @@ class Files:
 
     async def ports(self) -> tuple[ListeningPort, ...]:
         """Return the TCP ports that programs of the sandbox listen on. Raises ChannelBroken, MachineError."""
-        found = []
+        found: list[ListeningPort] = []
         async with self._session.open_operation(["ports"], uid=self._uid, gid=self._gid) as process:
             output = OperationOutput(process)
             while (record := await output.record()) is not None:
                 if record.kind is not RecordKind.PORT:
                     raise ChannelBroken("the file operation described no port")
+                if len(found) == _MAX_PORTS:
+                    raise ChannelBroken(f"the sandbox told more than {_MAX_PORTS} ports")
                 found.append(ListeningPort(record.path, record.size, record.uid))
             await _finish(process, "/proc/net/tcp")
         return tuple(found)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from typing import TypeVar
 
 from belljar.model.errors import BelljarError, InvalidOption, MachineError
 from belljar.model.sandbox_errors import (
@@ -23,6 +25,13 @@ from belljar.node.guest.files import FileFailed
 from belljar.node.guest.port_stream import PortClosed
 from belljar.node.guest.wire import Stage
 from belljar.node.sandboxes.use import Use
+
+T = TypeVar("T")
+
+#: How long a guest may take for an answer, or for a piece of one. A hostile guest never answers.
+ANSWER_SECONDS = 60.0
+#: The same for work on many files.
+WORK_SECONDS = 600.0
 
 
 class Calls:
@@ -44,6 +53,20 @@ class Calls:
             raise self.closed
         with self.use.counted(), self.translated():
             yield
+
+    @contextlib.asynccontextmanager
+    async def answered(self, seconds: float | None = None) -> AsyncIterator[asyncio.Timeout]:
+        """Carry out one call that the guest must answer in time (default: `ANSWER_SECONDS`).
+
+        Raises what `call` raises, and StreamBroken for a guest that does not answer.
+        """
+        seconds = ANSWER_SECONDS if seconds is None else seconds
+        with self.call():
+            try:
+                async with asyncio.timeout(seconds) as deadline:
+                    yield deadline
+            except TimeoutError:
+                raise _silent(seconds) from None
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
@@ -71,6 +94,35 @@ class Calls:
         if self.closed is not None:
             return StreamBroken(f"the stream broke off: {self.closed.message}", **self.closed.details)
         return StreamBroken(f"the stream broke off: {why}")
+
+
+async def prompt(source: AsyncIterator[T]) -> AsyncGenerator[T, None]:
+    """Yield what the guest sends. Raises StreamBroken when the next piece takes too long."""
+    while True:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                each = await anext(source)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise _silent(ANSWER_SECONDS) from None
+        yield each
+
+
+async def patient(source: AsyncIterator[T], deadline: asyncio.Timeout) -> AsyncGenerator[T, None]:
+    """Yield what a caller sends, for which the guest's deadline does not count."""
+    iterator = aiter(source)
+    while True:
+        deadline.reschedule(None)
+        each = await anext(iterator, None)
+        deadline.reschedule(asyncio.get_running_loop().time() + ANSWER_SECONDS)
+        if each is None:
+            return
+        yield each
+
+
+def _silent(seconds: float) -> StreamBroken:
+    return StreamBroken(f"the sandbox did not answer within {seconds:g} s; end it if that goes on")
 
 
 def _start_message(error: CommandFailed) -> str:

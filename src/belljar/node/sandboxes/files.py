@@ -9,7 +9,7 @@ from belljar.model.sandbox_values import FileChange, FileEntry, FileEvent, FileK
 from belljar.node.guest.file_records import EventKind, FileType
 from belljar.node.guest.files import Entry, FileReader, Files
 from belljar.node.guest.session import Session
-from belljar.node.sandboxes.calls import Calls, check_string, check_user
+from belljar.node.sandboxes.calls import WORK_SECONDS, Calls, check_string, check_user, patient, prompt
 
 _KINDS = {
     FileType.FILE: FileKind.FILE,
@@ -40,7 +40,7 @@ class OpenFile:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         with self._calls.translated():
-            async for piece in self._reader:
+            async for piece in prompt(aiter(self._reader)):
                 yield piece
 
 
@@ -53,7 +53,7 @@ class GuestFiles:
         self._user = user
 
     async def stat(self, path: str, *, follow: bool = True, user: GuestUser | None = None) -> FileEntry:
-        with self._calls.call():
+        async with self._calls.answered():
             return _entry(await self._files(path, user).stat(path, follow=follow))
 
     async def list(
@@ -61,16 +61,19 @@ class GuestFiles:
     ) -> AsyncGenerator[FileEntry, None]:
         with self._calls.call():
             async with contextlib.aclosing(self._files(path, user).list(path, depth=depth)) as entries:
-                async for entry in entries:
+                async for entry in prompt(entries):
                     yield _entry(entry)
 
     @contextlib.asynccontextmanager
     async def read(
         self, path: str, *, offset: int = 0, length: int | None = None, user: GuestUser | None = None
     ) -> AsyncIterator[OpenFile]:
-        with self._calls.call():
-            async with self._files(path, user).open_read(path, offset=offset, length=length) as reader:
-                yield OpenFile(reader, self._calls)
+        async with (
+            self._calls.answered() as deadline,
+            self._files(path, user).open_read(path, offset=offset, length=length) as reader,
+        ):
+            deadline.reschedule(None)  # the reader's pieces have their own
+            yield OpenFile(reader, self._calls)
 
     async def write(
         self,
@@ -80,7 +83,7 @@ class GuestFiles:
         *,
         user: GuestUser | None = None,
     ) -> FileEntry:
-        with self._calls.call():
+        async with self._calls.answered() as deadline:
             files = self._files(path, user)
             writing = files.open_write(
                 path,
@@ -92,27 +95,27 @@ class GuestFiles:
                 offset=options.offset,
             )
             async with writing as writer:
-                async for piece in pieces:
+                async for piece in patient(pieces, deadline):
                     await writer.write(piece)
             return _entry(await files.stat(path))
 
     async def move(self, path: str, destination: str, *, replace: bool = True, user: GuestUser | None = None) -> None:
         check_string(destination, "destination")
-        with self._calls.call():
+        async with self._calls.answered():
             await self._files(path, user).move(path, destination, replace=replace)
 
     async def remove(self, path: str, *, recursive: bool = False, user: GuestUser | None = None) -> None:
-        with self._calls.call():
+        async with self._calls.answered(WORK_SECONDS):
             await self._files(path, user).remove(path, recursive=recursive)
 
     async def mkdir(
         self, path: str, *, mode: int = 0o755, parents: bool = False, user: GuestUser | None = None
     ) -> None:
-        with self._calls.call():
+        async with self._calls.answered():
             await self._files(path, user).mkdir(path, mode=mode, parents=parents)
 
     async def chmod(self, path: str, mode: int, *, user: GuestUser | None = None) -> None:
-        with self._calls.call():
+        async with self._calls.answered():
             await self._files(path, user).chmod(path, mode)
 
     @contextlib.asynccontextmanager
@@ -133,12 +136,12 @@ class GuestFiles:
     async def archive(self, path: str, *, user: GuestUser | None = None) -> AsyncGenerator[bytes, None]:
         with self._calls.call():
             async with contextlib.aclosing(self._files(path, user).archive(path)) as pieces:
-                async for piece in pieces:
+                async for piece in prompt(pieces):
                     yield piece
 
     async def extract(self, path: str, pieces: AsyncIterator[bytes], *, user: GuestUser | None = None) -> None:
-        with self._calls.call():
-            await self._files(path, user).extract(path, pieces)
+        async with self._calls.answered() as deadline:
+            await self._files(path, user).extract(path, patient(pieces, deadline))
 
     def _files(self, path: str, user: GuestUser | None) -> Files:
         check_string(path, "path")

@@ -85,7 +85,7 @@ class HeldMachine:
     # --- commands ---------------------------------------------------------------------------------------------------
 
     async def start(self, request: ProcessRequest) -> ProcessInfo:
-        with self._calls.call():
+        async with self._calls.answered():
             return (await self._processes.start(request)).info()
 
     async def processes(self) -> tuple[ProcessInfo, ...]:
@@ -133,7 +133,7 @@ class HeldMachine:
                     await found.process.end_input()
 
     async def resize(self, process_id: int, size: TerminalSize) -> None:
-        with self._calls.call():
+        async with self._calls.answered():
             found = self._processes.get(process_id)
             if not found.process.has_terminal:
                 raise InvalidOption(f"the command {process_id} has no terminal; start it with one", option="terminal")
@@ -141,24 +141,24 @@ class HeldMachine:
 
     async def signal(self, process_id: int, name: str) -> None:
         number = _signal(name)
-        with self._calls.call():
+        async with self._calls.answered():
             await self._processes.get(process_id).process.signal(number)
 
     async def kill(self, process_id: int) -> None:
-        with self._calls.call():
+        async with self._calls.answered():
             found = self._processes.get(process_id)
             if not found.output.has_readers:  # output that nobody reads would hold up its end
                 found.detach()
             await found.process.signal(signals.SIGKILL, descendants=True)
 
     async def forget(self, process_id: int) -> None:
-        with self._calls.call():
+        async with self._calls.answered():
             await self._processes.forget(process_id)
 
     # --- ports and usage --------------------------------------------------------------------------------------------
 
     async def ports(self) -> tuple[ListeningPort, ...]:
-        with self._calls.call():
+        async with self._calls.answered():
             found = await Files(self._session, uid=self._user.uid, gid=self._user.gid).ports()
             return tuple(ListeningPort(port=each.port, address=each.address, uid=each.uid) for each in found)
 
@@ -171,7 +171,7 @@ class HeldMachine:
                 yield PortConnection(stream, self._calls)
 
     async def usage(self) -> SandboxUsage:
-        with self._calls.call():
+        async with self._calls.answered():
             async with contextlib.aclosing(self._session.usage(_SHORTEST_INTERVAL_SECONDS)) as messages:
                 async for message in messages:
                     return _usage(message)

@@ -25,6 +25,9 @@ from belljar.model.sandbox_errors import PortRefused, StreamBroken
 _MAX_HEAD_BYTES = 64 * 1024
 #: How long a program may take to begin its response.
 _HEAD_SECONDS = 300.0
+#: How long it may leave a piece of the request's body unread. While it waits, the client's end is not noticed.
+WRITE_SECONDS = 60.0
+_MAX_STATUS = 599
 
 
 class _Passed(Stream):
@@ -41,7 +44,7 @@ async def pass_on(request: Request, machine: SandboxMachine, port: int, target: 
     head = await anext(exchange)
     assert isinstance(head, h11.Response)
     response = _Passed(_body(exchange), head.status_code)
-    response.raw_headers = list(to_caller(head.headers))
+    response.raw_headers = list(to_caller(head.headers, request.scope, target, prefix))
     return response
 
 
@@ -87,15 +90,25 @@ async def _send(
     headers.append((b"connection", b"close"))
     method = request.scope["method"].encode("ascii", "replace")
     with contextlib.suppress(PortRefused, StreamBroken):  # the program may close its end, and respond, before the end
-        await stream.write(connection.send(h11.Request(method=method, target=target, headers=headers)) or b"")
+        await _write(stream, connection.send(h11.Request(method=method, target=target, headers=headers)))
         async for data in request.stream():
             if data:
-                await stream.write(connection.send(h11.Data(data=data)) or b"")
-        if end := connection.send(h11.EndOfMessage()):
-            await stream.write(end)
+                await _write(stream, connection.send(h11.Data(data=data)))
+        await _write(stream, connection.send(h11.EndOfMessage()))
     while (await request.receive())["type"] != "http.disconnect":
         pass  # a body that the program did not want
     raise ClientDisconnect
+
+
+async def _write(stream: ByteStream, data: bytes | None) -> None:
+    """Raises StreamBroken for a program that does not read."""
+    if not data:
+        return
+    try:
+        async with asyncio.timeout(WRITE_SECONDS):
+            await stream.write(data)
+    except TimeoutError:
+        raise StreamBroken(f"the program read nothing of the request for {WRITE_SECONDS:g} s") from None
 
 
 class _Events:
@@ -115,6 +128,8 @@ class _Events:
         while not isinstance(event := await self.next(), h11.Response):
             if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
                 raise PortRefused(f"the program at port {self._port} did not answer in HTTP")
+        if event.status_code > _MAX_STATUS:
+            raise StreamBroken(f"the program at port {self._port} answered with the status {event.status_code}")
         return event
 
     async def next(self) -> h11.Event:

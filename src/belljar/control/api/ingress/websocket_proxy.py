@@ -6,13 +6,14 @@ The guest's frames are parsed as hostile (websockets), within the same limit for
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
+from websockets.protocol import Event
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
@@ -22,23 +23,41 @@ from belljar.link.sandboxes import ByteStream, SandboxMachine
 from belljar.model.errors import BelljarError
 from belljar.model.sandbox_errors import PortRefused, StreamBroken
 
-_HANDSHAKE_SECONDS = 30.0
+HANDSHAKE_SECONDS = 30.0
+#: How long the program may read nothing. While it waits, the caller's end is not noticed.
+WRITE_SECONDS = 60.0
 _ERROR, _GONE = 1011, 1001
 #: The handshake's own headers, which the client of the guest makes anew.
 _OF_HANDSHAKE = ("sec-websocket-", "host")
 
 
-async def pass_on(websocket: WebSocket, machine: SandboxMachine, port: int, target: str, prefix: str) -> None:
+async def pass_on(
+    websocket: WebSocket,
+    machine: SandboxMachine,
+    port: int,
+    target: str,
+    prefix: str,
+    watch: Callable[[], Coroutine[None, None, None]],
+) -> None:
     """Connect to the program at the port, accept the caller, and pass messages on until one of both closes.
 
-    Raises PortRefused, StreamBroken before the caller is accepted.
+    `watch` raises the error that ends the connection, such as that the caller's key was revoked. Raises PortRefused,
+    StreamBroken before the caller is accepted.
     """
     async with machine.connect(port) as stream:
         guest = _Guest(stream, port, target, websocket.scope.get("subprotocols", ()))
-        async with asyncio.timeout(_HANDSHAKE_SECONDS):
-            await guest.shake_hands(to_guest(websocket.scope, port, prefix))
+        try:
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                await guest.shake_hands(to_guest(websocket.scope, port, prefix))
+        except TimeoutError:
+            reason = f"did not answer to the WebSocket within {HANDSHAKE_SECONDS:g} s"
+            raise StreamBroken(f"the program at port {port} {reason}") from None
         await websocket.accept(subprotocol=guest.subprotocol)
-        tasks = {asyncio.create_task(_to_guest(websocket, guest)), asyncio.create_task(_to_caller(websocket, guest))}
+        tasks = {
+            asyncio.create_task(_to_guest(websocket, guest)),
+            asyncio.create_task(_to_caller(websocket, guest)),
+            asyncio.create_task(watch()),
+        }
         done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in left:
             task.cancel()
@@ -81,6 +100,10 @@ class _Guest:
         self._stream = stream
         self._source: AsyncIterator[bytes] = aiter(stream)
         self._port = port
+        #: Frames that came with the end of the handshake.
+        self._early: list[Event] = []
+        # What is no part of a URI, though servers accept it.
+        target = target.replace("#", "%23")
         self._protocol = ClientProtocol(
             parse_uri(f"ws://localhost:{port}{target}"),
             subprotocols=[Subprotocol(each) for each in subprotocols] or None,
@@ -111,8 +134,10 @@ class _Guest:
         await self._flush()
         while True:
             await self._receive()
-            for event in self._protocol.events_received():
+            events = self._protocol.events_received()
+            for index, event in enumerate(events):
                 if isinstance(event, Response):
+                    self._early = events[index + 1 :]
                     if self._protocol.handshake_exc is not None:
                         raise PortRefused(
                             f"the program at port {self._port} refused the WebSocket: {self._protocol.handshake_exc}"
@@ -133,7 +158,8 @@ class _Guest:
         """Yield messages until the program closes. Raises StreamBroken for what is no WebSocket."""
         kind, parts = Opcode.BINARY, bytearray()
         while True:
-            for event in self._protocol.events_received():
+            early, self._early = self._early, []
+            for event in [*early, *self._protocol.events_received()]:
                 if not isinstance(event, Frame) or event.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
                     continue
                 if event.opcode is not Opcode.CONT:
@@ -166,4 +192,9 @@ class _Guest:
 
     async def _flush(self) -> None:
         if data := b"".join(self._protocol.data_to_send()):
-            await self._stream.write(data)
+            try:
+                async with asyncio.timeout(WRITE_SECONDS):
+                    await self._stream.write(data)
+            except TimeoutError:
+                reason = f"read nothing for {WRITE_SECONDS:g} s"
+                raise StreamBroken(f"the program at port {self._port} {reason}") from None

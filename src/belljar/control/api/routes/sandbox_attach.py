@@ -16,10 +16,9 @@ from fastapi import APIRouter, Path, Query, WebSocket
 from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect
 
-from belljar.control.api.authentication import end_error
 from belljar.control.api.dependencies import IdentityDep
 from belljar.control.api.rules import require
-from belljar.control.api.sandbox_calls import Call, CallDep
+from belljar.control.api.sandbox_calls import Call, CallDep, watch_identity
 from belljar.control.projects.identity import Identity
 from belljar.control.projects.scopes import Scope
 from belljar.control.sandboxes.output import public_exit, public_process
@@ -34,7 +33,8 @@ STDIN: Final = 0
 _MAX_MESSAGE_BYTES = 256 * 1024
 #: Messages of input that wait for the command to read; then the client has to wait.
 _MAX_INPUT = 16
-_LOOK_SECONDS = 1.0
+#: How long the command may read nothing while that much waits; meanwhile the client's end is not noticed.
+INPUT_SECONDS = 60.0
 #: Close codes: after the exit, for a message that is wrong, after another error.
 _NORMAL, _POLICY, _ERROR = 1000, 1008, 1011
 
@@ -79,7 +79,7 @@ class _Session:
                     asyncio.create_task(self._output(stdout_from, stderr_from)),
                     asyncio.create_task(self._receive()),
                     asyncio.create_task(self._write_input()),
-                    asyncio.create_task(self._watch_identity()),
+                    asyncio.create_task(watch_identity(self._identity, call.services.changes)),
                 }
                 done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in left:
@@ -126,7 +126,7 @@ class _Session:
         if not data or data[0] != STDIN or len(data) > _MAX_MESSAGE_BYTES:
             raise InvalidRequest(f"a binary message is the byte 0 and at most {_MAX_MESSAGE_BYTES - 1} bytes of input")
         if len(data) > 1:
-            await self._input.put(data[1:])
+            await self._put(data[1:])
 
     async def _handle_text(self, text: str) -> None:
         try:
@@ -137,7 +137,7 @@ class _Session:
             elif kind == "signal":
                 await self._signal(SignalRequest.model_validate(fields))
             elif kind == "end_stdin":
-                await self._input.put(None)
+                await self._put(None)
             else:
                 raise KeyError(kind)
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError, RecursionError):
@@ -145,6 +145,13 @@ class _Session:
                 f'{text[:80]!r} is no message; send {{"type": "resize", "columns", "rows"}}, {{"type": "signal", '
                 '"signal"} or {"type": "end_stdin"}'
             ) from None
+
+    async def _put(self, data: bytes | None) -> None:
+        try:
+            async with asyncio.timeout(INPUT_SECONDS):
+                await self._input.put(data)
+        except TimeoutError:
+            raise StreamBroken(f"the command read nothing of its input for {INPUT_SECONDS:g} s") from None
 
     async def _signal(self, wanted: SignalRequest) -> None:
         try:
@@ -164,14 +171,6 @@ class _Session:
             pass  # its exit is on the way
         while True:  # what comes behind the end goes nowhere
             await self._input.get()
-
-    async def _watch_identity(self) -> None:
-        changes = self._call.services.changes
-        while not changes.stopping:
-            if (error := end_error(self._identity, changes)) is not None:
-                raise error
-            await asyncio.sleep(_LOOK_SECONDS)
-        raise StreamBroken("the server stops")
 
     async def _send(self, kind: str, fields: dict[str, Any]) -> None:
         await self._websocket.send_text(json.dumps({"type": kind, **fields}))

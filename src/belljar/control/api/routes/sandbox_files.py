@@ -5,6 +5,7 @@ A path is relative to /work; one that begins with a slash (`…/files//etc/hosts
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -35,6 +36,9 @@ router = APIRouter(prefix="/v1/sandboxes/{sandbox_id}/files", tags=["sandboxes"]
 _MIB = 1024 * 1024
 #: Entries of one listing.
 _MAX_ENTRIES = 10_000
+_MAX_LISTED_BYTES = 4 * _MIB
+#: How long a listing may take. A hostile guest's never ends.
+_LIST_SECONDS = 120.0
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
 
 User = Annotated[
@@ -99,13 +103,18 @@ async def read_file(
 
 async def _list(call: Call, path: str, depth: int, user: GuestUser | None) -> Response:
     entries: list[dict[str, Any]] = []
-    truncated = False
+    truncated, size = False, 0
     async with contextlib.aclosing(_as_generator(call.machine.files.list(path, depth=depth, user=user))) as found:
-        async for entry in found:
-            if len(entries) == _MAX_ENTRIES:
-                truncated = True
-                break
-            entries.append(_public(entry))
+        try:
+            async with asyncio.timeout(_LIST_SECONDS):
+                async for entry in found:
+                    size += len(entry.path) + len(entry.target or "")
+                    if len(entries) == _MAX_ENTRIES or size > _MAX_LISTED_BYTES:
+                        truncated = True
+                        break
+                    entries.append(_public(entry))
+        except TimeoutError:
+            truncated = True
     return _json({"path": path, "entries": entries, "truncated": truncated})
 
 

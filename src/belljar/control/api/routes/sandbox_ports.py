@@ -11,10 +11,11 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response, WebSocket
 
 from belljar.control.api.audited import audited
+from belljar.control.api.dependencies import IdentityDep
 from belljar.control.api.ingress import http_proxy, websocket_proxy
 from belljar.control.api.routes import artifacts  # noqa: F401 (registers the path convertor)
 from belljar.control.api.rules import require
-from belljar.control.api.sandbox_calls import CallDep
+from belljar.control.api.sandbox_calls import CallDep, watch_identity
 from belljar.control.audit.operation import record_nothing
 from belljar.control.projects.scopes import Scope
 
@@ -49,10 +50,19 @@ for _method in _METHODS:
 
 
 @router.websocket(_PATH, dependencies=[require(Scope.SANDBOXES)])
-async def pass_websocket_on(websocket: WebSocket, port: Port, path: str, call: CallDep) -> None:
+async def pass_websocket_on(websocket: WebSocket, port: Port, path: str, call: CallDep, identity: IdentityDep) -> None:
     """Connect a WebSocket to a program in the sandbox."""
     prefix, target = _split(websocket.scope["raw_path"], websocket.scope["query_string"], port)
-    await websocket_proxy.pass_on(websocket, call.machine, port, target.decode("ascii", "replace"), prefix)
+    changes = call.services.changes
+    with changes.watching(call.sandbox.id, of_log=False):
+        await websocket_proxy.pass_on(
+            websocket,
+            call.machine,
+            port,
+            target.decode("ascii", "replace"),
+            prefix,
+            lambda: watch_identity(identity, changes),
+        )
 
 
 def _split(raw_path: bytes, query: bytes, port: int) -> tuple[str, bytes]:

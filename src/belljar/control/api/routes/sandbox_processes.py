@@ -21,6 +21,7 @@ from belljar.control.audit.operation import record_nothing
 from belljar.control.projects.scopes import Scope
 from belljar.control.sandboxes.output import Collected, collect, public_exit, public_process
 from belljar.control.sandboxes.request import ExecRequest, SignalRequest
+from belljar.model.sandbox_errors import StreamBroken
 from belljar.model.sandbox_values import ProcessInfo, ProcessRequest, TerminalSize
 
 router = APIRouter(prefix="/v1/sandboxes/{sandbox_id}", tags=["sandboxes"])
@@ -32,6 +33,8 @@ Offset = Annotated[int | None, Query(ge=0, le=2**62, description="Begin at this 
 _BACKGROUND: dict[int | str, dict[str, Any]] = {201: {"description": "It runs in the background."}}
 #: Larger results are serialized outside of the event loop.
 _THREAD_BYTES = 256 * 1024
+#: How long a command may leave its input unread. While it does, the client's end is not noticed.
+_INPUT_SECONDS = 60.0
 
 
 @router.post(
@@ -155,8 +158,13 @@ async def write_stdin(
     record_nothing("sandbox.write_stdin")
     process = await call.process(pid)
     async for data in request.stream():
-        if data:
-            await call.machine.write_input(process.id, data)
+        if not data:
+            continue
+        try:
+            async with asyncio.timeout(_INPUT_SECONDS):
+                await call.machine.write_input(process.id, data)
+        except TimeoutError:
+            raise StreamBroken(f"the command read nothing of its input for {_INPUT_SECONDS:g} s") from None
     if end:
         await call.machine.end_input(process.id)
     return json_response(_public(call, process))
