@@ -15,13 +15,7 @@ from support.running import Server, descendants, files_of_run, serving
 
 pytestmark = pytest.mark.vm
 
-#: These tests count machines, so no process waits for a snapshot beside the clones.
-POOL = {
-    "BELLJAR_POOL": "fixed",
-    "BELLJAR_POOL_SIZE": "2",
-    "BELLJAR_WAITING_PROCESSES": "0",
-    "BELLJAR_ACCELERATOR": "tcg",
-}
+POOL = {"BELLJAR_POOL": "fixed", "BELLJAR_POOL_SIZE": "2", "BELLJAR_ACCELERATOR": "tcg"}
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,6 @@ ENVIRONMENT = {
     "BELLJAR_NETWORK_SLOTS": "1",
     "BELLJAR_POOL": "fixed",
     "BELLJAR_POOL_SIZE": "2",
-    # A process that waits holds a slot, which these tests count.
-    "BELLJAR_WAITING_PROCESSES": "0",
     # What waits is told of with each heartbeat, a third of this apart.
     "BELLJAR_LEASE_SECONDS": "1.5",
 }

@@ -49,7 +49,12 @@ def server(built_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     data_dir = tmp_path_factory.mktemp("secrets") / "data"
     data_dir.mkdir()
     (data_dir / "images").symlink_to(built_images / "images")
-    environment = {"BELLJAR_POOL": "fixed", "BELLJAR_POOL_SIZE": "1", "BELLJAR_ACCELERATOR": "tcg"}
+    environment = {
+        "BELLJAR_POOL": "fixed",
+        "BELLJAR_POOL_SIZE": "1",
+        "BELLJAR_WAITING_PROCESSES": "1",
+        "BELLJAR_ACCELERATOR": "tcg",
+    }
     with serving(data_dir, **environment) as server:
         for name, value in (("TOKEN", {"value": TOKEN}), ("tls.key", {"value": CERTIFICATE.decode()})):
             assert server.http.put(f"/v1/secrets/{name}", json=value).status_code == 200

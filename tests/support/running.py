@@ -121,7 +121,11 @@ def alive(pid: int) -> bool:
 
 @contextmanager
 def serving(data_dir: Path, *options: str, prefix: Sequence[str] = (), **environment: str) -> Iterator[Server]:
-    """`belljar serve` on a free port; stopped at the end, with nothing left of it. `prefix`: what makes way for it."""
+    """`belljar serve` on a free port; stopped at the end, with nothing left of it. `prefix`: what makes way for it.
+
+    No hypervisor waits for a snapshot unless `environment` says so: the tests count machines.
+    """
+    environment.setdefault("BELLJAR_WAITING_PROCESSES", "0")
     log = data_dir.parent / f"serve-{time.monotonic_ns()}.log"
     command = [*prefix, sys.executable, "-m", "belljar", "serve", "--port", "0", "--data-dir", str(data_dir), *options]
     with log.open("wb") as stderr:

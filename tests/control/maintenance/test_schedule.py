@@ -41,7 +41,7 @@ async def test_what_ran_a_while_ago_is_due_again_and_what_failed_at_once(folder:
 
     every = {service.name for service in maintenance.services}
     often = {service.name for service in maintenance.services if service.interval_seconds == 0}
-    assert often == {"projects", "jobs", "stdin"}
+    assert often == {"projects", "jobs", "stdin", "sandboxes"}
     assert await due() == every
     assert await due() == often
     folder.sql("UPDATE maintenance SET error = 'x' WHERE service = 'nodes'")
