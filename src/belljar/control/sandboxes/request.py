@@ -174,7 +174,7 @@ class ExecRequest(Value):
     max_output_bytes: int = Field(default=DEFAULT_OUTPUT_BYTES, ge=0, le=MAX_OUTPUT_BYTES)
     """Bytes of each of stdout and stderr that the result has; the rest is dropped, and `…_truncated` is true."""
     encoding: Literal["text", "base64"] = "text"
-    """How output is told: as text (UTF-8, with U+FFFD for bytes that are not), or as bytes in base64."""
+    """How output is written: as text (UTF-8, with U+FFFD for bytes that are not), or as bytes in base64."""
 
     @field_validator("command", "cwd")
     @classmethod

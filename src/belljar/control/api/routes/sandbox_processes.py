@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/sandboxes/{sandbox_id}", tags=["sandboxes"])
 
 Pid = Annotated[int, Path(ge=1, le=2**31 - 1, description="The command's process number in the sandbox.")]
 Follow = Annotated[bool, Query(alias="stream", description="Follow the output as server-sent events.")]
-Encoding = Annotated[Literal["text", "base64"], Query(description="How output is told.")]
+Encoding = Annotated[Literal["text", "base64"], Query(description="How output is written.")]
 Offset = Annotated[int | None, Query(ge=0, le=2**62, description="Begin at this byte; default: the oldest kept.")]
 _BACKGROUND: dict[int | str, dict[str, Any]] = {201: {"description": "It runs in the background."}}
 #: Larger results are serialized outside of the event loop.
