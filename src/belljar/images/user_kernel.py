@@ -1,4 +1,4 @@
-"""A kernel of the user's: checked for what machines need, told what it lacks, and recorded by its digest."""
+"""A kernel of the user's: checked for what machines need, and recorded by its digest; an error names what it lacks."""
 
 from __future__ import annotations
 
