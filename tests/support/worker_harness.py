@@ -34,6 +34,7 @@ from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
 from belljar.control.store.secrets import SqlSecrets
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.images.build import manifest_digest
 from belljar.images.catalog import Images
 from belljar.link.sandboxes import SandboxMachine
@@ -268,6 +269,7 @@ class WorkerHarness:
             "blobs": blobs,
             "changes": self.changes,
             "secrets": self.secrets,
+            "usage": Faulty(SqlUsageSeries(self.database), "usage", faults),
             "times": self.upload_times,
         }
         return Queue(**parts)
