@@ -62,6 +62,7 @@ def collector() -> Iterator[Collector]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            assert self.path == "/v1/traces"
             assert self.headers["content-type"] == "application/x-protobuf"
             received.take(self.rfile.read(int(self.headers["content-length"])))
             self.send_response(200)
@@ -73,7 +74,7 @@ def collector() -> Iterator[Collector]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    received.url = f"http://127.0.0.1:{server.server_port}/v1/traces"
+    received.url = f"http://127.0.0.1:{server.server_port}"
     try:
         yield received
     finally:

@@ -78,7 +78,7 @@ def test_without_the_packages_the_setting_is_refused_with_what_to_install(monkey
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with (
         pytest.raises(InvalidOption, match=r"pip install 'belljar\[tracing\]'"),
-        tracing.tracing("http://127.0.0.1:1/v1/traces", 1.0),
+        tracing.tracing("http://127.0.0.1:1", 1.0),
     ):
         pass
 

@@ -12,7 +12,7 @@ def _endpoint(given: str | None) -> str | None:
     if given is not None:
         parts = urlsplit(given)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{given[:80]!r} is no URL such as http://127.0.0.1:4318/v1/traces")
+            raise ValueError(f"{given[:80]!r} is no URL such as http://127.0.0.1:4318")
     return given
 
 
@@ -21,7 +21,7 @@ class TracingSettings(Area):
 
     tracing_endpoint: Annotated[str | None, AfterValidator(_endpoint)] = Field(
         None,
-        description="URL of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`; default: "
+        description="URL of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`; default: "
         "no traces. Needs `pip install 'belljar[tracing]'`.",
     )
     tracing_sample_ratio: float = Field(

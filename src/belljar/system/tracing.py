@@ -1,7 +1,8 @@
 """Traces, by OpenTelemetry: spans from an HTTP request to the end of a job's script, sent to a collector by OTLP.
 
 Off, nothing of OpenTelemetry is loaded and a span costs a comparison. A context crosses processes as a W3C
-`traceparent`. The provider is belljar's own: neither the environment nor another library's instrumentation adds spans.
+`traceparent`. No provider is registered globally: neither the environment nor the instrumentation of a library adds
+spans.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def tracing(endpoint: str | None, sample_ratio: float) -> Iterator[None]:
         raise InvalidOption(reason, option="tracing_endpoint") from None
     resource = Resource.create({"service.name": "belljar", "service.version": __version__})
     provider = TracerProvider(ParentBasedTraceIdRatio(sample_ratio), resource, shutdown_on_exit=False)
-    exporter = OTLPSpanExporter(endpoint=endpoint, timeout=5)
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=5)
     provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=_MAX_WAITING))
     _tracer = provider.get_tracer("belljar", __version__)
     try:

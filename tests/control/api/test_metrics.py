@@ -139,7 +139,7 @@ def test_every_alert_has_a_test() -> None:
     assert alerts == set(re.findall(r"alertname: (\w+)", (MONITORING / "alerts_test.yml").read_text()))
 
 
-async def test_the_alerts_and_the_dashboard_ask_for_metrics_that_a_server_has(api: Served) -> None:
+async def test_the_alerts_and_the_dashboard_name_metrics_that_a_server_has(api: Served) -> None:
     offered = families(await scrape(api))
     rules = re.findall(
         r"^        expr:(?: >\n)?(.*?)^        for:", (MONITORING / "alerts.yml").read_text(), re.M | re.S

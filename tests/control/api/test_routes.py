@@ -231,7 +231,7 @@ async def test_a_job_that_no_living_node_could_run_is_refused(api: Served) -> No
     assert (found["option"], found["limit"]) == ("memory_mb", 4000)
 
 
-async def test_the_usage_of_a_jobs_machine_is_told_as_arrays(api: Served) -> None:
+async def test_the_usage_of_a_jobs_machine_is_returned_as_arrays(api: Served) -> None:
     submitted = await api.submit(memory_mb=300)
     path = f"/v1/jobs/{submitted['id']}/metrics"
     empty = (await api.http.get(path)).json()

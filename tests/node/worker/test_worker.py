@@ -9,7 +9,7 @@ import pytest
 
 from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.link.leases import ClaimRequest
-from belljar.model.errors import HostError
+from belljar.model.errors import HostError, MachineError
 from belljar.model.states import Status
 from belljar.node.guest import usage_sampler
 from belljar.node.worker import usage_reporter
@@ -69,7 +69,7 @@ async def test_an_attempt_is_traced_below_the_request_that_submitted_its_job(har
 
 
 async def test_a_lost_attempt_is_a_failed_span(harness: WorkerHarness) -> None:
-    harness.faults.refuse("provisioner.machine")
+    harness.faults.refuse("provisioner.machine", lambda: MachineError("no machine"))
     with collector() as received, tracing.tracing(received.url, 1.0):
         with tracing.span("request") as request:
             job = await harness.submit("true", traceparent=request.traceparent, max_attempts=1)
