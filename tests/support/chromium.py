@@ -51,7 +51,7 @@ async def new_page(browser: Any, url: str, key: str, **options: Any) -> AsyncIte
         yield page
     finally:
         await context.close()
-    assert errors == []
+    assert not errors, errors
 
 
 async def accessibility_findings(page: Any) -> list[str]:

@@ -55,8 +55,8 @@ def size(number: float | None) -> str:
     if number is None:
         return "–"
     for unit in _UNITS[:-1]:
-        if abs(number) < 1024:  # noqa: PLR2004
-            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"  # noqa: PLR2004
+        if abs(number) < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
         number /= 1024
     return f"{number:.1f} {_UNITS[-1]}"
 
@@ -70,18 +70,18 @@ def milliseconds(number: float | None) -> str:
     """Return a duration in milliseconds with the unit that fits: `84 ms`, `1.2 s`, `3 min 5 s`."""
     if number is None:
         return "–"
-    if number < 10:  # noqa: PLR2004
+    if number < 10:
         return f"{number:.1f} ms"
-    if number < 999.5:  # noqa: PLR2004
+    if number < 999.5:
         return f"{number:.0f} ms"
     seconds = number / 1000
-    if seconds < 59.95:  # noqa: PLR2004
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)
-    if minutes < 60:  # noqa: PLR2004
+    if minutes < 60:
         return f"{minutes} min {seconds} s"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"  # noqa: PLR2004
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def between(start: datetime | None, end: datetime | None) -> str:
@@ -109,7 +109,7 @@ def age(at: datetime) -> str:
     for length, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= length:
             return f"{int(seconds // length)} {unit} ago"
-    return "just now" if seconds < 5 else f"{int(seconds)} s ago"  # noqa: PLR2004
+    return "just now" if seconds < 5 else f"{int(seconds)} s ago"
 
 
 def exact(at: datetime | None) -> str:

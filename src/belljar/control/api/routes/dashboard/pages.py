@@ -25,7 +25,7 @@ class Pages:
         self._services = services
         self._identity = identity
 
-    async def show(self, template: str, status: int = 200, **values: Any) -> Response:
+    async def show(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """Return a page of the dashboard (`belljar.control.web.pages.dashboard_page`)."""
         projects = await self._projects()
         return dashboard_page(self.request, self._identity, template, projects=projects, status=status, **values)
