@@ -69,7 +69,7 @@ async def main() -> None:
         data_dir = Path(folder) / "data"
         data_dir.mkdir()
         (data_dir / "images").symlink_to((words.data_dir / "images").absolute())
-        settings = Settings(data_dir=data_dir, pool="off")
+        settings = Settings(data_dir=data_dir, pool="off", snapshots="off", boot_timeout_seconds=600)
         async with open_services(settings) as services:
             await ensure_admin_key(services.keys, data_dir)
             queue = open_queue(services)
