@@ -72,6 +72,9 @@ def test_a_javascript_context_in_a_machine(server: Server, scripting_image: Path
         assert box.run_code("import { basename } from 'node:path'\nbasename('/a/b')", "js").text == "'b'"
         failed = box.run_code("function f() {\n  return x.y.z\n}\nf()", "javascript")
         assert failed.error is not None and "cell-5:2" in failed.error.traceback
+        late = box.run_code("await new Promise(() => {})", "javascript", timeout_seconds=1)
+        assert late.timed_out and not late.restarted
+        assert box.run_code("x", "javascript").text == "21"
         late = box.run_code("while (true);", "javascript", timeout_seconds=1)
         assert late.timed_out and not late.restarted
         assert box.run_code("x", "javascript").text == "21"

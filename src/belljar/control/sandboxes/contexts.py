@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -58,6 +59,8 @@ class Contexts:
 
     def __init__(self) -> None:
         self._runs: dict[_Key, asyncio.Task[None]] = {}
+        #: Contexts whose kernels are not ready yet.
+        self._starting: set[_Key] = set()
         #: Serializes the making of contexts in a sandbox; there while one is being made.
         self._making: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -88,8 +91,9 @@ class Contexts:
         Raises what `create` raises.
         """
         name = kernel_of(language).language
-        with contextlib.suppress(ContextNotFound):
-            return await self.get(sandbox_id, machine, name)
+        if (sandbox_id, name) not in self._starting:
+            with contextlib.suppress(ContextNotFound):
+                return await self.get(sandbox_id, machine, name)
         async with self._making_one(sandbox_id):
             with contextlib.suppress(ContextNotFound):
                 return await self.get(sandbox_id, machine, name)
@@ -100,7 +104,7 @@ class Contexts:
         newest: dict[str, Context] = {}
         for process in sorted(await machine.processes(), key=lambda each: each.id):
             if (label := process.context) is not None:
-                is_busy = (sandbox_id, label.id) in self._runs
+                is_busy = (key := (sandbox_id, label.id)) in self._runs or key in self._starting
                 newest[label.id] = Context(id=label.id, language=label.language, process=process, is_busy=is_busy)
         return tuple(sorted(newest.values(), key=lambda each: each.process.started_at))
 
@@ -127,13 +131,13 @@ class Contexts:
         """
         found = await self.get(sandbox_id, machine, context_id)
         async with self._making_one(sandbox_id):
-            await self._start_anew(machine, found)
+            await self._start_anew(sandbox_id, machine, found)
         if (run := self._runs.get((sandbox_id, context_id))) is not None:
             await asyncio.wait({run}, timeout=INTERRUPT_SECONDS)  # it has lost its process
         return await self.get(sandbox_id, machine, context_id)
 
     async def interrupt(self, sandbox_id: str, machine: SandboxMachine, context_id: str) -> Context:
-        """Interrupt what runs in a context; nothing happens to one that is idle. Raises ContextNotFound, ContextDied."""
+        """Interrupt what runs in a context; an idle one stays as it is. Raises ContextNotFound, ContextDied."""
         found = await self.get(sandbox_id, machine, context_id)
         try:
             await machine.signal(found.process.id, "SIGINT")
@@ -153,9 +157,11 @@ class Contexts:
             raise ContextBusy(
                 f"the context {context.id} runs code already; wait for its end, interrupt it, or use another context"
             )
+        if key in self._starting:
+            raise ContextBusy(f"the context {context.id} is being started; wait until its status is idle")
 
         async def restart() -> None:
-            await self._start_anew(machine, context)
+            await self._start_anew(sandbox_id, machine, context)
 
         run = CodeRun(machine, context.process, code, seconds, restart)
         self._runs[key] = task = asyncio.create_task(run.carry_out(), name=f"run in {context.id}")
@@ -181,12 +187,23 @@ class Contexts:
                 f"the sandbox has {len(known)} contexts; the maximum is {MAX_CONTEXTS}: delete one first",
                 limit=MAX_CONTEXTS,
             )
-        process = await start_kernel(machine, kernel, context_id, cwd=cwd, env=env)
+        with self._starting_one((sandbox_id, context_id)):
+            process = await start_kernel(machine, kernel, context_id, cwd=cwd, env=env)
         return Context(id=context_id, language=kernel.language, process=process, is_busy=False)
 
-    async def _start_anew(self, machine: SandboxMachine, context: Context) -> None:
-        process = await machine.restart(context.process.id)
-        await make_ready(machine, kernel_of(context.language), process)
+    async def _start_anew(self, sandbox_id: str, machine: SandboxMachine, context: Context) -> None:
+        with self._starting_one((sandbox_id, context.id)):
+            process = await machine.restart(context.process.id)
+            await make_ready(machine, kernel_of(context.language), process)
+
+    @contextlib.contextmanager
+    def _starting_one(self, key: _Key) -> Iterator[None]:
+        """Note that the kernel of a context takes no code yet while the block runs."""
+        self._starting.add(key)
+        try:
+            yield
+        finally:
+            self._starting.discard(key)
 
     def _making_one(self, sandbox_id: str) -> asyncio.Lock:
         return self._making.setdefault(sandbox_id, asyncio.Lock())

@@ -149,10 +149,6 @@ async function valueOf(remote) {
 
 let interrupt = null; // rejects the run that goes on
 
-function onInterrupt() {
-    interrupt?.();
-}
-
 class Interrupted extends Error {
     name = "Interrupted";
 }
@@ -174,9 +170,6 @@ async function evaluate(code, name) {
         vm.runInThisContext(`globalThis[Symbol.for("belljar.kernel")]()`, { breakOnSigint: true });
     } catch (error) {
         throw error?.code === "ERR_SCRIPT_EXECUTION_INTERRUPTED" ? new Interrupted("the run was interrupted") : error;
-    } finally {
-        process.removeListener("SIGINT", onInterrupt);
-        process.on("SIGINT", onInterrupt);
     }
     return await evaluation;
 }
@@ -219,7 +212,7 @@ function described(error, name, code, details) {
 
 // --- the conversation --------------------------------------------------------------------------------------------------
 
-process.on("SIGINT", onInterrupt);
+process.on("SIGINT", () => interrupt?.());
 process.on("uncaughtException", (error) => write("stderr", `uncaught: ${error?.stack ?? util.inspect(error)}\n`));
 process.on("unhandledRejection", (error) => write("stderr", `unhandled rejection: ${error?.stack ?? util.inspect(error)}\n`));
 process.exit = (code = 0) => {
