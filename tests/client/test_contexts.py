@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from belljar.client import AsyncClient, CodeEvent, CodeFailed, Conflict, NotFound
+from control.api.sandbox_calls import LiveSandbox
 
 pytestmark = pytest.mark.process
 
@@ -32,6 +33,12 @@ async def test_what_code_raises_is_in_the_result_and_raised_by_check(client: Asy
         assert failed.value.result is result
         late = await box.run_code("while True: pass", timeout_seconds=0.3)
         assert late.timed_out and not late.restarted
+
+
+async def test_a_context_that_died_is_restarted(live: LiveSandbox) -> None:
+    key = live.headers["Authorization"].removeprefix("Bearer ")
+    async with AsyncClient(live.base, key) as client:
+        box = await client.get_sandbox(live.box.id)
         with pytest.raises(Conflict) as died:
             await box.run_code("import os; os._exit(1)")
         assert died.value.code == "context_died" and died.value.details["exit_code"] == 1
