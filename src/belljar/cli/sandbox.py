@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from belljar.cli import options, sandbox_commands, sandbox_files
+from belljar.cli import options, sandbox_code, sandbox_commands, sandbox_files
 from belljar.cli.flags import ServerFlags
 from belljar.cli.printing import print_json, print_line, print_table
 from belljar.cli.server import connect
@@ -135,6 +135,8 @@ def metrics(sandbox_id: SandboxId, server: ServerFlags, as_json: options.Json = 
 
 app.command("exec")(sandbox_commands.execute)
 app.command("shell")(sandbox_commands.shell)
+app.command("run")(sandbox_code.run)
+app.command("contexts")(sandbox_code.contexts)
 app.command("cp")(sandbox_files.copy)
 app.command("files")(sandbox_files.list_files)
 

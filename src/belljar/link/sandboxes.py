@@ -315,6 +315,13 @@ class SandboxMachine(Protocol):
         """Forget a command, with its output and its exit; kill it if it runs. Raises ProcessNotFound."""
         ...
 
+    async def restart(self, process_id: int) -> ProcessInfo:
+        """Kill and forget a command, and start it again as it was started, with a new number.
+
+        Raises ProcessNotFound, CannotStart, TooManyProcesses.
+        """
+        ...
+
     async def ports(self) -> tuple[ListeningPort, ...]:
         """Return the TCP ports that its programs listen on."""
         ...

@@ -35,6 +35,7 @@ from belljar.control.api.routes import (
     projects,
     quotas,
     sandbox_attach,
+    sandbox_contexts,
     sandbox_files,
     sandbox_ports,
     sandbox_processes,
@@ -53,6 +54,7 @@ from belljar.control.api.services import Services
 from belljar.control.projects.key_request import NewKey, Rotation
 from belljar.control.projects.people import MemberChange
 from belljar.control.projects.project_request import NewProject, ProjectChange
+from belljar.control.sandboxes.code_request import ContextRequest, DefaultRunRequest, RunRequest
 from belljar.control.sandboxes.request import ExecRequest, Extension, FilePatch, SandboxRequest, SignalRequest
 from belljar.model.job_options import JobOptions, JobRequest
 from belljar.model.quotas import ProjectQuotas
@@ -83,6 +85,7 @@ _ROUTES = (
     sandboxes,
     sandbox_processes,
     sandbox_attach,
+    sandbox_contexts,
     sandbox_files,
     sandbox_ports,
 )
@@ -103,6 +106,9 @@ _MODELS = (
     SignalRequest,
     TerminalSize,
     FilePatch,
+    ContextRequest,
+    RunRequest,
+    DefaultRunRequest,
 )
 
 

@@ -21,6 +21,7 @@ from belljar.control.projects.project_service import ProjectService
 from belljar.control.projects.session_service import SessionService
 from belljar.control.quotas.service import QuotaService, default_limits
 from belljar.control.sandboxes.commands import Commands
+from belljar.control.sandboxes.contexts import Contexts
 from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.sandboxes.service import SandboxService
 from belljar.control.scripts.service import ScriptService
@@ -86,6 +87,7 @@ class Services:
     disk: DiskSpace
     sandboxes: SandboxService
     commands: Commands
+    contexts: Contexts
     #: Limits of concurrent submissions and uploads, so that they do not keep reads from the database.
     submitting: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_SUBMITTING, _SUBMITTING_BY_KEY))
     uploading: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_UPLOADING, _UPLOADING_BY_KEY))
@@ -143,6 +145,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             openid or contextlib.nullcontext(),
             auditor.running(),
             Commands() as commands,
+            Contexts() as contexts,
             polling(
                 changes,
                 job_store.states,
@@ -178,6 +181,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 sandbox_queue=queue,
                 sandboxes=sandboxes,
                 commands=commands,
+                contexts=contexts,
                 changes=changes,
                 disk=disk,
             )

@@ -160,6 +160,10 @@ class HeldMachine:
         async with self._calls.answered():
             await self._processes.forget(process_id)
 
+    async def restart(self, process_id: int) -> ProcessInfo:
+        async with self._calls.answered():
+            return (await self._processes.restart(process_id)).info()
+
     # --- ports and usage --------------------------------------------------------------------------------------------
 
     async def ports(self) -> tuple[ListeningPort, ...]:
