@@ -20,6 +20,7 @@ from belljar.client.function import Call, Function
 from belljar.client.function_async import AsyncCall, AsyncFunction
 from belljar.client.job import Job, Output
 from belljar.client.job_async import AsyncJob, AsyncOutput
+from belljar.client.port_forward import AsyncPortForward, PortForward
 from belljar.client.process import Process
 from belljar.client.process_async import AsyncProcess
 from belljar.client.sandbox import Sandbox
@@ -31,6 +32,7 @@ __all__ = [
     "AsyncFunction",
     "AsyncJob",
     "AsyncOutput",
+    "AsyncPortForward",
     "AsyncProcess",
     "AsyncSandbox",
     "Call",
@@ -46,6 +48,7 @@ __all__ = [
     "LocalPathRefused",
     "NotFound",
     "Output",
+    "PortForward",
     "Process",
     "ProcessOutput",
     "Refused",
