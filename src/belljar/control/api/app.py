@@ -36,6 +36,7 @@ from belljar.control.api.routes import (
     projects,
     quotas,
     sandbox_attach,
+    sandbox_contexts,
     sandbox_files,
     sandbox_port_tokens,
     sandbox_ports,
@@ -48,6 +49,8 @@ from belljar.control.api.routes import (
     sessions,
     sign_in,
 )
+from belljar.control.api.routes.dashboard import jobs as job_pages
+from belljar.control.api.routes.dashboard import overview, playground, static
 from belljar.control.api.routes.secrets import SecretBody
 from belljar.control.api.rules import ruled_routes
 from belljar.control.api.security_headers import SecurityHeaders
@@ -55,6 +58,7 @@ from belljar.control.api.services import Services
 from belljar.control.projects.key_request import NewKey, Rotation
 from belljar.control.projects.people import MemberChange
 from belljar.control.projects.project_request import NewProject, ProjectChange
+from belljar.control.sandboxes.code_request import ContextRequest, DefaultRunRequest, RunRequest
 from belljar.control.sandboxes.request import (
     ExecRequest,
     Extension,
@@ -86,9 +90,14 @@ _ROUTES = (
     sessions,
     sign_in,
     openid,
+    static,
+    overview,
+    job_pages,
+    playground,
     sandboxes,
     sandbox_processes,
     sandbox_attach,
+    sandbox_contexts,
     sandbox_files,
     sandbox_watch,
     sandbox_port_tokens,
@@ -114,6 +123,9 @@ _MODELS = (
     SignalRequest,
     TerminalSize,
     FilePatch,
+    ContextRequest,
+    RunRequest,
+    DefaultRunRequest,
 )
 
 
@@ -126,6 +138,8 @@ def create_app(services: Services | None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=_operation_name,
+        # The framework's own would send what requests contain wherever the environment says (system/tracing.py).
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.services = services
     handle_errors(app)

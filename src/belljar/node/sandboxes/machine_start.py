@@ -93,7 +93,7 @@ class MachineStarter:
                 secret_files={use.name: values[use.name] for use in sandbox.spec.secrets if use.form == "file"},
             ),
             defaults=replace(_defaults(sandbox, image, network, user, values), masker=await _masker(sandbox, secrets)),
-            size=MachineSize(sandbox.spec.resources.vcpus, sandbox.spec.resources.memory_mb),
+            size=_size(sandbox, network),
         )
 
     async def _provision(
@@ -127,6 +127,11 @@ async def _masker(sandbox: Sandbox, secrets: Collection[JobSecret]) -> Masker | 
     if not secrets or not sandbox.spec.mask_secrets:
         return None
     return await asyncio.to_thread(Masker.of, [secret.value for secret in secrets])
+
+
+def _size(sandbox: Sandbox, network: JobNetwork) -> MachineSize:
+    resources = sandbox.spec.resources
+    return MachineSize(resources.vcpus, resources.memory_mb, resources.disk_mb, network.has_device)
 
 
 def _defaults(
