@@ -123,7 +123,7 @@ def ports(sandbox_id: SandboxId, server: ServerFlags, as_json: options.Json = Fa
 
 app.command("exec")(sandbox_commands.execute)
 app.command("shell")(sandbox_commands.shell)
-app.command("run")(sandbox_code.run)
+app.command("run")(sandbox_code.run_code)
 app.command("contexts")(sandbox_code.contexts)
 app.command("cp")(sandbox_files.copy)
 app.command("files")(sandbox_files.list_files)
