@@ -143,6 +143,10 @@ class Sandbox(dict[str, Any]):
         """Return what the sandbox's machine uses now."""
         return self._client.transport.json("GET", f"{self._path}/metrics")
 
+    def metrics_series(self) -> dict[str, Any]:
+        """Return what its machine used over its life: arrays `seconds`, `cpu`, `memory_bytes`, …"""
+        return self._client.transport.json("GET", f"{self._path}/metrics", params={"series": True})
+
     def _result(
         self,
         body: dict[str, Any],

@@ -142,6 +142,10 @@ class AsyncSandbox(dict[str, Any]):
         """Return what the sandbox's machine uses now."""
         return await self._client.transport.json("GET", f"{self._path}/metrics")
 
+    async def metrics_series(self) -> dict[str, Any]:
+        """Return what its machine used over its life: arrays `seconds`, `cpu`, `memory_bytes`, …"""
+        return await self._client.transport.json("GET", f"{self._path}/metrics", params={"series": True})
+
     async def _result(
         self,
         body: dict[str, Any],

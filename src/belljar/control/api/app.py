@@ -121,6 +121,8 @@ def create_app(services: Services | None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=_operation_name,
+        # The framework's own would send what requests contain wherever the environment says (system/tracing.py).
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.services = services
     handle_errors(app)

@@ -42,6 +42,7 @@ from belljar.control.store.quotas import SqlQuotas
 from belljar.control.store.scripts import SqlScripts
 from belljar.control.store.secrets import SqlSecrets
 from belljar.control.store.sessions import SqlSessions
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.images.catalog import Images
 from belljar.scripts.uploads import clear_stale_uploads
 from belljar.settings import Settings
@@ -80,6 +81,7 @@ class Services:
     openid: OpenIdClient | None
     nodes: SqlNodes
     secrets: SecretService
+    usage_series: SqlUsageSeries
     sandbox_queue: SandboxQueue
     changes: Changes
     disk: DiskSpace
@@ -175,6 +177,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 sessions=SessionService(sessions, changes, settings),
                 nodes=nodes,
                 secrets=secrets,
+                usage_series=SqlUsageSeries(database),
                 sandbox_queue=queue,
                 sandboxes=sandboxes,
                 commands=commands,

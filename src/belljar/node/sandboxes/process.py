@@ -27,10 +27,14 @@ _STREAMS = {wire.Stream.STDOUT: LogStream.STDOUT, wire.Stream.STDERR: LogStream.
 
 @dataclass(frozen=True, slots=True)
 class MachineSize:
-    """The most that a command can have used: the vCPUs and memory of its machine."""
+    """The most that a command can have used: the vCPUs and memory of its machine; and what else the machine has."""
 
     vcpus: int
     memory_mb: int
+    #: Size of its scratch disk; None: it has none.
+    disk_mb: int | None = None
+    #: Whether it has a network device.
+    network: bool = False
 
 
 class SandboxProcess:
