@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from belljar.control.sandboxes import code_run, contexts
+from belljar.node.sandboxes import process_table
 from control.api.sandbox_calls import LiveSandbox, OneSandbox, SandboxApi, events_of, text_of
 from support.served import problem
 
@@ -151,6 +152,17 @@ async def test_a_dead_context_says_how_it_died_until_it_is_restarted(box: OneSan
     assert (
         problem(await box.http.post(f"{box.url}/run", json={"code": "1"}), 409, "context_died")["signal"] == "SIGKILL"
     )
+
+
+async def test_how_a_context_died_is_known_after_many_commands(
+    box: OneSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_table, "_MAX_ENDED", 2)
+    await box.http.post(f"{box.url}/run", json={"code": "import os; os._exit(4)"}, timeout=60)
+    for _ in range(5):
+        await box.exec("true")
+    assert len((await box.http.get(f"{box.url}/processes")).json()["processes"]) <= 4
+    assert problem(await box.http.post(f"{box.url}/run", json={"code": "1"}), 409, "context_died")["exit_code"] == 4
 
 
 async def test_a_run_whose_context_is_restarted_or_deleted_ends_with_a_clear_error(box: OneSandbox) -> None:
