@@ -1,16 +1,17 @@
-"""Build hook: compiles the guest agent into the package, for wheels and for editable installs."""
+"""Build hook: compiles the guest agent and the BPF program into the package, for wheels and for editable installs."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class AgentBuildHook(BuildHookInterface):
-    """The agent's executables become package data. They are static and need no Python: the wheel stays py3-none-any."""
+    """What it compiles becomes package data, none of which needs this Python: the wheel stays py3-none-any."""
 
     PLUGIN_NAME = "custom"
 
@@ -18,11 +19,21 @@ class AgentBuildHook(BuildHookInterface):
         package = Path(self.root) / "src" / "belljar"
         if self.target_name != "wheel":
             return
-        spec = importlib.util.spec_from_file_location("compile", package / "node" / "guest" / "compile.py")
-        assert spec is not None and spec.loader is not None
-        compiler = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(compiler)
-        sources = package / "node" / "guest" / "agent"
-        binaries = compiler.compile_all(sources, package / "images" / "bin", self.app.display_info)
+        sources, report = package / "node" / "guest" / "agent", self.app.display_info
+        agents = _load(package / "node" / "guest" / "compile.py").compile_all(
+            sources, package / "images" / "bin", report
+        )
+        bpf = package / "node" / "network" / "bpf"
+        program = _load(bpf / "compile.py").compile_if_stale(bpf, report)
         if version != "editable":
-            build_data["force_include"].update({str(path): f"belljar/images/bin/{path.name}" for path in binaries})
+            built = [*agents, program]
+            build_data["force_include"].update({str(path): f"belljar/{path.relative_to(package)}" for path in built})
+
+
+def _load(path: Path) -> ModuleType:
+    """Import a file of belljar, which is not installed yet."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

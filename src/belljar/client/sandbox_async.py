@@ -103,6 +103,11 @@ class AsyncSandbox(dict[str, Any]):
         """Return what the sandbox's machine uses now."""
         return await self._client.transport.json("GET", f"{self._path}/metrics")
 
+    async def flows(self, **filters: Any) -> dict[str, Any]:
+        """Return what the sandbox's machine talked to. Filters: verdict (`allowed` or `refused`), limit."""
+        given = {name: value for name, value in filters.items() if value is not None}
+        return await self._client.transport.json("GET", f"{self._path}/flows", params=given)
+
     async def _result(
         self,
         body: dict[str, Any],

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from belljar.model.errors import InvalidOption
 from belljar.settings.area import Area
 from belljar.settings.file import find_settings_file, read_settings_file
+from belljar.settings.flows import FlowSettings
 from belljar.settings.images import ImageSettings
 from belljar.settings.jobs import JobSettings
 from belljar.settings.logs import LogSettings
@@ -43,6 +44,7 @@ class Settings(
     WorkerSettings,
     MachineSettings,
     NetworkSettings,
+    FlowSettings,
     PackageSettings,
     ImageSettings,
     SecretSettings,

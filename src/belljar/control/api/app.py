@@ -21,6 +21,7 @@ from belljar.control.api.request_context import RequestContext
 from belljar.control.api.routes import (
     artifacts,
     audit,
+    flows,
     health,
     images,
     jobs,
@@ -77,6 +78,7 @@ _ROUTES = (
     sandbox_attach,
     sandbox_files,
     sandbox_ports,
+    flows,
 )
 #: The models that routes read from their bodies themselves.
 _MODELS = (

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from belljar.control.api.request_limits import ConcurrencyLimit
 from belljar.control.audit.auditor import Auditor
 from belljar.control.blobs.store import Blobs, open_blobs
+from belljar.control.flows.service import FlowService
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
@@ -74,6 +75,7 @@ class Services:
     openid: OpenIdClient | None
     nodes: SqlNodes
     secrets: SecretService
+    flows: FlowService
     sandbox_queue: SandboxQueue
     changes: Changes
     disk: DiskSpace
@@ -161,6 +163,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 sessions=SessionService(sessions, changes, settings),
                 nodes=nodes,
                 secrets=secrets,
+                flows=FlowService.over(database),
                 sandbox_queue=queue,
                 sandboxes=sandboxes,
                 commands=commands,

@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from belljar.control.blobs.store import Blobs
+from belljar.control.flows.service import FlowService
 from belljar.control.jobs.blob_names import artifact_blob, stdin_blob
 from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import JobLogs
@@ -31,6 +32,7 @@ from belljar.link.nodes import NodeReport
 from belljar.link.output import OutputOffsets, OutputPiece
 from belljar.link.secrets import JobSecret
 from belljar.model.errors import InvalidRequest, NotFound, TooLarge, host_error
+from belljar.model.flows import FlowReport
 from belljar.model.image import Manifest
 from belljar.model.job import Job
 from belljar.model.outcome import Outcome
@@ -64,6 +66,7 @@ class LinkService:
         changes: Changes,
         logs: JobLogs,
         secrets: SecretService,
+        flows: FlowService,
         on_renewal_failed: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_renewal_failed` is called when leases could not be renewed although their node asked for it."""
@@ -76,6 +79,7 @@ class LinkService:
         self._changes = changes
         self._logs = logs
         self._secrets = secrets
+        self._flows = flows
         self._on_renewal_failed = on_renewal_failed
         self._max_stream_bytes = int(settings.max_output_mb * _MIB) + _STREAM_MARGIN_BYTES
         self.leases = HeldLeases(claims, settings.lease_seconds, self._open_log)
@@ -220,6 +224,10 @@ class LinkService:
         attempt = await self.leases.get(lease)
         self._check_artifact(attempt, number, file)
         await self._blobs.put_file(artifact_blob(lease.job_id, number), file)
+
+    async def report_flows(self, lease: LeaseKey, report: FlowReport) -> None:
+        await self.leases.get(lease)
+        await self._flows.keep_of_job(lease, report)
 
     def _check_artifact(self, attempt: HeldAttempt, number: int, file: Path) -> None:
         """Raise InvalidRequest, TooLarge for more than a job may keep, HostError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from belljar.control.blobs.store import Blobs
+from belljar.control.flows.service import FlowService
 from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import JobLogs, UploadTimes
 from belljar.control.queue.link_service import LinkService
@@ -38,6 +39,7 @@ class Queue:
         blobs: Blobs,
         changes: Changes,
         secrets: SecretService,
+        flows: FlowService,
         times: UploadTimes | None = None,
     ) -> None:
         self._claims = claims
@@ -55,6 +57,7 @@ class Queue:
             changes=changes,
             logs=self._logs,
             secrets=secrets,
+            flows=flows,
             on_renewal_failed=self._rescuer.postpone,
         )
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection
 from datetime import UTC, datetime
 
+from belljar.control.flows.service import FlowService
 from belljar.control.sandboxes.changes import SandboxChanges
 from belljar.control.sandboxes.machines import SandboxMachines
 from belljar.control.secrets.service import SecretService
@@ -24,6 +25,7 @@ from belljar.link.sandboxes import (
     SandboxStart,
 )
 from belljar.link.secrets import JobSecret
+from belljar.model.flows import FlowReport
 from belljar.model.sandbox import Sandbox, SandboxEnd
 from belljar.system.counters import increment
 
@@ -41,12 +43,14 @@ class SandboxLinkService:
         secrets: SecretService,
         changes: SandboxChanges,
         machines: SandboxMachines,
+        flows: FlowService,
         lease_seconds: float,
     ) -> None:
         self._claims = claims
         self._secrets = secrets
         self._changes = changes
         self._machines = machines
+        self._flows = flows
         self._lease_seconds = lease_seconds
         #: By node, how many changes of orders were reported to it.
         self._orders_seen: dict[str, int] = {}
@@ -124,6 +128,9 @@ class SandboxLinkService:
             raise LeaseLost(_LOST)
         increment("belljar_sandboxes_started", source=start.machine.source)
         self._changes.notify(lease.sandbox_id)
+
+    async def report_sandbox_flows(self, lease: SandboxLease, report: FlowReport) -> None:
+        await self._flows.keep_of_sandbox(lease, report)
 
     async def sandbox_ended(self, lease: SandboxLease, end: SandboxEnd) -> None:
         self._machines.withdraw(lease)

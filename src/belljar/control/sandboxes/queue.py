@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from belljar.control.flows.service import FlowService
 from belljar.control.sandboxes.changes import SandboxChanges
 from belljar.control.sandboxes.expiry import WAIT_SECONDS, SandboxExpiry
 from belljar.control.sandboxes.link_service import SandboxLinkService
@@ -27,7 +28,8 @@ class SandboxQueue:
         #: The machines that this process can reach.
         self.machines = SandboxMachines()
         claims = SqlSandboxClaims(database)
-        self.link = SandboxLinkService(claims, secrets, self.changes, self.machines, lease_seconds)
+        flows = FlowService.over(database)
+        self.link = SandboxLinkService(claims, secrets, self.changes, self.machines, flows, lease_seconds)
         self.expiry = SandboxExpiry(
             claims, DatabaseClock(database), lease_seconds, self.link.note_changed, wait_seconds
         )
