@@ -35,6 +35,7 @@ from belljar.model.sandbox_values import (
     TerminalSize,
     WriteOptions,
 )
+from belljar.model.usage_series import UsageSeries
 
 # --- the control plane, for a node ------------------------------------------------------------------------------------
 
@@ -136,6 +137,10 @@ class SandboxLink(Protocol):
 
     async def report_sandbox_flows(self, lease: SandboxLease, report: FlowReport) -> None:
         """Keep the report as what its machine talked to so far; it replaces the one before. Raises TooLarge."""
+        ...
+
+    async def put_sandbox_usage(self, lease: SandboxLease, series: UsageSeries) -> None:
+        """Keep what its machine has used so far, instead of what was kept before."""
         ...
 
     async def sandbox_ended(self, lease: SandboxLease, end: SandboxEnd) -> None:
@@ -315,6 +320,13 @@ class SandboxMachine(Protocol):
         """Forget a command, with its output and its exit; kill it if it runs. Raises ProcessNotFound."""
         ...
 
+    async def restart(self, process_id: int) -> ProcessInfo:
+        """Kill and forget a command, and start it again as it was started, with a new number.
+
+        Raises ProcessNotFound, CannotStart, TooManyProcesses.
+        """
+        ...
+
     async def ports(self) -> tuple[ListeningPort, ...]:
         """Return the TCP ports that its programs listen on."""
         ...
@@ -325,6 +337,10 @@ class SandboxMachine(Protocol):
 
     async def usage(self) -> SandboxUsage:
         """Return what its machine uses now."""
+        ...
+
+    async def usage_series(self) -> UsageSeries:
+        """Return what its machine has used so far. Asking is no use."""
         ...
 
     async def activity(self) -> SandboxActivity:

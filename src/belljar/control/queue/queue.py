@@ -15,6 +15,7 @@ from belljar.control.scripts.disks import ScriptDisks
 from belljar.control.secrets.service import SecretService
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.nodes import SqlNodes
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.images.catalog import Images
 from belljar.settings import Settings
 from belljar.system.background import supervise
@@ -40,6 +41,7 @@ class Queue:
         changes: Changes,
         secrets: SecretService,
         flows: FlowService,
+        usage: SqlUsageSeries,
         times: UploadTimes | None = None,
     ) -> None:
         self._claims = claims
@@ -58,6 +60,7 @@ class Queue:
             logs=self._logs,
             secrets=secrets,
             flows=flows,
+            usage=usage,
             on_renewal_failed=self._rescuer.postpone,
         )
 

@@ -21,6 +21,7 @@ from belljar.control.store.schema import (
     QUEUED,
     audit,
     flows,
+    job_ends,
     job_labels,
     jobs,
     keys,
@@ -32,7 +33,9 @@ from belljar.control.store.schema import (
     removed_jobs,
     scripts,
     secrets,
+    usage_series,
 )
+from belljar.control.store.usage_series import remove_usage_series
 from belljar.model.states import Status
 
 #: Tables whose rows need nothing else to be removed than themselves, in this order.
@@ -41,10 +44,12 @@ PLAIN_TABLES: tuple[Table, ...] = (
     members,
     secrets,
     sandbox_labels,
+    usage_series,
     sandboxes,  # a node whose lease is gone with its row ends the machine
     flows,
     project_quotas,
     project_usage,
+    job_ends,
     node_counters,
     project_counters,
 )
@@ -96,6 +101,7 @@ class SqlProjectRemoval:
                 connection.execute(removed_jobs.insert(), [{"id": each, "removed_at": now} for each in ids])
                 connection.execute(job_labels.delete().where(job_labels.c.job_id.in_(ids)))
                 remove_flows(connection, flows.c.owner.in_(ids))
+                remove_usage_series(connection, ids)
                 connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
             return len(ids)
 

@@ -24,6 +24,7 @@ from belljar.control.store.sandbox_rows import (
 )
 from belljar.control.store.sandbox_tables import ENDED, LEASED, LIVE, sandbox_labels, sandboxes
 from belljar.control.store.schema import flows, projects
+from belljar.control.store.usage_series import remove_usage_series
 from belljar.model.sandbox import EndReason, Sandbox, SandboxEnd, SandboxStatus
 
 _INSERT = insert(sandboxes).on_conflict_do_nothing()
@@ -181,6 +182,7 @@ class SqlSandboxes:
             if ids:
                 connection.execute(sandbox_labels.delete().where(sandbox_labels.c.sandbox_id.in_(ids)))
                 remove_flows(connection, flows.c.owner.in_(ids))
+                remove_usage_series(connection, ids)
                 connection.execute(sandboxes.delete().where(sandboxes.c.id.in_(ids)))
             return len(ids)
 
