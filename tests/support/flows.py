@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from belljar.model.flows import Flow, FlowAlert, FlowReport
+from belljar.node.network.flows import libbpf
 from belljar.node.network.flows.alerts import AlertRules
 from belljar.node.network.policy import Policy
 from belljar.node.network.pool import SlotPool
@@ -58,3 +60,11 @@ def in_background(work: Callable[[], None]) -> Iterator[None]:
     finally:
         thread.join(30)
         assert not thread.is_alive()
+
+
+def loaded_programs() -> set[int]:
+    """The numbers of all BPF programs that the kernel has."""
+    library, found, number = libbpf.library(), set(), ctypes.c_uint32(0)
+    while library.bpf_prog_get_next_id(number, ctypes.byref(number)) == 0:
+        found.add(number.value)
+    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import socket
 import ssl
 import struct
@@ -16,13 +15,12 @@ import dns.rrset
 import pytest
 
 from belljar.node.machines.host.namespace import run_in_namespace
-from belljar.node.network.flows import libbpf
 from belljar.node.network.flows.alerts import AlertRules
 from belljar.node.network.flows.libbpf import BpfUnavailable
 from belljar.node.network.policy import NameRule, NetworkRule, Policy
 from belljar.node.network.pool import SlotPool
 from belljar.settings import Settings
-from support.flows import OPEN, in_background, watched
+from support.flows import OPEN, in_background, loaded_programs, watched
 from support.internet import (
     INTERNET,
     METADATA,
@@ -265,10 +263,3 @@ async def test_a_removed_slot_leaves_no_program(internet: SimulatedInternet, net
     async with asyncio.timeout(30):  # the kernel frees them some time later
         while loaded_programs() - before:
             await asyncio.sleep(0.1)
-
-
-def loaded_programs() -> set[int]:
-    library, found, number = libbpf.library(), set(), ctypes.c_uint32(0)
-    while library.bpf_prog_get_next_id(number, ctypes.byref(number)) == 0:
-        found.add(number.value)
-    return found
