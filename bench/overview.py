@@ -64,14 +64,16 @@ async def main(number: int) -> None:
 
 
 async def _measure(name: str, request: Callable[[], Awaitable[httpx.Response]]) -> None:
-    times, size = [], 0
+    times, size, busy = [], 0, time.process_time()
     for _ in range(_SAMPLES):
         began = time.perf_counter()
         response = await request()
         times.append((time.perf_counter() - began) * 1000)
         assert response.status_code == 200, response.text
         size = len(response.content)
-    print(f"{name:30} p50 {statistics.median(times):6.1f} ms   max {max(times):6.1f} ms   {size / 1024:5.1f} KiB")
+    busy = (time.process_time() - busy) / _SAMPLES * 1000
+    middle, highest = statistics.median(times), max(times)
+    print(f"{name:30} p50 {middle:6.1f} ms   max {highest:6.1f} ms   CPU {busy:6.1f} ms   {size / 1024:5.1f} KiB")
 
 
 async def _fill(services: Services, number: int) -> None:
