@@ -10,17 +10,12 @@ from belljar.model.sandbox import SandboxStatus
 from belljar.model.states import Status
 from support.worker_harness import WorkerHarness, idle
 
-#: Later than a sandbox's claim, and sooner than a job's claim is given up.
-_LATER_SECONDS = 0.03
-
 
 async def test_a_job_and_a_sandbox_that_are_given_at_once_do_not_both_get_the_last_room(harness: WorkerHarness) -> None:
     """The job's claim was sent when there was room for it, and is answered when the sandbox has taken that."""
     async with harness.working(vcpus=2) as worker:
-        taken, links = asyncio.Event(), worker._context
-        link: Any = links.link
-        sandbox_link: Any = links.sandbox_link
-        claim, claim_sandbox = link.claim, sandbox_link.claim_sandbox
+        taken, link = worker.capacity.watch(), worker._context.link
+        claim: Any = link.claim
 
         async def claim_late(*request: Any) -> Any:
             assignment = await claim(*request)
@@ -28,13 +23,7 @@ async def test_a_job_and_a_sandbox_that_are_given_at_once_do_not_both_get_the_la
                 await taken.wait()
             return assignment
 
-        async def claim_first(*request: Any) -> Any:
-            assignment = await claim_sandbox(*request)
-            if assignment is not None:
-                asyncio.get_running_loop().call_later(_LATER_SECONDS, taken.set)
-            return assignment
-
-        link.claim, sandbox_link.claim_sandbox = claim_late, claim_first
+        setattr(link, "claim", claim_late)  # noqa: B010
         both = Resources(vcpus=2, memory_mb=128)
         job = await harness.submit("exit 0", max_attempts=1, resources=both)
         await harness.until(job, lambda found: found.status is not Status.QUEUED)
