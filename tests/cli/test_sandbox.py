@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,6 +173,37 @@ def test_a_shell_that_is_closed_leaves_nothing(
             signal.sigtimedwait([], 0.01)
 
 
+def test_a_port_is_forwarded_until_the_command_ends(server: Server, data_dir: Path, box: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        command = [sys.executable, "-m", "belljar", "sandbox", "ports", box, "--forward", f"0:{port}"]
+        environment = {**os.environ, "BELLJAR_DATA_DIR": str(data_dir)}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as forwarding:
+            assert forwarding.stderr is not None
+            line = forwarding.stderr.readline()
+            local = int(line.partition("127.0.0.1:")[2].partition(" ")[0])
+            assert f"leads to port {port} of {box}" in line
+            with socket.create_connection(("127.0.0.1", local), timeout=30) as client:
+                client.sendall(b"hello")
+                listener.settimeout(30)
+                accepted, _ = listener.accept()
+                with accepted:
+                    accepted.settimeout(30)
+                    assert accepted.recv(5) == b"hello"
+                    accepted.sendall(b"back")
+                    assert client.recv(4) == b"back"
+            forwarding.send_signal(signal.SIGINT)
+            assert forwarding.wait(30) == 128 + signal.SIGINT
+            assert "Traceback" not in forwarding.stderr.read()
+    made = parsed(belljar("sandbox", "ports", box, "--token", "80", "--lifetime", "5m", "--json", data_dir=data_dir))
+    assert made["port"] == 80 and made["url"] is None and made["expires_at"]
+    plain = belljar("sandbox", "ports", box, "--token", "80", data_dir=data_dir)
+    assert output(plain).startswith("bjp_")  # there is no domain, and so no URL
+    for wrong in ("x", "0", "1:2:3", "70000"):
+        failed = belljar("sandbox", "ports", box, "--forward", wrong, data_dir=data_dir)
+        assert "[LOCAL:]PORT" in complaint(failed, 2)
+
+
 def test_a_shell_needs_a_terminal(server: Server, data_dir: Path, box: str) -> None:
     assert "a terminal is necessary" in complaint(belljar("sandbox", "shell", box, data_dir=data_dir), 1)
 
@@ -186,3 +219,32 @@ def test_json_is_what_the_api_says(server: Server, data_dir: Path, box: str) -> 
     shown = parsed(belljar("sandbox", "get", box, "--json", data_dir=data_dir))
     assert shown == json.loads(server.http.get(f"/v1/sandboxes/{box}").text)
     assert parsed(belljar("sandbox", "ports", box, "--json", data_dir=data_dir)) is not None
+
+
+def test_code_keeps_its_variables_and_prints_values_errors_and_images(
+    server: Server, data_dir: Path, box: str, tmp_path: Path
+) -> None:
+    plot = "class P:\n  def _repr_png_(self): return b'PNG'\n  def __repr__(self): return 'P!'\nP()"
+    first, second, failed, late, other, shown, as_json, listed, wrong = belljar_each(
+        ["sandbox", "run", box, "import sys\nx = 41; print('out'); print('err', file=sys.stderr)"],
+        ["sandbox", "run", box, "x + 1"],
+        ["sandbox", "run", box, "1 / 0"],
+        ["sandbox", "run", box, "while True: pass", "--timeout", "0.5"],
+        ["sandbox", "run", box, "x", "--context", "nothing"],
+        ["sandbox", "run", box, plot, "--save", str(tmp_path / "new")],
+        ["sandbox", "run", box, "print('o'); {'a': x}", "--json"],
+        ["sandbox", "contexts", box],
+        ["sandbox", "run", box, "x", "--context", "python", "--language", "python"],
+        data_dir=data_dir,
+    )
+    assert (first.stdout, first.stderr, first.returncode) == (b"out\n", b"err\n", 0)
+    assert output(second) == "42\n"
+    assert failed.returncode == 1 and failed.stderr.endswith(b"ZeroDivisionError: division by zero\n")
+    assert late.returncode == 124 and b"KeyboardInterrupt" in late.stderr
+    assert "no context" in complaint(other, 1)
+    assert shown.stdout == b"P! [image/png: --save writes it into a file]\n" and shown.returncode == 0
+    assert (tmp_path / "new/1.png").read_bytes() == b"PNG"
+    result = parsed(as_json)
+    assert result["stdout"] == "o\n" and result["results"][0]["data"]["application/json"] == {"a": 41}
+    assert "python" in output(listed) and "idle" in output(listed)
+    assert "--language" in complaint(wrong, 1)

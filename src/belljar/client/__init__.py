@@ -2,8 +2,12 @@
 
 from belljar.client.client import Client
 from belljar.client.client_async import AsyncClient
+from belljar.client.code_result import CodeError, CodeEvent, CodeResult, RichResult
 from belljar.client.command_result import CommandResult, ProcessOutput
+from belljar.client.context import Context
+from belljar.client.context_async import AsyncContext
 from belljar.client.errors import (
+    CodeFailed,
     CommandFailed,
     Conflict,
     FunctionRefused,
@@ -20,6 +24,7 @@ from belljar.client.function import Call, Function
 from belljar.client.function_async import AsyncCall, AsyncFunction
 from belljar.client.job import Job, Output
 from belljar.client.job_async import AsyncJob, AsyncOutput
+from belljar.client.port_forward import AsyncPortForward, PortForward
 from belljar.client.process import Process
 from belljar.client.process_async import AsyncProcess
 from belljar.client.sandbox import Sandbox
@@ -28,16 +33,23 @@ from belljar.client.sandbox_async import AsyncSandbox
 __all__ = [
     "AsyncCall",
     "AsyncClient",
+    "AsyncContext",
     "AsyncFunction",
     "AsyncJob",
     "AsyncOutput",
+    "AsyncPortForward",
     "AsyncProcess",
     "AsyncSandbox",
     "Call",
     "Client",
+    "CodeError",
+    "CodeEvent",
+    "CodeFailed",
+    "CodeResult",
     "CommandFailed",
     "CommandResult",
     "Conflict",
+    "Context",
     "Function",
     "FunctionRefused",
     "Job",
@@ -46,10 +58,12 @@ __all__ = [
     "LocalPathRefused",
     "NotFound",
     "Output",
+    "PortForward",
     "Process",
     "ProcessOutput",
     "Refused",
     "RemoteError",
+    "RichResult",
     "Sandbox",
     "ServerError",
     "Unreachable",

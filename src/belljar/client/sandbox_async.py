@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from belljar.client.code_result import CodeResult
 from belljar.client.command_result import CommandResult
+from belljar.client.context_async import AsyncContext, OnEvent, collected, run_body, run_events
 from belljar.client.files_async import AsyncFiles
+from belljar.client.port_forward import AsyncPortForward
 from belljar.client.process_async import AsyncProcess
 
 if TYPE_CHECKING:
@@ -90,8 +94,44 @@ class AsyncSandbox(dict[str, Any]):
         fields = await self._client.transport.json("GET", f"{self._path}/processes/{int(pid)}")
         return AsyncProcess(self._client.transport, self._path, fields)
 
+    async def run_code(
+        self,
+        code: str,
+        language: str = "python",
+        *,
+        timeout_seconds: float | None = None,
+        max_output_bytes: int = _MAX_OUTPUT_BYTES,
+        on_event: OnEvent | None = None,
+    ) -> CodeResult:
+        """Run code in the default context of a language: variables live from one call to the next.
+
+        Returns what came of it, also if it raised something: see `result.error`, `result.check()`. After
+        `timeout_seconds` (default: 300) it is interrupted. `on_event` is called with each piece as it comes.
+        """
+        body = {**run_body(code, timeout_seconds), "language": language}
+        events = run_events(self._client.transport, f"{self._path}/run", body)
+        return await collected(events, max_output_bytes, on_event)
+
+    async def context(
+        self, language: str = "python", *, cwd: str | None = None, env: dict[str, str] | None = None
+    ) -> AsyncContext:
+        """Create a context, with variables of its own, and return it when it is ready."""
+        body = {"language": language, "env": env or {}} | ({} if cwd is None else {"cwd": cwd})
+        fields = await self._client.transport.json("POST", f"{self._path}/contexts", json=body)
+        return AsyncContext(self._client.transport, self._path, fields)
+
+    async def get_context(self, context_id: str) -> AsyncContext:
+        """Return a context by its id; that of a default context is its language."""
+        fields = await self._client.transport.json("GET", f"{self._path}/contexts/{quote(context_id, safe='')}")
+        return AsyncContext(self._client.transport, self._path, fields)
+
+    async def contexts(self) -> list[AsyncContext]:
+        """Return the contexts, oldest first."""
+        found = (await self._client.transport.json("GET", f"{self._path}/contexts"))["contexts"]
+        return [AsyncContext(self._client.transport, self._path, fields) for fields in found]
+
     async def ports(self) -> list[dict[str, Any]]:
-        """Return the TCP ports that programs in the sandbox listen on: `port`, `address`, `path`."""
+        """Return the TCP ports that programs in the sandbox listen on: `port`, `address`, `path`, `url`, `public`."""
         ports: list[dict[str, Any]] = (await self._client.transport.json("GET", f"{self._path}/ports"))["ports"]
         return ports
 
@@ -99,9 +139,45 @@ class AsyncSandbox(dict[str, Any]):
         """Return the URL of a port. A request to it needs the key, in the header Authorization."""
         return f"{self._client.url}{self._path}/ports/{int(port)}/"
 
+    def forward(
+        self, port: int, local_port: int = 0, *, on_error: Callable[[Exception], None] = lambda _: None
+    ) -> AsyncPortForward:
+        """Forward a port of 127.0.0.1 (0: a free one, see `port`) to one in the sandbox while a block runs.
+
+        Connections are passed on as bytes, whatever their protocol; one that is lost is reset, and `on_error` is called
+        with the reason. The block begins with an OSError if the local port is in use.
+        """
+        target = self._client.transport.websocket(f"{self._path}/ports/{int(port)}/tunnel")
+        return AsyncPortForward(target, local_port, on_error)
+
+    async def port_token(self, port: int, *, lifetime_seconds: float | None = None) -> dict[str, Any]:
+        """Make a token with which others reach a port by its host name: `token`, and `url` for a browser."""
+        body = {} if lifetime_seconds is None else {"lifetime_seconds": lifetime_seconds}
+        return await self._client.transport.json("POST", f"{self._path}/ports/{int(port)}/tokens", json=body)
+
+    async def port_tokens(self, port: int) -> list[dict[str, Any]]:
+        """Return the valid tokens of a port, without their secrets."""
+        path = f"{self._path}/ports/{int(port)}/tokens"
+        tokens: list[dict[str, Any]] = (await self._client.transport.json("GET", path))["tokens"]
+        return tokens
+
+    async def revoke_port_token(self, port: int, token_id: str) -> None:
+        """Revoke a token of a port."""
+        path = f"{self._path}/ports/{int(port)}/tokens/{quote(token_id, safe='')}"
+        await self._client.transport.json("DELETE", path)
+
+    async def set_public_ports(self, ports: Sequence[int]) -> AsyncSandbox:
+        """Let anyone reach these ports by their host names, instead of those so far; return the sandbox."""
+        self.update(await self._client.transport.json("PATCH", self._path, json={"public_ports": list(ports)}))
+        return self
+
     async def metrics(self) -> dict[str, Any]:
         """Return what the sandbox's machine uses now."""
         return await self._client.transport.json("GET", f"{self._path}/metrics")
+
+    async def metrics_series(self) -> dict[str, Any]:
+        """Return what its machine used over its life: arrays `seconds`, `cpu`, `memory_bytes`, …"""
+        return await self._client.transport.json("GET", f"{self._path}/metrics", params={"series": True})
 
     async def _result(
         self,

@@ -7,7 +7,7 @@ import binascii
 import signal as signals
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from belljar.model.egress import parse_egress
 from belljar.model.errors import InvalidOption
@@ -30,9 +30,14 @@ MAX_PATH_BYTES = 4095
 #: What of each stream a command's result has at most.
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 DEFAULT_OUTPUT_BYTES = 1024 * 1024
+MAX_PUBLIC_PORTS = 64
 _SIGNALS = {each.name: each for each in signals.Signals}
 
 User = Literal["root"] | Annotated[int, Field(ge=0, le=0x7FFFFFFF)] | None
+Port = Annotated[int, Field(ge=1, le=65535)]
+PublicPorts = Annotated[
+    tuple[Port, ...], Field(max_length=MAX_PUBLIC_PORTS), AfterValidator(lambda ports: tuple(sorted(set(ports))))
+]
 Seconds = Annotated[float, Field(gt=0, le=MAX_AMOUNT, allow_inf_nan=False)]
 
 
@@ -43,18 +48,19 @@ def guest_user(user: User) -> GuestUser | None:
     return ROOT if user == "root" else GuestUser(uid=user, gid=user)
 
 
-def _check_env(env: dict[str, str]) -> dict[str, str]:
+def check_env(env: dict[str, str]) -> dict[str, str]:
+    """Return variables that a program can receive. Raises ValueError for others."""
     total = 0
     for name, text in env.items():
         if not ENV_NAME.match(name):
             raise ValueError(f"{name[:64]!r} is an invalid variable name; use letters, digits and _")
-        total += _size_of(f"{name}={text}", f"the environment variable {name[:64]}")
+        total += size_of(f"{name}={text}", f"the environment variable {name[:64]}")
     if total > MAX_ARGUMENT_BYTES:
         raise ValueError(f"env has {total} bytes; at most {MAX_ARGUMENT_BYTES} are allowed")
     return env
 
 
-def _size_of(text: str, name: str) -> int:
+def size_of(text: str, name: str) -> int:
     """Return the bytes of a string that a program can receive. Raises ValueError for another one."""
     try:
         size = len(text.encode())
@@ -94,6 +100,10 @@ class SandboxRequest(Value):
     """Variables that every command gets."""
     secrets: tuple[GivenSecretUse, ...] = Field(default=(), max_length=MAX_SECRETS)
     """Secrets of the project that every command gets, as for jobs."""
+    mask_secrets: bool = True
+    """Whether those secrets are replaced by `***` in the output of commands, as for jobs."""
+    public_ports: PublicPorts = ()
+    """Ports that anyone may reach by their host names, without a token."""
     user: User = None
     """Who its commands run as, and whom /work belongs to: `root`, or a uid (also its gid); None: the image's user."""
     lifetime_seconds: Seconds | None = None
@@ -108,7 +118,7 @@ class SandboxRequest(Value):
     @field_validator("env")
     @classmethod
     def _env(cls, value: dict[str, str]) -> dict[str, str]:
-        return _check_env(value)
+        return check_env(value)
 
     @field_validator("secrets", mode="before")
     @classmethod
@@ -128,7 +138,7 @@ class SandboxRequest(Value):
                 raise ValueError(f"{name[:64]!r} is an invalid label name; use up to 63 letters, digits and . _ / -")
             if len(text) > 255:
                 raise ValueError(f"the label {name} has {len(text)} characters; at most 255 are allowed")
-            _size_of(text, f"the label {name}")
+            size_of(text, f"the label {name}")
         return value
 
     @model_validator(mode="after")
@@ -137,6 +147,20 @@ class SandboxRequest(Value):
             raise ValueError("set template or image, not both")
         check_secret_uses(self.secrets, self.env)
         return self
+
+
+class SandboxChange(Value):
+    """A change of a sandbox."""
+
+    public_ports: PublicPorts
+    """The ports that anyone may reach by their host names, instead of those so far."""
+
+
+class PortTokenRequest(Value):
+    """A new token for a port."""
+
+    lifetime_seconds: Seconds | None = None
+    """It is valid for so long; None: until the sandbox ends."""
 
 
 class Extension(Value):
@@ -180,13 +204,13 @@ class ExecRequest(Value):
     @classmethod
     def _text(cls, value: str | None) -> str | None:
         if value is not None:
-            _size_of(value, "command or cwd")
+            size_of(value, "command or cwd")
         return value
 
     @field_validator("args")
     @classmethod
     def _args(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        total = sum(_size_of(arg, "an argument of args") + 1 for arg in value or ())
+        total = sum(size_of(arg, "an argument of args") + 1 for arg in value or ())
         if total > MAX_ARGUMENT_BYTES:
             raise ValueError(f"args has {total} bytes; at most {MAX_ARGUMENT_BYTES} are allowed")
         return value
@@ -194,7 +218,7 @@ class ExecRequest(Value):
     @field_validator("env")
     @classmethod
     def _env(cls, value: dict[str, str]) -> dict[str, str]:
-        return _check_env(value)
+        return check_env(value)
 
     @model_validator(mode="after")
     def _check_together(self) -> ExecRequest:

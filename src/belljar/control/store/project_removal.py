@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Table, exists, select, tuple_
 
 from belljar.control.store.database import Database
 from belljar.control.store.people_schema import members
-from belljar.control.store.sandbox_tables import sandbox_labels, sandboxes
+from belljar.control.store.sandbox_tables import port_tokens, sandbox_labels, sandboxes
 from belljar.control.store.schema import (
     HELD,
     QUEUED,
@@ -31,7 +31,9 @@ from belljar.control.store.schema import (
     removed_jobs,
     scripts,
     secrets,
+    usage_series,
 )
+from belljar.control.store.usage_series import remove_usage_series
 from belljar.model.states import Status
 
 #: Tables whose rows need nothing else to be removed than themselves, in this order.
@@ -39,7 +41,9 @@ PLAIN_TABLES: tuple[Table, ...] = (
     keys,
     members,
     secrets,
+    port_tokens,
     sandbox_labels,
+    usage_series,
     sandboxes,  # a node whose lease is gone with its row ends the machine
     project_quotas,
     project_usage,
@@ -94,6 +98,7 @@ class SqlProjectRemoval:
                 now = datetime.now(UTC)
                 connection.execute(removed_jobs.insert(), [{"id": each, "removed_at": now} for each in ids])
                 connection.execute(job_labels.delete().where(job_labels.c.job_id.in_(ids)))
+                remove_usage_series(connection, ids)
                 connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
             return len(ids)
 

@@ -16,7 +16,9 @@ from belljar.node.guest.channel import ChannelBroken
 from belljar.node.guest.process import Process, ProcessEnded
 from belljar.node.guest.usage import clamp_usage
 from belljar.node.sandboxes.kept_output import KeptOutput
+from belljar.node.sandboxes.masked_output import MaskedOutput
 from belljar.node.sandboxes.use import Use
+from belljar.node.worker.masking import Masker
 from belljar.node.worker.outcome import signal_name
 
 _MIB = 1024 * 1024
@@ -27,19 +29,36 @@ _STREAMS = {wire.Stream.STDOUT: LogStream.STDOUT, wire.Stream.STDERR: LogStream.
 
 @dataclass(frozen=True, slots=True)
 class MachineSize:
-    """The most that a command can have used: the vCPUs and memory of its machine."""
+    """The most that a command can have used: the vCPUs and memory of its machine; and what else the machine has."""
 
     vcpus: int
     memory_mb: int
+    #: Size of its scratch disk; None: it has none.
+    disk_mb: int | None = None
+    #: Whether it has a network device.
+    network: bool = False
 
 
 class SandboxProcess:
     """A command that runs or has ended. Made once it has started; `close` ends it and everything about it."""
 
-    def __init__(self, process: Process, request: ProcessRequest, cwd: str, size: MachineSize, use: Use) -> None:
+    def __init__(
+        self,
+        process: Process,
+        request: ProcessRequest,
+        cwd: str,
+        size: MachineSize,
+        use: Use,
+        masker: Masker | None = None,
+    ) -> None:
+        """`masker` finds the secrets of the sandbox; None: it has none."""
         self.process = process
-        self.output = KeptOutput(waits=not request.background)
-        self._request = request
+        self.output = KeptOutput(waits=not request.background or request.context is not None)
+        self._masked: MaskedOutput | None = None
+        if masker is not None:
+            self._masked = MaskedOutput(self.output, masker, terminal=request.terminal is not None)
+        #: As it was asked for.
+        self.request = request
         self._cwd = cwd
         self._size = size
         self._started_at = datetime.now(UTC)
@@ -67,10 +86,11 @@ class SandboxProcess:
         return ProcessInfo(
             id=self.id,
             pid=self.process.pid,
-            args=_shown(self._request.args),
+            args=_shown(self.request.args),
             cwd=self._cwd,
-            terminal=self._request.terminal is not None,
-            background=self._request.background,
+            terminal=self.request.terminal is not None,
+            background=self.request.background,
+            context=self.request.context,
             started_at=self._started_at,
             exit=self._exit,
             stdout_bytes=self.output.written[LogStream.STDOUT],
@@ -113,13 +133,20 @@ class SandboxProcess:
     async def _read(self) -> None:
         try:
             async for piece in self.process.output():
-                self.output.add(_STREAMS[piece.stream], piece.data)
+                if self._masked is None:
+                    self.output.add(_STREAMS[piece.stream], piece.data)
+                else:
+                    await self._masked.add(_STREAMS[piece.stream], piece.data)
                 await self.output.wait_room()
+            if self._masked is not None:
+                self._masked.finish()
             self._exit = self._exit_of(await self.process.wait())
             self.output.finish(self._exit)
         except (ChannelBroken, MachineError) as error:
             self.output.break_off(str(error))
         finally:
+            if self._masked is not None:
+                self._masked.close()
             self._end_use()
 
     async def _feed(self, data: bytes) -> None:

@@ -16,6 +16,7 @@ from belljar.node.sandboxes.calls import check_string, check_user
 from belljar.node.sandboxes.kept_output import MAX_KEPT_BYTES
 from belljar.node.sandboxes.process import MachineSize, SandboxProcess
 from belljar.node.sandboxes.use import Use
+from belljar.node.worker.masking import Masker
 
 #: Commands that have ended and are kept with their output and exit; the oldest go first.
 _MAX_ENDED = 256
@@ -33,6 +34,8 @@ class CommandDefaults:
     user: GuestUser
     #: Variables whose values are secrets.
     secret_env: Mapping[str, SecretValue] = field(default_factory=dict)
+    #: Finds the sandbox's secrets in output; None: it has none, or wants them shown.
+    masker: Masker | None = None
 
 
 class ProcessTable:
@@ -61,7 +64,7 @@ class ProcessTable:
         command = self._command(request)
         has_input = request.stdin != b""
         started = await self._session.start(command, terminal=_size(request.terminal), has_input=has_input)
-        found = SandboxProcess(started, request, command.cwd, self._size, self._use)
+        found = SandboxProcess(started, request, command.cwd, self._size, self._use, self._defaults.masker)
         self._processes[found.id] = found
         self._share_output()
         await self._forget_oldest()
@@ -72,6 +75,12 @@ class ProcessTable:
         found = self.get(process_id)
         del self._processes[process_id]
         await found.close()
+
+    async def restart(self, process_id: int) -> SandboxProcess:
+        """Forget a command, and start it again as it was started. Raises what `forget` and `start` raise."""
+        request = self.get(process_id).request
+        await self.forget(process_id)
+        return await self.start(request)
 
     async def stop(self, reason: str) -> None:
         """End the tasks of all commands, when the session is over for this reason."""
@@ -98,7 +107,8 @@ class ProcessTable:
             each.output.max_bytes = share
 
     async def _forget_oldest(self) -> None:
-        ended = [each for each in self._processes.values() if each.has_ended]
+        # How a context died is kept: otherwise a new one would take its place, and its variables would be missing.
+        ended = [each for each in self._processes.values() if each.has_ended and each.request.context is None]
         for each in ended[: max(0, len(ended) - _MAX_ENDED)]:
             if self._processes.pop(each.id, None) is not None:
                 await each.forget()
