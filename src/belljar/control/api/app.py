@@ -42,6 +42,8 @@ from belljar.control.api.routes import (
     sessions,
     sign_in,
 )
+from belljar.control.api.routes.dashboard import jobs as job_pages
+from belljar.control.api.routes.dashboard import overview, playground, static
 from belljar.control.api.routes.secrets import SecretBody
 from belljar.control.api.rules import ruled_routes
 from belljar.control.api.security_headers import SecurityHeaders
@@ -72,6 +74,10 @@ _ROUTES = (
     sessions,
     sign_in,
     openid,
+    static,
+    overview,
+    job_pages,
+    playground,
     sandboxes,
     sandbox_processes,
     sandbox_attach,

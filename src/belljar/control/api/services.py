@@ -11,6 +11,7 @@ from belljar.control.api.request_limits import ConcurrencyLimit
 from belljar.control.audit.auditor import Auditor
 from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.changes import Changes
+from belljar.control.jobs.overview import OverviewService
 from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
 from belljar.control.openid.client import OpenIdClient, openid_client
@@ -28,6 +29,8 @@ from belljar.control.secrets.service import SecretService
 from belljar.control.store.audit import SqlAudit
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
+from belljar.control.store.job_ends import SqlJobEnds
+from belljar.control.store.job_listing import SqlJobListing
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.keys import SqlKeys
 from belljar.control.store.nodes import SqlNodes
@@ -60,6 +63,8 @@ class Services:
     scripts: ScriptService
     jobs: JobService
     job_store: SqlJobs
+    job_listing: SqlJobListing
+    overview: OverviewService
     claims: SqlClaims
     keys: SqlKeys
     auditor: Auditor
@@ -127,6 +132,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             largest=lambda: nodes.cached_limits(settings.lease_seconds),
             disk=disk,
         )
+        listing = SqlJobListing(database)
+        overview = OverviewService(
+            SqlJobEnds(database), listing, job_store, nodes, quotas, silent_after_seconds=settings.lease_seconds
+        )
         openid = openid_client(settings)
         async with (
             openid or contextlib.nullcontext(),
@@ -148,6 +157,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 scripts=scripts,
                 jobs=jobs,
                 job_store=job_store,
+                job_listing=listing,
+                overview=overview,
                 claims=SqlClaims(database, default_limits(settings)),
                 keys=keys,
                 auditor=auditor,

@@ -25,11 +25,16 @@ from belljar.scripts.entrypoint import file_name
 from belljar.scripts.language import named_language
 from belljar.scripts.limits import UploadLimits
 from belljar.scripts.pack import pack_tree
+from belljar.scripts.packed import read_packed
 from belljar.scripts.prepare import UnpackedScript, UploadHints, unpack_files, unpack_source
 from belljar.scripts.uploads import receive, upload_folder
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
 from belljar.system.disk_space import DiskSpace
+
+
+#: The largest script whose text is shown.
+MAX_SOURCE_BYTES = 256 * 1024
 
 
 class ScriptStore(Protocol):
@@ -144,6 +149,22 @@ class ScriptService:
         if script is None:
             raise _missing(script_id)
         return script
+
+    async def source(self, project: str, script_id: str) -> str | None:
+        """Return the text of a script of one small file; None for others, such as archives and programs.
+
+        Raises NotFound, MissingTool, HostError.
+        """
+        script = await self.get(project, script_id)
+        if script.file_count != 1 or script.size_bytes > MAX_SOURCE_BYTES:
+            return None
+        async with upload_folder(self._data_dir) as work:
+            disk = await self.disks.path(script_id)
+            content = await read_packed(disk, script.entrypoint, MAX_SOURCE_BYTES, work)
+        try:
+            return None if content is None or b"\0" in content else content.decode()
+        except UnicodeDecodeError:
+            return None
 
     async def list(
         self, project: str, *, limit: int = 50, cursor: str | None = None

@@ -19,6 +19,7 @@ from belljar.control.store.schema import (
     HELD,
     QUEUED,
     audit,
+    job_ends,
     job_labels,
     jobs,
     keys,
@@ -42,6 +43,7 @@ PLAIN_TABLES: tuple[Table, ...] = (
     sandboxes,  # a node whose lease is gone with its row ends the machine
     project_quotas,
     project_usage,
+    job_ends,
     node_counters,
     project_counters,
 )

@@ -17,6 +17,7 @@ from belljar.control.store.database import Database
 from belljar.control.store.people_schema import members, people, sessions
 from belljar.control.store.schema import (
     AWAITED,
+    job_ends,
     job_labels,
     jobs,
     keys,
@@ -161,6 +162,10 @@ class SqlRetention:
     async def old_usage(self, before: datetime, *, remove: bool) -> int:
         """Return how many days of projects' usage are before then; with `remove`, also remove their records."""
         return await self._records(project_usage, project_usage.c.day < before.timestamp() // 86_400, remove)
+
+    async def old_job_ends(self, before: datetime, *, remove: bool) -> int:
+        """Return how many counts of ended jobs are from before then; with `remove`, also remove them."""
+        return await self._records(job_ends, job_ends.c.minute < before.timestamp() // 60, remove)
 
     async def revoked_keys(self, before: datetime, *, remove: bool) -> int:
         """Return how many keys were revoked or expired before then; with `remove`, also remove their records."""

@@ -26,7 +26,7 @@ from belljar.control.store.metadata import UtcTime
 from belljar.control.store.metadata import metadata as metadata
 
 #: The newest migration; a database at this version is opened without loading Alembic.
-HEAD = "0012"
+HEAD = "0017"
 
 
 # The conditions of the partial indexes. A query uses such an index only with the same text: no bound values.
@@ -197,6 +197,21 @@ project_usage = Table(
     Column("vcpu_ms", BigInteger, nullable=False, server_default=text("0")),
     Column("memory_mb_ms", BigInteger, nullable=False, server_default=text("0")),
     Index("ix_project_usage_day", "day"),
+    sqlite_with_rowid=False,
+)
+
+#: How many jobs of a project ended in each minute (since 1970), by status and by the time until they had started
+#: (counting.py): what throughput and latency are read from, however many jobs there are.
+job_ends = Table(
+    "job_ends",
+    metadata,
+    Column("project", String, primary_key=True),
+    Column("minute", BigInteger, primary_key=True),
+    Column("status", String, primary_key=True),
+    #: The lower bound in milliseconds; -1: they never started.
+    Column("start_ms", BigInteger, primary_key=True),
+    Column("jobs", BigInteger, nullable=False),
+    Index("ix_job_ends_minute", "minute"),
     sqlite_with_rowid=False,
 )
 
