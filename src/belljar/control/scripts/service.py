@@ -32,7 +32,6 @@ from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
 from belljar.system.disk_space import DiskSpace
 
-
 #: The largest script whose text is shown.
 MAX_SOURCE_BYTES = 256 * 1024
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from belljar.model.errors import BelljarError, InvalidFormToken, InvalidOption, NotAuthenticated
+from belljar.model.errors import BelljarError, InvalidOption
 
 M = TypeVar("M", bound=BaseModel)
 #: The place of what is wrong with the whole form.
@@ -65,11 +65,6 @@ def rejected(
     return FormState(values=values, errors={option if option in fields else WHOLE: message})
 
 
-def is_about_the_form(error: BelljarError) -> bool:
-    """Return whether to show the form again with this error, rather than the error's own page."""
-    return not isinstance(error, NotAuthenticated | InvalidFormToken)
-
-
 def validated(model: type[M], values: Mapping[str, object], names: Mapping[str, str] = MappingProxyType({})) -> M:
     """Return the model of a form's values; `names` has the field of each option whose name differs.
 
@@ -117,3 +112,8 @@ def pairs(text: str, name: str) -> dict[str, str]:
             raise InvalidForm({name: f"{line[:60]!r} has no name and value; enter lines such as NAME=value"})
         found[key.strip()] = value
     return found
+
+
+def lines(text: str) -> str:
+    """Return the text of a `textarea` with LF at the ends of its lines: browsers send CRLF."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")

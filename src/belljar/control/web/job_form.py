@@ -31,7 +31,7 @@ _EXAMPLE = {"egress": "none", "timeout_seconds": "", "language": "python"}
 def empty_form() -> dict[str, str]:
     """Return the fields of a form that nobody has filled in."""
     names = ("code", "script_id", "stdin", *_TEXTS, *_NUMBERS, *_LISTS, *_PAIRS)
-    return {name: "" for name in names} | _EXAMPLE
+    return dict.fromkeys(names, "") | _EXAMPLE
 
 
 def request_of(fields: Mapping[str, str]) -> JobRequest:

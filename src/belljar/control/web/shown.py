@@ -6,6 +6,7 @@ right-to-left overrides. `visible` replaces them with their code points.
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from belljar.control.projects.scopes import Scope
+from belljar.model.sandbox import SandboxStatus
 from belljar.model.states import Status
 
 #: Categories of characters that are not seen: controls, formats (right-to-left overrides), surrogates, unassigned.
@@ -32,7 +34,12 @@ _TONES = {
     Status.TIMED_OUT: "bad",
     Status.CANCELLED: "muted",
     Status.LOST: "bad",
+    SandboxStatus.CREATING: "waiting",
+    SandboxStatus.PAUSING: "waiting",
+    SandboxStatus.PAUSED: "waiting",
+    SandboxStatus.RESUMING: "waiting",
 }
+_numbers = itertools.count(1)
 
 
 def visible(text: object, limit: int = _MAX_CHARACTERS) -> str:
@@ -55,8 +62,8 @@ def size(number: float | None) -> str:
     if number is None:
         return "–"
     for unit in _UNITS[:-1]:
-        if abs(number) < 1024:  # noqa: PLR2004
-            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"  # noqa: PLR2004
+        if abs(number) < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
         number /= 1024
     return f"{number:.1f} {_UNITS[-1]}"
 
@@ -70,18 +77,18 @@ def milliseconds(number: float | None) -> str:
     """Return a duration in milliseconds with the unit that fits: `84 ms`, `1.2 s`, `3 min 5 s`."""
     if number is None:
         return "–"
-    if number < 10:  # noqa: PLR2004
+    if number < 10:
         return f"{number:.1f} ms"
-    if number < 999.5:  # noqa: PLR2004
+    if number < 999.5:
         return f"{number:.0f} ms"
     seconds = number / 1000
-    if seconds < 59.95:  # noqa: PLR2004
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)
-    if minutes < 60:  # noqa: PLR2004
+    if minutes < 60:
         return f"{minutes} min {seconds} s"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"  # noqa: PLR2004
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def between(start: datetime | None, end: datetime | None) -> str:
@@ -109,7 +116,21 @@ def age(at: datetime) -> str:
     for length, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= length:
             return f"{int(seconds // length)} {unit} ago"
-    return "just now" if seconds < 5 else f"{int(seconds)} s ago"  # noqa: PLR2004
+    return "just now" if seconds < 5 else f"{int(seconds)} s ago"
+
+
+def until(at: datetime | None) -> Markup:
+    """Return an element that says how long it is to a time, such as `in 3 min`, and exactly when."""
+    if at is None:
+        return Markup("never")
+    seconds = (at - datetime.now(UTC)).total_seconds()
+    text = f"in {milliseconds(seconds * 1000)}" if seconds >= 1 else age(at)
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(at.isoformat(), exact(at), text)
+
+
+def unique(prefix: str) -> str:
+    """Return an id for an element, which no other element of a page has."""
+    return f"{prefix}-{next(_numbers)}"
 
 
 def exact(at: datetime | None) -> str:
@@ -143,10 +164,11 @@ FILTERS: Mapping[str, Any] = {
     "milliseconds": milliseconds,
     "duration": duration,
     "ago": ago,
+    "until": until,
     "exact": exact,
     "stamp": exact,
     "count": count,
     "tone": tone,
     "words": words,
 }
-GLOBALS: Mapping[str, Any] = {"between": between, "Scope": Scope}
+GLOBALS: Mapping[str, Any] = {"between": between, "unique": unique, "Scope": Scope}

@@ -31,7 +31,9 @@ async def test_a_new_keys_secret_is_on_one_page_and_works(api: Served, owner: Br
     listed = await owner.get("/keys")
     assert "ci" in listed.text and secret[0] not in listed.text
     rows = (await api.http.get("/v1/audit", params={"action": "key.create"})).json()["audit"]
-    assert rows[0]["project"] == "tenant" and rows[0]["outcome"] == "succeeded" and rows[0]["actor"]["name"] == "browser"
+    assert (
+        rows[0]["project"] == "tenant" and rows[0]["outcome"] == "succeeded" and rows[0]["actor"]["name"] == "browser"
+    )
 
 
 async def test_what_was_typed_stays_beside_what_is_wrong_with_it(owner: Browser) -> None:
@@ -85,4 +87,3 @@ async def test_a_form_that_outlives_its_session_is_kept_but_not_its_secret(api: 
     await owner.send("/signout", {"form_token": fields["form_token"]})
     page = await owner.send("/secrets", fields)
     assert page.status_code == 401 and "TOKEN" in page.text and "hidden value" not in page.text
-

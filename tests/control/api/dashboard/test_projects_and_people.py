@@ -12,15 +12,15 @@ async def form(browser: Browser, path: str, **fields: str) -> dict[str, str]:
 
 
 async def test_a_member_is_invited_changed_and_removed(api: Served, owner: Browser) -> None:
-    invited = await form(owner, "/members", email="Alice@Example.com", role="viewer")
+    invited = await form(owner, "/members", email="Ann@Example.com", role="viewer")
     assert (await owner.send("/members", invited)).status_code == 303
     page = await owner.get("/members")
-    assert "alice@example.com" in page.text and "invited" in page.text
-    await owner.send("/members", await form(owner, "/members", email="alice@example.com", role="owner"))
+    assert "ann@example.com" in page.text and "invited" in page.text
+    await owner.send("/members", await form(owner, "/members", email="ann@example.com", role="owner"))
     members = (await api.http.get("/v1/projects/tenant/members")).json()["members"]
-    assert [(each["email"], each["role"]) for each in members] == [("alice@example.com", "owner")]
-    removed = await owner.send("/members/remove", await form(owner, "/members", email="alice@example.com"))
-    assert removed.status_code == 303 and "alice@example.com" not in (await owner.get("/members")).text
+    assert [(each["email"], each["role"]) for each in members] == [("ann@example.com", "owner")]
+    removed = await owner.send("/members/remove", await form(owner, "/members", email="ann@example.com"))
+    assert removed.status_code == 303 and "ann@example.com" not in (await owner.get("/members")).text
     wrong = await owner.send("/members", await form(owner, "/members", email="nobody", role="viewer"))
     assert wrong.status_code == 422 and 'value="nobody"' in wrong.text and 'aria-invalid="true"' in wrong.text
 
@@ -39,7 +39,9 @@ async def test_an_operator_creates_suspends_and_removes_a_project(api: Served, o
 
 async def test_quotas_are_set_field_by_field(api: Served, operator: Browser) -> None:
     await api.services.projects.create("shop")
-    fields = await form(operator, "/projects/shop", max_running_jobs="3", max_storage_mb="unlimited", keep_jobs_days="1.5")
+    fields = await form(
+        operator, "/projects/shop", max_running_jobs="3", max_storage_mb="unlimited", keep_jobs_days="1.5"
+    )
     assert (await operator.send("/projects/shop/quotas", fields)).status_code == 303
     quotas = (await api.http.get("/v1/projects/shop/quotas")).json()["quotas"]
     assert (quotas["max_running_jobs"], quotas["max_storage_mb"], quotas["keep_jobs_days"]) == (3, "unlimited", 1.5)

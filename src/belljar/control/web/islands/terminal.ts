@@ -4,6 +4,7 @@ import { FitAddon } from "@xterm/addon-fit";
 import { Terminal, type ITheme } from "@xterm/xterm";
 import "@xterm/xterm/css/xterm.css";
 
+import { mount, projectHeaders, reasonOf } from "./islands";
 import { isolatedDocument } from "./terminal_document";
 
 const SHELL = ["/bin/sh", "-c", "if command -v bash >/dev/null; then exec bash -l; else exec sh -l; fi"];
@@ -59,9 +60,7 @@ class SandboxTerminal {
     this.terminal.onResize(({ cols, rows }) => this.message({ type: "resize", columns: cols, rows }));
     this.terminal.attachCustomKeyEventHandler((event) => this.takes(event));
     new ResizeObserver(() => this.fit.fit()).observe(screen);
-    const recolour = () => (this.terminal.options.theme = theme());
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
-    new MutationObserver(recolour).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+    document.addEventListener("belljar:theme", () => (this.terminal.options.theme = theme()));
   }
 
   async start(pid: number | null): Promise<void> {
@@ -99,17 +98,14 @@ class SandboxTerminal {
     const response = await fetch(`${this.api}/exec?stream=true`, {
       method: "POST",
       signal,
-      headers: { "Content-Type": "application/json", "Belljar-Project": document.body.dataset.project ?? "" },
+      headers: { "Content-Type": "application/json", ...projectHeaders() },
       body: JSON.stringify({
         args: SHELL,
         env: { TERM: "xterm-256color" },
         pty: { columns: this.terminal.cols, rows: this.terminal.rows },
       }),
     });
-    if (!response.ok || response.body === null) {
-      const problem = (await response.json().catch(() => ({}))) as Problem;
-      throw new Error(problem.detail ?? `the server answered ${response.status}`);
-    }
+    if (!response.ok || response.body === null) throw new Error(await reasonOf(response));
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
     for (;;) {
@@ -275,7 +271,7 @@ function theme(): ITheme {
 function begin(root: HTMLElement): void {
   const screen = root.querySelector<HTMLElement>("[data-terminal-screen]");
   const state = root.querySelector<HTMLElement>("[data-terminal-state]");
-  const api = root.dataset.terminal;
+  const api = root.dataset.url;
   if (screen === null || state === null || api === undefined) return;
   const terminal = new SandboxTerminal(root, api, screen, state);
   root.querySelector("[data-terminal-new]")?.addEventListener("click", () => void terminal.start(null));
@@ -284,4 +280,4 @@ function begin(root: HTMLElement): void {
   void terminal.start(pid === null ? null : Number(pid[0]));
 }
 
-document.querySelectorAll<HTMLElement>("[data-terminal]").forEach(begin);
+mount("terminal", begin);

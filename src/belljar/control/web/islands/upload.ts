@@ -1,8 +1,9 @@
 // Uploads files into a folder of a sandbox, one after the other, with their progress.
+import { element, mount, projectHeaders } from "./islands";
 
 async function upload(files: FileList | File[], root: HTMLElement): Promise<void> {
   const list = root.querySelector<HTMLElement>("[data-upload-list]");
-  const folder = root.dataset.upload;
+  const folder = root.dataset.url;
   if (list === null || folder === undefined) return;
   let failed = 0;
   for (const file of Array.from(files)) failed += (await send(file, folder, list)) ? 0 : 1;
@@ -10,17 +11,16 @@ async function upload(files: FileList | File[], root: HTMLElement): Promise<void
 }
 
 function send(file: File, folder: string, list: HTMLElement): Promise<boolean> {
-  const row = list.appendChild(document.createElement("li"));
-  const name = row.appendChild(document.createElement("bdi"));
-  name.textContent = file.name;
-  const progress = row.appendChild(document.createElement("progress"));
+  const row = list.appendChild(element("li"));
+  const progress = element("progress");
   progress.setAttribute("aria-label", `Upload of ${file.name}`);
-  const state = row.appendChild(document.createElement("span"));
+  const state = element("span");
+  row.append(element("bdi", "", file.name), progress, state);
   const address = `${folder}${folder.endsWith("/") ? "" : "/"}${encodeURIComponent(file.name)}`;
   return new Promise((resolve) => {
     const request = new XMLHttpRequest();
     request.open("PUT", address);
-    request.setRequestHeader("Belljar-Project", document.body.dataset.project ?? "");
+    for (const [name, value] of Object.entries(projectHeaders())) request.setRequestHeader(name, value);
     request.setRequestHeader("Content-Type", "application/octet-stream");
     request.upload.onprogress = (event) => {
       progress.max = event.total;
@@ -45,7 +45,7 @@ function problemOf(request: XMLHttpRequest): string {
   }
 }
 
-for (const root of document.querySelectorAll<HTMLElement>("[data-upload]")) {
+mount("upload", (root) => {
   const input = root.querySelector<HTMLInputElement>("input[type=file]");
   input?.addEventListener("change", () => void upload(input.files ?? [], root));
   root.addEventListener("dragover", (event) => {
@@ -58,4 +58,4 @@ for (const root of document.querySelectorAll<HTMLElement>("[data-upload]")) {
     root.classList.remove("dropping");
     if (event.dataTransfer) void upload(event.dataTransfer.files, root);
   });
-}
+});

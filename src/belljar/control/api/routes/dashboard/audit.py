@@ -10,9 +10,9 @@ from fastapi import APIRouter, Query, Response
 
 from belljar.control.api.audited import action_of
 from belljar.control.api.dependencies import Cursor
+from belljar.control.api.routes.audit import audit_page
 from belljar.control.api.routes.dashboard.answers import next_page
 from belljar.control.api.routes.dashboard.pages import Pages, PagesDep
-from belljar.control.api.routes.audit import audit_page
 from belljar.control.api.rules import require
 from belljar.control.audit.verify import Verification, verify_newest
 from belljar.control.projects.scopes import Scope
@@ -43,7 +43,9 @@ async def show_audit(
     """Show the newest rows that match; with an operator's key of all projects."""
     given = {"project": project, "actor": actor, "action": action, "since": since, "until": until}
     given = {name: text.strip() for name, text in given.items()}
-    problem, records, after = None, [], None
+    problem: str | None = None
+    records: list[dict[str, Any]] = []
+    after: str | None = None
     try:
         records, after = await audit_page(
             page.services,

@@ -55,9 +55,7 @@ class Package:
 async def show_images(page: PagesDep) -> Response:
     """Show the images."""
     snapshots = await _snapshots(page)
-    views = await asyncio.to_thread(
-        lambda: [_view(page, image, snapshots) for image in page.services.images.list()]
-    )
+    views = await asyncio.to_thread(lambda: [_view(page, image, snapshots) for image in page.services.images.list()])
     return await page.show("images.html", images=views)
 
 

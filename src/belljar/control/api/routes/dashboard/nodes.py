@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from belljar.control.api.routes.dashboard.pages import Pages, PagesDep
+from belljar.control.api.routes.dashboard.pages import PagesDep
 from belljar.control.api.rules import require
 from belljar.control.projects.scopes import Scope
 from belljar.control.store.nodes import Node

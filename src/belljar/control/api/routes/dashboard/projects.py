@@ -16,7 +16,7 @@ from belljar.control.projects.project_request import NewProject, ProjectChange
 from belljar.control.projects.scopes import Scope
 from belljar.control.quotas.service import limits_of
 from belljar.control.web.form_state import FormState, InvalidForm, validated
-from belljar.control.web.formats import number
+from belljar.control.web.shown import count
 from belljar.model.errors import BelljarError
 from belljar.model.quotas import UNLIMITED, ProjectQuotas
 
@@ -135,7 +135,7 @@ async def _show(page: Pages, form: FormState, status: int = 200, *, cursor: str 
         "projects.html",
         status,
         form=form,
-        projects=projects,
+        listed=projects,
         next=next_page(_PATH, {}, after),
         may_change=page.identity.is_operator,
     )
@@ -168,4 +168,6 @@ def _label(quota: str) -> str:
 def _limit(value: object) -> str:
     if value is None:
         return "no limit"
-    return number(value) if isinstance(value, int | float) else str(value)
+    if isinstance(value, int | float):
+        return count(value) if value == int(value) else f"{value:g}"
+    return str(value)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import stat
+import unicodedata
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,8 +26,7 @@ from belljar.control.api.rules import require
 from belljar.control.api.sandbox_calls import Call, CallDep, call_of, guest_path
 from belljar.control.audit.operation import record_nothing
 from belljar.control.projects.scopes import Scope
-from belljar.control.web.form_state import FormState, InvalidForm
-from belljar.control.web.forms import lines
+from belljar.control.web.form_state import FormState, InvalidForm, lines
 from belljar.model.errors import BelljarError, Conflict
 from belljar.model.sandbox import SandboxStatus
 from belljar.model.sandbox_values import FileEntry, FileKind, WriteOptions
@@ -42,6 +42,7 @@ _MAX_FORM_BYTES = 3 * MAX_TEXT_BYTES + 64 * _KB
 _MAX_ENTRIES = 2000
 #: How long a listing may take, and the reading of a text: a hostile guest's never ends.
 _SECONDS = 10.0
+_HIDDEN = frozenset({"Cc", "Cf", "Co", "Zl", "Zp"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +70,8 @@ class Text:
     is_crlf: bool
     #: What the file was when it was read: a later change by others is noticed.
     version: str
+    #: Whether it has characters that are not seen, or that turn the direction of others.
+    has_hidden: bool
 
 
 @router.get(f"{_PATH}/files", dependencies=[require(Scope.SANDBOXES)])
@@ -159,9 +162,7 @@ async def _show(
         rows, is_truncated = await _rows(call, place)
         return await page.show("sandbox_folder.html", status, rows=rows, is_truncated=is_truncated, **values)
     text, why_not = await _text(call, place, entry)
-    return await page.show(
-        "sandbox_file.html", status, text=text, why_not=why_not, is_conflict=is_conflict, **values
-    )
+    return await page.show("sandbox_file.html", status, text=text, why_not=why_not, is_conflict=is_conflict, **values)
 
 
 async def _rows(call: Call, place: str) -> tuple[list[FileRow], bool]:
@@ -220,7 +221,8 @@ async def _text(call: Call, place: str, entry: FileEntry) -> tuple[Text | None, 
         if not _has_controls(text):
             is_crlf = "\r\n" in text
             if "\r" not in text.replace("\r\n", "") and (not is_crlf or "\n" not in text.replace("\r\n", "")):
-                return Text(text=text, is_crlf=is_crlf, version=_version(entry)), ""
+                has_hidden = any(unicodedata.category(each) in _HIDDEN for each in text if not each.isascii())
+                return Text(text=text, is_crlf=is_crlf, version=_version(entry), has_hidden=has_hidden), ""
             return None, "Its lines end in several ways, which a form would change."
     return None, "It is not text in UTF-8."
 

@@ -30,6 +30,8 @@ _PATH = "/sandboxes"
 _PAGE = 50
 #: How long a page waits for an answer of a machine, which is hostile and may never answer.
 _ANSWER_SECONDS = 3.0
+#: How long a deletion waits for the machine to be gone; the page of the sandbox shows the rest.
+_END_SECONDS = 5.0
 _MINUTE = 60
 #: Options of the API → the fields of these forms.
 _FIELDS = {"lifetime_seconds": "lifetime_minutes", "idle_seconds": "idle_minutes", "image": "template"}
@@ -127,7 +129,9 @@ async def extend_sandbox(sandbox_id: str, page: PagesDep) -> Response:
 async def delete_sandbox(sandbox_id: str, page: PagesDep) -> Response:
     """End a sandbox with everything in it."""
     await page.form()
-    await page.services.sandboxes.delete(page.identity.project, sandbox_id)
+    sandbox = await page.services.sandboxes.delete(page.identity.project, sandbox_id)
+    if not sandbox.status.terminal:
+        await page.services.sandboxes.wait(sandbox.project, sandbox.id, _END_SECONDS, lambda it: it.status.terminal)
     return go_to(f"{_PATH}/{sandbox_id}")
 
 

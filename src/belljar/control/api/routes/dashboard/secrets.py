@@ -9,8 +9,7 @@ from belljar.control.api.routes.dashboard.answers import go_to
 from belljar.control.api.routes.dashboard.pages import Pages, PagesDep
 from belljar.control.api.rules import require
 from belljar.control.projects.scopes import Scope
-from belljar.control.web.form_state import FormState, InvalidForm
-from belljar.control.web.forms import lines
+from belljar.control.web.form_state import FormState, InvalidForm, lines
 from belljar.model.errors import BelljarError
 from belljar.model.secrets import SecretValue
 
@@ -37,7 +36,9 @@ async def set_secret(page: PagesDep) -> Response:
         value = lines(fields.get("value", ""))
         if not value:
             raise InvalidForm({"value": "the value is empty; enter it"})
-        await page.services.secrets.set(page.identity.project, fields.get("name", "").strip(), SecretValue(value.encode()))
+        await page.services.secrets.set(
+            page.identity.project, fields.get("name", "").strip(), SecretValue(value.encode())
+        )
     except BelljarError as error:
         return await _show(page, page.rejected(fields, error, _VALUE), error.status)
     return go_to(_PATH)

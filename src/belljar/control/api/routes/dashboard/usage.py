@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from belljar.control.api.routes.dashboard.pages import Pages, PagesDep
+from belljar.control.api.routes.dashboard.pages import PagesDep
 from belljar.control.api.rules import require
 from belljar.control.projects.scopes import Scope
 from belljar.control.quotas.service import ProjectUsage
