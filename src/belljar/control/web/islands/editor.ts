@@ -1,7 +1,6 @@
 // The editor of scripts: CodeMirror over a textarea, which stays the field of the form.
 import { closeBrackets, closeBracketsKeymap } from "@codemirror/autocomplete";
 import { defaultKeymap, history, historyKeymap, indentWithTab } from "@codemirror/commands";
-import { php } from "@codemirror/lang-php";
 import {
   bracketMatching,
   HighlightStyle,
@@ -11,7 +10,7 @@ import {
   StreamLanguage,
   syntaxHighlighting,
 } from "@codemirror/language";
-import { c, cpp, java } from "@codemirror/legacy-modes/mode/clike";
+import { c, clike, cpp, java } from "@codemirror/legacy-modes/mode/clike";
 import { go } from "@codemirror/legacy-modes/mode/go";
 import { javascript } from "@codemirror/legacy-modes/mode/javascript";
 import { lua } from "@codemirror/legacy-modes/mode/lua";
@@ -34,12 +33,25 @@ import {
 import { tags } from "@lezer/highlight";
 import { mount } from "./islands";
 
+const PHP_WORDS =
+  "abstract as break case catch class clone const continue declare default do echo else elseif extends final finally fn for " +
+  "foreach function global goto if implements include instanceof interface isset list match namespace new print private " +
+  "protected public readonly require return static switch throw trait try unset use var while yield";
+
+const php = clike({
+  name: "php",
+  keywords: Object.fromEntries(PHP_WORDS.split(" ").map((word) => [word, true])),
+  atoms: { true: true, false: true, null: true },
+  multiLineStrings: true,
+});
+
 const PARSERS: Readonly<Record<string, StreamParser<unknown>>> = {
   python,
   shell,
   node: javascript,
   ruby,
   perl,
+  php,
   lua,
   sqlite,
   go,
@@ -132,7 +144,6 @@ mount("editor", (place) => {
 });
 
 function parserOf(name: string | undefined): Extension {
-  if (name === "php") return php();
   const parser = PARSERS[name ?? ""];
   return parser ? StreamLanguage.define(parser) : [];
 }

@@ -26,13 +26,21 @@ interface Flows {
 
 const MAX_SHOWN = 100;
 
+/** What was read last, which a page that refreshes itself shows at once. */
+const known = new Map<string, Flows>();
+
 mount("flows", (section) => {
   const reading = new AbortController();
-  void fetch(section.dataset.url ?? "", { headers: projectHeaders(), signal: reading.signal })
+  const url = section.dataset.url ?? "";
+  const place = section.querySelector<HTMLElement>("[data-here]");
+  const before = known.get(url);
+  if (before && place) place.replaceChildren(...shown(before));
+  void fetch(url, { headers: projectHeaders(), signal: reading.signal })
     .then(async (response) => (response.ok ? ((await response.json()) as Flows) : null))
     .then((found) => {
-      const place = section.querySelector<HTMLElement>("[data-here]");
-      if (found?.flows?.length && place) place.replaceChildren(...shown(found));
+      if (!found?.flows?.length || !place) return;
+      known.set(url, found);
+      place.replaceChildren(...shown(found));
     })
     .catch(() => undefined); // The page has what was refused already.
   return () => reading.abort();

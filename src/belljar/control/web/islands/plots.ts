@@ -1,5 +1,5 @@
 // Plots: of a table on the page, and of what was sampled inside a job's machine.
-import { mount, projectHeaders } from "./islands";
+import { element, mount, projectHeaders } from "./islands";
 import { draw, type PlotData, type Series } from "./plot";
 
 /** Of a table: data-source is its id, data-columns the names of its columns. */
@@ -31,23 +31,38 @@ interface Samples {
   readonly sent_bytes?: readonly (number | null)[];
 }
 
+/** What was read last, which a page that refreshes itself shows at once. */
+const known = new Map<string, Samples>();
+
 mount("job-metrics", (section) => {
   const place = section.querySelector<HTMLElement>("[data-here]");
+  const url = section.dataset.url ?? "";
   const reading = new AbortController();
   let plots: (() => void)[] = [];
-  void read(section.dataset.url ?? "", reading.signal).then((samples) => {
-    if (!samples || !place || reading.signal.aborted) return;
+  const stop = (): void => {
+    for (const remove of plots) remove();
+    plots = [];
+  };
+  const show = (samples: Samples): void => {
+    if (!place) return;
+    stop();
     place.replaceChildren();
     plots = figures(samples).map(([title, data]) => {
-      const figure = document.createElement("figure");
-      figure.className = "plot";
+      const figure = element("figure", "plot");
       place.append(figure);
       return draw(figure, title, data);
     });
+  };
+  const before = known.get(url);
+  if (before) show(before);
+  void read(url, reading.signal).then((samples) => {
+    if (!samples || reading.signal.aborted || samples.seconds?.length === before?.seconds?.length) return;
+    known.set(url, samples);
+    show(samples);
   });
   return () => {
     reading.abort();
-    for (const remove of plots) remove();
+    stop();
   };
 });
 

@@ -37,5 +37,10 @@ function styledElement<T extends HTMLElement>(element: T): T {
     if (name === "style") element.style.cssText = value;
     else Element.prototype.setAttribute.call(element, name, value);
   };
+  // The renderer clones its cells.
+  element.cloneNode = (deep?: boolean) => {
+    const made = Element.prototype.cloneNode.call(element, deep);
+    return made instanceof HTMLElement ? styledElement(made) : made;
+  };
   return element;
 }
