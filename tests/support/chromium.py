@@ -21,7 +21,8 @@ _RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Any]:
     """Yield a browser. Skips the test where it is not installed."""
-    playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed: script/bootstrap --dev")
+    missing = "playwright is not installed: script/bootstrap --dev"
+    playwright = pytest.importorskip("playwright.async_api", reason=missing)
     executable = shutil.which("chromium")
     if executable is None:
         pytest.skip("chromium is not installed: script/bootstrap --dev")

@@ -20,7 +20,10 @@ async def read_packed(disk: Path, entrypoint: str, max_bytes: int, work: Path) -
     command = ("fsck.erofs", f"--extract={out}", "--no-preserve", str(disk))
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
         )
     except FileNotFoundError:
         raise MissingTool("fsck.erofs is not installed; run: apt-get install erofs-utils") from None

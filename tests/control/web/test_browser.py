@@ -39,6 +39,9 @@ HOSTILE = (
 )
 
 
+COUNT_FRAMES = "() => { window.frames_ = 0; const next = () => { window.frames_++; requestAnimationFrame(next) }; next() }"
+
+
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Served]:
     register(tmp_path, "python")
@@ -123,9 +126,7 @@ async def test_output_is_followed_until_somebody_scrolls_and_is_searched(api: Se
 async def test_endless_output_keeps_the_page_small_and_smooth(api: Served, page: Any) -> None:
     job = await started(api)
     await page.goto(f"/jobs/{job.id}")
-    await page.evaluate(
-        """() => { window.frames_ = 0; const count = () => { window.frames_++; requestAnimationFrame(count) }; count() }"""
-    )
+    await page.evaluate(COUNT_FRAMES)
     line = b"\x1b[32m%07d\x1b[0m some output of an ordinary length, as programs write it\n"
     sizes = []
     for batch in range(10):

@@ -1,4 +1,4 @@
-"""The files that pages load: the style sheet and the icon from `assets/`, and the scripts that `script/dashboard` builds.
+"""The files that pages load: those of `assets/`, and the scripts that `script/dashboard` builds.
 
 Names have a hash of the content, so browsers keep them for ever. Nothing third-party is in the repository: without the
 bundle, pages work without scripts.

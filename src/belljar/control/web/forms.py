@@ -55,7 +55,7 @@ async def read_session_form(request: Request, identity: Identity, max_bytes: int
     project = fields.pop(PROJECT_FIELD, identity.project)
     if project != identity.project:
         raise ProjectSwitched(
-            f"this form was opened in the project {project[:64]!r}, and you have switched to {identity.project!r} since; "
+            f"this form was opened in the project {project[:64]!r}, and you have switched to {identity.project!r}; "
             "switch back, and send it again"
         )
     return fields

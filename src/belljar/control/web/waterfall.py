@@ -39,7 +39,8 @@ def waterfall(timings: Timings) -> list[Bar]:
     queue = timings.queue_ms or 0.0
     shown_queue = min(queue, rest * _MAX_QUEUE)
     steps = [("queue", "queue", queue, shown_queue)] if queue else []
-    steps += [(name, "run" if name in ("run", "compile") else "machine", value, value) for name, value in phases.items()]
+    kinds = {name: "run" if name in ("run", "compile") else "machine" for name in phases}
+    steps += [(name, kinds[name], value, value) for name, value in phases.items()]
     scale, at, bars = _WIDTH / (shown_queue + rest), 0.0, []
     for name, kind, value, shown in steps:
         width = max(_MIN_WIDTH, shown * scale)
