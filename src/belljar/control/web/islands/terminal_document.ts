@@ -2,17 +2,18 @@
 // policy of these pages refuses; the same rules set through the CSS object model are allowed.
 
 export function isolatedDocument(real: Document): Document {
+  // The rows of the renderer come from the page's own document, whatever document it is given.
+  HTMLSpanElement.prototype.setAttribute = function (name: string, value: string) {
+    if (name === "style") this.style.cssText = value;
+    else Element.prototype.setAttribute.call(this, name, value);
+  };
   return new Proxy(real, {
     get(target, name) {
-      if (name === "createElement") return (tag: string) => createElement(target, tag);
+      if (name === "createElement") return (tag: string) => (tag === "style" ? sheetElement(target) : target.createElement(tag));
       const value: unknown = Reflect.get(target, name, target);
       return typeof value === "function" ? (value as (...args: unknown[]) => unknown).bind(target) : value;
     },
   });
-}
-
-function createElement(real: Document, tag: string): HTMLElement {
-  return tag.toLowerCase() === "style" ? sheetElement(real) : styledElement(real.createElement(tag));
 }
 
 // An element in place of `style`, whose text becomes a constructed style sheet for as long as it is in the page.
@@ -28,19 +29,6 @@ function sheetElement(real: Document): HTMLElement {
   element.remove = () => {
     real.adoptedStyleSheets = real.adoptedStyleSheets.filter((each) => each !== sheet);
     Element.prototype.remove.call(element);
-  };
-  return element;
-}
-
-function styledElement<T extends HTMLElement>(element: T): T {
-  element.setAttribute = (name: string, value: string) => {
-    if (name === "style") element.style.cssText = value;
-    else Element.prototype.setAttribute.call(element, name, value);
-  };
-  // The renderer clones its cells.
-  element.cloneNode = (deep?: boolean) => {
-    const made = Element.prototype.cloneNode.call(element, deep);
-    return made instanceof HTMLElement ? styledElement(made) : made;
   };
   return element;
 }
