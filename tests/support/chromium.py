@@ -57,7 +57,8 @@ async def new_page(
     finally:
         await context.close()
     refusal = "the server responded with a status of 4"
-    assert [each for each in errors if not (may_be_refused and refusal in each)] == []
+    unexpected = [each for each in errors if not (may_be_refused and refusal in each)]
+    assert not unexpected, unexpected
 
 
 async def accessibility_findings(page: Any) -> list[str]:

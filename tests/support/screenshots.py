@@ -97,7 +97,7 @@ async def example_pages(api: Served) -> dict[str, str]:
 
 
 async def _report_node(api: Served) -> None:
-    digests = tuple(image.digest for image in api.services.images.list())
+    digests = tuple(image.manifest.digest for image in api.services.images.list())
     report = NodeReport(
         hostname="node-1",
         version="0.2.0",

@@ -39,7 +39,9 @@ HOSTILE = (
 )
 
 
-COUNT_FRAMES = "() => { window.frames_ = 0; const next = () => { window.frames_++; requestAnimationFrame(next) }; next() }"
+COUNT_FRAMES = (
+    "() => { window.frames_ = 0; const next = () => { window.frames_++; requestAnimationFrame(next) }; next() }"
+)
 
 
 @pytest.fixture

@@ -48,9 +48,7 @@ def test_what_is_wrong_is_named(fields: dict[str, str], message: str) -> None:
 
 
 def test_a_job_becomes_a_form_that_submits_the_same_again() -> None:
-    job = queued(
-        args=("a", "b c"), env={"A": "1"}, egress=("pypi.org",), artifacts=("out/*",), labels={"team": "red"}
-    )
+    job = queued(args=("a", "b c"), env={"A": "1"}, egress=("pypi.org",), artifacts=("out/*",), labels={"team": "red"})
     request = request_of(form_of(job, "print(1)\n", "input"))
     assert (request.code, request.language, request.stdin) == ("print(1)\n", "python", "input")
     assert (request.args, request.env, request.artifacts, request.labels) == (

@@ -32,8 +32,17 @@ def test_long_text_is_cut() -> None:
 
 @pytest.mark.parametrize(
     ("given", "shown"),
-    [(None, "–"), (0.4, "0.4 ms"), (84.2, "84 ms"), (999.4, "999 ms"), (1234, "1.2 s"), (59_990, "1 min 0 s")]
-    + [(185_000, "3 min 5 s"), (3_600_000, "1 h 0 min"), (200_000_000, "2 d 7 h")],
+    [
+        (None, "–"),
+        (0.4, "0.4 ms"),
+        (84.2, "84 ms"),
+        (999.4, "999 ms"),
+        (1234, "1.2 s"),
+        (59_990, "1 min 0 s"),
+        (185_000, "3 min 5 s"),
+        (3_600_000, "1 h 0 min"),
+        (200_000_000, "2 d 7 h"),
+    ],
 )
 def test_durations_have_the_unit_that_fits(given: float | None, shown: str) -> None:
     assert milliseconds(given) == shown

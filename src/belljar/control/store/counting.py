@@ -79,7 +79,9 @@ _WAITED = "(new.started_at - new.created_at) / 1000"
 #: Milliseconds from submission to the script's start with two digits, the second one 0 or 5: few different values, and
 #: at most a third too little. -1: it never started.
 _START_MS = (
-    "CASE WHEN new.started_at IS NULL THEN -1 WHEN " + _WAITED + " < 0 THEN 0 "
+    "CASE WHEN new.started_at IS NULL THEN -1 WHEN "
+    + _WAITED
+    + " < 0 THEN 0 "
     + "".join(
         f"WHEN {_WAITED} < {step * 20} THEN {_WAITED} / {step} * {step} "
         for step in (1, 5, 50, 500, 5000, 50_000, 500_000)

@@ -96,7 +96,7 @@ class SqlJobListing:
         return await self._database.reading(read)
 
 
-def _ids(project: str, which: JobFilter, cursor: str | None) -> Select[tuple[str]]:
+def _ids(project: str, which: JobFilter, cursor: str | None) -> Select[str]:
     """Return the query of ids, newest first, which an index answers in that order."""
     id_: ColumnElement[str] = jobs.c.id
     if which.label is None:
@@ -117,7 +117,7 @@ def _ids(project: str, which: JobFilter, cursor: str | None) -> Select[tuple[str
     return query.order_by(id_.desc())
 
 
-def _rows(ids: Select[tuple[str]], which: JobFilter) -> Select[Any]:
+def _rows(ids: Select[str], which: JobFilter) -> Select[Any]:
     found = ids.subquery("found")
     name, entrypoint, language = scripts.c.name, jobs.c.spec["entrypoint"].as_string(), jobs.c.spec["language"]
     columns = (
@@ -146,7 +146,7 @@ def _rows(ids: Select[tuple[str]], which: JobFilter) -> Select[Any]:
     return query
 
 
-def _submission(job_id: str) -> Select[tuple[datetime]]:
+def _submission(job_id: str) -> Select[datetime]:
     return select(jobs.c.created_at).where(jobs.c.id == job_id)
 
 

@@ -83,12 +83,10 @@ def dashboard_page(
     """
     return HTMLResponse(
         _environment.get_template(template).render(
-            identity=identity,
-            may=identity.may,
+            **_of_identity(identity),
             navigation=entries_for(identity),
             path=request.url.path,
             projects=sorted({*projects, identity.project}),
-            form_token=identity.session.form_token if identity.session is not None else "",
             theme=theme_of(request),
             has_scripts=files.has_scripts,
             **values,
@@ -100,8 +98,13 @@ def dashboard_page(
 
 def fragment(identity: Identity, template: str, **values: Any) -> Response:
     """Return a part of a page of the dashboard, for a page that is open."""
-    text = _environment.get_template(template).render(identity=identity, may=identity.may, **values)
+    text = _environment.get_template(template).render(**_of_identity(identity), **values)
     return HTMLResponse(text, 200, _DASHBOARD_HEADERS)
+
+
+def _of_identity(identity: Identity) -> dict[str, Any]:
+    form_token = identity.session.form_token if identity.session is not None else ""
+    return {"identity": identity, "may": identity.may, "form_token": form_token}
 
 
 def theme_of(request: Request) -> str | None:

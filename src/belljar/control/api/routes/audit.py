@@ -45,7 +45,7 @@ async def list_audit(
     ] = "json",
 ) -> Response:
     """List what was done, newest first: the rows of your project; all rows with an operator's key."""
-    asked = {"project": project, "actor": actor, "action": action, "since": since, "until": until}
+    asked: dict[str, Any] = {"project": project, "actor": actor, "action": action, "since": since, "until": until}
     if format == "jsonl":
         which = await _filter(services, identity, **asked)
         await services.auditor.flush()

@@ -64,7 +64,7 @@ async def show_audit(
         problem = page.message(error)
     return await page.show(
         "audit.html",
-        422 if problem else 200,
+        status=422 if problem else 200,
         records=records,
         next=next_page(_PATH, given, after),
         filter=given,

@@ -50,13 +50,13 @@ async def show_jobs(
 ) -> Response:
     """List the project's jobs. A whole id as the text to search for leads to its job."""
     given = {"q": q.strip(), "status": status, "language": language, "label": label.strip(), "since": since}
-    given = {name: value for name, value in given.items() if value}
-    if is_job_id(given.get("q", "")) and not pages.is_part:
+    if is_job_id(given["q"]) and not pages.is_part:
         return RedirectResponse(f"/jobs/{given['q']}", 303)
     page = await services.job_listing.page(identity.project, _filter(given), limit=_PAGE, cursor=cursor)
-    values = {
+    values: dict[str, Any] = {
         "page": page,
         "given": given,
+        "is_filtered": any(given.values()),
         "here": _address(given),
         "is_first": cursor is None,
         "older": None if page.next_cursor is None else _address({**given, "cursor": page.next_cursor}),
@@ -102,16 +102,17 @@ async def _job_values(services: Services, identity: Identity, job: Job) -> dict[
 
 def _filter(given: dict[str, str]) -> JobFilter:
     """Return the filter of an address; what it has no meaning for is left out."""
-    since = _SINCE.get(given.get("since", ""))
-    status = given.get("status")
+    since = _SINCE.get(given["since"])
+    status = given["status"]
     return JobFilter(
         status=Status(status) if status in [each.value for each in Status] else None,
-        language=given.get("language"),
-        label=given.get("label"),
+        language=given["language"] or None,
+        label=given["label"] or None,
         since=datetime.now(UTC) - since[1] if since is not None else None,
-        text=given.get("q"),
+        text=given["q"] or None,
     )
 
 
 def _address(given: dict[str, str]) -> str:
-    return "/jobs" + (f"?{urlencode(given)}" if given else "")
+    query = urlencode({name: value for name, value in given.items() if value})
+    return f"/jobs?{query}" if query else "/jobs"

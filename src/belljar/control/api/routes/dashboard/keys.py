@@ -98,7 +98,7 @@ async def _show(
         roles.append((_OPERATOR, "Operator: everything, in every project"))
     return await page.show(
         "keys.html",
-        status,
+        status=status,
         form=form,
         keys=keys,
         next=next_page(_PATH, {}, after),

@@ -50,7 +50,7 @@ async def _show(page: Pages, form: FormState, status: int = 200) -> Response:
     roles = [(role.value, role.value) for role in Role if granted(role, ()) <= page.identity.scopes]
     return await page.show(
         "members.html",
-        status,
+        status=status,
         form=form,
         project=page.identity.project,
         members=await page.services.members.list(page.identity, page.identity.project),

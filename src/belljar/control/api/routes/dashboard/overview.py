@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.responses import RedirectResponse, Response
@@ -34,7 +34,7 @@ async def show_overview(
         return RedirectResponse("/account", 303)
     chosen = span if span in _NAMES else "1h"
     overview = await services.overview.read(identity.project, _NAMES[chosen])
-    values = {
+    values: dict[str, Any] = {
         "overview": overview,
         "span": chosen,
         "spans": {name: each.name for name, each in _NAMES.items()},

@@ -30,7 +30,7 @@ class Pages:
         self.services = services
         self.identity = identity
 
-    async def show(self, template: str, status: int = 200, **values: Any) -> Response:
+    async def show(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """Return a page of the dashboard (`belljar.control.web.pages.dashboard_page`)."""
         projects = await self._projects()
         return dashboard_page(self.request, self.identity, template, projects=projects, status=status, **values)

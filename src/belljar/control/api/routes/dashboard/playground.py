@@ -78,7 +78,7 @@ async def _form(
 ) -> Response:
     return await pages.show(
         "playground.html",
-        status,
+        status=status,
         fields=fields,
         error=error,
         again=again,

@@ -133,7 +133,7 @@ async def _show(page: Pages, form: FormState, status: int = 200, *, cursor: str 
     projects, after = await page.services.project_service.page(page.identity, limit=_PAGE, after=cursor)
     return await page.show(
         "projects.html",
-        status,
+        status=status,
         form=form,
         listed=projects,
         next=next_page(_PATH, {}, after),
@@ -156,7 +156,7 @@ async def _show_one(page: Pages, name: str, form: FormState, status: int = 200) 
         for quota, value in quotas
     ]
     return await page.show(
-        "project.html", status, form=form, project=project, quotas=rows, may_change=page.identity.is_operator
+        "project.html", status=status, form=form, project=project, quotas=rows, may_change=page.identity.is_operator
     )
 
 

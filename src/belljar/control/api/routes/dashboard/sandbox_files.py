@@ -160,9 +160,11 @@ async def _show(
     }
     if entry.kind is FileKind.FOLDER:
         rows, is_truncated = await _rows(call, place)
-        return await page.show("sandbox_folder.html", status, rows=rows, is_truncated=is_truncated, **values)
+        return await page.show("sandbox_folder.html", status=status, rows=rows, is_truncated=is_truncated, **values)
     text, why_not = await _text(call, place, entry)
-    return await page.show("sandbox_file.html", status, text=text, why_not=why_not, is_conflict=is_conflict, **values)
+    return await page.show(
+        "sandbox_file.html", status=status, text=text, why_not=why_not, is_conflict=is_conflict, **values
+    )
 
 
 async def _rows(call: Call, place: str) -> tuple[list[FileRow], bool]:

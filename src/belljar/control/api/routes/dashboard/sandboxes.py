@@ -168,7 +168,7 @@ async def _show_new(page: Pages, form: FormState, status: int = 200) -> Response
     secrets = await page.services.secrets.list(page.identity.project) if may_name_secrets else []
     return await page.show(
         "sandbox_new.html",
-        status,
+        status=status,
         form=form,
         templates=[(name, name) for name in languages],
         images=[(f"{_IMAGE}{image.name}", f"image {image.name}") for image in images],
@@ -184,7 +184,7 @@ async def _show(page: Pages, sandbox_id: str, form: FormState, status: int = 200
     sandbox = await page.services.sandboxes.get(page.identity.project, sandbox_id)
     return await page.show(
         "sandbox.html",
-        status,
+        status=status,
         form=form,
         sandbox=sandbox,
         machine=await _machine(page, sandbox),

@@ -58,7 +58,7 @@ async def _show(page: Pages, form: FormState, status: int = 200) -> Response:
     may_read = page.identity.may(Scope.SECRETS_READ)
     return await page.show(
         "secrets.html",
-        status,
+        status=status,
         form=form,
         secrets=await page.services.secrets.list(page.identity.project) if may_read else [],
         may_write=page.identity.may(Scope.SECRETS_WRITE),
