@@ -199,6 +199,10 @@ class AsyncClient:
         """Return a page: `sandboxes`, `next_cursor`. Filters: status, label, limit, cursor."""
         return await self.transport.json("GET", "/v1/sandboxes", params=_given(filters))
 
+    async def job_metrics(self, job_id: str) -> dict[str, Any]:
+        """Return what a job's machine used over its life: arrays `seconds`, `cpu`, `memory_bytes`, …"""
+        return await self.transport.json("GET", f"/v1/jobs/{quote(job_id, safe='')}/metrics")
+
     async def artifacts(self, job_id: str) -> list[dict[str, Any]]:
         """Return path and size of each artifact of a job."""
         artifacts: list[dict[str, Any]] = (

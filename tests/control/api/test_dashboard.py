@@ -63,7 +63,7 @@ async def test_every_page_has_one_heading_its_place_in_the_navigation_and_no_inl
     assert 'href="/jobs" aria-current="true"' in (await owner.get(f"/jobs/{job}")).text
 
 
-async def test_an_empty_project_is_told_what_to_do_next(owner: Browser) -> None:
+async def test_an_empty_project_shows_what_to_do_next(owner: Browser) -> None:
     assert "belljar run hello.py" in (await owner.get("/")).text
     assert "belljar run hello.py" in (await owner.get("/jobs")).text
     assert "No job matches" in (await owner.get("/jobs?status=failed")).text

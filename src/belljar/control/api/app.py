@@ -35,6 +35,7 @@ from belljar.control.api.routes import (
     projects,
     quotas,
     sandbox_attach,
+    sandbox_contexts,
     sandbox_files,
     sandbox_ports,
     sandbox_processes,
@@ -64,6 +65,7 @@ from belljar.control.api.services import Services
 from belljar.control.projects.key_request import NewKey, Rotation
 from belljar.control.projects.people import MemberChange
 from belljar.control.projects.project_request import NewProject, ProjectChange
+from belljar.control.sandboxes.code_request import ContextRequest, DefaultRunRequest, RunRequest
 from belljar.control.sandboxes.request import ExecRequest, Extension, FilePatch, SandboxRequest, SignalRequest
 from belljar.model.job_options import JobOptions, JobRequest
 from belljar.model.quotas import ProjectQuotas
@@ -105,6 +107,7 @@ _ROUTES = (
     sandboxes,
     sandbox_processes,
     sandbox_attach,
+    sandbox_contexts,
     sandbox_files,
     sandbox_ports,
 )
@@ -125,6 +128,9 @@ _MODELS = (
     SignalRequest,
     TerminalSize,
     FilePatch,
+    ContextRequest,
+    RunRequest,
+    DefaultRunRequest,
 )
 
 
@@ -137,6 +143,8 @@ def create_app(services: Services | None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=_operation_name,
+        # The framework's own would send what requests contain wherever the environment says (system/tracing.py).
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.services = services
     handle_errors(app)

@@ -21,6 +21,7 @@ from belljar.control.projects.project_service import ProjectService
 from belljar.control.projects.session_service import SessionService
 from belljar.control.quotas.service import QuotaService, default_limits
 from belljar.control.sandboxes.commands import Commands
+from belljar.control.sandboxes.contexts import Contexts
 from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.sandboxes.service import SandboxService
 from belljar.control.scripts.service import ScriptService
@@ -41,6 +42,7 @@ from belljar.control.store.quotas import SqlQuotas
 from belljar.control.store.scripts import SqlScripts
 from belljar.control.store.secrets import SqlSecrets
 from belljar.control.store.sessions import SqlSessions
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.images.catalog import Images
 from belljar.scripts.uploads import clear_stale_uploads
 from belljar.settings import Settings
@@ -79,11 +81,13 @@ class Services:
     openid: OpenIdClient | None
     nodes: SqlNodes
     secrets: SecretService
+    usage_series: SqlUsageSeries
     sandbox_queue: SandboxQueue
     changes: Changes
     disk: DiskSpace
     sandboxes: SandboxService
     commands: Commands
+    contexts: Contexts
     #: Limits of concurrent submissions and uploads, so that they do not keep reads from the database.
     submitting: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_SUBMITTING, _SUBMITTING_BY_KEY))
     uploading: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_UPLOADING, _UPLOADING_BY_KEY))
@@ -141,6 +145,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             openid or contextlib.nullcontext(),
             auditor.running(),
             Commands() as commands,
+            Contexts() as contexts,
             polling(
                 changes,
                 job_store.states,
@@ -172,9 +177,11 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 sessions=SessionService(sessions, changes, settings),
                 nodes=nodes,
                 secrets=secrets,
+                usage_series=SqlUsageSeries(database),
                 sandbox_queue=queue,
                 sandboxes=sandboxes,
                 commands=commands,
+                contexts=contexts,
                 changes=changes,
                 disk=disk,
             )

@@ -11,6 +11,7 @@ from belljar.control.store.clock import DatabaseClock
 from belljar.control.store.database import Database
 from belljar.control.store.sandbox_claims import SqlSandboxClaims
 from belljar.control.store.sandboxes import SqlSandboxes
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.system.background import supervise
 
 _MAX_PAUSE_SECONDS = 10.0
@@ -27,7 +28,8 @@ class SandboxQueue:
         #: The machines that this process can reach.
         self.machines = SandboxMachines()
         claims = SqlSandboxClaims(database)
-        self.link = SandboxLinkService(claims, secrets, self.changes, self.machines, lease_seconds)
+        self.usage = SqlUsageSeries(database)
+        self.link = SandboxLinkService(claims, secrets, self.changes, self.machines, self.usage, lease_seconds)
         self.expiry = SandboxExpiry(
             claims, DatabaseClock(database), lease_seconds, self.link.note_changed, wait_seconds
         )

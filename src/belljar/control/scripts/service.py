@@ -30,6 +30,7 @@ from belljar.scripts.prepare import UnpackedScript, UploadHints, unpack_files, u
 from belljar.scripts.uploads import receive, upload_folder
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
+from belljar.system.counters import increment
 from belljar.system.disk_space import DiskSpace
 
 #: The largest script whose text is shown.
@@ -199,11 +200,13 @@ class ScriptService:
             if not await self._blobs.size(disk_blob(script.id)):  # missing, or empty after a power failure
                 await self._pack(unpacked, work)
             try:
-                return await self._store.add(script, limits=limits)
+                stored = await self._store.add(script, limits=limits)
             except QuotaExceeded:  # by another upload meanwhile
                 if not await self._store.used(script.id):
                     await self._blobs.delete(disk_blob(script.id))
                 raise
+        increment("belljar_script_bytes", script.size_bytes)
+        return stored
 
     async def _pack(self, unpacked: UnpackedScript, work: Path) -> None:
         disk = work / "script.erofs"

@@ -31,7 +31,9 @@ from belljar.control.store.schema import (
     removed_jobs,
     scripts,
     secrets,
+    usage_series,
 )
+from belljar.control.store.usage_series import remove_usage_series
 from belljar.model.states import Status
 
 #: Tables whose rows need nothing else to be removed than themselves, in this order.
@@ -40,6 +42,7 @@ PLAIN_TABLES: tuple[Table, ...] = (
     members,
     secrets,
     sandbox_labels,
+    usage_series,
     sandboxes,  # a node whose lease is gone with its row ends the machine
     project_quotas,
     project_usage,
@@ -94,6 +97,7 @@ class SqlProjectRemoval:
                 now = datetime.now(UTC)
                 connection.execute(removed_jobs.insert(), [{"id": each, "removed_at": now} for each in ids])
                 connection.execute(job_labels.delete().where(job_labels.c.job_id.in_(ids)))
+                remove_usage_series(connection, ids)
                 connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
             return len(ids)
 

@@ -26,6 +26,7 @@ from belljar.control.store.schema import (
     removed_jobs,
     scripts,
 )
+from belljar.control.store.usage_series import remove_usage_series
 from belljar.model.ids import first_id
 from belljar.model.states import Status
 
@@ -77,6 +78,7 @@ class SqlRetention:
                 now = datetime.now(UTC)
                 connection.execute(removed_jobs.insert(), [{"id": each, "removed_at": now} for each in ids])
                 connection.execute(job_labels.delete().where(job_labels.c.job_id.in_(ids)))
+                remove_usage_series(connection, ids)
                 connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
             return ids, started
 

@@ -26,7 +26,7 @@ from belljar.control.store.metadata import UtcTime
 from belljar.control.store.metadata import metadata as metadata
 
 #: The newest migration; a database at this version is opened without loading Alembic.
-HEAD = "0017"
+HEAD = "0015"
 
 
 # The conditions of the partial indexes. A query uses such an index only with the same text: no bound values.
@@ -306,6 +306,20 @@ removed_jobs = Table(
     metadata,
     Column("id", String, primary_key=True),
     Column("removed_at", UtcTime, nullable=False),
+)
+
+#: What the machine of each job and sandbox used over its life (model/usage_series.py).
+usage_series = Table(
+    "usage_series",
+    metadata,
+    #: The id of the job or sandbox.
+    Column("owner", String, primary_key=True),
+    Column("project", String, nullable=False),
+    #: The attempt of the job, or the fence of the sandbox's lease.
+    Column("number", Integer, nullable=False),
+    #: Compressed JSON of a UsageSeries.
+    Column("data", LargeBinary, nullable=False),
+    Index("ix_usage_series_project", "project"),
 )
 
 #: The record of each maintenance service.

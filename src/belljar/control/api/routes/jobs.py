@@ -23,6 +23,7 @@ from belljar.model.errors import InvalidDependencies, LayerBuildError, without_p
 from belljar.model.job import Job
 from belljar.model.job_options import JobOptions, JobRequest
 from belljar.model.states import Status
+from belljar.model.usage_series import UsageSeries
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -107,11 +108,26 @@ async def get_job(job_id: str, services: ServicesDep, identity: IdentityDep, wai
     return json_response(fields)
 
 
+@router.get("/jobs/{job_id}/metrics", dependencies=[require(Scope.JOBS_READ)])
+async def get_job_metrics(job_id: str, services: ServicesDep, identity: IdentityDep) -> Response:
+    """Return what the machine of the job's last attempt used, as its guest counts it: arrays with a point each second,
+    at most 256. A job of less than a second has none; of one that runs, they are some seconds old."""
+    job = await services.jobs.get(identity.project, job_id)
+    stored = await services.usage_series.get(job.id)
+    series = stored.series if stored is not None and stored.number == job.attempt else _no_usage(job)
+    return json_response({"job_id": job.id, "attempt": job.attempt, **series.model_dump(mode="json")})
+
+
 @router.post("/jobs/{job_id}/cancel", dependencies=[require(Scope.JOBS_RUN)])
 @audited("job.cancel")
 async def cancel_job(job_id: str, services: ServicesDep, identity: IdentityDep) -> Response:
     """Cancel a job. A running job ends soon after; an ended job is returned unchanged."""
     return json_response(public_fields(await services.jobs.cancel(identity.project, job_id), identity, services))
+
+
+def _no_usage(job: Job) -> UsageSeries:
+    resources = job.resources
+    return UsageSeries(vcpus=resources.vcpus, memory_limit_bytes=resources.memory_mb << 20)
 
 
 async def _with_rate_limits(response: Response, identity: Identity, services: Services) -> Response:
