@@ -50,7 +50,7 @@ async def test_usage_shows_quotas_and_days(api: Served, owner: Browser) -> None:
     assert "25 %" in page.text and "<svg" in page.text and "style=" not in page.text
 
 
-async def test_the_audit_log_is_filtered_and_a_changed_row_is_told(
+async def test_the_audit_log_is_filtered_and_a_changed_row_is_found(
     api: Served, owner: Browser, operator: Browser
 ) -> None:
     await api.services.projects.create("other")

@@ -45,21 +45,21 @@ async def list_audit(
     ] = "json",
 ) -> Response:
     """List what was done, newest first: the rows of your project; all rows with an operator's key."""
-    asked: dict[str, Any] = {"project": project, "actor": actor, "action": action, "since": since, "until": until}
+    requested: dict[str, Any] = {"project": project, "actor": actor, "action": action, "since": since, "until": until}
     if format == "jsonl":
-        which = await _filter(services, identity, **asked)
+        which = await _filter(services, identity, **requested)
         await services.auditor.flush()
         store, after = services.auditor.store, _number(cursor)
         return Stream(_lines(store, which, after or 0, identity), media_type="application/jsonl")
-    page, next_cursor = await audit_page(services, identity, **asked, limit=limit, cursor=cursor)
+    page, next_cursor = await audit_page(services, identity, **requested, limit=limit, cursor=cursor)
     return json_response({"audit": page, "next_cursor": next_cursor})
 
 
 async def audit_page(
-    services: Services, identity: Identity, *, limit: int, cursor: str | None, **asked: Any
+    services: Services, identity: Identity, *, limit: int, cursor: str | None, **requested: Any
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """Return the newest rows that the caller may read and asked for, and the cursor of the next ones."""
-    which, before = await _filter(services, identity, **asked), _number(cursor)
+    """Return the newest rows that the caller may read and asks for, and the cursor of the next ones."""
+    which, before = await _filter(services, identity, **requested), _number(cursor)
     await services.auditor.flush()
     records = await services.auditor.store.page(which, limit=limit + 1, before=before)
     page = [_public(record, identity) for record in records[:limit]]

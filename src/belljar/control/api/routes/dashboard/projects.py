@@ -161,8 +161,9 @@ async def _show_one(page: Pages, name: str, form: FormState, status: int = 200) 
 
 
 def _label(quota: str) -> str:
-    text = quota.replace("_mb", " MB").replace("vcpu", "vCPU").replace("_", " ").removeprefix("max ")
-    return text[0].upper() + text[1:] if not text.startswith("vCPU") else text
+    """Return the name of a quota as words: `Storage (MB)`."""
+    text = quota.removeprefix("max_").replace("_mb", " (MB)").replace("vcpu", "vCPU").replace("_", " ")
+    return text if text.startswith("vCPU") else text[0].upper() + text[1:]
 
 
 def _limit(value: object) -> str:

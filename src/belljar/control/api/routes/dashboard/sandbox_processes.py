@@ -19,7 +19,7 @@ from belljar.model.sandbox import SandboxStatus
 router = APIRouter(include_in_schema=False)
 
 _PATH = "/sandboxes/{sandbox_id}"
-_ALL = "all"
+_WITH_ALL = "descendants"
 
 
 @router.get(f"{_PATH}/terminal", dependencies=[require(Scope.SANDBOXES)])
@@ -39,7 +39,7 @@ async def signal_process(
     """Send a signal to a command, or kill it with all that it started."""
     fields = await page.form()
     process, chosen = await call.process(pid), fields.get("signal", "SIGTERM")
-    if chosen == _ALL:
+    if chosen == _WITH_ALL:
         await call.machine.kill(process.id)
     else:
         await call.machine.signal(process.id, validated(SignalRequest, {"signal": chosen}).name)
