@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import structlog
 
 from belljar.control.audit.operation import record_nothing
-from belljar.control.quotas.admission import exceeded
+from belljar.control.quotas.admission import check_sandbox, exceeded
 from belljar.control.quotas.service import QuotaService, counting_refusals
 from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.sandboxes.request import SandboxRequest
@@ -40,10 +40,10 @@ from belljar.system.disk_space import DiskSpace
 log = structlog.get_logger()
 
 _ID = re.compile(r"sb_[0-9A-HJKMNP-TV-Z]{26}\Z")
-#: Quotas that a sandbox may not begin beyond: what machines used today.
 #: How often a wait looks whether its caller's key is still valid, and for changes by other processes.
 _LOOK_SECONDS = 1.0
 _DELETED = "it was deleted"
+#: Quotas that a sandbox may not begin beyond: what machines used today.
 _USED_UP = (CountedQuota.VCPU_SECONDS, CountedQuota.MEMORY_MB_SECONDS)
 
 
@@ -98,15 +98,17 @@ class SandboxService:
         )
         sandbox = sandbox.model_copy(update={"request_sha256": fingerprint})
         with counting_refusals():
-            stored = await self._store.insert(sandbox, self._check_count)
+            stored = await self._store.insert(sandbox, lambda use: self._check_count(use, sandbox, limits))
         if stored.id != sandbox.id:
             return _same_request(stored, fingerprint)
         log.info("sandbox_created", sandbox=sandbox.id, project=project, image=sandbox.spec.image)
         self._changes.waiting.notify()
         return sandbox
 
-    def _check_count(self, use: SandboxUse) -> None:
-        """Raise TooManySandboxes when a project has one sandbox too many. `use` includes the new one."""
+    def _check_count(self, use: SandboxUse, sandbox: Sandbox, limits: QuotaLimits) -> None:
+        """Raise TooManySandboxes or QuotaExceeded when the new sandbox is one too many. `use` includes it."""
+        vcpus = sandbox.spec.resources.vcpus
+        check_sandbox(limits, sandboxes=use.sandboxes - 1, vcpus=use.vcpus - vcpus, more_vcpus=vcpus)
         maximum = self._settings.max_sandboxes_per_project
         if use.sandboxes > maximum:
             raise TooManySandboxes(
@@ -169,6 +171,15 @@ class SandboxService:
         if found.status.terminal or found.end_requested is not None or found.paused_at is not None:
             self._machines.get(found)  # raises the error that says why
         self._changes.orders.notify()
+        return found
+
+    async def set_public_ports(self, project: str, sandbox_id: str, ports: tuple[int, ...]) -> Sandbox:
+        """Replace the ports that anyone may reach by their host names. Raises NotFound, SandboxEnded."""
+        found = await self._store.set_public_ports(project, (await self.get(project, sandbox_id)).id, ports)
+        if found is None:
+            raise _missing(sandbox_id)
+        if found.status.terminal:
+            self._machines.get(found)  # raises the error that says why
         return found
 
     async def wait(

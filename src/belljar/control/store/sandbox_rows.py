@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, Connection, Row, select, type_coerce
 
 from belljar.control.store.metadata import UtcTime
-from belljar.control.store.sandbox_tables import sandboxes
+from belljar.control.store.sandbox_tables import port_tokens, sandboxes
 from belljar.control.store.schema import NOW_US
 from belljar.model.sandbox import Sandbox, SandboxEnd, SandboxStatus, may_become
 
@@ -58,7 +58,8 @@ def write_status(connection: Connection, sandbox: Sandbox, status: SandboxStatus
 
 
 def write_end(connection: Connection, sandbox: Sandbox, end: SandboxEnd) -> bool:
-    """End a sandbox; return whether it was ended by this."""
+    """End a sandbox, with the tokens for its ports; return whether it was ended by this."""
+    connection.execute(port_tokens.delete().where(port_tokens.c.sandbox_id == sandbox.id))
     result = result_of(sandbox.model_copy(update={"end": end}))
     return write_status(
         connection, sandbox, end.status, ended_at=datetime.now(UTC), lease_until=None, waiting_since=None, result=result

@@ -26,7 +26,7 @@ from belljar.control.store.metadata import UtcTime
 from belljar.control.store.metadata import metadata as metadata
 
 #: The newest migration; a database at this version is opened without loading Alembic.
-HEAD = "0015"
+HEAD = "0014"
 
 
 # The conditions of the partial indexes. A query uses such an index only with the same text: no bound values.
@@ -234,6 +234,8 @@ project_quotas = Table(
     Column("keep_jobs_days", Float),
     Column("max_egress", String),
     Column("updated_at", UtcTime, nullable=False),
+    Column("max_sandboxes", BigInteger),
+    Column("max_sandbox_vcpus", BigInteger),
     sqlite_with_rowid=False,
 )
 

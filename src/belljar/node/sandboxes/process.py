@@ -16,7 +16,9 @@ from belljar.node.guest.channel import ChannelBroken
 from belljar.node.guest.process import Process, ProcessEnded
 from belljar.node.guest.usage import clamp_usage
 from belljar.node.sandboxes.kept_output import KeptOutput
+from belljar.node.sandboxes.masked_output import MaskedOutput
 from belljar.node.sandboxes.use import Use
+from belljar.node.worker.masking import Masker
 from belljar.node.worker.outcome import signal_name
 
 _MIB = 1024 * 1024
@@ -40,9 +42,21 @@ class MachineSize:
 class SandboxProcess:
     """A command that runs or has ended. Made once it has started; `close` ends it and everything about it."""
 
-    def __init__(self, process: Process, request: ProcessRequest, cwd: str, size: MachineSize, use: Use) -> None:
+    def __init__(
+        self,
+        process: Process,
+        request: ProcessRequest,
+        cwd: str,
+        size: MachineSize,
+        use: Use,
+        masker: Masker | None = None,
+    ) -> None:
+        """`masker` finds the secrets of the sandbox; None: it has none."""
         self.process = process
         self.output = KeptOutput(waits=not request.background or request.context is not None)
+        self._masked: MaskedOutput | None = None
+        if masker is not None:
+            self._masked = MaskedOutput(self.output, masker, terminal=request.terminal is not None)
         #: As it was asked for.
         self.request = request
         self._cwd = cwd
@@ -113,13 +127,20 @@ class SandboxProcess:
     async def _read(self) -> None:
         try:
             async for piece in self.process.output():
-                self.output.add(_STREAMS[piece.stream], piece.data)
+                if self._masked is None:
+                    self.output.add(_STREAMS[piece.stream], piece.data)
+                else:
+                    await self._masked.add(_STREAMS[piece.stream], piece.data)
                 await self.output.wait_room()
+            if self._masked is not None:
+                self._masked.finish()
             self._exit = self._exit_of(await self.process.wait())
             self.output.finish(self._exit)
         except (ChannelBroken, MachineError) as error:
             self.output.break_off(str(error))
         finally:
+            if self._masked is not None:
+                self._masked.close()
             self._end_use()
 
     async def _feed(self, data: bytes) -> None:

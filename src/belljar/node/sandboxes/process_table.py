@@ -16,6 +16,7 @@ from belljar.node.sandboxes.calls import check_string, check_user
 from belljar.node.sandboxes.kept_output import MAX_KEPT_BYTES
 from belljar.node.sandboxes.process import MachineSize, SandboxProcess
 from belljar.node.sandboxes.use import Use
+from belljar.node.worker.masking import Masker
 
 #: Commands that have ended and are kept with their output and exit; the oldest go first.
 _MAX_ENDED = 256
@@ -33,6 +34,8 @@ class CommandDefaults:
     user: GuestUser
     #: Variables whose values are secrets.
     secret_env: Mapping[str, SecretValue] = field(default_factory=dict)
+    #: Finds the sandbox's secrets in output; None: it has none, or wants them shown.
+    masker: Masker | None = None
 
 
 class ProcessTable:
@@ -61,7 +64,7 @@ class ProcessTable:
         await self._forget_oldest()
         command = self._command(request)
         started = await self._session.start(command, terminal=_size(request.terminal))
-        found = SandboxProcess(started, request, command.cwd, self._size, self._use)
+        found = SandboxProcess(started, request, command.cwd, self._size, self._use, self._defaults.masker)
         self._processes[found.id] = found
         self._share_output()
         return found
