@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import html
 import os
+import re
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
+from belljar.control.projects.scopes import Role
 from control.api.sandbox_calls import OneSandbox, SandboxApi
 from support.browser import Browser, fields_of
+from support.registered_images import register
+from support.sandbox_node import AgentNode
+from support.served import served
 
 pytestmark = pytest.mark.process
 
@@ -112,6 +118,7 @@ async def test_a_program_is_signalled_and_ports_are_listed(box: OneSandbox, owne
     assert (await owner.send(send, await form(owner, path, signal="SIGTERM"))).status_code == 303
     ended = (await box.http.get(f"{box.url}/processes/{started['pid']}?wait=30")).json()
     assert ended["signal"] == "SIGTERM" and "SIGTERM" in (await owner.get(path)).text
+    assert (await owner.send(f"{path}/ports/8000/link", await form(owner, path))).status_code == 404
     assert (await owner.send(f"{path}/processes/999999/signal", await form(owner, path))).status_code == 404
 
 
@@ -173,3 +180,22 @@ async def test_another_projects_sandbox_does_not_exist(
 ) -> None:
     for path in ("", "/live", "/terminal", "/files", "/files/"):
         assert (await operator.get(f"/sandboxes/{box.id}{path}")).status_code == 404, path
+
+
+async def test_a_port_gets_a_link_for_a_browser_where_ports_have_host_names(tmp_path: Path) -> None:
+    register(tmp_path, "python")
+    folder = tmp_path / "box"
+    folder.mkdir()
+    async with served(tmp_path, sandbox_domain="boxes.example") as api, Browser(api) as browser:
+        _, secret = await api.services.keys.create("tenant", "browser", role=Role.OWNER)
+        await browser.sign_in(secret)
+        async with AgentNode(api.services.sandbox_queue.link, folder).running(), api.caller(secret) as caller:
+            box = (await caller.post("/v1/sandboxes", json={})).json()["id"]
+            path = f"/sandboxes/{box}"
+            page = await browser.send(f"{path}/ports/8000/link", await form(browser, path))
+            assert page.status_code == 201 and page.headers["cache-control"] == "no-store"
+            link = re.search(r'href="(http://8000-sb-[a-z0-9]+\.boxes\.example[^"]*)"', page.text)
+            assert link is not None and 'rel="noopener noreferrer"' in page.text
+            tokens = (await caller.get(f"/v1{path}/ports/8000/tokens")).json()["tokens"]
+            assert len(tokens) == 1
+            assert link[1] not in (await browser.get(path)).text

@@ -7,10 +7,11 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 
 from belljar.control.api.audited import audited
 from belljar.control.api.dependencies import Cursor
+from belljar.control.api.ingress.visitors import PARAMETER
 from belljar.control.api.routes.dashboard.answers import go_to, next_page
 from belljar.control.api.routes.dashboard.pages import Pages, PagesDep
 from belljar.control.api.rules import require
@@ -19,7 +20,7 @@ from belljar.control.sandboxes.output import public_process
 from belljar.control.sandboxes.request import Extension, SandboxRequest
 from belljar.control.web.form_state import FormState, decimal, pairs, validated, whole_number
 from belljar.link.sandboxes import SandboxMachine
-from belljar.model.errors import BelljarError
+from belljar.model.errors import BelljarError, NotFound
 from belljar.model.ids import new_id
 from belljar.model.sandbox import Sandbox, SandboxStatus
 from belljar.model.sandbox_values import ListeningPort, SandboxUsage
@@ -33,6 +34,8 @@ _ANSWER_SECONDS = 3.0
 #: How long a deletion waits for the machine to be gone; the page of the sandbox shows the rest.
 _END_SECONDS = 5.0
 _MINUTE = 60
+#: How long the link to a port is valid.
+_LINK_SECONDS = 3600.0
 #: Options of the API → the fields of these forms.
 _FIELDS = {"lifetime_seconds": "lifetime_minutes", "idle_seconds": "idle_minutes", "image": "template"}
 _IMAGE = "image:"
@@ -49,6 +52,14 @@ class MachineView:
     processes: list[dict[str, Any]] | None = None
     ports: tuple[ListeningPort, ...] | None = None
     problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PortLink:
+    """The link that opens a port in a browser: it has a token, and is shown once."""
+
+    port: int
+    url: str
 
 
 @router.get(_PATH, dependencies=[require(Scope.SANDBOXES)])
@@ -135,6 +146,20 @@ async def delete_sandbox(sandbox_id: str, page: PagesDep) -> Response:
     return go_to(f"{_PATH}/{sandbox_id}")
 
 
+@router.post(f"{_PATH}/{{sandbox_id}}/ports/{{port}}/link", dependencies=[require(Scope.SANDBOXES)])
+@audited("sandbox.create_port_token")
+async def link_port(sandbox_id: str, port: Annotated[int, Path(ge=1, le=65535)], page: PagesDep) -> Response:
+    """Make a token for a port, and show the link with which a browser opens the port."""
+    await page.form()
+    services, domain = page.services, page.services.sandbox_domain
+    if domain is None:
+        raise NotFound("this server gives ports no host names; set sandbox_domain, or use the port's path with a key")
+    _, secret = await services.ports.create_token(page.identity.project, sandbox_id, port, _LINK_SECONDS)
+    address = domain.url(sandbox_id, port, str(page.request.url))
+    link = PortLink(port, f"{address}?{PARAMETER.decode()}={secret}")
+    return await _show(page, sandbox_id, FormState(), 201, link=link)
+
+
 def _request_of(fields: dict[str, str]) -> SandboxRequest:
     """Return the sandbox that a form describes. Raises InvalidForm."""
     chosen = fields.get("template", "").strip()
@@ -180,7 +205,9 @@ async def _show_new(page: Pages, form: FormState, status: int = 200) -> Response
     )
 
 
-async def _show(page: Pages, sandbox_id: str, form: FormState, status: int = 200) -> Response:
+async def _show(
+    page: Pages, sandbox_id: str, form: FormState, status: int = 200, link: PortLink | None = None
+) -> Response:
     sandbox = await page.services.sandboxes.get(page.identity.project, sandbox_id)
     return await page.show(
         "sandbox.html",
@@ -189,6 +216,8 @@ async def _show(page: Pages, sandbox_id: str, form: FormState, status: int = 200
         sandbox=sandbox,
         machine=await _machine(page, sandbox),
         base_url=str(page.request.base_url).rstrip("/"),
+        has_port_hosts=page.services.sandbox_domain is not None,
+        link=link,
     )
 
 
