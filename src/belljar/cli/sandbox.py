@@ -130,7 +130,7 @@ def metrics(sandbox_id: SandboxId, server: ServerFlags, as_json: options.Json = 
 app.command("ports")(sandbox_ports.ports)
 app.command("exec")(sandbox_commands.execute)
 app.command("shell")(sandbox_commands.shell)
-app.command("run")(sandbox_code.run)
+app.command("run")(sandbox_code.run_code)
 app.command("contexts")(sandbox_code.contexts)
 app.command("cp")(sandbox_files.copy)
 app.command("files")(sandbox_files.list_files)

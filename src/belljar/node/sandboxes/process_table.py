@@ -106,7 +106,8 @@ class ProcessTable:
             each.output.max_bytes = share
 
     async def _forget_oldest(self) -> None:
-        ended = [each for each in self._processes.values() if each.has_ended]
+        # How a context died is kept: otherwise a new one would take its place, and its variables would be missing.
+        ended = [each for each in self._processes.values() if each.has_ended and each.request.context is None]
         for each in ended[: max(0, len(ended) - _MAX_ENDED + 1)]:
             if self._processes.pop(each.id, None) is not None:
                 await each.close()
