@@ -118,7 +118,6 @@ async def test_a_program_is_signalled_and_ports_are_listed(box: OneSandbox, owne
     assert (await owner.send(send, await form(owner, path, signal="SIGTERM"))).status_code == 303
     ended = (await box.http.get(f"{box.url}/processes/{started['pid']}?wait=30")).json()
     assert ended["signal"] == "SIGTERM" and "SIGTERM" in (await owner.get(path)).text
-    assert (await owner.send(f"{path}/ports/8000/link", await form(owner, path))).status_code == 404
     assert (await owner.send(f"{path}/processes/999999/signal", await form(owner, path))).status_code == 404
 
 
