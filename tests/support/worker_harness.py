@@ -16,10 +16,12 @@ import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from belljar.control.blobs.store import open_blobs
+from belljar.control.flows.service import FlowService
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import UploadTimes
@@ -186,7 +188,7 @@ class WorkerHarness:
             "project": "mine",
             "script_id": script_id,
             "status": Status.QUEUED,
-            "created_at": _now(),
+            "created_at": datetime.now(UTC),
             "language": "shell",
             "entrypoint": "main.sh",
             "image": "harness",
@@ -269,6 +271,7 @@ class WorkerHarness:
             blobs=blobs,
             changes=self.changes,
             secrets=self.secrets,
+            flows=FlowService.over(self.database),
             usage=Faulty(SqlUsageSeries(self.database), "usage", faults),
             times=self.upload_times,
         )
@@ -392,9 +395,3 @@ def _register(data_dir: Path) -> Image:
         languages=(SHELL,),
     )
     return images.register(manifest.model_copy(update={"digest": manifest_digest(manifest)}))
-
-
-def _now() -> Any:
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC)

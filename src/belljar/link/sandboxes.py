@@ -18,6 +18,7 @@ from typing import Protocol
 
 from belljar.link.leases import ClaimRequest, NodeIdentity
 from belljar.link.secrets import JobSecret
+from belljar.model.flows import FlowReport
 from belljar.model.job import MachineInfo, Timings
 from belljar.model.sandbox import EndReason, Sandbox, SandboxEnd
 from belljar.model.sandbox_values import (
@@ -132,6 +133,10 @@ class SandboxLink(Protocol):
 
     async def sandbox_running(self, lease: SandboxLease, start: SandboxStart, machine: SandboxMachine) -> None:
         """Keep that its machine takes commands; callers reach it through `machine` from now on."""
+        ...
+
+    async def report_sandbox_flows(self, lease: SandboxLease, report: FlowReport) -> None:
+        """Keep the report as what its machine talked to so far; it replaces the one before. Raises TooLarge."""
         ...
 
     async def put_sandbox_usage(self, lease: SandboxLease, series: UsageSeries) -> None:

@@ -24,6 +24,7 @@ from belljar.control.api.request_context import RequestContext
 from belljar.control.api.routes import (
     artifacts,
     audit,
+    flows,
     health,
     images,
     jobs,
@@ -121,6 +122,7 @@ _ROUTES = (
     sandbox_attach,
     sandbox_contexts,
     sandbox_files,
+    flows,
     sandbox_watch,
     sandbox_port_tokens,
     sandbox_tunnel,

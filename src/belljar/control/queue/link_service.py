@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from belljar.control.blobs.store import Blobs
+from belljar.control.flows.service import FlowService
 from belljar.control.jobs.blob_names import artifact_blob, stdin_blob
 from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import JobLogs
@@ -35,6 +36,7 @@ from belljar.link.output import OutputOffsets, OutputPiece
 from belljar.link.secrets import JobSecret
 from belljar.model import errors
 from belljar.model.errors import JOB_ERRORS, InvalidRequest, NotFound, TooLarge, host_error
+from belljar.model.flows import FlowReport
 from belljar.model.image import Manifest
 from belljar.model.job import Job
 from belljar.model.outcome import Outcome
@@ -73,6 +75,7 @@ class LinkService:
         changes: Changes,
         logs: JobLogs,
         secrets: SecretService,
+        flows: FlowService,
         usage: SqlUsageSeries,
         on_renewal_failed: Callable[[], None] = lambda: None,
     ) -> None:
@@ -86,6 +89,7 @@ class LinkService:
         self._changes = changes
         self._logs = logs
         self._secrets = secrets
+        self._flows = flows
         self._usage = usage
         self._on_renewal_failed = on_renewal_failed
         self._max_stream_bytes = int(settings.max_output_mb * _MIB) + _STREAM_MARGIN_BYTES
@@ -239,6 +243,10 @@ class LinkService:
         self._check_artifact(attempt, number, file)
         await self._blobs.put_file(artifact_blob(lease.job_id, number), file)
         increment("belljar_artifact_bytes", attempt.artifact_bytes[number])
+
+    async def report_flows(self, lease: LeaseKey, report: FlowReport) -> None:
+        await self.leases.get(lease)
+        await self._flows.keep_of_job(lease, report)
 
     def _check_artifact(self, attempt: HeldAttempt, number: int, file: Path) -> None:
         """Raise InvalidRequest, TooLarge for more than a job may keep, HostError."""

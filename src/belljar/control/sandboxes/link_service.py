@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection
 from datetime import UTC, datetime
 
+from belljar.control.flows.service import FlowService
 from belljar.control.sandboxes.changes import SandboxChanges
 from belljar.control.sandboxes.machines import SandboxMachines
 from belljar.control.secrets.service import SecretService
@@ -25,6 +26,7 @@ from belljar.link.sandboxes import (
     SandboxStart,
 )
 from belljar.link.secrets import JobSecret
+from belljar.model.flows import FlowReport
 from belljar.model.sandbox import Sandbox, SandboxEnd
 from belljar.model.usage_series import UsageSeries
 from belljar.system.counters import increment
@@ -44,6 +46,7 @@ class SandboxLinkService:
         secrets: SecretService,
         changes: SandboxChanges,
         machines: SandboxMachines,
+        flows: FlowService,
         usage: SqlUsageSeries,
         lease_seconds: float,
     ) -> None:
@@ -51,6 +54,7 @@ class SandboxLinkService:
         self._secrets = secrets
         self._changes = changes
         self._machines = machines
+        self._flows = flows
         self._usage = usage
         self._lease_seconds = lease_seconds
         #: By node, how many changes of orders were reported to it.
@@ -133,6 +137,9 @@ class SandboxLinkService:
             seconds = max(0.0, start.timings.machine_ms / 1000)
             observe("belljar_sandbox_start_seconds", seconds, source=start.machine.source)
         self._changes.notify(lease.sandbox_id)
+
+    async def report_sandbox_flows(self, lease: SandboxLease, report: FlowReport) -> None:
+        await self._flows.keep_of_sandbox(lease, report)
 
     async def put_sandbox_usage(self, lease: SandboxLease, series: UsageSeries) -> None:
         if not await self._usage.put_of_sandbox(lease, series):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from belljar.control.flows.service import FlowService
 from belljar.control.quotas.meter import UsageMeter
 from belljar.control.sandboxes.changes import SandboxChanges
 from belljar.control.sandboxes.expiry import WAIT_SECONDS, SandboxExpiry
@@ -31,8 +32,9 @@ class SandboxQueue:
         #: The machines that this process can reach.
         self.machines = SandboxMachines()
         claims = SqlSandboxClaims(database)
+        flows = FlowService.over(database)
         self.usage = SqlUsageSeries(database)
-        self.link = SandboxLinkService(claims, secrets, self.changes, self.machines, self.usage, lease_seconds)
+        self.link = SandboxLinkService(claims, secrets, self.changes, self.machines, flows, self.usage, lease_seconds)
         self._meter = UsageMeter(claims)
         self.expiry = SandboxExpiry(
             claims, DatabaseClock(database), lease_seconds, self.link.note_changed, wait_seconds

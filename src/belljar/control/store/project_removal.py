@@ -13,12 +13,14 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Table, exists, select, tuple_
 
 from belljar.control.store.database import Database
+from belljar.control.store.flows import remove_flows
 from belljar.control.store.people_schema import members
 from belljar.control.store.sandbox_tables import port_tokens, sandbox_labels, sandboxes
 from belljar.control.store.schema import (
     HELD,
     QUEUED,
     audit,
+    flows,
     job_ends,
     job_labels,
     jobs,
@@ -45,6 +47,7 @@ PLAIN_TABLES: tuple[Table, ...] = (
     sandbox_labels,
     usage_series,
     sandboxes,  # a node whose lease is gone with its row ends the machine
+    flows,
     project_quotas,
     project_usage,
     job_ends,
@@ -98,6 +101,7 @@ class SqlProjectRemoval:
                 now = datetime.now(UTC)
                 connection.execute(removed_jobs.insert(), [{"id": each, "removed_at": now} for each in ids])
                 connection.execute(job_labels.delete().where(job_labels.c.job_id.in_(ids)))
+                remove_flows(connection, flows.c.owner.in_(ids))
                 remove_usage_series(connection, ids)
                 connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
             return len(ids)

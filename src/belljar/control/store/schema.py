@@ -26,7 +26,7 @@ from belljar.control.store.metadata import UtcTime
 from belljar.control.store.metadata import metadata as metadata
 
 #: The newest migration; a database at this version is opened without loading Alembic.
-HEAD = "0014"
+HEAD = "0016"
 
 
 # The conditions of the partial indexes. A query uses such an index only with the same text: no bound values.
@@ -300,6 +300,18 @@ nodes = Table(
     Column("vcpus", Integer, nullable=False),
     Column("memory_mb", Integer, nullable=False),
     Column("facts", JSON, nullable=False),
+)
+
+#: What the machines of jobs and sandboxes talked to: the owner is the id of either. Removed with it.
+flows = Table(
+    "flows",
+    metadata,
+    Column("owner", String, primary_key=True),
+    Column("project", String, nullable=False),
+    #: JSON of a FlowReport, compressed with gzip.
+    Column("report", LargeBinary, nullable=False),
+    # The removal of projects.
+    Index("ix_flows_project", "project", "owner"),
 )
 
 #: Jobs whose rows are removed and whose blobs are being removed.

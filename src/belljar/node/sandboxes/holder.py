@@ -30,6 +30,7 @@ from belljar.node.sandboxes.held import HeldSandbox, end_of
 from belljar.node.sandboxes.machine import HeldMachine
 from belljar.node.sandboxes.machine_start import MachineStarter, StartedMachine
 from belljar.node.sandboxes.usage import sampled
+from belljar.node.worker.flow_reports import FlowReports
 from belljar.node.worker.job_network import network_use
 from belljar.node.worker.retry import RetryTimes, retry_until_written
 from belljar.system.background import report_failure
@@ -45,6 +46,7 @@ class _Running:
     started: StartedMachine
     session: Session
     machine: HeldMachine
+    flow_reports: FlowReports
 
 
 class SandboxHolder:
@@ -94,8 +96,10 @@ class SandboxHolder:
                 closed = SandboxEnded(f"the sandbox has ended: {reason.message}", reason=reason.reason)
                 await uninterrupted(running.machine.close(closed))
             await _kill(running.started.provisioned.machine)
-            traffic = await running.started.network.traffic()
-            return end.model_copy(update={"network": network_use(traffic)})
+            network = running.started.network
+            traffic, flows = await asyncio.gather(network.traffic(), network.finish_flows())
+            await running.flow_reports.finish(flows)
+            return end.model_copy(update={"network": network_use(traffic, flows)})
 
     async def _start(self, held: HeldSandbox, stack: AsyncExitStack) -> _Running:
         began = time.monotonic()
@@ -120,7 +124,10 @@ class SandboxHolder:
             **held.ids,
         )
         log.info("sandbox_started", **held.ids, source=started.provisioned.source, ms=report.timings.machine_ms)
-        return _Running(started, session, machine)
+        flow_reports = FlowReports(lambda flows: self._link.report_sandbox_flows(held.key, flows), held.ids)
+        stack.callback(flow_reports.close)
+        started.network.observe(held.ids, flow_reports.offer)
+        return _Running(started, session, machine, flow_reports)
 
     async def _watch(self, held: HeldSandbox, running: _Running) -> SandboxEnd:
         """Wait until the sandbox is to end: asked, at its deadline, idle for too long, or because its machine died."""
@@ -128,13 +135,16 @@ class SandboxHolder:
         ending = asyncio.create_task(held.wait_ending())
         death = asyncio.create_task(machine.death())
         closed = asyncio.create_task(running.session.wait_closed())
-        tasks: set[asyncio.Task[Any]] = {ending, death, closed}
+        alarm = asyncio.create_task(running.started.network.alarm.wait())
+        tasks: set[asyncio.Task[Any]] = {ending, death, closed, alarm}
         if idle_seconds is not None:
             tasks.add(asyncio.create_task(running.machine.use.wait_idle(idle_seconds)))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if ending in done:
                 return ending.result()
+            if alarm in done:
+                return end_of(EndReason.FLOW_ALERT, f"an alert rule ended it: it {alarm.result().message}")
             if not done & {death, closed}:
                 return end_of(EndReason.IDLE)
             await asyncio.wait({death}, timeout=_DEATH_SECONDS)
