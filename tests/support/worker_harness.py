@@ -107,11 +107,11 @@ class FolderSession:
         async with self._connection.open_session(own) as session:
             start, place = session.start, str(self._folder)
 
-            async def start_here(command: Any, *, terminal: Any = None) -> Any:
+            async def start_here(command: Any, **options: Any) -> Any:
                 cwd = place if command.cwd == "/work" else command.cwd
                 env = {**command.env, "HOME": place, "PATH": os.environ["PATH"]}
                 here = replace(command, env=env, cwd=cwd, uid=os.getuid(), gid=os.getgid())
-                return await start(here, terminal=terminal)
+                return await start(here, **options)
 
             session.start = start_here
             yield session
@@ -299,7 +299,7 @@ class WorkerHarness:
             "images": Faulty(Images(own.data_dir), "images", faults),
             "hypervisor": hypervisor,
             "provisioner": FolderSupply(own.data_dir / "machines" / name, faults),
-            "warm_ups": Faulty(_NothingToPrepare(own.data_dir), "warm_ups", faults),
+            "warm_ups": Faulty(NothingToPrepare(own.data_dir), "warm_ups", faults),
             "retry_times": self.retry_times,
             "sandbox_link": Faulty(self.sandbox_queue.link, "sandbox_link", faults),
         }
@@ -347,7 +347,7 @@ async def idle(worker: Worker, seconds: float = 10) -> None:
 
 
 @dataclass(frozen=True)
-class _NothingToPrepare:
+class NothingToPrepare:
     data_dir: Path
 
     async def of(self, image: Image) -> WarmUp:
@@ -368,13 +368,13 @@ async def opened_harness(
     database = await open_database(chosen)
     try:
         yield WorkerHarness(
-            chosen, database, ProcessHypervisor(agent), Faults(), _register(data_dir), retry_times, upload_times
+            chosen, database, ProcessHypervisor(agent), Faults(), register_image(data_dir), retry_times, upload_times
         )
     finally:
         await database.close()
 
 
-def _register(data_dir: Path) -> Image:
+def register_image(data_dir: Path) -> Image:
     images = Images(data_dir)
     if (found := images.find("harness")) is not None:
         return found

@@ -103,6 +103,10 @@ class ControlLink(Protocol):
         """End the job. Calling it again for a job that this lease has ended has no effect."""
         ...
 
+    async def decline(self, lease: LeaseKey) -> None:
+        """Give back a job for which nothing was done: it is queued again, and the attempt does not count."""
+        ...
+
     async def requeue(self, lease: LeaseKey, *, code: str, reason: str) -> Status:
         """Give up the attempt, which infrastructure lost: queue the job again, or end it after its last attempt.
 

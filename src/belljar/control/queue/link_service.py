@@ -289,6 +289,12 @@ class LinkService:
             increment("belljar_job_errors", code=outcome.error.code if outcome.error.code in _CODES else "other")
         self._changes.notify(lease.job_id)
 
+    async def decline(self, lease: LeaseKey) -> None:
+        attempt = await self.leases.get(lease)
+        await self.leases.lose(lease)  # first: the next lease of the job may have the same number
+        await self._claims.put_back(lease.node.name, attempt.job, incarnation=lease.node.incarnation)
+        self._changes.notify_queued()
+
     async def requeue(self, lease: LeaseKey, *, code: str, reason: str) -> Status:
         attempt = await self.leases.get(lease)
         was_open = await attempt.log.close()

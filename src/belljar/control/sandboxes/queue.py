@@ -29,6 +29,8 @@ class SandboxQueue:
     ) -> None:
         self.store = SqlSandboxes(database)
         self.changes = SandboxChanges()
+        #: Whether a worker runs in this process: only its sandboxes can be reached from here.
+        self.has_node = True
         #: The machines that this process can reach.
         self.machines = SandboxMachines()
         claims = SqlSandboxClaims(database)

@@ -104,7 +104,7 @@ class MachineStarter:
             shape=round_up_shape(**sandbox.spec.resources.model_dump(), network=network.has_device),
             script_disk=None,
         )
-        warm_up_steps = await self._context.warm_ups.of(image)
+        warm_up_steps = (await self._context.warm_ups.of(image)).for_sandbox()
         seconds = self._context.settings.boot_timeout_seconds
 
         def start() -> AbstractAsyncContextManager[ProvisionedMachine]:

@@ -69,7 +69,7 @@ class SandboxProcess:
             self._use = use
             use.begin()
         self._reading = asyncio.create_task(self._read(), name=f"output of command {process.id}")
-        self._feeding = asyncio.create_task(self._feed(request.stdin)) if request.stdin is not None else None
+        self._feeding = asyncio.create_task(self._feed(request.stdin)) if request.stdin else None
 
     @property
     def id(self) -> int:
@@ -113,6 +113,12 @@ class SandboxProcess:
                 await self.process.close()
         finally:
             await self.stop("the command was forgotten")
+
+    async def forget(self) -> None:
+        """Forget the exit of a command that has ended, without waiting for the guest."""
+        with contextlib.suppress(ChannelBroken, MachineError):  # the session's end is reported elsewhere
+            await self.process.send_close()
+        await self.stop("the command was forgotten")
 
     async def stop(self, reason: str) -> None:
         """End what this process does for it, for this reason; the guest is not told."""
