@@ -34,6 +34,7 @@ from belljar.control.api.routes import (
     quotas,
     sandbox_attach,
     sandbox_files,
+    sandbox_freezing,
     sandbox_ports,
     sandbox_processes,
     sandboxes,
@@ -49,7 +50,15 @@ from belljar.control.api.services import Services
 from belljar.control.projects.key_request import NewKey, Rotation
 from belljar.control.projects.people import MemberChange
 from belljar.control.projects.project_request import NewProject, ProjectChange
-from belljar.control.sandboxes.request import ExecRequest, Extension, FilePatch, SandboxRequest, SignalRequest
+from belljar.control.sandboxes.request import (
+    ExecRequest,
+    Extension,
+    FilePatch,
+    ForkRequest,
+    SandboxRequest,
+    SignalRequest,
+    SnapshotRequest,
+)
 from belljar.model.job_options import JobOptions, JobRequest
 from belljar.model.quotas import ProjectQuotas
 from belljar.model.sandbox_values import TerminalSize
@@ -77,6 +86,7 @@ _ROUTES = (
     sandbox_attach,
     sandbox_files,
     sandbox_ports,
+    sandbox_freezing,
 )
 #: The models that routes read from their bodies themselves.
 _MODELS = (
@@ -91,6 +101,8 @@ _MODELS = (
     SecretBody,
     SandboxRequest,
     Extension,
+    SnapshotRequest,
+    ForkRequest,
     ExecRequest,
     SignalRequest,
     TerminalSize,

@@ -20,6 +20,7 @@ from belljar.control.projects.project_service import ProjectService
 from belljar.control.projects.session_service import SessionService
 from belljar.control.quotas.service import QuotaService, default_limits
 from belljar.control.sandboxes.commands import Commands
+from belljar.control.sandboxes.freeze_service import FreezeService
 from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.sandboxes.service import SandboxService
 from belljar.control.scripts.service import ScriptService
@@ -78,6 +79,7 @@ class Services:
     changes: Changes
     disk: DiskSpace
     sandboxes: SandboxService
+    freezing: FreezeService
     commands: Commands
     #: Limits of concurrent submissions and uploads, so that they do not keep reads from the database.
     submitting: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_SUBMITTING, _SUBMITTING_BY_KEY))
@@ -163,6 +165,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 secrets=secrets,
                 sandbox_queue=queue,
                 sandboxes=sandboxes,
+                freezing=FreezeService(sandboxes=sandboxes, queue=queue, settings=settings),
                 commands=commands,
                 changes=changes,
                 disk=disk,

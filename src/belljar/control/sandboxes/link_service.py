@@ -13,6 +13,7 @@ from belljar.control.sandboxes.changes import SandboxChanges
 from belljar.control.sandboxes.machines import SandboxMachines
 from belljar.control.secrets.service import SecretService
 from belljar.control.store.sandbox_claims import SqlSandboxClaims
+from belljar.control.store.sandbox_pauses import SqlSandboxPauses
 from belljar.link.errors import LeaseLost
 from belljar.link.leases import ClaimRequest, NodeIdentity
 from belljar.link.sandboxes import (
@@ -24,7 +25,7 @@ from belljar.link.sandboxes import (
     SandboxStart,
 )
 from belljar.link.secrets import JobSecret
-from belljar.model.sandbox import Sandbox, SandboxEnd
+from belljar.model.sandbox import FrozenState, ResumeProblem, Sandbox, SandboxEnd
 from belljar.system.counters import increment
 
 #: How often a call that waits looks at the database: another process may have written.
@@ -38,12 +39,14 @@ class SandboxLinkService:
     def __init__(
         self,
         claims: SqlSandboxClaims,
+        pauses: SqlSandboxPauses,
         secrets: SecretService,
         changes: SandboxChanges,
         machines: SandboxMachines,
         lease_seconds: float,
     ) -> None:
         self._claims = claims
+        self._pauses = pauses
         self._secrets = secrets
         self._changes = changes
         self._machines = machines
@@ -124,6 +127,26 @@ class SandboxLinkService:
             raise LeaseLost(_LOST)
         increment("belljar_sandboxes_started", source=start.machine.source)
         self._changes.notify(lease.sandbox_id)
+
+    async def sandbox_pausing(self, lease: SandboxLease) -> None:
+        if not await self._pauses.pausing(lease):
+            raise LeaseLost(_LOST)
+        self._changes.notify(lease.sandbox_id)
+
+    async def sandbox_paused(self, lease: SandboxLease, frozen: FrozenState) -> None:
+        if not await self._pauses.paused(lease, frozen):
+            raise LeaseLost(_LOST)
+        self._machines.withdraw(lease)
+        increment("belljar_sandboxes_paused")
+        self._changes.notify(lease.sandbox_id)
+
+    async def sandbox_not_resumed(self, lease: SandboxLease, problem: ResumeProblem) -> None:
+        if not await self._pauses.not_resumed(lease, problem):
+            raise LeaseLost(_LOST)
+        self._changes.notify(lease.sandbox_id)
+
+    async def frozen_in_use(self, node: NodeIdentity, ids: Collection[str]) -> frozenset[str]:
+        return await self._pauses.in_use(ids)
 
     async def sandbox_ended(self, lease: SandboxLease, end: SandboxEnd) -> None:
         self._machines.withdraw(lease)

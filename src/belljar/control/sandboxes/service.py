@@ -17,7 +17,7 @@ from belljar.control.quotas.admission import exceeded
 from belljar.control.quotas.service import QuotaService, counting_refusals
 from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.sandboxes.request import SandboxRequest
-from belljar.control.sandboxes.resolve import ImageNames, image_of, resolve_sandbox
+from belljar.control.sandboxes.resolve import ImageNames, image_of, resolve_from_snapshot, resolve_sandbox
 from belljar.control.secrets.service import SecretService
 from belljar.control.store.sandboxes import SandboxUse
 from belljar.link.sandboxes import SandboxMachine
@@ -32,10 +32,10 @@ from belljar.system.disk_space import DiskSpace
 log = structlog.get_logger()
 
 _ID = re.compile(r"sb_[0-9A-HJKMNP-TV-Z]{26}\Z")
-#: Quotas that a sandbox may not begin beyond: what machines used today.
 #: How often a wait looks whether its caller's key is still valid, and for changes by other processes.
 _LOOK_SECONDS = 1.0
 _DELETED = "it was deleted"
+#: Quotas that a sandbox may not begin beyond: what machines used today.
 _USED_UP = (CountedQuota.VCPU_SECONDS, CountedQuota.MEMORY_MB_SECONDS)
 
 
@@ -54,6 +54,7 @@ class SandboxService:
         disk: DiskSpace,
     ) -> None:
         self._store = queue.store
+        self._snapshots = queue.snapshots
         self._machines = queue.machines
         self._changes = queue.changes
         self._images = images
@@ -76,10 +77,26 @@ class SandboxService:
                 record_nothing("sandbox.create")
                 return _same_request(first, fingerprint)
         self._disk.require()
-        limits = await self._check_used_up(project)
+        sandbox = await self._resolve(project, request, await self.check_used_up(project))
+        sandbox = sandbox.model_copy(update={"request_sha256": fingerprint})
+        with counting_refusals():
+            stored = await self._store.insert(sandbox, self.check_count)
+        if stored.id != sandbox.id:
+            return _same_request(stored, fingerprint)
+        log.info("sandbox_created", sandbox=sandbox.id, project=project, image=sandbox.spec.image)
+        self._changes.waiting.notify()
+        return sandbox
+
+    async def _resolve(self, project: str, request: SandboxRequest, limits: QuotaLimits) -> Sandbox:
+        if request.snapshot is not None:
+            snapshot = await self._snapshots.get(project, request.snapshot)
+            if snapshot is None:
+                raise missing_snapshot(request.snapshot)
+            await self._secrets.check(project, snapshot.spec.secrets)
+            return resolve_from_snapshot(request, snapshot, settings=self._settings, limits=limits)
         image = await asyncio.to_thread(image_of, request, self._images)
         await self._secrets.check(project, request.secrets)
-        sandbox = resolve_sandbox(
+        return resolve_sandbox(
             request,
             image,
             project=project,
@@ -87,26 +104,19 @@ class SandboxService:
             largest=await self._largest(),
             limits=limits,
         )
-        sandbox = sandbox.model_copy(update={"request_sha256": fingerprint})
-        with counting_refusals():
-            stored = await self._store.insert(sandbox, self._check_count)
-        if stored.id != sandbox.id:
-            return _same_request(stored, fingerprint)
-        log.info("sandbox_created", sandbox=sandbox.id, project=project, image=sandbox.spec.image)
-        self._changes.waiting.notify()
-        return sandbox
 
-    def _check_count(self, use: SandboxUse) -> None:
-        """Raise TooManySandboxes when a project has one sandbox too many. `use` includes the new one."""
+    def check_count(self, use: SandboxUse, new: int = 1) -> None:
+        """Raise TooManySandboxes when a project has too many sandboxes. `use` includes the `new` ones."""
         maximum = self._settings.max_sandboxes_per_project
         if use.sandboxes > maximum:
+            wanted = "" if new == 1 else f"{new} more are too many: "
             raise TooManySandboxes(
-                f"the project has {use.sandboxes - 1} sandboxes that have not ended; the maximum is {maximum} (setting "
-                "max_sandboxes_per_project): end some first",
+                f"{wanted}the project has {use.sandboxes - new} sandboxes that have not ended; the maximum is "
+                f"{maximum} (setting max_sandboxes_per_project): end some first",
                 limit=maximum,
             )
 
-    async def _check_used_up(self, project: str) -> QuotaLimits:
+    async def check_used_up(self, project: str) -> QuotaLimits:
         """Return the limits of a project that has not used up its time of machines. Raises QuotaExceeded."""
         limits = await self._quotas.limits(project)
         if any(limits.of(quota) is not None for quota in _USED_UP):
@@ -207,6 +217,11 @@ def _same_request(first: Sandbox, fingerprint: str | None) -> Sandbox:
             sandbox_id=first.id,
         )
     return first
+
+
+def missing_snapshot(snapshot_id: str) -> NotFound:
+    """Return the error for a snapshot that the project does not have."""
+    return NotFound(f"there is no snapshot {snapshot_id[:80]!r} in this project; list them with GET /v1/snapshots")
 
 
 def _missing(sandbox_id: str) -> NotFound:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Table, exists, select, tuple_
 
 from belljar.control.store.database import Database
 from belljar.control.store.people_schema import members
-from belljar.control.store.sandbox_tables import sandbox_labels, sandboxes
+from belljar.control.store.sandbox_tables import sandbox_labels, sandboxes, snapshots
 from belljar.control.store.schema import (
     HELD,
     QUEUED,
@@ -39,6 +39,7 @@ PLAIN_TABLES: tuple[Table, ...] = (
     members,
     secrets,
     sandbox_labels,
+    snapshots,  # their nodes remove the frozen machines that no row names
     sandboxes,  # a node whose lease is gone with its row ends the machine
     project_quotas,
     project_usage,

@@ -16,6 +16,7 @@ from belljar.node.guest.channel import ChannelBroken
 from belljar.node.guest.process import Process, ProcessEnded
 from belljar.node.guest.usage import clamp_usage
 from belljar.node.sandboxes.kept_output import KeptOutput
+from belljar.node.sandboxes.saved import SavedProcess
 from belljar.node.sandboxes.use import Use
 from belljar.node.worker.outcome import signal_name
 
@@ -36,7 +37,16 @@ class MachineSize:
 class SandboxProcess:
     """A command that runs or has ended. Made once it has started; `close` ends it and everything about it."""
 
-    def __init__(self, process: Process, request: ProcessRequest, cwd: str, size: MachineSize, use: Use) -> None:
+    def __init__(
+        self,
+        process: Process,
+        request: ProcessRequest,
+        cwd: str,
+        size: MachineSize,
+        use: Use,
+        saved: SavedProcess | None = None,
+    ) -> None:
+        """`saved`: how it was when its machine was frozen; None: it has just started."""
         self.process = process
         self.output = KeptOutput(waits=not request.background)
         self._request = request
@@ -45,12 +55,27 @@ class SandboxProcess:
         self._started_at = datetime.now(UTC)
         self._started = time.monotonic()
         self._exit: ProcessExit | None = None
+        if saved is not None:
+            self._started_at, self._exit = saved.started_at, saved.exit
+            self._started -= saved.elapsed_seconds
+            self.output.restore(saved.pieces(), saved.written())
         self._use: Use | None = None
-        if not request.background:
+        if not request.background and self._exit is None:
             self._use = use
             use.begin()
-        self._reading = asyncio.create_task(self._read(), name=f"output of command {process.id}")
-        self._feeding = asyncio.create_task(self._feed(request.stdin)) if request.stdin is not None else None
+        #: Input that was given with the command and is not sent yet; None: nothing is to be sent.
+        self._input = request.stdin
+        self._is_suspended = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._reading = asyncio.create_task(self._read(), name=f"output of command {self.id}")
+        self._feeding = asyncio.create_task(self._feed(self._input)) if self._input is not None else None
+
+    @classmethod
+    def restored(cls, process: Process, saved: SavedProcess, size: MachineSize, use: Use) -> SandboxProcess:
+        """Return a command of a machine that was frozen, as it was then."""
+        return cls(process, saved.request(), saved.cwd, size, use, saved)
 
     @property
     def id(self) -> int:
@@ -75,6 +100,41 @@ class SandboxProcess:
             exit=self._exit,
             stdout_bytes=self.output.written[LogStream.STDOUT],
             stderr_bytes=self.output.written[LogStream.STDERR],
+        )
+
+    def suspend(self) -> None:
+        """Keep what was received when the session ends; `suspended` waits for it, `resume` goes on."""
+        self._is_suspended = True
+        self.output.suspend()
+
+    async def suspended(self) -> None:
+        """Wait until everything that the ended session received is kept."""
+        await asyncio.wait([task for task in (self._reading, self._feeding) if task is not None])
+        if self._input is not None:
+            self._input = self._input[self.process.sent_bytes :]
+
+    def resume(self, process: Process | None) -> None:
+        """Go on in a new session, in which the command is `process`; None: the machine does not have it any more."""
+        self._is_suspended = False
+        self.output.resume()
+        if process is not None:
+            self.process = process
+        if self._exit is not None:
+            return
+        if process is not None:
+            self._begin()
+        else:
+            self._end_use()
+            self.output.break_off("the machine has no such command any more")
+
+    def saved(self) -> SavedProcess:
+        """Return what is kept of it beside the machine while that is frozen."""
+        return SavedProcess.of(
+            self.info(),
+            elapsed_seconds=time.monotonic() - self._started,
+            terminal=self._request.terminal,
+            stdin=self._input,
+            pieces=self.output.pieces(),
         )
 
     def detach(self) -> None:
@@ -105,6 +165,9 @@ class SandboxProcess:
             self.output.break_off(reason)
 
     async def _read(self) -> None:
+        if self._exit is not None:  # known from before its machine was frozen
+            self.output.finish(self._exit)
+            return
         try:
             async for piece in self.process.output():
                 self.output.add(_STREAMS[piece.stream], piece.data)
@@ -112,15 +175,18 @@ class SandboxProcess:
             self._exit = self._exit_of(await self.process.wait())
             self.output.finish(self._exit)
         except (ChannelBroken, MachineError) as error:
-            self.output.break_off(str(error))
+            if not self._is_suspended:
+                self.output.break_off(str(error))
         finally:
-            self._end_use()
+            if not self._is_suspended or self._exit is not None:
+                self._end_use()
 
     async def _feed(self, data: bytes) -> None:
         """Send the whole input. A command that does not read all of it, or ends meanwhile, misses the rest."""
         with contextlib.suppress(ProcessEnded, ChannelBroken, MachineError):
             await self.process.write(data)
             await self.process.end_input()
+            self._input = None
 
     def _end_use(self) -> None:
         if self._use is not None:

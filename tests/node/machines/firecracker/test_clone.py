@@ -12,7 +12,10 @@ import pytest_asyncio
 
 from belljar.images.catalog import Images
 from belljar.model.errors import HostError, MachineDied, MachineError
+from belljar.model.ids import new_id
 from belljar.model.image import Image
+from belljar.node.frozen.store import FrozenStore
+from belljar.node.frozen.stored_parts import StoredParts
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, Clone, DeathCause
@@ -152,3 +155,24 @@ async def test_a_process_that_dies_under_a_request_is_a_machine_that_died(
         async with faulty.clone(spec_of(shell, frozen=True), frozen):
             pass
     assert left_behind(settings) == []
+
+
+async def test_a_machine_is_frozen_goes_on_and_is_restored_with_its_memory(
+    hypervisor: FirecrackerHypervisor, shell: Image, frozen: Path, tmp_path: Path
+) -> None:
+    store, spec = FrozenStore(tmp_path / "frozen"), spec_of(shell, frozen=True)
+    parts: list[StoredParts] = []
+    async with hypervisor.clone(spec, frozen) as clone:
+        connection = await resumed(clone)
+        for _ in range(2):  # frozen, it goes on, and can be frozen again
+            await connection.suspend()
+            async with clone.frozen() as sources:
+                manifest = await asyncio.to_thread(store.write, "mine", new_id("snap"), {}, sources)
+            parts.append(StoredParts(store, "mine", manifest))
+            await clone.thaw()
+            connection = await resumed(clone)
+    for each in parts:
+        async with hypervisor.restored(spec, each) as restored:
+            connection = await resumed(restored)
+            await restored.attach_script(shell.root)
+            assert "bin" in (await run(connection, "ls /job")).split()
