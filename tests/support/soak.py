@@ -8,8 +8,10 @@ import os
 import random
 import re
 from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from belljar.control.blobs.store import open_blobs
 from belljar.control.logs.log import JobLog
@@ -63,7 +65,7 @@ def script_of(number: int) -> str:
 async def soak(
     harness: WorkerHarness, agent: Path, count: int, *, workers: int, kill_seconds: float, seed: int
 ) -> Report:
-    """Run so many jobs. Every `kill_seconds`, on average, one worker is killed and started again."""
+    """Run so many jobs. Every worker is killed once it runs one, then every `kill_seconds` on average, and replaced."""
     chance, report = random.Random(seed), Report(count)
     jobs = [
         await harness.submit(script_of(number), stdin=b"in\n", artifacts=("*.txt",), max_attempts=50)
@@ -108,17 +110,33 @@ async def _keep(
     report: Report,
 ) -> None:
     """A worker of that name, killed and started again until told to stop."""
+    wait = _until_one_runs(harness)
     while not stop.is_set():
         async with worker_process(harness.settings.data_dir, agent, name, harness.settings.lease_seconds) as process:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(chance.uniform(0.5, 1.5) * kill_seconds):
-                    await stop.wait()
+            await _first(wait, stop.wait())
+            wait = asyncio.sleep(chance.uniform(0.5, 1.5) * kill_seconds)
             if stop.is_set():
+                wait.close()
                 return
             assert process.returncode is None, f"{name} ended by itself; its log is {name}.log in the data folder"
             process.kill()
             await process.wait()
             report.kills += 1
+
+
+async def _until_one_runs(harness: WorkerHarness) -> None:
+    while not (await harness.jobs.counts()).get(Status.RUNNING):
+        await asyncio.sleep(0.01)
+
+
+async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Wait for whichever is over first; end the others."""
+    tasks = [asyncio.ensure_future(each) for each in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def _until_ended(harness: WorkerHarness, count: int) -> None:

