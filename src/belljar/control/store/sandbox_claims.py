@@ -154,10 +154,10 @@ class SqlSandboxClaims:
                 return False
             if now.status is SandboxStatus.RUNNING:
                 return True  # recorded already
-            timings = start.timings
-            if now.started_at is None:
-                queue_ms = (start.started_at - now.created_at).total_seconds() * 1000 - (timings.machine_ms or 0)
-                timings = timings.model_copy(update={"queue_ms": round(max(0.0, queue_ms), 3)})
+            queue_ms = now.timings.queue_ms  # of its creation, also after a resume
+            if queue_ms is None:
+                queue_ms = (start.started_at - now.created_at).total_seconds() * 1000 - (start.timings.machine_ms or 0)
+            timings = start.timings.model_copy(update={"queue_ms": round(max(0.0, queue_ms), 3)})
             after = now.model_copy(update={"machine": start.machine, "timings": timings, "problem": None})
             started_at = {} if now.started_at is not None else {"started_at": start.started_at}
             return write_status(

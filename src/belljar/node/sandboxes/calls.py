@@ -32,7 +32,6 @@ T = TypeVar("T")
 ANSWER_SECONDS = 60.0
 #: The same for work on many files.
 WORK_SECONDS = 600.0
-_HOLD_POLL_SECONDS = 0.002
 
 
 class Calls:
@@ -46,6 +45,7 @@ class Calls:
         self._open = asyncio.Event()
         self._open.set()
         self._answering = 0
+        self._answered = asyncio.Event()
 
     def close(self, reason: BelljarError) -> None:
         """Take no more calls; those under way end with their streams. The first reason stays."""
@@ -55,9 +55,10 @@ class Calls:
     async def hold(self, seconds: float) -> None:
         """Have new calls wait until `release`; wait so long for those that the guest is about to answer."""
         self._open.clear()
-        deadline = asyncio.get_running_loop().time() + seconds
-        while self._answering and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(_HOLD_POLL_SECONDS)
+        if self._answering:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._answered.wait()
 
     def release(self) -> None:
         """Let the calls that waited go on."""
@@ -88,6 +89,7 @@ class Calls:
         seconds = ANSWER_SECONDS if seconds is None else seconds
         async with self.admitted():
             self._answering += 1
+            self._answered.clear()
             try:
                 async with asyncio.timeout(seconds) as deadline:
                     yield deadline
@@ -95,6 +97,8 @@ class Calls:
                 raise _silent(seconds) from None
             finally:
                 self._answering -= 1
+                if not self._answering:
+                    self._answered.set()
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:

@@ -1,43 +1,54 @@
-"""The state of a stopped machine's devices, as QEMU writes it to a file of bounded size."""
+"""The state of a stopped machine's devices, which QEMU writes to a pipe.
+
+The guest may have taken over its QEMU: no more than a bound is read, and QEMU waits for its reader.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import asyncio
+import contextlib
 import os
-from types import TracebackType
+from collections.abc import Awaitable, Callable
 
 from belljar.model.errors import MachineError
-from belljar.node.machines.qemu.memory import new_memory
 
 #: The state of a microvm has about a quarter of a megabyte.
 _MAX_BYTES = 64 << 20
+_CHUNK_BYTES = 64 * 1024
 #: An empty description of the state, which QEMU expects behind it (QEMU_VM_VMDESCRIPTION in its migration/savevm.h).
 _DESCRIPTION = b"\x06\x00\x00\x00\x00"
 
 
-class DeviceState:
-    """A context manager that owns the file. The guest may have taken over its QEMU, which cannot make it larger."""
+async def read_device_state(save: Callable[[int], Awaitable[None]]) -> bytes:
+    """Return the state that QEMU has written to the descriptor of `save` when that returns.
 
-    def __enter__(self) -> DeviceState:
-        self._file = new_memory(_MAX_BYTES)
+    Raises MachineError, and as `save` does.
+    """
+    loop, data = asyncio.get_running_loop(), bytearray()
+    reading_end, writing_end = os.pipe()
+    try:
+        os.set_blocking(reading_end, False)
+        os.fchmod(writing_end, 0o622)  # QEMU opens it by its path, as another user
+        loop.add_reader(reading_end, _read, reading_end, data)
         try:
-            fcntl.fcntl(self._file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
-            #: The descriptor for QEMU. Its position, which QEMU's copy shares, tells how much was written.
-            self.writer = os.open(f"/proc/self/fd/{self._file}", os.O_WRONLY | os.O_CLOEXEC)
-        except OSError:
-            os.close(self._file)
-            raise
-        return self
+            await save(writing_end)
+        finally:
+            loop.remove_reader(reading_end)
+        while _read(reading_end, data):
+            pass
+    finally:
+        os.close(reading_end)
+        os.close(writing_end)
+    if not 0 < len(data) <= _MAX_BYTES:
+        raise MachineError(f"the state of the machine's devices has {len(data)} bytes; it cannot be kept")
+    return bytes(data) + _DESCRIPTION
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self.writer)
-        os.close(self._file)
 
-    def read(self) -> bytes:
-        """Return what QEMU wrote. Raises MachineError when that is nothing, or not all."""
-        length = os.lseek(self.writer, 0, os.SEEK_CUR)
-        if not 0 < length < _MAX_BYTES:
-            raise MachineError(f"the state of the machine's devices has {length} bytes; it cannot be kept")
-        return os.pread(self._file, length, 0) + _DESCRIPTION
+def _read(descriptor: int, data: bytearray) -> bool:
+    """Read what is there; return whether there was anything, and the bound is not exceeded."""
+    with contextlib.suppress(BlockingIOError):
+        if len(data) <= _MAX_BYTES:
+            chunk = os.read(descriptor, _CHUNK_BYTES)
+            data += chunk
+            return bool(chunk)
+    return False

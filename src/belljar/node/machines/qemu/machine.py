@@ -19,7 +19,7 @@ from belljar.node.machines.host.oom import oom_report
 from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.host.usage import children
 from belljar.node.machines.protocol import Console, Death, DeathCause
-from belljar.node.machines.qemu.device_state import DeviceState
+from belljar.node.machines.qemu.device_state import read_device_state
 from belljar.node.machines.qemu.exit_report import death_from_exit, last_error
 from belljar.node.machines.qemu.guest_memory import GuestMemory
 from belljar.node.machines.qemu.memory import save, seal
@@ -100,13 +100,11 @@ class QemuMachine:
         """Implement `Machine.frozen`."""
         if self._guest_memory is None:
             raise MachineError("this machine was not started to be frozen: its memory is in no file")
-        with DeviceState() as state:
-            await self._monitor.stop(state.writer)
-            parts: list[PartSource] = [BytesPart(STATE, state.read())]
-            parts.append(GuestMemory(self.pids(), self._guest_memory))
-            if self._scratch_disk is not None:
-                parts.append(FilePart(SCRATCH, self._scratch_disk))
-            yield parts
+        state = await read_device_state(self._monitor.stop)
+        parts: list[PartSource] = [BytesPart(STATE, state), GuestMemory(self.pids(), self._guest_memory)]
+        if self._scratch_disk is not None:
+            parts.append(FilePart(SCRATCH, self._scratch_disk))
+        yield parts
 
     async def thaw(self) -> None:
         """Implement `Machine.thaw`."""

@@ -11,6 +11,7 @@ add-fd, xen-save-devices-state).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import socket
@@ -19,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
-from qemu.qmp import QMPClient, QMPError
+from qemu.qmp import ExecuteError, QMPClient, QMPError
 from qemu.qmp.message import Message
 
 from belljar.model.errors import MachineError, MachineTimeout
@@ -157,7 +158,12 @@ class Monitor:
 
     async def thaw(self) -> None:
         """Let a guest that `stop` stopped continue. Raises MachineError."""
-        await self._execute_in_time(lambda: self._client.execute("cont"), "thaw", "the machine cannot be continued")
+        await self._execute_in_time(self._continue, "thaw", "the machine cannot be continued")
+
+    async def _continue(self) -> None:
+        await self._client.execute("cont")
+        with contextlib.suppress(ExecuteError):  # QEMU closes it only while its guest runs
+            await self._client.execute("remove-fd", {"fdset-id": _STATE_SET})
 
     async def _execute_in_time(self, work: Callable[[], Awaitable[object]], what: str, failed: str) -> None:
         seconds = _FREEZE_SECONDS * self._factor
@@ -174,12 +180,11 @@ class Monitor:
     async def _save_devices(self, state: int) -> None:
         await self._client.execute("stop")
         self._client.send_fd_scm(state)
-        await self._client.execute("add-fd", {"fdset-id": _STATE_SET})
-        try:
-            file = {"filename": f"/dev/fdset/{_STATE_SET}", "live": False}
-            await self._client.execute("xen-save-devices-state", file)
-        finally:
-            await self._client.execute("remove-fd", {"fdset-id": _STATE_SET})
+        added = await self._client.execute("add-fd", {"fdset-id": _STATE_SET})
+        # Not the name of the set: QEMU would truncate the descriptor, which a pipe refuses.
+        number = added.get("fd") if isinstance(added, dict) else None
+        file = {"filename": f"/proc/self/fd/{number}", "live": False}
+        await self._client.execute("xen-save-devices-state", file)
 
     async def _write_state(self, state: int) -> None:
         await self._connected.wait()
