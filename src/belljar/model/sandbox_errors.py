@@ -49,7 +49,7 @@ class TooManySandboxes(BelljarError):
 
 
 class TooManySnapshots(BelljarError):
-    """The project has as many snapshots as it may; delete some, or have the setting max_snapshots_per_project raised."""
+    """The project has as many snapshots as it may; delete some, or have max_snapshots_per_project raised."""
 
     code = "too_many_snapshots"
     status = 429

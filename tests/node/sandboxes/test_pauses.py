@@ -7,10 +7,14 @@ import contextlib
 import os
 import threading
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
 import pytest
+from sqlalchemy import select, type_coerce
 
+from belljar.control.store.metadata import UtcTime
+from belljar.control.store.schema import NOW_US
 from belljar.link.sandboxes import FreezeRequest, SandboxMachine
 from belljar.model.errors import DiskFull, HostError
 from belljar.model.ids import new_id
@@ -95,13 +99,23 @@ async def test_commands_go_on_after_each_pause_with_their_input_output_and_exits
 
 async def test_paused_time_counts_for_no_limit(harness: WorkerHarness) -> None:
     async with harness.working():
-        sandbox, machine = await started(harness, lifetime_seconds=3, idle_seconds=2)
-        await pause(harness, sandbox, machine)
-        await asyncio.sleep(4)
+        sandbox, machine = await started(harness, lifetime_seconds=600, idle_seconds=600)
+        paused = await pause(harness, sandbox, machine)
+        assert paused.paused_at is not None
+        await asyncio.sleep(1)
+        before = await database_now(harness)
         machine = await resume(harness, sandbox)
-        assert await output(machine, (await machine.start(request("echo on", stdin=b""))).id) == b"on\n"
-        ended = await harness.sandbox_until(sandbox, *ENDS)
-        assert ended.end is not None and ended.end.reason in (EndReason.LIFETIME, EndReason.IDLE)
+        running = await harness.sandbox_until(sandbox, SandboxStatus.RUNNING)
+        assert running.expires_at - paused.expires_at >= before - paused.paused_at
+        assert (await machine.activity()).idle_seconds < 600
+        await harness.delete_sandbox(sandbox)
+        await harness.sandbox_until(sandbox, *ENDS)
+
+
+async def database_now(harness: WorkerHarness) -> datetime:
+    """The time by the clock that limits are counted by."""
+    now = select(type_coerce(NOW_US, UtcTime))
+    return await harness.database.reading(lambda connection: connection.execute(now).scalar_one())
 
 
 async def test_a_copy_breaks_nothing_off(harness: WorkerHarness) -> None:

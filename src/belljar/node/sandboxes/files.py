@@ -63,10 +63,12 @@ class GuestFiles:
     async def list(
         self, path: str, *, depth: int = 1, user: GuestUser | None = None
     ) -> AsyncGenerator[FileEntry, None]:
-        async with self._calls.admitted():
-            async with contextlib.aclosing(self._files(path, user).list(path, depth=depth)) as entries:
-                async for entry in prompt(entries):
-                    yield _entry(entry)
+        async with (
+            self._calls.admitted(),
+            contextlib.aclosing(self._files(path, user).list(path, depth=depth)) as entries,
+        ):
+            async for entry in prompt(entries):
+                yield _entry(entry)
 
     @contextlib.asynccontextmanager
     async def read(

@@ -47,7 +47,7 @@ class Freezes:
         """
         if self._closed is not None:
             raise self._closed
-        if any(each.request.pause for each in (self._current, *self._waiting) if each is not None):
+        if any(each.request.pause for each in (self._current, *self._waiting) if each and not each.answer.done()):
             raise SandboxPaused("the sandbox is being paused already; wait until it is")
         freeze = Freeze(request, asyncio.get_running_loop().create_future())
         self._waiting.append(freeze)
