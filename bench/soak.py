@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def main() -> None:
         assert server.stderr is not None
         try:
             url = next(found[1] for line in server.stderr if (found := re.search(r"serves on (http://\S+),", line)))
+            threading.Thread(target=server.stderr.read, daemon=True).start()  # a full pipe would stop the server
             key = (data_dir / "admin.key").read_text().strip()
             with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=300) as http:
                 soak(http, server.pid, data_dir, args.jobs)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from belljar.client import (
         AsyncClient,
         Client,
+        CodeFailed,
         CommandFailed,
         Conflict,
         FunctionRefused,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncClient",
     "Client",
+    "CodeFailed",
     "CommandFailed",
     "Conflict",
     "FunctionRefused",

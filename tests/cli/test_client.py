@@ -35,10 +35,12 @@ def test_the_server_and_the_key_of_this_machine_are_found(server: Server, data_d
     (tmp_path / "main.py").write_text("print(1)")
     folder = parsed(belljar("submit", str(tmp_path), "--json", "--", "a", "--b", data_dir=data_dir))
     assert (folder["args"], folder["entrypoint"]) == (["a", "--b"], "main.py")
-    listed, table, shown, logs, waited, cancelled, ended = belljar_each(
+    listed, table, shown, metrics, series, logs, waited, cancelled, ended = belljar_each(
         ["jobs", "ls", "--label", "a=b", "--json"],
         ["jobs", "ls", "--status", "queued"],
         ["jobs", "get", job_id],
+        ["jobs", "metrics", job_id],
+        ["jobs", "metrics", job_id, "--json"],
         ["logs", job_id],
         ["jobs", "wait", job_id, "--timeout", "0.1", "--json"],
         ["jobs", "cancel", job_id, "--json"],
@@ -49,6 +51,7 @@ def test_the_server_and_the_key_of_this_machine_are_found(server: Server, data_d
     assert (job["id"], job["status"], job["entrypoint"]) == (job_id, "queued", "main.py")
     assert job_id in output(table) and folder["id"] in output(table)
     assert "queued" in output(shown)
+    assert "no measurements" in output(metrics) and parsed(series)["seconds"] == []
     assert output(logs) == ""
     assert waited.returncode == 124 and b"is still queued" in waited.stderr
     assert parsed(cancelled)["status"] == parsed(ended)["status"] == "cancelled"

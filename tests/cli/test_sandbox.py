@@ -186,3 +186,32 @@ def test_json_is_what_the_api_says(server: Server, data_dir: Path, box: str) -> 
     shown = parsed(belljar("sandbox", "get", box, "--json", data_dir=data_dir))
     assert shown == json.loads(server.http.get(f"/v1/sandboxes/{box}").text)
     assert parsed(belljar("sandbox", "ports", box, "--json", data_dir=data_dir)) is not None
+
+
+def test_code_keeps_its_variables_and_prints_values_errors_and_images(
+    server: Server, data_dir: Path, box: str, tmp_path: Path
+) -> None:
+    plot = "class P:\n  def _repr_png_(self): return b'PNG'\n  def __repr__(self): return 'P!'\nP()"
+    first, second, failed, late, other, shown, as_json, listed, wrong = belljar_each(
+        ["sandbox", "run", box, "import sys\nx = 41; print('out'); print('err', file=sys.stderr)"],
+        ["sandbox", "run", box, "x + 1"],
+        ["sandbox", "run", box, "1 / 0"],
+        ["sandbox", "run", box, "while True: pass", "--timeout", "0.5"],
+        ["sandbox", "run", box, "x", "--context", "nothing"],
+        ["sandbox", "run", box, plot, "--save", str(tmp_path / "new")],
+        ["sandbox", "run", box, "print('o'); {'a': x}", "--json"],
+        ["sandbox", "contexts", box],
+        ["sandbox", "run", box, "x", "--context", "python", "--language", "python"],
+        data_dir=data_dir,
+    )
+    assert (first.stdout, first.stderr, first.returncode) == (b"out\n", b"err\n", 0)
+    assert output(second) == "42\n"
+    assert failed.returncode == 1 and failed.stderr.endswith(b"ZeroDivisionError: division by zero\n")
+    assert late.returncode == 124 and b"KeyboardInterrupt" in late.stderr
+    assert "no context" in complaint(other, 1)
+    assert shown.stdout == b"P! [image/png: --save writes it into a file]\n" and shown.returncode == 0
+    assert (tmp_path / "new/1.png").read_bytes() == b"PNG"
+    result = parsed(as_json)
+    assert result["stdout"] == "o\n" and result["results"][0]["data"]["application/json"] == {"a": 41}
+    assert "python" in output(listed) and "idle" in output(listed)
+    assert "--language" in complaint(wrong, 1)

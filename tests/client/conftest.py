@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from belljar.client import AsyncClient
-from control.api.conftest import api, sandboxes  # noqa: F401 (fixtures)
+from control.api.conftest import api, box, live, sandboxes  # noqa: F401 (fixtures)
 from control.api.sandbox_calls import SandboxApi
 from support.served import URL
 

@@ -79,6 +79,8 @@ async def _commands(http: httpx.AsyncClient, url: str, run: Any) -> None:
     problem(await http.post(f"{url}/exec", json={"args": ["/no/such"]}), 422, "cannot_start")
     metrics = (await http.get(f"{url}/metrics")).json()
     assert 0 < metrics["memory_bytes"] < metrics["memory_limit_bytes"]
+    series = (await http.get(f"{url}/metrics?series=true")).json()
+    assert series["seconds"] and 0 < max(series["memory_bytes"]) < series["memory_limit_bytes"] == 128 << 20
 
 
 async def _files(http: httpx.AsyncClient, url: str, run: Any) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.images.catalog import Images
 from belljar.link.errors import LeaseLost
 from belljar.link.interface import ControlLink
@@ -20,6 +22,7 @@ from belljar.model.states import Status
 from support.control_plane import ControlPlane
 from support.job_queue import MACHINE, ended
 from support.link_calls import NODE, OTHER, ROOM, STDOUT, claim_next, piece, start
+from support.usage import usage_of
 
 
 async def test_script_and_input_are_those_of_the_job(link: ControlLink, control: ControlPlane) -> None:
@@ -47,6 +50,29 @@ async def test_artifacts_are_kept_by_number(
     (tmp_path / "file").write_bytes(b"changed afterwards")
     assert await control.artifact(held.job_id, 0) == b"one"
     assert await control.artifact(held.job_id, 1) == b""
+
+
+async def test_the_newest_usage_is_kept_under_its_lease_only(
+    link: ControlLink, control: ControlPlane, held: LeaseKey
+) -> None:
+    usage = SqlUsageSeries(control.database)
+    assert await usage.get(held.job_id) is None
+    for seconds in ((1.0,), (1.0, 2.0)):
+        await link.put_usage(held, usage_of(*seconds))
+    stored = await usage.get(held.job_id)
+    assert stored is not None and (stored.number, stored.series) == (1, usage_of(1.0, 2.0))
+    with pytest.raises(LeaseLost):
+        await link.put_usage(replace(held, node=OTHER), usage_of(9.0))
+    await link.requeue(held, code="x", reason="x")
+    with pytest.raises(LeaseLost):
+        await link.put_usage(held, usage_of(9.0))
+    again = (await claim_next(link)).lease
+    await link.put_usage(again, usage_of(3.0))
+    stored = await usage.get(held.job_id)
+    assert stored is not None and (stored.number, stored.series.seconds) == (2, (3.0,))
+    await link.finish(again, ended(Status.FAILED))
+    with pytest.raises(LeaseLost):
+        await link.put_usage(again, usage_of(9.0))
 
 
 async def test_an_artifact_is_kept_whole_or_not_at_all(

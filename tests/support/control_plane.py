@@ -24,6 +24,7 @@ from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
 from belljar.control.store.secrets import SqlSecrets
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.images.catalog import Images
 from belljar.model.job import Job
 from belljar.model.log_stream import LogStream
@@ -113,6 +114,7 @@ def open_queue(settings: Settings, database: Database, blobs: Blobs, changes: Ch
         blobs=blobs,
         changes=changes,
         secrets=SecretService(SqlSecrets(database), open_keys(settings)),
+        usage=SqlUsageSeries(database),
     )
 
 

@@ -67,7 +67,7 @@ class AgentNode:
             self.machines[sandbox.id] = machine, process
             start = SandboxStart(started_at=datetime.now(UTC), machine=_MACHINE, timings=Timings())
             await self._link.sandbox_running(lease, start, machine)
-            dying = asyncio.create_task(process.wait())
+            dying, sampling = asyncio.create_task(process.wait()), asyncio.create_task(machine.sample())
             while not dying.done():
                 orders = await self._link.wait_for_orders(self.identity, 0.2)
                 order = orders.get(lease)
@@ -77,8 +77,10 @@ class AgentNode:
             else:
                 end = SandboxEnd(reason="machine_died", message="the agent's process was killed")
             dying.cancel()
+            sampling.cancel()
             await machine.close(SandboxEnded(end.message, reason=end.reason.value))
             with contextlib.suppress(LeaseLost):
+                await self._link.put_sandbox_usage(lease, await machine.usage_series())
                 await self._link.sandbox_ended(lease, end)
             del self.machines[sandbox.id]
 

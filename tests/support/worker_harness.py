@@ -34,6 +34,7 @@ from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
 from belljar.control.store.secrets import SqlSecrets
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.images.build import manifest_digest
 from belljar.images.catalog import Images
 from belljar.link.sandboxes import SandboxMachine
@@ -203,9 +204,9 @@ class WorkerHarness:
     @property
     def sandbox_queue(self) -> SandboxQueue:
         """The control plane's part for sandboxes, one for the harness."""
+        lease_seconds, wait_seconds = self.settings.lease_seconds, self.sandbox_wait_seconds
         if self._sandbox_queue is None:
-            seconds = self.settings.lease_seconds, self.sandbox_wait_seconds
-            self._sandbox_queue = SandboxQueue(self.database, self.secrets, *seconds)
+            self._sandbox_queue = SandboxQueue(self.database, self.secrets, lease_seconds, wait_seconds)
         return self._sandbox_queue
 
     async def create_sandbox(self, **fields: Any) -> Sandbox:
@@ -259,18 +260,18 @@ class WorkerHarness:
         """Return a control plane over the harness's store, as the process of that worker has it."""
         faults, own = self.faults if faults is None else faults, self.node_settings(name)
         blobs: Any = Faulty(open_blobs(own), "blobs", faults)
-        parts: dict[str, Any] = {
-            "settings": own,
-            "claims": Faulty(SqlClaims(self.database), "claims", faults),
-            "nodes": Faulty(SqlNodes(self.database), "nodes", faults),
-            "script_disks": Faulty(ScriptDisks(blobs, own.paths.script_cache), "script_disks", faults),
-            "images": Images(own.data_dir),
-            "blobs": blobs,
-            "changes": self.changes,
-            "secrets": self.secrets,
-            "times": self.upload_times,
-        }
-        return Queue(**parts)
+        return Queue(
+            settings=own,
+            claims=Faulty(SqlClaims(self.database), "claims", faults),
+            nodes=Faulty(SqlNodes(self.database), "nodes", faults),
+            script_disks=Faulty(ScriptDisks(blobs, own.paths.script_cache), "script_disks", faults),
+            images=Images(own.data_dir),
+            blobs=blobs,
+            changes=self.changes,
+            secrets=self.secrets,
+            usage=Faulty(SqlUsageSeries(self.database), "usage", faults),
+            times=self.upload_times,
+        )
 
     def worker(
         self,
@@ -305,8 +306,7 @@ class WorkerHarness:
         """w1 has the harness's folder; every other worker has one of its own, over the same store and blobs."""
         if name == "w1":
             return self.settings
-        base = self.settings.data_dir
-        folder = base / "nodes" / name
+        folder = (base := self.settings.data_dir) / "nodes" / name
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             (folder / "images").symlink_to(base / "images")

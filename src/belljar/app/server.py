@@ -32,6 +32,7 @@ from belljar.settings.secrets import remove_key_from_environment
 from belljar.settings.server import ServerSettings
 from belljar.system.background import supervise
 from belljar.system.core_dumps import forbid_core_dumps
+from belljar.system.tracing import tracing
 
 if TYPE_CHECKING:
     from belljar.control.api.tls import ServerTls
@@ -55,6 +56,7 @@ async def serve(settings: Settings, *, with_worker: bool, on_ready: Callable[[st
     return_large_blocks()
     await asyncio.to_thread(clear_work_folders, settings.data_dir)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(tracing(settings.tracing_endpoint, settings.tracing_sample_ratio))
         listener = stack.enter_context(listen(settings.host, settings.port))
         stack.enter_context(serving(settings.data_dir))
         name = stack.enter_context(node_name(settings.data_dir)) if with_worker else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from belljar.control.api.file_descriptors import raise_descriptor_limit
@@ -18,6 +19,7 @@ from belljar.node.worker.worker import Worker
 from belljar.settings import Settings
 from belljar.settings.secrets import remove_key_from_environment
 from belljar.system.core_dumps import forbid_core_dumps
+from belljar.system.tracing import tracing
 
 
 async def work(settings: Settings, *, on_ready: Callable[[str], None], stop: asyncio.Event) -> None:
@@ -25,7 +27,13 @@ async def work(settings: Settings, *, on_ready: Callable[[str], None], stop: asy
     raise_descriptor_limit()
     forbid_core_dumps()
     remove_key_from_environment()
-    with node_name(settings.data_dir) as name:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(tracing(settings.tracing_endpoint, settings.tracing_sample_ratio))
+        name = stack.enter_context(node_name(settings.data_dir))
+        if settings.worker_metrics is not None:
+            from belljar.system.exposition import serving_metrics
+
+            stack.enter_context(serving_metrics(settings.worker_metrics))
         async with open_services(settings) as services:
             queue = open_queue(services)
             async with asyncio.TaskGroup() as group:
@@ -47,6 +55,7 @@ def open_queue(services: Services) -> Queue:
         blobs=services.blobs,
         changes=services.changes,
         secrets=services.secrets,
+        usage=services.usage_series,
     )
 
 

@@ -13,6 +13,7 @@ from belljar.cli.printing import print_json, print_line, print_table, write_byte
 from belljar.cli.server import connect
 from belljar.cli.source import open_source
 from belljar.cli.upload import upload
+from belljar.cli.usage_series import show_usage_series
 
 app = typer.Typer(help="List, show, cancel and wait for jobs of a server.", no_args_is_help=True)
 
@@ -107,6 +108,21 @@ def wait_for_job(
         _show(job, as_json=as_json)
     if job["finished_at"] is None:
         raise Failed(124, f"{job_id} is still {job['status']}")
+
+
+@app.command("metrics")
+def job_metrics(
+    job_id: JobId,
+    server: ServerFlags,
+    as_json: options.Json = False,
+) -> None:
+    """Show what a job's machine used over its life: CPU, memory, disk, processes."""
+    with connect(server) as client:
+        series = client.job_metrics(job_id)
+    if as_json:
+        print_json(series)
+    else:
+        show_usage_series(series)
 
 
 def logs(

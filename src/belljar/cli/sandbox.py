@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from belljar.cli import options, sandbox_commands, sandbox_files, sandbox_freezing
+from belljar.cli import options, sandbox_code, sandbox_commands, sandbox_files, sandbox_freezing
 from belljar.cli.flags import ServerFlags
 from belljar.cli.printing import print_json, print_line, print_table
 from belljar.cli.server import connect
+from belljar.cli.usage_series import show_usage_series
 
 app = typer.Typer(help="Sandboxes: machines that stay, to run commands in.", no_args_is_help=True)
 
@@ -125,6 +126,17 @@ def ports(sandbox_id: SandboxId, server: ServerFlags, as_json: options.Json = Fa
         print_table(("PORT", "ADDRESS", "URL"), [(each["port"], each["address"], each["url"]) for each in found])
 
 
+@app.command()
+def metrics(sandbox_id: SandboxId, server: ServerFlags, as_json: options.Json = False) -> None:
+    """Show what a sandbox's machine used over its life: CPU, memory, disk, processes."""
+    with connect(server) as client:
+        series = client.get_sandbox(sandbox_id).metrics_series()
+    if as_json:
+        print_json(series)
+    else:
+        show_usage_series(series)
+
+
 app.command("pause")(sandbox_freezing.pause)
 app.command("resume")(sandbox_freezing.resume)
 app.command("fork")(sandbox_freezing.fork)
@@ -132,6 +144,8 @@ app.command("snapshot")(sandbox_freezing.snapshot)
 app.add_typer(sandbox_freezing.snapshots, name="snapshots")
 app.command("exec")(sandbox_commands.execute)
 app.command("shell")(sandbox_commands.shell)
+app.command("run")(sandbox_code.run)
+app.command("contexts")(sandbox_code.contexts)
 app.command("cp")(sandbox_files.copy)
 app.command("files")(sandbox_files.list_files)
 

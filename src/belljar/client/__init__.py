@@ -2,8 +2,12 @@
 
 from belljar.client.client import Client
 from belljar.client.client_async import AsyncClient
+from belljar.client.code_result import CodeError, CodeEvent, CodeResult, RichResult
 from belljar.client.command_result import CommandResult, ProcessOutput
+from belljar.client.context import Context
+from belljar.client.context_async import AsyncContext
 from belljar.client.errors import (
+    CodeFailed,
     CommandFailed,
     Conflict,
     FunctionRefused,
@@ -28,6 +32,7 @@ from belljar.client.sandbox_async import AsyncSandbox
 __all__ = [
     "AsyncCall",
     "AsyncClient",
+    "AsyncContext",
     "AsyncFunction",
     "AsyncJob",
     "AsyncOutput",
@@ -35,9 +40,14 @@ __all__ = [
     "AsyncSandbox",
     "Call",
     "Client",
+    "CodeError",
+    "CodeEvent",
+    "CodeFailed",
+    "CodeResult",
     "CommandFailed",
     "CommandResult",
     "Conflict",
+    "Context",
     "Function",
     "FunctionRefused",
     "Job",
@@ -50,6 +60,7 @@ __all__ = [
     "ProcessOutput",
     "Refused",
     "RemoteError",
+    "RichResult",
     "Sandbox",
     "ServerError",
     "Unreachable",

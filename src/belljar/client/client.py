@@ -206,6 +206,10 @@ class Client:
         """Delete a snapshot. Sandboxes that were made from it go on."""
         self.transport.json("DELETE", f"/v1/snapshots/{quote(snapshot_id, safe='')}")
 
+    def job_metrics(self, job_id: str) -> dict[str, Any]:
+        """Return what a job's machine used over its life: arrays `seconds`, `cpu`, `memory_bytes`, …"""
+        return self.transport.json("GET", f"/v1/jobs/{quote(job_id, safe='')}/metrics")
+
     def artifacts(self, job_id: str) -> list[dict[str, Any]]:
         """Return path and size of each artifact of a job."""
         artifacts: list[dict[str, Any]] = (self.transport.json("GET", f"/v1/jobs/{quote(job_id, safe='')}/artifacts"))[

@@ -207,6 +207,10 @@ class AsyncClient:
         """Delete a snapshot. Sandboxes that were made from it go on."""
         await self.transport.json("DELETE", f"/v1/snapshots/{quote(snapshot_id, safe='')}")
 
+    async def job_metrics(self, job_id: str) -> dict[str, Any]:
+        """Return what a job's machine used over its life: arrays `seconds`, `cpu`, `memory_bytes`, …"""
+        return await self.transport.json("GET", f"/v1/jobs/{quote(job_id, safe='')}/metrics")
+
     async def artifacts(self, job_id: str) -> list[dict[str, Any]]:
         """Return path and size of each artifact of a job."""
         artifacts: list[dict[str, Any]] = (

@@ -118,5 +118,13 @@ class CommandFailed(Exception):
         self.result = result
 
 
+class CodeFailed(Exception):
+    """Code in a context raised something. `result` is its CodeResult; the text comes from the sandbox."""
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 class LocalPathRefused(OSError):
     """A path of this host, or a name in an archive for it, cannot be read or written; the message says which."""

@@ -111,6 +111,10 @@ class Job(dict[str, Any]):
         """Return the job's output so far as text: stdout and stderr in order, or one stream, at most 64 MiB."""
         return (self._collect(self._client.logs(self.id, stream=stream), "the output")).decode(errors="replace")
 
+    def metrics(self) -> dict[str, Any]:
+        """Return what the job's machine used over its life: arrays `seconds`, `cpu`, `memory_bytes`, …"""
+        return self._client.job_metrics(self.id)
+
     def artifacts(self) -> list[dict[str, Any]]:
         """Return path and size of each artifact."""
         return self._client.artifacts(self.id)

@@ -11,7 +11,8 @@ from typing import Any
 
 from belljar.client.command_result import CommandResult, ProcessOutput
 from belljar.client.errors import ServerError, Unreachable
-from belljar.client.events import Event, EventParser, MalformedEvent
+from belljar.client.event_stream import events_of
+from belljar.client.events import Event
 from belljar.client.retry import delay_seconds
 from belljar.client.transport import Transport
 
@@ -38,7 +39,7 @@ class Process(dict[str, Any]):
     def followed(cls, transport: Transport, sandbox_path: str, body: dict[str, Any]) -> Process:
         """Start a foreground command, whose output is followed from its first byte on."""
         path, body = f"{sandbox_path}/exec", {**body, "encoding": "base64"}
-        events = _events(transport, "POST", path, params={"stream": True}, json=body)
+        events = events_of(transport, "POST", path, params={"stream": True}, json=body)
         try:
             started = next(events, None)
             if started is None or started.name != "started":
@@ -174,19 +175,7 @@ class Process(dict[str, Any]):
 
     def _reopened(self, offsets: dict[str, int]) -> Generator[Event, None, None]:
         params = {"encoding": "base64", "stdout_from": offsets["stdout"], "stderr_from": offsets["stderr"]}
-        return _events(self._transport, "GET", f"{self._path}/output", params=params)
-
-
-def _events(transport: Transport, method: str, path: str, **rest: Any) -> Generator[Event, None, None]:
-    parser = EventParser()
-    with contextlib.closing(transport.lines(path, method=method, **rest)) as lines:
-        for line in lines:
-            try:
-                event = parser.feed(line)
-            except MalformedEvent as error:
-                raise ServerError(200, "not_belljar", f"the output is malformed: {error}") from None
-            if event is not None:
-                yield event
+        return events_of(self._transport, "GET", f"{self._path}/output", params=params)
 
 
 def _piece(event: Event) -> ProcessOutput:

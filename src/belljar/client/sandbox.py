@@ -7,8 +7,11 @@ import base64
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from belljar.client.code_result import CodeResult
 from belljar.client.command_result import CommandResult
+from belljar.client.context import Context, OnEvent, collected, run_body, run_events
 from belljar.client.files import Files
 from belljar.client.process import Process
 
@@ -144,6 +147,42 @@ class Sandbox(dict[str, Any]):
         fields = self._client.transport.json("GET", f"{self._path}/processes/{int(pid)}")
         return Process(self._client.transport, self._path, fields)
 
+    def run_code(
+        self,
+        code: str,
+        language: str = "python",
+        *,
+        timeout_seconds: float | None = None,
+        max_output_bytes: int = _MAX_OUTPUT_BYTES,
+        on_event: OnEvent | None = None,
+    ) -> CodeResult:
+        """Run code in the default context of a language: variables live from one call to the next.
+
+        Returns what came of it, also if it raised something: see `result.error`, `result.check()`. After
+        `timeout_seconds` (default: 300) it is interrupted. `on_event` is called with each piece as it comes.
+        """
+        body = {**run_body(code, timeout_seconds), "language": language}
+        events = run_events(self._client.transport, f"{self._path}/run", body)
+        return collected(events, max_output_bytes, on_event)
+
+    def context(
+        self, language: str = "python", *, cwd: str | None = None, env: dict[str, str] | None = None
+    ) -> Context:
+        """Create a context, with variables of its own, and return it when it is ready."""
+        body = {"language": language, "env": env or {}} | ({} if cwd is None else {"cwd": cwd})
+        fields = self._client.transport.json("POST", f"{self._path}/contexts", json=body)
+        return Context(self._client.transport, self._path, fields)
+
+    def get_context(self, context_id: str) -> Context:
+        """Return a context by its id; that of a default context is its language."""
+        fields = self._client.transport.json("GET", f"{self._path}/contexts/{quote(context_id, safe='')}")
+        return Context(self._client.transport, self._path, fields)
+
+    def contexts(self) -> list[Context]:
+        """Return the contexts, oldest first."""
+        found = (self._client.transport.json("GET", f"{self._path}/contexts"))["contexts"]
+        return [Context(self._client.transport, self._path, fields) for fields in found]
+
     def ports(self) -> list[dict[str, Any]]:
         """Return the TCP ports that programs in the sandbox listen on: `port`, `address`, `path`."""
         ports: list[dict[str, Any]] = (self._client.transport.json("GET", f"{self._path}/ports"))["ports"]
@@ -156,6 +195,10 @@ class Sandbox(dict[str, Any]):
     def metrics(self) -> dict[str, Any]:
         """Return what the sandbox's machine uses now."""
         return self._client.transport.json("GET", f"{self._path}/metrics")
+
+    def metrics_series(self) -> dict[str, Any]:
+        """Return what its machine used over its life: arrays `seconds`, `cpu`, `memory_bytes`, …"""
+        return self._client.transport.json("GET", f"{self._path}/metrics", params={"series": True})
 
     def _result(
         self,

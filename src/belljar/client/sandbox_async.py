@@ -7,8 +7,11 @@ import base64
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from belljar.client.code_result import CodeResult
 from belljar.client.command_result import CommandResult
+from belljar.client.context_async import AsyncContext, OnEvent, collected, run_body, run_events
 from belljar.client.files_async import AsyncFiles
 from belljar.client.process_async import AsyncProcess
 
@@ -144,6 +147,42 @@ class AsyncSandbox(dict[str, Any]):
         fields = await self._client.transport.json("GET", f"{self._path}/processes/{int(pid)}")
         return AsyncProcess(self._client.transport, self._path, fields)
 
+    async def run_code(
+        self,
+        code: str,
+        language: str = "python",
+        *,
+        timeout_seconds: float | None = None,
+        max_output_bytes: int = _MAX_OUTPUT_BYTES,
+        on_event: OnEvent | None = None,
+    ) -> CodeResult:
+        """Run code in the default context of a language: variables live from one call to the next.
+
+        Returns what came of it, also if it raised something: see `result.error`, `result.check()`. After
+        `timeout_seconds` (default: 300) it is interrupted. `on_event` is called with each piece as it comes.
+        """
+        body = {**run_body(code, timeout_seconds), "language": language}
+        events = run_events(self._client.transport, f"{self._path}/run", body)
+        return await collected(events, max_output_bytes, on_event)
+
+    async def context(
+        self, language: str = "python", *, cwd: str | None = None, env: dict[str, str] | None = None
+    ) -> AsyncContext:
+        """Create a context, with variables of its own, and return it when it is ready."""
+        body = {"language": language, "env": env or {}} | ({} if cwd is None else {"cwd": cwd})
+        fields = await self._client.transport.json("POST", f"{self._path}/contexts", json=body)
+        return AsyncContext(self._client.transport, self._path, fields)
+
+    async def get_context(self, context_id: str) -> AsyncContext:
+        """Return a context by its id; that of a default context is its language."""
+        fields = await self._client.transport.json("GET", f"{self._path}/contexts/{quote(context_id, safe='')}")
+        return AsyncContext(self._client.transport, self._path, fields)
+
+    async def contexts(self) -> list[AsyncContext]:
+        """Return the contexts, oldest first."""
+        found = (await self._client.transport.json("GET", f"{self._path}/contexts"))["contexts"]
+        return [AsyncContext(self._client.transport, self._path, fields) for fields in found]
+
     async def ports(self) -> list[dict[str, Any]]:
         """Return the TCP ports that programs in the sandbox listen on: `port`, `address`, `path`."""
         ports: list[dict[str, Any]] = (await self._client.transport.json("GET", f"{self._path}/ports"))["ports"]
@@ -156,6 +195,10 @@ class AsyncSandbox(dict[str, Any]):
     async def metrics(self) -> dict[str, Any]:
         """Return what the sandbox's machine uses now."""
         return await self._client.transport.json("GET", f"{self._path}/metrics")
+
+    async def metrics_series(self) -> dict[str, Any]:
+        """Return what its machine used over its life: arrays `seconds`, `cpu`, `memory_bytes`, …"""
+        return await self._client.transport.json("GET", f"{self._path}/metrics", params={"series": True})
 
     async def _result(
         self,

@@ -19,6 +19,7 @@ from belljar.link.secrets import JobSecret
 from belljar.model.image import Manifest
 from belljar.model.outcome import Outcome
 from belljar.model.states import Status
+from belljar.model.usage_series import UsageSeries
 
 
 class ControlLink(Protocol):
@@ -83,6 +84,10 @@ class ControlLink(Protocol):
         Bytes that are kept already are skipped. Without pieces it opens the log and returns the offsets to begin at.
         Raises OutputGap when bytes before a piece are missing, OutputRefused when no more can be kept.
         """
+        ...
+
+    async def put_usage(self, lease: LeaseKey, series: UsageSeries) -> None:
+        """Keep what the attempt's machine has used so far, instead of what was kept before."""
         ...
 
     async def put_artifact(self, lease: LeaseKey, number: int, file: Path) -> None:

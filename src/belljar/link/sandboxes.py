@@ -34,6 +34,7 @@ from belljar.model.sandbox_values import (
     TerminalSize,
     WriteOptions,
 )
+from belljar.model.usage_series import UsageSeries
 
 # --- the control plane, for a node ------------------------------------------------------------------------------------
 
@@ -161,6 +162,10 @@ class SandboxLink(Protocol):
 
     async def frozen_in_use(self, node: NodeIdentity, ids: Collection[str]) -> frozenset[str]:
         """Return those of the frozen machines that a sandbox or a snapshot needs; the node may remove the others."""
+        ...
+
+    async def put_sandbox_usage(self, lease: SandboxLease, series: UsageSeries) -> None:
+        """Keep what its machine has used so far, instead of what was kept before."""
         ...
 
     async def sandbox_ended(self, lease: SandboxLease, end: SandboxEnd) -> None:
@@ -340,6 +345,13 @@ class SandboxMachine(Protocol):
         """Forget a command, with its output and its exit; kill it if it runs. Raises ProcessNotFound."""
         ...
 
+    async def restart(self, process_id: int) -> ProcessInfo:
+        """Kill and forget a command, and start it again as it was started, with a new number.
+
+        Raises ProcessNotFound, CannotStart, TooManyProcesses.
+        """
+        ...
+
     async def ports(self) -> tuple[ListeningPort, ...]:
         """Return the TCP ports that its programs listen on."""
         ...
@@ -357,6 +369,10 @@ class SandboxMachine(Protocol):
 
         Raises DiskFull, HostError, SandboxPaused.
         """
+        ...
+
+    async def usage_series(self) -> UsageSeries:
+        """Return what its machine has used so far. Asking is no use."""
         ...
 
     async def activity(self) -> SandboxActivity:

@@ -168,6 +168,13 @@ class MethodNotAllowed(BelljarError):
     status = 405
 
 
+class ProjectSwitched(BelljarError):
+    """The form of a page was opened in another project than the chosen one; switch back, and send it again."""
+
+    code = "project_switched"
+    status = 409
+
+
 class Conflict(BelljarError):
     """The idempotency key belongs to another request; use a new key."""
 

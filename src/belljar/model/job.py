@@ -168,6 +168,8 @@ class Job(Value):
     dependencies: Dependencies | None = None
     """The packages that the script declares; installed once and cached for other jobs with the same ones."""
     idempotency_key: str | None = None
+    traceparent: str | None = None
+    """The span of the request that submitted the job (W3C Trace Context); None: traces are off."""
     request_sha256: str | None = None
     """Digest of the request, for jobs with an idempotency key."""
 

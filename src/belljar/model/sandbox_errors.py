@@ -93,6 +93,31 @@ class TooManyProcesses(BelljarError):
     status = 429
 
 
+class ContextNotFound(NotFound):
+    """The sandbox has no context of this id, or it was deleted; list its contexts, or create one."""
+
+    code = "context_not_found"
+
+
+class ContextBusy(Conflict):
+    """The context runs code; wait for its end, interrupt it, or use another context."""
+
+    code = "context_busy"
+
+
+class ContextDied(Conflict):
+    """The process of the context has ended, and its variables are lost; the message says how; restart or delete it."""
+
+    code = "context_died"
+
+
+class TooManyContexts(BelljarError):
+    """The sandbox has as many contexts as it may; delete one first."""
+
+    code = "too_many_contexts"
+    status = 429
+
+
 class CannotStart(InvalidOption):
     """The machine could not start the command: no such program, folder or permission; correct args, cwd or user."""
 

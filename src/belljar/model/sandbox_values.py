@@ -35,6 +35,13 @@ class GuestUser(Value):
 ROOT = GuestUser(uid=0, gid=0)
 
 
+class CodeContext(Value):
+    """The context whose kernel a command is: a program that runs code and keeps its variables."""
+
+    id: str
+    language: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessRequest:
     """A command to start in a sandbox."""
@@ -53,6 +60,8 @@ class ProcessRequest:
     #: A background command is never held up by output that nobody reads: only the newest is kept. A foreground command
     #: waits for its reader, and counts as use of the sandbox while it runs.
     background: bool = False
+    #: A kernel: a background command that waits for its reader nevertheless, because all of its output is necessary.
+    context: CodeContext | None = None
 
 
 class ProcessExit(Value):
@@ -79,6 +88,8 @@ class ProcessInfo(Value):
     cwd: str
     terminal: bool
     background: bool
+    context: CodeContext | None = None
+    """The context whose kernel it is; None for other commands."""
     started_at: datetime
     exit: ProcessExit | None = None
     """None while it runs."""

@@ -29,6 +29,7 @@ from belljar.settings.secrets import SecretSettings
 from belljar.settings.server import ClientSettings, ServerSettings
 from belljar.settings.sign_in import SignInSettings
 from belljar.settings.storage import StorageSettings, default_data_dir
+from belljar.settings.tracing import TracingSettings
 from belljar.settings.worker import WorkerSettings
 
 
@@ -48,6 +49,7 @@ class Settings(
     SecretSettings,
     RetentionSettings,
     LogSettings,
+    TracingSettings,
     BaseSettings,
 ):
     """All settings, with units in their names. Frozen: read once when a command starts."""

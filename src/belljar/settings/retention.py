@@ -40,6 +40,9 @@ class RetentionSettings(Area):
     )
     keep_audit_days: float = Field(365, ge=0, description="Retention of the audit log.")
     keep_usage_days: float = Field(400, ge=0, description="Retention of what each project used on each day.")
+    keep_throughput_days: float = Field(
+        8, ge=0, description="Retention of how many jobs ended in each minute, which the overview is drawn from."
+    )
     keep_unused_snapshots_days: float = Field(30, ge=0, description="Retention of snapshots since their last use.")
     keep_unused_layers_days: float = Field(
         30, ge=0, description="Retention of installed packages since their last use."

@@ -15,10 +15,12 @@ from belljar import __version__
 from belljar.control.jobs.blob_names import artifact_blob, stdin_blob
 from belljar.control.store.nodes import Node
 from belljar.control.store.schema import nodes
+from belljar.link.leases import LeaseKey, NodeIdentity
 from belljar.model.job import Artifact, Job, JobError, Usage
 from belljar.model.states import Status
 from belljar.system.counters import increment
 from support.served import Served, problem
+from support.usage import usage_of
 
 
 def node(**fields: object) -> Node:
@@ -227,6 +229,22 @@ async def test_a_job_that_no_living_node_could_run_is_refused(api: Served) -> No
     body = {"code": "x", "language": "python", "memory_mb": 4001}
     found = problem(await api.http.post("/v1/jobs", json=body), 422, "invalid_option")
     assert (found["option"], found["limit"]) == ("memory_mb", 4000)
+
+
+async def test_the_usage_of_a_jobs_machine_is_returned_as_arrays(api: Served) -> None:
+    submitted = await api.submit(memory_mb=300)
+    path = f"/v1/jobs/{submitted['id']}/metrics"
+    empty = (await api.http.get(path)).json()
+    assert (empty["seconds"], empty["attempt"], empty["memory_limit_bytes"]) == ([], 0, 300 << 20)
+    job = await api.begin()
+    lease = LeaseKey(job.id, 1, NodeIdentity("w1", ""))
+    assert await api.services.usage_series.put_of_job(lease, usage_of(1.0, 2.5))
+    found = (await api.http.get(path)).json()
+    assert (found["job_id"], found["attempt"], found["seconds"], found["cpu"]) == (job.id, 1, [1, 2.5], [0, 0])
+    await api.end(job)
+    assert (await api.http.get(path)).json() == found
+    async with await api.caller_of("other") as other:
+        problem(await other.get(path), 404, "not_found")
 
 
 async def test_metrics_count_jobs_by_status(api: Served) -> None:

@@ -1,4 +1,4 @@
-"""Pauses, resumes, snapshots and forks over HTTP: statuses, errors, quotas and the audit log, with a node that pretends."""
+"""Pauses, resumes, snapshots and forks over HTTP: statuses, errors, quotas and audit, with a node that pretends."""
 
 from __future__ import annotations
 

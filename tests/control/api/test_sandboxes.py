@@ -126,6 +126,17 @@ async def test_the_metrics_are_what_the_guest_counts(box: OneSandbox) -> None:
     assert metrics["uptime_seconds"] >= 0 and "memory_bytes" in metrics
 
 
+async def test_the_metrics_over_its_life_outlive_it(box: OneSandbox) -> None:
+    async with asyncio.timeout(30):
+        while not (found := (await box.http.get(f"{box.url}/metrics", params={"series": True})).json())["seconds"]:
+            await asyncio.sleep(0.1)
+    assert len(found["cpu"]) == len(found["seconds"]) and found["vcpus"] >= 1 and found["disk_bytes"][0] > 0
+    await box.http.delete(box.url)
+    kept = (await box.http.get(f"{box.url}/metrics", params={"series": True})).json()
+    assert kept["seconds"][: len(found["seconds"])] == found["seconds"]
+    problem(await box.http.get(f"{box.url}/metrics"), 409, "sandbox_ended")
+
+
 WRONG_REQUESTS = (
     ({"image": "nothing"}, "unknown_image"),
     ({"template": "nothing"}, "unknown_image"),

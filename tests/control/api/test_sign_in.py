@@ -48,7 +48,7 @@ async def test_a_key_is_exchanged_for_a_session_with_the_rights_of_the_key(brows
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert page.headers["referrer-policy"] == "same-origin" and page.headers["cache-control"] == "no-store"
     response = await browser.sign_in(owner_key)
-    assert (response.status_code, response.headers["location"]) == (303, "/account")
+    assert (response.status_code, response.headers["location"]) == (303, "/")
     cookie = response.headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=lax" in cookie and "Path=/" in cookie and "Domain" not in cookie
     assert owner_key not in cookie and len(browser.cookie or "") >= 43
@@ -189,7 +189,7 @@ async def test_browsers_get_pages_and_programs_get_problems(api: Served, browser
     assert (opened.status_code, opened.headers["location"]) == (303, "/signin?next=/")
     problem(await browser.get("/", Accept="application/json"), 401, "not_authenticated")
     await browser.sign_in(owner_key)
-    assert (await browser.get("/")).headers["location"] == "/account"
+    assert (await browser.get("/")).status_code == 200
     page = await browser.get("/<b>nothing")
     assert page.status_code == 404 and "<h1>Not Found" in page.text and "<b>" not in page.text
     problem(await browser.get("/nothing", Accept="application/json"), 404, "not_found")
@@ -290,10 +290,10 @@ async def test_oversized_and_malformed_forms_are_refused(signed_in: Browser) -> 
     ("given", "path"),
     [
         ("/jobs?x=1", "/jobs?x=1"),
-        *[(each, "/account") for each in ("//evil.example", "/\\evil.example", "https://evil.example", "", "jobs")],
-        *[(each, "/account") for each in ("/a\r\nSet-Cookie: x=1", "/" + "x" * 600, "/\u2028", "/v1/keys", "/signin")],
+        *[(each, "/") for each in ("//evil.example", "/\\evil.example", "https://evil.example", "", "jobs")],
+        *[(each, "/") for each in ("/a\r\nSet-Cookie: x=1", "/" + "x" * 600, "/\u2028", "/v1/keys", "/signin")],
     ],
 )
 async def test_a_sign_in_leads_to_no_other_site(signed_in: Browser, owner_key: str, given: str, path: str) -> None:
-    assert local_path(given, "/account") == path
+    assert local_path(given, "/") == path
     assert (await signed_in.sign_in(owner_key, next=given)).headers["location"] == path

@@ -68,10 +68,13 @@ async def test_the_data_of_a_removed_project_goes_and_that_of_others_stays(
         await removed(folder, "gone")
         dry = (await folder.sweep(dry_run=True))["projects"].result
         assert "gone" in dry.findings[0] and await folder.jobs.get("gone", gone[0]) is not None
+        (ends,) = folder.sql("SELECT count(*) FROM job_ends WHERE project = 'gone'")[
+            0
+        ]  # one for each minute and status
         outcome = (await folder.sweep())["projects"].result
-        assert outcome.removed.count == JOBS + 2 + 2 + 3 + len(COUNTERS)
+        assert outcome.removed.count == JOBS + 2 + 2 + 3 + ends + len(COUNTERS)
         assert [folder.bytes_of(job_id) for job_id in gone] == [[], []]
-        for table in ("jobs", "job_labels", "scripts", "keys", *COUNTERS):
+        for table in ("jobs", "job_labels", "job_ends", "scripts", "keys", *COUNTERS):
             (left,) = folder.sql(f"SELECT count(*) FROM {table} WHERE project = 'gone'")[0]
             (others,) = folder.sql(f"SELECT count(*) FROM {table} WHERE project = 'kept'")[0]
             assert (left, others > 0) == (0, True), table

@@ -12,6 +12,7 @@ import pytest
 
 from belljar.model.errors import MachineDied
 from belljar.node.guest import wire
+from belljar.node.guest.channel_messages import Usage
 from belljar.node.guest.command import CommandFailed
 from support.conversation import Collector, ConnectAgent
 
@@ -23,6 +24,22 @@ async def test_streams_come_separately_and_whole(connect_agent: ConnectAgent) ->
     assert out.stdout == b"one\nthree\n"
     assert out.stderr == b"two\n"
     assert len(agent.started) == 1 and agent.started[0].pid > 0
+
+
+async def test_usage_comes_at_its_interval_while_a_command_runs_and_never_after(connect_agent: ConnectAgent) -> None:
+    received: list[Usage] = []
+    async with connect_agent() as agent:
+        await agent.connection.meter(0.1, received.append)
+        await agent.run("sleep", "0.5", keep=True)
+        of_the_first = len(received)
+        await agent.run("sleep", "0.3", keep=True)
+        of_both = len(received)
+        await asyncio.sleep(0.3)
+        await agent.run("true")
+    assert 3 <= of_the_first <= 6 and of_the_first < of_both <= of_the_first + 5
+    assert len(received) <= of_both + 1
+    times = [usage.time_us for usage in received]
+    assert times == sorted(times) and received[0].disk_limit_bytes > 0
 
 
 async def test_arguments_and_environment_arrive_as_they_are(connect_agent: ConnectAgent) -> None:

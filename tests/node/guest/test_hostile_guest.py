@@ -24,6 +24,7 @@ from support.examples import examples
 HELLO = wire.HEADER.pack(16, FrameType.HELLO, 0, 0) + struct.pack("<HHIQ", wire.VERSION, 0, 0, 1)
 STARTED = wire.HEADER.pack(4, FrameType.STARTED, 0, 0) + struct.pack("<I", 7)
 EXITED = wire.HEADER.pack(40, FrameType.EXITED, 0, 0) + struct.pack("<iiIIQQQ", 0, 0, 0, 0, 1, 2, 3)
+USAGE = wire.HEADER.pack(80, FrameType.USAGE, 0, 0) + bytes(80)
 PONG = wire.HEADER.pack(0, FrameType.PONG, 0, 0)
 
 
@@ -96,6 +97,7 @@ async def test_a_guest_that_keeps_to_the_protocol_succeeds() -> None:
         pytest.param(HELLO + STARTED + output(0), id="empty output"),
         pytest.param(HELLO + STARTED + output(1, Stream.ARTIFACTS), id="output on no stream"),
         pytest.param(HELLO + STARTED + PONG, id="an unexpected pong"),
+        pytest.param(HELLO + STARTED + USAGE, id="usage that nobody asked for"),
         pytest.param(HELLO + STARTED + struct.pack("<IBBH", 1 << 30, FrameType.OUTPUT, 1, 0), id="huge frame"),
         pytest.param(HELLO + STARTED + struct.pack("<IBBH", 4, 0xEE, 0, 0), id="unknown kind"),
         pytest.param(

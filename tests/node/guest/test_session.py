@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+from contextlib import aclosing
 
 import pytest
 
@@ -300,6 +301,21 @@ async def test_usage_comes_at_its_interval_until_it_is_not_wanted(connect_agent:
         assert times == sorted(times) and times[0] < times[-1]
         assert received[0].disk_limit_bytes > 0
         assert (await run(agent, session, "echo", "on"))[1] == b"on\n"
+
+
+async def test_the_shortest_interval_that_a_reader_of_usage_wants_holds(connect_agent: ConnectAgent) -> None:
+    async with connect_agent() as agent, agent.session() as session:
+        async with aclosing(session.usage(30)) as seldom, aclosing(session.usage(0.1)) as often:
+            first = await anext(seldom)
+            assert (await anext(often)).time_us >= first.time_us
+            assert (await anext(seldom)).time_us > first.time_us
+            await often.aclose()
+            slow = asyncio.create_task(anext(seldom))
+            await asyncio.sleep(0.5)
+            assert session._meter._interval_ms == 30_000
+            slow.cancel()
+            await asyncio.wait({slow})
+        assert session._meter._interval_ms == 0
 
 
 async def test_the_longest_argument_and_much_environment_arrive(connect_agent: ConnectAgent) -> None:

@@ -14,7 +14,9 @@ import pytest
 
 from belljar.model.errors import MachineDied
 from belljar.model.image import Image, Manifest, Part
+from belljar.node.guest import usage_sampler
 from belljar.node.guest.command import Command
+from belljar.node.guest.usage_sampler import UsageSampler
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.protocol import MachineSpec, Shape
 from belljar.node.machines.provision.provisioner import ProvisionedMachine
@@ -54,6 +56,15 @@ def plan(
     )
 
 
+class SamplingListener(Listener):
+    """Keeps the sampler of its attempt."""
+
+    sampler: UsageSampler | None = None
+
+    def on_usage(self, sampler: UsageSampler) -> None:
+        self.sampler = sampler
+
+
 async def run(hypervisor: ProcessHypervisor, wanted: AttemptPlan, listener: Listener | None = None) -> AttemptEnd:
     async with asyncio.timeout(30):
         return await end_of(hypervisor, wanted, listener or Listener(), asyncio.Event())
@@ -83,6 +94,18 @@ async def test_usage_is_never_more_than_the_machine_has(hypervisor: ProcessHyper
     end = await run(hypervisor, plan(tmp_path, sys.executable, "-c", large))
     assert end.exited is not None and end.exited.exit_code == 0
     assert end.exited.max_memory_bytes == 128 << 20
+
+
+async def test_usage_is_sampled_while_the_script_runs(
+    hypervisor: ProcessHypervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_sampler, "FIRST_INTERVAL_SECONDS", 0.1)
+    listener = SamplingListener()
+    await run(hypervisor, plan(tmp_path, "sleep", "0.7"), listener)
+    assert listener.sampler is not None
+    series = listener.sampler.series()
+    assert 2 <= len(series.seconds) <= 7 and series.vcpus == 1
+    assert max(series.disk_bytes) > 0
 
 
 async def test_a_timeout_sends_sigterm_first(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:

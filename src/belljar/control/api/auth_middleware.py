@@ -29,6 +29,8 @@ from belljar.settings import Settings
 MB = 1024 * 1024
 #: Routes without a key: for load balancers and supervisors, and the sign-in. They return no data of projects.
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/signin", "/signin/oidc", "/signin/oidc/callback"})
+#: The scripts and styles of pages.
+PUBLIC_FOLDER = "/static/"
 #: The multipart body beside the script: the header of a part, and two short fields.
 _FORM_OVERHEAD_BYTES = 64 * 1024
 #: Maximum memory of a form that is being received: larger files go to the disk.
@@ -63,7 +65,7 @@ class AuthMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["path"] in PUBLIC_PATHS:
+        if scope["path"] in PUBLIC_PATHS or scope["path"].startswith(PUBLIC_FOLDER):
             await self._app(scope, _Body(receive, MAX_SMALL_BYTES), send)
             return
         headers, state = Headers(scope=scope), scope.setdefault("state", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,8 @@ from belljar.model.errors import (
     InvalidRequest,
     KeyInUrl,
     NotAuthenticated,
+    NotFound,
+    ProjectSuspended,
     SessionEnded,
     TooManyFailures,
 )
@@ -70,22 +73,35 @@ class Authentication:
     async def identity(self, scope: Scope, headers: Headers) -> Identity:
         """Return the request's identity.
 
-        The header `Authorization` goes before the cookie of a session. Raises NotAuthenticated, TooManyFailures,
-        ProjectSuspended, Forbidden, NotFound (project), InvalidRequest, HostError.
+        The header `Authorization` goes before the cookie of a session. A browser's requests act in the project that the
+        header names, or that was chosen on a page. Raises NotAuthenticated, TooManyFailures, ProjectSuspended,
+        Forbidden, NotFound (project), InvalidRequest, HostError.
         """
         named = _only(headers, PROJECT_HEADER)
         if not self._is_on:
             _check_local(headers)
-            identity = _NOBODY
-        else:
-            _check_query(scope["query_string"])
-            cookie = None if "authorization" in headers else self.cookies.session(scope, headers)
-            if cookie is not None:
-                self.check_same_origin(scope, headers)
-                identity = await self._sessions.identity(cookie, named)
-            else:
-                identity = await self._of_key(scope, headers)
+            return await self._of_browser(None, scope, headers, named)
+        _check_query(scope["query_string"])
+        cookie = None if "authorization" in headers else self.cookies.session(scope, headers)
+        if cookie is not None:
+            self.check_same_origin(scope, headers)
+            return await self._of_browser(cookie, scope, headers, named)
+        identity = await self._of_key(scope, headers)
         return identity if named is None else await self._in_project(identity, named)
+
+    async def _of_browser(self, cookie: str | None, scope: Scope, headers: Headers, named: str | None) -> Identity:
+        """Return the identity of a session's cookie; None: with `--auth off`.
+
+        A project that was chosen earlier and is gone, or not the person's any more, is passed over.
+        """
+        if named is None and (chosen := self.cookies.project(scope, headers)) is not None:
+            with contextlib.suppress(NotFound, ProjectSuspended):
+                return await self._acting_in(cookie, chosen)
+        return await self._acting_in(cookie, named)
+
+    async def _acting_in(self, cookie: str | None, project: str | None) -> Identity:
+        identity = _NOBODY if cookie is None else await self._sessions.identity(cookie, project)
+        return identity if project is None else await self._in_project(identity, project)
 
     async def _of_key(self, scope: Scope, headers: Headers) -> Identity:
         match = _BEARER.match(_only(headers, "authorization") or "")

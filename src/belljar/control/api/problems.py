@@ -31,6 +31,7 @@ from belljar.model.errors import (
     without_paths,
 )
 from belljar.model.quotas import CountedQuota, RateLimit
+from belljar.system.counters import increment
 
 log = structlog.get_logger()
 
@@ -48,6 +49,7 @@ _TENANT_MESSAGES = {
 
 def problem(status: int, code: str, detail: str, more: Mapping[str, Any] | None = None) -> Response:
     """Return the response for one problem; `more` are its extension members."""
+    increment("belljar_api_errors", code=code)
     members = dict(more or {})
     if PREFIX in detail:  # a key in the wrong place of a request is not repeated: answers are often logged
         detail = KEY_IN_TEXT.sub(f"{PREFIX}HIDDEN", detail)

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import re
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from http import HTTPStatus
 
 import h11
@@ -19,10 +21,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from belljar.control.api.problems import internal_error, problem_of
+from belljar.control.api.request_metrics import count_request, request_labels
 from belljar.control.api.streams import StreamAborted
 from belljar.control.projects.key_format import IN_TEXT as KEY_IN_TEXT
 from belljar.model.errors import BelljarError, InvalidRequest
 from belljar.model.ids import new_id
+from belljar.system import tracing
 
 log = structlog.get_logger()
 
@@ -55,16 +59,16 @@ class RequestContext:
         request_id = sent_id if _VALID_ID.match(sent_id) else new_id("req")
         response = _Response(send, request_id, is_head=scope["method"] == "HEAD")
         scope.setdefault("state", {})["request_id"] = request_id
-        started = time.monotonic()
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                await self._respond(scope, receive, response)
-            finally:
-                _log_access(scope, response, time.monotonic() - started)
-
-    async def _respond(self, scope: Scope, receive: Receive, response: _Response) -> None:
         # Routes handle GET only; the server's copy of the scope keeps HEAD.
         inner = {**scope, "method": "GET"} if response.is_head else scope
+        with structlog.contextvars.bound_contextvars(request_id=request_id), _traced(scope, inner, response):
+            try:
+                await self._respond(scope, inner, receive, response)
+            finally:
+                count_request(scope["method"], inner.get("route"), response.status, response.began_seconds)
+                _log_access(scope, response)
+
+    async def _respond(self, scope: Scope, inner: Scope, receive: Receive, response: _Response) -> None:
         try:
             _check_framing(Headers(scope=scope))
             await self._app(inner, receive, response.send)
@@ -92,6 +96,33 @@ class RequestContext:
                 await problem(scope, receive, response.send)
 
 
+def _traced(scope: Scope, inner: Scope, response: _Response) -> AbstractContextManager[None]:
+    if not tracing.is_on() or scope["path"] in _PROBES:
+        return contextlib.nullcontext()
+    return _span(scope, inner, response)
+
+
+@contextlib.contextmanager
+def _span(scope: Scope, inner: Scope, response: _Response) -> Iterator[None]:
+    """Trace the request, and have its log events carry the trace's id."""
+    parent = tracing.parse_traceparent(Headers(scope=scope).get("traceparent"))
+    with tracing.span("request", parent=parent, kind="server") as span:
+        try:
+            with structlog.contextvars.bound_contextvars(trace_id=span.trace_id):
+                yield
+        finally:
+            method, route = request_labels(scope["method"], inner.get("route"))
+            span.name(f"{method} {route}")
+            span.note(
+                http_route=route,
+                http_request_method=method,
+                http_response_status__code=response.status,
+                belljar_request=scope["state"]["request_id"],
+            )
+            if response.status is None or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                span.fail("no response" if response.status is None else str(response.status))
+
+
 class _Response:
     """Forwards a response with its id, and counts what was sent."""
 
@@ -101,8 +132,18 @@ class _Response:
         self.is_head = is_head
         self.status: int | None = None
         self.sent_bytes = 0
+        self._started = time.monotonic()
+        #: Time until the response began; None: it did not.
+        self.began_seconds: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The time since the request."""
+        return time.monotonic() - self._started
 
     async def send(self, message: Message) -> None:
+        if self.began_seconds is None:
+            self.began_seconds = self.seconds
         if message["type"] == "websocket.accept":
             self.status = HTTPStatus.SWITCHING_PROTOCOLS
         if message["type"].removeprefix("websocket.") == "http.response.start":
@@ -123,7 +164,7 @@ def _check_framing(headers: Headers) -> None:
         raise InvalidRequest("send Content-Length or Transfer-Encoding, not both", close=True)
 
 
-def _log_access(scope: Scope, response: _Response, seconds: float) -> None:
+def _log_access(scope: Scope, response: _Response) -> None:
     identity = scope["state"].get("identity")
     write = log.debug if scope["path"] in _PROBES else log.info
     write(
@@ -131,7 +172,7 @@ def _log_access(scope: Scope, response: _Response, seconds: float) -> None:
         method=scope["method"][:20],
         path=shown_path(scope),
         status=response.status,
-        milliseconds=round(seconds * 1000, 1),
+        milliseconds=round(response.seconds * 1000, 1),
         sent_bytes=response.sent_bytes,
         key=identity.id if identity is not None else None,
         project=identity.project if identity is not None else None,

@@ -11,6 +11,7 @@ from belljar.control.api.request_limits import ConcurrencyLimit
 from belljar.control.audit.auditor import Auditor
 from belljar.control.blobs.store import Blobs, open_blobs
 from belljar.control.jobs.changes import Changes
+from belljar.control.jobs.overview import OverviewService
 from belljar.control.jobs.polling import polling
 from belljar.control.jobs.service import JobService
 from belljar.control.openid.client import OpenIdClient, openid_client
@@ -20,6 +21,7 @@ from belljar.control.projects.project_service import ProjectService
 from belljar.control.projects.session_service import SessionService
 from belljar.control.quotas.service import QuotaService, default_limits
 from belljar.control.sandboxes.commands import Commands
+from belljar.control.sandboxes.contexts import Contexts
 from belljar.control.sandboxes.freeze_service import FreezeService
 from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.sandboxes.service import SandboxService
@@ -29,6 +31,8 @@ from belljar.control.secrets.service import SecretService
 from belljar.control.store.audit import SqlAudit
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.database import Database
+from belljar.control.store.job_ends import SqlJobEnds
+from belljar.control.store.job_listing import SqlJobListing
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.keys import SqlKeys
 from belljar.control.store.nodes import SqlNodes
@@ -39,6 +43,7 @@ from belljar.control.store.quotas import SqlQuotas
 from belljar.control.store.scripts import SqlScripts
 from belljar.control.store.secrets import SqlSecrets
 from belljar.control.store.sessions import SqlSessions
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.images.catalog import Images
 from belljar.scripts.uploads import clear_stale_uploads
 from belljar.settings import Settings
@@ -61,6 +66,8 @@ class Services:
     scripts: ScriptService
     jobs: JobService
     job_store: SqlJobs
+    job_listing: SqlJobListing
+    overview: OverviewService
     claims: SqlClaims
     keys: SqlKeys
     auditor: Auditor
@@ -75,12 +82,14 @@ class Services:
     openid: OpenIdClient | None
     nodes: SqlNodes
     secrets: SecretService
+    usage_series: SqlUsageSeries
     sandbox_queue: SandboxQueue
     changes: Changes
     disk: DiskSpace
     sandboxes: SandboxService
     freezing: FreezeService
     commands: Commands
+    contexts: Contexts
     #: Limits of concurrent submissions and uploads, so that they do not keep reads from the database.
     submitting: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_SUBMITTING, _SUBMITTING_BY_KEY))
     uploading: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_UPLOADING, _UPLOADING_BY_KEY))
@@ -129,11 +138,16 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             largest=lambda: nodes.cached_limits(settings.lease_seconds),
             disk=disk,
         )
+        listing = SqlJobListing(database)
+        overview = OverviewService(
+            SqlJobEnds(database), listing, job_store, nodes, quotas, silent_after_seconds=settings.lease_seconds
+        )
         openid = openid_client(settings)
         async with (
             openid or contextlib.nullcontext(),
             auditor.running(),
             Commands() as commands,
+            Contexts() as contexts,
             polling(
                 changes,
                 job_store.states,
@@ -150,6 +164,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 scripts=scripts,
                 jobs=jobs,
                 job_store=job_store,
+                job_listing=listing,
+                overview=overview,
                 claims=SqlClaims(database, default_limits(settings)),
                 keys=keys,
                 auditor=auditor,
@@ -163,10 +179,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 sessions=SessionService(sessions, changes, settings),
                 nodes=nodes,
                 secrets=secrets,
+                usage_series=SqlUsageSeries(database),
                 sandbox_queue=queue,
                 sandboxes=sandboxes,
                 freezing=FreezeService(sandboxes=sandboxes, queue=queue, settings=settings),
                 commands=commands,
+                contexts=contexts,
                 changes=changes,
                 disk=disk,
             )

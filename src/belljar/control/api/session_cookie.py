@@ -9,7 +9,9 @@ from starlette.requests import cookie_parser
 from starlette.responses import Response
 from starlette.types import Scope
 
-_SESSION, _SIGN_IN = "belljar_session", "belljar_sign_in"
+_SESSION, _SIGN_IN, _PROJECT = "belljar_session", "belljar_sign_in", "belljar_project"
+#: How long a browser keeps the project that a person chose: a year.
+_PROJECT_SECONDS = 365 * 86_400
 _MAX_CHARACTERS = 4096
 
 
@@ -34,6 +36,14 @@ class Cookies:
     def set_sign_in(self, scope: Scope, response: Response, value: str, seconds: int) -> None:
         """Give the browser the cookie of a sign-in that is under way."""
         self._set(scope, response, _SIGN_IN, value, seconds)
+
+    def project(self, scope: Scope, headers: Headers) -> str | None:
+        """Return the project that the person chose on a page. It may not exist any more."""
+        return self._read(scope, headers, _PROJECT)
+
+    def set_project(self, scope: Scope, response: Response, project: str) -> None:
+        """Let the browser's pages act in this project."""
+        self._set(scope, response, _PROJECT, project, _PROJECT_SECONDS)
 
     def remove_session(self, scope: Scope, response: Response) -> None:
         """Remove the cookie of the session."""

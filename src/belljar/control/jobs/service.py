@@ -30,6 +30,8 @@ from belljar.model.secrets import SecretUse
 from belljar.model.states import Status
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
+from belljar.system import tracing
+from belljar.system.counters import increment
 from belljar.system.disk_space import DiskSpace
 
 log = structlog.get_logger()
@@ -148,10 +150,11 @@ class JobService:
         job = resolve_job(
             request, runnable, project=project, image=name, settings=self._settings, largest=largest, limits=limits
         )
-        job = job.model_copy(update={"request_sha256": fingerprint})
+        job = job.model_copy(update={"request_sha256": fingerprint, "traceparent": tracing.current()})
         with counting_refusals():
             stored = await self._insert(job, request.stdin_bytes(), limits)
         if stored.id == job.id:
+            increment("belljar_jobs_submitted")
             log.info("job_submitted", job=job.id, project=project, script=job.script_id, image=job.image)
         self._changes.notify_queued()
         return stored

@@ -53,6 +53,7 @@ def control_services(settings: Settings, database: Database, blobs: Blobs) -> li
         UploadCleaner(settings),
         ImageCleaner(settings, SqlJobs(database)),
         RecordCleaner("usage", settings.keep_usage_days, retention.old_usage),
+        RecordCleaner("job_ends", settings.keep_throughput_days, retention.old_job_ends),
         BackupCleaner(settings),
         CounterRepair(SqlCounters(database)),
     ]

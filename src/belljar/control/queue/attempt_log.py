@@ -12,6 +12,7 @@ from belljar.link.errors import OutputGap, OutputRefused
 from belljar.link.output import MAX_PIECE_BYTES, OutputOffsets, OutputPiece
 from belljar.model.errors import InvalidRequest, host_error
 from belljar.model.job import Job
+from belljar.system.counters import increment
 
 
 class AttemptLog:
@@ -38,6 +39,7 @@ class AttemptLog:
             new = piece.data if piece.offset == written else piece.data[written - piece.offset :]
             if new:
                 writer.append(piece.stream, new)
+                increment("belljar_output_bytes", len(new), stream=piece.stream.name.lower())
         writer.flush()
         if writer.failure is not None:
             raise OutputRefused(host_error(writer.failure, "write the job's log").message)

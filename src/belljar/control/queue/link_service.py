@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
@@ -24,19 +25,25 @@ from belljar.control.scripts.disks import ScriptDisks
 from belljar.control.secrets.service import SecretService
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.nodes import Node, SqlNodes
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.images.catalog import Images
+from belljar.link import errors as link_errors
 from belljar.link.errors import LeaseLost
 from belljar.link.leases import Assignment, ClaimRequest, LeaseKey, NodeIdentity, Renewal, StartReport
 from belljar.link.nodes import NodeReport
 from belljar.link.output import OutputOffsets, OutputPiece
 from belljar.link.secrets import JobSecret
-from belljar.model.errors import InvalidRequest, NotFound, TooLarge, host_error
+from belljar.model import errors
+from belljar.model.errors import JOB_ERRORS, InvalidRequest, NotFound, TooLarge, host_error
 from belljar.model.image import Manifest
 from belljar.model.job import Job
 from belljar.model.outcome import Outcome
 from belljar.model.states import Status
+from belljar.model.usage_series import UsageSeries
 from belljar.settings import Settings
+from belljar.system import tracing
 from belljar.system.counters import increment
+from belljar.system.histograms import observe
 
 log = structlog.get_logger()
 
@@ -45,6 +52,8 @@ _LOOK_SECONDS = 0.5
 #: Searches of a node that find nothing use about this part of one processor, however many jobs wait that do not fit.
 _SEARCH_SHARE = 0.1
 _MIB = 1024 * 1024
+#: The codes of errors that jobs end with.
+_CODES = frozenset({*JOB_ERRORS, *(each.code for each in (*errors.classes(), *link_errors.classes()))})
 #: A node adds marks and notices to what it lets a stream have.
 _STREAM_MARGIN_BYTES = _MIB
 
@@ -64,6 +73,7 @@ class LinkService:
         changes: Changes,
         logs: JobLogs,
         secrets: SecretService,
+        usage: SqlUsageSeries,
         on_renewal_failed: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_renewal_failed` is called when leases could not be renewed although their node asked for it."""
@@ -76,6 +86,7 @@ class LinkService:
         self._changes = changes
         self._logs = logs
         self._secrets = secrets
+        self._usage = usage
         self._on_renewal_failed = on_renewal_failed
         self._max_stream_bytes = int(settings.max_output_mb * _MIB) + _STREAM_MARGIN_BYTES
         self.leases = HeldLeases(claims, settings.lease_seconds, self._open_log)
@@ -137,6 +148,7 @@ class LinkService:
                 except asyncio.CancelledError:
                     await self._claims.put_back(node.name, job, incarnation=node.incarnation)
                     raise
+                _count_claim(job, time.monotonic() - since)
                 return Assignment(lease=lease, job=job, lease_seconds=self._settings.lease_seconds)
             await asyncio.sleep(min(self._claims.searches.seconds(node.name) / _SEARCH_SHARE, _LOOK_SECONDS))
             left_seconds = deadline - time.monotonic()
@@ -216,10 +228,17 @@ class LinkService:
         attempt = await self.leases.get(lease)
         return await attempt.log.append(pieces)
 
+    async def put_usage(self, lease: LeaseKey, series: UsageSeries) -> None:
+        await self.leases.get(lease)
+        if not await self._usage.put_of_job(lease, series):
+            await self.leases.lose(lease)
+            raise LeaseLost
+
     async def put_artifact(self, lease: LeaseKey, number: int, file: Path) -> None:
         attempt = await self.leases.get(lease)
         self._check_artifact(attempt, number, file)
         await self._blobs.put_file(artifact_blob(lease.job_id, number), file)
+        increment("belljar_artifact_bytes", attempt.artifact_bytes[number])
 
     def _check_artifact(self, attempt: HeldAttempt, number: int, file: Path) -> None:
         """Raise InvalidRequest, TooLarge for more than a job may keep, HostError."""
@@ -258,6 +277,8 @@ class LinkService:
         if not was_open:
             self._logs.request_sweep()
         increment("belljar_attempts", outcome=outcome.status)
+        if outcome.error is not None:  # a node may say anything
+            increment("belljar_job_errors", code=outcome.error.code if outcome.error.code in _CODES else "other")
         self._changes.notify(lease.job_id)
 
     async def requeue(self, lease: LeaseKey, *, code: str, reason: str) -> Status:
@@ -278,6 +299,19 @@ class LinkService:
         self._changes.notify(lease.job_id)
         self._changes.notify_queued()
         return after.status
+
+
+def _count_claim(job: Job, seconds: float) -> None:
+    increment("belljar_claims", kind="job")
+    observe("belljar_claim_seconds", seconds)
+    now = datetime.now(UTC)
+    if job.attempt == 1:
+        observe("belljar_queue_seconds", max(0.0, (now - job.created_at).total_seconds()))
+    if job.traceparent is not None:
+        queued_until = now - timedelta(seconds=seconds)
+        if job.attempt == 1:
+            tracing.record("queue", job.created_at, queued_until, parent=job.traceparent, belljar_job=job.id)
+        tracing.record("claim", queued_until, now, parent=job.traceparent, belljar_job=job.id)
 
 
 def _copy(source: Path, target: Path) -> None:

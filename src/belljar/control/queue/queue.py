@@ -14,6 +14,7 @@ from belljar.control.scripts.disks import ScriptDisks
 from belljar.control.secrets.service import SecretService
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.nodes import SqlNodes
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.images.catalog import Images
 from belljar.settings import Settings
 from belljar.system.background import supervise
@@ -38,6 +39,7 @@ class Queue:
         blobs: Blobs,
         changes: Changes,
         secrets: SecretService,
+        usage: SqlUsageSeries,
         times: UploadTimes | None = None,
     ) -> None:
         self._claims = claims
@@ -55,6 +57,7 @@ class Queue:
             changes=changes,
             logs=self._logs,
             secrets=secrets,
+            usage=usage,
             on_renewal_failed=self._rescuer.postpone,
         )
 

@@ -12,6 +12,7 @@ from belljar.control.jobs.changes import Changes
 from belljar.control.store.claims import SqlClaims
 from belljar.control.store.nodes import SqlNodes
 from belljar.model.job import Job
+from belljar.system.counters import increment
 
 log = structlog.get_logger()
 
@@ -69,6 +70,7 @@ class JobRescuer:
             self.postpone()
             raise
         for job in expired:
+            increment("belljar_leases_expired")
             log.warning("lease_expired", job=job.id, status=job.status, attempt=job.attempt)
             await self._on_expired(job.id)
             self._changes.notify(job.id)

@@ -14,6 +14,7 @@ from belljar.control.sandboxes.machines import SandboxMachines
 from belljar.control.secrets.service import SecretService
 from belljar.control.store.sandbox_claims import SqlSandboxClaims
 from belljar.control.store.sandbox_pauses import SqlSandboxPauses
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.link.errors import LeaseLost
 from belljar.link.leases import ClaimRequest, NodeIdentity
 from belljar.link.sandboxes import (
@@ -26,7 +27,9 @@ from belljar.link.sandboxes import (
 )
 from belljar.link.secrets import JobSecret
 from belljar.model.sandbox import FrozenState, ResumeProblem, Sandbox, SandboxEnd
+from belljar.model.usage_series import UsageSeries
 from belljar.system.counters import increment
+from belljar.system.histograms import observe
 
 #: How often a call that waits looks at the database: another process may have written.
 _LOOK_SECONDS = 1.0
@@ -43,6 +46,7 @@ class SandboxLinkService:
         secrets: SecretService,
         changes: SandboxChanges,
         machines: SandboxMachines,
+        usage: SqlUsageSeries,
         lease_seconds: float,
     ) -> None:
         self._claims = claims
@@ -50,6 +54,7 @@ class SandboxLinkService:
         self._secrets = secrets
         self._changes = changes
         self._machines = machines
+        self._usage = usage
         self._lease_seconds = lease_seconds
         #: By node, how many changes of orders were reported to it.
         self._orders_seen: dict[str, int] = {}
@@ -76,6 +81,7 @@ class SandboxLinkService:
             count = self._changes.waiting.count
             sandbox = await self._claims.claim(node, request, self._lease_seconds)
             if sandbox is not None:
+                increment("belljar_claims", kind="sandbox")
                 return SandboxAssignment(
                     lease=SandboxLease(sandbox.id, sandbox.fence, node),
                     sandbox=sandbox,
@@ -126,6 +132,9 @@ class SandboxLinkService:
             self._machines.withdraw(lease)
             raise LeaseLost(_LOST)
         increment("belljar_sandboxes_started", source=start.machine.source)
+        if start.timings.machine_ms is not None:
+            seconds = max(0.0, start.timings.machine_ms / 1000)
+            observe("belljar_sandbox_start_seconds", seconds, source=start.machine.source)
         self._changes.notify(lease.sandbox_id)
 
     async def sandbox_pausing(self, lease: SandboxLease) -> None:
@@ -147,6 +156,10 @@ class SandboxLinkService:
 
     async def frozen_in_use(self, node: NodeIdentity, ids: Collection[str]) -> frozenset[str]:
         return await self._pauses.in_use(ids)
+
+    async def put_sandbox_usage(self, lease: SandboxLease, series: UsageSeries) -> None:
+        if not await self._usage.put_of_sandbox(lease, series):
+            raise LeaseLost(_LOST)
 
     async def sandbox_ended(self, lease: SandboxLease, end: SandboxEnd) -> None:
         self._machines.withdraw(lease)

@@ -13,6 +13,7 @@ from belljar.control.store.sandbox_claims import SqlSandboxClaims
 from belljar.control.store.sandbox_pauses import SqlSandboxPauses
 from belljar.control.store.sandbox_snapshots import SqlSandboxSnapshots
 from belljar.control.store.sandboxes import SqlSandboxes
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.system.background import supervise
 
 _MAX_PAUSE_SECONDS = 10.0
@@ -31,7 +32,10 @@ class SandboxQueue:
         self.pauses = SqlSandboxPauses(database)
         self.snapshots = SqlSandboxSnapshots(database)
         claims = SqlSandboxClaims(database)
-        self.link = SandboxLinkService(claims, self.pauses, secrets, self.changes, self.machines, lease_seconds)
+        self.usage = SqlUsageSeries(database)
+        self.link = SandboxLinkService(
+            claims, self.pauses, secrets, self.changes, self.machines, self.usage, lease_seconds
+        )
         self.expiry = SandboxExpiry(
             claims, DatabaseClock(database), lease_seconds, self.link.note_changed, wait_seconds
         )

@@ -48,12 +48,13 @@ def guest_user(user: User) -> GuestUser | None:
     return ROOT if user == "root" else GuestUser(uid=user, gid=user)
 
 
-def _check_env(env: dict[str, str]) -> dict[str, str]:
+def check_env(env: dict[str, str]) -> dict[str, str]:
+    """Return variables that a program can receive. Raises ValueError for others."""
     total = 0
     for name, text in env.items():
         if not ENV_NAME.match(name):
             raise ValueError(f"{name[:64]!r} is an invalid variable name; use letters, digits and _")
-        total += _size_of(f"{name}={text}", f"the environment variable {name[:64]}")
+        total += size_of(f"{name}={text}", f"the environment variable {name[:64]}")
     if total > MAX_ARGUMENT_BYTES:
         raise ValueError(f"env has {total} bytes; at most {MAX_ARGUMENT_BYTES} are allowed")
     return env
@@ -65,11 +66,11 @@ def _check_labels(labels: dict[str, str]) -> dict[str, str]:
             raise ValueError(f"{name[:64]!r} is an invalid label name; use up to 63 letters, digits and . _ / -")
         if len(text) > 255:
             raise ValueError(f"the label {name} has {len(text)} characters; at most 255 are allowed")
-        _size_of(text, f"the label {name}")
+        size_of(text, f"the label {name}")
     return labels
 
 
-def _size_of(text: str, name: str) -> int:
+def size_of(text: str, name: str) -> int:
     """Return the bytes of a string that a program can receive. Raises ValueError for another one."""
     try:
         size = len(text.encode())
@@ -126,7 +127,7 @@ class SandboxRequest(Value):
     @field_validator("env")
     @classmethod
     def _env(cls, value: dict[str, str]) -> dict[str, str]:
-        return _check_env(value)
+        return check_env(value)
 
     @field_validator("secrets", mode="before")
     @classmethod
@@ -219,13 +220,13 @@ class ExecRequest(Value):
     @classmethod
     def _text(cls, value: str | None) -> str | None:
         if value is not None:
-            _size_of(value, "command or cwd")
+            size_of(value, "command or cwd")
         return value
 
     @field_validator("args")
     @classmethod
     def _args(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        total = sum(_size_of(arg, "an argument of args") + 1 for arg in value or ())
+        total = sum(size_of(arg, "an argument of args") + 1 for arg in value or ())
         if total > MAX_ARGUMENT_BYTES:
             raise ValueError(f"args has {total} bytes; at most {MAX_ARGUMENT_BYTES} are allowed")
         return value
@@ -233,7 +234,7 @@ class ExecRequest(Value):
     @field_validator("env")
     @classmethod
     def _env(cls, value: dict[str, str]) -> dict[str, str]:
-        return _check_env(value)
+        return check_env(value)
 
     @model_validator(mode="after")
     def _check_together(self) -> ExecRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import re
@@ -25,7 +26,14 @@ from belljar.model.errors import Conflict, InvalidOption, NotFound
 from belljar.model.quotas import CountedQuota, QuotaLimits
 from belljar.model.resources import NodeLimits
 from belljar.model.sandbox import EndReason, Sandbox, SandboxStatus
-from belljar.model.sandbox_errors import TooManySandboxes
+from belljar.model.sandbox_errors import (
+    SandboxEnded,
+    SandboxNotReady,
+    SandboxPaused,
+    SandboxUnreachable,
+    TooManySandboxes,
+)
+from belljar.model.usage_series import UsageSeries
 from belljar.settings import Settings
 from belljar.system.disk_space import DiskSpace
 
@@ -55,6 +63,7 @@ class SandboxService:
     ) -> None:
         self._store = queue.store
         self._snapshots = queue.snapshots
+        self._usage = queue.usage
         self._machines = queue.machines
         self._changes = queue.changes
         self._images = images
@@ -202,6 +211,21 @@ class SandboxService:
         """
         sandbox = await self.get(project, sandbox_id)
         return sandbox, self._machines.get(sandbox)
+
+    async def usage_series(self, project: str, sandbox_id: str) -> UsageSeries:
+        """Return what a sandbox's machine has used over its life: from the machine, else what its node reported last.
+
+        Raises NotFound.
+        """
+        sandbox = await self.get(project, sandbox_id)
+        if sandbox.status is SandboxStatus.RUNNING:
+            with contextlib.suppress(SandboxEnded, SandboxPaused, SandboxNotReady, SandboxUnreachable):
+                return await self._machines.get(sandbox).usage_series()
+        stored = await self._usage.get(sandbox.id)
+        if stored is not None:
+            return stored.series
+        resources = sandbox.spec.resources
+        return UsageSeries(vcpus=resources.vcpus, memory_limit_bytes=resources.memory_mb << 20)
 
 
 def _fingerprint(request: SandboxRequest) -> str:

@@ -25,11 +25,16 @@ from belljar.scripts.entrypoint import file_name
 from belljar.scripts.language import named_language
 from belljar.scripts.limits import UploadLimits
 from belljar.scripts.pack import pack_tree
+from belljar.scripts.packed import read_packed
 from belljar.scripts.prepare import UnpackedScript, UploadHints, unpack_files, unpack_source
 from belljar.scripts.uploads import receive, upload_folder
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
+from belljar.system.counters import increment
 from belljar.system.disk_space import DiskSpace
+
+#: The largest script whose text is shown.
+MAX_SOURCE_BYTES = 256 * 1024
 
 
 class ScriptStore(Protocol):
@@ -145,6 +150,22 @@ class ScriptService:
             raise _missing(script_id)
         return script
 
+    async def source(self, project: str, script_id: str) -> str | None:
+        """Return the text of a script of one small file; None for others, such as archives and programs.
+
+        Raises NotFound, MissingTool, HostError.
+        """
+        script = await self.get(project, script_id)
+        if script.file_count != 1 or script.size_bytes > MAX_SOURCE_BYTES:
+            return None
+        async with upload_folder(self._data_dir) as work:
+            disk = await self.disks.path(script_id)
+            content = await read_packed(disk, script.entrypoint, MAX_SOURCE_BYTES, work)
+        try:
+            return None if content is None or b"\0" in content else content.decode()
+        except UnicodeDecodeError:
+            return None
+
     async def list(
         self, project: str, *, limit: int = 50, cursor: str | None = None
     ) -> tuple[list[Script], str | None]:
@@ -179,11 +200,13 @@ class ScriptService:
             if not await self._blobs.size(disk_blob(script.id)):  # missing, or empty after a power failure
                 await self._pack(unpacked, work)
             try:
-                return await self._store.add(script, limits=limits)
+                stored = await self._store.add(script, limits=limits)
             except QuotaExceeded:  # by another upload meanwhile
                 if not await self._store.used(script.id):
                     await self._blobs.delete(disk_blob(script.id))
                 raise
+        increment("belljar_script_bytes", script.size_bytes)
+        return stored
 
     async def _pack(self, unpacked: UnpackedScript, work: Path) -> None:
         disk = work / "script.erofs"

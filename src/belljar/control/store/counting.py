@@ -1,5 +1,5 @@
 # ruff: noqa: S608 (statements of constants)
-"""Triggers that keep the counters of projects: what is queued, held, stored and used.
+"""Triggers that keep the counters of projects: what is queued, held, stored and used, and what ended in each minute.
 
 The invariant: in every committed state, each counter equals a count over the rows of `jobs` and `scripts`. A trigger
 works in the transaction of the statement that changes the row, whichever statement that is, so no writer can forget it
@@ -74,6 +74,25 @@ def _used(until: str) -> str:
     )
 
 
+_ENDED = "('succeeded', 'failed', 'timed_out', 'cancelled', 'lost')"
+_WAITED = "(new.started_at - new.created_at) / 1000"
+#: Milliseconds from submission to the script's start with two digits, the second one 0 or 5: few different values, and
+#: at most a third too little. -1: it never started.
+_START_MS = (
+    "CASE WHEN new.started_at IS NULL THEN -1 WHEN "
+    + _WAITED
+    + " < 0 THEN 0 "
+    + "".join(
+        f"WHEN {_WAITED} < {step * 20} THEN {_WAITED} / {step} * {step} "
+        for step in (1, 5, 50, 500, 5000, 50_000, 500_000)
+    )
+    + "ELSE 10000000 END"
+)
+_JOB_END = (
+    "INSERT INTO job_ends (project, minute, status, start_ms, jobs) "
+    f"VALUES (new.project, {NOW} / {MINUTE_US}, new.status, {_START_MS}, 1) "
+    "ON CONFLICT (project, minute, status, start_ms) DO UPDATE SET jobs = jobs + 1;"
+)
 _NEW_SCRIPT = (
     "INSERT INTO project_counters (project, script_bytes, waiting_since) VALUES (new.project, new.size_bytes, 0) "
     "ON CONFLICT (project) DO UPDATE SET script_bytes = script_bytes + excluded.script_bytes;"
@@ -100,6 +119,8 @@ TRIGGERS = (
     "CREATE TRIGGER project_usage_metered AFTER UPDATE OF metered_until ON jobs "
     f"WHEN old.status IN {_HELD} AND new.status IN {_HELD} AND old.metered_until IS NOT NULL "
     f"BEGIN {_used('new.metered_until')} END",
+    "CREATE TRIGGER job_ends_counted AFTER UPDATE OF status ON jobs "
+    f"WHEN old.status NOT IN {_ENDED} AND new.status IN {_ENDED} BEGIN {_JOB_END} END",
     f"CREATE TRIGGER project_counters_script_new AFTER INSERT ON scripts BEGIN {_NEW_SCRIPT} END",
     f"CREATE TRIGGER project_counters_script_gone AFTER DELETE ON scripts "
     f"BEGIN {_script_bytes('old', '-old.size_bytes')} END",

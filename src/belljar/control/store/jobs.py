@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, select, union
+from sqlalchemy import BigInteger, ColumnElement, Connection, bindparam, exists, func, select, type_coerce, union
 from sqlalchemy.dialects.sqlite import insert
 
 from belljar.control.audit.operation import record_nothing
@@ -17,7 +17,18 @@ from belljar.control.store.opening import open_database
 from belljar.control.store.quotas import read_use
 from belljar.control.store.rows import job_of, values_of
 from belljar.control.store.sandbox_tables import LIVE, sandboxes
-from belljar.control.store.schema import HELD, QUEUED, job_counts, job_labels, jobs, projects, scripts
+from belljar.control.store.schema import (
+    HAS_QUEUED,
+    HELD,
+    NOW_US,
+    QUEUED,
+    job_counts,
+    job_labels,
+    jobs,
+    project_counters,
+    projects,
+    scripts,
+)
 from belljar.model.errors import NotFound
 from belljar.model.job import Job
 from belljar.model.quotas import NO_LIMITS, QuotaLimits
@@ -116,6 +127,18 @@ class SqlJobs:
 
         jobs_of_page, has_more = await self._database.reading(page)
         return jobs_of_page, jobs_of_page[-1].id if has_more else None
+
+    async def oldest_queued_seconds(self) -> float:
+        """Return the time since the submission of the oldest queued job, 0 when none is queued.
+
+        Reads one entry of ix_jobs_status for each project that has queued jobs.
+        """
+        of_project = (jobs.c.project == project_counters.c.project, jobs.c.status == Status.QUEUED.value)
+        first = select(func.min(jobs.c.id)).where(*of_project).scalar_subquery()
+        oldest = select(func.min(first)).select_from(project_counters).where(HAS_QUEUED).scalar_subquery()
+        query = select(NOW_US - type_coerce(jobs.c.created_at, BigInteger)).where(jobs.c.id == oldest)
+        age_us = await self._database.reading(lambda connection: connection.execute(query).scalar_one_or_none())
+        return max(0, age_us or 0) / 1_000_000
 
     async def cancel(self, project: str, job_id: str) -> Job | None:
         """Cancel a queued job, or mark a running one for its worker. Return the job; None when there is none."""

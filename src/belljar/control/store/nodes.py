@@ -33,8 +33,11 @@ class Node(NodeReport):
 
     def public(self, silent_after_seconds: float) -> dict[str, Any]:
         """Return the node as the HTTP API prints it; it is `alive` for that long after its last heartbeat."""
-        age = datetime.now(UTC) - self.heartbeat_at
-        return {"id": self.id, **self.model_dump(mode="json"), "alive": age < timedelta(seconds=silent_after_seconds)}
+        return {"id": self.id, **self.model_dump(mode="json"), "alive": self.is_alive(silent_after_seconds)}
+
+    def is_alive(self, silent_after_seconds: float) -> bool:
+        """Return whether its last heartbeat is not older than that."""
+        return datetime.now(UTC) - self.heartbeat_at < timedelta(seconds=silent_after_seconds)
 
 
 class SqlNodes:

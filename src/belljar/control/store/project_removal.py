@@ -19,6 +19,7 @@ from belljar.control.store.schema import (
     HELD,
     QUEUED,
     audit,
+    job_ends,
     job_labels,
     jobs,
     keys,
@@ -30,7 +31,9 @@ from belljar.control.store.schema import (
     removed_jobs,
     scripts,
     secrets,
+    usage_series,
 )
+from belljar.control.store.usage_series import remove_usage_series
 from belljar.model.states import Status
 
 #: Tables whose rows need nothing else to be removed than themselves, in this order.
@@ -40,9 +43,11 @@ PLAIN_TABLES: tuple[Table, ...] = (
     secrets,
     sandbox_labels,
     snapshots,  # their nodes remove the frozen machines that no row names
+    usage_series,
     sandboxes,  # a node whose lease is gone with its row ends the machine
     project_quotas,
     project_usage,
+    job_ends,
     node_counters,
     project_counters,
 )
@@ -93,6 +98,7 @@ class SqlProjectRemoval:
                 now = datetime.now(UTC)
                 connection.execute(removed_jobs.insert(), [{"id": each, "removed_at": now} for each in ids])
                 connection.execute(job_labels.delete().where(job_labels.c.job_id.in_(ids)))
+                remove_usage_series(connection, ids)
                 connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
             return len(ids)
 

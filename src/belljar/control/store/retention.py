@@ -17,6 +17,7 @@ from belljar.control.store.database import Database
 from belljar.control.store.people_schema import members, people, sessions
 from belljar.control.store.schema import (
     AWAITED,
+    job_ends,
     job_labels,
     jobs,
     keys,
@@ -25,6 +26,7 @@ from belljar.control.store.schema import (
     removed_jobs,
     scripts,
 )
+from belljar.control.store.usage_series import remove_usage_series
 from belljar.model.ids import first_id
 from belljar.model.states import Status
 
@@ -76,6 +78,7 @@ class SqlRetention:
                 now = datetime.now(UTC)
                 connection.execute(removed_jobs.insert(), [{"id": each, "removed_at": now} for each in ids])
                 connection.execute(job_labels.delete().where(job_labels.c.job_id.in_(ids)))
+                remove_usage_series(connection, ids)
                 connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
             return ids, started
 
@@ -161,6 +164,10 @@ class SqlRetention:
     async def old_usage(self, before: datetime, *, remove: bool) -> int:
         """Return how many days of projects' usage are before then; with `remove`, also remove their records."""
         return await self._records(project_usage, project_usage.c.day < before.timestamp() // 86_400, remove)
+
+    async def old_job_ends(self, before: datetime, *, remove: bool) -> int:
+        """Return how many counts of ended jobs are from before then; with `remove`, also remove them."""
+        return await self._records(job_ends, job_ends.c.minute < before.timestamp() // 60, remove)
 
     async def revoked_keys(self, before: datetime, *, remove: bool) -> int:
         """Return how many keys were revoked or expired before then; with `remove`, also remove their records."""

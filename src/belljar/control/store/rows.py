@@ -27,6 +27,7 @@ SPEC = frozenset(
         "labels",
         "dependencies",
         "request_sha256",
+        "traceparent",
     }
 )
 #: Fields of the results, apart from those with a column of their own.
@@ -52,7 +53,7 @@ COLUMNS = frozenset(Job.model_fields) - SPEC - RESULT
 def values_of(job: Job) -> dict[str, Any]:
     """Return the values of a new job's row."""
     spec = job.model_dump(mode="json", include=set(SPEC))
-    for name in ("request_sha256", "secrets", "mask_secrets"):  # most jobs have none
+    for name in ("request_sha256", "secrets", "mask_secrets", "traceparent"):  # most jobs have none
         if getattr(job, name) == Job.model_fields[name].default:
             del spec[name]
     columns = {name: getattr(job, name) for name in COLUMNS}

@@ -23,6 +23,7 @@ from belljar.control.store.sandbox_rows import (
 )
 from belljar.control.store.sandbox_tables import ENDED, LEASED, LIVE, sandbox_labels, sandboxes
 from belljar.control.store.schema import projects
+from belljar.control.store.usage_series import remove_usage_series
 from belljar.model.sandbox import EndReason, Sandbox, SandboxEnd, SandboxStatus
 
 _INSERT = insert(sandboxes).on_conflict_do_nothing()
@@ -182,6 +183,7 @@ class SqlSandboxes:
             ids = connection.execute(which).scalars().all()
             if ids:
                 connection.execute(sandbox_labels.delete().where(sandbox_labels.c.sandbox_id.in_(ids)))
+                remove_usage_series(connection, ids)
                 connection.execute(sandboxes.delete().where(sandboxes.c.id.in_(ids)))
             return len(ids)
 

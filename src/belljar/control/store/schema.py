@@ -200,6 +200,21 @@ project_usage = Table(
     sqlite_with_rowid=False,
 )
 
+#: How many jobs of a project ended in each minute (since 1970), by status and by the time until they had started
+#: (counting.py): what throughput and latency are read from, however many jobs there are.
+job_ends = Table(
+    "job_ends",
+    metadata,
+    Column("project", String, primary_key=True),
+    Column("minute", BigInteger, primary_key=True),
+    Column("status", String, primary_key=True),
+    #: The lower bound in milliseconds; -1: they never started.
+    Column("start_ms", BigInteger, primary_key=True),
+    Column("jobs", BigInteger, nullable=False),
+    Index("ix_job_ends_minute", "minute"),
+    sqlite_with_rowid=False,
+)
+
 #: The quotas of single projects. NULL: the default of the settings; UNLIMITED_VALUE: no limit.
 project_quotas = Table(
     "project_quotas",
@@ -291,6 +306,20 @@ removed_jobs = Table(
     metadata,
     Column("id", String, primary_key=True),
     Column("removed_at", UtcTime, nullable=False),
+)
+
+#: What the machine of each job and sandbox used over its life (model/usage_series.py).
+usage_series = Table(
+    "usage_series",
+    metadata,
+    #: The id of the job or sandbox.
+    Column("owner", String, primary_key=True),
+    Column("project", String, nullable=False),
+    #: The attempt of the job, or the fence of the sandbox's lease.
+    Column("number", Integer, nullable=False),
+    #: Compressed JSON of a UsageSeries.
+    Column("data", LargeBinary, nullable=False),
+    Index("ix_usage_series_project", "project"),
 )
 
 #: The record of each maintenance service.

@@ -62,10 +62,11 @@ class ChannelState:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a session's machine uses; a number that the guest cannot tell is 0."""
+    """What a machine uses, in a session or while a job's command runs; a number that the guest cannot tell is 0."""
 
     #: Microseconds since the guest's kernel started.
     time_us: int
+    #: Of all commands of the session, or of the job's command.
     cpu_us: int
     memory_bytes: int
     memory_limit_bytes: int

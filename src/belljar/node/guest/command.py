@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from belljar.model.errors import GuestProtocolError
 from belljar.model.secrets import SecretValue
 from belljar.node.guest import requests, wire
+from belljar.node.guest.channel_messages import Usage
 from belljar.node.guest.frame_stream import WINDOW, FrameStream
 from belljar.node.guest.sinks import OutputSink
 from belljar.node.guest.wire import FrameType, RunFlag, Stream
@@ -78,16 +79,18 @@ async def run(
     on_started: Callable[[wire.Started], None],
     flags: RunFlag,
     *,
+    on_usage: Callable[[Usage], None],
     reply_seconds: float,
 ) -> wire.Exited:
     """Run the command to its end; write its output to `sink` as it comes, call `on_started` once.
 
-    With `flags`, another command may follow. Raises CommandFailed when the command could not be started,
-    MachineTimeout when the agent does not get ready for the next command within `reply_seconds`, MachineError.
+    `on_usage` is called with each message of usage while the command runs, and raises GuestProtocolError for one that
+    was not asked for. With `flags`, another command may follow. Raises CommandFailed when the command could not be
+    started, MachineTimeout when the agent does not get ready for the next command within `reply_seconds`, MachineError.
     """
     await _send_command(frames, command, _flags(command) | flags)
     async with frames.keep_alive(), frames.background(frames.send_stdin(stdin)):
-        exited = await _receive_until_exited(frames, sink, on_started)
+        exited = await _receive_until_exited(frames, sink, on_started, on_usage)
     if flags:
         await _rest(frames, reply_seconds)
     return exited
@@ -111,7 +114,10 @@ async def _send_command(frames: FrameStream, command: Command, flags: RunFlag) -
 
 
 async def _receive_until_exited(
-    frames: FrameStream, sink: OutputSink, on_started: Callable[[wire.Started], None]
+    frames: FrameStream,
+    sink: OutputSink,
+    on_started: Callable[[wire.Started], None],
+    on_usage: Callable[[Usage], None],
 ) -> wire.Exited:
     has_started = False
     unacknowledged = {Stream.STDOUT: 0, Stream.STDERR: 0}
@@ -128,6 +134,8 @@ async def _receive_until_exited(
                 if unacknowledged[stream] >= WINDOW // 4:
                     await frames.grant(stream, unacknowledged[stream])
                     unacknowledged[stream] = 0
+            case Usage() if has_started:
+                on_usage(message)
             case wire.Started() if not has_started:
                 has_started = True
                 on_started(message)

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Interface
 
 from belljar.model.errors import GuestProtocolError
 from belljar.node.guest import artifacts, command, requests, wire
+from belljar.node.guest.channel_messages import Usage
 from belljar.node.guest.command import Command
 from belljar.node.guest.frame_stream import FrameStream
 from belljar.node.guest.identity import Identity
@@ -31,7 +32,7 @@ _REPLY_SECONDS = 30.0
 
 
 class AgentConnection:
-    """A connection to one agent. Not safe for concurrent operations, except `signal`."""
+    """A connection to one agent. Not safe for concurrent operations, except `signal` and `meter`."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, timeout_factor: float = 1.0
@@ -39,6 +40,7 @@ class AgentConnection:
         #: Multiplies the deadlines of this connection, for hosts on which everything takes longer.
         self.timeout_factor = timeout_factor
         self._frames = FrameStream(reader, writer)
+        self._on_usage: Callable[[Usage], None] | None = None
 
     async def open(self, timeout_seconds: float) -> wire.Hello:
         """Wait for the agent of a booting machine, accept it, and send the machine its time and identity.
@@ -128,6 +130,14 @@ class AgentConnection:
         """Send a signal to the command's process group; SIGKILL ends every process of the job. Raises MachineDied."""
         await self._frames.send(wire.frame(FrameType.SIGNAL, bytes([number])))
 
+    async def meter(self, interval_seconds: float, on_usage: Callable[[Usage], None]) -> None:
+        """Have the agent tell the machine's usage at this interval (at least 0.1 s) while a command of `run` runs.
+
+        The first message comes at once. Raises MachineDied.
+        """
+        self._on_usage = on_usage
+        await self._frames.send(requests.meter(round(interval_seconds * 1000)))
+
     async def collect(
         self, globs: Sequence[str], sink: ArtifactSink, *, max_bytes: int, max_count: int
     ) -> wire.Collected:
@@ -155,7 +165,21 @@ class AgentConnection:
         on_started: Callable[[wire.Started], None],
         flags: RunFlag,
     ) -> wire.Exited:
-        return await command.run(self._frames, job, stdin, sink, on_started, flags, reply_seconds=self.reply_seconds)
+        return await command.run(
+            self._frames,
+            job,
+            stdin,
+            sink,
+            on_started,
+            flags,
+            on_usage=self._take_usage,
+            reply_seconds=self.reply_seconds,
+        )
+
+    def _take_usage(self, usage: Usage) -> None:
+        if self._on_usage is None:
+            raise GuestProtocolError("unexpected Usage from guest agent, which nobody asked for")
+        self._on_usage(usage)
 
     async def _receive_hello(self, timeout_seconds: float) -> wire.Hello:
         hello = await self._frames.receive(timeout_seconds)

@@ -21,6 +21,7 @@ from belljar.node.guest.command import Command, CommandFailed
 from belljar.node.guest.frame_stream import FrameStream
 from belljar.node.guest.port_stream import PortStream
 from belljar.node.guest.process import Process, TerminalSize
+from belljar.node.guest.usage_meter import UsageMeter
 from belljar.node.guest.wire import ExecFlag, FrameType, RunFlag
 from belljar.system.background import report_failure
 
@@ -30,8 +31,6 @@ MAX_CONNECTIONS = 128
 MAX_CHANNELS = 1024
 #: For a frame that tells the agent of a caller that was cancelled, when it does not read.
 _ABANDON_SECONDS = 1.0
-#: Messages of usage that wait for a slow reader; older ones are dropped.
-_MAX_USAGE = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +61,7 @@ class Session:
         self._last_number = 0
         self._suspended = asyncio.Event()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._usage: set[asyncio.Queue[Usage]] = set()
-        self._meter_ms = 0
-        self._was_metered = False
+        self._meter = UsageMeter(self._state, self._suspended)
 
     @property
     def processes(self) -> Mapping[int, Process]:
@@ -117,26 +114,12 @@ class Session:
         finally:
             await stream.close()
 
-    async def usage(self, interval_seconds: float = 1.0) -> AsyncGenerator[Usage, None]:
+    def usage(self, interval_seconds: float = 1.0) -> AsyncGenerator[Usage, None]:
         """Yield the machine's usage at an interval of at least 0.1 s; the shortest wanted interval holds for all.
 
         Raises ChannelBroken when the session ends.
         """
-        queue: asyncio.Queue[Usage] = asyncio.Queue(_MAX_USAGE)
-        self._usage.add(queue)
-        try:
-            interval_ms = max(100, int(interval_seconds * 1000))
-            if not self._meter_ms or interval_ms < self._meter_ms:
-                self._meter_ms, self._was_metered = interval_ms, True
-                await self._state.send(requests.meter(interval_ms))
-            while True:
-                yield await self._next_usage(queue)
-        finally:
-            self._usage.discard(queue)
-            if not self._usage and not self._state.ended:
-                self._meter_ms = 0
-                with contextlib.suppress(ChannelBroken, MachineDied):
-                    await self._state.send(requests.meter(0))
+        return self._meter.subscribe(interval_seconds)
 
     async def suspend(self) -> None:
         """Get the machine ready to be frozen: end connections and file operations; commands continue after the resume.
@@ -239,8 +222,8 @@ class Session:
             if channel.is_closed:
                 del self._channels[number]
                 self._processes.pop(number, None)
-        elif number == 0 and isinstance(message, Usage) and self._was_metered:
-            self._share_usage(message)
+        elif number == 0 and isinstance(message, Usage) and self._meter.was_used:
+            self._meter.share(message)
         elif number == 0 and isinstance(message, wire.Suspended) and self._state.ended:
             self._suspended.set()
         else:
@@ -314,23 +297,3 @@ class Session:
             self._last_number = self._last_number % 0xFFFF + 1
             if self._last_number not in self._channels:
                 return self._last_number
-
-    # --- usage ------------------------------------------------------------------------------------------------------
-
-    def _share_usage(self, message: Usage) -> None:
-        for queue in self._usage:
-            if queue.full():
-                queue.get_nowait()
-            queue.put_nowait(message)
-
-    async def _next_usage(self, queue: asyncio.Queue[Usage]) -> Usage:
-        getting = asyncio.create_task(queue.get())
-        ended = asyncio.create_task(self._suspended.wait())
-        try:
-            await asyncio.wait([getting, ended], return_when=asyncio.FIRST_COMPLETED)
-            if getting.done():
-                return getting.result()
-            raise ChannelBroken(self._state.ended)
-        finally:
-            getting.cancel()
-            ended.cancel()

@@ -32,6 +32,7 @@ from belljar.node.sandboxes.held import HeldSandbox, end_of
 from belljar.node.sandboxes.machine import HeldMachine
 from belljar.node.sandboxes.machine_start import MachineStarter, StartedMachine
 from belljar.node.sandboxes.running import RunningSandbox
+from belljar.node.sandboxes.usage import sampled
 from belljar.node.worker.job_network import network_use
 from belljar.node.worker.retry import RetryTimes, retry_until_written
 from belljar.system.background import report_failure
@@ -92,7 +93,8 @@ class SandboxHolder:
             if running is None:
                 return await held.wait_ending()
             try:
-                end = await self._watch(held, running)
+                async with sampled(self._link, held, running.machine):
+                    end = await self._watch(held, running)
                 if end is not None:
                     held.finish(end)
             finally:

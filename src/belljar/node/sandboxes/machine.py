@@ -9,7 +9,7 @@ import signal as signals
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 
 from belljar.link.sandboxes import FreezeRequest
-from belljar.model.errors import BelljarError, InvalidOption
+from belljar.model.errors import BelljarError, InvalidOption, MachineDied
 from belljar.model.log_stream import LogStream
 from belljar.model.sandbox import FrozenState
 from belljar.model.sandbox_errors import StreamBroken
@@ -23,11 +23,14 @@ from belljar.model.sandbox_values import (
     SandboxUsage,
     TerminalSize,
 )
+from belljar.model.usage_series import UsageSeries
 from belljar.node.guest import process
+from belljar.node.guest.channel import ChannelBroken
 from belljar.node.guest.channel_messages import Usage
 from belljar.node.guest.files import Files
 from belljar.node.guest.port_stream import PortStream
 from belljar.node.guest.session import Session
+from belljar.node.guest.usage_sampler import MachineLimits, UsageSampler
 from belljar.node.sandboxes.calls import Calls
 from belljar.node.sandboxes.files import GuestFiles
 from belljar.node.sandboxes.freezes import Freezes
@@ -77,6 +80,8 @@ class HeldMachine:
         self._files = GuestFiles(session, self._calls, defaults.user)
         #: What its holder is requested to do.
         self.freezes = Freezes()
+        limits = MachineLimits(vcpus=size.vcpus, memory_mb=size.memory_mb, disk_mb=size.disk_mb, network=size.network)
+        self._sampler = UsageSampler(limits)
 
     @property
     def use(self) -> Use:
@@ -192,6 +197,10 @@ class HeldMachine:
         async with self._calls.answered():
             await self._processes.forget(process_id)
 
+    async def restart(self, process_id: int) -> ProcessInfo:
+        async with self._calls.answered():
+            return (await self._processes.restart(process_id)).info()
+
     # --- ports and usage --------------------------------------------------------------------------------------------
 
     async def ports(self) -> tuple[ListeningPort, ...]:
@@ -212,6 +221,26 @@ class HeldMachine:
                 async for message in messages:
                     return _usage(message)
             raise StreamBroken("the machine told no usage")
+
+    async def usage_series(self) -> UsageSeries:
+        return self._sampler.series()
+
+    async def sample(self) -> None:
+        """Keep the machine's usage as a series, also across sessions, until it is cancelled. That is no use."""
+        while True:
+            session = self._session
+            with contextlib.suppress(ChannelBroken, MachineDied):
+                await self._sample(session)
+            while self._session is session:  # until the machine goes on, if it does
+                await asyncio.sleep(self._sampler.interval_seconds)
+
+    async def _sample(self, session: Session) -> None:
+        while True:
+            interval_seconds = self._sampler.interval_seconds
+            async with contextlib.aclosing(session.usage(interval_seconds)) as messages:
+                async for message in messages:
+                    if self._sampler.add(message):
+                        break  # the interval has doubled
 
     async def activity(self) -> SandboxActivity:
         return self._calls.use.activity()

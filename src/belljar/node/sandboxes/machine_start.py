@@ -118,7 +118,7 @@ class MachineStarter:
                 secret_files={use.name: values[use.name] for use in sandbox.spec.secrets if use.form == "file"},
             ),
             defaults=_defaults(sandbox, image, network, user, values),
-            size=MachineSize(sandbox.spec.resources.vcpus, sandbox.spec.resources.memory_mb),
+            size=_size(sandbox, network),
         )
 
     async def _open_frozen(
@@ -165,6 +165,11 @@ class MachineStarter:
                     raise
                 log.warning("machine_not_started", sandbox=sandbox.id, error=error.message)
         raise AssertionError("unreachable")
+
+
+def _size(sandbox: Sandbox, network: JobNetwork) -> MachineSize:
+    resources = sandbox.spec.resources
+    return MachineSize(resources.vcpus, resources.memory_mb, resources.disk_mb, network.has_device)
 
 
 def _defaults(

@@ -28,10 +28,14 @@ _STREAMS = {wire.Stream.STDOUT: LogStream.STDOUT, wire.Stream.STDERR: LogStream.
 
 @dataclass(frozen=True, slots=True)
 class MachineSize:
-    """The most that a command can have used: the vCPUs and memory of its machine."""
+    """The most that a command can have used: the vCPUs and memory of its machine; and what else the machine has."""
 
     vcpus: int
     memory_mb: int
+    #: Size of its scratch disk; None: it has none.
+    disk_mb: int | None = None
+    #: Whether it has a network device.
+    network: bool = False
 
 
 class SandboxProcess:
@@ -48,8 +52,9 @@ class SandboxProcess:
     ) -> None:
         """`saved`: how it was when its machine was frozen; None: it has just started."""
         self.process = process
-        self.output = KeptOutput(waits=not request.background)
-        self._request = request
+        self.output = KeptOutput(waits=not request.background or request.context is not None)
+        #: As it was asked for.
+        self.request = request
         self._cwd = cwd
         self._size = size
         self._started_at = datetime.now(UTC)
@@ -92,10 +97,11 @@ class SandboxProcess:
         return ProcessInfo(
             id=self.id,
             pid=self.process.pid,
-            args=_shown(self._request.args),
+            args=_shown(self.request.args),
             cwd=self._cwd,
-            terminal=self._request.terminal is not None,
-            background=self._request.background,
+            terminal=self.request.terminal is not None,
+            background=self.request.background,
+            context=self.request.context,
             started_at=self._started_at,
             exit=self._exit,
             stdout_bytes=self.output.written[LogStream.STDOUT],

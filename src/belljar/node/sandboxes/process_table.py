@@ -84,6 +84,12 @@ class ProcessTable:
         del self._processes[process_id]
         await found.close()
 
+    async def restart(self, process_id: int) -> SandboxProcess:
+        """Forget a command, and start it again as it was started. Raises what `forget` and `start` raise."""
+        request = self.get(process_id).request
+        await self.forget(process_id)
+        return await self.start(request)
+
     async def stop(self, reason: str) -> None:
         """End the tasks of all commands, when the session is over for this reason."""
         await asyncio.gather(*(each.stop(reason) for each in self._processes.values()))

@@ -23,6 +23,7 @@ from belljar.model.outcome import Outcome
 from belljar.model.states import Status
 from belljar.node.machines.protocol import Hypervisor
 from belljar.node.worker.attempt_end import AttemptEnd, Stop
+from belljar.node.worker.attempt_trace import trace_lost_attempt
 from belljar.node.worker.cancellation import JobCancelled
 from belljar.node.worker.capacity import Capacity
 from belljar.node.worker.context import WorkerContext
@@ -35,6 +36,7 @@ from belljar.node.worker.retry import retry_until_written
 from belljar.node.worker.runner import JobInput, JobRun, JobRunner, RetryUntilCancelled
 from belljar.system.background import report_failure
 from belljar.system.counters import increment
+from belljar.system.tracing import trace_id_of
 
 log = structlog.get_logger()
 
@@ -68,6 +70,8 @@ class JobAttempts:
 
     async def carry_out(self, running: RunningAttempt) -> None:
         """Carry out one attempt and report its end. Never raises, except when the worker is stopped."""
+        if running.job.traceparent is not None:  # in every log event of this task
+            structlog.contextvars.bind_contextvars(trace_id=trace_id_of(running.job.traceparent))
         try:
             await self._run_and_record(running)
         except Exception as error:  # noqa: BLE001 (its lease runs out, and the job is given to another)
@@ -167,6 +171,7 @@ class JobAttempts:
             reason, code = "internal error; see the server log", "internal_error"
         if recorder is not None:
             await recorder.flush()
+        trace_lost_attempt(running.job, running.claimed_at, code)
         await retry_until_written(
             lambda: self._requeue(running.key, reason, code), "requeue", self._retry_times, **running.ids
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import structlog
 
@@ -27,6 +28,7 @@ class RunningAttempt:
     assignment: Assignment
     lease: Lease
     cancel: asyncio.Event = field(default_factory=asyncio.Event)
+    claimed_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def job(self) -> Job:

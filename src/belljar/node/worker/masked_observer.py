@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from belljar.node.guest.sinks import OutputSink
+from belljar.node.guest.usage_sampler import UsageSampler
 from belljar.node.guest.wire import Stream
 from belljar.node.machines.protocol import Hypervisor
 from belljar.node.machines.provision.request import Source
@@ -70,6 +71,9 @@ class MaskedObserver(AttemptObserver):
 
     def on_started(self) -> None:
         self._inner.on_started()
+
+    def on_usage(self, sampler: UsageSampler) -> None:
+        self._inner.on_usage(sampler)
 
     async def on_output_ended(self) -> None:
         await self.output.flush()

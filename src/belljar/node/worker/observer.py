@@ -7,6 +7,7 @@ methods, which must return at once.
 from __future__ import annotations
 
 from belljar.node.guest.sinks import ArtifactSink, OutputSink
+from belljar.node.guest.usage_sampler import UsageSampler
 from belljar.node.machines.protocol import Hypervisor
 from belljar.node.machines.provision.request import Source
 from belljar.node.worker.attempt_end import AttemptEnd
@@ -37,6 +38,9 @@ class AttemptObserver:
 
     def on_started(self) -> None:
         """The entrypoint runs."""
+
+    def on_usage(self, sampler: UsageSampler) -> None:
+        """The machine's usage was sampled once more; `sampler` has the series."""
 
     async def on_output_ended(self) -> None:
         """A command of the job has ended, or its machine: no output of it follows."""

@@ -20,15 +20,19 @@ from belljar.model.errors import BelljarError
 from belljar.model.job import JobError, Timings
 from belljar.model.log_stream import LogStream
 from belljar.model.outcome import Outcome
+from belljar.node.guest.usage_sampler import UsageSampler
 from belljar.node.machines.provision.request import Source
 from belljar.node.worker.attempt_end import AttemptEnd
 from belljar.node.worker.attempt_record import AttemptRecord
+from belljar.node.worker.attempt_trace import trace_attempt
 from belljar.node.worker.context import WorkerContext
 from belljar.node.worker.job_network import format_refusals, network_use
 from belljar.node.worker.journal import AttemptJournal, journal_path
 from belljar.node.worker.output import CappedOutput, LinkedArtifacts
 from belljar.node.worker.output_sender import OutputSender
 from belljar.node.worker.retry import retry_until_written
+from belljar.node.worker.usage_reporter import UsageReporter
+from belljar.system.histograms import observe
 
 log = structlog.get_logger()
 
@@ -71,6 +75,7 @@ class Recorder(AttemptRecord):
         self._claimed = time.monotonic()
         self._sender = sender
         self._journal = journal
+        self._usage = UsageReporter(context.link, assignment.lease)
         self._start_report: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
         #: How the job ends, as far as it is known; None until its script has ended or it was refused.
@@ -129,6 +134,9 @@ class Recorder(AttemptRecord):
     def on_build_output(self, data: bytes) -> None:
         self._sender.append(LogStream.BUILD, data)
 
+    def on_usage(self, sampler: UsageSampler) -> None:
+        self._usage.note(sampler)
+
     # --- the end --------------------------------------------------------------------------------------------------
 
     def on_script_ended(self, end: AttemptEnd) -> None:
@@ -149,6 +157,7 @@ class Recorder(AttemptRecord):
         for sentence in format_refusals(network_use(end.traffic), self._job):
             self._sender.append(LogStream.CONSOLE, f"\n[belljar: {sentence}]\n".encode())
         await self._sender.drain(self._retry_times.drain_seconds)
+        await self._usage.finish()
         self._set(self._outcome(end))
         await self.record()
 
@@ -179,6 +188,10 @@ class Recorder(AttemptRecord):
         if not is_written:
             log.warning("outcome_discarded", **ids, status=outcome.status)
             return
+        trace_attempt(self._job, self._claimed_at, outcome)
+        if outcome.machine is not None:
+            for phase, milliseconds in outcome.timings.phases.items():
+                observe("belljar_phase_seconds", milliseconds / 1000, phase=phase, source=outcome.machine.source)
         log.info(
             "job_ended", **ids, status=outcome.status, exit_code=outcome.exit_code, milliseconds=outcome.timings.phases
         )
@@ -231,6 +244,7 @@ class Recorder(AttemptRecord):
         self._over.set()
         if self._start_report is not None:
             self._start_report.cancel()
+        self._usage.close()
         self.artifacts.close()
         if self.outcome is not None and not self._has_ended_job:
             self._journal.close()

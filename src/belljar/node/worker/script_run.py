@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal as signals
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from belljar.model.errors import BelljarError, MachineError, MachineTimeout, host_error
+from belljar.model.errors import BelljarError, MachineDied, MachineError, MachineTimeout, host_error
 from belljar.node.guest import wire
+from belljar.node.guest.channel_messages import Usage
 from belljar.node.guest.command import Command, CommandFailed
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.guest.sinks import OutputSink
 from belljar.node.guest.usage import clamp_usage
+from belljar.node.guest.usage_sampler import MachineLimits, UsageSampler
 from belljar.node.machines.deadline_uses import noted
 from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.timings import StepTimings
@@ -21,6 +24,7 @@ from belljar.node.worker.attempt_end import AttemptEnd, Stop
 from belljar.node.worker.cancellation import unless_cancelled
 from belljar.node.worker.observer import AttemptObserver
 from belljar.node.worker.plan import AttemptPlan
+from belljar.system.background import report_failure
 
 #: After SIGKILL the guest's kernel ends the job's processes; a machine that reports no end by then is killed itself.
 KILL_PATIENCE_SECONDS = 5.0
@@ -63,14 +67,48 @@ class ScriptRun:
         plan, end = self._plan, self._end
         if (layout := plan.layer) is not None:
             await self._connection.set_layer(layout.script_bytes, layout.layer_bytes, layout.path)
-        if plan.compile is None or await self._compile(plan.compile):
-            await self._run()
+        async with self._sampled():
+            if plan.compile is None or await self._compile(plan.compile):
+                await self._run()
         end.is_over = True
         self._observer.on_script_ended(end)
         has_ended = end.exited is not None and end.stop is not Stop.CANCELLED
         if plan.artifacts and has_ended and end.not_started is None and not end.in_compile:
             await self._collect()
             self._timings.record("collect")
+
+    @contextlib.asynccontextmanager
+    async def _sampled(self) -> AsyncIterator[None]:
+        """Sample the machine's usage while the block runs; nothing is sent in the first second."""
+        shape = self._plan.machine.shape
+        limits = MachineLimits(
+            vcpus=shape.vcpus, memory_mb=shape.memory_mb, disk_mb=shape.disk_mb, network=shape.network
+        )
+        sampling = asyncio.create_task(self._sample(UsageSampler(limits)))
+        try:
+            yield
+        finally:
+            sampling.cancel()
+            await asyncio.wait({sampling})
+            error = None if sampling.cancelled() else sampling.exception()
+            if isinstance(error, Exception):
+                report_failure("sample_usage", error)
+
+    async def _sample(self, sampler: UsageSampler) -> None:
+        interval_changed = asyncio.Event()
+
+        def on_usage(usage: Usage) -> None:
+            if sampler.add(usage):
+                interval_changed.set()
+            if len(sampler):
+                self._observer.on_usage(sampler)
+
+        await asyncio.sleep(sampler.interval_seconds)
+        with contextlib.suppress(MachineDied):  # the command's end reports it
+            while True:
+                await self._connection.meter(sampler.interval_seconds, on_usage)
+                await interval_changed.wait()
+                interval_changed.clear()
 
     async def _compile(self, command: Command) -> bool:
         """Return whether the script was compiled and can be run."""

@@ -23,6 +23,7 @@ from belljar.model.errors import InvalidDependencies, LayerBuildError, without_p
 from belljar.model.job import Job
 from belljar.model.job_options import JobOptions, JobRequest
 from belljar.model.states import Status
+from belljar.model.usage_series import UsageSeries
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -52,7 +53,7 @@ async def submit_job(request: Request, services: ServicesDep, identity: Identity
     request.state.body_lease.release()
     if wait:
         job = await _wait(services, identity, job.id, wait)
-    response = json_response(_public(job, identity, services), 200 if job.status.terminal else 202)
+    response = json_response(public_fields(job, identity, services), 200 if job.status.terminal else 202)
     return await _with_rate_limits(response, identity, services)
 
 
@@ -71,7 +72,7 @@ async def run_script(request: Request, script_id: str, services: ServicesDep, id
     submission.set_stdin(options.stdin_bytes())
     async with services.submitting.slot(identity.id):
         job = await services.jobs.submit(identity.project, submission)
-    response = json_response({"job_id": job.id, **_public(job, identity, services)}, 202)
+    response = json_response({"job_id": job.id, **public_fields(job, identity, services)}, 202)
     return await _with_rate_limits(response, identity, services)
 
 
@@ -91,7 +92,7 @@ async def list_jobs(
     )
     page = []
     for job in jobs:
-        page.append(_public(job, identity, services))
+        page.append(public_fields(job, identity, services))
         if len(page) % _JOBS_AT_ONCE == 0:
             await asyncio.sleep(0)
     return json_response({"jobs": page, "next_cursor": next_cursor})
@@ -101,17 +102,32 @@ async def list_jobs(
 async def get_job(job_id: str, services: ServicesDep, identity: IdentityDep, wait: Wait = 0) -> Response:
     """Return the job; with `wait`, as soon as it has ended. `waiting_for` is the quota that keeps it queued, if any."""
     job = await _wait(services, identity, job_id, wait)
-    fields = _public(job, identity, services)
+    fields = public_fields(job, identity, services)
     if job.status is Status.QUEUED and (quota := await services.quotas.waiting_for(job.project)) is not None:
         fields["waiting_for"] = quota
     return json_response(fields)
+
+
+@router.get("/jobs/{job_id}/metrics", dependencies=[require(Scope.JOBS_READ)])
+async def get_job_metrics(job_id: str, services: ServicesDep, identity: IdentityDep) -> Response:
+    """Return what the machine of the job's last attempt used, as its guest counts it: arrays with a point each second,
+    at most 256. A job of less than a second has none; of one that runs, they are some seconds old."""
+    job = await services.jobs.get(identity.project, job_id)
+    stored = await services.usage_series.get(job.id)
+    series = stored.series if stored is not None and stored.number == job.attempt else _no_usage(job)
+    return json_response({"job_id": job.id, "attempt": job.attempt, **series.model_dump(mode="json")})
 
 
 @router.post("/jobs/{job_id}/cancel", dependencies=[require(Scope.JOBS_RUN)])
 @audited("job.cancel")
 async def cancel_job(job_id: str, services: ServicesDep, identity: IdentityDep) -> Response:
     """Cancel a job. A running job ends soon after; an ended job is returned unchanged."""
-    return json_response(_public(await services.jobs.cancel(identity.project, job_id), identity, services))
+    return json_response(public_fields(await services.jobs.cancel(identity.project, job_id), identity, services))
+
+
+def _no_usage(job: Job) -> UsageSeries:
+    resources = job.resources
+    return UsageSeries(vcpus=resources.vcpus, memory_limit_bytes=resources.memory_mb << 20)
 
 
 async def _with_rate_limits(response: Response, identity: Identity, services: Services) -> Response:
@@ -132,7 +148,7 @@ async def _wait(services: Services, identity: Identity, job_id: str, seconds: fl
     return job
 
 
-def _public(job: Job, identity: Identity, services: Services) -> dict[str, Any]:
+def public_fields(job: Job, identity: Identity, services: Services) -> dict[str, Any]:
     """Return the job's public fields; without paths of the host unless the key is an admin key."""
     fields = job.public()
     if not identity.is_operator:

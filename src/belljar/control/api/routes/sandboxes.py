@@ -116,8 +116,16 @@ async def extend_sandbox(request: Request, sandbox_id: str, services: ServicesDe
 
 
 @router.get("/{sandbox_id}/metrics", dependencies=[require(Scope.SANDBOXES)])
-async def get_metrics(sandbox_id: str, services: ServicesDep, project: ProjectDep) -> Response:
-    """Return what the sandbox's machine uses now, as its guest counts it."""
+async def get_metrics(
+    sandbox_id: str,
+    services: ServicesDep,
+    project: ProjectDep,
+    series: Annotated[bool, Query(description="Return arrays over its life instead, as for a job.")] = False,
+) -> Response:
+    """Return what the sandbox's machine uses now, as its guest counts it. `series` works for ended sandboxes, too."""
+    if series:
+        found = await services.sandboxes.usage_series(project, sandbox_id)
+        return json_response({"sandbox_id": sandbox_id, **found.model_dump(mode="json")})
     _, machine = await services.sandboxes.machine(project, sandbox_id)
     return json_response((await machine.usage()).model_dump(mode="json"))
 

@@ -10,9 +10,11 @@ from starlette.responses import RedirectResponse, Response
 from belljar.control.api.audited import audited
 from belljar.control.api.authentication import Authentication
 from belljar.control.api.dependencies import IdentityDep, ServicesDep
+from belljar.control.api.routes.dashboard.pages import PagesDep
 from belljar.control.api.rules import anyone, public
 from belljar.control.api.services import Services
 from belljar.control.projects.people import Session
+from belljar.control.store.projects import missing_project
 from belljar.control.web.errors import wants_page
 from belljar.control.web.forms import local_path, read_form, read_session_form
 from belljar.control.web.pages import page
@@ -21,7 +23,8 @@ from belljar.model.errors import BelljarError, NotAuthenticated, ProjectSuspende
 router = APIRouter(include_in_schema=False)
 
 #: Where a sign-in leads to that began on no other page.
-HOME = "/account"
+HOME = "/"
+_ACCOUNT = "/account"
 _MAX_BROWSER_CHARACTERS = 200
 Next = Annotated[str | None, Query()]
 
@@ -61,26 +64,30 @@ async def sign_out(request: Request, services: ServicesDep, identity: IdentityDe
     return response
 
 
-@router.get("/", dependencies=[anyone()])
-async def show_start() -> Response:
-    """Lead to the first page."""
-    return RedirectResponse(HOME, 303)
-
-
-@router.get(HOME, dependencies=[anyone()])
-async def show_account(services: ServicesDep, identity: IdentityDep) -> Response:
+@router.get(_ACCOUNT, dependencies=[anyone()])
+async def show_account(pages: PagesDep, services: ServicesDep, identity: IdentityDep) -> Response:
     """Show who is signed in, and the sessions."""
     session = identity.session
-    return page(
+    return await pages.show(
         "account.html",
-        name=identity.name,
-        project=identity.project,
-        is_operator=identity.is_operator,
         roles=sorted(identity.roles.items()),
         sessions=await services.sessions.list(identity),
         current=session.id if session is not None else None,
-        form_token=session.form_token if session is not None else "",
     )
+
+
+@router.post("/account/project", dependencies=[anyone()])
+@audited("session.choose_project")
+async def choose_project(request: Request, services: ServicesDep, identity: IdentityDep) -> Response:
+    """Let the pages of this browser act in another project of the caller's."""
+    form = await read_session_form(request, identity)
+    name = form.get("project", "")
+    is_known = identity.is_operator or name == identity.project or name in identity.roles
+    if not is_known or not await services.projects.exists(name):
+        raise missing_project(name)
+    response = RedirectResponse(local_path(form.get("next"), HOME), 303)
+    authentication_of(request).cookies.set_project(request.scope, response, name)
+    return response
 
 
 @router.post("/account/sessions/{session_id}/end", dependencies=[anyone()])
@@ -89,7 +96,7 @@ async def end_session(session_id: str, request: Request, services: ServicesDep, 
     """End another session of the same person or key."""
     await read_session_form(request, identity)
     await services.sessions.revoke(identity, session_id)
-    return RedirectResponse(HOME, 303)
+    return RedirectResponse(_ACCOUNT, 303)
 
 
 def sign_in_page(services: Services, next: str | None, error: BelljarError | None = None) -> Response:

@@ -134,7 +134,7 @@ static void check_channel(struct channel *channel)
 /* Do what is due; return the milliseconds until something is due again, -1 when nothing is. */
 int channels_timeout(void)
 {
-    if (!agent.in_session || !agent.attached)
+    if (!agent.attached)
         return -1;
     uint64_t now = now_us();
     sweeps = now - swept_us >= LINGER_MS * 1000;

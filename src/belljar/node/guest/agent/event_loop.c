@@ -71,7 +71,7 @@ void serve_once(int max_wait_ms)
 {
     enum { PORT = 1, JOB = 7 };
     static struct pollfd fds[PORT + JOB + 1 + 3 * MAX_CHANNELS];
-    int due_ms = channels_timeout(); /* first: it sends frames */
+    int due_ms = agent.in_session ? channels_timeout() : meter_timeout(); /* first: they send frames */
     flush_frames();
     poll_job(fds + PORT);
     size_t count = PORT + JOB + poll_channels(fds + PORT + JOB); /* before the port: it may fill the buffer */

@@ -1,5 +1,5 @@
-/* The usage of a session's machine, which the host subscribes to: one small frame at each interval.
- * Every number is the kernel's; one that cannot be read is zero. */
+/* The usage of the machine of a session, or of a job while its command runs. The host subscribes to it: one small frame at
+ * each interval. Every number is the kernel's; one that cannot be read is zero. */
 #include "agent.h"
 
 #include <errno.h>
@@ -8,11 +8,13 @@
 
 enum { MIN_METER_MS = 100 };
 
-/* METER: interval in milliseconds, at least MIN_METER_MS; 0 ends the subscription. */
+/* METER: interval in milliseconds, at least MIN_METER_MS; 0 ends the subscription. It holds for every command of a job, and
+ * may come behind the end of one. */
 void set_meter(const uint8_t *payload, size_t length)
 {
     uint32_t interval_ms = length == 4 ? get_u32(payload) : 1;
-    if (agent.phase != IN_SESSION || (interval_ms && interval_ms < MIN_METER_MS)) {
+    bool is_allowed = agent.phase == READY || agent.phase >= RUNNING;
+    if (!is_allowed || (interval_ms && interval_ms < MIN_METER_MS)) {
         errno = EPROTO;
         die("unexpected METER from host");
     }
@@ -27,7 +29,9 @@ static void send_usage(void)
     struct statvfs disk = {0};
     const char *cgroup = agent.job.cgroup;
     if (agent.job.isolated) {
-        put_u64(payload + 8, read_number(cgroup, "cpu.stat", "usage_usec "));
+        uint64_t before_us = agent.in_session ? 0 : agent.cpu_before_us;
+        uint64_t cpu_us = read_number(cgroup, "cpu.stat", "usage_usec ");
+        put_u64(payload + 8, cpu_us > before_us ? cpu_us - before_us : 0);
         put_u64(payload + 16, read_number(cgroup, "memory.current", NULL));
         put_u64(payload + 24, read_number(cgroup, "memory.max", NULL));
         put_u64(payload + 32, read_number(cgroup, "memory.stat", "\nfile "));
@@ -43,11 +47,12 @@ static void send_usage(void)
     send_control(USAGE, payload, sizeof payload);
 }
 
-/* Send usage when it is due; return the milliseconds until it is due again, -1 without a subscription. A host that does
- * not read gets no more. */
+/* Send usage when it is due; return the milliseconds until it is due again, -1 when none is. A host that does not read
+ * gets no more. */
 int meter_timeout(void)
 {
-    if (!agent.meter_ms)
+    bool has_command = agent.phase == RUNNING && agent.started_us; /* no frame of a job before STARTED */
+    if (!agent.meter_ms || (!has_command && agent.phase != IN_SESSION))
         return -1;
     uint64_t now = now_us(), interval_us = (uint64_t)agent.meter_ms * 1000;
     if (agent.metered_us == 0 || now - agent.metered_us >= interval_us) {

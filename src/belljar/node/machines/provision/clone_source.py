@@ -26,6 +26,7 @@ from belljar.node.machines.provision.snapshots import Snapshots
 from belljar.node.machines.provision.waiting_processes import WaitingProcesses
 from belljar.node.machines.provision.warm_clone import WarmClone
 from belljar.system.background import supervise
+from belljar.system.counters import increment
 
 log = structlog.get_logger()
 
@@ -53,6 +54,7 @@ class CloneSource:
         if self._pool is not None:
             self._pool.record_demand(key, lambda: self._make_warm(request, key))
             warm_clone = await self._pool.take(key)
+            increment("belljar_pool_requests", result="miss" if warm_clone is None else "hit")
             if warm_clone is not None and (machine := await self._from_pool(warm_clone, request, stack)) is not None:
                 return machine
         if self._snapshots.find(key) is None:

@@ -23,6 +23,7 @@ from belljar.node.machines.provision.demand import Claim, share_memory
 from belljar.node.machines.provision.memory_limit import MemoryLimit
 from belljar.node.machines.provision.warm_clone import PoolBucket, WarmClone
 from belljar.system.background import report_failure, supervise
+from belljar.system.counters import increment
 
 _POLL_SECONDS = 1.0
 #: The same while clones are missing, but no processor is to spare.
@@ -237,6 +238,7 @@ class WarmPool:
 
     def _start_end(self, clone: WarmClone) -> None:
         """Start to end a clone that has left the pool. No cancellation interrupts it; its failure is logged."""
+        increment("belljar_evictions", kind="clone")
         task = asyncio.create_task(_end(clone))
         self._end_tasks[task] = clone.memory_mb
         task.add_done_callback(self._handle_end)

@@ -6,10 +6,12 @@ this object; `run` is its background task.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
+from belljar.model.errors import BelljarError
 from belljar.node.frozen.protocol import FrozenParts
 from belljar.node.guest.connection import SILENCE_SECONDS
 from belljar.node.machines.protocol import Hypervisor, Machine, MachineSpec
@@ -21,6 +23,8 @@ from belljar.node.machines.provision.request import MachineRequest, ProvisionedM
 from belljar.node.machines.provision.snapshots import Snapshots
 from belljar.node.machines.provision.waiting_processes import WaitingProcesses
 from belljar.node.machines.provision.warm_up import WarmUp, resume
+from belljar.system.counters import increment
+from belljar.system.histograms import observe
 
 
 class MachineProvisioner:
@@ -52,11 +56,14 @@ class MachineProvisioner:
         """
         request = MachineRequest(hypervisor, spec, warm_up_steps, boot_timeout_seconds, slot_factory)
         async with AsyncExitStack() as stack:
-            provisioned = None
-            if self._clone_source is not None:
-                provisioned = await self._clone_source.provision(request, stack)
-            if provisioned is None:
-                provisioned = await self._boot(request, stack)
+            started = time.monotonic()
+            try:
+                provisioned = await self._provision(request, stack)
+            except BelljarError as error:
+                increment("belljar_machine_start_failures", code=error.code)
+                raise
+            increment("belljar_machines", source=provisioned.source)
+            observe("belljar_machine_seconds", time.monotonic() - started, source=provisioned.source)
             self._in_use.add(provisioned.machine)
             stack.callback(self._in_use.discard, provisioned.machine)
             yield provisioned
@@ -82,6 +89,13 @@ class MachineProvisioner:
             self._in_use.add(clone)
             stack.callback(self._in_use.discard, clone)
             yield ProvisionedMachine(clone, connection, "snapshot", clone.phases, spec.slot)
+
+    async def _provision(self, request: MachineRequest, stack: AsyncExitStack) -> ProvisionedMachine:
+        if self._clone_source is not None:
+            clone = await self._clone_source.provision(request, stack)
+            if clone is not None:
+                return clone
+        return await self._boot(request, stack)
 
     async def _boot(self, request: MachineRequest, stack: AsyncExitStack) -> ProvisionedMachine:
         spec = await with_network_slot(request.spec, request.slot_factory, stack)

@@ -28,6 +28,7 @@ from belljar.node.machines.provision.warm_up import WarmUp, prepare_snapshot_sou
 from belljar.node.machines.racing import MachineDead, run_unless_dead
 from belljar.settings import Settings
 from belljar.settings.disk_space import disk_space_of
+from belljar.system.counters import increment
 from belljar.system.disk_space import MB
 from belljar.system.file_locks import try_lock
 
@@ -191,6 +192,7 @@ class Snapshots:
                 break
             if folder.name != keep:
                 self._remove(folder)
+                increment("belljar_evictions", kind="snapshot")
                 total -= size
         for lock in self.folder.glob("*.lock"):
             if not lock.with_suffix("").exists():
