@@ -14,7 +14,6 @@ from typing import Any
 
 import structlog
 
-from belljar.link.errors import LeaseLost
 from belljar.link.leases import NodeIdentity
 from belljar.link.sandboxes import SandboxLease, SandboxLink
 from belljar.model.errors import BelljarError, HostError, MachineError, host_error
@@ -33,6 +32,7 @@ from belljar.node.sandboxes.held import HeldSandbox, end_of
 from belljar.node.sandboxes.machine_start import SESSION
 from belljar.node.sandboxes.running import RunningSandbox
 from belljar.node.worker.retry import RetryTimes, retry_until_written
+from belljar.system.background import report_failure
 
 log = structlog.get_logger()
 
@@ -65,12 +65,8 @@ class Freezer:
         timings.record("suspend")
         try:
             frozen = await self._keep(held, running, freeze, timings)
-        except (BelljarError, OSError) as error:
-            if isinstance(error, LeaseLost):
-                raise
-            failure = host_error(error, "keep a frozen sandbox") if isinstance(error, OSError) else error
-            log.warning("sandbox_not_frozen", **held.ids, error=failure.message)
-            return await self._go_on(held, running, freeze, failure)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the machine is whole and goes on)
+            return await self._go_on(held, running, freeze, _failure(held, error))
         if not freeze.request.pause:
             return await self._go_on(held, running, freeze, frozen)
         held.is_paused = True
@@ -124,6 +120,17 @@ class Freezer:
 
     async def _write(self, write: Callable[[], Awaitable[object]], what: str, held: HeldSandbox) -> None:
         await retry_until_written(write, what, self._retry_times, **held.ids)
+
+
+def _failure(held: HeldSandbox, error: Exception) -> BelljarError:
+    """Return why the machine was not kept, as the error for the caller."""
+    if isinstance(error, OSError):
+        error = host_error(error, "keep a frozen sandbox")
+    if not isinstance(error, BelljarError):
+        report_failure("freeze_sandbox", error, **held.ids)
+        return HostError("the sandbox was not frozen: internal error; see the server's log")
+    log.warning("sandbox_not_frozen", **held.ids, error=error.message)
+    return error
 
 
 def _dead(freeze: Freeze, error: BelljarError) -> SandboxEnd:

@@ -138,7 +138,7 @@ class SandboxProcess:
         return SavedProcess.of(
             self.info(),
             elapsed_seconds=time.monotonic() - self._started,
-            terminal=self._request.terminal,
+            request=self.request,
             stdin=self._input,
             pieces=self.output.pieces(),
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 
 from pydantic import TypeAdapter, ValidationError
 
 from belljar.model.log_stream import LogStream
 from belljar.model.sandbox_errors import SnapshotUnusable
-from belljar.model.sandbox_values import ProcessExit, ProcessInfo, ProcessOutput, ProcessRequest, TerminalSize
+from belljar.model.sandbox_values import ProcessExit, ProcessInfo, ProcessOutput, ProcessRequest
 from belljar.model.value import Value
 
 
@@ -26,11 +27,8 @@ class SavedProcess(Value):
     """One command as it was when its machine was frozen."""
 
     id: int
-    args: tuple[str, ...]
-    """As they are shown."""
     cwd: str
-    terminal: TerminalSize | None
-    background: bool
+    requested: ProcessRequest
     started_at: datetime
     elapsed_seconds: float
     """How long it had run, without the time that its machine was frozen before."""
@@ -47,17 +45,15 @@ class SavedProcess(Value):
         info: ProcessInfo,
         *,
         elapsed_seconds: float,
-        terminal: TerminalSize | None,
+        request: ProcessRequest,
         stdin: bytes | None,
         pieces: Iterable[ProcessOutput],
     ) -> SavedProcess:
         """Return what is kept of a command."""
         return cls(
             id=info.id,
-            args=info.args,
             cwd=info.cwd,
-            terminal=terminal,
-            background=info.background,
+            requested=replace(request, stdin=None),
             started_at=info.started_at,
             elapsed_seconds=elapsed_seconds,
             exit=info.exit,
@@ -71,13 +67,8 @@ class SavedProcess(Value):
         )
 
     def request(self) -> ProcessRequest:
-        """Return the request as far as a command that runs needs it."""
-        return ProcessRequest(
-            args=self.args,
-            terminal=self.terminal,
-            background=self.background,
-            stdin=None if self.stdin is None else base64.b64decode(self.stdin),
-        )
+        """Return the request with the input that is not sent yet."""
+        return replace(self.requested, stdin=None if self.stdin is None else base64.b64decode(self.stdin))
 
     def written(self) -> dict[LogStream, int]:
         """Return the bytes of each stream until then."""
