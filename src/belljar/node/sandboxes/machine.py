@@ -74,6 +74,8 @@ class HeldMachine:
     ) -> None:
         """`saved`: the commands of a machine that was frozen."""
         self._session = session
+        #: Set when another session replaces this one.
+        self._attached = asyncio.Event()
         self._user = defaults.user
         self._calls = Calls()
         self._processes = ProcessTable(session, defaults, size, self._calls.use, saved)
@@ -116,6 +118,8 @@ class HeldMachine:
     def attach(self, session: Session) -> None:
         """Go on in a new session of the same machine."""
         self._session = session
+        self._attached.set()
+        self._attached = asyncio.Event()
         self._files.attach(session)
         self._processes.attach(session)
         self._calls.release()
@@ -228,11 +232,10 @@ class HeldMachine:
     async def sample(self) -> None:
         """Keep the machine's usage as a series, also across sessions, until it is cancelled. That is no use."""
         while True:
-            session = self._session
+            session, attached = self._session, self._attached
             with contextlib.suppress(ChannelBroken, MachineDied):
                 await self._sample(session)
-            while self._session is session:  # until the machine goes on, if it does
-                await asyncio.sleep(self._sampler.interval_seconds)
+            await attached.wait()
 
     async def _sample(self, session: Session) -> None:
         while True:
