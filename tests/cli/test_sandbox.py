@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +171,37 @@ def test_a_shell_that_is_closed_leaves_nothing(
         for _ in range(1000):
             os.kill(pid, 0)
             signal.sigtimedwait([], 0.01)
+
+
+def test_a_port_is_forwarded_until_the_command_ends(server: Server, data_dir: Path, box: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        command = [sys.executable, "-m", "belljar", "sandbox", "ports", box, "--forward", f"0:{port}"]
+        environment = {**os.environ, "BELLJAR_DATA_DIR": str(data_dir)}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as forwarding:
+            assert forwarding.stderr is not None
+            line = forwarding.stderr.readline()
+            local = int(line.partition("127.0.0.1:")[2].partition(" ")[0])
+            assert f"leads to port {port} of {box}" in line
+            with socket.create_connection(("127.0.0.1", local), timeout=30) as client:
+                client.sendall(b"hello")
+                listener.settimeout(30)
+                accepted, _ = listener.accept()
+                with accepted:
+                    accepted.settimeout(30)
+                    assert accepted.recv(5) == b"hello"
+                    accepted.sendall(b"back")
+                    assert client.recv(4) == b"back"
+            forwarding.send_signal(signal.SIGINT)
+            assert forwarding.wait(30) == 128 + signal.SIGINT
+            assert "Traceback" not in forwarding.stderr.read()
+    made = parsed(belljar("sandbox", "ports", box, "--token", "80", "--lifetime", "5m", "--json", data_dir=data_dir))
+    assert made["port"] == 80 and made["url"] is None and made["expires_at"]
+    plain = belljar("sandbox", "ports", box, "--token", "80", data_dir=data_dir)
+    assert output(plain).startswith("bjp_")  # there is no domain, and so no URL
+    for wrong in ("x", "0", "1:2:3", "70000"):
+        failed = belljar("sandbox", "ports", box, "--forward", wrong, data_dir=data_dir)
+        assert "[LOCAL:]PORT" in complaint(failed, 2)
 
 
 def test_a_shell_needs_a_terminal(server: Server, data_dir: Path, box: str) -> None:

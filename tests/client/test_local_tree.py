@@ -73,6 +73,22 @@ def test_a_folder_comes_back_as_it_was(tmp_path: Path) -> None:
     assert (tmp_path / "back/run").stat().st_mode & 0o111
 
 
+def test_a_small_archive_of_large_files_fills_no_disk(tmp_path: Path) -> None:
+    with pytest.raises(LocalPathRefused, match="over 100 bytes"):
+        extract_folder(archive(("a", b"x" * 60), ("b", b"x" * 60)), tmp_path / "t", max_bytes=100)
+    assert [path.name for path in (tmp_path / "t").iterdir()] == ["a"]
+    sparse = tarfile.TarInfo("sparse")
+    sparse.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 40)}
+    content = b"1\n0\n0\n".ljust(512, b"\0")
+    sparse.size = len(content)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(sparse, io.BytesIO(content))
+    packed.seek(0)
+    with pytest.raises(LocalPathRefused, match="over 1000000 bytes"):
+        extract_folder(packed, tmp_path / "s", max_bytes=1_000_000)
+
+
 def test_a_broken_archive_is_an_error(tmp_path: Path) -> None:
     data = archive(("a", b"x" * 10_000)).getvalue()[:3000]
     with pytest.raises(LocalPathRefused, match="the archive is broken"):

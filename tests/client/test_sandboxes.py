@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from belljar.client import AsyncClient, CommandFailed, Conflict, NotFound
+from belljar.client import AsyncClient, CommandFailed, Conflict, LocalPathRefused, NotFound
 
 pytestmark = pytest.mark.process
 
@@ -77,6 +77,18 @@ async def test_files_go_there_and_back(client: AsyncClient, folder: Path, tmp_pa
         assert await box.files.download(f"{base}/copy", tmp_path / "back") == ["link"]
         assert (tmp_path / "back/deep/data").read_bytes() == bytes(1 << 20)
         assert not (tmp_path / "back/link").is_symlink()
+
+
+async def test_a_download_is_bounded_and_leaves_nothing(client: AsyncClient, folder: Path, tmp_path: Path) -> None:
+    (folder / "large").mkdir()
+    (folder / "large/file").write_bytes(bytes(300_000))
+    async with client.sandbox() as box:
+        for path in ("large/file", "large"):
+            with pytest.raises(LocalPathRefused, match="max_bytes"):
+                await box.files.download(str(folder / path), tmp_path / "new/here", max_bytes=100_000)
+        assert not (tmp_path / "new").exists()
+        assert await box.files.download(str(folder / "large/file"), tmp_path / "here", max_bytes=300_000) == []
+    assert (tmp_path / "here").stat().st_size == 300_000
 
 
 async def test_dots_in_a_path_reach_the_sandbox_and_no_other_route(client: AsyncClient, folder: Path) -> None:

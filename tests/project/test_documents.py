@@ -141,7 +141,7 @@ def job_error_codes() -> set[str]:
                 continue
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             arguments = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "code")]
-            if name == "JobError" or re.search("requeue|lose|give_back", name):
+            if name == "JobError" or re.search(r"(?:^|_)(?:requeue|lose|give_back)", name):
                 texts = [each.value for each in arguments if isinstance(each, ast.Constant)]
                 codes |= {text for text in texts if isinstance(text, str) and re.fullmatch(r"[a-z_]+", text)}
     return codes

@@ -116,7 +116,7 @@ def job_metrics(
     server: ServerFlags,
     as_json: options.Json = False,
 ) -> None:
-    """Show what a job's machine used over its life: CPU, memory, disk, processes."""
+    """Show what a job's machine used, second by second."""
     with connect(server) as client:
         series = client.job_metrics(job_id)
     if as_json:

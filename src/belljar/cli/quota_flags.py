@@ -33,6 +33,8 @@ class QuotaFlags:
     max_vcpu_seconds_per_day: Annotated[str | None, _limit("vCPUs times seconds on one day (UTC).")] = None
     max_memory_mb_seconds_per_day: Annotated[str | None, _limit("Memory in MB times seconds on one day (UTC).")] = None
     max_storage_mb: Annotated[str | None, _limit("Scripts, logs and artifacts in MiB.")] = None
+    max_sandboxes: Annotated[str | None, _limit("Sandboxes that have not ended.")] = None
+    max_sandbox_vcpus: Annotated[str | None, _limit("vCPUs of its sandboxes together.")] = None
     max_vcpus: Annotated[str | None, _number("vCPUs of one job.")] = None
     max_memory_mb: Annotated[str | None, _number("Memory of one job.")] = None
     max_disk_mb: Annotated[str | None, _number("Scratch disk of one job.")] = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from belljar.cli import options, sandbox_code, sandbox_commands, sandbox_files, sandbox_freezing
+from belljar.cli import options, sandbox_code, sandbox_commands, sandbox_files, sandbox_freezing, sandbox_ports
 from belljar.cli.flags import ServerFlags
 from belljar.cli.printing import print_json, print_line, print_table
 from belljar.cli.server import connect
@@ -33,12 +33,16 @@ def create(
     ] = None,
     env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Variable of every command. Repeatable.")] = None,
     secret: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Secret for every command.")] = None,
+    mask: Annotated[bool, typer.Option("--mask/--no-mask", help="Replace secrets by *** in output.")] = True,
     root: Annotated[bool, typer.Option("--root", help="Run its commands as root instead of the image's user.")] = False,
     lifetime: Annotated[
         str | None, typer.Option(metavar="TIME", help="It ends after this time, such as 45m or 12h.")
     ] = None,
     idle: Annotated[
         str | None, typer.Option(metavar="TIME", help="It ends when nobody has used it for so long.")
+    ] = None,
+    public_port: Annotated[
+        list[int] | None, typer.Option(metavar="PORT", help="Port that anyone may reach by its host name. Repeatable.")
     ] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Label. Repeatable.")] = None,
     as_json: options.Json = False,
@@ -51,8 +55,10 @@ def create(
         user="root" if root else None,
         env=options.pairs(env, "--env") or None,
         secrets=secret or None,
+        mask_secrets=None if mask else False,
         lifetime_seconds=options.seconds(lifetime, "--lifetime"),
         idle_seconds=options.seconds(idle, "--idle"),
+        public_ports=public_port or None,
         labels=options.pairs(label, "--label") or None,
     )
     with connect(server) as client:
@@ -115,20 +121,8 @@ def remove_sandbox(sandbox_id: SandboxId, server: ServerFlags, as_json: options.
 
 
 @app.command()
-def ports(sandbox_id: SandboxId, server: ServerFlags, as_json: options.Json = False) -> None:
-    """List the TCP ports that programs in a sandbox listen on, with their URLs."""
-    with connect(server) as client:
-        box = client.get_sandbox(sandbox_id)
-        found = [{**each, "url": box.url(each["port"])} for each in box.ports()]
-    if as_json:
-        print_json(found)
-    else:
-        print_table(("PORT", "ADDRESS", "URL"), [(each["port"], each["address"], each["url"]) for each in found])
-
-
-@app.command()
 def metrics(sandbox_id: SandboxId, server: ServerFlags, as_json: options.Json = False) -> None:
-    """Show what a sandbox's machine used over its life: CPU, memory, disk, processes."""
+    """Show what a sandbox's machine used, second by second."""
     with connect(server) as client:
         series = client.get_sandbox(sandbox_id).metrics_series()
     if as_json:
@@ -142,9 +136,10 @@ app.command("resume")(sandbox_freezing.resume)
 app.command("fork")(sandbox_freezing.fork)
 app.command("snapshot")(sandbox_freezing.snapshot)
 app.add_typer(sandbox_freezing.snapshots, name="snapshots")
+app.command("ports")(sandbox_ports.ports)
 app.command("exec")(sandbox_commands.execute)
 app.command("shell")(sandbox_commands.shell)
-app.command("run")(sandbox_code.run)
+app.command("run")(sandbox_code.run_code)
 app.command("contexts")(sandbox_code.contexts)
 app.command("cp")(sandbox_files.copy)
 app.command("files")(sandbox_files.list_files)

@@ -26,7 +26,7 @@ _MAX_OUTPUT_BYTES = 64 << 20
 _SAVED = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg", "text/html": "html"}
 
 
-def run(
+def run_code(
     sandbox_id: SandboxId,
     code: Annotated[str, typer.Argument(metavar="CODE|-", help="The code; '-' reads it from stdin.")],
     server: ServerFlags,

@@ -23,6 +23,9 @@ def copy(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A path here, or ID:PATH in a sandbox.")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A path here, or ID:PATH in a sandbox.")],
     server: ServerFlags,
+    max_mb: Annotated[
+        int, typer.Option(metavar="MB", min=1, help="Refuse more than this from a sandbox, which could fill this disk.")
+    ] = 10_240,
 ) -> None:
     """Copy a file, or a folder with what is in it, into a sandbox or out of it.
 
@@ -42,7 +45,9 @@ def copy(
             return
         assert here is not None
         name = here[2].rstrip("/").rpartition("/")[2]
-        left_out = client.get_sandbox(here[1]).files.download(here[2], _local_target(target, name))
+        left_out = client.get_sandbox(here[1]).files.download(
+            here[2], _local_target(target, name), max_bytes=max_mb << 20
+        )
     if left_out:
         shown = ", ".join(left_out[:_SHOWN_NAMES]) + (", …" if len(left_out) > _SHOWN_NAMES else "")
         print_message(f"left out {len(left_out)} links and devices: {shown}")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from belljar.cli import options
+from belljar.cli.container_init import run_below_init
 from belljar.cli.printing import print_stderr
 from belljar.cli.signals import run_until_stopped
 
@@ -41,6 +42,7 @@ def serve(
     data_dir: options.DataDir = None,
 ) -> None:
     """Run the HTTP API and a worker in one process."""
+    run_below_init()
     from belljar.app import server
     from belljar.cli.logging import start_logging
     from belljar.settings import load_settings
@@ -70,6 +72,7 @@ def serve(
 
 def worker(data_dir: options.DataDir = None) -> None:
     """Run a worker for a server started with --no-worker."""
+    run_below_init()
     from belljar.app.worker import work
     from belljar.cli.logging import start_logging
     from belljar.settings import load_settings

@@ -24,6 +24,7 @@ from belljar.client.function import Call, Function
 from belljar.client.function_async import AsyncCall, AsyncFunction
 from belljar.client.job import Job, Output
 from belljar.client.job_async import AsyncJob, AsyncOutput
+from belljar.client.port_forward import AsyncPortForward, PortForward
 from belljar.client.process import Process
 from belljar.client.process_async import AsyncProcess
 from belljar.client.sandbox import Sandbox
@@ -36,6 +37,7 @@ __all__ = [
     "AsyncFunction",
     "AsyncJob",
     "AsyncOutput",
+    "AsyncPortForward",
     "AsyncProcess",
     "AsyncSandbox",
     "Call",
@@ -56,6 +58,7 @@ __all__ = [
     "LocalPathRefused",
     "NotFound",
     "Output",
+    "PortForward",
     "Process",
     "ProcessOutput",
     "Refused",

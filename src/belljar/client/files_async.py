@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import functools
 import os
 import tempfile
 from collections.abc import AsyncGenerator
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 from urllib.parse import quote
 
-from belljar.client.errors import NotFound, ServerError
-from belljar.client.local_tree import extract_folder, pack_folder
+from belljar.client.errors import NotFound, ServerError, Unreachable
+from belljar.client.local_tree import MAX_DOWNLOAD_BYTES, check_size, extract_folder, pack_folder
 from belljar.client.transport_async import AsyncTransport
+from belljar.client.websocket_target import message_of, websocket_errors
 
 _MAX_BYTES = 64 << 20
 _PIECE_BYTES = 1 << 18
@@ -99,6 +101,23 @@ class AsyncFiles:
         """Remove a file, or a folder; with `recursive`, also what is in it."""
         await self._transport.json("DELETE", self._url(path), params={"recursive": recursive})
 
+    async def watch(self, path: str = "", *, recursive: bool = False) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield what happens to the files of a folder, and with `recursive` to those below it, without an end.
+
+        The first change has the type `ready`: from then on nothing is missed. Then `type` is `created`, `written`,
+        `removed`, `moved_from`, `moved_to`, `attributes` or `overflow` (changes were lost), and `path` is relative to
+        the folder.
+        """
+        from websockets.asyncio.client import connect
+
+        target = self._transport.websocket(f"{self._path.removesuffix('/files')}/watch")
+        target = target.with_query(path=path or ".", recursive=str(recursive).lower())
+        with websocket_errors(target.url):
+            async with connect(target.url, **target.options) as connection:
+                async for message in connection:
+                    yield message_of(message)
+        raise Unreachable("the watch ended; watch the folder again", is_temporary=True)
+
     async def upload(self, local: Path | str, path: str) -> None:
         """Write a file or folder of this host to a path. What is at the path of a folder stays beside what is sent."""
         source = Path(local)
@@ -113,20 +132,27 @@ class AsyncFiles:
             params = {"archive": "tar", "path": path}
             await self._transport.json("PUT", self._path, params=params, content=_pieces(packed))
 
-    async def download(self, path: str, local: Path | str) -> builtins.list[str]:
+    async def download(
+        self, path: str, local: Path | str, *, max_bytes: int = MAX_DOWNLOAD_BYTES
+    ) -> builtins.list[str]:
         """Write a file or folder of the sandbox to this host; return the names that were left out.
 
-        Nothing is written through a link or outside of `local`. Links and devices of a folder are left out.
+        Nothing is written through a link or outside of `local`. Links and devices of a folder are left out. Raises
+        LocalPathRefused for more than `max_bytes` (default: 10 GiB): a program in the sandbox could fill this disk.
         """
         target = Path(local)
         with tempfile.TemporaryFile(prefix="belljar-") as received:
             is_folder = (await self.stat(path))["kind"] == "folder"
             where = self._path if is_folder else self._url(path)
             params = {"archive": "tar", "path": path} if is_folder else {}
+            size = 0
             async for piece in self._transport.chunks(where, params=params):
+                size += len(piece)
+                check_size(path, size, max_bytes)
                 received.write(piece)
             received.seek(0)
-            return await asyncio.to_thread(extract_folder, received, target, is_folder)
+            extract = functools.partial(extract_folder, max_bytes=max_bytes)
+            return await asyncio.to_thread(extract, received, target, is_folder)
 
     def _url(self, path: str) -> str:
         """Return the URL of a path. Dots are encoded, so that no part of the way resolves `..` to another route."""

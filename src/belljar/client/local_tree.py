@@ -16,6 +16,9 @@ from belljar.client.errors import LocalPathRefused
 #: Entries of an archive that are extracted at most.
 _MAX_ENTRIES = 1_000_000
 _MAX_DEPTH = 128
+#: What a download from a sandbox writes to this host at most, unless the caller says more.
+MAX_DOWNLOAD_BYTES = 10 << 30
+_PIECE_BYTES = 1 << 18
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -42,10 +45,19 @@ def pack_folder(folder: Path, target: IO[bytes]) -> None:
             archive.add(path, arcname=path.name, filter=anonymous)
 
 
-def extract_folder(source: IO[bytes], target: Path, is_archive: bool = True) -> list[str]:
+def check_size(name: str, size: int, max_bytes: int) -> None:
+    """Raise LocalPathRefused for a download that is larger than it may be."""
+    if size > max_bytes:
+        raise LocalPathRefused(f"{name[:200]} has over {max_bytes} bytes; allow more with max_bytes (--max-mb)")
+
+
+def extract_folder(
+    source: IO[bytes], target: Path, is_archive: bool = True, *, max_bytes: int = MAX_DOWNLOAD_BYTES
+) -> list[str]:
     """Write a tar archive below a folder, or plain bytes as a file; return the names of links and devices left out.
 
-    Raises LocalPathRefused for a name that leaves the folder or leads through a link, and for a broken archive.
+    Raises LocalPathRefused for a name that leaves the folder or leads through a link, for a broken archive, and for
+    files of more than `max_bytes` together: a small archive can describe files that are much larger.
     """
     if not is_archive:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,12 +65,14 @@ def extract_folder(source: IO[bytes], target: Path, is_archive: bool = True) -> 
             _write(folder, target.name, source, 0o644)
         return []
     target.mkdir(parents=True, exist_ok=True)
-    left_out = []
+    left_out, size = [], 0
     try:
         with _opened(target.resolve()) as root, tarfile.open(fileobj=source, mode="r|") as archive:
             for number, member in enumerate(archive):
                 if number >= _MAX_ENTRIES:
                     raise LocalPathRefused(f"the archive has over {_MAX_ENTRIES} entries; copy its folders one by one")
+                size += member.size if member.isreg() else 0
+                check_size(target.name, size, max_bytes)
                 if not _extract(root, member, archive):
                     left_out.append(member.name)
     except tarfile.TarError as error:
@@ -130,4 +144,4 @@ def _write(folder: int, name: str, content: IO[bytes], mode: int) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=folder)  # never write through a link
     with open(os.open(name, _NEW_FILE, mode, dir_fd=folder), "wb") as file:  # noqa: PTH123 (of a descriptor)
-        shutil.copyfileobj(content, file, 1 << 18)
+        shutil.copyfileobj(content, file, _PIECE_BYTES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -13,6 +13,7 @@ from belljar.client.code_result import CodeResult
 from belljar.client.command_result import CommandResult
 from belljar.client.context_async import AsyncContext, OnEvent, collected, run_body, run_events
 from belljar.client.files_async import AsyncFiles
+from belljar.client.port_forward import AsyncPortForward
 from belljar.client.process_async import AsyncProcess
 
 if TYPE_CHECKING:
@@ -184,13 +185,45 @@ class AsyncSandbox(dict[str, Any]):
         return [AsyncContext(self._client.transport, self._path, fields) for fields in found]
 
     async def ports(self) -> list[dict[str, Any]]:
-        """Return the TCP ports that programs in the sandbox listen on: `port`, `address`, `path`."""
+        """Return the TCP ports that programs in the sandbox listen on: `port`, `address`, `path`, `url`, `public`."""
         ports: list[dict[str, Any]] = (await self._client.transport.json("GET", f"{self._path}/ports"))["ports"]
         return ports
 
     def url(self, port: int) -> str:
         """Return the URL of a port. A request to it needs the key, in the header Authorization."""
         return f"{self._client.url}{self._path}/ports/{int(port)}/"
+
+    def forward(
+        self, port: int, local_port: int = 0, *, on_error: Callable[[Exception], None] = lambda _: None
+    ) -> AsyncPortForward:
+        """Forward a port of 127.0.0.1 (0: a free one, see `port`) to one in the sandbox while a block runs.
+
+        Connections are passed on as bytes, whatever their protocol; one that is lost is reset, and `on_error` is called
+        with the reason. The block begins with an OSError if the local port is in use.
+        """
+        target = self._client.transport.websocket(f"{self._path}/ports/{int(port)}/tunnel")
+        return AsyncPortForward(target, local_port, on_error)
+
+    async def port_token(self, port: int, *, lifetime_seconds: float | None = None) -> dict[str, Any]:
+        """Make a token with which others reach a port by its host name: `token`, and `url` for a browser."""
+        body = {} if lifetime_seconds is None else {"lifetime_seconds": lifetime_seconds}
+        return await self._client.transport.json("POST", f"{self._path}/ports/{int(port)}/tokens", json=body)
+
+    async def port_tokens(self, port: int) -> list[dict[str, Any]]:
+        """Return the valid tokens of a port, without their secrets."""
+        path = f"{self._path}/ports/{int(port)}/tokens"
+        tokens: list[dict[str, Any]] = (await self._client.transport.json("GET", path))["tokens"]
+        return tokens
+
+    async def revoke_port_token(self, port: int, token_id: str) -> None:
+        """Revoke a token of a port."""
+        path = f"{self._path}/ports/{int(port)}/tokens/{quote(token_id, safe='')}"
+        await self._client.transport.json("DELETE", path)
+
+    async def set_public_ports(self, ports: Sequence[int]) -> AsyncSandbox:
+        """Let anyone reach these ports by their host names, instead of those so far; return the sandbox."""
+        self.update(await self._client.transport.json("PATCH", self._path, json={"public_ports": list(ports)}))
+        return self
 
     async def metrics(self) -> dict[str, Any]:
         """Return what the sandbox's machine uses now."""

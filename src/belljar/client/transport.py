@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import ssl
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -18,11 +19,13 @@ import httpx
 from belljar.client.errors import Refused, ServerError, Unreachable
 from belljar.client.responses import MAX_JSON_BYTES, not_belljar, parse_object, problem, reachable, trusting
 from belljar.client.retry import delay_seconds
+from belljar.client.websocket_target import WebSocketTarget
 
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 _NO_CONTENT = 204
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_WEBSOCKET_HEADERS = ("Authorization", "Belljar-Project")
 _NO_HEADERS: MappingProxyType[str, str] = MappingProxyType({})
 
 
@@ -51,11 +54,26 @@ class Transport:
             # Requests to this machine use no proxy, which would see the key.
             is_local = httpx.URL(self.url).host in _LOOPBACK
             verify = trusting(ca_file) if ca_file is not None else True
+            self._uses_proxies = not is_local
+            self._trust = verify if isinstance(verify, ssl.SSLContext) else None
             self.http = httpx.Client(
                 base_url=self.url, headers=headers, timeout=timeout, trust_env=not is_local, verify=verify
             )
+        self._server_name = server_name
         if server_name is not None:
             self.http.event_hooks = {"request": [functools.partial(_expect_name, server_name)]}
+
+    def websocket(self, path: str) -> WebSocketTarget:
+        """Return what a WebSocket at this path needs."""
+        headers = {name: self.http.headers[name] for name in _WEBSOCKET_HEADERS if name in self.http.headers}
+        is_tls = self.url.startswith("https:")
+        return WebSocketTarget(
+            url=f"ws{self.url.removeprefix('http')}{path}",
+            headers=headers,
+            ssl=self._trust if is_tls else None,
+            server_name=self._server_name if is_tls else None,
+            uses_proxies=self._uses_proxies,
+        )
 
     def close(self) -> None:
         """Close the connections."""

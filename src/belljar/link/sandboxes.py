@@ -257,7 +257,7 @@ class SandboxFiles(Protocol):
     def watch(
         self, path: str, *, recursive: bool = False, user: GuestUser | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[FileEvent]]:
-        """Watch a folder; the block begins once it is watched."""
+        """Watch a folder; the block begins once it is watched. Raises TooManyFolders."""
         ...
 
     def archive(self, path: str, *, user: GuestUser | None = None) -> AsyncIterator[bytes]:

@@ -39,11 +39,17 @@ class ProjectQuotas(Value):
     max_jobs_per_day: Limit = None
     """Jobs submitted on one day (UTC)."""
     max_vcpu_seconds_per_day: Limit = None
-    """vCPUs times seconds of all machines on one day (UTC); when used up, no job starts until midnight."""
+    """vCPUs times seconds of all machines on one day (UTC); when used up, no job and no sandbox starts until
+    midnight."""
     max_memory_mb_seconds_per_day: Limit = None
-    """Memory in MB times seconds of all machines on one day (UTC); when used up, no job starts until midnight."""
+    """Memory in MB times seconds of all machines on one day (UTC); when used up, no job and no sandbox starts until
+    midnight."""
     max_storage_mb: Limit = None
     """Scripts, logs and artifacts together, in MiB."""
+    max_sandboxes: Limit = None
+    """Sandboxes that have not ended, paused ones included, within the setting `max_sandboxes_per_project`."""
+    max_sandbox_vcpus: Limit = None
+    """vCPUs of its sandboxes together, without ended and paused ones."""
     max_vcpus: Size | None = None
     """vCPUs of one job, within the setting of this name."""
     max_memory_mb: Size | None = None
@@ -76,6 +82,8 @@ class CountedQuota(StrEnum):
     VCPU_SECONDS = "max_vcpu_seconds_per_day"
     MEMORY_MB_SECONDS = "max_memory_mb_seconds_per_day"
     STORAGE_MB = "max_storage_mb"
+    SANDBOXES = "max_sandboxes"
+    SANDBOX_VCPUS = "max_sandbox_vcpus"
 
 
 #: The window of each quota that counts in a time, in seconds.
@@ -98,6 +106,8 @@ class QuotaLimits:
     max_vcpu_seconds_per_day: int | None = None
     max_memory_mb_seconds_per_day: int | None = None
     max_storage_mb: int | None = None
+    max_sandboxes: int | None = None
+    max_sandbox_vcpus: int | None = None
     max_vcpus: int | None = None
     max_memory_mb: int | None = None
     max_disk_mb: int | None = None

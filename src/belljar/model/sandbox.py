@@ -139,6 +139,8 @@ class SandboxSpec(Value):
     """Variables of every command, besides the image's."""
     secrets: tuple[SecretUse, ...] = ()
     """The secrets that it gets, by name; never their values."""
+    mask_secrets: bool = True
+    """Whether its secrets are replaced by `***` in the output of commands."""
     lifetime_seconds: float
     """Seconds from its creation to its end, unless it is extended. Paused time does not count."""
     idle_seconds: float | None = None
@@ -149,7 +151,7 @@ class SandboxSpec(Value):
     auto_resume: bool = False
     """Whether a call to it resumes it when it is paused."""
     public_ports: tuple[int, ...] = ()
-    """Ports that anyone may reach through the ingress without the token."""
+    """Ports that anyone may reach by their host names, without a token."""
     labels: dict[str, str] = Field(default_factory=dict)
 
 

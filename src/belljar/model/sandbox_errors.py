@@ -178,6 +178,13 @@ class FileDiskFull(FileError):
     status = 507
 
 
+class TooManyFolders(BelljarError):
+    """The folder has more folders below it than can be watched; watch parts of it, or not recursively."""
+
+    code = "too_many_folders"
+    status = 422
+
+
 _KINDS: dict[int, type[FileError]] = {
     errnos.ENOENT: FileMissing,
     errnos.EACCES: FileForbidden,

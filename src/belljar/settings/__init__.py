@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from belljar.model.errors import InvalidOption
@@ -55,6 +56,17 @@ class Settings(
     """All settings, with units in their names. Frozen: read once when a command starts."""
 
     model_config = SettingsConfigDict(env_prefix="BELLJAR_", extra="forbid", frozen=True)
+
+    @model_validator(mode="after")
+    def _check_domains(self) -> Settings:
+        if self.sandbox_domain is not None and self.public_url is not None:
+            host = urlsplit(self.public_url).hostname or ""
+            if host.endswith(f".{self.sandbox_domain}"):
+                raise ValueError(
+                    f"sandbox_domain: {host} of public_url is below {self.sandbox_domain}, where only ports of "
+                    "sandboxes are; use a domain of its own for them"
+                )
+        return self
 
     @classmethod
     def settings_customise_sources(

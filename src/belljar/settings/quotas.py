@@ -22,6 +22,12 @@ class QuotaSettings(Area):
     quota_max_memory_mb_seconds_per_day: int | None = Field(
         None, ge=0, description="Maximum memory of a project's machines times seconds, in MB-seconds, on one day (UTC)."
     )
+    quota_max_sandboxes: int | None = Field(
+        None, ge=0, description="Maximum sandboxes of a project that have not ended, paused ones included."
+    )
+    quota_max_sandbox_vcpus: int | None = Field(
+        None, ge=0, description="Maximum vCPUs of a project's sandboxes together, without ended and paused ones."
+    )
     quota_max_storage_mb: int | None = Field(
         None, ge=0, description="Maximum size of a project's scripts, logs and artifacts together, in MiB."
     )

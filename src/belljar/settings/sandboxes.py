@@ -1,8 +1,24 @@
 """Settings of sandboxes."""
 
-from pydantic import Field
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from belljar.settings.area import Area
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+_MAX_DOMAIN_CHARACTERS = 200
+
+
+def _domain(given: str | None) -> str | None:
+    if given is None:
+        return None
+    domain = given.lower()
+    labels = domain.split(".")
+    if len(domain) > _MAX_DOMAIN_CHARACTERS or not all(map(_LABEL.match, labels)) or labels[-1].isdigit():
+        raise ValueError(f"{given[:80]!r} is no domain such as sandboxes.example: no scheme, port, * or address")
+    return domain
 
 
 class SandboxSettings(Area):
@@ -26,6 +42,10 @@ class SandboxSettings(Area):
     )
     keep_snapshots_days: float = Field(
         30, ge=0, description="Retention of snapshots of sandboxes, in days; 0 keeps them for ever."
+    )
+    sandbox_domain: Annotated[str | None, AfterValidator(_domain)] = Field(
+        None,
+        description="Domain of the host names of ports, `{port}-{sandbox_id}.DOMAIN`; its wildcard record leads here.",
     )
     keep_ended_sandboxes_days: float = Field(
         7, ge=0, description="Retention of the records of ended sandboxes, in days; 0 keeps them for ever."

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from belljar.control.api.server import Server
-from control.api.sandbox_calls import LiveSandbox, OneSandbox, SandboxApi
+from control.api.sandbox_calls import PORTS_DOMAIN, LiveSandbox, OneSandbox, SandboxApi
 from support.registered_images import register
 from support.sandbox_node import AgentNode
 from support.served import Served, served
@@ -18,11 +18,11 @@ from support.served import Served, served
 
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Served]:
-    """An application with the image python, an upload limit of 1 MB, and no worker."""
+    """An application with the image python, an upload limit of 1 MB, host names of ports, and no worker."""
     if shutil.which("mkfs.erofs") is None:
         pytest.skip("needs erofs-utils")
     register(tmp_path, "python")
-    async with served(tmp_path, max_upload_mb=1) as api:
+    async with served(tmp_path, max_upload_mb=1, sandbox_domain=PORTS_DOMAIN) as api:
         yield api
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 from websockets.asyncio.client import connect
@@ -16,6 +16,9 @@ from websockets.asyncio.client import connect
 from belljar.control.api.server import Server
 from support.sandbox_node import AgentNode
 from support.served import Served
+
+#: The domain of the host names of ports.
+PORTS_DOMAIN = "boxes.test"
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,24 @@ class LiveSandbox:
         headers = options.pop("headers", self.headers)
         url = f"{self.base.replace('http', 'ws', 1)}{self.box.url}{path}"
         return connect(url, additional_headers=headers, compression=None, **options)
+
+    def host(self, port: int, box: OneSandbox | None = None) -> str:
+        """The host name of a port, as the header Host has it."""
+        return f"{port}-{(box or self.box).id.lower()}.{PORTS_DOMAIN}"
+
+    async def visit(self, port: int, path: str = "/", *, method: str = "GET", **options: Any) -> httpx.Response:
+        """Send a request to a port by its host name, without a key."""
+        headers = {"Host": self.host(port), **options.pop("headers", {})}
+        async with httpx.AsyncClient(timeout=60) as http:
+            return await http.request(method, f"{self.base}{path}", headers=headers, **options)
+
+    def visit_websocket(self, port: int, path: str = "/", **headers: str) -> connect:
+        """Return a WebSocket to a port by its host name, without a key."""
+        address = urlsplit(self.base)
+        url = f"ws://{self.host(port)}:{address.port}{path}"
+        return connect(
+            url, host=address.hostname, port=address.port, additional_headers=headers, compression=None, proxy=None
+        )
 
 
 def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:

@@ -68,7 +68,7 @@ async def test_quotas_are_set_changed_and_shown(api: Served) -> None:
         {"keep_jobs_days": -1},
         {"max_egress": "localhost"},
         {"max_egress": ""},
-        {"max_sandboxes": 1},
+        {"max_boxes": 1},
         {"project": "other"},
     ],
 )

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from belljar.control.sandboxes import code_run, contexts
+from belljar.node.sandboxes import process_table
 from control.api.sandbox_calls import LiveSandbox, OneSandbox, SandboxApi, events_of, text_of
 from support.served import problem
 
@@ -64,8 +65,9 @@ async def test_contexts_are_separate_and_have_their_folder_and_variables(box: On
     results = await asyncio.gather(*(run(box, "import time; time.sleep(0.3); 5", f"{each}/run") for each in (one, two)))
     assert [text_in(each) for each in results] == ["5", "5"]
     # A restart forgets the variables and keeps folder and environment.
-    restarted = (await box.http.post(f"{box.url}{one}/restart")).json()
-    assert restarted["status"] == "idle"
+    restarted = await asyncio.gather(*(box.http.post(f"{box.url}{one}/restart", timeout=60) for _ in range(3)))
+    assert {each.status_code for each in restarted} == {200}
+    assert (await box.http.get(f"{box.url}{one}")).json()["status"] == "idle"
     assert (await run(box, "x", f"{one}/run"))["error"]["name"] == "NameError"
     assert text_in(await run(box, "import os; os.environ['B']", f"{one}/run")) == "'2'"
     assert (await box.http.delete(f"{box.url}{one}")).status_code == 200
@@ -92,15 +94,19 @@ async def test_a_stream_has_everything_as_it_comes_and_done_at_last(box: OneSand
     assert (cut["stdout"], cut["stdout_truncated"], cut["stderr_truncated"]) == ("ü" * 500, True, False)
 
 
-async def test_one_run_at_a_time_and_an_interrupt_ends_it(box: OneSandbox) -> None:
+async def test_one_run_at_a_time_and_an_interrupt_ends_it(sandboxes: SandboxApi, box: OneSandbox) -> None:
     context = await create(box)
+    use = sandboxes.node.machines[box.id][0].use
+    assert use.activity().in_use == 0  # an idle context is no use
     running = asyncio.create_task(run(box, "n = 0\nprint('begun')\nwhile True: n += 1", f"{context}/run"))
     while (await box.http.get(f"{box.url}{context}")).json()["status"] != "running":
         await asyncio.sleep(0.02)
     problem(await box.http.post(f"{box.url}{context}/run", json={"code": "1"}), 409, "context_busy")
     await asyncio.sleep(0.3)
+    assert use.activity().in_use > 0
     assert (await box.http.post(f"{box.url}{context}/interrupt")).status_code == 200
     result = await running
+    assert use.activity().in_use == 0
     assert result["error"]["name"] == "KeyboardInterrupt" and not result["timed_out"]
     assert (await box.http.post(f"{box.url}{context}/interrupt")).status_code == 200  # nothing to do
     assert text_in(await run(box, "n > 0", f"{context}/run")) == "True"
@@ -146,6 +152,17 @@ async def test_a_dead_context_says_how_it_died_until_it_is_restarted(box: OneSan
     assert (
         problem(await box.http.post(f"{box.url}/run", json={"code": "1"}), 409, "context_died")["signal"] == "SIGKILL"
     )
+
+
+async def test_how_a_context_died_is_known_after_many_commands(
+    box: OneSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_table, "_MAX_ENDED", 2)
+    await box.http.post(f"{box.url}/run", json={"code": "import os; os._exit(4)"}, timeout=60)
+    for _ in range(5):
+        await box.exec("true")
+    assert len((await box.http.get(f"{box.url}/processes")).json()["processes"]) <= 4
+    assert problem(await box.http.post(f"{box.url}/run", json={"code": "1"}), 409, "context_died")["exit_code"] == 4
 
 
 async def test_a_run_whose_context_is_restarted_or_deleted_ends_with_a_clear_error(box: OneSandbox) -> None:

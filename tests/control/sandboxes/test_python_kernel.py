@@ -100,6 +100,24 @@ async def test_values_have_the_representations_of_notebooks(kernel: KernelProces
     assert (await kernel.run("from IPython.display import display, HTML\nHTML('<p>')")).main["text/html"] == "<p>"
 
 
+FAKE_TABLE = """
+class RangeIndex: pass
+class DataFrame:
+    def __init__(self, index): self.index = index
+    def _repr_html_(self): return '<table>'
+    def head(self, n): return self
+    def reset_index(self): return DataFrame(RangeIndex())
+    def to_json(self, orient, date_format): return '[{"a": 1}]' if isinstance(self.index, RangeIndex) else 'lost'
+"""
+
+
+async def test_a_table_has_its_rows_and_its_index_as_json(kernel: KernelProcess) -> None:
+    await kernel.run(FAKE_TABLE)
+    for index in ("RangeIndex()", "'names'"):
+        main = (await kernel.run(f"DataFrame({index})")).main
+        assert (main["text/html"], main["application/json"]) == ("<table>", [{"a": 1}])
+
+
 async def test_a_traceback_shows_the_users_lines_and_none_of_the_kernels(kernel: KernelProcess) -> None:
     await kernel.run("def divide(a):\n    return a / 0  # here")
     ran = await kernel.run("a = 1\ndivide(a)")

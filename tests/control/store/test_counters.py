@@ -19,17 +19,25 @@ from belljar.control.store.counters import recounted, stored
 from belljar.control.store.database import Database
 from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.opening import open_database
+from belljar.control.store.project_removal import SqlProjectRemoval
 from belljar.control.store.quotas import SqlQuotas
 from belljar.control.store.retention import SqlRetention
+from belljar.control.store.sandbox_claims import SqlSandboxClaims
+from belljar.control.store.sandbox_tables import sandboxes
+from belljar.control.store.sandboxes import SqlSandboxes
 from belljar.control.store.scripts import SqlScripts
+from belljar.link.leases import NodeIdentity
+from belljar.link.sandboxes import SandboxLease
 from belljar.model.errors import QuotaExceeded
 from belljar.model.job import Artifact, Job, LogInfo
 from belljar.model.quotas import CountedQuota, QuotaLimits
+from belljar.model.sandbox import EndReason
 from belljar.model.states import TERMINAL, Status
 from belljar.settings import Settings
 from support.empty_database import place_empty_database
 from support.examples import examples
 from support.job_queue import begin, ended, lose_all, queued, take, uploaded
+from support.sandboxes import ROOM, end_by, new_sandbox
 
 PROJECTS = ("a", "b", "c")
 PROJECT = st.sampled_from(PROJECTS)
@@ -51,6 +59,12 @@ STEP = st.one_of(
     st.tuples(st.just("remove"), st.sampled_from(sorted(TERMINAL))),
     st.tuples(st.just("upload"), PROJECT, NUMBERS),
     st.tuples(st.just("delete_script"), PROJECT, NUMBERS),
+    st.tuples(st.just("create_sandbox"), PROJECT, st.integers(1, 4)),
+    st.tuples(st.just("claim_sandbox"), WORKERS, st.sampled_from([30.0, -1.0])),
+    st.tuples(st.just("end_sandbox"), NUMBERS),
+    st.tuples(st.just("decline_sandbox"), NUMBERS),
+    st.tuples(st.just("lose_sandboxes")),
+    st.tuples(st.just("remove_sandboxes"), PROJECT),
     st.tuples(st.just("die_before_commit"), st.sampled_from(["queued", "starting", "running", "failed"])),
     st.tuples(st.just("restart")),
 )
@@ -63,6 +77,7 @@ class World:
         self.folder = folder
         self.attempts: list[Job] = []
         self.submitted: list[Job] = []
+        self.leases: list[SandboxLease] = []
 
     async def open(self) -> None:
         self.use(await open_database(Settings(data_dir=self.folder)))
@@ -71,6 +86,7 @@ class World:
         self.database = database
         self.jobs, self.claims = SqlJobs(database), SqlClaims(database)
         self.scripts = SqlScripts(database)
+        self.sandboxes, self.sandbox_claims = SqlSandboxes(database), SqlSandboxClaims(database)
 
     async def do(self, name: str, *rest: object) -> None:
         await getattr(self, name)(*rest)
@@ -124,6 +140,30 @@ class World:
 
     async def meter(self) -> None:
         await self.claims.meter()
+        await self.sandbox_claims.meter()
+
+    async def create_sandbox(self, project: str, vcpus: int) -> None:
+        await self.sandboxes.insert(new_sandbox(project=project, vcpus=vcpus))
+
+    async def claim_sandbox(self, worker: str, lease_seconds: float) -> None:
+        node = NodeIdentity(worker, "")
+        sandbox = await self.sandbox_claims.claim(node, ROOM, lease_seconds)
+        if sandbox is not None:
+            self.leases.append(SandboxLease(sandbox.id, sandbox.fence, node))
+
+    async def end_sandbox(self, number: int) -> None:
+        for lease in self.leases[number : number + 1]:
+            await self.sandbox_claims.end(lease, end_by(EndReason.IDLE))
+
+    async def decline_sandbox(self, number: int) -> None:
+        for lease in self.leases[number : number + 1]:
+            await self.sandbox_claims.decline(lease)
+
+    async def lose_sandboxes(self) -> None:
+        await self.sandbox_claims.lose_silent()
+
+    async def remove_sandboxes(self, project: str) -> None:
+        await SqlProjectRemoval(self.database).remove_rows(sandboxes, project, 1)
 
     async def remove(self, status: Status) -> None:
         await SqlRetention(self.database).remove_ended(status, datetime.now(UTC) + timedelta(days=1), 2)

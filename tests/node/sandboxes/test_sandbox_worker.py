@@ -167,14 +167,17 @@ async def test_a_node_that_cannot_renew_kills_its_machine_before_the_lease_ends(
         assert (lost.status, reason(lost)) == (SandboxStatus.LOST, EndReason.NODE_LOST)
 
 
-async def test_its_secrets_are_variables_of_every_command(harness: WorkerHarness) -> None:
+async def test_its_secrets_are_variables_of_every_command_and_masked_in_output(harness: WorkerHarness) -> None:
     await SqlProjects(harness.database).create("mine")
     await harness.secrets.set("mine", "TOKEN", SecretValue(b"s3cret"))
+    secrets = (SecretUse(name="TOKEN", env="MY_TOKEN"),)
     async with harness.working():
-        sandbox, machine = await harness.running_sandbox(secrets=(SecretUse(name="TOKEN", env="MY_TOKEN"),))
-        assert await run(machine, "sh", "-c", 'printf %s "$MY_TOKEN"') == (0, b"s3cret")
+        sandbox, machine = await harness.running_sandbox(secrets=secrets)
+        assert await run(machine, "sh", "-c", 'printf %s "${#MY_TOKEN}$MY_TOKEN" a') == (0, b"6***a")
         assert sandbox.secret_versions == {"TOKEN": 1}
         assert "s3cret" not in sandbox.model_dump_json()
+        _, shown = await harness.running_sandbox(secrets=secrets, mask_secrets=False)
+        assert await run(shown, "sh", "-c", 'printf %s "$MY_TOKEN"') == (0, b"s3cret")
 
 
 async def test_a_hundred_sandboxes_come_and_go_and_leave_nothing(harness: WorkerHarness) -> None:

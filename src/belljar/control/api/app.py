@@ -1,7 +1,7 @@
 """The HTTP application: routes by resource behind the middleware; every error is a problem document.
 
-Requests pass SecurityHeaders, RequestContext (id, access log, failures), Preflight (CORS), AuditMiddleware (the audit
-log), AuthMiddleware (key, limits), then the route.
+Requests for the host names of ports go to ingress/host_ingress.py. All others pass SecurityHeaders, RequestContext (id,
+access log, failures), Preflight (CORS), AuditMiddleware (the audit log), AuthMiddleware (key, limits), then the route.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from belljar.control.api.auth_middleware import AuthMiddleware
 from belljar.control.api.authentication import Authentication
 from belljar.control.api.cors import Cors, Preflight
 from belljar.control.api.file_descriptors import max_connections
+from belljar.control.api.ingress.host_ingress import HostIngress, HostRouter
 from belljar.control.api.openapi import describe
 from belljar.control.api.problems import handle_errors
 from belljar.control.api.request_context import RequestContext
@@ -38,8 +39,11 @@ from belljar.control.api.routes import (
     sandbox_contexts,
     sandbox_files,
     sandbox_freezing,
+    sandbox_port_tokens,
     sandbox_ports,
     sandbox_processes,
+    sandbox_tunnel,
+    sandbox_watch,
     sandboxes,
     scripts,
     secrets,
@@ -61,6 +65,8 @@ from belljar.control.sandboxes.request import (
     Extension,
     FilePatch,
     ForkRequest,
+    PortTokenRequest,
+    SandboxChange,
     SandboxRequest,
     SignalRequest,
     SnapshotRequest,
@@ -96,8 +102,11 @@ _ROUTES = (
     sandbox_attach,
     sandbox_contexts,
     sandbox_files,
-    sandbox_ports,
     sandbox_freezing,
+    sandbox_watch,
+    sandbox_port_tokens,
+    sandbox_tunnel,
+    sandbox_ports,  # last: it takes every path below a port
 )
 #: The models that routes read from their bodies themselves.
 _MODELS = (
@@ -111,6 +120,8 @@ _MODELS = (
     MemberChange,
     SecretBody,
     SandboxRequest,
+    SandboxChange,
+    PortTokenRequest,
     Extension,
     SnapshotRequest,
     ForkRequest,
@@ -162,6 +173,10 @@ def create_app(services: Services | None) -> FastAPI:
     app.add_middleware(Preflight, cors=cors)
     app.add_middleware(RequestContext)
     app.add_middleware(SecurityHeaders, cors=cors)
+    if services is not None and (domain := services.sandbox_domain) is not None:
+        # Half of the connections: whoever reads public ports leaves room for the API.
+        ingress = HostIngress(services, domain, max_connections(services.settings) // 2)
+        app.add_middleware(HostRouter, domain=domain, ingress=ingress)
     return app
 
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from belljar.control.api.authentication import Authentication, check_origin, end_error
+from belljar.control.api.authentication import Authentication, end_error
 from belljar.control.api.bodies import MAX_JSON_BYTES, MAX_SMALL_BYTES
 from belljar.control.api.problems import message_of, problem_of
 from belljar.control.api.request_limits import BodyBudget, RequestCount
@@ -66,7 +66,7 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         if scope["path"] in PUBLIC_PATHS or scope["path"].startswith(PUBLIC_FOLDER):
-            await self._app(scope, _Body(receive, MAX_SMALL_BYTES), send)
+            await self._app(scope, LimitedBody(receive, MAX_SMALL_BYTES), send)
             return
         headers, state = Headers(scope=scope), scope.setdefault("state", {})
         try:
@@ -75,7 +75,7 @@ class AuthMiddleware:
             with self._requests.counted(identity.id):
                 async with self._bodies.lease(identity.id, memory) as lease:
                     state["body_lease"] = lease
-                    body = _Body(receive, max_bytes)
+                    body = LimitedBody(receive, max_bytes)
                     await self._app(scope, body, _while_valid(send, identity, self._changes))
         except BelljarError as error:
             await (await self._refusal(scope, receive, error))(scope, receive, send)
@@ -83,7 +83,7 @@ class AuthMiddleware:
     async def _refusal(self, scope: Scope, receive: Receive, error: BelljarError) -> Response:
         if not wants_page(scope):
             return problem_of(error, is_operator=False)
-        request = Request(scope, _Body(receive, MAX_SMALL_BYTES))
+        request = Request(scope, LimitedBody(receive, MAX_SMALL_BYTES))
         is_same_origin = self._authentication.is_same_origin(scope, request.headers)
         return await error_page(request, error, message_of(error, is_operator=False), is_same_origin=is_same_origin)
 
@@ -91,7 +91,7 @@ class AuthMiddleware:
         """Authenticate before the connection is accepted; refuse it with a problem document."""
         headers, state = Headers(scope=scope), scope.setdefault("state", {})
         try:
-            check_origin(headers)
+            self._authentication.check_websocket_origin(headers)
             identity = state["identity"] = await self._authentication.identity(scope, headers)
             with self._requests.counted(identity.id):
                 await self._app(scope, receive, send)
@@ -114,7 +114,7 @@ class AuthMiddleware:
         return max_bytes, min(size, _FORM_MEMORY_BYTES) if is_form else size
 
 
-class _Body:
+class LimitedBody:
     """A body that is being received, within its maximum size and minimum rate. Raises TooLarge, RequestTimeout."""
 
     def __init__(self, receive: Receive, max_bytes: int) -> None:

@@ -115,6 +115,17 @@ class Authentication:
         """Refuse a request of another site's page. Raises CrossSiteRequest."""
         check_same_origin(scope, headers, self._public_url)
 
+    def check_websocket_origin(self, headers: Headers) -> None:
+        """Raise Forbidden for a WebSocket that a page of another origin opens: browsers do not ask for leave.
+
+        A page cannot send `Authorization`, so a request with it is none of a page's.
+        """
+        origin = headers.get("origin")
+        if origin is None or "authorization" in headers or origin == self._public_url:
+            return
+        if _authority(origin) != headers.get("host", ""):
+            raise Forbidden(f"pages of {origin[:80]!r} may not open a WebSocket here; use the origin of this server")
+
     def turn(self, scope: Scope) -> AbstractAsyncContextManager[None]:
         """Return the turn of an address that is slowed; others need not wait."""
         return self._failures.turn(_host(scope))
@@ -236,17 +247,6 @@ def _check_local(headers: Headers) -> None:
         raise Forbidden("cross-origin requests are refused with --auth off")
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise Forbidden("cross-site requests are refused with --auth off")
-
-
-def check_origin(headers: Headers) -> None:
-    """Raise Forbidden for a WebSocket that a page of another origin opens: browsers do not ask for leave.
-
-    A page cannot send `Authorization`, so a request with it is none of a page's.
-    """
-    origin = headers.get("origin")
-    if origin is None or "authorization" in headers or _authority(origin) == headers.get("host", ""):
-        return
-    raise Forbidden(f"pages of {origin[:80]!r} may not open a WebSocket here; use the origin of this server")
 
 
 def _authority(origin: str) -> str | None:

@@ -16,10 +16,12 @@ from belljar.control.api.live import with_heartbeats
 from belljar.control.api.problems import current_request_id
 from belljar.control.api.sandbox_calls import Call
 from belljar.control.api.streams import Stream, StreamAborted
-from belljar.control.sandboxes.code_run import CodeRun
+from belljar.control.sandboxes.code_run import CodeRun, Event
 from belljar.model.errors import BelljarError
 from belljar.model.sandbox_errors import StreamBroken
 
+#: Larger events are serialized outside of the event loop.
+_THREAD_BYTES = 256 * 1024
 _HEADERS = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
 
 
@@ -43,7 +45,7 @@ async def _events(call: Call, run: CodeRun, stop: asyncio.Event) -> AsyncGenerat
                     if event is None:
                         yield ": still here\n\n"
                     else:
-                        yield _event(event.kind, event.data)
+                        yield await _text_of(event)
                     if event is not None and event.kind == "done":
                         return
         raise StreamBroken("the run broke off before its end")
@@ -54,6 +56,13 @@ async def _events(call: Call, run: CodeRun, stop: asyncio.Event) -> AsyncGenerat
         raise StreamAborted(error.message) from error
     finally:
         run.abandon()
+
+
+async def _text_of(event: Event) -> str:
+    """Return an event's text; that of a large one is made outside of the event loop."""
+    if event.size_bytes <= _THREAD_BYTES:
+        return _event(event.kind, event.data)
+    return await asyncio.to_thread(_event, event.kind, event.data)
 
 
 def _event(name: str, data: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from belljar.control.api.ingress.host_names import SandboxDomain
 from belljar.control.api.request_limits import ConcurrencyLimit
 from belljar.control.audit.auditor import Auditor
 from belljar.control.blobs.store import Blobs, open_blobs
@@ -23,6 +24,7 @@ from belljar.control.quotas.service import QuotaService, default_limits
 from belljar.control.sandboxes.commands import Commands
 from belljar.control.sandboxes.contexts import Contexts
 from belljar.control.sandboxes.freeze_service import FreezeService
+from belljar.control.sandboxes.port_service import PortService
 from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.sandboxes.service import SandboxService
 from belljar.control.scripts.service import ScriptService
@@ -38,6 +40,7 @@ from belljar.control.store.keys import SqlKeys
 from belljar.control.store.nodes import SqlNodes
 from belljar.control.store.opening import open_database
 from belljar.control.store.people import SqlPeople
+from belljar.control.store.port_tokens import SqlPortTokens
 from belljar.control.store.projects import SqlProjects
 from belljar.control.store.quotas import SqlQuotas
 from belljar.control.store.scripts import SqlScripts
@@ -90,9 +93,16 @@ class Services:
     freezing: FreezeService
     commands: Commands
     contexts: Contexts
+    ports: PortService
     #: Limits of concurrent submissions and uploads, so that they do not keep reads from the database.
     submitting: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_SUBMITTING, _SUBMITTING_BY_KEY))
     uploading: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(_UPLOADING, _UPLOADING_BY_KEY))
+
+    @property
+    def sandbox_domain(self) -> SandboxDomain | None:
+        """Return the domain below which ports of sandboxes have host names; None: they have none."""
+        domain = self.settings.sandbox_domain
+        return None if domain is None else SandboxDomain(domain, self.settings.public_url)
 
     @property
     def node_silence_seconds(self) -> float:
@@ -185,6 +195,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 freezing=FreezeService(sandboxes=sandboxes, queue=queue, settings=settings),
                 commands=commands,
                 contexts=contexts,
+                ports=PortService(SqlPortTokens(database), sandboxes, queue.machines),
                 changes=changes,
                 disk=disk,
             )

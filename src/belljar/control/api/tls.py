@@ -106,7 +106,8 @@ def tls_of(settings: Settings) -> ServerTls | None:
         if certificate is not None or key is not None:
             raise InvalidOption("set --tls generate, or --tls-cert and --tls-key, not both", option="tls")
         authority = LocalAuthority(settings.paths.tls)
-        names = host_names(settings.host, settings.tls_names)
+        wildcard = [] if settings.sandbox_domain is None else [f"*.{settings.sandbox_domain}"]
+        names = host_names(settings.host, [*settings.tls_names, *wildcard])
         authority.ensure(names)
         return ServerTls(
             authority.server_file,

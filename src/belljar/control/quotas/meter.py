@@ -1,19 +1,24 @@
-"""Counts what running jobs use while they run, so that a quota of a day holds before they end."""
+"""Counts what jobs and sandboxes use while they run, so that a quota of a day holds before they end."""
 
 from __future__ import annotations
 
 import asyncio
-
-from belljar.control.store.claims import SqlClaims
+from typing import Protocol
 
 #: Far below the longest time that is counted at once (`control.store.counting.MAX_COUNTED_US`).
 _INTERVAL_SECONDS = 15.0
 
 
-class UsageMeter:
-    """Meters the attempts of all nodes. It may run in several processes: each counts what no other has counted."""
+class MeteredClaims(Protocol):
+    """What nodes hold: `SqlClaims` or `SqlSandboxClaims`."""
 
-    def __init__(self, claims: SqlClaims) -> None:
+    async def meter(self) -> None: ...
+
+
+class UsageMeter:
+    """Meters the machines of all nodes. It may run in several processes: each counts what no other has counted."""
+
+    def __init__(self, claims: MeteredClaims) -> None:
         self._claims = claims
 
     async def run(self) -> None:

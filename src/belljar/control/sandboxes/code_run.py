@@ -33,7 +33,7 @@ log = structlog.get_logger()
 INTERRUPT_SECONDS = 5.0
 #: Results of one run beyond these are dropped.
 MAX_RESULTS = 200
-MAX_RESULT_BYTES = 16 * 1024 * 1024
+MAX_RESULT_BYTES = 8 * 1024 * 1024
 #: Events that wait for a slow caller, by their size.
 _MAX_WAITING_BYTES = 1024 * 1024
 #: What the end of a kernel's own stderr may say about its death.
@@ -198,7 +198,7 @@ class CodeRun:
                 await self._emit_text("stderr", self._stderr.decode(piece.data))
                 continue
             for line in lines.feed(piece.data):
-                if (count := await self._handle(await parse_message(line))) is not None:
+                if (count := await self._handle(await parse_message(line), len(line))) is not None:
                     return count
         raise StreamBroken("the output of the context broke off before its code had ended")
 
@@ -209,7 +209,7 @@ class CodeRun:
         except ProcessNotFound:
             raise _forgotten() from None
 
-    async def _handle(self, message: Message) -> int | None:
+    async def _handle(self, message: Message, size: int) -> int | None:
         """Pass one message on. Return the kernel's count when it was the last."""
         if message.kind == "unreadable":
             self._dropped_results += 1
@@ -218,11 +218,10 @@ class CodeRun:
         if message.kind == "done":
             return int(message.fields["execution_count"])
         if message.kind == "result":
-            await self._emit_result(message.fields)
+            await self._emit_result(message.fields, size)
         elif message.kind in ("stdout", "stderr"):
             await self._emit_text(message.kind, message.fields["text"])
         elif message.kind == "error":
-            size = sum(map(len, message.fields.values()))
             await self._emit(Event("error", message.fields, size))
         return None
 
@@ -230,8 +229,7 @@ class CodeRun:
         if text:
             await self._emit(Event(kind, {"text": text}, len(text)))
 
-    async def _emit_result(self, fields: dict[str, Any]) -> None:
-        size = _size(fields["data"])
+    async def _emit_result(self, fields: dict[str, Any], size: int) -> None:
         if self._results >= MAX_RESULTS or self._result_bytes + size > MAX_RESULT_BYTES:
             self._dropped_results += 1
             return
@@ -258,8 +256,3 @@ class CodeRun:
 
 def _forgotten() -> ContextDied:
     return ContextDied("the context was restarted or deleted while the code ran; run it again if it was restarted")
-
-
-def _size(data: dict[str, Any]) -> int:
-    """Return about how large a bundle is: texts count in full, other JSON by its text."""
-    return sum(len(each) if isinstance(each, str) else len(repr(each)) for each in data.values())

@@ -129,8 +129,8 @@ class Contexts:
 
         Raises ContextNotFound, and what `create` raises.
         """
-        found = await self.get(sandbox_id, machine, context_id)
         async with self._making_one(sandbox_id):
+            found = await self.get(sandbox_id, machine, context_id)
             await self._start_anew(sandbox_id, machine, found)
         if (run := self._runs.get((sandbox_id, context_id))) is not None:
             await asyncio.wait({run}, timeout=INTERRUPT_SECONDS)  # it has lost its process

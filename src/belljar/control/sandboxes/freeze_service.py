@@ -13,6 +13,7 @@ from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.sandboxes.request import ForkRequest
 from belljar.control.sandboxes.resolve import resolve_fork
 from belljar.control.sandboxes.service import SandboxService, missing_snapshot
+from belljar.control.store.sandboxes import SandboxUse
 from belljar.link.sandboxes import FreezeRequest
 from belljar.model.errors import BelljarError, Conflict, HostError
 from belljar.model.ids import new_id
@@ -63,8 +64,11 @@ class FreezeService:
 
     async def request_resume(self, project: str, sandbox_id: str) -> Sandbox:
         """Have a paused sandbox resumed; one that runs is returned unchanged. Raises NotFound, SandboxEnded, …"""
-        await self._sandboxes.check_used_up(project)
+        limits = await self._sandboxes.check_used_up(project)
         sandbox = await self._sandboxes.get(project, sandbox_id)
+        if sandbox.status is SandboxStatus.PAUSED:
+            with counting_refusals():
+                self._sandboxes.check_count(await self._use_with(sandbox, sandboxes=0, machines=1), sandbox, limits)
         sandbox = await self._pauses.request_resume(project, sandbox.id) or sandbox
         if sandbox.status is SandboxStatus.RESUMING:
             self._changes.notify(sandbox.id)
@@ -100,19 +104,32 @@ class FreezeService:
 
         Raises NotFound, SecretsInMemory, TooManySandboxes, QuotaExceeded, SandboxEnded, DiskFull, …
         """
-        await self._sandboxes.check_used_up(project)
+        limits = await self._sandboxes.check_used_up(project)
         sandbox = await self._sandboxes.get(project, sandbox_id)
         _check_secrets(sandbox, request.secrets == "keep")
-        use, count = await self._store.use(project), request.count
+        count = request.count
         with counting_refusals():  # before anything is frozen
-            self._sandboxes.check_count(replace(use, sandboxes=use.sandboxes + count), count)
+            use = await self._use_with(sandbox, sandboxes=count, machines=count)
+            self._sandboxes.check_count(use, sandbox, limits, count)
         frozen = await self._freeze(sandbox)
         forks = [resolve_fork(sandbox, frozen, request, self._settings) for _ in range(count)]
         with counting_refusals():
-            await self._store.insert_forks(sandbox, forks, lambda now: self._sandboxes.check_count(now, count))
+            await self._store.insert_forks(
+                sandbox, forks, lambda now: self._sandboxes.check_count(now, sandbox, limits, count)
+            )
         log.info("sandbox_forked", sandbox=sandbox.id, project=project, count=count, snapshot=frozen.id)
         self._changes.waiting.notify()
         return forks
+
+    async def _use_with(self, sandbox: Sandbox, *, sandboxes: int, machines: int) -> SandboxUse:
+        """Return what the project would have with so many more like this one."""
+        use, resources = await self._store.use(sandbox.project), sandbox.spec.resources
+        return replace(
+            use,
+            sandboxes=use.sandboxes + sandboxes,
+            vcpus=use.vcpus + machines * resources.vcpus,
+            memory_mb=use.memory_mb + machines * resources.memory_mb,
+        )
 
     async def _freeze(self, sandbox: Sandbox) -> FrozenState:
         """Return what a paused sandbox is kept in, or a frozen copy of one that runs."""

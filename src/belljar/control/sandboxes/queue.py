@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from belljar.control.quotas.meter import UsageMeter
 from belljar.control.sandboxes.changes import SandboxChanges
 from belljar.control.sandboxes.expiry import WAIT_SECONDS, SandboxExpiry
 from belljar.control.sandboxes.link_service import SandboxLinkService
@@ -36,10 +39,13 @@ class SandboxQueue:
         self.link = SandboxLinkService(
             claims, self.pauses, secrets, self.changes, self.machines, self.usage, lease_seconds
         )
+        self._meter = UsageMeter(claims)
         self.expiry = SandboxExpiry(
             claims, DatabaseClock(database), lease_seconds, self.link.note_changed, wait_seconds
         )
 
     async def run(self) -> None:
-        """End what is overdue until cancelled. What fails is logged and tried again."""
-        await supervise("sandbox_expiry", self.expiry.run, max_pause_seconds=_MAX_PAUSE_SECONDS)
+        """End what is overdue, and meter what runs, until cancelled. What fails is logged and tried again."""
+        async with asyncio.TaskGroup() as group:
+            for name, work in (("sandbox_expiry", self.expiry.run), ("meter_sandboxes", self._meter.run)):
+                group.create_task(supervise(name, work, max_pause_seconds=_MAX_PAUSE_SECONDS), name=name)

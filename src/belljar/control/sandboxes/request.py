@@ -7,7 +7,7 @@ import binascii
 import signal as signals
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from belljar.model.egress import parse_egress
 from belljar.model.errors import InvalidOption
@@ -30,6 +30,7 @@ MAX_PATH_BYTES = 4095
 #: What of each stream a command's result has at most.
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 DEFAULT_OUTPUT_BYTES = 1024 * 1024
+MAX_PUBLIC_PORTS = 64
 #: Copies of a sandbox that one request makes.
 MAX_FORKS = 100
 SNAPSHOT_ID = "^snap_[0-9A-HJKMNP-TV-Z]{26}$"
@@ -38,6 +39,10 @@ _OF_SNAPSHOT = frozenset({"template", "image", "shape", "secrets", "user"})
 _SIGNALS = {each.name: each for each in signals.Signals}
 
 User = Literal["root"] | Annotated[int, Field(ge=0, le=0x7FFFFFFF)] | None
+Port = Annotated[int, Field(ge=1, le=65535)]
+PublicPorts = Annotated[
+    tuple[Port, ...], Field(max_length=MAX_PUBLIC_PORTS), AfterValidator(lambda ports: tuple(sorted(set(ports))))
+]
 Seconds = Annotated[float, Field(gt=0, le=MAX_AMOUNT, allow_inf_nan=False)]
 
 
@@ -113,6 +118,10 @@ class SandboxRequest(Value):
     """Variables that every command gets."""
     secrets: tuple[GivenSecretUse, ...] = Field(default=(), max_length=MAX_SECRETS)
     """Secrets of the project that every command gets, as for jobs."""
+    mask_secrets: bool = True
+    """Whether those secrets are replaced by `***` in the output of commands, as for jobs."""
+    public_ports: PublicPorts = ()
+    """Ports that anyone may reach by their host names, without a token."""
     user: User = None
     """Who its commands run as, and whom /work belongs to: `root`, or a uid (also its gid); None: the image's user."""
     lifetime_seconds: Seconds | None = None
@@ -177,6 +186,20 @@ class ForkRequest(Value):
     @classmethod
     def _labels(cls, value: dict[str, str] | None) -> dict[str, str] | None:
         return None if value is None else _check_labels(value)
+
+
+class SandboxChange(Value):
+    """A change of a sandbox."""
+
+    public_ports: PublicPorts
+    """The ports that anyone may reach by their host names, instead of those so far."""
+
+
+class PortTokenRequest(Value):
+    """A new token for a port."""
+
+    lifetime_seconds: Seconds | None = None
+    """It is valid for so long; None: until the sandbox ends."""
 
 
 class Extension(Value):

@@ -81,6 +81,8 @@ def resolve_sandbox(
             egress=request.egress,
             env=request.env,
             secrets=request.secrets,
+            mask_secrets=request.mask_secrets,
+            public_ports=request.public_ports,
             user=guest_user(request.user),
             lifetime_seconds=lifetime_seconds,
             idle_seconds=request.idle_seconds or settings.default_sandbox_idle_seconds,

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import structlog
 
 from belljar.control.audit.operation import record_nothing
-from belljar.control.quotas.admission import exceeded
+from belljar.control.quotas.admission import check_sandbox, exceeded
 from belljar.control.quotas.service import QuotaService, counting_refusals
 from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.sandboxes.request import SandboxRequest
@@ -86,10 +86,11 @@ class SandboxService:
                 record_nothing("sandbox.create")
                 return _same_request(first, fingerprint)
         self._disk.require()
-        sandbox = await self._resolve(project, request, await self.check_used_up(project))
-        sandbox = sandbox.model_copy(update={"request_sha256": fingerprint})
+        limits = await self.check_used_up(project)
+        resolved = await self._resolve(project, request, limits)
+        sandbox = resolved.model_copy(update={"request_sha256": fingerprint})
         with counting_refusals():
-            stored = await self._store.insert(sandbox, self.check_count)
+            stored = await self._store.insert(sandbox, lambda use: self.check_count(use, sandbox, limits))
         if stored.id != sandbox.id:
             return _same_request(stored, fingerprint)
         log.info("sandbox_created", sandbox=sandbox.id, project=project, image=sandbox.spec.image)
@@ -114,8 +115,13 @@ class SandboxService:
             limits=limits,
         )
 
-    def check_count(self, use: SandboxUse, new: int = 1) -> None:
-        """Raise TooManySandboxes when a project has too many sandboxes. `use` includes the `new` ones."""
+    def check_count(self, use: SandboxUse, sandbox: Sandbox, limits: QuotaLimits, new: int = 1) -> None:
+        """Raise TooManySandboxes or QuotaExceeded when a project has too many sandboxes.
+
+        `use` includes the `new` ones, each as large as `sandbox`.
+        """
+        vcpus = sandbox.spec.resources.vcpus
+        check_sandbox(limits, sandboxes=use.sandboxes - 1, vcpus=use.vcpus - vcpus, more_vcpus=vcpus)
         maximum = self._settings.max_sandboxes_per_project
         if use.sandboxes > maximum:
             wanted = "" if new == 1 else f"{new} more are too many: "
@@ -179,6 +185,15 @@ class SandboxService:
         if found.status.terminal or found.end_requested is not None or found.paused_at is not None:
             self._machines.get(found)  # raises the error that says why
         self._changes.orders.notify()
+        return found
+
+    async def set_public_ports(self, project: str, sandbox_id: str, ports: tuple[int, ...]) -> Sandbox:
+        """Replace the ports that anyone may reach by their host names. Raises NotFound, SandboxEnded."""
+        found = await self._store.set_public_ports(project, (await self.get(project, sandbox_id)).id, ports)
+        if found is None:
+            raise _missing(sandbox_id)
+        if found.status.terminal:
+            self._machines.get(found)  # raises the error that says why
         return found
 
     async def wait(

@@ -10,7 +10,9 @@ from sqlalchemy import Connection, and_, delete, func, select, union
 from sqlalchemy.dialects.sqlite import insert
 
 from belljar.control.store.database import Database
+from belljar.control.store.sandbox_tables import LEASED, sandboxes
 from belljar.control.store.schema import NOW_US, jobs, node_counters, project_counters, projects, scripts
+from belljar.model.sandbox import SandboxStatus
 from belljar.model.states import Status
 
 _HELD = (Status.STARTING.value, Status.RUNNING.value)
@@ -25,7 +27,7 @@ class Counts:
     held_vcpus: int = 0
     script_bytes: int = 0
     job_bytes: int = 0
-    #: The vCPUs that it has on each worker, without workers where it has none.
+    #: The vCPUs of its jobs and sandboxes on each worker, without workers where it has none.
     vcpus_by_worker: dict[str, int] = field(default_factory=dict)
 
     def differences(self, other: Counts) -> dict[str, tuple[Any, Any]]:
@@ -93,14 +95,28 @@ def recounted(connection: Connection, project: str) -> Counts:
     job_bytes = select(func.coalesce(func.sum(jobs.c.stored_bytes), 0)).where(mine)
     script_bytes = select(func.coalesce(func.sum(scripts.c.size_bytes), 0)).where(scripts.c.project == project)
     workers = connection.execute(by_worker).all()
+    vcpus_by_worker = _sandboxes_by_node(connection, project)
+    for worker, _, vcpus in workers:
+        vcpus_by_worker[worker] = vcpus_by_worker.get(worker, 0) + vcpus
     return Counts(
         queued_jobs=connection.execute(queued).scalar_one(),
         held_jobs=sum(number for _, number, _ in workers),
-        held_vcpus=sum(vcpus for *_, vcpus in workers),
+        held_vcpus=sum(vcpus_by_worker.values()),
         script_bytes=connection.execute(script_bytes).scalar_one(),
         job_bytes=connection.execute(job_bytes).scalar_one(),
-        vcpus_by_worker={worker: vcpus for worker, _, vcpus in workers},
+        vcpus_by_worker=vcpus_by_worker,
     )
+
+
+def _sandboxes_by_node(connection: Connection, project: str) -> dict[str, int]:
+    """Return the vCPUs of the project's sandboxes that each node holds, as the triggers count them."""
+    is_held = (LEASED, sandboxes.c.status != SandboxStatus.PAUSED.value)
+    query = (
+        select(sandboxes.c.node, func.sum(sandboxes.c.vcpus).label("vcpus"))
+        .where(sandboxes.c.project == project, *is_held)
+        .group_by(sandboxes.c.node)
+    )
+    return {row.node: row.vcpus for row in connection.execute(query)}
 
 
 def _write(connection: Connection, project: str, right: Counts) -> None:

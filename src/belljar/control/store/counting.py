@@ -1,9 +1,10 @@
 # ruff: noqa: S608 (statements of constants)
 """Triggers that keep the counters of projects: what is queued, held, stored and used, and what ended in each minute.
 
-The invariant: in every committed state, each counter equals a count over the rows of `jobs` and `scripts`. A trigger
-works in the transaction of the statement that changes the row, whichever statement that is, so no writer can forget it
-and no crash can come between. `belljar.control.store.usage` recounts; the property test of the counters compares.
+The invariant: in every committed state, each counter equals a count over the rows of `jobs`, `scripts` and
+`sandboxes` (sandbox_counting.py has the triggers of the last). A trigger works in the transaction of the statement that
+changes the row, whichever statement that is, so no writer can forget it and no crash can come between.
+`belljar.control.store.counters` recounts; the property test of the counters compares.
 
 What was used is counted as it passes: from the claim of an attempt, or its last metering, until its end or its next
 metering, by the database's clock. It never counts beyond the lease: a node stops its machines when that ends.
@@ -62,8 +63,8 @@ _RELEASED_HERE = (
 )
 
 
-def _used(until: str) -> str:
-    """Return the statement that counts what the attempt used until then, or until its lease ended."""
+def used(until: str) -> str:
+    """Return the statement that counts what a machine used until then, or until its lease ended."""
     end = f"min({until}, coalesce(old.lease_until, {until}), old.metered_until + {MAX_COUNTED_US})"
     milliseconds = f"max(0, coalesce({end} - old.metered_until, 0)) / 1000"
     return (
@@ -114,11 +115,11 @@ TRIGGERS = (
     "CREATE TRIGGER node_counters_held AFTER UPDATE OF status ON jobs "
     f"WHEN old.status NOT IN {_HELD} AND new.status IN {_HELD} BEGIN {_HELD_HERE} END",
     "CREATE TRIGGER node_counters_released AFTER UPDATE OF status ON jobs "
-    f"WHEN old.status IN {_HELD} AND new.status NOT IN {_HELD} BEGIN {_RELEASED_HERE} {_used(NOW)} END",
+    f"WHEN old.status IN {_HELD} AND new.status NOT IN {_HELD} BEGIN {_RELEASED_HERE} {used(NOW)} END",
     f"CREATE TRIGGER node_counters_job_gone AFTER DELETE ON jobs WHEN old.status IN {_HELD} BEGIN {_RELEASED_HERE} END",
     "CREATE TRIGGER project_usage_metered AFTER UPDATE OF metered_until ON jobs "
     f"WHEN old.status IN {_HELD} AND new.status IN {_HELD} AND old.metered_until IS NOT NULL "
-    f"BEGIN {_used('new.metered_until')} END",
+    f"BEGIN {used('new.metered_until')} END",
     "CREATE TRIGGER job_ends_counted AFTER UPDATE OF status ON jobs "
     f"WHEN old.status NOT IN {_ENDED} AND new.status IN {_ENDED} BEGIN {_JOB_END} END",
     f"CREATE TRIGGER project_counters_script_new AFTER INSERT ON scripts BEGIN {_NEW_SCRIPT} END",

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Table, exists, select, tuple_
 
 from belljar.control.store.database import Database
 from belljar.control.store.people_schema import members
-from belljar.control.store.sandbox_tables import sandbox_labels, sandboxes, snapshots
+from belljar.control.store.sandbox_tables import port_tokens, sandbox_labels, sandboxes, snapshots
 from belljar.control.store.schema import (
     HELD,
     QUEUED,
@@ -41,6 +41,7 @@ PLAIN_TABLES: tuple[Table, ...] = (
     keys,
     members,
     secrets,
+    port_tokens,
     sandbox_labels,
     snapshots,  # their nodes remove the frozen machines that no row names
     usage_series,

@@ -23,7 +23,10 @@ _MIB = 1024 * 1024
 _USE = text(
     f"""
     SELECT {NOW} AS now_us, c.queued_jobs, c.held_jobs, c.script_bytes + c.job_bytes AS bytes, c.minute, c.minute_jobs,
-        u.jobs AS day_jobs, u.vcpu_ms, u.memory_mb_ms
+        u.jobs AS day_jobs, u.vcpu_ms, u.memory_mb_ms,
+        (SELECT count(*) FROM sandboxes AS s WHERE s.project = :project AND s.ended_at IS NULL) AS sandboxes,
+        (SELECT sum(s.vcpus) FROM sandboxes AS s
+            WHERE s.project = :project AND s.ended_at IS NULL AND s.status <> 'paused') AS sandbox_vcpus
     FROM (SELECT :project AS project) AS this
     LEFT JOIN project_counters AS c ON c.project = this.project
     LEFT JOIN project_usage AS u ON u.project = this.project AND u.day = {NOW} / {DAY_US}
@@ -138,6 +141,8 @@ def read_use(connection: Connection, project: str) -> Use:
             CountedQuota.VCPU_SECONDS: (row.vcpu_ms or 0) / 1000,
             CountedQuota.MEMORY_MB_SECONDS: (row.memory_mb_ms or 0) / 1000,
             CountedQuota.STORAGE_MB: (row.bytes or 0) / _MIB,
+            CountedQuota.SANDBOXES: row.sandboxes,
+            CountedQuota.SANDBOX_VCPUS: row.sandbox_vcpus or 0,
         },
         at=datetime.fromtimestamp(row.now_us / 1_000_000, UTC),
         minute_left_seconds=_left_seconds(row.now_us, MINUTE_US),

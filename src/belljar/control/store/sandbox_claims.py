@@ -35,6 +35,9 @@ from belljar.model.sandbox import EndReason, ResumeProblem, Sandbox, SandboxEnd,
 
 #: Maximum sandboxes that are ended in one transaction.
 _BATCH = 100
+_ANY_LEASED = select(sandboxes.c.id).where(LEASED).limit(1)
+#: A trigger counts the time in between (sandbox_counting.py).
+_METER = sandboxes.update().where(LEASED).values(metered_until=NOW_US)
 _EXPIRES_US = type_coerce(sandboxes.c.expires_at, BigInteger)
 _ORDER_COLUMNS = (
     sandboxes.c.id,
@@ -77,6 +80,7 @@ class SqlSandboxClaims:
                     incarnation=node.incarnation,
                     fence=sandboxes.c.fence + 1,
                     lease_until=now_plus(lease_seconds),
+                    metered_until=NOW_US,
                 )
                 .returning(sandboxes)
             ).one()
@@ -183,6 +187,11 @@ class SqlSandboxClaims:
             return ended is not None and ended.status.terminal
 
         return await self._database.writing(write)
+
+    async def meter(self) -> None:
+        """Count what the machines of sandboxes have used since the last call, for the usage of their projects."""
+        if await self._database.reading(lambda connection: connection.execute(_ANY_LEASED).first()) is not None:
+            await self._database.writing(lambda connection: connection.execute(_METER))
 
     async def shorten_leases(self, lease_seconds: float) -> None:
         """Let no lease last longer than it may, after the database's clock was set back."""

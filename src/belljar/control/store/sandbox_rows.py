@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, Connection, Row, select, type_coerce
 
 from belljar.control.store.metadata import UtcTime
-from belljar.control.store.sandbox_tables import sandboxes
+from belljar.control.store.sandbox_tables import port_tokens, sandboxes
 from belljar.control.store.schema import NOW_US
 from belljar.link.sandboxes import SandboxLease
 from belljar.model.sandbox import FrozenState, ResumeProblem, Sandbox, SandboxEnd, SandboxStatus, may_become
@@ -75,7 +75,8 @@ def pause_again(connection: Connection, sandbox: Sandbox, problem: ResumeProblem
 
 
 def write_end(connection: Connection, sandbox: Sandbox, end: SandboxEnd) -> bool:
-    """End a sandbox; return whether it was ended by this."""
+    """End a sandbox, with the tokens for its ports; return whether it was ended by this."""
+    connection.execute(port_tokens.delete().where(port_tokens.c.sandbox_id == sandbox.id))
     result = result_of(sandbox.model_copy(update={"end": end}))
     return write_status(
         connection, sandbox, end.status, ended_at=datetime.now(UTC), lease_until=None, waiting_since=None, result=result

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Column, Index, Integer, String, Table, UniqueConstraint, text
+from sqlalchemy import DDL, JSON, BigInteger, Column, Index, Integer, String, Table, UniqueConstraint, event, text
 
 from belljar.control.store.metadata import UtcTime, metadata
+from belljar.control.store.sandbox_counting import SANDBOX_TRIGGERS
 
 # The conditions of the partial indexes. A query uses such an index only with the same text: no bound values.
 LEASED = text("lease_until IS NOT NULL")
@@ -39,13 +40,15 @@ sandboxes = Table(
     Column("fence", Integer, nullable=False),
     #: NULL: no node holds it.
     Column("lease_until", UtcTime),
+    #: Until when its use since the last claim is counted in `project_usage`.
+    Column("metered_until", UtcTime),
     #: Why its node is to end it.
     Column("end_requested", String),
     Column("idempotency_key", String),
     #: The frozen machine that it is kept in or made from, and the node that has it: only that node can claim it.
     Column("frozen_id", String),
     Column("frozen_node", String),
-    #: What was requested; does not change.
+    #: What was requested; only `public_ports` changes.
     Column("spec", JSON, nullable=False),
     #: The results so far.
     Column("result", JSON, nullable=False),
@@ -90,3 +93,22 @@ snapshots = Table(
     Index("ix_sandbox_snapshots_project", "project", "id"),
     Index("ix_sandbox_snapshots_created", "created_at"),
 )
+
+#: Tokens for the ports of sandboxes that have not ended, by host name.
+port_tokens = Table(
+    "port_tokens",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("project", String, nullable=False),
+    Column("sandbox_id", String, nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("secret_sha256", String, nullable=False, unique=True),
+    Column("created_at", UtcTime, nullable=False),
+    #: None: it is valid until the sandbox ends.
+    Column("expires_at", UtcTime),
+    Index("ix_port_tokens_sandbox", "sandbox_id", "port", "id"),
+    Index("ix_port_tokens_project", "project"),
+)
+
+for _trigger in SANDBOX_TRIGGERS:
+    event.listen(metadata, "after_create", DDL(_trigger))  # type: ignore[no-untyped-call]

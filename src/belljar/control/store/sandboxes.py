@@ -175,6 +175,26 @@ class SqlSandboxes:
 
         return await self._database.writing(extend)
 
+    async def set_public_ports(self, project: str, sandbox_id: str, ports: tuple[int, ...]) -> Sandbox | None:
+        """Replace the ports that anyone may reach; return the sandbox, None when there is none.
+
+        One that has ended stays as it is.
+        """
+
+        def change(connection: Connection) -> Sandbox | None:
+            this = _of(project, sandbox_id)
+            found = read_sandbox(connection, *this)
+            if found is None or found.status.terminal or found.spec.public_ports == ports:
+                record_nothing("sandbox.change")
+                return found
+            changed = found.model_copy(update={"spec": found.spec.model_copy(update={"public_ports": ports})})
+            spec = values_of(changed)["spec"]
+            connection.execute(sandboxes.update().where(*this).values(spec=spec))
+            record_change(connection, "sandbox.change", sandbox_id, project=project, public_ports=list(ports))
+            return changed
+
+        return await self._database.writing(change)
+
     async def remove_ended(self, days: float, limit: int) -> int:
         """Remove at most `limit` sandboxes that ended that long ago; return how many."""
         which = select(sandboxes.c.id).where(ENDED, is_past(sandboxes.c.ended_at, days * 86_400)).limit(limit)

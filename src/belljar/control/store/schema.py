@@ -234,6 +234,8 @@ project_quotas = Table(
     Column("keep_jobs_days", Float),
     Column("max_egress", String),
     Column("updated_at", UtcTime, nullable=False),
+    Column("max_sandboxes", BigInteger),
+    Column("max_sandbox_vcpus", BigInteger),
     sqlite_with_rowid=False,
 )
 

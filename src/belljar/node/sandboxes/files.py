@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from belljar.model.sandbox_errors import TooManyFolders
 from belljar.model.sandbox_values import FileChange, FileEntry, FileEvent, FileKind, GuestUser, WriteOptions
 from belljar.node.guest.file_records import EventKind, FileType
-from belljar.node.guest.files import Entry, FileReader, Files
+from belljar.node.guest.files import Entry, FileFailed, FileReader, Files
 from belljar.node.guest.session import Session
 from belljar.node.sandboxes.calls import WORK_SECONDS, Calls, check_string, check_user, patient, prompt
 
@@ -128,7 +130,12 @@ class GuestFiles:
     async def watch(
         self, path: str, *, recursive: bool = False, user: GuestUser | None = None
     ) -> AsyncIterator[AsyncIterator[FileEvent]]:
-        async with self._calls.admitted(), self._files(path, user).watch(path, recursive=recursive) as events:
+        async with (
+            self._calls.answered(WORK_SECONDS) as deadline,
+            _few_folders(path),
+            self._files(path, user).watch(path, recursive=recursive) as events,
+        ):
+            deadline.reschedule(None)  # it is watched; what happens may take any time
 
             async def changes() -> AsyncIterator[FileEvent]:
                 with self._calls.translated():
@@ -151,6 +158,19 @@ class GuestFiles:
         check_string(path, "path")
         who = check_user(user, self._user)
         return Files(self._session, root="/", uid=who.uid, gid=who.gid)
+
+
+@contextlib.asynccontextmanager
+async def _few_folders(path: str) -> AsyncIterator[None]:
+    """Raise TooManyFolders where the kernel has no room for more watches, which it reports like a full disk."""
+    try:
+        yield
+    except FileFailed as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise TooManyFolders(
+            f"{path[:200]} has too many folders below it to watch them all; watch parts of it, or not recursively"
+        ) from error
 
 
 def _entry(entry: Entry) -> FileEntry:

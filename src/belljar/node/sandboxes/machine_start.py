@@ -6,11 +6,12 @@ import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from belljar.link.sandboxes import SandboxLink
+from belljar.link.secrets import JobSecret
 from belljar.model.errors import HostError, MachineError, NoNetwork
 from belljar.model.image import Image
 from belljar.model.sandbox import Sandbox
@@ -32,6 +33,7 @@ from belljar.node.sandboxes.saved import SavedProcess, parse_processes
 from belljar.node.worker.capacity import Capacity
 from belljar.node.worker.context import WorkerContext
 from belljar.node.worker.job_network import JobNetwork, Networking
+from belljar.node.worker.masking import Masker
 from belljar.node.worker.plan import WORKING_FOLDER, default_env
 
 log = structlog.get_logger()
@@ -117,7 +119,7 @@ class MachineStarter:
                 max_processes=self._context.settings.max_processes,
                 secret_files={use.name: values[use.name] for use in sandbox.spec.secrets if use.form == "file"},
             ),
-            defaults=_defaults(sandbox, image, network, user, values),
+            defaults=replace(_defaults(sandbox, image, network, user, values), masker=await _masker(sandbox, secrets)),
             size=_size(sandbox, network),
         )
 
@@ -165,6 +167,13 @@ class MachineStarter:
                     raise
                 log.warning("machine_not_started", sandbox=sandbox.id, error=error.message)
         raise AssertionError("unreachable")
+
+
+async def _masker(sandbox: Sandbox, secrets: Collection[JobSecret]) -> Masker | None:
+    """Return the search for the sandbox's secrets in output; None when there is nothing to mask."""
+    if not secrets or not sandbox.spec.mask_secrets:
+        return None
+    return await asyncio.to_thread(Masker.of, [secret.value for secret in secrets])
 
 
 def _size(sandbox: Sandbox, network: JobNetwork) -> MachineSize:

@@ -16,8 +16,10 @@ from belljar.node.guest.channel import ChannelBroken
 from belljar.node.guest.process import Process, ProcessEnded
 from belljar.node.guest.usage import clamp_usage
 from belljar.node.sandboxes.kept_output import KeptOutput
+from belljar.node.sandboxes.masked_output import MaskedOutput
 from belljar.node.sandboxes.saved import SavedProcess
 from belljar.node.sandboxes.use import Use
+from belljar.node.worker.masking import Masker
 from belljar.node.worker.outcome import signal_name
 
 _MIB = 1024 * 1024
@@ -48,11 +50,18 @@ class SandboxProcess:
         cwd: str,
         size: MachineSize,
         use: Use,
+        masker: Masker | None = None,
         saved: SavedProcess | None = None,
     ) -> None:
-        """`saved`: how it was when its machine was frozen; None: it has just started."""
+        """`masker` finds the secrets of the sandbox; None: it has none.
+
+        `saved`: how it was when its machine was frozen; None: it has just started.
+        """
         self.process = process
         self.output = KeptOutput(waits=not request.background or request.context is not None)
+        self._masked: MaskedOutput | None = None
+        if masker is not None:
+            self._masked = MaskedOutput(self.output, masker, terminal=request.terminal is not None)
         #: As it was asked for.
         self.request = request
         self._cwd = cwd
@@ -78,9 +87,11 @@ class SandboxProcess:
         self._feeding = asyncio.create_task(self._feed(self._input)) if self._input is not None else None
 
     @classmethod
-    def restored(cls, process: Process, saved: SavedProcess, size: MachineSize, use: Use) -> SandboxProcess:
+    def restored(
+        cls, process: Process, saved: SavedProcess, size: MachineSize, use: Use, masker: Masker | None = None
+    ) -> SandboxProcess:
         """Return a command of a machine that was frozen, as it was then."""
-        return cls(process, saved.request(), saved.cwd, size, use, saved)
+        return cls(process, saved.request(), saved.cwd, size, use, masker, saved)
 
     @property
     def id(self) -> int:
@@ -135,6 +146,8 @@ class SandboxProcess:
 
     def saved(self) -> SavedProcess:
         """Return what is kept of it beside the machine while that is frozen."""
+        if self._masked is not None:
+            self._masked.finish()  # what waited for the rest of a secret is kept as output
         return SavedProcess.of(
             self.info(),
             elapsed_seconds=time.monotonic() - self._started,
@@ -176,14 +189,21 @@ class SandboxProcess:
             return
         try:
             async for piece in self.process.output():
-                self.output.add(_STREAMS[piece.stream], piece.data)
+                if self._masked is None:
+                    self.output.add(_STREAMS[piece.stream], piece.data)
+                else:
+                    await self._masked.add(_STREAMS[piece.stream], piece.data)
                 await self.output.wait_room()
+            if self._masked is not None:
+                self._masked.finish()
             self._exit = self._exit_of(await self.process.wait())
             self.output.finish(self._exit)
         except (ChannelBroken, MachineError) as error:
             if not self._is_suspended:
                 self.output.break_off(str(error))
         finally:
+            if self._masked is not None:
+                self._masked.close()
             if not self._is_suspended or self._exit is not None:
                 self._end_use()
 

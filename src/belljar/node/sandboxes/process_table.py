@@ -17,6 +17,7 @@ from belljar.node.sandboxes.kept_output import MAX_KEPT_BYTES
 from belljar.node.sandboxes.process import MachineSize, SandboxProcess
 from belljar.node.sandboxes.saved import SavedProcess
 from belljar.node.sandboxes.use import Use
+from belljar.node.worker.masking import Masker
 
 #: Commands that have ended and are kept with their output and exit; the oldest go first.
 _MAX_ENDED = 256
@@ -34,6 +35,8 @@ class CommandDefaults:
     user: GuestUser
     #: Variables whose values are secrets.
     secret_env: Mapping[str, SecretValue] = field(default_factory=dict)
+    #: Finds the sandbox's secrets in output; None: it has none, or wants them shown.
+    masker: Masker | None = None
 
 
 class ProcessTable:
@@ -52,7 +55,7 @@ class ProcessTable:
         self._size = size
         self._use = use
         self._processes: dict[int, SandboxProcess] = {
-            each.id: SandboxProcess.restored(session.processes[each.id], each, size, use)
+            each.id: SandboxProcess.restored(session.processes[each.id], each, size, use, defaults.masker)
             for each in saved
             if each.id in session.processes  # a command that was being closed is gone
         }
@@ -73,7 +76,7 @@ class ProcessTable:
         await self._forget_oldest()
         command = self._command(request)
         started = await self._session.start(command, terminal=_size(request.terminal))
-        found = SandboxProcess(started, request, command.cwd, self._size, self._use)
+        found = SandboxProcess(started, request, command.cwd, self._size, self._use, self._defaults.masker)
         self._processes[found.id] = found
         self._share_output()
         return found
@@ -134,7 +137,8 @@ class ProcessTable:
             each.output.max_bytes = share
 
     async def _forget_oldest(self) -> None:
-        ended = [each for each in self._processes.values() if each.has_ended]
+        # How a context died is kept: otherwise a new one would take its place, and its variables would be missing.
+        ended = [each for each in self._processes.values() if each.has_ended and each.request.context is None]
         for each in ended[: max(0, len(ended) - _MAX_ENDED + 1)]:
             if self._processes.pop(each.id, None) is not None:
                 await each.close()

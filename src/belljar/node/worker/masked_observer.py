@@ -14,7 +14,7 @@ from belljar.node.worker.masking import MaskedStream, Masker
 from belljar.node.worker.observer import AttemptObserver
 
 #: Output is masked in pieces of this length, between which the event loop may run other tasks.
-_PIECE_BYTES = 16 * 1024
+PIECE_BYTES = 16 * 1024
 
 
 class MaskedOutput:
@@ -25,10 +25,10 @@ class MaskedOutput:
         self._streams = {stream: MaskedStream(masker) for stream in (Stream.STDOUT, Stream.STDERR)}
 
     async def write(self, stream: Stream, data: bytes) -> None:
-        for at in range(0, len(data), _PIECE_BYTES):
+        for at in range(0, len(data), PIECE_BYTES):
             if at:
                 await asyncio.sleep(0)
-            await self._pass_on(stream, self._streams[stream].feed(data[at : at + _PIECE_BYTES]))
+            await self._pass_on(stream, self._streams[stream].feed(data[at : at + PIECE_BYTES]))
 
     def full(self, stream: Stream) -> bool:
         return self._output.full(stream)

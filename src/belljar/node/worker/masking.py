@@ -138,6 +138,12 @@ class MaskedStream:
             spans = sorted([*spans, (start, len(text))])
         return self._take(text, spans, len(text))
 
+    def release_short(self) -> bytes:
+        """Return what is held, unless it is a long beginning of a secret: for a reader who waits for it."""
+        if not self._held or len(self._held) >= _MIN_PARTIAL_BYTES:
+            return b""
+        return self._take(self._held, self._masker.spans(self._held), len(self._held))
+
     def _take(self, text: bytes, spans: Iterable[Span], until: int) -> bytes:
         """Return the text up to `until`, with masks, and hold what follows. Spans that touch have one mask."""
         pieces: list[bytes] = []

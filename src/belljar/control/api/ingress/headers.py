@@ -1,4 +1,4 @@
-"""Which headers pass between a caller and a program in a sandbox.
+"""Which headers pass between a caller and a program in a sandbox, by path.
 
 By path, a sandbox shares the origin of the API. So nothing that authenticates the caller reaches the guest, and nothing
 of a response weakens how browsers treat this origin.
@@ -7,7 +7,8 @@ of a response weakens how browsers treat this origin.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from starlette.types import Scope
@@ -15,7 +16,7 @@ from starlette.types import Scope
 Header = tuple[bytes, bytes]
 
 #: They are about one connection (RFC 9110, 7.6.1).
-_HOP_BY_HOP = frozenset(
+HOP_BY_HOP = frozenset(
     {
         b"connection",
         b"keep-alive",
@@ -30,10 +31,11 @@ _HOP_BY_HOP = frozenset(
     }
 )
 #: The caller's key and session, which no guest may see, and what this server sets itself.
-_NOT_TO_GUEST = _HOP_BY_HOP | {
+_NOT_TO_GUEST = HOP_BY_HOP | {
     b"authorization",
     b"cookie",
     b"belljar-project",
+    b"belljar-port-token",
     b"host",
     b"expect",
     b"forwarded",
@@ -44,7 +46,7 @@ _NOT_TO_GUEST = _HOP_BY_HOP | {
     b"x-real-ip",
 }
 #: What holds for the whole origin, which is the API's, or is set by this server for every response.
-_NOT_TO_CALLER = _HOP_BY_HOP | {
+_NOT_TO_CALLER = HOP_BY_HOP | {
     b"set-cookie",
     b"set-cookie2",
     b"clear-site-data",
@@ -78,56 +80,92 @@ _PREFIXES_NOT_TO_CALLER = (b"access-control-", b"x-accel-")
 _DOT = re.compile("%2e", re.IGNORECASE)
 
 
-def to_guest(scope: Scope, port: int, prefix: str) -> list[Header]:
-    """Return the headers for the program in the sandbox. `prefix` is the path that was cut off."""
-    named = _named_in_connection(scope["headers"]) | _length_if_chunked(scope["headers"])
-    headers = [(b"host", b"localhost:%d" % port)]
-    headers += [(name, value) for name, value in scope["headers"] if name not in _NOT_TO_GUEST and name not in named]
-    client = scope.get("client")
-    if client:
-        headers.append((b"x-forwarded-for", str(client[0]).encode()))
-    scheme = "https" if scope["scheme"] in ("https", "wss") else "http"
-    headers.append((b"x-forwarded-proto", scheme.encode()))
-    host = next((value for name, value in scope["headers"] if name == b"host"), None)
-    if host is not None:
-        headers.append((b"x-forwarded-host", host))
-    headers.append((b"x-forwarded-prefix", prefix.encode()))
-    return headers
+class PassedHeaders(Protocol):
+    """Which headers pass between a caller and the program at one port."""
+
+    def to_guest(self, scope: Scope) -> list[Header]:
+        """Return the headers for the program in the sandbox."""
+        ...
+
+    def to_caller(self, headers: Iterable[Header], scope: Scope, target: bytes) -> Iterator[Header]:
+        """Yield the headers of the response to a request for `target`, for the caller."""
+        ...
 
 
-def to_caller(headers: Iterable[Header], scope: Scope, target: bytes, prefix: str) -> Iterator[Header]:
-    """Yield the headers of the response to a request for `target`, for the caller."""
+class PathHeaders:
+    """The headers of a port by its path, below `prefix`."""
+
+    def __init__(self, port: int, prefix: str, public_url: str | None) -> None:
+        """`public_url` is the address of this server for browsers, where a proxy changes `Host`."""
+        self._port = port
+        self._prefix = prefix
+        self._public_host = None if public_url is None else urlsplit(public_url).hostname
+
+    def to_guest(self, scope: Scope) -> list[Header]:
+        headers = [(b"host", b"localhost:%d" % self._port)]
+        headers += without(scope["headers"], _NOT_TO_GUEST)
+        return [*headers, *forwarded(scope), (b"x-forwarded-prefix", self._prefix.encode())]
+
+    def to_caller(self, headers: Iterable[Header], scope: Scope, target: bytes) -> Iterator[Header]:
+        own = {hostname_of(host_of(scope)), self._public_host} - {None}
+        for name, value in without(headers, _NOT_TO_CALLER):
+            if name.startswith(_PREFIXES_NOT_TO_CALLER):
+                continue
+            if name != b"location":
+                yield name, value
+            elif place := redirection(value.decode("latin-1"), own, target.decode("latin-1"), self._prefix):
+                yield name, place.encode("latin-1")
+
+
+def without(headers: Iterable[Header], names: Collection[bytes]) -> Iterator[Header]:
+    """Yield the headers in lower case, without those of one connection and these."""
     given = [(name.lower(), value) for name, value in headers]
     named = _named_in_connection(given) | _length_if_chunked(given)
-    host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
-    for name, value in given:
-        if name in _NOT_TO_CALLER or name in named or name.startswith(_PREFIXES_NOT_TO_CALLER):
-            continue
-        if name != b"location":
-            yield name, value
-        elif place := redirection(value.decode("latin-1"), host, target.decode("latin-1"), prefix):
-            yield name, place.encode("latin-1")
+    return ((name, value) for name, value in given if name not in names and name not in named)
 
 
-def redirection(location: str, host: str, target: str, prefix: str) -> str | None:
+def forwarded(scope: Scope) -> Iterator[Header]:
+    """Yield what the program may know of the caller and its connection."""
+    if client := scope.get("client"):
+        yield b"x-forwarded-for", str(client[0]).encode()
+    yield b"x-forwarded-proto", b"https" if scope["scheme"] in ("https", "wss") else b"http"
+    if host := host_of(scope):
+        yield b"x-forwarded-host", host.encode("latin-1")
+
+
+def host_of(scope: Scope) -> str:
+    """Return the header `Host`; empty without one."""
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+
+
+def hostname_of(authority: str) -> str | None:
+    """Return the host name of an authority without its port; None for an invalid one."""
+    try:
+        return urlsplit(f"//{authority}").hostname
+    except ValueError:
+        return None
+
+
+def redirection(location: str, own: Collection[str | None], target: str, prefix: str) -> str | None:
     """Return where a redirection of the guest may lead: into its own port, or to another host; None: nowhere.
 
     Clients follow one within this origin with the caller's key or session, and for 307 and 308 with the caller's
-    method: the guest must not choose the route of the API. `host` is this server's, `target` what the guest was asked.
+    method: the guest must not choose the route of the API. `own` are this server's host names, `target` is what the
+    guest was asked.
     """
     # As browsers read it.
     place = re.sub(r"[\t\r\n]", "", location).strip("".join(map(chr, range(0x21)))).replace("\\", "/")
     if place.startswith("//"):
         place = f"http://{place.lstrip('/')}"
     try:
-        parts, own = urlsplit(place), urlsplit(f"//{host}").hostname
+        parts = urlsplit(place)
         hostname = parts.hostname
     except ValueError:
         return None
     if re.match("[A-Za-z][A-Za-z0-9+.-]*:", place):
         if parts.scheme not in ("http", "https") or not hostname:
             return None
-        if hostname not in (own, "localhost", "127.0.0.1"):
+        if hostname not in own and hostname not in ("localhost", "127.0.0.1"):
             return place
         place = re.sub("^[^/?#]*", "", place.partition("://")[2])
         place = place if place.startswith("/") else f"/{place}"

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from belljar.control.api.ingress.headers import to_caller, to_guest
+from belljar.control.api.ingress.headers import PassedHeaders
 from belljar.control.api.streams import Stream, StreamAborted
 from belljar.link.sandboxes import ByteStream, SandboxMachine
 from belljar.model.errors import BelljarError
@@ -38,13 +38,15 @@ class _Passed(Stream):
             await self.stream_response(send)
 
 
-async def pass_on(request: Request, machine: SandboxMachine, port: int, target: bytes, prefix: str) -> Response:
+async def pass_on(
+    request: Request, machine: SandboxMachine, port: int, target: bytes, passed: PassedHeaders
+) -> Response:
     """Return the response of the program at the port. Raises PortRefused, StreamBroken, ClientDisconnect, …"""
-    exchange = _exchange(request, machine, port, target, prefix)
+    exchange = _exchange(request, machine, port, target, passed)
     head = await anext(exchange)
     assert isinstance(head, h11.Response)
     response = _Passed(_body(exchange), head.status_code)
-    response.raw_headers = list(to_caller(head.headers, request.scope, target, prefix))
+    response.raw_headers = list(passed.to_caller(head.headers, request.scope, target))
     return response
 
 
@@ -59,12 +61,12 @@ async def _body(exchange: AsyncGenerator[h11.Response | bytes, None]) -> AsyncGe
 
 
 async def _exchange(
-    request: Request, machine: SandboxMachine, port: int, target: bytes, prefix: str
+    request: Request, machine: SandboxMachine, port: int, target: bytes, passed: PassedHeaders
 ) -> AsyncGenerator[h11.Response | bytes, None]:
     """Yield the head of the response, then the bytes of its body: whoever has the generator owns the connection."""
     async with machine.connect(port) as stream:
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
-        sending = asyncio.create_task(_send(request, connection, stream, port, target, prefix))
+        sending = asyncio.create_task(_send(request, connection, stream, target, passed))
         events = _Events(connection, aiter(stream), sending, port)
         try:
             async with asyncio.timeout(_HEAD_SECONDS):
@@ -80,10 +82,10 @@ async def _exchange(
 
 
 async def _send(
-    request: Request, connection: h11.Connection, stream: ByteStream, port: int, target: bytes, prefix: str
+    request: Request, connection: h11.Connection, stream: ByteStream, target: bytes, passed: PassedHeaders
 ) -> None:
     """Send the request, then wait for the client to disconnect. Raises ClientDisconnect, RequestTimeout."""
-    headers = to_guest(request.scope, port, prefix)
+    headers = passed.to_guest(request.scope)
     names = {name for name, _ in request.scope["headers"]}
     if b"transfer-encoding" in names:
         headers.append((b"transfer-encoding", b"chunked"))

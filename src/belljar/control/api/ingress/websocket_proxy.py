@@ -17,8 +17,9 @@ from websockets.protocol import Event
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from belljar.control.api.ingress.headers import to_guest
+from belljar.control.api.ingress.headers import PassedHeaders
 from belljar.control.api.websocket import MAX_MESSAGE_BYTES
+from belljar.control.api.websocket_calls import until_first
 from belljar.link.sandboxes import ByteStream, SandboxMachine
 from belljar.model.errors import BelljarError
 from belljar.model.sandbox_errors import PortRefused, StreamBroken
@@ -28,7 +29,7 @@ HANDSHAKE_SECONDS = 30.0
 WRITE_SECONDS = 60.0
 _ERROR, _GONE = 1011, 1001
 #: The handshake's own headers, which the client of the guest makes anew.
-_OF_HANDSHAKE = ("sec-websocket-", "host")
+_OF_HANDSHAKE = "sec-websocket-"
 
 
 async def pass_on(
@@ -36,7 +37,7 @@ async def pass_on(
     machine: SandboxMachine,
     port: int,
     target: str,
-    prefix: str,
+    passed: PassedHeaders,
     watch: Callable[[], Coroutine[None, None, None]],
 ) -> None:
     """Connect to the program at the port, accept the caller, and pass messages on until one of both closes.
@@ -48,22 +49,13 @@ async def pass_on(
         guest = _Guest(stream, port, target, websocket.scope.get("subprotocols", ()))
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS):
-                await guest.shake_hands(to_guest(websocket.scope, port, prefix))
+                await guest.shake_hands(passed.to_guest(websocket.scope))
         except TimeoutError:
             reason = f"did not answer to the WebSocket within {HANDSHAKE_SECONDS:g} s"
             raise StreamBroken(f"the program at port {port} {reason}") from None
         await websocket.accept(subprotocol=guest.subprotocol)
-        tasks = {
-            asyncio.create_task(_to_guest(websocket, guest)),
-            asyncio.create_task(_to_caller(websocket, guest)),
-            asyncio.create_task(watch()),
-        }
-        done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in left:
-            task.cancel()
-        await asyncio.wait(tasks)
-        errors = [error for task in done if (error := task.exception()) is not None]
-        await _close(websocket, guest, errors[0] if errors else None)
+        error = await until_first(_to_guest(websocket, guest), _to_caller(websocket, guest), watch())
+        await _close(websocket, guest, error)
 
 
 async def _to_guest(websocket: WebSocket, guest: _Guest) -> None:
@@ -126,6 +118,7 @@ class _Guest:
     async def shake_hands(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Send the handshake with these headers. Raises PortRefused when the program refuses it, StreamBroken."""
         request = self._protocol.connect()
+        del request.headers["Host"]
         for name, value in headers:
             text = name.decode("latin-1")
             if not text.startswith(_OF_HANDSHAKE):

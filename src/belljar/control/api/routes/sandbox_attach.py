@@ -14,8 +14,8 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Query, WebSocket
 from pydantic import ValidationError
-from starlette.websockets import WebSocketDisconnect
 
+from belljar.control.api import websocket_calls
 from belljar.control.api.dependencies import IdentityDep
 from belljar.control.api.rules import require
 from belljar.control.api.sandbox_calls import Call, CallDep, watch_identity
@@ -23,7 +23,7 @@ from belljar.control.projects.identity import Identity
 from belljar.control.projects.scopes import Scope
 from belljar.control.sandboxes.output import public_exit, public_process
 from belljar.control.sandboxes.request import SignalRequest
-from belljar.model.errors import BelljarError, InvalidRequest
+from belljar.model.errors import InvalidRequest
 from belljar.model.sandbox_errors import ProcessEnded, StreamBroken
 from belljar.model.sandbox_values import ProcessExit, ProcessInfo, TerminalSize
 
@@ -35,8 +35,6 @@ _MAX_MESSAGE_BYTES = 256 * 1024
 _MAX_INPUT = 16
 #: How long the command may read nothing while that much waits; meanwhile the client's end is not noticed.
 INPUT_SECONDS = 60.0
-#: Close codes: after the exit, for a message that is wrong, after another error.
-_NORMAL, _POLICY, _ERROR = 1000, 1008, 1011
 
 Offset = Annotated[int | None, Query(ge=0, le=2**62)]
 
@@ -75,30 +73,14 @@ class _Session:
         call, changes = self._call, self._call.services.changes
         async with call.services.commands.reading(call.sandbox.id, call.machine, self._process) as reader:
             with changes.watching(call.sandbox.id, of_log=False):
-                tasks = {
-                    asyncio.create_task(self._output(stdout_from, stderr_from)),
-                    asyncio.create_task(self._receive()),
-                    asyncio.create_task(self._write_input()),
-                    asyncio.create_task(watch_identity(self._identity, call.services.changes)),
-                }
-                done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in left:
-                    task.cancel()
-                await asyncio.wait(tasks)
+                error = await websocket_calls.until_first(
+                    self._output(stdout_from, stderr_from),
+                    self._receive(),
+                    self._write_input(),
+                    watch_identity(self._identity, changes),
+                )
             reader.has_ended = self._has_ended
-        errors = [error for task in done if (error := task.exception()) is not None]
-        await self._close(errors[0] if errors else None)
-
-    async def _close(self, error: BaseException | None) -> None:
-        if isinstance(error, WebSocketDisconnect):
-            return
-        if isinstance(error, BelljarError):
-            await self._send("error", {**error.details, "code": error.code, "detail": error.message})
-            await self._websocket.close(_POLICY if isinstance(error, InvalidRequest) else _ERROR)
-        elif error is not None:
-            raise error
-        else:
-            await self._websocket.close(_NORMAL)
+        await websocket_calls.close(self._websocket, error)
 
     async def _output(self, stdout_from: int | None, stderr_from: int | None) -> None:
         await self._send("started", public_process(self._process, timed_out=False))
@@ -114,9 +96,7 @@ class _Session:
 
     async def _receive(self) -> None:
         while True:
-            message = await self._websocket.receive()
-            if message["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect(message.get("code", _NORMAL))
+            message = await websocket_calls.receive(self._websocket)
             if (data := message.get("bytes")) is not None:
                 await self._handle_bytes(data)
             else:
@@ -173,4 +153,4 @@ class _Session:
             await self._input.get()
 
     async def _send(self, kind: str, fields: dict[str, Any]) -> None:
-        await self._websocket.send_text(json.dumps({"type": kind, **fields}))
+        await websocket_calls.send(self._websocket, kind, fields)

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Path, Request, Response, WebSocket
 from belljar.control.api.audited import audited
 from belljar.control.api.dependencies import IdentityDep
 from belljar.control.api.ingress import http_proxy, websocket_proxy
+from belljar.control.api.ingress.headers import PathHeaders
 from belljar.control.api.routes import artifacts  # noqa: F401 (registers the path convertor)
 from belljar.control.api.rules import require
 from belljar.control.api.sandbox_calls import CallDep, watch_identity
@@ -35,7 +36,8 @@ async def pass_request_on(request: Request, port: Port, path: str, call: CallDep
     """
     record_nothing("sandbox.proxy")
     prefix, target = _split(request.scope["raw_path"], request.scope["query_string"], port)
-    return await http_proxy.pass_on(request, call.machine, port, target, prefix)
+    passed = PathHeaders(port, prefix, call.services.settings.public_url)
+    return await http_proxy.pass_on(request, call.machine, port, target, passed)
 
 
 for _method in _METHODS:
@@ -60,7 +62,7 @@ async def pass_websocket_on(websocket: WebSocket, port: Port, path: str, call: C
             call.machine,
             port,
             target.decode("ascii", "replace"),
-            prefix,
+            PathHeaders(port, prefix, call.services.settings.public_url),
             lambda: watch_identity(identity, changes),
         )
 

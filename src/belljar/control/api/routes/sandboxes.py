@@ -14,7 +14,7 @@ from belljar.control.api.json_response import json_response
 from belljar.control.api.openapi import body_of
 from belljar.control.api.rules import require
 from belljar.control.projects.scopes import Scope
-from belljar.control.sandboxes.request import Extension, SandboxRequest
+from belljar.control.sandboxes.request import Extension, SandboxChange, SandboxRequest
 from belljar.model.errors import InvalidOption, MachineError
 from belljar.model.sandbox import EndReason, Sandbox, SandboxStatus
 from belljar.model.sandbox_errors import NoRoom
@@ -97,6 +97,14 @@ async def get_sandbox(sandbox_id: str, services: ServicesDep, project: ProjectDe
     return json_response((await services.sandboxes.get(project, sandbox_id)).public())
 
 
+@router.patch("/{sandbox_id}", openapi_extra=body_of(SandboxChange), dependencies=[require(Scope.SANDBOXES)])
+@audited("sandbox.change")
+async def change_sandbox(request: Request, sandbox_id: str, services: ServicesDep, project: ProjectDep) -> Response:
+    """Change which ports of the sandbox anyone may reach by their host names, and return the sandbox."""
+    change = await read_small(request, SandboxChange)
+    return json_response((await services.sandboxes.set_public_ports(project, sandbox_id, change.public_ports)).public())
+
+
 @router.delete("/{sandbox_id}", dependencies=[require(Scope.SANDBOXES)])
 @audited("sandbox.delete")
 async def delete_sandbox(sandbox_id: str, services: ServicesDep, project: ProjectDep) -> Response:
@@ -131,11 +139,17 @@ async def get_metrics(
 
 
 @router.get("/{sandbox_id}/ports", dependencies=[require(Scope.SANDBOXES)])
-async def list_ports(sandbox_id: str, services: ServicesDep, project: ProjectDep) -> Response:
-    """List the TCP ports that programs in the sandbox listen on."""
+async def list_ports(request: Request, sandbox_id: str, services: ServicesDep, project: ProjectDep) -> Response:
+    """List the TCP ports that programs in the sandbox listen on, with their paths and the URLs of their host names."""
     sandbox, machine = await services.sandboxes.machine(project, sandbox_id)
+    domain = services.sandbox_domain
     ports = [
-        {**each.model_dump(mode="json"), "path": f"/v1/sandboxes/{sandbox.id}/ports/{each.port}/"}
+        {
+            **each.model_dump(mode="json"),
+            "path": f"/v1/sandboxes/{sandbox.id}/ports/{each.port}/",
+            "url": None if domain is None else domain.url(sandbox.id, each.port, str(request.url)),
+            "public": each.port in sandbox.spec.public_ports,
+        }
         for each in await machine.ports()
     ]
     return json_response({"ports": ports})

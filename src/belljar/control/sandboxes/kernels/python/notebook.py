@@ -68,7 +68,9 @@ class NotebookModules:
         if module.__name__ == _NAMES[0]:
             module.__dict__.update(get_ipython=_none, version_info=(8, 0, 0), __version__="8.0.0")
             return
-        classes = {name: type(name, (Shown,), {"mime": mime}) for name, mime in _TYPES.items()}
+        classes = {
+            name: type(name, (Shown,), {"mime": mime, "__module__": module.__name__}) for name, mime in _TYPES.items()
+        }
         module.__dict__.update(classes, display=self._display, clear_output=_none)
 
 

@@ -110,6 +110,9 @@ def _shortened(text: str) -> str:
 
 def _rows(table: Any) -> Any:
     try:
-        return json.loads(table.head(_MAX_ROWS).to_json(orient="records", date_format="iso"))
+        rows = table.head(_MAX_ROWS)
+        if type(rows.index).__name__ != "RangeIndex":  # otherwise the index is the number of the row
+            rows = rows.reset_index()
+        return json.loads(rows.to_json(orient="records", date_format="iso"))
     except Exception:  # noqa: BLE001 (such as two columns of one name)
         return None
