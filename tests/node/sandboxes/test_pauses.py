@@ -227,11 +227,11 @@ async def test_what_cannot_be_read_stays_paused_and_says_why(harness: WorkerHarn
 
 
 async def test_what_was_kept_before_the_worker_died_is_paused_when_the_next_one_starts(harness: WorkerHarness) -> None:
-    harness.faults.refuse("sandbox_link.sandbox_paused", lambda: HostError("the control plane is away"))
+    refused = harness.faults.refuse("sandbox_link.sandbox_paused", lambda: HostError("the control plane is away"))
     async with harness.working():
         sandbox, machine = await started(harness)
         freezing = asyncio.create_task(machine.freeze(FreezeRequest(id=new_id("snap"), pause=True)))
-        while not [name for name in files(harness) if name.endswith(".manifest")]:
+        while not refused.met:
             await asyncio.sleep(0.01)
     with pytest.raises(SandboxPaused):
         await freezing
