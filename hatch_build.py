@@ -1,4 +1,4 @@
-"""Build hook: compiles the guest agent and bundles the dashboard's scripts into the package."""
+"""Build hook: compiles the guest agent and the BPF program, and bundles the dashboard's scripts, into the package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class BelljarBuildHook(BuildHookInterface):
-    """The agent's executables and the bundle become package data. They need no Python: the wheel stays py3-none-any.
+    """What it builds becomes package data, none of which needs this Python: the wheel stays py3-none-any.
 
     A clone that is installed in place has its scripts by `script/dashboard`.
     """
@@ -26,9 +26,11 @@ class BelljarBuildHook(BuildHookInterface):
         sources = package / "node" / "guest" / "agent"
         compiler = _module(package / "node" / "guest" / "compile.py")
         binaries = compiler.compile_all(sources, package / "images" / "bin", self.app.display_info)
+        bpf = package / "node" / "network" / "bpf"
+        program = _module(bpf / "compile.py").compile_if_stale(bpf, self.app.display_info)
         if version == "editable":
             return
-        included = {path: f"belljar/images/bin/{path.name}" for path in binaries}
+        included = {path: f"belljar/{path.relative_to(package)}" for path in (*binaries, program)}
         bundle = package / "control" / "web" / "bundle"
         with tempfile.TemporaryDirectory(prefix="belljar-dashboard-") as work:
             _module(package / "control" / "web" / "bundle.py").build(Path(work), bundle, self.app.display_info)

@@ -49,7 +49,14 @@ NAMES = "head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo; cat /proc/s
 async def node(images: Path) -> AsyncIterator[Services]:
     with tempfile.TemporaryDirectory(prefix="belljar-pauses-") as folder:
         (Path(folder) / "images").symlink_to(images)
-        settings = Settings(data_dir=Path(folder), pool="off", lease_seconds=60, max_sandbox_lifetime_seconds=86_400)
+        settings = Settings(
+            data_dir=Path(folder),
+            pool="off",
+            lease_seconds=60,
+            worker_vcpus=64,
+            worker_memory_mb=16384,
+            max_sandbox_lifetime_seconds=86_400,
+        )
         async with open_services(settings) as services:
             queue = open_queue(services)
             worker = open_worker(services, queue, "pauses", with_sandboxes=True)

@@ -65,7 +65,7 @@ def test_a_python_context_in_a_machine(server: Server) -> None:
 
 
 def test_a_javascript_context_in_a_machine(server: Server, scripting_image: Path) -> None:
-    with Client(server.url, key_of(server)) as client, client.sandbox("javascript", shape={"memory_mb": 256}) as box:
+    with Client(server.url, key_of(server)) as client, client.sandbox("node", shape={"memory_mb": 256}) as box:
         assert box.run_code("const x = 20; console.log('out')", "javascript").stdout == "out\n"
         assert box.run_code("const x = await Promise.resolve(21); x * 2", "javascript").text == "42"
         assert box.run_code("({a: [x]})", "js").json == {"a": [21]}

@@ -99,6 +99,51 @@ def test_a_list_reaches_exactly_what_is_listed_and_the_log_says_what_was_refused
     assert "[belljar: refused the name 'pypi.org'" in console and "egress is www.example.org:80]" in console
 
 
+def test_a_jobs_flows_are_what_the_server_counted(networked: Server) -> None:
+    """Through a real machine, its hypervisor and the whole way to the API."""
+    sizes, counted = (10, 100_000), []
+    with run_in_namespace(NETNS / INTERNET, lambda: listen(WEB, 8100)) as listener:
+
+        def serve() -> None:
+            listener.settimeout(100)
+            for _ in sizes:
+                connection, _ = listener.accept()
+                with connection:
+                    received = 0
+                    while data := connection.recv(65536):
+                        received += len(data)
+                    connection.sendall(b"r" * (received // 2))
+                    counted.append(received)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        code = f"""
+import socket
+for size in {sizes}:
+    with socket.create_connection(("www.example.org", 8100), 20) as connection:
+        connection.sendall(b"s" * size)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(65536):
+            pass
+try:
+    socket.create_connection(("{METADATA}", 80), 5)
+except ConnectionRefusedError:
+    print("refused")
+"""
+        job = networked.run(code, egress=["www.example.org:8100"])
+        server.join(10)
+    assert printed(networked, job) == ["refused"] and counted == list(sizes)
+    report = networked.http.get(f"/v1/jobs/{job['id']}/flows").json()
+    assert (report["source"], report["is_final"], report["source_reason"]) == ("ebpf", True, None)
+    allowed = sorted((flow["bytes_out"], flow["bytes_in"]) for flow in report["flows"] if flow["port"] == 8100)
+    assert [out for out, _ in allowed] == counted or allowed[-1][0] > 100_000  # or some were sent again
+    assert allowed[0][1] == 5
+    flow = next(flow for flow in report["flows"] if flow["port"] == 8100)
+    assert (flow["name"], flow["name_source"], flow["rule"]) == ("www.example.org", "dns", "www.example.org:8100")
+    refused = [flow for flow in report["flows"] if flow["verdict"] == "refused"]
+    assert [(flow["address"], flow["port"], flow["rule"]) for flow in refused] == [(METADATA, 80, "private")]
+
+
 def test_the_machine_has_no_ipv6_and_its_resolver_is_the_gateway(networked: Server) -> None:
     code = """
 cat /etc/resolv.conf

@@ -51,8 +51,22 @@ VERBS: dict[str, Callable[[ControlLink, LeaseKey, Path], Awaitable[object]]] = {
     "append_output": lambda link, lease, file: link.append_output(lease, [piece(0, b"stale")]),
     "put_artifact": lambda link, lease, file: link.put_artifact(lease, 0, file),
     "finish": lambda link, lease, file: link.finish(lease, ended(Status.FAILED)),
+    "decline": lambda link, lease, file: link.decline(lease),
     "requeue": lambda link, lease, file: link.requeue(lease, code="x", reason="y"),
 }
+
+
+async def test_a_job_that_is_declined_is_queued_again_and_the_attempt_does_not_count(
+    link: ControlLink, control: ControlPlane, held: LeaseKey
+) -> None:
+    await link.decline(held)
+    job = await control.get(held.job_id)
+    assert (job.status, job.attempt, job.lost_attempts) == (Status.QUEUED, 0, ())
+    with pytest.raises(LeaseLost):
+        await link.append_output(held, [piece(0, b"stale")])
+    again = (await claim_next(link)).lease
+    await link.append_output(again, [piece(0, b"x")])
+    assert await control.output(held.job_id) == b"x"
 
 
 async def lost_to_the_next_attempt(link: ControlLink, control: ControlPlane, lease: LeaseKey) -> LeaseKey:

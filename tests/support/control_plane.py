@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from belljar.control.blobs.store import Blobs, open_blobs
+from belljar.control.flows.service import FlowService
 from belljar.control.jobs.blob_names import artifact_blob, stdin_blob
 from belljar.control.jobs.changes import Changes
 from belljar.control.logs.log import JobLog
@@ -114,6 +115,7 @@ def open_queue(settings: Settings, database: Database, blobs: Blobs, changes: Ch
         blobs=blobs,
         changes=changes,
         secrets=SecretService(SqlSecrets(database), open_keys(settings)),
+        flows=FlowService.over(database),
         usage=SqlUsageSeries(database),
     )
 

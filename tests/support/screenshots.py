@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import shutil
 import sys
@@ -16,11 +17,14 @@ from sqlalchemy import insert
 from belljar.control.jobs.blob_names import artifact_blob
 from belljar.control.store.nodes import Node
 from belljar.control.store.schema import job_ends
+from belljar.link.leases import LeaseKey, NodeIdentity
 from belljar.link.nodes import NodeReport
 from belljar.local_server import read_admin_key
 from belljar.model.job import Artifact, Job, JobError, NetworkUse, Refusal, Timings, Usage
 from belljar.model.states import Status
+from belljar.model.usage_series import UsageSeries
 from support.chromium import chromium, new_page
+from support.example_project import project_pages
 from support.live import keep_output, listening, write_output
 from support.registered_images import register
 from support.served import Served, served
@@ -52,8 +56,13 @@ async def main(arguments: list[str]) -> None:
     try:
         for name in ("python", "scripting", "shell"):
             register(folder, name)
-        async with served(folder) as api, listening(api.services) as url, chromium() as browser:
-            pages = await example_pages(api)
+        async with (
+            served(folder) as api,
+            project_pages(api, folder / "box") as of_project,
+            listening(api.services) as url,
+            chromium() as browser,
+        ):
+            pages = await example_pages(api) | of_project
             key = read_admin_key(folder)
             assert key is not None
             for scheme in SCHEMES:
@@ -154,6 +163,8 @@ async def _failed(api: Served) -> Job:
     )
     job = await api.begin()
     write_output(api, job, _OUTPUT * 6)
+    lease = LeaseKey(job.id, job.attempt, NodeIdentity("w1", ""))
+    assert await api.services.usage_series.put_of_job(lease, _usage())
     await keep_output(api, job)
     files = {"out/grades.csv": _CSV, "out/report.txt": b"All of it.\n", "out/coverage.json": b"{}\n"}
     for number, content in enumerate(files.values()):
@@ -180,6 +191,22 @@ async def _failed(api: Served) -> Job:
         kept_artifacts=tuple(Artifact(path=path, size_bytes=len(content)) for path, content in files.items()),
     )
     return job
+
+
+def _usage() -> UsageSeries:
+    """Return what a machine may have used in two minutes."""
+    chosen, points = random.Random(5), range(120)
+    return UsageSeries(
+        seconds=tuple(1.0 + point for point in points),
+        cpu=tuple(min(1.0, max(0.0, 0.7 + 0.3 * math.sin(point / 9) + chosen.uniform(-0.1, 0.1))) for point in points),
+        memory_bytes=tuple(int((40 + point * 0.8 + chosen.uniform(0, 6)) * 2**20) for point in points),
+        disk_bytes=tuple(point * 2**17 for point in points),
+        processes=tuple(2 + point % 3 for point in points),
+        received_bytes=tuple(min(point, 40) * 30_000 for point in points),
+        sent_bytes=tuple(point * 400 for point in points),
+        vcpus=1,
+        memory_limit_bytes=256 * 2**20,
+    )
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from belljar.control.blobs.store import open_blobs
+from belljar.control.flows.service import FlowService
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import UploadTimes
@@ -105,11 +107,11 @@ class FolderSession:
         async with self._connection.open_session(own) as session:
             start, place = session.start, str(self._folder)
 
-            async def start_here(command: Any, *, terminal: Any = None) -> Any:
+            async def start_here(command: Any, **options: Any) -> Any:
                 cwd = place if command.cwd == "/work" else command.cwd
                 env = {**command.env, "HOME": place, "PATH": os.environ["PATH"]}
                 here = replace(command, env=env, cwd=cwd, uid=os.getuid(), gid=os.getgid())
-                return await start(here, terminal=terminal)
+                return await start(here, **options)
 
             session.start = start_here
             yield session
@@ -186,7 +188,7 @@ class WorkerHarness:
             "project": "mine",
             "script_id": script_id,
             "status": Status.QUEUED,
-            "created_at": _now(),
+            "created_at": datetime.now(UTC),
             "language": "shell",
             "entrypoint": "main.sh",
             "image": "harness",
@@ -269,6 +271,7 @@ class WorkerHarness:
             blobs=blobs,
             changes=self.changes,
             secrets=self.secrets,
+            flows=FlowService.over(self.database),
             usage=Faulty(SqlUsageSeries(self.database), "usage", faults),
             times=self.upload_times,
         )
@@ -296,7 +299,7 @@ class WorkerHarness:
             "images": Faulty(Images(own.data_dir), "images", faults),
             "hypervisor": hypervisor,
             "provisioner": FolderSupply(own.data_dir / "machines" / name, faults),
-            "warm_ups": Faulty(_NothingToPrepare(own.data_dir), "warm_ups", faults),
+            "warm_ups": Faulty(NothingToPrepare(own.data_dir), "warm_ups", faults),
             "retry_times": self.retry_times,
             "sandbox_link": Faulty(self.sandbox_queue.link, "sandbox_link", faults),
         }
@@ -344,7 +347,7 @@ async def idle(worker: Worker, seconds: float = 10) -> None:
 
 
 @dataclass(frozen=True)
-class _NothingToPrepare:
+class NothingToPrepare:
     data_dir: Path
 
     async def of(self, image: Image) -> WarmUp:
@@ -365,13 +368,13 @@ async def opened_harness(
     database = await open_database(chosen)
     hypervisor = ProcessHypervisor(agent)
     try:
-        yield WorkerHarness(chosen, database, hypervisor, Faults(), _register(data_dir), retry_times, upload_times)
+        yield WorkerHarness(chosen, database, hypervisor, Faults(), register_image(data_dir), retry_times, upload_times)
     finally:
         await hypervisor.end_kept()
         await database.close()
 
 
-def _register(data_dir: Path) -> Image:
+def register_image(data_dir: Path) -> Image:
     images = Images(data_dir)
     if (found := images.find("harness")) is not None:
         return found
@@ -392,9 +395,3 @@ def _register(data_dir: Path) -> Image:
         languages=(SHELL,),
     )
     return images.register(manifest.model_copy(update={"digest": manifest_digest(manifest)}))
-
-
-def _now() -> Any:
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC)

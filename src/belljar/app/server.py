@@ -63,6 +63,7 @@ async def serve(settings: Settings, *, with_worker: bool, on_ready: Callable[[st
         async with open_services(settings) as services:
             await ensure_admin_key(services.keys, settings.data_dir)
             await services.secrets.report_key()
+            services.sandbox_queue.has_node = with_worker
             url = url_of(listener, "https" if tls else "http")
             await _record(services, "server.start", version=__version__, url=url, auth=settings.auth)
             stack.enter_context(address_file(settings.data_dir, url, *_trust(tls)))

@@ -55,6 +55,7 @@ def open_queue(services: Services) -> Queue:
         blobs=services.blobs,
         changes=services.changes,
         secrets=services.secrets,
+        flows=services.flows,
         usage=services.usage_series,
     )
 

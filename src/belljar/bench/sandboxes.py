@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -24,6 +26,7 @@ from belljar.model.job import Resources
 from belljar.model.sandbox import EndReason, Sandbox, SandboxSpec, SandboxStatus
 from belljar.model.sandbox_values import ProcessExit, ProcessRequest
 from belljar.node.machines.deadlines import deadline_factor
+from belljar.node.machines.host.usage import resident_mb
 from belljar.node.worker.worker import Worker
 from belljar.settings import Settings
 
@@ -35,6 +38,31 @@ _PIECE = bytes(1024 * 1024)
 _TRUE = ProcessRequest(args=("true",), stdin=b"")
 #: Clones that wait in the pool.
 _WAITING = 2
+_IDLE_SECONDS = 10.0
+_CONNECTIONS = 50
+_PORT = 7000
+#: A program that answers each connection with what it reads, and one that measures it from inside.
+_ECHO = f"""
+import socket
+listener = socket.create_server(("127.0.0.1", {_PORT}), backlog=100)
+print("ready", flush=True)
+while True:
+    connection, _ = listener.accept()
+    connection.sendall(connection.recv(100))
+    connection.close()
+"""
+_INSIDE = f"""
+import socket, statistics, time
+took = []
+for _ in range({_CONNECTIONS}):
+    started = time.perf_counter()
+    with socket.create_connection(("127.0.0.1", {_PORT})) as connection:
+        connection.sendall(b"x")
+        while connection.recv(100):
+            pass
+    took.append((time.perf_counter() - started) * 1000)
+print(statistics.median(took))
+"""
 
 
 async def measure_sandboxes(settings: Settings, image: Image, rounds: int) -> list[Measured]:
@@ -49,9 +77,11 @@ async def measure_sandboxes(settings: Settings, image: Image, rounds: int) -> li
         sandbox = await _running(queue, image, seconds)
         machine = queue.machines.get(sandbox)
         execs = [await _timed(machine) for _ in range(10 * rounds)]
+        write, read = await _file(machine)
+        inside, ports = await _ports(machine)
+        memory_mb, idle_percent = await _idle(worker)
         forks = [await _fork(services, sandbox, seconds) for _ in range(rounds)]
         pauses, resumes = await _pauses(services, sandbox, rounds, seconds)
-        write, read = await _file(queue.machines.get(await _until_running(queue, sandbox.id, seconds)))
         await _end(queue, sandbox, seconds)
     return [
         ("sandbox: created → first output, from the pool", "ms", creates),
@@ -61,6 +91,10 @@ async def measure_sandboxes(settings: Settings, image: Image, rounds: int) -> li
         (f"sandbox of {_MEMORY_MB} MB: fork → the copy takes commands", "ms", forks),
         (f"sandbox: file of {_FILE_MB} MB written", "MB/s", [write]),
         (f"sandbox: file of {_FILE_MB} MB read", "MB/s", [read]),
+        ("sandbox: connection to a port, a byte and its echo", "ms", ports),
+        ("  of it in the sandbox itself", "ms", [inside]),
+        ("sandbox: memory while it is idle (PSS)", "MB", [memory_mb]),
+        ("sandbox: processor while it is idle", "% of one", [idle_percent]),
     ]
 
 
@@ -189,6 +223,44 @@ async def _timed(machine: SandboxMachine) -> float:
     took_ms = (time.monotonic() - started) * 1000
     await machine.forget(process.id)
     return took_ms
+
+
+async def _ports(machine: SandboxMachine) -> tuple[float, list[float]]:
+    """Return the time of a connection as a program in the sandbox sees it (median), and as callers do."""
+    server = await machine.start(ProcessRequest(args=("python3", "-c", _ECHO), stdin=b"", background=True))
+    async for _ in machine.output(server.id):
+        break  # it listens
+    client = await machine.start(ProcessRequest(args=("python3", "-c", _INSIDE), stdin=b""))
+    text = b"".join([each.data async for each in machine.output(client.id) if not isinstance(each, ProcessExit)])
+    took = []
+    for _ in range(_CONNECTIONS):
+        started = time.monotonic()
+        async with machine.connect(_PORT) as stream:
+            await stream.write(b"x")
+            async for _ in stream:
+                break
+            took.append((time.monotonic() - started) * 1000)
+    await machine.kill(server.id)
+    return float(text), took
+
+
+async def _idle(worker: Worker) -> tuple[float, float]:
+    """Return the MiB and the share of a processor, in percent, that the machine takes while nothing is done in it."""
+    pids = worker.pids()
+    await asyncio.sleep(1)  # what was begun before ends
+    before = _cpu_seconds(pids)
+    await asyncio.sleep(_IDLE_SECONDS)
+    return resident_mb(pids), (_cpu_seconds(pids) - before) / _IDLE_SECONDS * 100
+
+
+def _cpu_seconds(pids: list[int]) -> float:
+    """Return the processor time of processes. Source: proc_pid_stat(5)."""
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 async def _file(machine: SandboxMachine) -> tuple[float, float]:

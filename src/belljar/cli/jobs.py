@@ -9,6 +9,7 @@ import typer
 from belljar.cli import options
 from belljar.cli.failure import Failed
 from belljar.cli.flags import JobFlags, ServerFlags, artifact_globs
+from belljar.cli.flows import FlowLimit, Refused, print_flows, verdict_of
 from belljar.cli.printing import print_json, print_line, print_table, write_bytes
 from belljar.cli.server import connect
 from belljar.cli.source import open_source
@@ -71,6 +72,23 @@ def list_jobs(
             (job["id"], job["status"], ended, f"{total_ms / 1000:.2f} s", job["entrypoint"], job["created_at"][:19])
         )
     print_table(("ID", "STATUS", "EXIT", "TOOK", "ENTRYPOINT", "CREATED"), rows)
+
+
+@app.command("flows")
+def show_flows(
+    job_id: JobId,
+    server: ServerFlags,
+    refused: Refused = False,
+    limit: FlowLimit = 100,
+    as_json: options.Json = False,
+) -> None:
+    """Show what a job's machine talked to, and what was refused."""
+    with connect(server) as client:
+        report = client.flows(job_id, verdict=verdict_of(refused), limit=limit)
+    if as_json:
+        print_json(report)
+    else:
+        print_flows(report)
 
 
 @app.command("get")

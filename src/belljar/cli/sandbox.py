@@ -9,6 +9,7 @@ import typer
 
 from belljar.cli import options, sandbox_code, sandbox_commands, sandbox_files, sandbox_freezing, sandbox_ports
 from belljar.cli.flags import ServerFlags
+from belljar.cli.flows import FlowLimit, Refused, print_flows, verdict_of
 from belljar.cli.printing import print_json, print_line, print_table
 from belljar.cli.server import connect
 from belljar.cli.usage_series import show_usage_series
@@ -118,6 +119,23 @@ def remove_sandbox(sandbox_id: SandboxId, server: ServerFlags, as_json: options.
         box = client.get_sandbox(sandbox_id).delete()
     if as_json:
         print_json(box)
+
+
+@app.command("flows")
+def show_flows(
+    sandbox_id: SandboxId,
+    server: ServerFlags,
+    refused: Refused = False,
+    limit: FlowLimit = 100,
+    as_json: options.Json = False,
+) -> None:
+    """Show what a sandbox's machine talked to, and what was refused."""
+    with connect(server) as client:
+        report = client.get_sandbox(sandbox_id).flows(verdict=verdict_of(refused), limit=limit)
+    if as_json:
+        print_json(report)
+    else:
+        print_flows(report)
 
 
 @app.command()

@@ -221,6 +221,10 @@ class Client:
         """Yield the bytes of one artifact."""
         return self.transport.chunks(f"/v1/jobs/{quote(job_id, safe='')}/artifacts/{quote(path)}")
 
+    def flows(self, job_id: str, **filters: Any) -> dict[str, Any]:
+        """Return what a job's machine talked to. Filters: verdict (`allowed` or `refused`), limit."""
+        return self.transport.json("GET", f"/v1/jobs/{quote(job_id, safe='')}/flows", params=_given(filters))
+
     def audit(self, **filters: Any) -> dict[str, Any]:
         """Return a page of the audit log, newest first: `audit`, `next_cursor`.
 

@@ -229,6 +229,11 @@ class AsyncSandbox(dict[str, Any]):
         """Return what the sandbox's machine uses now."""
         return await self._client.transport.json("GET", f"{self._path}/metrics")
 
+    async def flows(self, **filters: Any) -> dict[str, Any]:
+        """Return what the sandbox's machine talked to. Filters: verdict (`allowed` or `refused`), limit."""
+        given = {name: value for name, value in filters.items() if value is not None}
+        return await self._client.transport.json("GET", f"{self._path}/flows", params=given)
+
     async def metrics_series(self) -> dict[str, Any]:
         """Return what its machine used over its life: arrays `seconds`, `cpu`, `memory_bytes`, …"""
         return await self._client.transport.json("GET", f"{self._path}/metrics", params={"series": True})

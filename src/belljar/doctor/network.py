@@ -48,6 +48,8 @@ async def check_networks(settings: Settings) -> AsyncIterator[Check]:
         "ok",
         f"namespaces, TAP devices and nftables work; addresses {layout.network_range}, MTU {layout.mtu}",
     )
+    if settings.network_flows == "on":
+        yield await asyncio.to_thread(_check_flows)
     servers = ", ".join(map(str, nameservers(settings)))
     yield Check("name servers", "ok", f"names are resolved by {servers}")
     forwards = _IP_FORWARD.read_text().strip() == "1"
@@ -81,6 +83,26 @@ async def _check_rootless(settings: Settings) -> Check:
     except BelljarError as error:
         return Check("networks", "warn", error.message, "jobs run without a network until this is fixed")
     return Check("networks", "ok", "in namespaces of this user; slirp4netns connects them")
+
+
+def _check_flows() -> Check:
+    """Check whether flows are counted by BPF, by attaching the program to a device in a namespace of its own."""
+    from ipaddress import IPv4Address
+
+    from belljar.node.machines.host.namespace import in_fresh_thread, unshare_network
+    from belljar.node.network.flows.libbpf import BpfUnavailable
+    from belljar.node.network.flows.program import FlowProgram
+
+    def inside() -> None:
+        unshare_network()
+        FlowProgram("lo", "lo", IPv4Address(0)).close()
+
+    try:
+        in_fresh_thread(inside)
+    except (BpfUnavailable, OSError) as error:
+        reason = f"{error}; connection tracking counts instead, without names of TLS and HTTP"
+        return Check("flows", "warn", reason, "as root on Linux 5.12 or newer: apt-get install libbpf1")
+    return Check("flows", "ok", "counted by BPF")
 
 
 def _try_slot() -> dict[str, Any]:

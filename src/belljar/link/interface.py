@@ -16,6 +16,7 @@ from belljar.link.leases import Assignment, ClaimRequest, LeaseKey, NodeIdentity
 from belljar.link.nodes import NodeReport
 from belljar.link.output import OutputOffsets, OutputPiece
 from belljar.link.secrets import JobSecret
+from belljar.model.flows import FlowReport
 from belljar.model.image import Manifest
 from belljar.model.outcome import Outcome
 from belljar.model.states import Status
@@ -94,8 +95,16 @@ class ControlLink(Protocol):
         """Keep a copy of a local file as the job's artifact of that number, whole or not at all. Raises DiskFull."""
         ...
 
+    async def report_flows(self, lease: LeaseKey, report: FlowReport) -> None:
+        """Keep the report as what the job's machine talked to so far; it replaces the one before. Raises TooLarge."""
+        ...
+
     async def finish(self, lease: LeaseKey, outcome: Outcome) -> None:
         """End the job. Calling it again for a job that this lease has ended has no effect."""
+        ...
+
+    async def decline(self, lease: LeaseKey) -> None:
+        """Give back a job for which nothing was done: it is queued again, and the attempt does not count."""
         ...
 
     async def requeue(self, lease: LeaseKey, *, code: str, reason: str) -> Status:

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from belljar.link.leases import ClaimRequest, NodeIdentity
 from belljar.link.secrets import JobSecret
+from belljar.model.flows import FlowReport
 from belljar.model.job import MachineInfo, Timings
 from belljar.model.sandbox import EndReason, FrozenState, ResumeProblem, Sandbox, SandboxEnd
 from belljar.model.sandbox_values import (
@@ -162,6 +163,10 @@ class SandboxLink(Protocol):
 
     async def frozen_in_use(self, node: NodeIdentity, ids: Collection[str]) -> frozenset[str]:
         """Return those of the frozen machines that a sandbox or a snapshot needs; the node may remove the others."""
+        ...
+
+    async def report_sandbox_flows(self, lease: SandboxLease, report: FlowReport) -> None:
+        """Keep the report as what its machine talked to so far; it replaces the one before. Raises TooLarge."""
         ...
 
     async def put_sandbox_usage(self, lease: SandboxLease, series: UsageSeries) -> None:

@@ -384,6 +384,7 @@ JOB_ERRORS = {
     "cannot_execute": "The machine could not start the script's command; check the entrypoint, its mode and `#!` line.",
     "compile_error": "The script could not be compiled; read its stderr.",
     "out_of_memory": "The script used more memory than its machine has; raise `memory_mb`.",
+    "flow_alert": "An alert rule of the operator stopped the job; read the message, and the job's flows.",
     "artifacts_incomplete": "Some artifacts were not kept; read the message, and check limits, globs and disk space.",
     "log_incomplete": "Some of the log was not kept; check the disk space of the node and of the blob store.",
     "worker_stopped": "The worker was stopped during the attempt; wait for the retry of the attempt.",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from belljar.model.flows import FlowAlert
 from belljar.model.script import Dependencies
 from belljar.model.secrets import SecretUse
 from belljar.model.states import Status
@@ -76,6 +77,8 @@ class NetworkUse(Value):
     """Number of connections dropped over the limits of connections and rate."""
     forged_count: int = 0
     """Number of packets with another source address than the machine's, or of an invalid kind."""
+    alerts: tuple[FlowAlert, ...] = ()
+    """The first 20 alerts about its flows."""
 
 
 class MachineInfo(Value):

@@ -83,6 +83,8 @@ class EndReason(StrEnum):
     START_FAILED = "start_failed"
     #: Its machine died: its kernel panicked, its hypervisor failed, or something in it ended it.
     MACHINE_DIED = "machine_died"
+    #: An alert rule of the operator ended it.
+    FLOW_ALERT = "flow_alert"
     #: Its node's worker was stopped.
     WORKER_STOPPED = "worker_stopped"
     #: Its node died, or sent nothing until the lease ran out.

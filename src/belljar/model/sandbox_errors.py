@@ -41,6 +41,13 @@ class NoRoom(HostError):
     code = "no_room"
 
 
+class NoSandboxNode(BelljarError):
+    """This server runs without a worker and has no sandboxes; use a server that was started without --no-worker."""
+
+    code = "no_sandbox_node"
+    status = 501
+
+
 class TooManySandboxes(BelljarError):
     """The project has as many sandboxes as it may; end some, or have the setting max_sandboxes_per_project raised."""
 

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from belljar.model.errors import InvalidOption
 from belljar.settings.area import Area
 from belljar.settings.file import find_settings_file, read_settings_file
+from belljar.settings.flows import FlowSettings
 from belljar.settings.images import ImageSettings
 from belljar.settings.jobs import JobSettings
 from belljar.settings.logs import LogSettings
@@ -45,6 +46,7 @@ class Settings(
     WorkerSettings,
     MachineSettings,
     NetworkSettings,
+    FlowSettings,
     PackageSettings,
     ImageSettings,
     SecretSettings,

@@ -1,6 +1,7 @@
 """Settings of machines' networks."""
 
 from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
 
 from pydantic import Field
 
@@ -44,4 +45,7 @@ class NetworkSettings(Area):
     network_connections: int = Field(1024, ge=1, le=65536, description="Maximum open connections of one machine.")
     network_connections_per_second: int = Field(
         200, ge=1, description="Maximum new connections of one machine per second."
+    )
+    network_flows: Literal["on", "off"] = Field(
+        "on", description="Whether to count the flows of machines with a network: what each of them talks to."
     )

@@ -18,7 +18,7 @@ from support.sandbox_node import AgentNode
 from support.served import Served
 
 #: The domain of the host names of ports.
-PORTS_DOMAIN = "boxes.test"
+PORTS_DOMAIN = "boxes.localhost"
 
 
 @dataclass(frozen=True)

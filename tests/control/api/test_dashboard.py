@@ -197,6 +197,14 @@ async def test_parts_of_an_open_page_are_sent_alone(owner: Browser, api: Served)
     assert "<html" in restored.text
 
 
+async def test_a_page_whose_session_has_ended_goes_to_the_sign_in_as_a_whole(api: Served) -> None:
+    async with Browser(api) as browser:
+        for page, next_page in (("http://127.0.0.1:8080/jobs?status=failed", "/jobs%3Fstatus%3Dfailed"), ("", "/")):
+            answer = await browser.get("/jobs", HX_Request="true", HX_Current_URL=page)
+            assert (answer.status_code, answer.text) == (401, "")
+            assert answer.headers["hx-redirect"] == f"/signin?next={next_page}"
+
+
 async def test_a_queued_job_says_why_it_waits(owner: Browser, api: Served) -> None:
     job = await submitted(owner)
     assert "Waits: no worker is connected" in (await owner.get(f"/jobs/{job}")).text

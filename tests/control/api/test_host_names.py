@@ -76,6 +76,7 @@ def test_the_url_of_a_port_has_the_scheme_and_port_of_the_server() -> None:
     name = f"80-{LOW.replace('_', '-')}.boxes.example"
     assert DOMAIN.url(ID, 80, "http://127.0.0.1:8080/v1") == f"https://{name}:8443/"
     assert SandboxDomain("boxes.example", None).url(ID, 80, "http://x:1/v1/y?z") == f"http://{name}:1/"
+    assert SandboxDomain("boxes.example", None).url(ID, 80, "http://x:99999/") == f"http://{name}/"
     assert DOMAIN.parse(DOMAIN.url(ID, 80, "").removeprefix("https://").removesuffix("/")) == PortHost(ID, 80)
 
 

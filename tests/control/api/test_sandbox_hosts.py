@@ -12,7 +12,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from belljar.control.store.port_tokens import MAX_TOKENS
-from control.api.sandbox_calls import LiveSandbox, OneSandbox, SandboxApi
+from control.api.sandbox_calls import PORTS_DOMAIN, LiveSandbox, OneSandbox, SandboxApi
 from control.api.test_sandbox_ports import OK, answering, program
 from support.served import problem
 
@@ -34,16 +34,16 @@ def nothing(response: httpx.Response) -> dict[str, Any]:
 
 async def test_a_port_is_private_and_nothing_tells_whether_its_sandbox_exists(live: LiveSandbox) -> None:
     async with program(answering(OK)) as port:
-        host = live.host(port)
-        unknown = f"{host[:-12]}0{host[-11:]}" if host[-12] != "0" else f"{host[:-12]}1{host[-11:]}"
+        last = "1" if live.box.id.endswith("0") else "0"
+        unknown = f"{port}-{live.box.id[:-1].lower()}{last}.{PORTS_DOMAIN}"
         answers = [
             nothing(await live.visit(port)),
             nothing(await live.visit(port, headers=live.headers)),  # no key counts here
             nothing(await live.visit(port, headers={"Belljar-Port-Token": "bjp_wrong"})),
             nothing(await live.visit(port, "/?belljar_token=bjp_wrong")),
-            nothing(await live.visit(port, headers={"Host": f"{port}-sb_{'0' * 26}.boxes.test"})),
+            nothing(await live.visit(port, headers={"Host": f"{port}-sb_{'0' * 26}.boxes.localhost"})),
             nothing(await live.visit(port, headers={"Host": unknown})),
-            nothing(await live.visit(port, "/v1/jobs", headers={**live.headers, "Host": "www.boxes.test"})),
+            nothing(await live.visit(port, "/v1/jobs", headers={**live.headers, "Host": "www.boxes.localhost"})),
         ]
         assert all(each == answers[0] for each in answers)
         page = await live.visit(port, headers={"Accept": "text/html"})
@@ -71,7 +71,8 @@ async def test_a_token_lets_a_program_in_to_its_own_port(live: LiveSandbox) -> N
 async def test_a_browser_opens_the_url_once_and_keeps_a_cookie(live: LiveSandbox) -> None:
     seen: list[bytes] = []
     guest = (
-        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Type: text/html\r\nSet-Cookie: own=1; Domain=boxes.test\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Type: text/html\r\nSet-Cookie: own=1; "
+        b"Domain=boxes.localhost\r\n"
         b"Content-Security-Policy: default-src 'self'\r\n\r\nhello"
     )
     async with program(answering(guest, seen)) as port:
@@ -157,7 +158,7 @@ async def test_a_websocket_needs_a_token_or_a_cookie_of_its_own_page(live: LiveS
                 assert await connection.recv() == "hello"
         async with live.visit_websocket(port, f"/ws?belljar_token={secret}"):
             pass
-        for headers in ({}, cookie, {**cookie, "Origin": "http://3000-other.boxes.test"}):
+        for headers in ({}, cookie, {**cookie, "Origin": "http://3000-other.boxes.localhost"}):
             with pytest.raises(InvalidStatus) as refused:
                 async with live.visit_websocket(port, "/ws", **headers):
                     pass

@@ -59,6 +59,13 @@ async def test_without_a_node_a_sandbox_is_queued_and_takes_no_call(api: Served)
         assert (await http.delete(url)).json()["status"] == "ended"
 
 
+async def test_a_server_without_a_worker_refuses_a_sandbox_at_once(api: Served) -> None:
+    api.services.sandbox_queue.has_node = False
+    refused = problem(await api.http.post("/v1/sandboxes", json={}), 501, "no_sandbox_node")
+    assert "--no-worker" in refused["detail"]
+    assert (await api.http.get("/v1/sandboxes")).json()["sandboxes"] == []
+
+
 async def test_another_project_sees_no_sandbox(sandboxes: SandboxApi, box: OneSandbox) -> None:
     async with await sandboxes.served.caller_of("other") as other:
         assert (await other.get("/v1/sandboxes")).json()["sandboxes"] == []

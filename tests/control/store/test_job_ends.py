@@ -16,6 +16,8 @@ from belljar.model.job import Job, Timings
 from belljar.model.states import TERMINAL, Status
 from support.job_queue import MACHINE, ended, queued, take
 
+EARLIER = text("UPDATE job_ends SET minute = minute - 30")
+
 
 async def run(jobs: SqlJobs, claims: SqlClaims, status: Status, waited: timedelta, project: str = "mine") -> Job:
     """Run a job that started so long after its submission."""
@@ -47,6 +49,21 @@ async def test_every_end_is_counted_once_with_its_status_and_time_to_start(
         assert {bound for step in steps for bound in step.starts} == {2000}
         assert sum(number for step in steps for number in step.starts.values()) == 6, "one never started"
     assert steps[-1].begins_at <= datetime.now(UTC)
+
+
+async def test_steps_that_are_over_are_read_once_and_others_each_time(
+    database: Database, jobs: SqlJobs, claims: SqlClaims
+) -> None:
+    ends = SqlJobEnds(database)
+    for number in range(1, 4):
+        await run(jobs, claims, Status.SUCCEEDED, timedelta(0))
+        if number == 1:
+            await database.writing(lambda connection: connection.execute(EARLIER))
+        assert sum(step.ended for step in await ends.steps("mine", SPANS[0])) == number
+    gone = text("DELETE FROM job_ends WHERE minute < (SELECT max(minute) FROM job_ends) - 10")
+    await database.writing(lambda connection: connection.execute(gone))
+    assert sum(step.ended for step in await ends.steps("mine", SPANS[0])) == 3, "the old one was not read again"
+    assert sum(step.ended for step in await SqlJobEnds(database).steps("mine", SPANS[0])) == 2
 
 
 async def test_an_attempt_that_is_lost_and_tried_again_is_no_end(

@@ -24,6 +24,8 @@ from belljar.node.guest.wire import FrameType, Stream
 from node.guest.test_hostile_guest import HELLO, guest_that_sends
 from support.examples import examples
 
+WIDE = struct.pack("<I", wire.WIDE_STDIN_WINDOW - wire.STDIN_WINDOW)
+
 
 def frame(kind: FrameType, payload: bytes = b"", *, channel: int = 1, stream: Stream = Stream.NONE) -> bytes:
     return wire.HEADER.pack(len(payload), kind, stream, channel) + payload
@@ -107,8 +109,8 @@ async def answer(session: Session, data: bytes, use: Callable[[Session], Awaitab
     """Let the guest send bytes as soon as the host has opened its first channel."""
     opened = session._open
 
-    async def open_and_answer(channel, request):  # type: ignore[no-untyped-def]
-        await opened(channel, request)
+    async def open_and_answer(channel, *request):  # type: ignore[no-untyped-def]
+        await opened(channel, *request)
         session._frames._reader.feed_data(data)
 
     session._open = open_and_answer  # type: ignore[method-assign]
@@ -128,6 +130,7 @@ async def answer(session: Session, data: bytes, use: Callable[[Session], Awaitab
         pytest.param(STARTED + output(IDLE_WINDOW) * 20, run, id="more than its credit"),
         pytest.param(STARTED + output(1, stream=Stream.ARTIFACTS), run, id="output on no stream"),
         pytest.param(STARTED + frame(FrameType.STDIN_CREDIT, struct.pack("<I", 9)), run, id="unpaid credit"),
+        pytest.param(STARTED + frame(FrameType.STDIN_CREDIT, WIDE) * 2, run, id="a wide window twice"),
         pytest.param(STARTED + CONNECTED, run, id="a command that is connected"),
         pytest.param(STARTED + END, run, id="the end of a command's stream"),
         pytest.param(STARTED + frame(FrameType.CLOSED, b""), run, id="closed without an errno"),

@@ -65,7 +65,7 @@ def test_every_frame_type_is_in_a_conversation() -> None:
 def test_each_limit_on_a_payload_is_in_its_row() -> None:
     assert f"at most {wire.MAX_PAYLOAD:,} (Linux's limit" in PAGE
     assert f"(1 to {wire.MAX_PID:,})" in payload_of(FrameType.STARTED)
-    assert f"(1 to {wire.STDIN_WINDOW:,})" in payload_of(FrameType.STDIN_CREDIT)
+    assert f"(1 to {wire.WIDE_STDIN_WINDOW:,})" in payload_of(FrameType.STDIN_CREDIT)
     assert f"(1 to {wire.MAX_PATH_BYTES:,} bytes)" in payload_of(FrameType.ARTIFACT)
     assert f"errno u32 (1 to {wire.MAX_ERRNO:,})" in payload_of(FrameType.FAILED)
     assert f"seed {wire.SEED_BYTES} bytes, host name … (1 to {wire.MAX_HOSTNAME} bytes)" == payload_of(
@@ -79,8 +79,9 @@ def test_the_limits_on_the_conversation_are_those_of_the_code() -> None:
     assert f"up to {frame_stream.WINDOW:,} bytes of a stream" in TEXT
     assert f"sends at most {wire.STDIN_WINDOW:,} bytes ahead" in TEXT
     assert f"at most {frame_stream.FRAMES_PER_SECOND:,} frames a second" in TEXT
-    assert f"grants {channel.IDLE_WINDOW:,} bytes of a stream until it is read, then {channel.READER_WINDOW:,}" in TEXT
-    assert f"the agent takes {wire.STDIN_WINDOW:,} bytes of input" in TEXT
+    windows = f"{channel.IDLE_WINDOW:,} bytes of a stream until {channel.MUCH_OUTPUT:,} were read"
+    assert f"grants {windows}, then {channel.READER_WINDOW:,}" in TEXT
+    assert f"the agent takes {wire.STDIN_WINDOW:,} bytes of input, and up to {wire.WIDE_STDIN_WINDOW:,} of" in TEXT
     assert f"{session.MAX_COMMANDS} commands (with file operations) and {session.MAX_CONNECTIONS} connections" in TEXT
     assert f"places for {session.MAX_CHANNELS:,} channels" in TEXT
     assert f"`PING` every {frame_stream.PING_SECONDS} seconds" in TEXT

@@ -130,6 +130,40 @@ async def test_a_slow_reader_stalls_its_own_command_only(connect_agent: ConnectA
         assert (await stuck[0].read()) is not None
 
 
+async def test_a_short_command_costs_one_message_to_the_agent(connect_agent: ConnectAgent) -> None:
+    """Each message wakes the agent, which costs an emulated machine about as much as the command."""
+    async with connect_agent() as agent, agent.session() as session:
+        sent: list[bytes] = []
+        send = session._state._send
+
+        async def counted(data: bytes) -> None:
+            sent.append(data)
+            await send(data)
+
+        session._state._send = counted
+        process = await session.start(agent.session_command("sh", "-c", "cat; echo hello"), has_input=False)
+        assert [piece.data async for piece in process.output()] == [b"hello\n"]
+        assert (await process.wait()).exit_code == 0 and len(sent) == 1
+        with pytest.raises(ProcessEnded):
+            await process.write(b"x")
+        await process.end_input()
+        assert len(sent) == 1
+
+
+async def test_the_window_is_wide_for_much_output_only(connect_agent: ConnectAgent) -> None:
+    async with connect_agent() as agent, agent.session() as session:
+        for size, wide in ((8 * 1024 - 1, 0), (8 * MIB, 1)):
+            process = await session.start(agent.session_command("sh", "-c", f"head -c {size} /dev/zero; sleep 60"))
+            received = 0
+            while received < size:
+                piece = await process.read()
+                assert piece is not None
+                received += len(piece.data)
+            assert session._state.wide == wide
+            await process.close()
+        assert session._state.wide == 0
+
+
 async def test_input_that_a_command_does_not_read_holds_up_no_other(connect_agent: ConnectAgent) -> None:
     data = os.urandom(3 * MIB)
     async with connect_agent() as agent, agent.session() as session:

@@ -53,7 +53,7 @@ def test_a_failure_has_a_stage_and_an_error_number_that_linux_has(stage: int, er
         (FrameType.STARTED, struct.pack("<I", 0)),
         (FrameType.STARTED, struct.pack("<I", 2**32 - 1)),
         (FrameType.STDIN_CREDIT, struct.pack("<I", 0)),
-        (FrameType.STDIN_CREDIT, struct.pack("<I", wire.STDIN_WINDOW + 1)),
+        (FrameType.STDIN_CREDIT, struct.pack("<I", wire.WIDE_STDIN_WINDOW + 1)),
     ],
 )
 def test_numbers_that_no_guest_could_have_are_rejected(frame_type: FrameType, payload: bytes) -> None:

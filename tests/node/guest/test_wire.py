@@ -52,6 +52,7 @@ def test_agent_and_host_agree_on_every_number() -> None:
         "VERSION",
         "MAX_PAYLOAD",
         "STDIN_WINDOW",
+        "WIDE_STDIN_WINDOW",
         "MAX_PATH_BYTES",
         "SEED_BYTES",
         "MAX_HOSTNAME",
@@ -91,7 +92,7 @@ def test_a_payload_is_parsed_or_rejected(frame_type: FrameType, stream: Stream, 
         case StreamEnd():
             assert stream in (Stream.NONE, Stream.STDOUT)
         case ChannelState(pid, flags, credit):
-            assert pid <= wire.MAX_PID and flags < 8 and credit <= wire.STDIN_WINDOW
+            assert pid <= wire.MAX_PID and flags < 8 and credit <= wire.WIDE_STDIN_WINDOW
         case _:
             assert stream is Stream.NONE
 

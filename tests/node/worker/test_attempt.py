@@ -7,23 +7,30 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from belljar.model.errors import MachineDied
+from belljar.model.flows import FlowAlert, FlowReport
 from belljar.model.image import Image, Manifest, Part
+from belljar.model.states import Status
 from belljar.node.guest import usage_sampler
 from belljar.node.guest.command import Command
 from belljar.node.guest.usage_sampler import UsageSampler
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.protocol import MachineSpec, Shape
 from belljar.node.machines.provision.provisioner import ProvisionedMachine
+from belljar.node.worker.alarm import Alarm
 from belljar.node.worker.attempt import attempt
 from belljar.node.worker.attempt_end import AttemptEnd, Stop
+from belljar.node.worker.job_network import network_use
+from belljar.node.worker.outcome import error_of, status_of
 from belljar.node.worker.plan import AttemptPlan
 from support.agent_process import Listener, ProcessHypervisor
+from support.job_queue import queued
 
 PART = Part(sha256="0" * 64, size_bytes=0, origin="nowhere")
 MANIFEST = Manifest(
@@ -122,6 +129,44 @@ async def test_a_script_that_ignores_sigterm_is_killed(hypervisor: ProcessHyperv
     end = await run(hypervisor, plan(tmp_path, "sh", "-c", script, timeout_seconds=0.3, grace_seconds=0.3))
     assert end.stop is Stop.TIMED_OUT
     assert end.exited is not None and end.exited.signal == signal.SIGKILL
+
+
+@dataclass
+class AlarmedNetwork:
+    """The network of a machine whose flows raise an alert."""
+
+    alarm: Alarm = field(default_factory=Alarm)
+
+    async def traffic(self) -> None:
+        return None
+
+    async def finish_flows(self) -> FlowReport:
+        assert self.alarm.alert is not None
+        return FlowReport(source="ebpf", alerts=(self.alarm.alert,))
+
+
+async def test_an_alert_that_stops_ends_a_running_job_and_says_why(
+    hypervisor: ProcessHypervisor, tmp_path: Path
+) -> None:
+    network, listener = AlarmedNetwork(), Listener()
+
+    async def run_alarmed() -> AttemptEnd:
+        wanted = plan(tmp_path, "sleep", "60")
+        async with attempt(wanted, hypervisor.ready, listener, asyncio.Event(), network) as end:
+            return end
+
+    running = asyncio.create_task(run_alarmed())
+    while not listener.started_count:
+        await asyncio.sleep(0.01)
+    message = "sent 5.0 MB; flow_alert_mb_out is 4"
+    network.alarm.ring(FlowAlert(rule="bytes_out", message=message, at=datetime.now(UTC), action="stop"))
+    async with asyncio.timeout(10):
+        end = await running
+    assert end.stop is Stop.ALERT and end.exited is not None and end.exited.signal == signal.SIGTERM
+    error = error_of(end, queued())
+    assert error is not None and (error.code, status_of(end)) == ("flow_alert", Status.FAILED)
+    assert error.message == f"an alert rule stopped the job: it {message}"
+    assert network_use(end.traffic, end.flows).alerts[0].message == message
 
 
 async def test_cancelling_ends_a_running_job(hypervisor: ProcessHypervisor, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ async def test_a_worker_that_is_stopped_waits_until_a_claim_is_undone(harness: W
     link.claim = claim
     claiming = asyncio.create_task(worker._claim(ClaimRequest(vcpus=1, memory_mb=1)))
     await asyncio.sleep(0.01)
-    worker.capacity.changed.set()
+    worker._changed.set()
     await asyncio.sleep(0.01)
     claiming.cancel()
     await asyncio.wait({claiming})
@@ -127,5 +127,5 @@ async def test_a_claim_that_is_about_to_succeed_is_not_undone_when_the_capacity_
     worker = harness.worker()
     link: Any = worker._context.link
     link.claim = claim
-    worker.capacity.changed.set()
+    worker._changed.set()
     assert await worker._claim(ClaimRequest(vcpus=1, memory_mb=1)) == "an assignment"  # type: ignore[comparison-overlap]

@@ -11,6 +11,7 @@ from belljar.control.api.ingress.host_names import SandboxDomain
 from belljar.control.api.request_limits import ConcurrencyLimit
 from belljar.control.audit.auditor import Auditor
 from belljar.control.blobs.store import Blobs, open_blobs
+from belljar.control.flows.service import FlowService
 from belljar.control.jobs.changes import Changes
 from belljar.control.jobs.overview import OverviewService
 from belljar.control.jobs.polling import polling
@@ -85,6 +86,7 @@ class Services:
     openid: OpenIdClient | None
     nodes: SqlNodes
     secrets: SecretService
+    flows: FlowService
     usage_series: SqlUsageSeries
     sandbox_queue: SandboxQueue
     changes: Changes
@@ -189,6 +191,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 sessions=SessionService(sessions, changes, settings),
                 nodes=nodes,
                 secrets=secrets,
+                flows=FlowService.over(database),
                 usage_series=SqlUsageSeries(database),
                 sandbox_queue=queue,
                 sandboxes=sandboxes,

@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from belljar.control.blobs.store import Blobs
+from belljar.control.flows.service import FlowService
 from belljar.control.jobs.blob_names import artifact_blob, stdin_blob
 from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import JobLogs
@@ -35,6 +36,7 @@ from belljar.link.output import OutputOffsets, OutputPiece
 from belljar.link.secrets import JobSecret
 from belljar.model import errors
 from belljar.model.errors import JOB_ERRORS, InvalidRequest, NotFound, TooLarge, host_error
+from belljar.model.flows import FlowReport
 from belljar.model.image import Manifest
 from belljar.model.job import Job
 from belljar.model.outcome import Outcome
@@ -73,6 +75,7 @@ class LinkService:
         changes: Changes,
         logs: JobLogs,
         secrets: SecretService,
+        flows: FlowService,
         usage: SqlUsageSeries,
         on_renewal_failed: Callable[[], None] = lambda: None,
     ) -> None:
@@ -86,6 +89,7 @@ class LinkService:
         self._changes = changes
         self._logs = logs
         self._secrets = secrets
+        self._flows = flows
         self._usage = usage
         self._on_renewal_failed = on_renewal_failed
         self._max_stream_bytes = int(settings.max_output_mb * _MIB) + _STREAM_MARGIN_BYTES
@@ -240,6 +244,10 @@ class LinkService:
         await self._blobs.put_file(artifact_blob(lease.job_id, number), file)
         increment("belljar_artifact_bytes", attempt.artifact_bytes[number])
 
+    async def report_flows(self, lease: LeaseKey, report: FlowReport) -> None:
+        await self.leases.get(lease)
+        await self._flows.keep_of_job(lease, report)
+
     def _check_artifact(self, attempt: HeldAttempt, number: int, file: Path) -> None:
         """Raise InvalidRequest, TooLarge for more than a job may keep, HostError."""
         if not 0 <= number < self._settings.max_artifact_count:
@@ -280,6 +288,12 @@ class LinkService:
         if outcome.error is not None:  # a node may say anything
             increment("belljar_job_errors", code=outcome.error.code if outcome.error.code in _CODES else "other")
         self._changes.notify(lease.job_id)
+
+    async def decline(self, lease: LeaseKey) -> None:
+        attempt = await self.leases.get(lease)
+        await self.leases.lose(lease)  # first: the next lease of the job may have the same number
+        await self._claims.put_back(lease.node.name, attempt.job, incarnation=lease.node.incarnation)
+        self._changes.notify_queued()
 
     async def requeue(self, lease: LeaseKey, *, code: str, reason: str) -> Status:
         attempt = await self.leases.get(lease)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from belljar.control.blobs.store import Blobs
+from belljar.control.flows.service import FlowService
 from belljar.control.jobs.changes import Changes
 from belljar.control.logs.job_logs import JobLogs, UploadTimes
 from belljar.control.queue.link_service import LinkService
@@ -39,6 +40,7 @@ class Queue:
         blobs: Blobs,
         changes: Changes,
         secrets: SecretService,
+        flows: FlowService,
         usage: SqlUsageSeries,
         times: UploadTimes | None = None,
     ) -> None:
@@ -57,6 +59,7 @@ class Queue:
             changes=changes,
             logs=self._logs,
             secrets=secrets,
+            flows=flows,
             usage=usage,
             on_renewal_failed=self._rescuer.postpone,
         )

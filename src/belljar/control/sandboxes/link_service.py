@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection
 from datetime import UTC, datetime
 
+from belljar.control.flows.service import FlowService
 from belljar.control.sandboxes.changes import SandboxChanges
 from belljar.control.sandboxes.machines import SandboxMachines
 from belljar.control.secrets.service import SecretService
@@ -26,6 +27,7 @@ from belljar.link.sandboxes import (
     SandboxStart,
 )
 from belljar.link.secrets import JobSecret
+from belljar.model.flows import FlowReport
 from belljar.model.sandbox import FrozenState, ResumeProblem, Sandbox, SandboxEnd
 from belljar.model.usage_series import UsageSeries
 from belljar.system.counters import increment
@@ -46,6 +48,7 @@ class SandboxLinkService:
         secrets: SecretService,
         changes: SandboxChanges,
         machines: SandboxMachines,
+        flows: FlowService,
         usage: SqlUsageSeries,
         lease_seconds: float,
     ) -> None:
@@ -54,6 +57,7 @@ class SandboxLinkService:
         self._secrets = secrets
         self._changes = changes
         self._machines = machines
+        self._flows = flows
         self._usage = usage
         self._lease_seconds = lease_seconds
         #: By node, how many changes of orders were reported to it.
@@ -156,6 +160,9 @@ class SandboxLinkService:
 
     async def frozen_in_use(self, node: NodeIdentity, ids: Collection[str]) -> frozenset[str]:
         return await self._pauses.in_use(ids)
+
+    async def report_sandbox_flows(self, lease: SandboxLease, report: FlowReport) -> None:
+        await self._flows.keep_of_sandbox(lease, report)
 
     async def put_sandbox_usage(self, lease: SandboxLease, series: UsageSeries) -> None:
         if not await self._usage.put_of_sandbox(lease, series):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from belljar.control.flows.service import FlowService
 from belljar.control.quotas.meter import UsageMeter
 from belljar.control.sandboxes.changes import SandboxChanges
 from belljar.control.sandboxes.expiry import WAIT_SECONDS, SandboxExpiry
@@ -30,14 +31,17 @@ class SandboxQueue:
     ) -> None:
         self.store = SqlSandboxes(database)
         self.changes = SandboxChanges()
+        #: Whether a worker runs in this process: only its sandboxes can be reached from here.
+        self.has_node = True
         #: The machines that this process can reach.
         self.machines = SandboxMachines()
         self.pauses = SqlSandboxPauses(database)
         self.snapshots = SqlSandboxSnapshots(database)
         claims = SqlSandboxClaims(database)
+        flows = FlowService.over(database)
         self.usage = SqlUsageSeries(database)
         self.link = SandboxLinkService(
-            claims, self.pauses, secrets, self.changes, self.machines, self.usage, lease_seconds
+            claims, self.pauses, secrets, self.changes, self.machines, flows, self.usage, lease_seconds
         )
         self._meter = UsageMeter(claims)
         self.expiry = SandboxExpiry(

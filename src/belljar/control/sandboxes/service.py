@@ -27,6 +27,7 @@ from belljar.model.quotas import CountedQuota, QuotaLimits
 from belljar.model.resources import NodeLimits
 from belljar.model.sandbox import EndReason, Sandbox, SandboxStatus
 from belljar.model.sandbox_errors import (
+    NoSandboxNode,
     SandboxEnded,
     SandboxNotReady,
     SandboxPaused,
@@ -61,6 +62,7 @@ class SandboxService:
         largest: Callable[[], Awaitable[Collection[NodeLimits]]],
         disk: DiskSpace,
     ) -> None:
+        self._queue = queue
         self._store = queue.store
         self._snapshots = queue.snapshots
         self._usage = queue.usage
@@ -76,8 +78,13 @@ class SandboxService:
     async def create(self, project: str, request: SandboxRequest) -> Sandbox:
         """Queue a sandbox for a node. The same request with the key of an earlier one returns that sandbox.
 
-        Raises InvalidOption, UnknownImage, SecretMissing, QuotaExceeded, Conflict, DiskFull, …
+        Raises NoSandboxNode, InvalidOption, UnknownImage, SecretMissing, QuotaExceeded, Conflict, DiskFull, …
         """
+        if not self._queue.has_node:
+            raise NoSandboxNode(
+                "this server runs without a worker (--no-worker), and sandboxes of other processes cannot be reached; "
+                "create the sandbox on a server that runs with its worker"
+            )
         fingerprint = None
         if request.idempotency_key is not None:
             fingerprint = _fingerprint(request)

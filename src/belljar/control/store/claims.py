@@ -117,7 +117,7 @@ class SqlClaims:
             raise
 
     async def put_back(self, worker: str, job: Job, *, incarnation: str = "") -> None:
-        """Undo a claim whose caller was cancelled; the attempt does not count. Raises no HostError."""
+        """Undo a claim that was not made use of; the attempt does not count. Raises no HostError."""
         query = (
             jobs.update()
             .where(*_of_holder(worker, incarnation), jobs.c.id == job.id, jobs.c.attempt == job.attempt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,9 @@ from belljar.control.store.database import Database
 from belljar.control.store.schema import job_ends, jobs, project_counters
 from belljar.model.states import Status
 
+#: For how many projects and spans steps are kept, and how long: a project may be removed, and its name used again.
+_KEPT_PROJECTS = 200
+_KEPT_SECONDS = 600.0
 #: What counts as a failure: cancelling is somebody's decision.
 FAILURES = frozenset({Status.FAILED, Status.TIMED_OUT, Status.LOST})
 
@@ -58,16 +62,33 @@ class Waiting:
 
 
 class SqlJobEnds:
-    """What ended in each project."""
+    """What ended in each project. Steps that are over do not change: they are read once and kept."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        #: By project and width of a step: the steps that are over, by their number since 1970.
+        self._over: dict[tuple[str, int], dict[int, Step]] = {}
+        self._forget_at = time.monotonic() + _KEPT_SECONDS
 
     async def steps(self, project: str, span: Span) -> list[Step]:
         """Return what ended in each step of the span, the oldest first; the last step is not over."""
         width = span.step_minutes
         last = int(datetime.now(UTC).timestamp()) // 60 // width
         first = last - span.minutes // width + 1
+        over = self._over.get((project, width), {})
+        missing = next((number for number in range(first, last) if number not in over), last)
+        read = await self._read(project, width, missing, last)
+        kept = {number: over[number] for number in range(first, missing)}
+        # A step is kept when the one after it is over too: writers may have taken their time at its end.
+        kept |= {number: step for number, step in read.items() if number < last - 1}
+        if len(self._over) >= _KEPT_PROJECTS or time.monotonic() > self._forget_at:
+            self._over.clear()
+            self._forget_at = time.monotonic() + _KEPT_SECONDS
+        self._over[project, width] = kept
+        return [kept.get(number) or read[number] for number in range(first, last + 1)]
+
+    async def _read(self, project: str, width: int, first: int, last: int) -> dict[int, Step]:
+        """Return these steps by their numbers."""
         columns = (job_ends.c.status, job_ends.c.start_ms)
         slot = job_ends.c.minute // width
         query = (
@@ -76,9 +97,9 @@ class SqlJobEnds:
             .group_by("slot", *columns)
         )
         rows = await self._database.reading(lambda connection: connection.execute(query).all())
-        steps = [_empty(number * width) for number in range(first, last + 1)]
+        steps = {number: _empty(number * width) for number in range(first, last + 1)}
         for row in rows:
-            _add(steps[min(int(row.slot), last) - first], Status(row.status), row.start_ms, row.jobs)
+            _add(steps[min(int(row.slot), last)], Status(row.status), row.start_ms, row.jobs)
         return steps
 
     async def waiting(self, project: str) -> Waiting:

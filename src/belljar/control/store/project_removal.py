@@ -13,12 +13,14 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Table, exists, select, tuple_
 
 from belljar.control.store.database import Database
+from belljar.control.store.flows import remove_flows
 from belljar.control.store.people_schema import members
 from belljar.control.store.sandbox_tables import port_tokens, sandbox_labels, sandboxes, snapshots
 from belljar.control.store.schema import (
     HELD,
     QUEUED,
     audit,
+    flows,
     job_ends,
     job_labels,
     jobs,
@@ -46,6 +48,7 @@ PLAIN_TABLES: tuple[Table, ...] = (
     snapshots,  # their nodes remove the frozen machines that no row names
     usage_series,
     sandboxes,  # a node whose lease is gone with its row ends the machine
+    flows,
     project_quotas,
     project_usage,
     job_ends,
@@ -99,6 +102,7 @@ class SqlProjectRemoval:
                 now = datetime.now(UTC)
                 connection.execute(removed_jobs.insert(), [{"id": each, "removed_at": now} for each in ids])
                 connection.execute(job_labels.delete().where(job_labels.c.job_id.in_(ids)))
+                remove_flows(connection, flows.c.owner.in_(ids))
                 remove_usage_series(connection, ids)
                 connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
             return len(ids)

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Select, Table, and_, exists, func, or_, select, tuple_
 
 from belljar.control.store.database import Database
+from belljar.control.store.flows import remove_flows
 from belljar.control.store.people_schema import members, people, sessions
 from belljar.control.store.schema import (
     AWAITED,
+    flows,
     job_ends,
     job_labels,
     jobs,
@@ -78,6 +80,7 @@ class SqlRetention:
                 now = datetime.now(UTC)
                 connection.execute(removed_jobs.insert(), [{"id": each, "removed_at": now} for each in ids])
                 connection.execute(job_labels.delete().where(job_labels.c.job_id.in_(ids)))
+                remove_flows(connection, flows.c.owner.in_(ids))
                 remove_usage_series(connection, ids)
                 connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
             return ids, started

@@ -12,6 +12,7 @@ from belljar.control.audit.operation import record_nothing
 from belljar.control.store.audit import record_change
 from belljar.control.store.cursor import page_length
 from belljar.control.store.database import Database
+from belljar.control.store.flows import remove_flows
 from belljar.control.store.projects import being_removed
 from belljar.control.store.sandbox_rows import (
     is_past,
@@ -22,7 +23,7 @@ from belljar.control.store.sandbox_rows import (
     write_end,
 )
 from belljar.control.store.sandbox_tables import ENDED, LEASED, LIVE, sandbox_labels, sandboxes
-from belljar.control.store.schema import projects
+from belljar.control.store.schema import flows, projects
 from belljar.control.store.usage_series import remove_usage_series
 from belljar.model.sandbox import EndReason, Sandbox, SandboxEnd, SandboxStatus
 
@@ -203,6 +204,7 @@ class SqlSandboxes:
             ids = connection.execute(which).scalars().all()
             if ids:
                 connection.execute(sandbox_labels.delete().where(sandbox_labels.c.sandbox_id.in_(ids)))
+                remove_flows(connection, flows.c.owner.in_(ids))
                 remove_usage_series(connection, ids)
                 connection.execute(sandboxes.delete().where(sandboxes.c.id.in_(ids)))
             return len(ids)

@@ -302,6 +302,18 @@ nodes = Table(
     Column("facts", JSON, nullable=False),
 )
 
+#: What the machines of jobs and sandboxes talked to: the owner is the id of either. Removed with it.
+flows = Table(
+    "flows",
+    metadata,
+    Column("owner", String, primary_key=True),
+    Column("project", String, nullable=False),
+    #: JSON of a FlowReport, compressed with gzip.
+    Column("report", LargeBinary, nullable=False),
+    # The removal of projects.
+    Index("ix_flows_project", "project", "owner"),
+)
+
 #: Jobs whose rows are removed and whose blobs are being removed.
 removed_jobs = Table(
     "removed_jobs",

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from urllib.parse import quote
 
 from fastapi import Request
-from starlette.datastructures import Headers
+from starlette.datastructures import URL, Headers
 from starlette.responses import RedirectResponse, Response
 from starlette.types import Scope
 
@@ -32,14 +32,25 @@ async def error_page(request: Request, error: BelljarError, message: str, *, is_
     this server sent it.
     """
     if isinstance(error, NotAuthenticated) and request.method in SAFE_METHODS:
-        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        return RedirectResponse(f"/signin?next={quote(path, safe='/')}", 303)
+        if request.headers.get("hx-request") == "true":  # a part of a page: the whole page goes to the sign-in
+            return Response(status_code=error.status, headers={"HX-Redirect": _sign_in(_opened_page(request))})
+        return RedirectResponse(_sign_in(request.url), 303)
     if isinstance(error, NotAuthenticated | InvalidFormToken) and is_same_origin:
         fields = await _form_of(request)
         if fields is not None:
             return _send_again(request, error, fields)
     heading = HTTPStatus(error.status).phrase
     return page("error.html", error.status, heading=heading, message=message)
+
+
+def _opened_page(request: Request) -> URL:
+    """Return the address of the page that requests a part of itself. The sign-in leads to no other server."""
+    return URL(request.headers.get("hx-current-url", "/"))
+
+
+def _sign_in(after: URL) -> str:
+    path = after.path + (f"?{after.query}" if after.query else "")
+    return f"/signin?next={quote(path, safe='/')}"
 
 
 async def _form_of(request: Request) -> dict[str, str] | None:

@@ -19,6 +19,8 @@ from belljar.node.guest.wire import FrameType, Output, Stream
 #: Bytes of one stream that may be in flight: of a channel that nobody has read yet, and of one that is read.
 IDLE_WINDOW = 32 * 1024
 READER_WINDOW = 256 * 1024
+#: Bytes of output that are read before the wide window is granted: most commands write less.
+MUCH_OUTPUT = IDLE_WINDOW // 4
 #: Pieces of output that are kept apart in the order of their arrival; beyond it those of one stream are joined.
 _MAX_PIECES = 256
 #: Bytes of input in one frame, so that other channels' frames are not delayed.
@@ -68,6 +70,8 @@ class Channel:
         self._credit = dict.fromkeys(self.STREAMS, 0)
         self._unread = dict.fromkeys(self.STREAMS, 0)
         self._window = IDLE_WINDOW
+        self._read_bytes = 0
+        self._input_window = wire.STDIN_WINDOW
         self._input_credit = wire.STDIN_WINDOW
         self._input_unacknowledged = 0
         self._input_ended = False
@@ -88,10 +92,7 @@ class Channel:
             case wire.Output(stream, data):
                 self._receive_output(stream, data)
             case wire.StdinCredit(size):
-                if not 0 < size <= self._input_unacknowledged:
-                    raise GuestProtocolError("unexpected STDIN_CREDIT from guest agent (more than was sent)")
-                self._input_unacknowledged -= size
-                self._input_credit += size
+                self._receive_credit(size)
             case Closed(errno):
                 self._check(self._may_close(errno), message)
                 self.is_closed = True
@@ -133,6 +134,16 @@ class Channel:
         if not allowed:
             raise GuestProtocolError(f"unexpected {type(message).__name__} from guest agent on channel {self.id}")
 
+    def _receive_credit(self, size: int) -> None:
+        """Take credit for what was sent, or for the wide window, once."""
+        if self._input_window == wire.STDIN_WINDOW and size == wire.WIDE_STDIN_WINDOW - wire.STDIN_WINDOW:
+            self._input_window = wire.WIDE_STDIN_WINDOW
+        elif size <= self._input_unacknowledged:
+            self._input_unacknowledged -= size
+        else:
+            raise GuestProtocolError("unexpected STDIN_CREDIT from guest agent (more than was sent)")
+        self._input_credit += size
+
     def _receive_output(self, stream: Stream, data: bytes) -> None:
         left = self._credit.get(stream, 0) - len(data)
         if left < 0 or not self._may_output():
@@ -155,7 +166,6 @@ class Channel:
 
         Raises ChannelBroken when the channel breaks off, MachineDied.
         """
-        self._widen()
         await self._grant()
         while not self._pieces:
             if self._has_ended():
@@ -163,7 +173,9 @@ class Channel:
             await self._wait()
         stream, data = self._pieces.popleft()
         self._unread[stream] -= len(data)
+        self._read_bytes += len(data)
         if not self._has_ended() and not self._broken:
+            self._widen()
             await self._grant()
         return Output(stream, bytes(data))
 
@@ -185,8 +197,12 @@ class Channel:
         async with self._input_lock:
             if self._input_ended or not self._takes_input():
                 return
-            self._input_ended = True
-            await self._state.send(wire.frame(FrameType.STDIN, channel=self.id))
+            await self._state.send(self.end_of_input())
+
+    def end_of_input(self) -> bytes:
+        """Return the frame that ends the input, after which none may be sent."""
+        self._input_ended = True
+        return wire.frame(FrameType.STDIN, channel=self.id)
 
     async def close(self) -> None:
         """Close the channel and wait until the agent has closed it. Raises MachineTimeout, MachineDied."""
@@ -209,9 +225,10 @@ class Channel:
             await self._state.send(wire.frame(FrameType.CLOSE, channel=self.id))
             await self._grant(IDLE_WINDOW)
 
-    async def grant_first(self) -> None:
-        """Grant the first credit, after the channel was opened."""
-        await self._grant()
+    def first_credit(self) -> bytes:
+        """Return the frames that grant the first credit, to be sent behind the one that opens the channel."""
+        self._credit = dict.fromkeys(self.STREAMS, self._window)
+        return b"".join(requests.credit(stream, self._window, self.id) for stream in self.STREAMS)
 
     async def _wait_for_input_credit(self) -> None:
         while self._input_credit == 0:
@@ -234,7 +251,8 @@ class Channel:
         await self._changed.wait()
 
     def _widen(self) -> None:
-        if self._window == IDLE_WINDOW and not self.is_closed and self._state.wide < SessionState.MAX_WIDE:
+        is_wanted = self._window == IDLE_WINDOW and self._read_bytes >= MUCH_OUTPUT
+        if is_wanted and not self.is_closed and self._state.wide < SessionState.MAX_WIDE:
             self._window = READER_WINDOW
             self._state.wide += 1
 

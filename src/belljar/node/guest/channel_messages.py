@@ -10,8 +10,8 @@ import struct
 from dataclasses import dataclass
 from enum import IntFlag
 
-#: Bytes of input of one channel that the agent takes before it grants more (wire.STDIN_WINDOW).
-_INPUT_WINDOW = 64 * 1024
+#: The most bytes of input of one channel that the agent takes before it grants more (wire.WIDE_STDIN_WINDOW).
+_INPUT_WINDOW = 256 * 1024
 _MAX_ERRNO = 4095
 _MAX_PID = 1 << 22
 _CLOSED = struct.Struct("<I")

@@ -86,6 +86,8 @@ class FileWriter:
     """A file that is being written."""
 
     def __init__(self, process: Process, path: str) -> None:
+        #: The file, once it is complete.
+        self.entry: Entry | None = None
         self._process = process
         self._path = path
 
@@ -157,10 +159,13 @@ class Files:
         """
         flags = "a" * append + "t" * atomic + "x" * exclusive + "p" * parents + "o" * (offset is not None)
         async with self._open("write", path, flags, str(mode & 0o777), str(offset or 0)) as process:
-            yield FileWriter(process, path)
+            writer = FileWriter(process, path)
+            yield writer
             with contextlib.suppress(ProcessEnded):
                 await process.end_input()
+            record = await OperationOutput(process).record()
             await _finish(process, path)
+            writer.entry = _entry(record)
 
     async def move(self, path: str, destination: str, *, replace: bool = True) -> None:
         """Rename; between file systems it fails (EXDEV). Raises FileFailed, ChannelBroken, MachineError."""

@@ -58,7 +58,8 @@ class Process(Channel):
         process._input_ended = ChannelFlag.INPUT_ENDED in described.flags
         process._input_credit = described.input_credit
         # The new host has sent nothing, but the agent grants what it still holds of the input sent before.
-        process._input_unacknowledged = wire.STDIN_WINDOW - described.input_credit
+        process._input_window = wire.WIDE_STDIN_WINDOW
+        process._input_unacknowledged = wire.WIDE_STDIN_WINDOW - described.input_credit
         return process
 
     @property

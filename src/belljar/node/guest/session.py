@@ -29,7 +29,7 @@ from belljar.system.background import report_failure
 MAX_COMMANDS = 256
 MAX_CONNECTIONS = 128
 MAX_CHANNELS = 1024
-#: For a frame that tells the agent of a caller that was cancelled, when it does not read.
+#: For a frame that tells the agent that nobody needs a channel any more, when it does not read.
 _ABANDON_SECONDS = 1.0
 
 
@@ -68,14 +68,14 @@ class Session:
         """The commands by their `id`, also those that have ended and were not closed."""
         return MappingProxyType(self._processes)
 
-    async def start(self, command: Command, *, terminal: TerminalSize | None = None) -> Process:
+    async def start(self, command: Command, *, terminal: TerminalSize | None = None, has_input: bool = True) -> Process:
         """Start a command that runs until it ends or is closed. Its `max_processes`, `prefork`, `keep` and
-        `secret_files` do not apply.
+        `secret_files` do not apply. Without `has_input` its input has ended from the beginning.
 
         Raises CommandFailed, TooManyChannels, ChannelBroken, MachineError.
         """
         flags = ExecFlag.TERMINAL if terminal else ExecFlag(0)
-        process = await self._execute(command, flags, terminal or TerminalSize(80, 24))
+        process = await self._execute(command, flags, terminal or TerminalSize(80, 24), has_input=has_input)
         self._processes[process.id] = process
         return process
 
@@ -90,7 +90,10 @@ class Session:
 
     @contextlib.asynccontextmanager
     async def open_operation(self, arguments: list[str], *, uid: int, gid: int) -> AsyncIterator[Process]:
-        """Start a file operation of the agent; at the block's end cancel it. Raises as `start` does."""
+        """Start a file operation of the agent; at the block's end cancel it, and wait until it has ended.
+
+        Raises as `start` does.
+        """
         command = Command(argv=arguments, env={}, cwd="/", uid=uid, gid=gid)
         process = await self._execute(command, ExecFlag.FILES, TerminalSize(80, 24))
         self._operations.add(process)
@@ -98,7 +101,7 @@ class Session:
             yield process
         finally:
             self._operations.discard(process)
-            await process.close()
+            await (process.close() if process.is_live else self._abandon(process))
 
     @contextlib.asynccontextmanager
     async def open_port(self, port: int, *, ipv6: bool = False) -> AsyncIterator[PortStream]:
@@ -112,7 +115,7 @@ class Session:
             await stream.wait_connected()
             yield stream
         finally:
-            await stream.close()
+            await self._abandon(stream)
 
     def usage(self, interval_seconds: float = 1.0) -> AsyncGenerator[Usage, None]:
         """Yield the machine's usage at an interval of at least 0.1 s; the shortest wanted interval holds for all.
@@ -243,7 +246,9 @@ class Session:
 
     # --- channels ---------------------------------------------------------------------------------------------------
 
-    async def _execute(self, command: Command, flags: ExecFlag, size: TerminalSize) -> Process:
+    async def _execute(
+        self, command: Command, flags: ExecFlag, size: TerminalSize, *, has_input: bool = True
+    ) -> Process:
         number = self._new_number(MAX_COMMANDS, Process)
         if len(self._channels) >= MAX_CHANNELS:
             await self._forget_oldest()
@@ -258,8 +263,10 @@ class Session:
             cwd=command.cwd.encode(),
         )
         strings = requests.strings(command.argv, command.env, number)
+        strings += requests.secret_strings(command.secret_env, number)
+        end = b"" if has_input else process.end_of_input()
         try:
-            await self._open(process, strings + requests.secret_strings(command.secret_env, number) + request)
+            await self._open(process, strings + request, end)
             await process.wait_started()
         except (asyncio.CancelledError, MachineTimeout):
             await self._abandon(process)
@@ -277,11 +284,11 @@ class Session:
         if ended is not None:
             await ended.close()
 
-    async def _open(self, channel: Channel, request: bytes) -> None:
+    async def _open(self, channel: Channel, request: bytes, behind: bytes = b"") -> None:
+        """Open a channel, in one piece: each piece wakes the agent."""
         self._channels[channel.id] = channel
         try:
-            await self._state.send(request)
-            await channel.grant_first()
+            await self._state.send(request + channel.first_credit() + behind)
         except ChannelBroken:
             self._channels.pop(channel.id, None)
             raise

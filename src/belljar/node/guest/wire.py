@@ -23,6 +23,8 @@ HEADER = struct.Struct("<IBBH")
 MAX_PAYLOAD = 128 * 1024
 #: Bytes of standard input that the agent buffers before it grants more.
 STDIN_WINDOW = 64 * 1024
+#: The same of a channel with much input, if the agent has a place for it.
+WIDE_STDIN_WINDOW = 256 * 1024
 #: Bytes of a path that the agent sends or receives.
 MAX_PATH_BYTES = 1024
 #: Random bytes that seed a machine's kernel: twice the size of its generator's key.
@@ -315,7 +317,7 @@ def _started(payload: bytes) -> Started:
 
 def _stdin_credit(payload: bytes) -> StdinCredit:
     (size,) = _CREDIT.unpack(payload)
-    if not 0 < size <= STDIN_WINDOW:
+    if not 0 < size <= WIDE_STDIN_WINDOW:
         raise ValueError
     return StdinCredit(size)
 

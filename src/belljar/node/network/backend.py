@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from belljar.node.machines.protocol import NetworkSlot
+from belljar.node.network.flows.reading import FlowReading
 from belljar.node.network.policy import Policy
 from belljar.node.network.slot import DnsSockets
 from belljar.node.network.traffic import Traffic
@@ -33,6 +34,10 @@ class Slot(Protocol):
 
     def read_traffic(self) -> Traffic:
         """Return the traffic and refusals so far."""
+        ...
+
+    def read_flows(self) -> FlowReading:
+        """Return the flows so far, and what came since the last call. One caller at a time."""
         ...
 
     def network_slot(self) -> NetworkSlot:

@@ -24,7 +24,7 @@ from belljar.node.network.slot import KernelSlot, remove_slot
 log = structlog.get_logger()
 
 #: More descriptors than creating a slot needs at once; with fewer, creation and its clean-up would both fail.
-_SLOT_DESCRIPTORS = 32
+_SLOT_DESCRIPTORS = 48
 #: Numbers the pools of one process.
 _POOLS = itertools.count()
 

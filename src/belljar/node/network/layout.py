@@ -58,6 +58,7 @@ class Layout:
     packets_per_second: int
     connections: int
     connections_per_second: int
+    count_flows: bool = True
 
     @property
     def max_slots(self) -> int:
@@ -111,6 +112,7 @@ def build_layout(settings: NetworkSettings, host: HostNetworks) -> Layout:
         packets_per_second=settings.network_packets_per_second,
         connections=settings.network_connections,
         connections_per_second=settings.network_connections_per_second,
+        count_flows=settings.network_flows == "on",
     )
 
 

@@ -26,6 +26,9 @@ from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.network import nft
 from belljar.node.network.attachment import Attachment
 from belljar.node.network.backend import NetworkBackend, Slot
+from belljar.node.network.flows.alerts import NO_RULES, AlertRules
+from belljar.node.network.flows.verdicts import Verdicts
+from belljar.node.network.flows.watch import FlowListener, FlowWatch
 from belljar.node.network.kernel_backend import KernelBackend
 from belljar.node.network.layout import FALLBACK_NAMESERVERS, Layout, build_layout
 from belljar.node.network.netlink import read_host_networks, run_netlink
@@ -128,7 +131,13 @@ class SlotPool:
 
     @asynccontextmanager
     async def with_policy(
-        self, network_slot: NetworkSlot, policy: Policy, mbit: float | None = None
+        self,
+        network_slot: NetworkSlot,
+        policy: Policy,
+        mbit: float | None = None,
+        *,
+        alert_rules: AlertRules | None = None,
+        listener: FlowListener | None = None,
     ) -> AsyncIterator[Attachment]:
         """Apply a policy to a machine's slot and run its resolver while the block lasts. Once for each slot.
 
@@ -146,7 +155,19 @@ class SlotPool:
             )
             async with resolver:
                 await asyncio.shield(opening)
-                yield Attachment(network_slot, lambda: _read_traffic(slot, resolver))
+                attachment = Attachment(network_slot, lambda: _read_traffic(slot, resolver))
+                if not setup.layout.count_flows:
+                    yield attachment
+                    return
+                verdicts = Verdicts(
+                    policy=policy,
+                    gateway=setup.layout.gateway,
+                    blocked=setup.layout.blocked,
+                    name_of=resolver.name_of,
+                )
+                watch = FlowWatch(lambda: _run_in_thread(slot.read_flows), verdicts, alert_rules or NO_RULES, listener)
+                async with watch:
+                    yield replace(attachment, flows=watch)
         finally:
             await uninterrupted(_settle(opening))
 

@@ -99,7 +99,7 @@ class Resolver:
         self._cache: dict[str, tuple[float, AddressAnswer]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.refusals = Refusals()
-        #: The name that each answered address belongs to, for the record of refused connections.
+        #: The name whose answer last had an address, the oldest first.
         self._name_of: dict[IPv4Address, str] = {}
 
     async def __aenter__(self) -> Resolver:
@@ -122,6 +122,10 @@ class Resolver:
         if address is None:
             return refused
         return replace(refused, name=self._name_of.get(address), always_blocked=not self._is_allowed(address))
+
+    def name_of(self, address: IPv4Address) -> str | None:
+        """Return the name whose answer last had this address."""
+        return self._name_of.get(address)
 
     def _receive(self) -> None:
         """Read datagrams; drop them while _MAX_TASKS queries are in progress."""
@@ -229,8 +233,10 @@ class Resolver:
             del self._cache[next(iter(self._cache))]
         self._cache[name] = (time.monotonic() + answer.ttl_seconds, answer)
         for address in answer.addresses:
-            if len(self._name_of) < _MAX_NAMED:
-                self._name_of[address] = name
+            self._name_of.pop(address, None)
+            self._name_of[address] = name
+        while len(self._name_of) > _MAX_NAMED:
+            del self._name_of[next(iter(self._name_of))]
 
     def _is_allowed(self, address: IPv4Address) -> bool:
         if not any(address in network for network in self._blocked):

@@ -25,6 +25,7 @@ from typing import Any
 from belljar.model.errors import NetworkError, NoNetwork
 from belljar.node.machines.host.descriptors import check_descriptors
 from belljar.node.machines.protocol import NetworkSlot
+from belljar.node.network.flows.reading import FlowReading, reading_from_json
 from belljar.node.network.layout import Layout, layout_to_json
 from belljar.node.network.policy import NetworkRule, Policy
 from belljar.node.network.rules import policy_rules
@@ -214,6 +215,11 @@ class RootlessSlot:
         reply, _ = self._backend.call("read", number=self.number)
         received, sent = reply["bytes"]
         return parse_traffic((received, sent), reply["counters"], reply["refused_destinations"])
+
+    def read_flows(self) -> FlowReading:
+        """Return the flows so far. Raises NetworkError."""
+        reply, _ = self._backend.call("read_flows", number=self.number)
+        return reading_from_json(reply)
 
     def network_slot(self) -> NetworkSlot:
         """Return the slot as its machine needs it, with an open TAP device."""

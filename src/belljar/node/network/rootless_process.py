@@ -23,6 +23,7 @@ from typing import Any
 from belljar.model.errors import BelljarError
 from belljar.node.machines.host.namespace import check, enter_user_namespace, run_in_namespace
 from belljar.node.machines.host.tap import attach_tap
+from belljar.node.network.flows.reading import reading_to_json
 from belljar.node.network.kernel_backend import KernelBackend
 from belljar.node.network.layout import TAP, Layout, layout_from_json
 from belljar.node.network.policy import NetworkRule
@@ -50,7 +51,7 @@ class RootlessHelper:
 
     def methods(self) -> dict[str, Callable[..., Reply]]:
         """Return the methods that a request may name."""
-        methods = (self.open, self.create, self.apply_policy, self.run, self.read, self.remove)
+        methods = (self.open, self.create, self.apply_policy, self.run, self.read, self.read_flows, self.remove)
         return {method.__name__: method for method in methods}
 
     def open(self, exceptions: list[tuple[str, int | None]]) -> Reply:
@@ -83,6 +84,10 @@ class RootlessHelper:
         """Return the arguments of `parse_traffic` for a slot."""
         tap_bytes, counters, refused_destinations = self._slots[number].read_counters()
         return {"bytes": tap_bytes, "counters": counters, "refused_destinations": refused_destinations}, []
+
+    def read_flows(self, number: int) -> Reply:
+        """Return the flows of a slot, for `reading_from_json`."""
+        return reading_to_json(self._slots[number].read_flows()), []
 
     def remove(self, number: int) -> Reply:
         """Remove a slot."""

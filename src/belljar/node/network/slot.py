@@ -13,13 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from belljar.model.errors import NetworkError
 from belljar.node.machines.host.namespace import run_in_namespace
 from belljar.node.machines.host.tap import attach_tap
 from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.network import namespaces
 from belljar.node.network.conntrack import flush_flows
-from belljar.node.network.layout import NAMESPACES, TAP, Layout, namespace_name
+from belljar.node.network.flows.conntrack import enable_accounting, read_conntrack
+from belljar.node.network.flows.libbpf import BpfUnavailable
+from belljar.node.network.flows.program import FlowProgram
+from belljar.node.network.flows.reading import FlowReading
+from belljar.node.network.layout import NAMESPACES, TAP, UPLINK, Layout, namespace_name
 from belljar.node.network.netlink import (
     configure_host_end,
     create_slot_links,
@@ -32,7 +38,7 @@ from belljar.node.network.netlink import (
 from belljar.node.network.nft import Nft
 from belljar.node.network.policy import Policy
 from belljar.node.network.rules import SLOT_TABLE, policy_rules, slot_rules
-from belljar.node.network.traffic import Traffic, parse_counters, parse_traffic
+from belljar.node.network.traffic import Traffic, parse_counters, parse_refused, parse_traffic
 
 #: Inside a slot: forward, disable IPv6, ignore and send no redirects, answer ARP only for the gateway.
 _SYSCTLS = (
@@ -61,6 +67,23 @@ class DnsSockets:
         self.tcp.close()
 
 
+@dataclass(frozen=True, slots=True)
+class SlotParts:
+    """What was opened in a slot's new namespace."""
+
+    dns_sockets: DnsSockets
+    #: Applies the policy: created here, it spares the claim of the slot from entering the namespace.
+    rules: Nft
+    flow_counter: FlowProgram | str
+
+    def close(self) -> None:
+        """Close them all."""
+        self.dns_sockets.close()
+        self.rules.close()
+        if isinstance(self.flow_counter, FlowProgram):
+            self.flow_counter.close()
+
+
 class KernelSlot:
     """A slot in a network namespace. All methods block for milliseconds: call them in threads."""
 
@@ -71,14 +94,17 @@ class KernelSlot:
         path: Path,
         dns_sockets: DnsSockets,
         rules: Nft,
+        flow_counter: FlowProgram | str,
         on_removed: Callable[[int], None],
     ) -> None:
+        """`flow_counter` is a program, or why there is none."""
         self.number = number
         self.path = path
         self.dns_sockets = dns_sockets
         self._layout = layout
         self._on_removed = on_removed
         self._rules: Nft | None = rules
+        self._flow_counter = flow_counter
         self._removed = False
 
     @classmethod
@@ -97,22 +123,20 @@ class KernelSlot:
         """
         path = NAMESPACES / namespace_name(owner, number)
         host_namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        dns_sockets: DnsSockets | None = None
-        rules: Nft | None = None
+        parts: SlotParts | None = None
         try:
-            dns_sockets, rules = namespaces.create(path, lambda: _set_up_namespace(layout, number, host_namespace))
+            parts = namespaces.create(path, lambda: _set_up_namespace(layout, number, host_namespace))
             on_joined(number)
             run_netlink(lambda route: configure_host_end(route, layout, number))
         except (OSError, NetworkError) as error:
-            if dns_sockets is not None and rules is not None:
-                dns_sockets.close()
-                rules.close()
+            if parts is not None:
+                parts.close()
             if isinstance(error, NetworkError):
                 raise
             raise NetworkError(f"cannot create a network: {error}") from error
         finally:
             os.close(host_namespace)
-        return cls(layout, number, path, dns_sockets, rules, on_removed)
+        return cls(layout, number, path, parts.dns_sockets, parts.rules, parts.flow_counter, on_removed)
 
     def apply_policy(self, policy: Policy, mbit: float | None = None) -> None:
         """Apply the policy, and limit the slot to `mbit` megabits a second each way (None: the setting). Call it once.
@@ -170,6 +194,25 @@ class KernelSlot:
         except OSError as error:
             raise NetworkError(f"cannot read a network's counters: {error}") from error
 
+    def read_flows(self) -> FlowReading:
+        """Return the flows so far. Raises NetworkError."""
+        counter = self._flow_counter
+        if isinstance(counter, FlowProgram):
+            try:
+                return counter.read()
+            except BpfUnavailable as error:
+                raise NetworkError(f"cannot read a network's flows: {error}") from error
+
+        def read() -> FlowReading:
+            with Nft() as nft:
+                refused = list(parse_refused(_list_refused(nft)))
+            return read_conntrack(self._layout.guest, counter, refused)
+
+        try:
+            return run_in_namespace(self.path, read)
+        except (OSError, NetlinkError) as error:
+            raise NetworkError(f"cannot read a network's flows: {error}") from error
+
     def network_slot(self) -> NetworkSlot:
         """Return the slot as its machine needs it."""
         return self._layout.network_slot(self.path)
@@ -187,6 +230,8 @@ class KernelSlot:
         run_netlink(lambda route: remove_host_end(route, self.number))
         flush_flows(self._layout.slot_address(self.number))
         self._on_removed(self.number)
+        if isinstance(self._flow_counter, FlowProgram):
+            self._flow_counter.close()
         remove_slot(self.path, self.number)
         self._removed = True
 
@@ -204,19 +249,29 @@ def _list_refused(nft: Nft) -> dict[str, Any]:
     return nft.run(f"list set inet {SLOT_TABLE} refused_destinations")
 
 
-def _set_up_namespace(layout: Layout, number: int, host_namespace: int) -> tuple[DnsSockets, Nft]:
-    """Set up a slot inside its new namespace, filters first, so that no packet passes unfiltered.
-
-    Returns the resolver's sockets, and a fresh nftables context that applies the policy: created here, it spares the
-    claim of the slot from entering the namespace.
-    """
+def _set_up_namespace(layout: Layout, number: int, host_namespace: int) -> SlotParts:
+    """Set up a slot inside its new namespace, filters first, so that no packet passes unfiltered."""
     for name, value in _SYSCTLS:
         set_sysctl(name, value)
     os.close(attach_tap(TAP, persist=True))
     with Nft() as nft:
         nft.run(slot_rules(layout, number))
     run_netlink(lambda route: create_slot_links(route, layout, number, host_namespace))
-    return _open_dns_sockets(str(layout.gateway)), Nft()
+    return SlotParts(_open_dns_sockets(str(layout.gateway)), Nft(), _open_flow_counter(layout))
+
+
+def _open_flow_counter(layout: Layout) -> FlowProgram | str:
+    """Attach the BPF program to the slot's devices; where that cannot be, return why, and let connections be counted.
+
+    Raises OSError.
+    """
+    if not layout.count_flows:
+        return "the setting network_flows is off"
+    try:
+        return FlowProgram(TAP, UPLINK, layout.gateway)
+    except BpfUnavailable as error:
+        enable_accounting()
+        return str(error)
 
 
 def _open_dns_sockets(address: str) -> DnsSockets:

@@ -105,7 +105,8 @@ class GuestFiles:
             async with writing as writer:
                 async for piece in patient(pieces, deadline):
                     await writer.write(piece)
-            return _entry(await files.stat(path))
+            assert writer.entry is not None
+            return _entry(writer.entry)
 
     async def move(self, path: str, destination: str, *, replace: bool = True, user: GuestUser | None = None) -> None:
         check_string(destination, "destination")

@@ -33,6 +33,7 @@ from belljar.node.sandboxes.machine import HeldMachine
 from belljar.node.sandboxes.machine_start import MachineStarter, StartedMachine
 from belljar.node.sandboxes.running import RunningSandbox
 from belljar.node.sandboxes.usage import sampled
+from belljar.node.worker.flow_reports import FlowReports
 from belljar.node.worker.job_network import network_use
 from belljar.node.worker.retry import RetryTimes, retry_until_written
 from belljar.system.background import report_failure
@@ -102,8 +103,10 @@ class SandboxHolder:
             await _kill(running.started.provisioned.machine)
             if end is None:
                 return None
-            traffic = await running.started.network.traffic()
-            return end.model_copy(update={"network": network_use(traffic)})
+            network = running.started.network
+            traffic, flows = await asyncio.gather(network.traffic(), network.finish_flows())
+            await running.flow_reports.finish(flows)
+            return end.model_copy(update={"network": network_use(traffic, flows)})
 
     async def _start(self, held: HeldSandbox, stack: AsyncExitStack) -> RunningSandbox:
         began = time.monotonic()
@@ -130,7 +133,17 @@ class SandboxHolder:
         )
         log.info("sandbox_started", **held.ids, source=started.provisioned.source, ms=report.timings.machine_ms)
         held.has_run = True
-        return RunningSandbox(started=started, session=session, machine=machine, report=report, sessions=sessions)
+        flow_reports = FlowReports(lambda flows: self._link.report_sandbox_flows(held.key, flows), held.ids)
+        stack.callback(flow_reports.close)
+        started.network.observe(held.ids, flow_reports.offer)
+        return RunningSandbox(
+            started=started,
+            session=session,
+            machine=machine,
+            report=report,
+            flow_reports=flow_reports,
+            sessions=sessions,
+        )
 
     async def _watch(self, held: HeldSandbox, running: RunningSandbox) -> SandboxEnd | None:
         """Wait until the sandbox is to end, and carry out what it is asked for meanwhile; None when it is paused."""
@@ -152,13 +165,16 @@ class SandboxHolder:
         death = asyncio.create_task(machine.death())
         closed = asyncio.create_task(running.session.wait_closed())
         freeze = asyncio.create_task(running.machine.freezes.next())
-        tasks: set[asyncio.Task[Any]] = {ending, death, closed, freeze}
+        alarm = asyncio.create_task(running.started.network.alarm.wait())
+        tasks: set[asyncio.Task[Any]] = {ending, death, closed, alarm, freeze}
         if idle_seconds is not None:
             tasks.add(asyncio.create_task(running.machine.use.wait_idle(idle_seconds)))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if ending in done:
                 return ending.result()
+            if alarm in done:
+                return end_of(EndReason.FLOW_ALERT, f"an alert rule ended it: it {alarm.result().message}")
             if not done & {death, closed}:
                 return freeze.result() if freeze in done else end_of(EndReason.IDLE)
             await asyncio.wait({death}, timeout=_DEATH_SECONDS)

@@ -151,7 +151,7 @@ class MachineStarter:
         frozen: StoredParts | None,
         stack: AsyncExitStack,
     ) -> ProvisionedMachine:
-        warm_up_steps = await self._context.warm_ups.of(spec.image)
+        warm_up_steps = (await self._context.warm_ups.of(spec.image)).for_sandbox()
         seconds, provisioner = self._context.settings.boot_timeout_seconds, self._context.provisioner
 
         def start() -> AbstractAsyncContextManager[ProvisionedMachine]:

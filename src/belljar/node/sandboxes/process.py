@@ -78,7 +78,7 @@ class SandboxProcess:
             self._use = use
             use.begin()
         #: Input that was given with the command and is not sent yet; None: nothing is to be sent.
-        self._input = request.stdin
+        self._input = request.stdin if saved is not None else request.stdin or None
         self._is_suspended = False
         self._begin()
 
@@ -172,6 +172,12 @@ class SandboxProcess:
                 await self.process.close()
         finally:
             await self.stop("the command was forgotten")
+
+    async def forget(self) -> None:
+        """Forget the exit of a command that has ended, without waiting for the guest."""
+        with contextlib.suppress(ChannelBroken, MachineError):  # the session's end is reported elsewhere
+            await self.process.send_close()
+        await self.stop("the command was forgotten")
 
     async def stop(self, reason: str) -> None:
         """End what this process does for it, for this reason; the guest is not told."""

@@ -73,12 +73,13 @@ class ProcessTable:
 
     async def start(self, request: ProcessRequest) -> SandboxProcess:
         """Start a command. Raises CommandFailed, TooManyChannels, ChannelBroken, InvalidOption, MachineError."""
-        await self._forget_oldest()
         command = self._command(request)
-        started = await self._session.start(command, terminal=_size(request.terminal))
+        has_input = request.stdin != b""
+        started = await self._session.start(command, terminal=_size(request.terminal), has_input=has_input)
         found = SandboxProcess(started, request, command.cwd, self._size, self._use, self._defaults.masker)
         self._processes[found.id] = found
         self._share_output()
+        await self._forget_oldest()
         return found
 
     async def forget(self, process_id: int) -> None:
@@ -139,9 +140,9 @@ class ProcessTable:
     async def _forget_oldest(self) -> None:
         # How a context died is kept: otherwise a new one would take its place, and its variables would be missing.
         ended = [each for each in self._processes.values() if each.has_ended and each.request.context is None]
-        for each in ended[: max(0, len(ended) - _MAX_ENDED + 1)]:
+        for each in ended[: max(0, len(ended) - _MAX_ENDED)]:
             if self._processes.pop(each.id, None) is not None:
-                await each.close()
+                await each.forget()
 
 
 def _size(size: TerminalSize | None) -> process.TerminalSize | None:

@@ -9,6 +9,7 @@ from belljar.link.sandboxes import SandboxStart
 from belljar.node.guest.session import Session
 from belljar.node.sandboxes.machine import HeldMachine
 from belljar.node.sandboxes.machine_start import StartedMachine
+from belljar.node.worker.flow_reports import FlowReports
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,6 +21,7 @@ class RunningSandbox:
     machine: HeldMachine
     #: What the control plane was told of its start.
     report: SandboxStart
+    flow_reports: FlowReports
     #: Owns the session.
     sessions: AsyncExitStack = field(default_factory=AsyncExitStack)
 

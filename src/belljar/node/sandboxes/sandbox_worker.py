@@ -12,7 +12,6 @@ from belljar.link.leases import ClaimRequest, NodeIdentity
 from belljar.link.sandboxes import SandboxAssignment, SandboxLink
 from belljar.model.errors import HostError
 from belljar.model.image import Image
-from belljar.model.job import Resources
 from belljar.node.frozen.store import FrozenStore
 from belljar.node.frozen.unused import UnusedFrozen
 from belljar.node.machines.host.shielded_stack import uninterrupted
@@ -54,6 +53,7 @@ class SandboxWorker:
         self._link = link
         self._node = node
         self._capacity = capacity
+        self._changed = capacity.watch()
         self.leases = SandboxLeases(link, node, context.settings.lease_seconds)
         self._store = FrozenStore(context.settings.paths.frozen, capacity.disk)
         starter = MachineStarter(
@@ -106,17 +106,17 @@ class SandboxWorker:
 
     async def _claim_sandboxes(self, group: asyncio.TaskGroup) -> None:
         while True:
-            self._capacity.changed.clear()
+            self._changed.clear()
             request = self._claim_request()
             if request is None:
-                await wait_for_event(self._capacity.changed, _CLAIM_WAIT_SECONDS)
+                await wait_for_event(self._changed, _CLAIM_WAIT_SECONDS)
                 continue
             requested_at = asyncio.get_running_loop().time()
             assignment = await self._claim(request)
             if assignment is None:
                 continue
             resources = assignment.sandbox.spec.resources
-            if not self._has_room(resources):  # a job has taken it meanwhile
+            if not self._capacity.has_room(resources):  # a job has taken it meanwhile
                 await self._decline(assignment)
                 continue
             held = self.leases.add(assignment, requested_at)
@@ -132,14 +132,10 @@ class SandboxWorker:
         images = frozenset(self._context.images.digests())
         return ClaimRequest(vcpus=vcpus, memory_mb=memory_mb, disk_mb=disk_mb, images=images)
 
-    def _has_room(self, resources: Resources) -> bool:
-        vcpus, memory_mb = self._capacity.free()
-        return resources.vcpus <= vcpus and resources.memory_mb <= memory_mb
-
     async def _claim(self, request: ClaimRequest) -> SandboxAssignment | None:
         """Claim a sandbox; None when none came in time, or when the capacity changed meanwhile. Raises HostError."""
         claim = asyncio.create_task(self._link.claim_sandbox(self._node, request, _CLAIM_WAIT_SECONDS))
-        changed = asyncio.create_task(self._capacity.changed.wait())
+        changed = asyncio.create_task(self._changed.wait())
         try:
             await asyncio.wait({claim, changed}, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait({claim}, timeout=_CLAIM_GRACE_SECONDS)

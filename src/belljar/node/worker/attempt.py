@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 
 from belljar.model.errors import MachineError
+from belljar.model.flows import FlowReport
 from belljar.node.machines.host.shielded_stack import uninterrupted
 from belljar.node.machines.protocol import MachineSpec
 from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.machines.racing import run_unless_dead
 from belljar.node.network.traffic import Traffic
+from belljar.node.worker.alarm import Alarm
 from belljar.node.worker.attempt_end import AttemptEnd, Stop
 from belljar.node.worker.cancellation import unless_cancelled
 from belljar.node.worker.observer import AttemptObserver
@@ -33,8 +36,23 @@ LAST_OUTPUT_SECONDS = 1.0
 
 #: Gives a machine of that spec for the block, and removes it afterwards.
 MachineFactory = Callable[[MachineSpec], AbstractAsyncContextManager[ProvisionedMachine]]
-#: Returns the traffic of the machine's network so far.
-TrafficReader = Callable[[], Awaitable[Traffic | None]]
+
+
+class AttemptNetwork(Protocol):
+    """The network of the machine."""
+
+    @property
+    def alarm(self) -> Alarm:
+        """The alarm that stops the script."""
+        ...
+
+    async def traffic(self) -> Traffic | None:
+        """Return the traffic so far; None without a network, or when it cannot be read."""
+        ...
+
+    async def finish_flows(self) -> FlowReport | None:
+        """Return all flows; None when they are not counted."""
+        ...
 
 
 @asynccontextmanager
@@ -43,7 +61,7 @@ async def attempt(
     machine_factory: MachineFactory,
     observer: AttemptObserver,
     cancel: asyncio.Event,
-    read_traffic: TrafficReader | None = None,
+    network: AttemptNetwork | None = None,
 ) -> AsyncIterator[AttemptEnd]:
     """Run the plan in a fresh machine; the block handles how it ended while the machine is removed.
 
@@ -53,7 +71,7 @@ async def attempt(
 
     Raises MachineError or HostError when the machine failed rather than the script; the attempt may then be repeated.
     """
-    run = _Attempt(plan, machine_factory, observer, cancel, read_traffic)
+    run = _Attempt(plan, machine_factory, observer, cancel, network)
     holder = asyncio.create_task(run.hold_machine())
     try:
         await asyncio.wait({holder, run.ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -80,7 +98,7 @@ class _Attempt:
     machine_factory: MachineFactory
     observer: AttemptObserver
     cancel: asyncio.Event
-    read_traffic: TrafficReader | None
+    network: AttemptNetwork | None
     end: AttemptEnd = field(default_factory=AttemptEnd)
     #: Done as soon as `end` is complete.
     ended: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -100,13 +118,14 @@ class _Attempt:
                 await self._use(provisioned)
                 # Reading the traffic does not wait for the machine's end, which is slow.
                 stack.push_async_callback(_killed, asyncio.create_task(provisioned.machine.kill()))
-            self.end.traffic = await self._traffic()
+            await self._read_network()
             self.ended.set_result(None)
 
     async def _use(self, provisioned: ProvisionedMachine) -> None:
         """Run the script. Raises MachineError, HostError when it has no end of its own."""
         machine, end = provisioned.machine, self.end
-        script = ScriptRun(self.plan, provisioned.connection, self.observer, self.cancel, end)
+        alarm = self.network.alarm if self.network is not None else Alarm()
+        script = ScriptRun(self.plan, provisioned.connection, self.observer, self.cancel, end, alarm)
         try:
             await run_unless_dead(machine, script.run(), drain_seconds=LAST_OUTPUT_SECONDS)
         except MachineError as error:
@@ -126,14 +145,14 @@ class _Attempt:
                     await self.observer.on_output_ended()
             self.observer.on_console(bytes(machine.console.data), machine.console.dropped_bytes)
 
-    async def _traffic(self) -> Traffic | None:
-        if self.read_traffic is None:
-            return None
+    async def _read_network(self) -> None:
+        """Note the traffic and the flows."""
+        if self.network is None:
+            return
         try:
-            return await self.read_traffic()
-        except Exception as error:  # noqa: BLE001 (the script has ended; its result is worth more than this number)
+            self.end.traffic, self.end.flows = await asyncio.gather(self.network.traffic(), self.network.finish_flows())
+        except Exception as error:  # noqa: BLE001 (the script has ended; its result is worth more than these numbers)
             log.warning("traffic_not_read", error=str(error))
-            return None
 
 
 async def _killed(task: asyncio.Task[None]) -> None:

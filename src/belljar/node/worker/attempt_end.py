@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from belljar.model.errors import BelljarError
+from belljar.model.flows import FlowAlert, FlowReport
 from belljar.node.guest import wire
 from belljar.node.guest.command import CommandFailed
 from belljar.node.network.traffic import Traffic
@@ -16,6 +17,7 @@ class Stop(StrEnum):
 
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"
+    ALERT = "alert"
 
 
 @dataclass(slots=True)
@@ -33,6 +35,10 @@ class AttemptEnd:
     collect_error: BelljarError | None = None
     #: The traffic of its network; None without a network, or when it could not be read.
     traffic: Traffic | None = None
+    #: What its machine talked to; None without a network, or when it could not be read.
+    flows: FlowReport | None = None
+    #: The alert that stopped it, where `stop` is ALERT.
+    alert: FlowAlert | None = None
     #: Milliseconds of each step, in order.
     phases: dict[str, float] = field(default_factory=dict)
     #: Whether the script has ended, and nothing that follows changes how.

@@ -62,7 +62,7 @@ class AttemptRecord(AttemptObserver):
             "error": error_of(end, job),
             "timings": self.timings_of(job, claimed_at, end),
             "usage": usage_of(end),
-            "network": network_use(end.traffic),
+            "network": network_use(end.traffic, end.flows),
             "started_at": self.started_at,
             "logs": logs,
             "kept_artifacts": tuple(kept),

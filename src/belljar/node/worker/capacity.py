@@ -65,8 +65,7 @@ class Capacity:
     disk: DiskSpace | None = None
     #: Processors that nothing uses, whatever jobs were promised.
     idle_processors: IdleProcessors = field(default_factory=IdleProcessors)
-    #: Set whenever what is free has changed.
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _watches: list[asyncio.Event] = field(default_factory=list)
     _held: dict[str, Resources] = field(default_factory=dict)
     #: Held no more for now, by jobs that will want it back: no new job is admitted in its place.
     _lent: dict[str, Resources] = field(default_factory=dict)
@@ -138,10 +137,26 @@ class Capacity:
         promised = [*self._held.values(), *self._lent.values()]
         return sum(each.disk_mb or 0 for each in promised) + sum(self._outputs_mb.values())
 
+    def watch(self) -> asyncio.Event:
+        """Return an event that is set whenever what is free has changed. The caller alone clears it."""
+        self._watches.append(asyncio.Event())
+        return self._watches[-1]
+
+    def has_room(self, resources: Resources) -> bool:
+        """Return whether a new job or sandbox with these resources fits now."""
+        vcpus, memory_mb = self.free()
+        disk_mb = self.free_disk_mb()
+        fits = resources.vcpus <= vcpus and resources.memory_mb <= memory_mb
+        return fits and disk_mb is not None and (resources.disk_mb or 0) <= disk_mb
+
     def hold(self, job_id: str, resources: Resources, output_mb: int = 0) -> None:
         self._held[job_id] = resources
         self._outputs_mb[job_id] = output_mb
-        self.changed.set()
+        self._note_changed()
+
+    def _note_changed(self) -> None:
+        for event in self._watches:
+            event.set()
 
     def release(self, job_id: str) -> None:
         self._held.pop(job_id, None)
@@ -175,7 +190,7 @@ class Capacity:
 
     def _admit(self) -> None:
         """Admit waiting requests in turn, as far as there is room."""
-        self.changed.set()
+        self._note_changed()
         while self._waiting:
             first = self._waiting[0]
             vcpus, memory_mb = self._left([*self._held.values()])

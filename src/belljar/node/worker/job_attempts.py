@@ -78,8 +78,8 @@ class JobAttempts:
             report_failure("attempt", error, **running.ids)
 
     async def decline(self, lease: LeaseKey) -> None:
-        """Return a job that was assigned while the worker was being stopped."""
-        await self._within_stop(self._requeue(lease, "its worker was stopped", "worker_stopped"))
+        """Give back a job that was assigned and cannot be begun; the attempt does not count."""
+        await self._within_stop(self._link.decline(lease))
 
     async def _run_and_record(self, running: RunningAttempt) -> None:
         recorder: Recorder | None = None

@@ -8,21 +8,26 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import structlog
+
 from belljar.model.egress import Destination, Egress, parse_destination, parse_egress
 from belljar.model.errors import InvalidOption
+from belljar.model.flows import FlowAlert, FlowReport
 from belljar.model.job import Job, NetworkUse, Refusal
 from belljar.node.machines.provision.network_slot import SlotFactory
 from belljar.node.machines.provision.request import ProvisionedMachine
 from belljar.node.network.attachment import Attachment
 from belljar.node.network.policy import NameRule, NetworkRule, Policy
 from belljar.node.network.traffic import RefusedDestination, Traffic
+from belljar.node.worker.alarm import Alarm
 from belljar.packages.registries import package_destinations, package_environment
 from belljar.settings import Settings
 from belljar.settings.packages import PackageSettings
 
 if TYPE_CHECKING:
+    from belljar.node.network.flows.alerts import AlertRules
     from belljar.node.network.pool import SlotPool
-
+log = structlog.get_logger()
 
 #: Starts a machine with a slot of the factory, or without a network; removes it at the end of the block.
 MachineStart = Callable[[SlotFactory | None], AbstractAsyncContextManager[ProvisionedMachine]]
@@ -37,6 +42,7 @@ class Networking:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._private_rules = _private_rules(settings)
+        self._alert_rules: AlertRules | None = None
         self._pool: SlotPool | None = None
 
     async def __aenter__(self) -> Networking:
@@ -61,7 +67,16 @@ class Networking:
         if egress.kind == "none":
             return JobNetwork(None, None, None, {})
         environment = package_environment(self._settings) if egress.kind == "packages" else {}
-        return JobNetwork(self._slots(), self._policy(egress), mbit_per_second, environment)
+        return JobNetwork(
+            self._slots(), self._policy(egress), mbit_per_second, environment, alert_rules=self._rules_of_alerts()
+        )
+
+    def _rules_of_alerts(self) -> AlertRules:
+        if self._alert_rules is None:
+            from belljar.node.network.flows.alerts import alert_rules
+
+            self._alert_rules = alert_rules(self._settings)
+        return self._alert_rules
 
     def _slots(self) -> SlotPool:
         if self._pool is None:
@@ -82,10 +97,21 @@ class JobNetwork:
     """The network of one attempt: a slot for its machine, opened for the destinations that the job may reach."""
 
     def __init__(
-        self, slots: SlotPool | None, policy: Policy | None, mbit: float | None, environment: dict[str, str]
+        self,
+        slots: SlotPool | None,
+        policy: Policy | None,
+        mbit: float | None,
+        environment: dict[str, str],
+        *,
+        alert_rules: AlertRules | None = None,
     ) -> None:
         self._slots, self._policy, self._mbit = slots, policy, mbit
+        self._alert_rules = alert_rules
         self._attachment: Attachment | None = None
+        self._ids: dict[str, object] = {}
+        self._on_flows: Callable[[FlowReport], None] = lambda _: None
+        #: Has the alert that ends the job or sandbox, if one does.
+        self.alarm = Alarm()
         #: Variables that point package managers to the mirrors.
         self.environment = environment
 
@@ -108,7 +134,10 @@ class JobNetwork:
         async with start(self._slots.with_network_slot) as provisioned:
             assert provisioned.slot is not None
             started = time.monotonic()
-            async with self._slots.with_policy(provisioned.slot, self._policy, self._mbit) as attachment:
+            opened = self._slots.with_policy(
+                provisioned.slot, self._policy, self._mbit, alert_rules=self._alert_rules, listener=self
+            )
+            async with opened as attachment:
                 self._attachment = attachment
                 provisioned.phases["network"] = round((time.monotonic() - started) * 1000, 3)
                 yield provisioned
@@ -116,6 +145,25 @@ class JobNetwork:
     async def traffic(self) -> Traffic | None:
         """Return the machine's traffic so far; None without a network, or when it cannot be read."""
         return await self._attachment.traffic() if self._attachment is not None else None
+
+    async def finish_flows(self) -> FlowReport | None:
+        """Return all flows of the machine, which sends no more; None when they are not counted."""
+        watch = self._attachment.flows if self._attachment is not None else None
+        return await watch.finish() if watch is not None else None
+
+    def observe(self, ids: dict[str, object], on_flows: Callable[[FlowReport], None]) -> None:
+        """Log alerts with these fields, and pass the flows so far on at intervals."""
+        self._ids, self._on_flows = ids, on_flows
+
+    def on_report(self, report: FlowReport) -> None:
+        """Pass the flows so far on."""
+        self._on_flows(report)
+
+    def on_alert(self, alert: FlowAlert) -> None:
+        """Log an alert, and raise the alarm if it is to end the machine."""
+        log.warning("flow_alert_raised", **self._ids, rule=alert.rule, action=alert.action, message=alert.message)
+        if alert.action == "stop":
+            self.alarm.ring(alert)
 
 
 def policy_of(destinations: tuple[Destination, ...], excepted: tuple[NetworkRule, ...] = ()) -> Policy:
@@ -143,11 +191,13 @@ def _private_rules(settings: PackageSettings) -> tuple[NetworkRule, ...]:
     return tuple(rules)
 
 
-def network_use(traffic: Traffic | None) -> NetworkUse:
+def network_use(traffic: Traffic | None, flows: FlowReport | None = None) -> NetworkUse:
     """Return what a job's record shows of its machine's traffic."""
+    alerts = flows.alerts if flows is not None else ()
     if traffic is None:
-        return NetworkUse()
+        return NetworkUse(alerts=alerts)
     return NetworkUse(
+        alerts=alerts,
         refused_count=traffic.refused_count,
         refused=tuple(_refusal(each) for each in traffic.refused),
         limited_count=traffic.limited_count,
@@ -177,6 +227,8 @@ def format_refusals(use: NetworkUse, job: Job) -> Iterator[str]:
     more = use.refused_count - sum(refusal.count for refusal in use.refused)
     if more > 0:
         yield f"refused {more} more connections or names"
+    for alert in use.alerts:
+        yield f"flow alert {alert.rule}: {alert.message}"
     if use.limited_count:
         yield f"dropped {use.limited_count} connections (connection or rate limit)"
 

@@ -60,7 +60,7 @@ async def run_local_job(
                 raise
             observer.notify(f"attempt {attempt} was lost: {error.message}; trying again")
         else:
-            for sentence in format_refusals(network_use(end.traffic), job):
+            for sentence in format_refusals(network_use(end.traffic, end.flows), job):
                 observer.notify(sentence)
             return _ended_job(job, attempt, end, observer)
     raise AssertionError("a loop over at least one attempt returns or raises")

@@ -6,6 +6,7 @@ methods, which must return at once.
 
 from __future__ import annotations
 
+from belljar.model.flows import FlowReport
 from belljar.node.guest.sinks import ArtifactSink, OutputSink
 from belljar.node.guest.usage_sampler import UsageSampler
 from belljar.node.machines.protocol import Hypervisor
@@ -47,6 +48,9 @@ class AttemptObserver:
 
     def on_script_ended(self, end: AttemptEnd) -> None:
         """The script has ended, or its compiler failed; nothing that follows changes how."""
+
+    def on_flows(self, report: FlowReport) -> None:
+        """What the machine talked to so far, at intervals."""
 
     def on_console(self, data: bytes, dropped_bytes: int) -> None:
         """The first bytes of the serial console, once, before the machine is removed; the rest was dropped."""

@@ -38,6 +38,8 @@ def error_of(end: AttemptEnd, job: Job) -> JobError | None:
     if end.stop is Stop.TIMED_OUT:
         message = f"the script exceeded the time limit of {job.timeout_seconds:g} s; raise timeout_seconds"
         return JobError(code="timed_out", message=message)
+    if end.stop is Stop.ALERT and end.alert is not None:
+        return JobError(code="flow_alert", message=f"an alert rule stopped the job: it {end.alert.message}")
     if end.not_started is not None:
         what = "compiler" if end.in_compile else "entrypoint"
         message = f"the {what} could not be executed in the image {job.image}: {end.not_started}"

@@ -201,8 +201,8 @@ async def build_layer(build: PackageBuild, settings: Settings) -> PackageLayer |
     plan = builder_plan(needs, build.image, disk, settings)
     output = BuilderOutput(FolderArtifacts(folder), build.observer)
     with host_errors("store the packages that the script requires"):
-        async with attempt(plan, build.machine_factory, output, build.cancel, build.network.traffic) as end:
-            for sentence in format_refusals(network_use(end.traffic), build.job):
+        async with attempt(plan, build.machine_factory, output, build.cancel, build.network) as end:
+            for sentence in format_refusals(network_use(end.traffic, end.flows), build.job):
                 build.observer.on_build_notice(sentence)
     if end.stop is Stop.CANCELLED:
         return None

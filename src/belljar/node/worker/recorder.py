@@ -17,6 +17,7 @@ import structlog
 from belljar.link.errors import LeaseLost
 from belljar.link.leases import Assignment, StartReport
 from belljar.model.errors import BelljarError
+from belljar.model.flows import FlowReport
 from belljar.model.job import JobError, Timings
 from belljar.model.log_stream import LogStream
 from belljar.model.outcome import Outcome
@@ -26,6 +27,7 @@ from belljar.node.worker.attempt_end import AttemptEnd
 from belljar.node.worker.attempt_record import AttemptRecord
 from belljar.node.worker.attempt_trace import trace_attempt
 from belljar.node.worker.context import WorkerContext
+from belljar.node.worker.flow_reports import FlowReports
 from belljar.node.worker.job_network import format_refusals, network_use
 from belljar.node.worker.journal import AttemptJournal, journal_path
 from belljar.node.worker.output import CappedOutput, LinkedArtifacts
@@ -77,6 +79,7 @@ class Recorder(AttemptRecord):
         self._journal = journal
         self._usage = UsageReporter(context.link, assignment.lease)
         self._start_report: asyncio.Task[None] | None = None
+        self._flows = FlowReports(lambda report: self._link.report_flows(self._lease, report), self._ids())
         self._over = asyncio.Event()
         #: How the job ends, as far as it is known; None until its script has ended or it was refused.
         self.outcome: Outcome | None = None
@@ -123,6 +126,9 @@ class Recorder(AttemptRecord):
             return False
         return True
 
+    def on_flows(self, report: FlowReport) -> None:
+        self._flows.offer(report)
+
     def on_console(self, data: bytes, dropped_bytes: int) -> None:
         if dropped_bytes:
             data += f"\n[belljar: {dropped_bytes} more bytes of the console were dropped]\n".encode()
@@ -154,9 +160,10 @@ class Recorder(AttemptRecord):
 
     async def ended(self, end: AttemptEnd) -> None:
         """Report how the script ended, with all that came of it."""
-        for sentence in format_refusals(network_use(end.traffic), self._job):
+        for sentence in format_refusals(network_use(end.traffic, end.flows), self._job):
             self._sender.append(LogStream.CONSOLE, f"\n[belljar: {sentence}]\n".encode())
         await self._sender.drain(self._retry_times.drain_seconds)
+        await self._flows.finish(end.flows)
         await self._usage.finish()
         self._set(self._outcome(end))
         await self.record()
@@ -244,6 +251,7 @@ class Recorder(AttemptRecord):
         self._over.set()
         if self._start_report is not None:
             self._start_report.cancel()
+        self._flows.close()
         self._usage.close()
         self.artifacts.close()
         if self.outcome is not None and not self._has_ended_job:

@@ -195,10 +195,11 @@ class JobRunner:
         if self._spare_mb is not None:
             await self._provisioner.shrink_to(self._spare_mb())
         network = self._networking.for_job(run.job)
+        network.observe({"job": run.job.id, "attempt": run.job.attempt}, run.observer.on_flows)
         plan = self._plan(run.job, prepared, network)
         machine_factory = partial(self._machine, run, prepared, network)
         observer = await _masked(run, prepared.input.secrets)
-        async with attempt(plan, machine_factory, observer, run.cancel, network.traffic) as end:
+        async with attempt(plan, machine_factory, observer, run.cancel, network) as end:
             yield end
 
     def _plan(self, job: Job, prepared: PreparedJob, network: JobNetwork) -> AttemptPlan:

@@ -20,6 +20,7 @@ from belljar.node.guest.usage_sampler import MachineLimits, UsageSampler
 from belljar.node.machines.deadline_uses import noted
 from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.timings import StepTimings
+from belljar.node.worker.alarm import Alarm
 from belljar.node.worker.attempt_end import AttemptEnd, Stop
 from belljar.node.worker.cancellation import unless_cancelled
 from belljar.node.worker.observer import AttemptObserver
@@ -54,11 +55,13 @@ class ScriptRun:
         observer: AttemptObserver,
         cancel: asyncio.Event,
         end: AttemptEnd,
+        alarm: Alarm,
     ) -> None:
         self._plan = plan
         self._connection = connection
         self._observer = observer
         self._cancel = cancel
+        self._alarm = alarm
         self._end = end
         self._timings = StepTimings(end.phases)
 
@@ -159,20 +162,23 @@ class ScriptRun:
         await self._observer.on_output_ended()
 
     async def _supervise(self, run: asyncio.Task[wire.Exited], has_started: asyncio.Event) -> None:
-        """Wait for the command to end; stop it when its time is up or the job is cancelled, and note which."""
+        """Wait for the command to end; stop it at its time limit, when cancelled or at an alarm, and note which."""
         time_limit = asyncio.create_task(self._wait_time_limit(has_started))
         cancelled = asyncio.create_task(self._cancel.wait())
+        alarmed = asyncio.create_task(self._alarm.wait())
         try:
-            await asyncio.wait({run, time_limit, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({run, time_limit, cancelled, alarmed}, return_when=asyncio.FIRST_COMPLETED)
             if run.done():
                 return
             if time_limit.done():
                 time_limit.result()
             self._end.stop = Stop.CANCELLED if cancelled.done() else Stop.TIMED_OUT
+            if alarmed.done():
+                self._end.stop, self._end.alert = Stop.ALERT, alarmed.result()
         finally:
-            time_limit.cancel()
-            cancelled.cancel()
-            await asyncio.gather(time_limit, cancelled, return_exceptions=True)
+            for task in (time_limit, cancelled, alarmed):
+                task.cancel()
+            await asyncio.gather(time_limit, cancelled, alarmed, return_exceptions=True)
         await self._stop(run)
 
     async def _stop(self, run: asyncio.Task[wire.Exited]) -> None:

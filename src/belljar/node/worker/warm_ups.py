@@ -42,6 +42,7 @@ class WarmUps:
             preload_commands=tuple(replace(command, prefork="") for command in commands),
             waiting_commands=self._waiting(image),
             warm_up_commands=tuple(command for command in commands if command.prefork) or commands[:1],
+            session_commands=self._session(image),
         )
 
     def _waiting(self, image: Image) -> tuple[Command, ...]:
@@ -60,6 +61,14 @@ class WarmUps:
             return waiting
         command = Command(argv=[], env=env, cwd="/", uid=user.uid, gid=user.gid, max_processes=max_processes)
         return (*waiting, command)
+
+    def _session(self, image: Image) -> tuple[Command, ...]:
+        """Return a program that is started in the clones for sandboxes; none in an image that may not have it."""
+        if "dash" not in image.manifest.packages:
+            return ()
+        user, max_processes = image.manifest.user, self._settings.max_processes
+        argv, env = ["/bin/sh", "-c", "/bin/true"], default_env(image.manifest)
+        return (Command(argv=argv, env=env, cwd="/", uid=user.uid, gid=user.gid, max_processes=max_processes),)
 
     async def _disk(self, files: dict[str, str]) -> Path:
         digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]

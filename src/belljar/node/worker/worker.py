@@ -47,6 +47,7 @@ class Worker:
     def __init__(self, context: WorkerContext, name: str, capacity: Capacity) -> None:
         self.node = NodeIdentity.new(name)
         self.capacity = capacity
+        self._changed = capacity.watch()
         self._context = context
         self._networking = Networking(context.settings)
         self._installer = Installer(context.settings, self._networking, capacity)
@@ -72,6 +73,10 @@ class Worker:
     def pool(self) -> WarmPool | None:
         """The clones that wait for jobs and sandboxes."""
         return self._context.provisioner.pool
+
+    def pids(self) -> list[int]:
+        """Return the processes of the machines that jobs and sandboxes have now."""
+        return [*self._context.provisioner.pids()]
 
     async def run(self) -> None:
         """Work until cancelled. First repairs what an earlier process of this worker left unfinished."""
@@ -102,16 +107,19 @@ class Worker:
 
     async def _claim_jobs(self, group: asyncio.TaskGroup) -> None:
         while True:
-            self.capacity.changed.clear()
+            self._changed.clear()
             request = self._claim_request()
             if request is None:
-                await wait_for_event(self.capacity.changed, _CLAIM_WAIT_SECONDS)
+                await wait_for_event(self._changed, _CLAIM_WAIT_SECONDS)
                 continue
             requested_at = asyncio.get_running_loop().time()
             assignment = await self._claim(request)
             if assignment is None:
                 continue
             job = assignment.job
+            if not self.capacity.has_room(job.resources):  # a sandbox has taken it meanwhile
+                await self._attempts.decline(assignment.lease)
+                continue
             log.info("job_claimed", job=job.id, attempt=job.attempt, project=job.project, worker=self.node.name)
             running = self._leases.add(assignment, requested_at)
             self.capacity.hold(running.holder, job.resources, output_mb(job, self._context.settings))
@@ -134,7 +142,7 @@ class Worker:
     async def _claim(self, request: ClaimRequest) -> Assignment | None:
         """Claim a job; None when none came in time, or when the capacity changed meanwhile. Raises HostError."""
         claim = asyncio.create_task(self._context.link.claim(self.node, request, _CLAIM_WAIT_SECONDS))
-        changed = asyncio.create_task(self.capacity.changed.wait())
+        changed = asyncio.create_task(self._changed.wait())
         try:
             await asyncio.wait({claim, changed}, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait({claim}, timeout=_CLAIM_GRACE_SECONDS)
@@ -175,7 +183,7 @@ class Worker:
         """Measure what machines really take, where more was promised than there is."""
         while self.capacity.overcommit > 1:
             await asyncio.sleep(_MEASURE_SECONDS)
-            self.capacity.used_mb = await asyncio.to_thread(resident_mb, self._context.provisioner.pids())
+            self.capacity.used_mb = await asyncio.to_thread(resident_mb, self.pids())
 
 
 async def _end_tasks(*tasks: asyncio.Task[Any]) -> None:

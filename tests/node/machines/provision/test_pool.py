@@ -11,6 +11,7 @@ from belljar.node.machines.provision import warm_clone as warm_clone_module
 from belljar.node.machines.provision.demand import Demand
 from belljar.node.machines.provision.pool import WarmPool
 from belljar.node.machines.provision.warm_clone import WarmClone
+from belljar.system.counters import counter_value
 from support.pool_tokens import Maker, a_pool, running, settle, until
 
 
@@ -81,11 +82,13 @@ async def test_a_budget_smaller_than_one_clone_keeps_none() -> None:
 
 async def test_jobs_reclaim_the_memory_of_clones() -> None:
     pool, make = a_pool(fixed_size=3), Maker(memory_mb=40)
+    evicted = counter_value("belljar_evictions", kind="clone")
     async with running(pool):
         pool.record_demand("a", make)
         await until(lambda: pool.counts() == {"a": 3})
         await pool.shrink_to(50)
         assert [token.ended for token in make.made] == [1, 1, 0]
+        assert counter_value("belljar_evictions", kind="clone") - evicted == 2
 
 
 async def test_no_clone_is_made_while_jobs_use_every_processor() -> None:

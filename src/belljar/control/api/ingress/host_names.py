@@ -49,5 +49,8 @@ class SandboxDomain:
     def url(self, sandbox_id: str, port: int, requested: str) -> str:
         """Return the URL of a port, for a caller that sent a request to the URL `requested`."""
         base = self._public or urlsplit(requested)
-        number = "" if base.port is None else f":{base.port}"
+        try:
+            number = "" if base.port is None else f":{base.port}"
+        except ValueError:  # of a caller's invalid `Host`
+            number = ""
         return f"{base.scheme}://{port}-{sandbox_id.lower().replace('_', '-')}{self._suffix}{number}/"

@@ -12,7 +12,6 @@ from enum import Enum
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from starlette.datastructures import Headers
-from starlette.requests import cookie_parser
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -50,7 +49,7 @@ def visitor_of(scope: Scope, headers: Headers, *, is_tls: bool) -> Visitor:
         return Visitor(in_url, Shown.URL, query)
     if (in_header := headers.get(TOKEN_HEADER)) is not None:
         return Visitor(_bounded(in_header), Shown.HEADER, query)
-    in_cookie = cookie_parser(headers.get("cookie", "")).get(_cookie_name(is_tls=is_tls))
+    in_cookie = _first_cookie(headers.get("cookie", ""), _cookie_name(is_tls=is_tls))
     if in_cookie and is_own_request(scope, headers):
         return Visitor(_bounded(in_cookie), Shown.COOKIE, query)
     return Visitor(None, Shown.NOWHERE, query)
@@ -81,6 +80,12 @@ def give_cookie(response: Response, token: str, expires_at: datetime | None, *, 
 
 def _cookie_name(*, is_tls: bool) -> str:
     return f"__Host-{_COOKIE}" if is_tls else _COOKIE
+
+
+def _first_cookie(cookies: str, name: str) -> str | None:
+    """Return the value of the first cookie of this name: without TLS, a page of another sandbox can add later ones."""
+    pairs = (each.strip().partition("=") for each in cookies.split(";"))
+    return next((value for found, _, value in pairs if found == name), None)
 
 
 def _split_query(query: bytes) -> tuple[str | None, bytes]:

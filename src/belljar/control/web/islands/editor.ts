@@ -122,7 +122,7 @@ mount("editor", (place) => {
           indentWithTab,
         ]),
         language.of(parserOf(languages?.value)),
-        EditorView.contentAttributes.of({ "aria-label": "Script", "aria-describedby": "code-hint" }),
+        EditorView.contentAttributes.of({ "aria-label": "Script", tabindex: "0" }),
         EditorView.updateListener.of((update) => {
           if (update.docChanged) field.value = update.state.doc.toString();
         }),

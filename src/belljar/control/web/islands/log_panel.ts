@@ -26,6 +26,7 @@ export class LogPanel {
   #onEnd: (data: unknown) => void;
   #found: number[] = [];
   #current = -1;
+  #steps: HTMLElement[] = [];
   #timer = 0;
 
   /** Fill a panel: its tools stay, and what shows its output without a script goes. */
@@ -59,6 +60,8 @@ export class LogPanel {
     });
     const previous = button("Previous", () => this.#step(-1));
     const next = button("Next", () => this.#step(1));
+    this.#steps = [previous, next];
+    for (const each of this.#steps) each.hidden = true;
     const follow = button("Follow", () => this.#view.follow(true));
     follow.setAttribute("aria-pressed", "true");
     this.#view.onFollow = (isFollowing) => follow.setAttribute("aria-pressed", String(isFollowing));
@@ -152,6 +155,7 @@ export class LogPanel {
   #show(isShown = false): void {
     const at = this.#found.indexOf(this.#current);
     const total = this.#found.length;
+    for (const each of this.#steps) each.hidden = total === 0;
     this.#count.textContent = this.#search.value ? (total ? `${at < 0 ? "" : `${at + 1} of `}${total} lines` : "no line") : "";
     this.#view.mark(new Set(this.#found), this.#current, isShown);
   }

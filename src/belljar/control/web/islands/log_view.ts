@@ -6,6 +6,8 @@ import { LogLines, type Row } from "./log_lines";
 const ROW_PIXELS = 20;
 /** Rows above and below those that are seen. */
 const MARGIN_ROWS = 12;
+/** With fewer, the view is as high as they are. */
+const FEW_ROWS = 60;
 
 export class LogView {
   readonly lines = new LogLines();
@@ -18,6 +20,7 @@ export class LogView {
   #isScheduled = false;
   #found: ReadonlySet<number> = new Set();
   #current = -1;
+  #height = 0;
   #observer = new ResizeObserver(() => this.changed());
 
   constructor() {
@@ -86,6 +89,10 @@ export class LogView {
   #draw(): void {
     const { rows, dropped } = this.lines;
     this.#space.style.height = `${rows.length * ROW_PIXELS}px`;
+    if (rows.length < FEW_ROWS || this.#height < FEW_ROWS) {
+      this.#height = Math.min(rows.length, FEW_ROWS);
+      this.view.style.setProperty("--rows", String(this.#height));
+    }
     if (this.#isFollowing) this.view.scrollTop = this.view.scrollHeight;
     const first = Math.max(0, Math.floor(this.view.scrollTop / ROW_PIXELS) - MARGIN_ROWS);
     const seen = Math.ceil(this.view.clientHeight / ROW_PIXELS) + 2 * MARGIN_ROWS;

@@ -6,6 +6,8 @@ import { UNITS, whole } from "./numbers";
 
 const HEIGHT = 190;
 const AXIS_WIDTH = 64;
+/** Steps of an axis of bytes. */
+const POWERS = Array.from({ length: 50 }, (_, power) => 2 ** power);
 
 export interface Series {
   readonly title: string;
@@ -101,8 +103,13 @@ function options(
       y: { range: (_, __, max) => [0, max > 0 ? max * 1.08 : 1] },
     },
     axes: [
-      data.isElapsed ? { ...axis, values: (_, splits) => splits.map((value) => `${value} s`) } : axis,
-      { ...axis, size: AXIS_WIDTH, values: (_, splits) => splits.map((value) => format(value)) },
+      { ...axis, values: (_, splits) => splits.map(data.isElapsed ? (value) => `${value} s` : timeOf(data.times)) },
+      {
+        ...axis,
+        size: AXIS_WIDTH,
+        values: (_, splits) => splits.map((value) => format(value)),
+        ...(data.unit === "bytes" ? { incrs: POWERS } : {}),
+      },
     ],
     series: [
       {},
@@ -114,6 +121,13 @@ function options(
     ],
     hooks: { setCursor: [(plot) => onCursor(plot.cursor.idx ?? null)] },
   };
+}
+
+/** Return how times are written on the axis: with the day where there are several. */
+function timeOf(times: readonly number[]): (seconds: number) => string {
+  const isLong = (times.at(-1) ?? 0) - (times[0] ?? 0) > 2 * 86_400;
+  const format = new Intl.DateTimeFormat("en-GB", isLong ? { day: "numeric", month: "short" } : { hour: "2-digit", minute: "2-digit" });
+  return (seconds) => format.format(seconds * 1000);
 }
 
 function faded(color: string): string {

@@ -29,6 +29,7 @@ enum {
     MAX_PREPARED = 8,
     MAX_COMMANDS = 256,    /* of a session that run at a time */
     MAX_CONNECTIONS = 128, /* to ports */
+    MAX_WIDE = 8,          /* channels with a wide window for their input */
     TERMINAL_DRAIN_MS = 50, /* without output, after which an exited command's terminal has no more */
     MAX_CHANNELS = 1024,   /* with commands that have ended, whose exits are kept */
     MAX_DESCRIPTORS = 4096, /* of the agent in a session: more than three for each channel */
@@ -67,7 +68,8 @@ struct streams {
     uint64_t credit[STREAMS];
     uint64_t limit[STREAMS]; /* bytes that are still forwarded; UINT64_MAX: all */
     bool discard[STREAMS];
-    uint8_t *input; /* STDIN_WINDOW bytes */
+    uint8_t *input;
+    size_t window; /* bytes of `input` */
     size_t input_start, input_len;
     bool input_ended;
 };
@@ -120,7 +122,7 @@ struct agent {
     bool in_session, attached; /* a session exists; the host knows its channels, so that their frames may be sent */
     uint16_t strings_channel;  /* the strings in the arena are for this channel */
     uint32_t meter_ms;         /* interval of USAGE; 0: none */
-    uint64_t metered_us, session_oom_kills;
+    uint64_t metered_us, session_since_us, session_oom_kills;
     uint32_t session_uid;
     int exits_fd; /* netlink socket with process exits; -1 when the kernel has no taskstats */
     bool main_exiting; /* the job's main process has started to exit */
@@ -150,6 +152,7 @@ enum channel_state { CHANNEL_FREE, CHANNEL_STARTING, CHANNEL_RUNNING, CHANNEL_EN
 struct channel {
     enum channel_state state;
     bool terminal, files, used_buffer, end_sent;
+    size_t received; /* bytes of input, until it is much */
     bool closing; /* the host has closed it while its command ran: its exit is not wanted */
     struct streams streams;
     uint32_t pid;
@@ -309,7 +312,9 @@ void close_streams(struct streams *streams);
 bool can_forward(const struct streams *streams, enum stream stream);
 bool can_feed(const struct streams *streams);
 int forward_output(struct streams *streams, enum stream stream);
+size_t pass_input(struct streams *streams, const uint8_t *data, size_t length);
 void receive_input(struct streams *streams, const uint8_t *data, size_t length);
+void grant_input(const struct streams *streams, size_t size);
 void forward_input(struct streams *streams);
 
 /* globs.c */
@@ -334,6 +339,7 @@ struct pollfd;
 struct channel *find_channel(uint16_t id);
 struct channel *open_channel(uint16_t id, enum channel_state state);
 void release_buffer(struct channel *channel);
+bool widen_input(struct channel *channel);
 void free_channel(struct channel *channel);
 void release_channel(struct channel *channel);
 void send_closed(uint16_t id, int error);
@@ -352,6 +358,7 @@ void handle_channel_frame(enum frame_type type, enum stream stream, uint16_t id,
 /* session.c */
 void start_session(const uint8_t *payload, size_t length);
 void send_request(const struct session_request *request, const void *text, const int *fds, size_t fd_count);
+int end_prepared(void);
 void read_session_reports(void);
 void list_channels(void);
 void detach_channels(void);

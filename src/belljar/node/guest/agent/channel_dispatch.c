@@ -10,8 +10,14 @@ static void receive_channel_input(struct channel *channel, const uint8_t *payloa
     struct streams *streams = &channel->streams;
     if (!streams->input)
         return; /* the command has ended meanwhile */
-    receive_input(streams, payload, length);
-    channel->used_buffer |= length > 4096;
+    channel->received += channel->received < STDIN_WINDOW ? length : 0;
+    if (channel->received >= STDIN_WINDOW && widen_input(channel))
+        grant_input(streams, WIDE_STDIN_WINDOW - STDIN_WINDOW);
+    size_t passed = channel->state == CHANNEL_RUNNING ? pass_input(streams, payload, length) : 0;
+    if (passed > 0 && passed == length)
+        return;
+    receive_input(streams, payload + passed, length - passed);
+    channel->used_buffer |= length - passed > 4096;
     if (channel->state == CHANNEL_RUNNING)
         forward_input(streams);
     else if (channel->state == CHANNEL_CONNECTED)

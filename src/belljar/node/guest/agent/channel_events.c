@@ -15,11 +15,11 @@ static uint64_t swept_us;
 static size_t poll_channel(struct channel *channel, struct pollfd *fds)
 {
     const struct streams *streams = &channel->streams;
-    bool running = channel->state != CHANNEL_STARTING; /* no output before STARTED */
+    bool running = channel->state != CHANNEL_STARTING; /* no output before STARTED, no input either */
     bool connecting = channel->state == CHANNEL_CONNECTING;
     bool is_served = output_space(CHUNK) != NULL; /* else its turn does not come, see handle_channels */
     fds[0] = (struct pollfd){
-        .fd = is_served && (connecting || can_feed(streams)) ? streams->input_fd : -1,
+        .fd = is_served && running && (connecting || can_feed(streams)) ? streams->input_fd : -1,
         .events = POLLOUT,
     };
     for (enum stream stream = STDOUT; stream <= STDERR; stream++)
@@ -30,7 +30,15 @@ static size_t poll_channel(struct channel *channel, struct pollfd *fds)
     return 3;
 }
 
-/* Write the descriptors of the reaper and of every channel to `fds`; return their number. */
+/* Return whether the channel has no descriptor: most commands that have ended. */
+static bool is_silent(const struct channel *channel)
+{
+    const struct streams *streams = &channel->streams;
+    return streams->input_fd < 0 && streams->output_fd[STDOUT] < 0 && streams->output_fd[STDERR] < 0;
+}
+
+/* Write the descriptors of the reaper and of every channel to `fds`; return their number. A channel without any has
+ * `poll_at` 0. */
 size_t poll_channels(struct pollfd *fds)
 {
     size_t count = 0;
@@ -38,8 +46,10 @@ size_t poll_channels(struct pollfd *fds)
         return 0;
     fds[count++] = (struct pollfd){.fd = agent.job.report_fd, .events = POLLIN};
     for (size_t i = 0; i < channel_count(); i++) {
-        channel_at(i)->poll_at = count;
-        count += poll_channel(channel_at(i), fds + count);
+        struct channel *channel = channel_at(i);
+        channel->poll_at = is_silent(channel) ? 0 : count;
+        if (channel->poll_at)
+            count += poll_channel(channel, fds + count);
     }
     return count;
 }
@@ -72,19 +82,28 @@ static void handle_channel(struct channel *channel, const struct pollfd *fds)
         }
 }
 
+static size_t place_of(const struct channel *channel)
+{
+    size_t i = 0;
+    while (i < channel_count() && channel_at(i) != channel)
+        i++;
+    return i;
+}
+
 /* Handle the events of every channel, then the reaper's reports: a command's exit comes behind its output. */
 void handle_channels(const struct pollfd *fds)
 {
-    size_t count = channel_count();
+    size_t channels = channel_count(), count = 0;
     if (!agent.in_session || !agent.attached)
         return;
     /* A copy: a channel that ends leaves its place in the list to another. */
     static struct channel *turn[MAX_CHANNELS];
-    for (size_t i = 0; i < count; i++)
-        turn[i] = channel_at((first + i) % count);
+    for (size_t i = 0; i < channels; i++)
+        if (channel_at((first + i) % channels)->poll_at)
+            turn[count++] = channel_at((first + i) % channels);
     for (size_t i = 0; i < count; i++) {
         if (!output_space(CHUNK)) {
-            first = (first + i) % count;
+            first = place_of(turn[i]);
             count = i;
         } else {
             handle_channel(turn[i], fds + turn[i]->poll_at);
@@ -140,6 +159,9 @@ int channels_timeout(void)
     sweeps = now - swept_us >= LINGER_MS * 1000;
     swept_us = sweeps ? now : swept_us;
     due_in_ms = meter_timeout();
+    int prepared_due_ms = end_prepared();
+    if (prepared_due_ms >= 0)
+        note_due(prepared_due_ms);
     for_each_channel(check_channel);
     return due_in_ms;
 }

@@ -13,6 +13,8 @@ static struct channel channels[MAX_CHANNELS];
 static uint16_t place_of[1 << 16]; /* channel number → place in `channels` + 1; 0: no such channel */
 static uint8_t buffers[MAX_LIVE][STDIN_WINDOW] __attribute__((aligned(PAGE)));
 static bool buffer_used[MAX_LIVE];
+static uint8_t wide_buffers[MAX_WIDE][WIDE_STDIN_WINDOW] __attribute__((aligned(PAGE)));
+static bool wide_used[MAX_WIDE];
 static struct channel *used[MAX_CHANNELS]; /* those that are not free */
 static size_t used_count;
 static uint64_t opened;
@@ -67,19 +69,44 @@ static uint8_t *take_buffer(void)
     return NULL; /* never: as many as live channels */
 }
 
+static void free_buffer(const struct channel *channel)
+{
+    uint8_t *buffer = channel->streams.input;
+    if (channel->used_buffer && madvise(buffer, channel->streams.window, MADV_DONTNEED) < 0)
+        log_line("madvise: %s", strerror(errno)); /* costs memory only */
+    if (channel->streams.window == WIDE_STDIN_WINDOW)
+        wide_used[(size_t)(buffer - wide_buffers[0]) / WIDE_STDIN_WINDOW] = false;
+    else
+        buffer_used[(size_t)(buffer - buffers[0]) / STDIN_WINDOW] = false;
+}
+
 /* Return the input buffer, and its memory to the kernel. */
 void release_buffer(struct channel *channel)
 {
-    uint8_t *buffer = channel->streams.input;
-    if (!buffer)
+    if (!channel->streams.input)
         return;
-    size_t place = (size_t)(buffer - buffers[0]) / STDIN_WINDOW;
-    if (channel->used_buffer && madvise(buffer, STDIN_WINDOW, MADV_DONTNEED) < 0)
-        log_line("madvise: %s", strerror(errno)); /* costs memory only */
-    buffer_used[place] = false;
+    free_buffer(channel);
     channel->used_buffer = false;
     channel->streams.input = NULL;
     channel->streams.input_len = 0;
+}
+
+/* Give a channel with much input a wide window; return false when there is none left, or it has one. */
+bool widen_input(struct channel *channel)
+{
+    struct streams *streams = &channel->streams;
+    size_t i = 0;
+    while (i < MAX_WIDE && wide_used[i])
+        i++;
+    if (i == MAX_WIDE || streams->window == WIDE_STDIN_WINDOW)
+        return false;
+    memcpy(wide_buffers[i], streams->input + streams->input_start, streams->input_len);
+    free_buffer(channel);
+    wide_used[i] = channel->used_buffer = true;
+    streams->input = wide_buffers[i];
+    streams->window = WIDE_STDIN_WINDOW;
+    streams->input_start = 0;
+    return true;
 }
 
 /* Free the place of a channel; its number may be used again unless it was taken from it before. */

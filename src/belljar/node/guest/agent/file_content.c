@@ -87,6 +87,16 @@ static bool handle_cancel(void)
            sigprocmask(SIG_BLOCK, &blocked, &waiting_mask) == 0 && sigaction(SIGTERM, &action, NULL) == 0;
 }
 
+/* Copy some input to the file; return how much, 0 at the end. splice(2) takes no files that are open to append. */
+static ssize_t copy_piece(int file)
+{
+    ssize_t n = splice(STDIN_FILENO, NULL, file, NULL, PIECE, 0);
+    if (n >= 0 || errno != EINVAL)
+        return n;
+    n = read(STDIN_FILENO, piece, PIECE);
+    return n > 0 && !write_fully(file, piece, (size_t)n) ? -1 : n;
+}
+
 static int copy_in(int file)
 {
     for (;;) {
@@ -94,14 +104,22 @@ static int copy_in(int file)
         int ready = ppoll(&input, 1, NULL, &waiting_mask);
         if (cancelled)
             return ECANCELED;
-        ssize_t n = ready < 0 ? -1 : read(STDIN_FILENO, piece, PIECE);
+        ssize_t n = ready < 0 ? -1 : copy_piece(file);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
             return n < 0 ? errno : 0;
-        if (!write_fully(file, piece, (size_t)n))
-            return errno;
     }
+}
+
+/* Tell the host what was written. */
+static int put_written(int file, const char *path)
+{
+    struct stat status;
+    if (fstat(file, &status) < 0)
+        return errno;
+    struct record entry = record_of(&status, path, NULL);
+    return put_record(&entry);
 }
 
 /* Write beside the file and rename over it: readers see the old file or the new one, whole. */
@@ -123,7 +141,7 @@ static int write_atomically(int root, const char *path, mode_t mode, bool exclus
         error = errno;
     if (error)
         unlinkat(parent, partial, 0);
-    return error;
+    return error ? error : put_written(file, path);
 }
 
 /* Open an existing regular file, or create one; `flags` are O_TRUNC, O_APPEND and O_EXCL. */
@@ -146,7 +164,7 @@ static int open_to_write(int root, const char *path, int flags, mode_t mode)
     return file;
 }
 
-/* write ROOT PATH FLAGS MODE OFFSET: the input becomes the file's content. Flags: `a` append, `t` at once (atomic),
+/* write ROOT PATH FLAGS MODE OFFSET: the input becomes the file's content, and an entry is put behind it. Flags: `a` append, `t` at once (atomic),
  * `x` only a new file, `p` create folders above, `o` at the offset without truncating. */
 int write_content(char **arguments)
 {
@@ -169,5 +187,6 @@ int write_content(char **arguments)
     off_t offset = (off_t)strtoull(arguments[4], NULL, 10);
     if (offset != 0 && lseek(file, offset, SEEK_SET) < 0)
         return errno;
-    return copy_in(file);
+    error = copy_in(file);
+    return error ? error : put_written(file, arguments[1]);
 }

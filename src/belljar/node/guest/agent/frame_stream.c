@@ -122,18 +122,26 @@ void handle_frames(void)
     agent.in_len -= at;
 }
 
+/* Read what the host has sent, and handle it. virtio-console returns at most a page at a time. */
 void read_frames(void)
 {
-    ssize_t n = read(agent.port, agent.in + agent.in_len, IN_SIZE - agent.in_len);
-    if (n < 0 && (errno == EINTR || errno == EAGAIN))
-        return;
-    if (n <= 0) {
-        if (!survives_disconnect())
-            end_machine();
-        accept_host();
-        return;
+    enum { PAGE = 4096, READS = 16 }; /* then the channels' turn */
+    for (int i = 0; i < READS && agent.in_len < IN_SIZE; i++) {
+        ssize_t n = read(agent.port, agent.in + agent.in_len, IN_SIZE - agent.in_len);
+        if (n < 0 && (errno == EINTR || errno == EAGAIN))
+            break;
+        if (n <= 0 && i > 0)
+            break; /* the next read meets the end too */
+        if (n <= 0) {
+            if (!survives_disconnect())
+                end_machine();
+            accept_host();
+            return;
+        }
+        agent.in_len += (size_t)n;
+        if (n < PAGE)
+            break; /* there was no more */
     }
-    agent.in_len += (size_t)n;
     agent.last_received_ms = now_us() / 1000;
     handle_frames();
 }

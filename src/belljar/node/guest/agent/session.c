@@ -59,7 +59,27 @@ static int raise_descriptor_limit(void)
     return setrlimit(RLIMIT_NOFILE, &limit) < 0 ? errno : 0;
 }
 
-/* SESSION: as RUN, without a command. Other prepared processes are ended: the session starts its own. */
+static void destroy_prepared(void)
+{
+    while (agent.prepared_count > 0)
+        destroy_processes(&agent.prepared[--agent.prepared_count]);
+}
+
+/* End the processes that were prepared for a job and that no session needs, but not before the session's first
+ * commands. Return the milliseconds until that is due; -1: nothing is. */
+int end_prepared(void)
+{
+    enum { DELAY_MS = 500 };
+    uint64_t age_ms = (now_us() - agent.session_since_us) / 1000;
+    if (agent.prepared_count == 0)
+        return -1;
+    if (age_ms < DELAY_MS)
+        return (int)(DELAY_MS - age_ms);
+    destroy_prepared();
+    return -1;
+}
+
+/* SESSION: as RUN, without a command. Other prepared processes are ended later: the session starts its own. */
 void start_session(const uint8_t *payload, size_t length)
 {
     char prefork[MAX_NAME + 1];
@@ -71,8 +91,6 @@ void start_session(const uint8_t *payload, size_t length)
     }
     if (!(error = start_session_processes(&request)))
         error = raise_descriptor_limit();
-    while (agent.prepared_count > 0)
-        destroy_processes(&agent.prepared[--agent.prepared_count]);
     if (error) {
         destroy_processes(&agent.job);
         send_failed(STAGE_ISOLATE, error);
@@ -80,6 +98,7 @@ void start_session(const uint8_t *payload, size_t length)
     }
     clear_strings();
     agent.session_uid = request.uid;
+    agent.session_since_us = now_us();
     agent.in_session = agent.attached = true;
     agent.phase = IN_SESSION;
     send_control(SERVING, NULL, 0);
@@ -122,7 +141,7 @@ static void send_channel(struct channel *channel)
         return;
     put_u32(payload, channel->pid);
     put_u32(payload + 4, flags);
-    put_u32(payload + 8, (uint32_t)(STDIN_WINDOW - streams->input_len));
+    put_u32(payload + 8, (uint32_t)(streams->window - streams->input_len));
     send_on(streams->channel, CHANNEL, NONE, payload, sizeof payload);
     if (channel->state == CHANNEL_ENDED)
         send_exit(channel);
@@ -150,6 +169,8 @@ static void detach_channel(struct channel *channel)
 void detach_channels(void)
 {
     for_each_channel(detach_channel);
+    if (agent.in_session)
+        destroy_prepared();
     agent.attached = false;
     agent.meter_ms = 0;
     clear_strings();

@@ -14,9 +14,12 @@
 enum {
     EXEC_SIZE = 16,                  /* bytes before the working folder */
     TERMINAL_LEFT = 256 * 1024,      /* bytes of a terminal that are forwarded after its command's exit */
+    MAX_EMPTY_CGROUPS = 16,
 };
 
-static unsigned cgroup_count;
+/* The kernel makes and removes a cgroup slowly: those that are empty again are kept for later commands. */
+static unsigned cgroup_count, empty_cgroups[MAX_EMPTY_CGROUPS];
+static size_t empty_count;
 
 struct cgroup_path {
     char text[48];
@@ -34,19 +37,36 @@ static struct cgroup_path cgroup_path(const struct channel *channel)
 static int open_command_cgroup(struct channel *channel)
 {
     char procs[64];
-    channel->cgroup = ++cgroup_count;
+    bool is_new = empty_count == 0;
+    channel->cgroup = is_new ? ++cgroup_count : empty_cgroups[--empty_count];
     struct cgroup_path path = cgroup_path(channel);
-    if (mkdir(path.text, 0755) < 0)
+    if (is_new && mkdir(path.text, 0755) < 0) {
+        channel->cgroup = 0;
         return -1;
+    }
     snprintf(procs, sizeof procs, "%s/cgroup.procs", path.text);
     return open(procs, O_WRONLY | O_CLOEXEC);
 }
 
-/* Remove the command's cgroup; return false while processes are left in it. */
+/* Return whether the command's cgroup has no process. None can enter it any more: only its processes could. */
+static bool is_cgroup_empty(const struct channel *channel)
+{
+    char path[64], byte;
+    snprintf(path, sizeof path, "%s/cgroup.procs", cgroup_path(channel).text);
+    cleanup_close int procs = open(path, O_RDONLY | O_CLOEXEC);
+    return procs >= 0 && read(procs, &byte, 1) == 0;
+}
+
+/* Give the command's cgroup up; return false while processes are left in it. */
 bool remove_command_cgroup(struct channel *channel)
 {
-    if (channel->cgroup && rmdir(cgroup_path(channel).text) < 0 && errno != ENOENT)
+    if (channel->cgroup && empty_count < MAX_EMPTY_CGROUPS) {
+        if (!is_cgroup_empty(channel))
+            return false;
+        empty_cgroups[empty_count++] = channel->cgroup;
+    } else if (channel->cgroup && rmdir(cgroup_path(channel).text) < 0 && errno != ENOENT) {
         return false;
+    }
     channel->cgroup = 0;
     return true;
 }

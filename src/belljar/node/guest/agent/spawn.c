@@ -7,6 +7,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -43,6 +46,22 @@ static _Noreturn void run_as_user(const struct command *command)
     _exit(run_file_operation(command->argv));
 }
 
+/* As execvpe(3), which tries every folder of PATH: each execve(2) that fails costs the kernel an address space. */
+static void exec_program(char **argv, char **envp)
+{
+    char file[4096];
+    environ = envp;
+    const char *at = strchr(argv[0], '/') ? NULL : getenv("PATH");
+    while (at && *at) {
+        size_t length = strcspn(at, ":");
+        int size = snprintf(file, sizeof file, "%.*s/%s", (int)length, at, argv[0]);
+        if (length > 0 && size < (int)sizeof file && access(file, X_OK) == 0)
+            execve(file, argv, envp);
+        at += length + (at[length] == ':');
+    }
+    execvpe(argv[0], argv, envp); /* a path, or nothing was found: errno says why */
+}
+
 static _Noreturn void exec_command(const struct child *child, const struct command *command, int error_fd)
 {
     struct rlimit no_core = {0, 0};
@@ -68,10 +87,8 @@ static _Noreturn void exec_command(const struct child *child, const struct comma
         umask(022);
     if (ok && child->files)
         run_as_user(command);
-    if (ok) {
-        environ = command->envp;
-        execvpe(command->argv[0], command->argv, command->envp);
-    }
+    if (ok)
+        exec_program(command->argv, command->envp);
     int error = errno;
     if (write(error_fd, &error, sizeof error) != sizeof error)
         _exit(126);

@@ -11,6 +11,7 @@ void streams_init(struct streams *streams, uint16_t channel, uint8_t *buffer)
     memset(streams, 0, sizeof *streams);
     streams->channel = channel;
     streams->input = buffer;
+    streams->window = STDIN_WINDOW;
     streams->input_fd = -1;
     for (int stream = 0; stream < STREAMS; stream++) {
         streams->output_fd[stream] = -1;
@@ -69,7 +70,7 @@ int forward_output(struct streams *streams, enum stream stream)
     return error == EAGAIN || error == EINTR ? 0 : error;
 }
 
-static void grant_input(const struct streams *streams, size_t size)
+void grant_input(const struct streams *streams, size_t size)
 {
     uint8_t payload[4];
     put_u32(payload, (uint32_t)size);
@@ -79,7 +80,7 @@ static void grant_input(const struct streams *streams, size_t size)
 
 void receive_input(struct streams *streams, const uint8_t *data, size_t length)
 {
-    if (streams->input_ended || length > STDIN_WINDOW - streams->input_len) {
+    if (streams->input_ended || length > streams->window - streams->input_len) {
         errno = EPROTO;
         die("unexpected STDIN from host");
     }
@@ -88,6 +89,18 @@ void receive_input(struct streams *streams, const uint8_t *data, size_t length)
     memcpy(streams->input + streams->input_len, data, length);
     streams->input_len += length;
     streams->input_ended = length == 0;
+}
+
+/* Write input that need not wait behind other input; return how many bytes were taken. What is left is received. */
+size_t pass_input(struct streams *streams, const uint8_t *data, size_t length)
+{
+    if (streams->input_fd < 0 || streams->input_len > 0 || streams->input_ended || length == 0)
+        return 0;
+    ssize_t n = write(streams->input_fd, data, length);
+    if (n <= 0)
+        return 0; /* forward_input meets the error too */
+    grant_input(streams, (size_t)n);
+    return (size_t)n;
 }
 
 static void discard_input(struct streams *streams)

@@ -40,6 +40,12 @@ class WarmUp:
     waiting_commands: tuple[Command, ...] = ()
     #: Run in a clone before it waits for a job, so that the hypervisor has translated the guest's code.
     warm_up_commands: tuple[Command, ...] = ()
+    #: The same for a clone that a sandbox may take: its commands are started, not forked from a prefork program.
+    session_commands: tuple[Command, ...] = ()
+
+    def for_sandbox(self) -> WarmUp:
+        """Return the same with what a sandbox's clone needs besides. The snapshot and its pool are the same."""
+        return replace(self, warm_up_commands=(*self.warm_up_commands, *self.session_commands))
 
     def within(self, memory_mb: int) -> WarmUp:
         """Return the same without processes that do not fit in a machine with that memory."""

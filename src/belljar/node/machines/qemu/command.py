@@ -11,6 +11,9 @@ from belljar.node.machines.qemu.throttle import throttle_filter, throttle_group
 #: Limit of TCG's cache of translated code, in megabytes, instead of the default of a gigabyte per machine. With 64 a
 #: starting Node.js fills the cache; everything is then translated again, which makes it three times as slow.
 TB_SIZE_MB = 128
+#: Without "fast" string instructions: the emulator copies a byte at a time for them, and the guest's kernel and
+#: libraries prefer them for every copy when the processor has them.
+_EMULATED_CPU = "max,-erms,-fsrm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ def _kernel(hardware: Hardware, descriptors: Descriptors) -> list[str]:
 def _accelerator(accelerator: str) -> list[str]:
     if accelerator == "kvm":
         return ["-accel", "kvm", "-cpu", "host"]
-    return ["-accel", f"tcg,thread=multi,tb-size={TB_SIZE_MB}", "-cpu", "max"]
+    return ["-accel", f"tcg,thread=multi,tb-size={TB_SIZE_MB}", "-cpu", _EMULATED_CPU]
 
 
 def kernel_command_line(accelerator: str, tsc_khz: int | None) -> str:
