@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0013"
+revision = "0017"
 down_revision = "0016"
 
 _FROZEN = sa.text("frozen_id IS NOT NULL AND ended_at IS NULL")
