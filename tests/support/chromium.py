@@ -36,8 +36,13 @@ async def chromium() -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def new_page(browser: Any, url: str, key: str, **options: Any) -> AsyncIterator[Any]:
-    """Yield a page of a new browser that has signed in. What it logs as an error fails the test at the end."""
+async def new_page(
+    browser: Any, url: str, key: str, *, may_be_refused: bool = False, **options: Any
+) -> AsyncIterator[Any]:
+    """Yield a page of a new browser that has signed in. What it logs as an error fails the test at the end.
+
+    With `may_be_refused`, responses with statuses of 400 to 499 are none.
+    """
     context = await browser.new_context(base_url=url, **options)
     page = await context.new_page()
     errors: list[str] = []
@@ -51,7 +56,9 @@ async def new_page(browser: Any, url: str, key: str, **options: Any) -> AsyncIte
         yield page
     finally:
         await context.close()
-    assert not errors, errors
+    refusal = "the server responded with a status of 4"
+    unexpected = [each for each in errors if not (may_be_refused and refusal in each)]
+    assert not unexpected, unexpected
 
 
 def is_error(message: Any) -> bool:

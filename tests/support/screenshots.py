@@ -24,6 +24,7 @@ from belljar.model.job import Artifact, Job, JobError, NetworkUse, Refusal, Timi
 from belljar.model.states import Status
 from belljar.model.usage_series import UsageSeries
 from support.chromium import chromium, new_page
+from support.example_project import project_pages
 from support.live import keep_output, listening, write_output
 from support.registered_images import register
 from support.served import Served, served
@@ -55,8 +56,13 @@ async def main(arguments: list[str]) -> None:
     try:
         for name in ("python", "scripting", "shell"):
             register(folder, name)
-        async with served(folder) as api, listening(api.services) as url, chromium() as browser:
-            pages = await example_pages(api)
+        async with (
+            served(folder) as api,
+            project_pages(api, folder / "box") as of_project,
+            listening(api.services) as url,
+            chromium() as browser,
+        ):
+            pages = await example_pages(api) | of_project
             key = read_admin_key(folder)
             assert key is not None
             for scheme in SCHEMES:

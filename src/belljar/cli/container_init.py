@@ -1,7 +1,7 @@
 """What a container's first process does: pass signals on, and reap processes that nobody waits for.
 
-A hypervisor that is killed leaves children to process 1. In a container without an init that is belljar, and each would stay
-as a zombie until the host has no process ids left.
+A hypervisor that is killed leaves children to process 1. In a container without an init that is belljar, and each would
+stay as a zombie until the host has no process ids left.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -114,6 +115,13 @@ class Images:
             initramfs=folder / manifest.initramfs.sha256,
             root=folder / manifest.root.sha256,
         )
+
+    def registered_at(self, name: str) -> datetime | None:
+        """Return when the name was given to its image: its build, import or tag. None when there is none."""
+        try:
+            return datetime.fromtimestamp((self.folder / f"{name}.json").stat().st_mtime, UTC)
+        except OSError:
+            return None
 
     def digests(self) -> set[str]:
         """Return the digests of all complete images, with and without a name."""

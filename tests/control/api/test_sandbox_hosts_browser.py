@@ -63,11 +63,11 @@ async def test_a_page_works_at_its_own_host_and_reaches_no_other_sandbox(live: L
             "websocket": "new Promise(done => { const socket = new WebSocket(URL.replace('http', 'ws')); "
             "socket.onopen = () => done('open'); socket.onerror = () => done('refused'); })",
         }
-        told: dict[str, Any] = {}
+        reached: dict[str, Any] = {}
         for name, script in ways.items():
-            told[name] = await other.evaluate(script.replace("URL", json.dumps(page.url)))
-        assert told["websocket"] == "refused"
-        assert private == [], f"{list(told)} reached the other program"
+            reached[name] = await other.evaluate(script.replace("URL", json.dumps(page.url)))
+        assert reached["websocket"] == "refused"
+        assert private == [], f"{list(reached)} came to the other program"
         await other.evaluate(f"document.cookie = 'belljar_port=evil; domain={PORTS_DOMAIN}'")
         await page.reload()
         await page.wait_for_function("document.title.startsWith('data')")

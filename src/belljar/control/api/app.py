@@ -50,8 +50,19 @@ from belljar.control.api.routes import (
     sessions,
     sign_in,
 )
+from belljar.control.api.routes.dashboard import audit as audit_pages
+from belljar.control.api.routes.dashboard import images as image_pages
 from belljar.control.api.routes.dashboard import jobs as job_pages
+from belljar.control.api.routes.dashboard import keys as key_pages
+from belljar.control.api.routes.dashboard import members as member_pages
+from belljar.control.api.routes.dashboard import nodes as node_pages
 from belljar.control.api.routes.dashboard import overview, playground, static
+from belljar.control.api.routes.dashboard import projects as project_pages
+from belljar.control.api.routes.dashboard import sandbox_files as sandbox_file_pages
+from belljar.control.api.routes.dashboard import sandbox_processes as sandbox_process_pages
+from belljar.control.api.routes.dashboard import sandboxes as sandbox_pages
+from belljar.control.api.routes.dashboard import secrets as secret_pages
+from belljar.control.api.routes.dashboard import usage as usage_pages
 from belljar.control.api.routes.secrets import SecretBody
 from belljar.control.api.rules import ruled_routes
 from belljar.control.api.security_headers import SecurityHeaders
@@ -95,6 +106,17 @@ _ROUTES = (
     overview,
     job_pages,
     playground,
+    sandbox_pages,
+    sandbox_process_pages,
+    sandbox_file_pages,
+    image_pages,
+    node_pages,
+    key_pages,
+    secret_pages,
+    member_pages,
+    project_pages,
+    usage_pages,
+    audit_pages,
     sandboxes,
     sandbox_processes,
     sandbox_attach,

@@ -5,7 +5,7 @@ The records are those of the database or of an export: a verification needs noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,26 @@ def verify(anchor: Point, records: Iterable[Mapping[str, Any]], heads: Iterable[
     """Verify records in the order of their numbers, and hashes that were noted elsewhere before."""
     result = Verification(anchor=anchor, head=anchor)
     noted = {head.seq: head for head in heads if head.seq > anchor.seq}
+    prune = _check_records(result, records, noted)
+    _check_anchor(result, prune)
+    _check_end(result, noted)
+    return result
+
+
+def verify_newest(records: Sequence[Mapping[str, Any]]) -> Verification:
+    """Verify the newest records, in the order of their numbers, without those before: what a page can do at once."""
+    first = records[0] if records else {}
+    seq, digest = _seq_of(first), _digest_of(first.get("previous_hash"))
+    anchor = Point(seq=0 if seq is None else seq - 1, hash=digest or b"")
+    result = Verification(anchor=anchor, head=anchor)
+    _check_records(result, records)
+    return result
+
+
+def _check_records(
+    result: Verification, records: Iterable[Mapping[str, Any]], noted: dict[int, Point] | None = None
+) -> Mapping[str, Any] | None:
+    """Check each record, and take those that were noted out of `noted`. Return the last record of a removal."""
     prune: Mapping[str, Any] | None = None
     for record in records:
         result.rows += 1
@@ -53,15 +73,13 @@ def verify(anchor: Point, records: Iterable[Mapping[str, Any]], heads: Iterable[
             result.found(f"record {result.rows} has no valid number and hash")
             continue
         _check_record(result, record, seq, digest)
-        head = noted.pop(seq, None)
+        head = noted.pop(seq, None) if noted else None
         if head is not None and head.hash != digest:
             result.found(f"row {seq} had another hash when it was noted: rows up to it were written anew")
         if record.get("action") == PRUNE:
             prune = record
         result.head = Point(seq=seq, hash=digest)
-    _check_anchor(result, prune)
-    _check_end(result, noted)
-    return result
+    return prune
 
 
 def _check_record(result: Verification, record: Mapping[str, Any], seq: int, digest: bytes) -> None:

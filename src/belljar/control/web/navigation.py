@@ -25,6 +25,19 @@ GROUPS: tuple[tuple[Entry, ...], ...] = (
         Entry("Jobs", "/jobs", Scope.JOBS_READ),
         Entry("Playground", "/playground", Scope.JOBS_RUN),
     ),
+    (
+        Entry("Sandboxes", "/sandboxes", Scope.SANDBOXES),
+        Entry("Images", "/images", Scope.IMAGES_READ),
+        Entry("Secrets", "/secrets", Scope.SECRETS_READ),
+        Entry("Usage", "/usage", Scope.USAGE_READ),
+    ),
+    (
+        Entry("Keys", "/keys", Scope.PROJECT_ADMIN),
+        Entry("Members", "/members", Scope.PROJECT_ADMIN),
+        Entry("Projects", "/projects", Scope.PROJECT_ADMIN),
+        Entry("Audit log", "/audit", Scope.AUDIT_READ),
+        Entry("Nodes", "/nodes", Scope.ADMIN),
+    ),
     (Entry("Account", "/account", None),),
 )
 

@@ -6,6 +6,7 @@ right-to-left overrides. `visible` replaces them with their code points.
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from belljar.control.projects.scopes import Scope
+from belljar.model.sandbox import SandboxStatus
 from belljar.model.states import Status
 
 #: Categories of characters that are not seen: controls, formats (right-to-left overrides), surrogates, unassigned.
@@ -32,7 +34,12 @@ _TONES = {
     Status.TIMED_OUT: "bad",
     Status.CANCELLED: "muted",
     Status.LOST: "bad",
+    SandboxStatus.CREATING: "waiting",
+    SandboxStatus.PAUSING: "waiting",
+    SandboxStatus.PAUSED: "waiting",
+    SandboxStatus.RESUMING: "waiting",
 }
+_numbers = itertools.count(1)
 
 
 def visible(text: object, limit: int = _MAX_CHARACTERS) -> str:
@@ -112,6 +119,20 @@ def age(at: datetime) -> str:
     return "just now" if seconds < 5 else f"{int(seconds)} s ago"
 
 
+def until(at: datetime | None) -> Markup:
+    """Return an element that says how long it is to a time, such as `in 3 min`, and exactly when."""
+    if at is None:
+        return Markup("never")
+    seconds = (at - datetime.now(UTC)).total_seconds()
+    text = f"in {milliseconds(seconds * 1000)}" if seconds >= 1 else age(at)
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(at.isoformat(), exact(at), text)
+
+
+def unique(prefix: str) -> str:
+    """Return an id for an element, which no other element of a page has."""
+    return f"{prefix}-{next(_numbers)}"
+
+
 def exact(at: datetime | None) -> str:
     """Return a time in UTC to the second."""
     return "–" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
@@ -143,10 +164,11 @@ FILTERS: Mapping[str, Any] = {
     "milliseconds": milliseconds,
     "duration": duration,
     "ago": ago,
+    "until": until,
     "exact": exact,
     "stamp": exact,
     "count": count,
     "tone": tone,
     "words": words,
 }
-GLOBALS: Mapping[str, Any] = {"between": between, "Scope": Scope}
+GLOBALS: Mapping[str, Any] = {"between": between, "unique": unique, "Scope": Scope}

@@ -23,9 +23,9 @@ from belljar.model.errors import InvalidRequest
 router = APIRouter(prefix="/v1/audit", tags=["audit"])
 
 Name = Annotated[str | None, Query(max_length=200)]
-#: Fields that only the operator sees: addresses of other people, and hashes, which cover them.
 #: A project's record has the time of the server, a row the database's.
 _SKEW = timedelta(seconds=1)
+#: Fields that only the operator sees: addresses of other people, and hashes, which cover them.
 _OPERATORS = (*HASHES, "address")
 
 
@@ -45,20 +45,44 @@ async def list_audit(
     ] = "json",
 ) -> Response:
     """List what was done, newest first: the rows of your project; all rows with an operator's key."""
-    which = AuditFilter(
+    requested: dict[str, Any] = {"project": project, "actor": actor, "action": action, "since": since, "until": until}
+    if format == "jsonl":
+        which = await _filter(services, identity, **requested)
+        await services.auditor.flush()
+        store, after = services.auditor.store, _number(cursor)
+        return Stream(_lines(store, which, after or 0, identity), media_type="application/jsonl")
+    page, next_cursor = await audit_page(services, identity, **requested, limit=limit, cursor=cursor)
+    return json_response({"audit": page, "next_cursor": next_cursor})
+
+
+async def audit_page(
+    services: Services, identity: Identity, *, limit: int, cursor: str | None, **requested: Any
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the newest rows that the caller may read and asks for, and the cursor of the next ones."""
+    which, before = await _filter(services, identity, **requested), _number(cursor)
+    await services.auditor.flush()
+    records = await services.auditor.store.page(which, limit=limit + 1, before=before)
+    page = [_public(record, identity) for record in records[:limit]]
+    return page, str(page[-1]["seq"]) if len(records) > limit else None
+
+
+async def _filter(
+    services: Services,
+    identity: Identity,
+    *,
+    project: str | None,
+    actor: str | None,
+    action: str | None,
+    since: datetime | None,
+    until: datetime | None,
+) -> AuditFilter:
+    return AuditFilter(
         project=(project or identity.only_project) if identity.is_operator else identity.project,
         actor=actor,
         action=action,
         since=_aware(since) if identity.is_operator else await _since(services, identity, _aware(since)),
         until=_aware(until),
     )
-    store, after = services.auditor.store, _number(cursor)
-    await services.auditor.flush()
-    if format == "jsonl":
-        return Stream(_lines(store, which, after or 0, identity), media_type="application/jsonl")
-    records = await store.page(which, limit=limit + 1, before=after)
-    page = [_public(record, identity) for record in records[:limit]]
-    return json_response({"audit": page, "next_cursor": str(page[-1]["seq"]) if len(records) > limit else None})
 
 
 @router.get("/head", dependencies=[require(Scope.ADMIN)])

@@ -6,6 +6,8 @@ import { UNITS, whole } from "./numbers";
 
 const HEIGHT = 190;
 const AXIS_WIDTH = 64;
+/** Steps of an axis of bytes. */
+const POWERS = Array.from({ length: 50 }, (_, power) => 2 ** power);
 
 export interface Series {
   readonly title: string;
@@ -102,7 +104,12 @@ function options(
     },
     axes: [
       { ...axis, values: (_, splits) => splits.map(data.isElapsed ? (value) => `${value} s` : timeOf(data.times)) },
-      { ...axis, size: AXIS_WIDTH, values: (_, splits) => splits.map((value) => format(value)) },
+      {
+        ...axis,
+        size: AXIS_WIDTH,
+        values: (_, splits) => splits.map((value) => format(value)),
+        ...(data.unit === "bytes" ? { incrs: POWERS } : {}),
+      },
     ],
     series: [
       {},
