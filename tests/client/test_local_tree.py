@@ -93,3 +93,10 @@ def test_a_broken_archive_is_an_error(tmp_path: Path) -> None:
     data = archive(("a", b"x" * 10_000)).getvalue()[:3000]
     with pytest.raises(LocalPathRefused, match="the archive is broken"):
         extract_folder(io.BytesIO(data), tmp_path / "t")
+
+
+def test_a_header_of_any_length_takes_no_memory(tmp_path: Path) -> None:
+    long_name = tarfile.TarInfo("x")
+    long_name.type, long_name.size = tarfile.XHDTYPE, 1 << 30
+    with pytest.raises(LocalPathRefused, match="header of over"):
+        extract_folder(io.BytesIO(long_name.tobuf() + bytes(4096)), tmp_path / "t")

@@ -19,6 +19,8 @@ _MAX_DEPTH = 128
 #: What a download from a sandbox writes to this host at most, unless the caller says more.
 MAX_DOWNLOAD_BYTES = 10 << 30
 _PIECE_BYTES = 1 << 18
+#: The headers of one entry, with long names and the maps of sparse files.
+_MAX_HEADER_BYTES = 1 << 20
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -28,6 +30,33 @@ class _NoLinks(dict[object, str]):
 
     def __contains__(self, inode: object) -> bool:
         return False
+
+
+class _BoundedHeaders:
+    """An archive of whose headers only so much is read: tarfile would take a name or map of any length into memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._left: int | None = _MAX_HEADER_BYTES
+        self.seek = file.seek
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes. Raises LocalPathRefused."""
+        if self._left is not None:
+            self._left -= size
+            if self._left < 0:
+                raise LocalPathRefused(
+                    f"an entry of the archive has a header of over {_MAX_HEADER_BYTES} bytes; nothing more is written"
+                )
+        return self._file.read(size)
+
+    @contextlib.contextmanager
+    def content(self) -> Iterator[None]:
+        """Read the content of an entry in the block, and the header of the next one behind it."""
+        self._left = None
+        yield
+        self._left = _MAX_HEADER_BYTES
 
 
 def pack_folder(folder: Path, target: IO[bytes]) -> None:
@@ -65,19 +94,25 @@ def extract_folder(
             _write(folder, target.name, source, 0o644)
         return []
     target.mkdir(parents=True, exist_ok=True)
-    left_out, size = [], 0
+    left_out, size, bounded = [], 0, _BoundedHeaders(source)
     try:
-        with _opened(target.resolve()) as root, tarfile.open(fileobj=source, mode="r|") as archive:
+        with _opened(target.resolve()) as root, _archive_of(bounded) as archive:
             for number, member in enumerate(archive):
+                archive.members.clear()  # type: ignore[attr-defined] # tarfile would keep them all
                 if number >= _MAX_ENTRIES:
                     raise LocalPathRefused(f"the archive has over {_MAX_ENTRIES} entries; copy its folders one by one")
                 size += member.size if member.isreg() else 0
                 check_size(target.name, size, max_bytes)
-                if not _extract(root, member, archive):
-                    left_out.append(member.name)
+                with bounded.content():
+                    if not _extract(root, member, archive):
+                        left_out.append(member.name)
     except tarfile.TarError as error:
         raise LocalPathRefused(f"the archive is broken: {error}") from None
     return left_out
+
+
+def _archive_of(file: _BoundedHeaders) -> tarfile.TarFile:
+    return tarfile.open(fileobj=file, mode="r:")  # type: ignore[call-overload, no-any-return]
 
 
 def _extract(root: int, member: tarfile.TarInfo, archive: tarfile.TarFile) -> bool:

@@ -133,6 +133,8 @@ async def test_a_context_that_is_restarted_keeps_its_place(box: OneSandbox, monk
     await run(box, "x = 5")
     stubborn = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
     running = asyncio.create_task(run(box, stubborn, timeout_seconds=0.5))
+    while (await box.http.get(f"{box.url}/contexts/python")).json()["status"] != "running":
+        await asyncio.sleep(0.02)
     statuses = set()
     while not running.done():
         body = {"code": "1"}
