@@ -11,6 +11,10 @@ from urllib.parse import quote
 import pytest
 
 from belljar.control.projects.scopes import Role
+from belljar.control.sandboxes.freeze_service import FreezeService
+from belljar.control.sandboxes.request import ForkRequest
+from belljar.model.errors import Conflict
+from belljar.model.sandbox import Sandbox
 from control.api.sandbox_calls import OneSandbox, SandboxApi
 from support.browser import Browser, fields_of
 from support.registered_images import register
@@ -198,3 +202,30 @@ async def test_a_port_gets_a_link_for_a_browser_where_ports_have_host_names(tmp_
             tokens = (await caller.get(f"/v1{path}/ports/8000/tokens")).json()["tokens"]
             assert len(tokens) == 1
             assert link[1] not in (await browser.get(path)).text
+
+
+async def test_a_sandbox_is_paused_resumed_and_forked_from_its_page(
+    sandboxes: SandboxApi, owner: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = await sandboxes.create()
+    path = f"/sandboxes/{box.id}"
+    page = (await owner.get(path)).text
+    assert f"{path}/pause" in page and f"{path}/fork" in page and f"{path}/resume" not in page
+    refused = await owner.send(f"{path}/fork", await form(owner, path, count="many"))
+    assert refused.status_code == 422 and 'value="many"' in refused.text and 'aria-invalid="true"' in refused.text
+    calls: list[tuple[object, ...]] = []
+
+    async def refuse(_: object, *given: object) -> Sandbox:
+        calls.append(given)
+        raise Conflict("the sandbox was resumed; try again")
+
+    monkeypatch.setattr(FreezeService, "pause", refuse)
+    monkeypatch.setattr(FreezeService, "fork", refuse)
+    for action in ("pause", "fork"):
+        answer = await owner.send(f"{path}/{action}", await form(owner, path, count="2"))
+        assert answer.status_code == 409 and "the sandbox was resumed; try again" in answer.text
+    assert calls == [("tenant", box.id), ("tenant", box.id, ForkRequest(count=2))]
+    assert (await owner.send(f"{path}/resume", await form(owner, path))).headers["location"] == path
+    assert (await owner.get(f"{path}/live?was=running")).text.count("hx-get") == 1
+    changed = await owner.get(f"{path}/live?was=creating")
+    assert (changed.status_code, changed.headers["hx-refresh"]) == (204, "true")

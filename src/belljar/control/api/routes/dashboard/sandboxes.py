@@ -17,7 +17,7 @@ from belljar.control.api.routes.dashboard.pages import Pages, PagesDep
 from belljar.control.api.rules import require
 from belljar.control.projects.scopes import Scope
 from belljar.control.sandboxes.output import public_process
-from belljar.control.sandboxes.request import Extension, SandboxRequest
+from belljar.control.sandboxes.request import MAX_FORKS, Extension, ForkRequest, SandboxRequest
 from belljar.control.web.form_state import FormState, decimal, pairs, validated, whole_number
 from belljar.link.sandboxes import SandboxMachine
 from belljar.model.errors import BelljarError, NotFound
@@ -39,6 +39,7 @@ _LINK_SECONDS = 3600.0
 #: Options of the API → the fields of these forms.
 _FIELDS = {"lifetime_seconds": "lifetime_minutes", "idle_seconds": "idle_minutes", "image": "template"}
 _IMAGE = "image:"
+_FORKED = (SandboxStatus.RUNNING, SandboxStatus.PAUSED)
 #: Processes on the page of a sandbox, the newest.
 _MAX_PROCESSES = 100
 T = TypeVar("T")
@@ -113,9 +114,13 @@ async def show_sandbox(sandbox_id: str, page: PagesDep) -> Response:
 
 
 @router.get(f"{_PATH}/{{sandbox_id}}/live", dependencies=[require(Scope.SANDBOXES)])
-async def show_sandbox_state(sandbox_id: str, page: PagesDep) -> Response:
-    """Return the part of a sandbox's page that changes by itself."""
+async def show_sandbox_state(
+    sandbox_id: str, page: PagesDep, was: Annotated[str, Query(max_length=20)] = ""
+) -> Response:
+    """Return the part of a sandbox's page that changes by itself. Another status than it `was` changes the whole page."""
     sandbox = await page.services.sandboxes.get(page.identity.project, sandbox_id)
+    if was and was != sandbox.status.value:
+        return Response(status_code=204, headers={"HX-Refresh": "true"})
     # Asking the machine is use of it: a page that is left open must not keep an idle one.
     machine = MachineView() if sandbox.spec.idle_seconds is not None else await _machine(page, sandbox, usage_only=True)
     return page.part("sandbox_live.html", sandbox=sandbox, machine=machine)
@@ -133,6 +138,45 @@ async def extend_sandbox(sandbox_id: str, page: PagesDep) -> Response:
     except BelljarError as error:
         return await _show(page, sandbox_id, page.rejected(fields, error, names=_FIELDS), error.status)
     return go_to(f"{_PATH}/{sandbox_id}")
+
+
+@router.post(f"{_PATH}/{{sandbox_id}}/pause", dependencies=[require(Scope.SANDBOXES)])
+@audited("sandbox.pause")
+async def pause_sandbox(sandbox_id: str, page: PagesDep) -> Response:
+    """Keep the memory and disks of a sandbox, and end its machine."""
+    fields = await page.form()
+    try:
+        await page.services.freezing.pause(page.identity.project, sandbox_id)
+    except BelljarError as error:
+        return await _show(page, sandbox_id, page.rejected(fields, error), error.status)
+    return go_to(f"{_PATH}/{sandbox_id}")
+
+
+@router.post(f"{_PATH}/{{sandbox_id}}/resume", dependencies=[require(Scope.SANDBOXES)])
+@audited("sandbox.resume")
+async def resume_sandbox(sandbox_id: str, page: PagesDep) -> Response:
+    """Have a paused sandbox go on; its page shows when it runs."""
+    fields = await page.form()
+    try:
+        await page.services.freezing.request_resume(page.identity.project, sandbox_id)
+    except BelljarError as error:
+        return await _show(page, sandbox_id, page.rejected(fields, error), error.status)
+    return go_to(f"{_PATH}/{sandbox_id}")
+
+
+@router.post(f"{_PATH}/{{sandbox_id}}/fork", dependencies=[require(Scope.SANDBOXES)])
+@audited("sandbox.fork")
+async def fork_sandbox(sandbox_id: str, page: PagesDep) -> Response:
+    """Make copies of a sandbox, with their memory, and lead to the copy, or to the list of several."""
+    fields = await page.form()
+    try:
+        secrets = "keep" if fields.get("keep_secrets") == "yes" else None
+        options = validated(ForkRequest, {"count": whole_number(fields, "count") or 1, "secrets": secrets})
+        async with page.services.submitting.slot(page.identity.id):
+            forks = await page.services.freezing.fork(page.identity.project, sandbox_id, options)
+    except BelljarError as error:
+        return await _show(page, sandbox_id, page.rejected(fields, error), error.status)
+    return go_to(f"{_PATH}/{forks[0].id}" if len(forks) == 1 else _PATH)
 
 
 @router.post(f"{_PATH}/{{sandbox_id}}/delete", dependencies=[require(Scope.SANDBOXES)])
@@ -218,6 +262,8 @@ async def _show(
         base_url=str(page.request.base_url).rstrip("/"),
         has_port_hosts=page.services.sandbox_domain is not None,
         link=link,
+        may_fork=sandbox.status in _FORKED,
+        max_forks=MAX_FORKS,
     )
 
 
