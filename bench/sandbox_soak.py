@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="belljar-soak-") as folder:
         history, before, after = asyncio.run(soak(site_of(args.data_dir, Path(folder)), plan))
     print(f"{len(history.lives)} sandboxes in {time.monotonic() - started:.0f} s, killed: {dict(history.kills)}")
-    print(f"ends: {dict(history.ends())}\ncommands: {dict(history.told())}\nrefused: {dict(history.refusals)}")
+    print(f"ends: {dict(history.ends())}\ncommands: {dict(history.reports())}\nrefused: {dict(history.refusals)}")
     for name, value in before.items():
         print(f"{name:32} {value:8} → {after[name]}")
     print(f"wrong: {len(history.faults())}", *history.faults()[:20], sep="\n  ")

@@ -86,6 +86,11 @@ class DataDir:
         return self.root / "snapshots"
 
     @property
+    def frozen(self) -> Path:
+        """Frozen machines of paused sandboxes and of sandboxes' snapshots."""
+        return self.root / "frozen"
+
+    @property
     def cache(self) -> Path:
         """What can be made or fetched again."""
         return self.root / "cache"
@@ -243,7 +248,7 @@ def private_data_dir(data_dir: Path) -> Path:
 
 def _private_folders(paths: DataDir) -> tuple[Path, ...]:
     """Return the folders that stay private even when the user opens the data folder to others one day."""
-    return paths.run, paths.blobs, paths.snapshots, paths.cache, paths.layers, paths.tls
+    return paths.run, paths.blobs, paths.snapshots, paths.frozen, paths.cache, paths.layers, paths.tls
 
 
 def _holds_only_belljars_files(paths: DataDir) -> bool:

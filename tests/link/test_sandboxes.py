@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from belljar.link.errors import LeaseLost
 from belljar.link.leases import ClaimRequest, NodeIdentity
 from belljar.link.sandboxes import SandboxLease, SandboxLink
 from belljar.model.errors import SecretMissing
-from belljar.model.sandbox import EndReason, SandboxStatus
-from belljar.model.sandbox_errors import SandboxEnded, SandboxNotReady, SandboxUnreachable
+from belljar.model.ids import new_id
+from belljar.model.sandbox import EndReason, FrozenState, ResumeProblem, SandboxStatus
+from belljar.model.sandbox_errors import SandboxEnded, SandboxNotReady, SandboxPaused, SandboxUnreachable
+from belljar.model.sandbox_snapshot import SandboxSnapshot
 from belljar.model.secrets import SecretUse, SecretValue
 from support.control_plane import ControlPlane
 from support.link_calls import NODE, OTHER
@@ -203,10 +206,136 @@ async def test_it_gets_its_secrets_and_their_versions_are_noted(sandboxes: Sandb
     assert (await control.sandbox(created.id)).secret_versions == {"TOKEN": 1}
 
 
+FROZEN = FrozenState(id=new_id("snap"), node=NODE.name, stored_bytes=1000)
+PROBLEM = ResumeProblem(code="snapshot_unusable", message="it is damaged")
+
+
+async def paused(sandboxes: SandboxLink, control: ControlPlane, frozen: FrozenState = FROZEN) -> SandboxLease:
+    """A sandbox that was paused, and the lease under which it was."""
+    await control.create_sandbox(lifetime_seconds=100)
+    lease = (await claim_sandbox(sandboxes, NODE)).lease
+    await run_sandbox(sandboxes, lease)
+    await sandboxes.sandbox_pausing(lease)
+    await sandboxes.sandbox_paused(lease, frozen)
+    return lease
+
+
+async def test_it_is_paused_once_and_only_its_node_resumes_it(sandboxes: SandboxLink, control: ControlPlane) -> None:
+    lease = await paused(sandboxes, control)
+    await sandboxes.sandbox_paused(lease, FROZEN)  # again, as after an answer that was lost
+    with pytest.raises(LeaseLost):
+        await sandboxes.sandbox_paused(lease, replace_id(FROZEN))
+    found = await control.sandbox(lease.sandbox_id)
+    assert (found.status, found.frozen) == (SandboxStatus.PAUSED, FROZEN) and found.paused_at is not None
+    with pytest.raises(SandboxPaused):
+        control.sandboxes.machines.get(found)
+    assert await sandboxes.claim_sandbox(NODE, ROOM, 0) is None
+    resuming = await control.sandboxes.pauses.request_resume("mine", lease.sandbox_id)
+    assert resuming is not None and resuming.status is SandboxStatus.RESUMING and resuming.paused_at is None
+    assert resuming.expires_at >= found.expires_at
+    assert await sandboxes.claim_sandbox(OTHER, ROOM, 0) is None
+    again = await claim_sandbox(sandboxes, NODE)
+    assert again.sandbox.frozen == FROZEN and again.lease.fence == 2
+    await run_sandbox(sandboxes, again.lease)
+    assert (await control.sandbox(lease.sandbox_id)).status is SandboxStatus.RUNNING
+    with pytest.raises(LeaseLost):
+        await sandboxes.sandbox_paused(lease, FROZEN)
+
+
+async def test_a_pause_that_failed_runs_on(sandboxes: SandboxLink, control: ControlPlane) -> None:
+    created = await control.create_sandbox()
+    lease = (await claim_sandbox(sandboxes, NODE)).lease
+    await run_sandbox(sandboxes, lease)
+    before = await control.sandbox(created.id)
+    await sandboxes.sandbox_pausing(lease)
+    await sandboxes.sandbox_pausing(lease)
+    assert (await control.sandbox(created.id)).status is SandboxStatus.PAUSING
+    await run_sandbox(sandboxes, lease)
+    assert await control.sandbox(created.id) == before
+    with pytest.raises(LeaseLost):
+        await sandboxes.sandbox_paused(lease, FROZEN)  # it runs
+
+
+async def test_a_node_that_dies_loses_what_it_was_pausing_and_not_what_it_was_resuming(
+    sandboxes: SandboxLink, control: ControlPlane
+) -> None:
+    resuming = await paused(sandboxes, control)
+    await control.sandboxes.pauses.request_resume("mine", resuming.sandbox_id)
+    await claim_sandbox(sandboxes, NODE)
+    pausing = []
+    for _ in range(2):
+        await control.create_sandbox()
+        pausing.append((await claim_sandbox(sandboxes, NODE)).lease)
+        await run_sandbox(sandboxes, pausing[-1])
+        await sandboxes.sandbox_pausing(pausing[-1])
+    kept = replace_id(FROZEN)
+    await sandboxes.sandbox_paused(pausing[1], kept)  # the next process found that all was kept, and says so first
+    assert await sandboxes.forget_sandboxes(AGAIN) == 2
+    statuses = [(await control.sandbox(lease.sandbox_id)).status for lease in (resuming, *pausing)]
+    assert statuses == [SandboxStatus.PAUSED, SandboxStatus.LOST, SandboxStatus.PAUSED]
+    assert (await control.sandbox(resuming.sandbox_id)).problem is not None
+
+
+async def test_one_that_could_not_be_resumed_is_paused_with_the_reason(
+    sandboxes: SandboxLink, control: ControlPlane
+) -> None:
+    lease = await paused(sandboxes, control)
+    await control.sandboxes.pauses.request_resume("mine", lease.sandbox_id)
+    again = (await claim_sandbox(sandboxes, NODE)).lease
+    await sandboxes.sandbox_not_resumed(again, PROBLEM)
+    found = await control.sandbox(lease.sandbox_id)
+    assert (found.status, found.problem, found.frozen) == (SandboxStatus.PAUSED, PROBLEM, FROZEN)
+    assert found.paused_at is not None
+    with pytest.raises(LeaseLost):
+        await sandboxes.sandbox_not_resumed(again, PROBLEM)
+
+
+async def test_one_that_is_to_end_is_not_paused(sandboxes: SandboxLink, control: ControlPlane) -> None:
+    created = await control.create_sandbox()
+    lease = (await claim_sandbox(sandboxes, NODE)).lease
+    await run_sandbox(sandboxes, lease)
+    await sandboxes.sandbox_pausing(lease)
+    await control.sandboxes.store.request_end("mine", created.id, EndReason.DELETED, "it was deleted")
+    await sandboxes.sandbox_paused(lease, FROZEN)
+    ended = await control.sandbox(created.id)
+    assert ended.end is not None and ended.end.reason is EndReason.DELETED
+
+
+async def test_frozen_machines_are_needed_by_sandboxes_and_by_snapshots(
+    sandboxes: SandboxLink, control: ControlPlane
+) -> None:
+    lease, snapshot, gone = await paused(sandboxes, control), new_id("snap"), new_id("snap")
+    spec = (await control.sandbox(lease.sandbox_id)).spec
+    await control.sandboxes.snapshots.insert(
+        SandboxSnapshot(
+            id=snapshot,
+            project="mine",
+            sandbox_id=lease.sandbox_id,
+            node=NODE.name,
+            created_at=datetime.now(UTC),
+            stored_bytes=1,
+            spec=spec,
+        ),
+        lambda count: None,
+    )
+    assert await sandboxes.frozen_in_use(NODE, [FROZEN.id, snapshot, gone]) == {FROZEN.id, snapshot}
+    await control.sandboxes.store.request_end("mine", lease.sandbox_id, EndReason.DELETED, "it was deleted")
+    assert await sandboxes.frozen_in_use(NODE, [FROZEN.id, snapshot, gone]) == {snapshot}
+    assert await control.sandboxes.snapshots.delete("mine", snapshot)
+    assert await sandboxes.frozen_in_use(NODE, [FROZEN.id, snapshot, gone]) == frozenset()
+
+
+def replace_id(frozen: FrozenState) -> FrozenState:
+    return frozen.model_copy(update={"id": new_id("snap")})
+
+
 VERBS: dict[str, Callable[[SandboxLink, SandboxLease], Awaitable[object]]] = {
     "secrets": lambda link, lease: link.sandbox_secrets(lease),
     "running": lambda link, lease: run_sandbox(link, lease),
     "ended": lambda link, lease: link.sandbox_ended(lease, DELETED),
+    "pausing": lambda link, lease: link.sandbox_pausing(lease),
+    "paused": lambda link, lease: link.sandbox_paused(lease, FROZEN),
+    "not resumed": lambda link, lease: link.sandbox_not_resumed(lease, PROBLEM),
 }
 
 

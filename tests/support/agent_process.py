@@ -12,6 +12,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from belljar.node.frozen.parts import BytesPart
+from belljar.node.frozen.protocol import FrozenParts
 from belljar.node.guest.wire import Stream
 from belljar.node.machines.protocol import Console, Death, DeathCause, Machine, MachineSpec
 from belljar.node.machines.provision.cold_boot import boot_machine
@@ -27,7 +29,10 @@ class ProcessMachine:
     process: asyncio.subprocess.Process
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    hypervisor: ProcessHypervisor
     id: str = "process"
+    #: Whether the process is kept for `restored`, as a frozen machine's memory is.
+    is_kept: bool = False
     console: Console = field(default_factory=lambda: Console(1000))
     phases: dict[str, float] = field(default_factory=dict)
 
@@ -38,7 +43,20 @@ class ProcessMachine:
         await self.process.wait()
         return Death(cause=DeathCause.GUEST_EXIT, message="the agent's process ended")
 
+    @asynccontextmanager
+    async def frozen(self) -> AsyncIterator[list[BytesPart]]:
+        """Its memory is the number under which the hypervisor keeps the process."""
+        self.is_kept = True
+        self.hypervisor.kept[self.process.pid] = self
+        yield [BytesPart("memory", b"%d" % self.process.pid)]
+
+    async def thaw(self) -> None:
+        self.is_kept = False
+        del self.hypervisor.kept[self.process.pid]
+
     async def kill(self) -> None:
+        if self.is_kept:
+            return
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         await self.process.wait()
@@ -54,6 +72,9 @@ class ProcessHypervisor:
     version: str = "0"
     alive: int = 0
     made: list[ProcessMachine] = field(default_factory=list)
+    identity: str = "process 0"
+    #: Frozen machines by their process.
+    kept: dict[int, ProcessMachine] = field(default_factory=dict)
 
     @asynccontextmanager
     async def ready(self, spec: MachineSpec) -> AsyncIterator[ProvisionedMachine]:
@@ -72,16 +93,43 @@ class ProcessHypervisor:
             ours.close()
             raise
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
-        machine = ProcessMachine(process, reader, writer)
+        machine = ProcessMachine(process, reader, writer, self)
         machine.console.add(b"booted\n")
         self.made.append(machine)
         self.alive += 1
-        try:
+        async with self._running(machine):
             yield machine
+
+    @asynccontextmanager
+    async def restored(self, spec: MachineSpec, parts: FrozenParts) -> AsyncIterator[Machine]:
+        descriptor = os.memfd_create("memory")
+        try:
+            parts.copy("memory", descriptor)
+            kept = self.kept.pop(int(os.pread(descriptor, 100, 0)))
         finally:
-            writer.close()
+            os.close(descriptor)
+        machine = ProcessMachine(kept.process, kept.reader, kept.writer, self)
+        self.alive += 1
+        async with self._running(machine):
+            yield machine
+
+    @asynccontextmanager
+    async def _running(self, machine: ProcessMachine) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            if not machine.is_kept:
+                machine.writer.close()
             await machine.kill()
             self.alive -= 1
+
+    async def end_kept(self) -> None:
+        """End the processes that no sandbox wants back."""
+        for machine in self.kept.values():
+            machine.is_kept = False
+            machine.writer.close()
+            await machine.kill()
+        self.kept.clear()
 
 
 def _jail() -> list[str]:

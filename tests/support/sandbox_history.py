@@ -15,7 +15,7 @@ CAUSED = frozenset(
 
 
 @dataclass
-class Told:
+class Report:
     """One command, and what its caller was told about it."""
 
     token: str
@@ -49,7 +49,7 @@ class Life:
     #: How it is to end if nothing is killed.
     wanted: EndReason
     id: str | None = None
-    commands: list[Told] = field(default_factory=list)
+    commands: list[Report] = field(default_factory=list)
     #: Tokens of its commands in the order in which they ran, as a file in the sandbox has them; None: it was not read.
     ran: list[str] | None = None
     end: dict[str, Any] | None = None
@@ -58,14 +58,14 @@ class Life:
 
     def faults(self) -> list[str]:
         """Return what cannot be true."""
-        found = [*self.wrong, *(fault for told in self.commands for fault in told.faults())]
+        found = [*self.wrong, *(fault for report in self.commands for fault in report.faults())]
         if self.ran is not None:
             counts = Counter(self.ran)
             found += [f"{token} ran {count} times" for token, count in counts.items() if count > 1]
             found += [
-                f"{told.token} has an exit and never ran"
-                for told in self.commands
-                if told.exits and not counts[told.token]
+                f"{report.token} has an exit and never ran"
+                for report in self.commands
+                if report.exits and not counts[report.token]
             ]
         if self.id is not None:
             found += self._faults_of_end()
@@ -102,7 +102,7 @@ class History:
         """Return how many sandboxes ended by each reason."""
         return Counter(life.end["end"]["reason"] if life.end and life.end["end"] else "none" for life in self.lives)
 
-    def told(self) -> Counter[str]:
+    def reports(self) -> Counter[str]:
         """Return what callers of commands were told."""
-        commands = [told for life in self.lives for told in life.commands]
-        return Counter("exit" if told.exits else told.failure or "nothing" for told in commands)
+        commands = [report for life in self.lives for report in life.commands]
+        return Counter("exit" if report.exits else report.failure or "nothing" for report in commands)

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from belljar.model.sandbox import EndReason
-from support.sandbox_history import History, Life, Told
+from support.sandbox_history import History, Life, Report
 
 #: What a caller meets while the server is gone, or is killed.
 GONE = (httpx.TransportError, httpx.StreamError)
@@ -139,62 +139,62 @@ class Box:
         """Run a command, and keep what its caller is told."""
         lines, code = self.chance.choice((0, 1, 20, 2000)), self.chance.choice((0, 0, 3))
         token = f"t{self.life.number}-{len(self.life.commands)}"
-        told = Told(token, "".join(f"{token} {line}\n" for line in range(lines)).encode(), code)
-        self.life.commands.append(told)
+        report = Report(token, "".join(f"{token} {line}\n" for line in range(lines)).encode(), code)
+        self.life.commands.append(report)
         script = (
             f"echo {token} >> log; i=0; while [ $i -lt {lines} ]; do echo {token} $i; i=$((i+1)); done; exit {code}"
         )
         call = self.chance.choice((self._whole, self._streamed, self._in_background))
         try:
-            await call(told, script)
+            await call(report, script)
         except Refused as refused:
-            told.failure = refused.code
+            report.failure = refused.code
             raise
         except GONE as error:
-            told.failure = type(error).__name__
+            report.failure = type(error).__name__
             raise
 
-    async def _whole(self, told: Told, script: str) -> None:
+    async def _whole(self, report: Report, script: str) -> None:
         result = await self.call("POST", "/exec", json={"command": script})
         if result["stdout_truncated"]:
-            self.life.wrong.append(f"{told.token}: truncated")
-        told.stdout = result["stdout"].encode()
-        told.exits.append(result["exit_code"])
+            self.life.wrong.append(f"{report.token}: truncated")
+        report.stdout = result["stdout"].encode()
+        report.exits.append(result["exit_code"])
 
-    async def _streamed(self, told: Told, script: str) -> None:
+    async def _streamed(self, report: Report, script: str) -> None:
         async for name, data in self.events("POST", "/exec?stream=true", json={"command": script}):
-            self._note(told, name, data)
-        if not told.exits:
-            told.failure = told.failure or "stream without an exit"
+            self._note(report, name, data)
+        if not report.exits:
+            report.failure = report.failure or "stream without an exit"
 
-    async def _in_background(self, told: Told, script: str) -> None:
+    async def _in_background(self, report: Report, script: str) -> None:
         process = await self.call("POST", "/exec", json={"command": script, "background": True})
         async for name, data in self.events("GET", f"/processes/{process['pid']}/output"):
-            self._note(told, name, data)
+            self._note(report, name, data)
         later = await self.call("GET", f"/processes/{process['pid']}?wait=30")
-        if told.exits and later["exit_code"] != told.exits[0]:
-            self.life.wrong.append(f"{told.token}: exit {told.exits[0]}, later {later['exit_code']}")
-        if not told.exits:
-            told.failure = told.failure or "stream without an exit"
+        if report.exits and later["exit_code"] != report.exits[0]:
+            self.life.wrong.append(f"{report.token}: exit {report.exits[0]}, later {later['exit_code']}")
+        if not report.exits:
+            report.failure = report.failure or "stream without an exit"
 
-    def _note(self, told: Told, name: str, data: dict[str, Any]) -> None:
-        if told.exits:
-            self.life.wrong.append(f"{told.token}: {name} behind the exit")
+    def _note(self, report: Report, name: str, data: dict[str, Any]) -> None:
+        if report.exits:
+            self.life.wrong.append(f"{report.token}: {name} behind the exit")
         if name == "stdout":
-            if data["offset"] != len(told.stdout):
-                self.life.wrong.append(f"{told.token}: offset {data['offset']} at byte {len(told.stdout)}")
-            told.stdout += data["text"].encode()
+            if data["offset"] != len(report.stdout):
+                self.life.wrong.append(f"{report.token}: offset {data['offset']} at byte {len(report.stdout)}")
+            report.stdout += data["text"].encode()
         elif name == "exit":
-            told.exits.append(data["exit_code"])
+            report.exits.append(data["exit_code"])
         elif name == "error":
-            told.failure = data["code"]
+            report.failure = data["code"]
 
     async def read_log(self) -> None:
         """Keep which commands ran, by the file that each wrote to."""
         response = await self.http.get(self.file("log"))
         if response.status_code == 200:
             self.life.ran = response.text.split()
-        elif response.status_code == 404 and not any(told.exits for told in self.life.commands):
+        elif response.status_code == 404 and not any(report.exits for report in self.life.commands):
             self.life.ran = []
         else:
             raise Refused(response)

@@ -366,11 +366,11 @@ async def opened_harness(
     chosen = Settings(data_dir=data_dir, snapshots="off", pool="off", grace_seconds=0.2, **settings)
     await place_empty_database(chosen)
     database = await open_database(chosen)
+    hypervisor = ProcessHypervisor(agent)
     try:
-        yield WorkerHarness(
-            chosen, database, ProcessHypervisor(agent), Faults(), register_image(data_dir), retry_times, upload_times
-        )
+        yield WorkerHarness(chosen, database, hypervisor, Faults(), register_image(data_dir), retry_times, upload_times)
     finally:
+        await hypervisor.end_kept()
         await database.close()
 
 

@@ -16,6 +16,7 @@ from belljar.app.worker import open_queue, open_worker
 from belljar.bench.starts import Measured
 from belljar.control.api.services import Services, open_services
 from belljar.control.sandboxes.queue import SandboxQueue
+from belljar.control.sandboxes.request import ForkRequest
 from belljar.data_dir import DataDir
 from belljar.link.sandboxes import SandboxMachine
 from belljar.model.errors import HostError
@@ -79,10 +80,15 @@ async def measure_sandboxes(settings: Settings, image: Image, rounds: int) -> li
         write, read = await _file(machine)
         inside, ports = await _ports(machine)
         memory_mb, idle_percent = await _idle(worker)
+        forks = [await _fork(services, sandbox, seconds) for _ in range(rounds)]
+        pauses, resumes = await _pauses(services, sandbox, rounds, seconds)
         await _end(queue, sandbox, seconds)
     return [
         ("sandbox: created → first output, from the pool", "ms", creates),
         ("sandbox: exec of true → its exit", "ms", execs),
+        (f"sandbox of {_MEMORY_MB} MB: pause → its machine is gone", "ms", pauses),
+        (f"sandbox of {_MEMORY_MB} MB: resume → takes commands", "ms", resumes),
+        (f"sandbox of {_MEMORY_MB} MB: fork → the copy takes commands", "ms", forks),
         (f"sandbox: file of {_FILE_MB} MB written", "MB/s", [write]),
         (f"sandbox: file of {_FILE_MB} MB read", "MB/s", [read]),
         ("sandbox: connection to a port, a byte and its echo", "ms", ports),
@@ -128,19 +134,49 @@ async def _running(queue: SandboxQueue, image: Image, seconds: float) -> Sandbox
         expires_at=now + timedelta(seconds=_LIFETIME_SECONDS),
         spec=spec,
     )
-    with queue.changes.watching(sandbox.id) as topic:
-        await queue.store.insert(sandbox)
-        queue.changes.waiting.notify()
+    await queue.store.insert(sandbox)
+    queue.changes.waiting.notify()
+    return await _until_running(queue, sandbox.id, seconds)
+
+
+async def _until_running(queue: SandboxQueue, sandbox_id: str, seconds: float) -> Sandbox:
+    with queue.changes.watching(sandbox_id) as topic:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             count = topic.count
-            found = await queue.store.get(None, sandbox.id)
+            found = await queue.store.get(None, sandbox_id)
             if found is not None and found.status is SandboxStatus.RUNNING:
                 return found
             if found is not None and found.end is not None:
                 raise HostError(f"a sandbox of the benchmark did not start: {found.end.message}")
+            if found is not None and found.problem is not None:
+                raise HostError(f"a sandbox of the benchmark was not resumed: {found.problem.message}")
             await topic.wait_beyond(count, 1.0)
     raise HostError(f"a sandbox of the benchmark did not start within {seconds:g} s; repeat when the host is less busy")
+
+
+async def _fork(services: Services, sandbox: Sandbox, seconds: float) -> float:
+    started = time.monotonic()
+    (fork,) = await services.freezing.fork(sandbox.project, sandbox.id, ForkRequest())
+    fork = await _until_running(services.sandbox_queue, fork.id, seconds)
+    took_ms = (time.monotonic() - started) * 1000
+    await _end(services.sandbox_queue, fork, seconds)
+    return took_ms
+
+
+async def _pauses(services: Services, sandbox: Sandbox, rounds: int, seconds: float) -> tuple[list[float], list[float]]:
+    """Pause and resume; return the milliseconds of each. Between two pauses something is written and run."""
+    queue, pauses, resumes = services.sandbox_queue, [], []
+    for _ in range(rounds):
+        started = time.monotonic()
+        await services.freezing.pause(sandbox.project, sandbox.id)
+        pauses.append((time.monotonic() - started) * 1000)
+        started = time.monotonic()
+        await services.freezing.request_resume(sandbox.project, sandbox.id)
+        running = await _until_running(queue, sandbox.id, seconds)
+        resumes.append((time.monotonic() - started) * 1000)
+        await _timed(queue.machines.get(running))
+    return pauses, resumes
 
 
 async def _end(queue: SandboxQueue, sandbox: Sandbox, seconds: float) -> None:

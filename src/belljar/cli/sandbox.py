@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from belljar.cli import options, sandbox_code, sandbox_commands, sandbox_files, sandbox_ports
+from belljar.cli import options, sandbox_code, sandbox_commands, sandbox_files, sandbox_freezing, sandbox_ports
 from belljar.cli.flags import ServerFlags
 from belljar.cli.flows import FlowLimit, Refused, print_flows, verdict_of
 from belljar.cli.printing import print_json, print_line, print_table
@@ -25,10 +25,13 @@ def create(
     template: Annotated[
         str | None, typer.Argument(metavar="[TEMPLATE]", help="A language or an image. Default: python.")
     ] = None,
+    snapshot: Annotated[str | None, typer.Option(metavar="ID", help="Go on from this snapshot of a sandbox.")] = None,
     vcpus: Annotated[int | None, typer.Option(help="Virtual CPUs.", show_default=False)] = None,
     memory: Annotated[int | None, typer.Option(metavar="MB", help="Memory of the machine.", show_default=False)] = None,
     disk: Annotated[int | None, typer.Option(metavar="MB", help="Size of a disk for what is written.")] = None,
-    egress: Annotated[str, typer.Option(metavar="none|open|HOST,…", help="What it may reach.")] = "none",
+    egress: Annotated[
+        str | None, typer.Option(metavar="none|open|HOST,…", help="What it may reach. Default: none.")
+    ] = None,
     env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Variable of every command. Repeatable.")] = None,
     secret: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Secret for every command.")] = None,
     mask: Annotated[bool, typer.Option("--mask/--no-mask", help="Replace secrets by *** in output.")] = True,
@@ -47,6 +50,7 @@ def create(
 ) -> None:
     """Create a sandbox and print its id when it runs."""
     request = options.without_none(
+        snapshot=snapshot,
         shape=options.without_none(vcpus=vcpus, memory_mb=memory, disk_mb=disk) or None,
         egress=egress,
         user="root" if root else None,
@@ -145,6 +149,11 @@ def metrics(sandbox_id: SandboxId, server: ServerFlags, as_json: options.Json = 
         show_usage_series(series)
 
 
+app.command("pause")(sandbox_freezing.pause)
+app.command("resume")(sandbox_freezing.resume)
+app.command("fork")(sandbox_freezing.fork)
+app.command("snapshot")(sandbox_freezing.snapshot)
+app.add_typer(sandbox_freezing.snapshots, name="snapshots")
 app.command("ports")(sandbox_ports.ports)
 app.command("exec")(sandbox_commands.execute)
 app.command("shell")(sandbox_commands.shell)
@@ -158,7 +167,18 @@ def _show(box: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(box)
         return
-    for name in ("id", "status", "image", "vcpus", "memory_mb", "disk_mb", "node", "created_at", "expires_at"):
+    for name in (
+        "id",
+        "status",
+        "image",
+        "vcpus",
+        "memory_mb",
+        "disk_mb",
+        "node",
+        "created_at",
+        "paused_at",
+        "expires_at",
+    ):
         if box.get(name) is not None:
             print_line(f"{name:12} {box[name]}")
     if box["status"] == "running":

@@ -162,8 +162,8 @@ class Client:
     def create_sandbox(self, template: str | None = None, *, wait_seconds: float = 120, **options: Any) -> Sandbox:
         """Create a sandbox and return it when it runs. It stays until it is deleted or its lifetime ends.
 
-        `template` is a language or an image. Options: image, shape ({"vcpus", "memory_mb", "disk_mb"…}), egress, env,
-        secrets, user ("root" or a uid), lifetime_seconds, idle_seconds, labels. Raises
+        `template` is a language or an image. Options: image, snapshot (the id of one), shape ({"vcpus", "memory_mb",
+        "disk_mb"…}), egress, env, secrets, user ("root" or a uid), lifetime_seconds, idle_seconds, labels. Raises
         TimeoutError after `wait_seconds`, with it deleted.
         """
         given = {"template": template, "idempotency_key": str(uuid.uuid4()), **options}
@@ -197,6 +197,14 @@ class Client:
     def sandboxes(self, **filters: Any) -> dict[str, Any]:
         """Return a page: `sandboxes`, `next_cursor`. Filters: status, label, limit, cursor."""
         return self.transport.json("GET", "/v1/sandboxes", params=_given(filters))
+
+    def snapshots(self, **filters: Any) -> dict[str, Any]:
+        """Return a page: `snapshots`, `next_cursor`. Filters: limit, cursor."""
+        return self.transport.json("GET", "/v1/snapshots", params=_given(filters))
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """Delete a snapshot. Sandboxes that were made from it go on."""
+        self.transport.json("DELETE", f"/v1/snapshots/{quote(snapshot_id, safe='')}")
 
     def job_metrics(self, job_id: str) -> dict[str, Any]:
         """Return what a job's machine used over its life: arrays `seconds`, `cpu`, `memory_bytes`, …"""

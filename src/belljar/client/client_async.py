@@ -163,8 +163,8 @@ class AsyncClient:
     ) -> AsyncSandbox:
         """Create a sandbox and return it when it runs. It stays until it is deleted or its lifetime ends.
 
-        `template` is a language or an image. Options: image, shape ({"vcpus", "memory_mb", "disk_mb"…}), egress, env,
-        secrets, user ("root" or a uid), lifetime_seconds, idle_seconds, labels. Raises
+        `template` is a language or an image. Options: image, snapshot (the id of one), shape ({"vcpus", "memory_mb",
+        "disk_mb"…}), egress, env, secrets, user ("root" or a uid), lifetime_seconds, idle_seconds, labels. Raises
         TimeoutError after `wait_seconds`, with it deleted.
         """
         given = {"template": template, "idempotency_key": str(uuid.uuid4()), **options}
@@ -198,6 +198,14 @@ class AsyncClient:
     async def sandboxes(self, **filters: Any) -> dict[str, Any]:
         """Return a page: `sandboxes`, `next_cursor`. Filters: status, label, limit, cursor."""
         return await self.transport.json("GET", "/v1/sandboxes", params=_given(filters))
+
+    async def snapshots(self, **filters: Any) -> dict[str, Any]:
+        """Return a page: `snapshots`, `next_cursor`. Filters: limit, cursor."""
+        return await self.transport.json("GET", "/v1/snapshots", params=_given(filters))
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        """Delete a snapshot. Sandboxes that were made from it go on."""
+        await self.transport.json("DELETE", f"/v1/snapshots/{quote(snapshot_id, safe='')}")
 
     async def job_metrics(self, job_id: str) -> dict[str, Any]:
         """Return what a job's machine used over its life: arrays `seconds`, `cpu`, `memory_bytes`, …"""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 #: What of each stream the result of a command has at most, if the caller sets no limit.
 _MAX_OUTPUT_BYTES = 16 << 20
+#: A wait is split into requests of this many seconds, because proxies limit the time of a request.
+_WAIT_SECONDS = 30
+_POLL_SECONDS = 0.2
 
 
 class Sandbox(dict[str, Any]):
@@ -38,7 +42,7 @@ class Sandbox(dict[str, Any]):
 
     @property
     def status(self) -> str:
-        """`creating`, `running`, then `ended` or `lost`."""
+        """`creating`, `running`, while it is paused `pausing`, `paused` and `resuming`, then `ended` or `lost`."""
         return str(self["status"])
 
     def refresh(self) -> Sandbox:
@@ -56,6 +60,55 @@ class Sandbox(dict[str, Any]):
         """End the sandbox with everything in it; return it. One that has ended stays as it is."""
         self.update(self._client.transport.json("DELETE", self._path, is_repeatable=True))
         return self
+
+    def pause(self) -> Sandbox:
+        """Keep the sandbox's memory and disks, and end its machine; return it. `resume` continues its commands."""
+        self.update(self._client.transport.json("POST", f"{self._path}/pause", is_repeatable=True))
+        return self
+
+    def resume(self, *, wait_seconds: float = 120) -> Sandbox:
+        """Continue a paused sandbox and return it when it runs. Raises TimeoutError after `wait_seconds`."""
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            left = max(0.0, min(_WAIT_SECONDS, deadline - time.monotonic()))
+            path, wait = f"{self._path}/resume", {"wait": left}
+            self.update(self._client.transport.json("POST", path, params=wait, is_repeatable=True))
+            if self.status == "running":
+                return self
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"the sandbox {self.id} was not resumed within {wait_seconds:g} seconds")
+
+    def snapshot(self, *, keep_secrets: bool = False) -> dict[str, Any]:
+        """Keep a copy of the sandbox as it is now, which goes on; return the snapshot.
+
+        `client.create_sandbox(snapshot=snapshot["id"])` makes sandboxes from it. `keep_secrets` is needed for
+        a sandbox with secrets, whose values are in its memory.
+        """
+        body = {"secrets": "keep"} if keep_secrets else {}
+        return self._client.transport.json("POST", f"{self._path}/snapshot", json=body)
+
+    def fork(
+        self, count: int = 1, *, keep_secrets: bool = False, wait_seconds: float = 120, **options: Any
+    ) -> list[Sandbox]:
+        """Return copies of the sandbox that go on from where it is now, with its memory, when they run.
+
+        Options: lifetime_seconds, labels. `keep_secrets` as for `snapshot`. Raises TimeoutError after `wait_seconds`,
+        with the copies deleted.
+        """
+        body = {"count": count, **options, **({"secrets": "keep"} if keep_secrets else {})}
+        deadline = time.monotonic() + wait_seconds
+        wait = {"wait": max(0.0, min(_WAIT_SECONDS, wait_seconds))}
+        found = self._client.transport.json("POST", f"{self._path}/fork", json=body, params=wait)
+        forks = [Sandbox(self._client, fields) for fields in found["sandboxes"]]
+        while any(fork.status == "creating" for fork in forks):
+            if time.monotonic() >= deadline:
+                for fork in forks:
+                    fork.delete()
+                raise TimeoutError(f"the copies of {self.id} had no machines after {wait_seconds:g} seconds")
+            time.sleep(_POLL_SECONDS)
+            for fork in forks:
+                fork.refresh()
+        return forks
 
     def run(self, command: str, **options: Any) -> CommandResult:
         """Run a command line of a shell and return its result. Options as for `exec`."""

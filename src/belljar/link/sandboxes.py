@@ -20,7 +20,7 @@ from belljar.link.leases import ClaimRequest, NodeIdentity
 from belljar.link.secrets import JobSecret
 from belljar.model.flows import FlowReport
 from belljar.model.job import MachineInfo, Timings
-from belljar.model.sandbox import EndReason, Sandbox, SandboxEnd
+from belljar.model.sandbox import EndReason, FrozenState, ResumeProblem, Sandbox, SandboxEnd
 from belljar.model.sandbox_values import (
     FileEntry,
     FileEvent,
@@ -93,6 +93,16 @@ class SandboxStart:
     timings: Timings
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FreezeRequest:
+    """What is wanted of a running sandbox: a frozen copy of its machine."""
+
+    #: The id of the copy, new.
+    id: str
+    #: Whether the machine ends with it, so that the sandbox is paused. Else the machine goes on.
+    pause: bool
+
+
 class SandboxLink(Protocol):
     """What the control plane does for a node's sandboxes. Every implementation passes the tests in tests/link."""
 
@@ -133,6 +143,26 @@ class SandboxLink(Protocol):
 
     async def sandbox_running(self, lease: SandboxLease, start: SandboxStart, machine: SandboxMachine) -> None:
         """Keep that its machine takes commands; callers reach it through `machine` from now on."""
+        ...
+
+    async def sandbox_pausing(self, lease: SandboxLease) -> None:
+        """Keep that its machine is about to be frozen and ended. `sandbox_running` tells that it runs on."""
+        ...
+
+    async def sandbox_paused(self, lease: SandboxLease, frozen: FrozenState) -> None:
+        """Pause the sandbox: it is kept in this frozen machine, and the lease is given up.
+
+        A later process of the node may say so for a lease of an earlier one that is still held. Calling it again for a
+        sandbox that this lease paused does nothing.
+        """
+        ...
+
+    async def sandbox_not_resumed(self, lease: SandboxLease, problem: ResumeProblem) -> None:
+        """Pause the sandbox again, which could not be resumed, and give up the lease."""
+        ...
+
+    async def frozen_in_use(self, node: NodeIdentity, ids: Collection[str]) -> frozenset[str]:
+        """Return those of the frozen machines that a sandbox or a snapshot needs; the node may remove the others."""
         ...
 
     async def report_sandbox_flows(self, lease: SandboxLease, report: FlowReport) -> None:
@@ -337,6 +367,13 @@ class SandboxMachine(Protocol):
 
     async def usage(self) -> SandboxUsage:
         """Return what its machine uses now."""
+        ...
+
+    async def freeze(self, request: FreezeRequest) -> FrozenState:
+        """Freeze the machine, and keep it on its node; return when it is kept. The sandbox goes on after an error.
+
+        Raises DiskFull, HostError, SandboxPaused.
+        """
         ...
 
     async def usage_series(self) -> UsageSeries:

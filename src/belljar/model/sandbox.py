@@ -91,6 +91,8 @@ class EndReason(StrEnum):
     NODE_LOST = "node_lost"
     #: The kept memory or disk of a paused sandbox is damaged.
     SNAPSHOT_DAMAGED = "snapshot_damaged"
+    #: It was paused for longer than paused sandboxes are kept.
+    RETENTION = "retention"
 
 
 #: What ends a sandbox as `lost`; every other reason ends it as `ended`.
@@ -108,6 +110,22 @@ class SandboxEnd(Value):
     def status(self) -> SandboxStatus:
         """The status that a sandbox which ends so gets."""
         return SandboxStatus.LOST if self.reason in LOSSES else SandboxStatus.ENDED
+
+
+class FrozenState(Value):
+    """A frozen machine, kept on a node's disk."""
+
+    id: str
+    node: str
+    stored_bytes: int
+    """Bytes of its memory and disks that are not zeros. What it shares with an earlier one is stored once."""
+
+
+class ResumeProblem(Value):
+    """Why a sandbox could not be resumed: a stable code (docs/errors.md) and a sentence."""
+
+    code: str
+    message: str
 
 
 class SandboxSpec(Value):
@@ -166,6 +184,10 @@ class Sandbox(Value):
     secret_versions: dict[str, int] = Field(default_factory=dict)
     parent: str | None = None
     """The sandbox or snapshot that it was forked from."""
+    frozen: FrozenState | None = None
+    """What it was last frozen into, or is made from; None: it began with its image."""
+    problem: ResumeProblem | None = None
+    """Why it could not be resumed when that was last tried."""
     idempotency_key: str | None = None
     request_sha256: str | None = None
     spec: SandboxSpec

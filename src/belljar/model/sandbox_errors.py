@@ -55,6 +55,25 @@ class TooManySandboxes(BelljarError):
     status = 429
 
 
+class TooManySnapshots(BelljarError):
+    """The project has as many snapshots as it may; delete some, or have max_snapshots_per_project raised."""
+
+    code = "too_many_snapshots"
+    status = 429
+
+
+class SnapshotUnusable(Conflict):
+    """What was kept of the sandbox is damaged, not on the node, or of another hypervisor; delete it, create another."""
+
+    code = "snapshot_unusable"
+
+
+class SecretsInMemory(Conflict):
+    """The sandbox has secrets, whose values are in its memory; send `"secrets": "keep"` to have them copied with it."""
+
+    code = "secrets_in_memory"
+
+
 class StreamBroken(BelljarError):
     """A stream of the sandbox broke off: what came until then is not all, its end is unknown; look and try again."""
 

@@ -36,6 +36,13 @@ class SandboxSettings(Area):
     max_sandboxes_per_project: int = Field(
         100, ge=0, description="Maximum sandboxes of a project that have not ended, paused ones included."
     )
+    max_snapshots_per_project: int = Field(50, ge=0, description="Maximum snapshots of sandboxes of a project.")
+    keep_paused_sandboxes_days: float = Field(
+        7, ge=0, description="Retention of paused sandboxes, in days; then they end. 0 keeps them for ever."
+    )
+    keep_snapshots_days: float = Field(
+        30, ge=0, description="Retention of snapshots of sandboxes, in days; 0 keeps them for ever."
+    )
     sandbox_domain: Annotated[str | None, AfterValidator(_domain)] = Field(
         None,
         description="Domain of the host names of ports, `{port}-{sandbox_id}.DOMAIN`; its wildcard record leads here.",

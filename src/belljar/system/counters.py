@@ -28,6 +28,7 @@ DESCRIPTIONS = {
     "belljar_pool_requests": "Machines that were wanted from the warm pool, by result: hit, miss.",
     "belljar_quota_refusals": "Submissions and uploads that were refused because of a quota, by quota.",
     "belljar_sandboxes_ended": "Sandboxes that nodes reported as ended, by reason.",
+    "belljar_sandboxes_paused": "Sandboxes that nodes reported as paused.",
     "belljar_sandboxes_started": "Sandboxes whose machines took commands, by where the machine came from.",
     "belljar_script_bytes": "Bytes of scripts that were uploaded.",
     "belljar_write_retries": "Writes that failed in the database or the blob store and were retried.",

@@ -5,12 +5,19 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from belljar.control.api.services import Services
 from belljar.control.maintenance.sandboxes import SandboxCleaner
 from belljar.control.store.sandbox_tables import sandbox_labels, sandboxes
 from belljar.model.sandbox import EndReason
+from belljar.settings import Settings
 from belljar.system.maintenance import ServiceRecord
 from support.sandboxes import new_sandbox
 from support.served import served
+
+
+def cleaner_of(services: Services, settings: Settings | None = None) -> SandboxCleaner:
+    queue = services.sandbox_queue
+    return SandboxCleaner(settings or services.settings, queue.store, queue.pauses, queue.snapshots)
 
 
 async def test_records_go_after_their_period_and_running_ones_stay(tmp_path: Path) -> None:
@@ -24,7 +31,7 @@ async def test_records_go_after_their_period_and_running_ones_stay(tmp_path: Pat
         ended = [each.id for each in made[:-3]]
         query = sandboxes.update().where(sandboxes.c.id.in_(ended)).values(ended_at=old)
         await services.database.writing(lambda connection: connection.execute(query))
-        cleaner = SandboxCleaner(services.settings, store)
+        cleaner = cleaner_of(services)
         record = ServiceRecord(
             service="sandboxes",
             first_run_at=old,
@@ -44,4 +51,4 @@ async def test_records_go_after_their_period_and_running_ones_stay(tmp_path: Pat
         labels = await services.database.reading(lambda connection: connection.execute(sandbox_labels.select()).all())
         assert len(labels) == 3
         forever = services.settings.model_copy(update={"keep_ended_sandboxes_days": 0})
-        assert (await SandboxCleaner(forever, store).run(record, dry_run=False)).removed.count == 0
+        assert (await cleaner_of(services, forever).run(record, dry_run=False)).removed.count == 0

@@ -39,6 +39,7 @@ from belljar.control.api.routes import (
     sandbox_attach,
     sandbox_contexts,
     sandbox_files,
+    sandbox_freezing,
     sandbox_port_tokens,
     sandbox_ports,
     sandbox_processes,
@@ -75,10 +76,12 @@ from belljar.control.sandboxes.request import (
     ExecRequest,
     Extension,
     FilePatch,
+    ForkRequest,
     PortTokenRequest,
     SandboxChange,
     SandboxRequest,
     SignalRequest,
+    SnapshotRequest,
 )
 from belljar.model.job_options import JobOptions, JobRequest
 from belljar.model.quotas import ProjectQuotas
@@ -122,6 +125,7 @@ _ROUTES = (
     sandbox_attach,
     sandbox_contexts,
     sandbox_files,
+    sandbox_freezing,
     flows,
     sandbox_watch,
     sandbox_port_tokens,
@@ -143,6 +147,8 @@ _MODELS = (
     SandboxChange,
     PortTokenRequest,
     Extension,
+    SnapshotRequest,
+    ForkRequest,
     ExecRequest,
     SignalRequest,
     TerminalSize,

@@ -24,6 +24,7 @@ from belljar.control.projects.session_service import SessionService
 from belljar.control.quotas.service import QuotaService, default_limits
 from belljar.control.sandboxes.commands import Commands
 from belljar.control.sandboxes.contexts import Contexts
+from belljar.control.sandboxes.freeze_service import FreezeService
 from belljar.control.sandboxes.port_service import PortService
 from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.sandboxes.service import SandboxService
@@ -91,6 +92,7 @@ class Services:
     changes: Changes
     disk: DiskSpace
     sandboxes: SandboxService
+    freezing: FreezeService
     commands: Commands
     contexts: Contexts
     ports: PortService
@@ -193,6 +195,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 usage_series=SqlUsageSeries(database),
                 sandbox_queue=queue,
                 sandboxes=sandboxes,
+                freezing=FreezeService(sandboxes=sandboxes, queue=queue, settings=settings),
                 commands=commands,
                 contexts=contexts,
                 ports=PortService(SqlPortTokens(database), sandboxes, queue.machines),

@@ -23,6 +23,8 @@ from belljar.control.store.jobs import SqlJobs
 from belljar.control.store.project_removal import SqlProjectRemoval
 from belljar.control.store.quotas import SqlQuotas
 from belljar.control.store.retention import SqlRetention
+from belljar.control.store.sandbox_pauses import SqlSandboxPauses
+from belljar.control.store.sandbox_snapshots import SqlSandboxSnapshots
 from belljar.control.store.sandboxes import SqlSandboxes
 from belljar.control.store.scripts import SqlScripts
 from belljar.images.catalog import Images
@@ -44,7 +46,7 @@ def control_services(settings: Settings, database: Database, blobs: Blobs) -> li
         OrphanCleaner(settings, retention, blobs),
         RecordCleaner("nodes", settings.keep_gone_nodes_days, retention.silent_nodes),
         RecordCleaner("keys", settings.keep_revoked_keys_days, retention.revoked_keys),
-        SandboxCleaner(settings, SqlSandboxes(database)),
+        SandboxCleaner(settings, SqlSandboxes(database), SqlSandboxPauses(database), SqlSandboxSnapshots(database)),
         RecordCleaner("sessions", settings.keep_ended_sessions_days, retention.ended_sessions),
         RecordCleaner("people", settings.keep_ended_sessions_days, retention.gone_people),
         AuditCleaner(settings, SqlAudit(database)),

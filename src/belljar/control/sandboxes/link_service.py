@@ -14,6 +14,7 @@ from belljar.control.sandboxes.changes import SandboxChanges
 from belljar.control.sandboxes.machines import SandboxMachines
 from belljar.control.secrets.service import SecretService
 from belljar.control.store.sandbox_claims import SqlSandboxClaims
+from belljar.control.store.sandbox_pauses import SqlSandboxPauses
 from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.link.errors import LeaseLost
 from belljar.link.leases import ClaimRequest, NodeIdentity
@@ -27,7 +28,7 @@ from belljar.link.sandboxes import (
 )
 from belljar.link.secrets import JobSecret
 from belljar.model.flows import FlowReport
-from belljar.model.sandbox import Sandbox, SandboxEnd
+from belljar.model.sandbox import FrozenState, ResumeProblem, Sandbox, SandboxEnd
 from belljar.model.usage_series import UsageSeries
 from belljar.system.counters import increment
 from belljar.system.histograms import observe
@@ -43,6 +44,7 @@ class SandboxLinkService:
     def __init__(
         self,
         claims: SqlSandboxClaims,
+        pauses: SqlSandboxPauses,
         secrets: SecretService,
         changes: SandboxChanges,
         machines: SandboxMachines,
@@ -51,6 +53,7 @@ class SandboxLinkService:
         lease_seconds: float,
     ) -> None:
         self._claims = claims
+        self._pauses = pauses
         self._secrets = secrets
         self._changes = changes
         self._machines = machines
@@ -137,6 +140,26 @@ class SandboxLinkService:
             seconds = max(0.0, start.timings.machine_ms / 1000)
             observe("belljar_sandbox_start_seconds", seconds, source=start.machine.source)
         self._changes.notify(lease.sandbox_id)
+
+    async def sandbox_pausing(self, lease: SandboxLease) -> None:
+        if not await self._pauses.pausing(lease):
+            raise LeaseLost(_LOST)
+        self._changes.notify(lease.sandbox_id)
+
+    async def sandbox_paused(self, lease: SandboxLease, frozen: FrozenState) -> None:
+        if not await self._pauses.paused(lease, frozen):
+            raise LeaseLost(_LOST)
+        self._machines.withdraw(lease)
+        increment("belljar_sandboxes_paused")
+        self._changes.notify(lease.sandbox_id)
+
+    async def sandbox_not_resumed(self, lease: SandboxLease, problem: ResumeProblem) -> None:
+        if not await self._pauses.not_resumed(lease, problem):
+            raise LeaseLost(_LOST)
+        self._changes.notify(lease.sandbox_id)
+
+    async def frozen_in_use(self, node: NodeIdentity, ids: Collection[str]) -> frozenset[str]:
+        return await self._pauses.in_use(ids)
 
     async def report_sandbox_flows(self, lease: SandboxLease, report: FlowReport) -> None:
         await self._flows.keep_of_sandbox(lease, report)

@@ -14,6 +14,8 @@ from belljar.control.secrets.service import SecretService
 from belljar.control.store.clock import DatabaseClock
 from belljar.control.store.database import Database
 from belljar.control.store.sandbox_claims import SqlSandboxClaims
+from belljar.control.store.sandbox_pauses import SqlSandboxPauses
+from belljar.control.store.sandbox_snapshots import SqlSandboxSnapshots
 from belljar.control.store.sandboxes import SqlSandboxes
 from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.system.background import supervise
@@ -33,10 +35,14 @@ class SandboxQueue:
         self.has_node = True
         #: The machines that this process can reach.
         self.machines = SandboxMachines()
+        self.pauses = SqlSandboxPauses(database)
+        self.snapshots = SqlSandboxSnapshots(database)
         claims = SqlSandboxClaims(database)
         flows = FlowService.over(database)
         self.usage = SqlUsageSeries(database)
-        self.link = SandboxLinkService(claims, secrets, self.changes, self.machines, flows, self.usage, lease_seconds)
+        self.link = SandboxLinkService(
+            claims, self.pauses, secrets, self.changes, self.machines, flows, self.usage, lease_seconds
+        )
         self._meter = UsageMeter(claims)
         self.expiry = SandboxExpiry(
             claims, DatabaseClock(database), lease_seconds, self.link.note_changed, wait_seconds

@@ -31,6 +31,11 @@ MAX_PATH_BYTES = 4095
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 DEFAULT_OUTPUT_BYTES = 1024 * 1024
 MAX_PUBLIC_PORTS = 64
+#: Copies of a sandbox that one request makes.
+MAX_FORKS = 100
+SNAPSHOT_ID = "^snap_[0-9A-HJKMNP-TV-Z]{26}$"
+#: Options that a snapshot decides.
+_OF_SNAPSHOT = frozenset({"template", "image", "shape", "secrets", "user"})
 _SIGNALS = {each.name: each for each in signals.Signals}
 
 User = Literal["root"] | Annotated[int, Field(ge=0, le=0x7FFFFFFF)] | None
@@ -58,6 +63,16 @@ def check_env(env: dict[str, str]) -> dict[str, str]:
     if total > MAX_ARGUMENT_BYTES:
         raise ValueError(f"env has {total} bytes; at most {MAX_ARGUMENT_BYTES} are allowed")
     return env
+
+
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    for name, text in labels.items():
+        if not LABEL_NAME.match(name):
+            raise ValueError(f"{name[:64]!r} is an invalid label name; use up to 63 letters, digits and . _ / -")
+        if len(text) > 255:
+            raise ValueError(f"the label {name} has {len(text)} characters; at most 255 are allowed")
+        size_of(text, f"the label {name}")
+    return labels
 
 
 def size_of(text: str, name: str) -> int:
@@ -92,7 +107,10 @@ class SandboxRequest(Value):
     template: str | None = Field(default=None, min_length=1, max_length=128)
     """A language or an image by name, such as `python`; None: the image of Python."""
     image: str | None = Field(default=None, min_length=1, max_length=128)
-    """An image by name; at most one of `template` and `image`."""
+    """An image by name; at most one of `template`, `image` and `snapshot`."""
+    snapshot: str | None = Field(default=None, pattern=SNAPSHOT_ID)
+    """A snapshot of a sandbox: the new one goes on where that was, with its image, shape, user, secrets, and `egress`
+    and `idle_seconds` unless they are given."""
     shape: SandboxShape = SandboxShape()
     egress: str | tuple[str, ...] = "none"
     """What it may reach, as for jobs: `none`, `open`, `packages`, or a list of destinations."""
@@ -133,20 +151,41 @@ class SandboxRequest(Value):
     @field_validator("labels")
     @classmethod
     def _labels(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, text in value.items():
-            if not LABEL_NAME.match(name):
-                raise ValueError(f"{name[:64]!r} is an invalid label name; use up to 63 letters, digits and . _ / -")
-            if len(text) > 255:
-                raise ValueError(f"the label {name} has {len(text)} characters; at most 255 are allowed")
-            size_of(text, f"the label {name}")
-        return value
+        return _check_labels(value)
 
     @model_validator(mode="after")
     def _check_together(self) -> SandboxRequest:
         if self.template is not None and self.image is not None:
             raise ValueError("set template or image, not both")
+        if self.snapshot is not None and (fixed := sorted(self.model_fields_set & _OF_SNAPSHOT)):
+            raise ValueError(f"a snapshot has its own {', '.join(fixed)}; leave that out")
         check_secret_uses(self.secrets, self.env)
         return self
+
+
+class SnapshotRequest(Value):
+    """What a snapshot of a sandbox is to have."""
+
+    secrets: Literal["keep"] | None = None
+    """`keep` is needed for a sandbox with secrets: their values are in its memory, and so in the snapshot's."""
+
+
+class ForkRequest(Value):
+    """Copies of a sandbox, with everything that it has in memory and on its disks now."""
+
+    count: int = Field(default=1, ge=1, le=MAX_FORKS)
+    """How many; each has an id, a lifetime, entropy, a host name and addresses of its own."""
+    lifetime_seconds: Seconds | None = None
+    """Each ends so long after its creation; None: the lifetime that the sandbox was created with."""
+    labels: dict[str, str] | None = Field(default=None, max_length=MAX_LABELS)
+    """None: those of the sandbox."""
+    secrets: Literal["keep"] | None = None
+    """`keep` is needed for a sandbox with secrets: their values are in its memory, and so in every copy's."""
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        return None if value is None else _check_labels(value)
 
 
 class SandboxChange(Value):

@@ -18,7 +18,7 @@ from belljar.control.quotas.admission import check_sandbox, exceeded
 from belljar.control.quotas.service import QuotaService, counting_refusals
 from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.sandboxes.request import SandboxRequest
-from belljar.control.sandboxes.resolve import ImageNames, image_of, resolve_sandbox
+from belljar.control.sandboxes.resolve import ImageNames, image_of, resolve_from_snapshot, resolve_sandbox
 from belljar.control.secrets.service import SecretService
 from belljar.control.store.sandboxes import SandboxUse
 from belljar.link.sandboxes import SandboxMachine
@@ -64,6 +64,7 @@ class SandboxService:
     ) -> None:
         self._queue = queue
         self._store = queue.store
+        self._snapshots = queue.snapshots
         self._usage = queue.usage
         self._machines = queue.machines
         self._changes = queue.changes
@@ -92,10 +93,27 @@ class SandboxService:
                 record_nothing("sandbox.create")
                 return _same_request(first, fingerprint)
         self._disk.require()
-        limits = await self._check_used_up(project)
+        limits = await self.check_used_up(project)
+        resolved = await self._resolve(project, request, limits)
+        sandbox = resolved.model_copy(update={"request_sha256": fingerprint})
+        with counting_refusals():
+            stored = await self._store.insert(sandbox, lambda use: self.check_count(use, sandbox, limits))
+        if stored.id != sandbox.id:
+            return _same_request(stored, fingerprint)
+        log.info("sandbox_created", sandbox=sandbox.id, project=project, image=sandbox.spec.image)
+        self._changes.waiting.notify()
+        return sandbox
+
+    async def _resolve(self, project: str, request: SandboxRequest, limits: QuotaLimits) -> Sandbox:
+        if request.snapshot is not None:
+            snapshot = await self._snapshots.get(project, request.snapshot)
+            if snapshot is None:
+                raise missing_snapshot(request.snapshot)
+            await self._secrets.check(project, snapshot.spec.secrets)
+            return resolve_from_snapshot(request, snapshot, settings=self._settings, limits=limits)
         image = await asyncio.to_thread(image_of, request, self._images)
         await self._secrets.check(project, request.secrets)
-        sandbox = resolve_sandbox(
+        return resolve_sandbox(
             request,
             image,
             project=project,
@@ -103,28 +121,24 @@ class SandboxService:
             largest=await self._largest(),
             limits=limits,
         )
-        sandbox = sandbox.model_copy(update={"request_sha256": fingerprint})
-        with counting_refusals():
-            stored = await self._store.insert(sandbox, lambda use: self._check_count(use, sandbox, limits))
-        if stored.id != sandbox.id:
-            return _same_request(stored, fingerprint)
-        log.info("sandbox_created", sandbox=sandbox.id, project=project, image=sandbox.spec.image)
-        self._changes.waiting.notify()
-        return sandbox
 
-    def _check_count(self, use: SandboxUse, sandbox: Sandbox, limits: QuotaLimits) -> None:
-        """Raise TooManySandboxes or QuotaExceeded when the new sandbox is one too many. `use` includes it."""
+    def check_count(self, use: SandboxUse, sandbox: Sandbox, limits: QuotaLimits, new: int = 1) -> None:
+        """Raise TooManySandboxes or QuotaExceeded when a project has too many sandboxes.
+
+        `use` includes the `new` ones, each as large as `sandbox`.
+        """
         vcpus = sandbox.spec.resources.vcpus
         check_sandbox(limits, sandboxes=use.sandboxes - 1, vcpus=use.vcpus - vcpus, more_vcpus=vcpus)
         maximum = self._settings.max_sandboxes_per_project
         if use.sandboxes > maximum:
+            wanted = "" if new == 1 else f"{new} more are too many: "
             raise TooManySandboxes(
-                f"the project has {use.sandboxes - 1} sandboxes that have not ended; the maximum is {maximum} (setting "
-                "max_sandboxes_per_project): end some first",
+                f"{wanted}the project has {use.sandboxes - new} sandboxes that have not ended; the maximum is "
+                f"{maximum} (setting max_sandboxes_per_project): end some first",
                 limit=maximum,
             )
 
-    async def _check_used_up(self, project: str) -> QuotaLimits:
+    async def check_used_up(self, project: str) -> QuotaLimits:
         """Return the limits of a project that has not used up its time of machines. Raises QuotaExceeded."""
         limits = await self._quotas.limits(project)
         if any(limits.of(quota) is not None for quota in _USED_UP):
@@ -249,6 +263,11 @@ def _same_request(first: Sandbox, fingerprint: str | None) -> Sandbox:
             sandbox_id=first.id,
         )
     return first
+
+
+def missing_snapshot(snapshot_id: str) -> NotFound:
+    """Return the error for a snapshot that the project does not have."""
+    return NotFound(f"there is no snapshot {snapshot_id[:80]!r} in this project; list them with GET /v1/snapshots")
 
 
 def _missing(sandbox_id: str) -> NotFound:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Table, exists, select, tuple_
 from belljar.control.store.database import Database
 from belljar.control.store.flows import remove_flows
 from belljar.control.store.people_schema import members
-from belljar.control.store.sandbox_tables import port_tokens, sandbox_labels, sandboxes
+from belljar.control.store.sandbox_tables import port_tokens, sandbox_labels, sandboxes, snapshots
 from belljar.control.store.schema import (
     HELD,
     QUEUED,
@@ -45,6 +45,7 @@ PLAIN_TABLES: tuple[Table, ...] = (
     secrets,
     port_tokens,
     sandbox_labels,
+    snapshots,  # their nodes remove the frozen machines that no row names
     usage_series,
     sandboxes,  # a node whose lease is gone with its row ends the machine
     flows,

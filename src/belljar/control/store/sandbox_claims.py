@@ -15,8 +15,11 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, Row, and_, func, o
 
 from belljar.control.store.database import Database
 from belljar.control.store.sandbox_rows import (
+    held_by,
     is_past,
+    last_of,
     now_plus,
+    pause_again,
     read_sandbox,
     result_of,
     sandbox_of,
@@ -28,7 +31,7 @@ from belljar.control.store.schema import NOW_US, projects
 from belljar.link.leases import ClaimRequest, NodeIdentity
 from belljar.link.sandboxes import SandboxLease, SandboxOrder, SandboxStart
 from belljar.model.errors import HostError
-from belljar.model.sandbox import EndReason, Sandbox, SandboxEnd, SandboxStatus
+from belljar.model.sandbox import EndReason, ResumeProblem, Sandbox, SandboxEnd, SandboxStatus
 
 #: Maximum sandboxes that are ended in one transaction.
 _BATCH = 100
@@ -61,7 +64,7 @@ class SqlSandboxClaims:
 
         Cancelling the call loses no sandbox.
         """
-        query = _next_statement(request)
+        query = _next_statement(node, request)
         if await self._database.reading(lambda connection: connection.execute(query).first()) is None:
             return None  # an idle node takes no write lock
 
@@ -97,7 +100,7 @@ class SqlSandboxClaims:
 
     async def decline(self, lease: SandboxLease) -> Sandbox | None:
         """Give back a sandbox for which nothing was done; return it, None when the lease is not held."""
-        query = sandboxes.update().where(*_held_by(lease)).values(lease_until=None, node=None).returning(sandboxes)
+        query = sandboxes.update().where(*held_by(lease)).values(lease_until=None, node=None).returning(sandboxes)
 
         def decline(connection: Connection) -> Sandbox | None:
             row = connection.execute(query).one_or_none()
@@ -131,13 +134,13 @@ class SqlSandboxClaims:
 
     async def held(self, lease: SandboxLease) -> Sandbox | None:
         """Return the sandbox if the lease is held, else None."""
-        return await self._database.reading(lambda connection: read_sandbox(connection, *_held_by(lease)))
+        return await self._database.reading(lambda connection: read_sandbox(connection, *held_by(lease)))
 
     async def note_secrets(self, lease: SandboxLease, versions: dict[str, int]) -> bool:
         """Record the versions of secrets that the sandbox is given. Return False when the lease is not held."""
 
         def write(connection: Connection) -> bool:
-            now = read_sandbox(connection, *_held_by(lease))
+            now = read_sandbox(connection, *held_by(lease))
             if now is None:
                 return False
             result = result_of(now.model_copy(update={"secret_versions": versions}))
@@ -150,14 +153,16 @@ class SqlSandboxClaims:
         """Record that its machine takes commands. Return False when the lease is not held."""
 
         def write(connection: Connection) -> bool:
-            now = read_sandbox(connection, *_held_by(lease))
+            now = read_sandbox(connection, *held_by(lease))
             if now is None:
                 return False
             if now.status is SandboxStatus.RUNNING:
                 return True  # recorded already
-            queue_ms = (start.started_at - now.created_at).total_seconds() * 1000 - (start.timings.machine_ms or 0)
+            queue_ms = now.timings.queue_ms  # of its creation, also after a resume
+            if queue_ms is None:
+                queue_ms = (start.started_at - now.created_at).total_seconds() * 1000 - (start.timings.machine_ms or 0)
             timings = start.timings.model_copy(update={"queue_ms": round(max(0.0, queue_ms), 3)})
-            after = now.model_copy(update={"machine": start.machine, "timings": timings})
+            after = now.model_copy(update={"machine": start.machine, "timings": timings, "problem": None})
             started_at = {} if now.started_at is not None else {"started_at": start.started_at}
             return write_status(
                 connection,
@@ -175,10 +180,10 @@ class SqlSandboxClaims:
         """End the sandbox. Return False when the lease is not held, and was not the one that ended it."""
 
         def write(connection: Connection) -> bool:
-            now = read_sandbox(connection, *_held_by(lease))
+            now = read_sandbox(connection, *held_by(lease))
             if now is not None:
                 return write_end(connection, now, end)
-            ended = read_sandbox(connection, *_last_of(lease))
+            ended = read_sandbox(connection, *last_of(lease))
             return ended is not None and ended.status.terminal
 
         return await self._database.writing(write)
@@ -228,7 +233,7 @@ class SqlSandboxClaims:
                 elif each.id in late:
                     _end_unheld(connection, each, EndReason.LIFETIME)
                 elif each.status is SandboxStatus.RESUMING:
-                    write_status(connection, each, SandboxStatus.PAUSED, waiting_since=None)
+                    pause_again(connection, each, ResumeProblem(code="no_room", message=_NO_ROOM_TO_RESUME))
                 else:
                     _end_unheld(connection, each, EndReason.NO_ROOM)
             return _again(connection, found)
@@ -257,6 +262,9 @@ _MESSAGES = {
 }
 
 
+_NO_ROOM_TO_RESUME = "the node that has it had no room in time; end or pause other sandboxes there, and try again"
+
+
 def _end_unheld(connection: Connection, sandbox: Sandbox, reason: EndReason) -> None:
     write_end(connection, sandbox, SandboxEnd(reason=reason, message=_MESSAGES.get(reason, str(reason))))
 
@@ -269,7 +277,7 @@ def _lose_one(connection: Connection, sandbox: Sandbox, reason: str) -> None:
         query = sandboxes.update().where(sandboxes.c.id == sandbox.id)
         connection.execute(query.values(lease_until=None, node=None))
     elif sandbox.status is SandboxStatus.RESUMING:
-        write_status(connection, sandbox, SandboxStatus.PAUSED, lease_until=None, waiting_since=None)
+        pause_again(connection, sandbox, ResumeProblem(code="host_error", message=f"{reason}; try again"))
     else:
         write_end(connection, sandbox, SandboxEnd(reason=EndReason.NODE_LOST, message=reason))
 
@@ -279,7 +287,7 @@ def _again(connection: Connection, found: list[Sandbox]) -> list[Sandbox]:
     return [sandbox_of(row) for row in connection.execute(query).all()]
 
 
-def _next_statement(request: ClaimRequest) -> Any:
+def _next_statement(node: NodeIdentity, request: ClaimRequest) -> Any:
     held = sandboxes.alias("held")
     count = (
         select(func.count())
@@ -293,6 +301,7 @@ def _next_statement(request: ClaimRequest) -> Any:
         sandboxes.c.memory_mb <= request.memory_mb,
         sandboxes.c.project.not_in(suspended),
         ~is_past(sandboxes.c.expires_at),
+        or_(sandboxes.c.frozen_node.is_(None), sandboxes.c.frozen_node == node.name),
     )
     if request.disk_mb is not None:
         query = query.where(sandboxes.c.disk_mb <= request.disk_mb)
@@ -310,20 +319,6 @@ def _of_node(node: NodeIdentity) -> tuple[ColumnElement[bool], ...]:
         sandboxes.c.node == node.name,
         sandboxes.c.incarnation == node.incarnation,
     )
-
-
-def _last_of(lease: SandboxLease) -> tuple[ColumnElement[bool], ...]:
-    """Return the condition that no later lease was given for the sandbox."""
-    return (
-        sandboxes.c.id == lease.sandbox_id,
-        sandboxes.c.fence == lease.fence,
-        sandboxes.c.node == lease.node.name,
-        sandboxes.c.incarnation == lease.node.incarnation,
-    )
-
-
-def _held_by(lease: SandboxLease) -> tuple[ColumnElement[bool], ...]:
-    return (*_last_of(lease), sandboxes.c.lease_until.is_not(None))
 
 
 def _orders(node: NodeIdentity, rows: Collection[Row[Any]]) -> dict[SandboxLease, SandboxOrder]:

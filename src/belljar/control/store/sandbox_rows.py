@@ -10,10 +10,11 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, Row, select, type_
 from belljar.control.store.metadata import UtcTime
 from belljar.control.store.sandbox_tables import port_tokens, sandboxes
 from belljar.control.store.schema import NOW_US
-from belljar.model.sandbox import Sandbox, SandboxEnd, SandboxStatus, may_become
+from belljar.link.sandboxes import SandboxLease
+from belljar.model.sandbox import FrozenState, ResumeProblem, Sandbox, SandboxEnd, SandboxStatus, may_become
 
 #: Fields of the results, apart from those with a column of their own.
-_RESULT = frozenset({"end", "machine", "timings", "secret_versions", "parent", "request_sha256"})
+_RESULT = frozenset({"end", "machine", "timings", "secret_versions", "parent", "request_sha256", "frozen", "problem"})
 #: Fields that are columns of the same name: the rest.
 _COLUMNS = frozenset(Sandbox.model_fields) - _RESULT - {"spec"}
 
@@ -28,8 +29,17 @@ def values_of(sandbox: Sandbox) -> dict[str, Any]:
         "memory_mb": resources.memory_mb,
         "disk_mb": resources.disk_mb or 0,
         "image_digest": sandbox.spec.image_digest,
+        **frozen_columns(sandbox.frozen),
         "spec": sandbox.spec.model_dump(mode="json", exclude_defaults=True),
         "result": result_of(sandbox),
+    }
+
+
+def frozen_columns(frozen: FrozenState | None) -> dict[str, Any]:
+    """Return the columns that follow from the field `frozen`."""
+    return {
+        "frozen_id": None if frozen is None else frozen.id,
+        "frozen_node": None if frozen is None else frozen.node,
     }
 
 
@@ -57,6 +67,13 @@ def write_status(connection: Connection, sandbox: Sandbox, status: SandboxStatus
     return connection.execute(query.values(status=status.value, **values)).rowcount == 1
 
 
+def pause_again(connection: Connection, sandbox: Sandbox, problem: ResumeProblem) -> bool:
+    """Pause a sandbox that could not be resumed; return whether it was being resumed."""
+    result = result_of(sandbox.model_copy(update={"problem": problem}))
+    values = {"lease_until": None, "waiting_since": None, "paused_at": now_plus(0), "result": result}
+    return write_status(connection, sandbox, SandboxStatus.PAUSED, **values)
+
+
 def write_end(connection: Connection, sandbox: Sandbox, end: SandboxEnd) -> bool:
     """End a sandbox, with the tokens for its ports; return whether it was ended by this."""
     connection.execute(port_tokens.delete().where(port_tokens.c.sandbox_id == sandbox.id))
@@ -74,3 +91,18 @@ def now_plus(seconds: float) -> ColumnElement[Any]:
 def is_past(column: ColumnElement[Any], seconds: float = 0.0) -> ColumnElement[bool]:
     """Return the condition that the time in a column was more than so many seconds ago."""
     return type_coerce(column, BigInteger) < NOW_US - int(seconds * 1_000_000)
+
+
+def last_of(lease: SandboxLease) -> tuple[ColumnElement[bool], ...]:
+    """Return the condition that no later lease was given for the sandbox."""
+    return (
+        sandboxes.c.id == lease.sandbox_id,
+        sandboxes.c.fence == lease.fence,
+        sandboxes.c.node == lease.node.name,
+        sandboxes.c.incarnation == lease.node.incarnation,
+    )
+
+
+def held_by(lease: SandboxLease) -> tuple[ColumnElement[bool], ...]:
+    """Return the condition that the lease is held."""
+    return (*last_of(lease), sandboxes.c.lease_until.is_not(None))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import DDL, JSON, Column, Index, Integer, String, Table, UniqueConstraint, event, text
+from sqlalchemy import DDL, JSON, BigInteger, Column, Index, Integer, String, Table, UniqueConstraint, event, text
 
 from belljar.control.store.metadata import UtcTime, metadata
 from belljar.control.store.sandbox_counting import SANDBOX_TRIGGERS
@@ -12,6 +12,7 @@ LEASED = text("lease_until IS NOT NULL")
 WAITING = text("status IN ('creating', 'resuming') AND lease_until IS NULL")
 LIVE = text("ended_at IS NULL")
 ENDED = text("ended_at IS NOT NULL")
+FROZEN = text("frozen_id IS NOT NULL AND ended_at IS NULL")
 
 sandboxes = Table(
     "sandboxes",
@@ -44,6 +45,9 @@ sandboxes = Table(
     #: Why its node is to end it.
     Column("end_requested", String),
     Column("idempotency_key", String),
+    #: The frozen machine that it is kept in or made from, and the node that has it: only that node can claim it.
+    Column("frozen_id", String),
+    Column("frozen_node", String),
     #: What was requested; only `public_ports` changes.
     Column("spec", JSON, nullable=False),
     #: The results so far.
@@ -55,6 +59,8 @@ sandboxes = Table(
     Index("ix_sandboxes_waiting", "id", sqlite_where=WAITING, postgresql_where=WAITING),
     # What a project has now, and what is past its deadline.
     Index("ix_sandboxes_live", "project", "expires_at", sqlite_where=LIVE, postgresql_where=LIVE),
+    # Which frozen machines are needed.
+    Index("ix_sandboxes_frozen", "frozen_id", sqlite_where=FROZEN, postgresql_where=FROZEN),
     # Lists: the newest first.
     Index("ix_sandboxes_project", "project", "id"),
     Index("ix_sandboxes_status", "project", "status", "id"),
@@ -71,6 +77,21 @@ sandbox_labels = Table(
     Column("project", String, nullable=False),
     Index("ix_sandbox_labels_value", "project", "name", "value", "sandbox_id"),
     Index("ix_sandbox_labels_name", "project", "name", "sandbox_id"),
+)
+
+snapshots = Table(
+    "sandbox_snapshots",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("project", String, nullable=False),
+    Column("sandbox_id", String, nullable=False),
+    Column("node", String, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("stored_bytes", BigInteger, nullable=False),
+    #: The spec of the sandbox.
+    Column("spec", JSON, nullable=False),
+    Index("ix_sandbox_snapshots_project", "project", "id"),
+    Index("ix_sandbox_snapshots_created", "created_at"),
 )
 
 #: Tokens for the ports of sandboxes that have not ended, by host name.

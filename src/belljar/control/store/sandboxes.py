@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, bindparam, func, select
@@ -52,33 +52,36 @@ class SqlSandboxes:
         Its lifetime begins now, by the database's clock. `check` gets what the project has with it, and refuses it by
         raising an error.
         """
-        values = values_of(sandbox) | {
-            "waiting_since": now_plus(0),
-            "expires_at": now_plus(sandbox.spec.lifetime_seconds),
-        }
-        labels = [
-            {"sandbox_id": sandbox.id, "name": name, "value": value, "project": sandbox.project}
-            for name, value in sandbox.spec.labels.items()
-        ]
 
         def insert_sandbox(connection: Connection) -> Sandbox:
-            if connection.execute(_INSERT.values(values)).rowcount == 0:
+            if not _insert(connection, sandbox):
                 assert sandbox.idempotency_key is not None
                 first = _by_key(connection, sandbox.project, sandbox.idempotency_key)
                 assert first is not None
                 record_nothing("sandbox.create")
                 return first
             check(read_sandbox_use(connection, sandbox.project))
-            if connection.execute(_REMOVED, {"of_project": sandbox.project}).first() is not None:
-                raise being_removed(sandbox.project)
-            if labels:
-                connection.execute(sandbox_labels.insert(), labels)
             record_change(connection, "sandbox.create", sandbox.id, project=sandbox.project, image=sandbox.spec.image)
             stored = read_sandbox(connection, sandboxes.c.id == sandbox.id)
             assert stored is not None
             return stored
 
         return await self._database.writing(insert_sandbox)
+
+    async def insert_forks(
+        self, parent: Sandbox, forks: Sequence[Sandbox], check: Callable[[SandboxUse], None]
+    ) -> None:
+        """Store the forks of a sandbox, all or none. `check` gets what the project has with them."""
+
+        def insert_forks(connection: Connection) -> None:
+            for fork in forks:
+                _insert(connection, fork)
+            check(read_sandbox_use(connection, parent.project))
+            record_change(
+                connection, "sandbox.fork", parent.id, project=parent.project, sandboxes=[each.id for each in forks]
+            )
+
+        await self._database.writing(insert_forks)
 
     async def get(self, project: str | None, sandbox_id: str) -> Sandbox | None:
         """Return the sandbox; None when the project (None: any) does not have it."""
@@ -232,6 +235,25 @@ def read_sandbox_use(connection: Connection, project: str) -> SandboxUse:
     ).where(*of_project, ~paused)
     number, vcpus, memory_mb = connection.execute(sums).one()
     return SandboxUse(sandboxes=number, vcpus=vcpus, memory_mb=memory_mb)
+
+
+def _insert(connection: Connection, sandbox: Sandbox) -> bool:
+    """Insert a sandbox, whose lifetime begins now; return whether its idempotency key was new."""
+    values = values_of(sandbox) | {
+        "waiting_since": now_plus(0),
+        "expires_at": now_plus(sandbox.spec.lifetime_seconds),
+    }
+    if connection.execute(_INSERT.values(values)).rowcount == 0:
+        return False
+    if connection.execute(_REMOVED, {"of_project": sandbox.project}).first() is not None:
+        raise being_removed(sandbox.project)
+    labels = [
+        {"sandbox_id": sandbox.id, "name": name, "value": value, "project": sandbox.project}
+        for name, value in sandbox.spec.labels.items()
+    ]
+    if labels:
+        connection.execute(sandbox_labels.insert(), labels)
+    return True
 
 
 def _of(project: str | None, sandbox_id: str) -> list[ColumnElement[bool]]:

@@ -26,7 +26,7 @@ from belljar.control.store.metadata import UtcTime
 from belljar.control.store.metadata import metadata as metadata
 
 #: The newest migration; a database at this version is opened without loading Alembic.
-HEAD = "0016"
+HEAD = "0017"
 
 
 # The conditions of the partial indexes. A query uses such an index only with the same text: no bound values.

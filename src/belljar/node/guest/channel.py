@@ -75,6 +75,8 @@ class Channel:
         self._input_credit = wire.STDIN_WINDOW
         self._input_unacknowledged = 0
         self._input_ended = False
+        #: Bytes of input that were sent.
+        self.sent_bytes = 0
         self._changed = asyncio.Event()
         self._input_lock = asyncio.Lock()
         self._broken = ""
@@ -188,6 +190,7 @@ class Channel:
                 self._input_credit -= len(chunk)
                 self._input_unacknowledged += len(chunk)
                 await self._state.send(wire.frame(FrameType.STDIN, bytes(chunk), channel=self.id))
+                self.sent_bytes += len(chunk)
 
     async def end_input(self) -> None:
         """Send the end of the input; a second call does nothing. Raises ChannelBroken, MachineDied."""

@@ -188,6 +188,7 @@ class Session:
                 while True:
                     number, message = await self._frames.receive_of_any_channel()
                     if number == 0 and isinstance(message, Serving):
+                        self._last_number = max(self._processes, default=0)
                         return
                     self._accept_resumed(number, message)
         except TimeoutError:

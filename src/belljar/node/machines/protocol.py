@@ -8,6 +8,7 @@ snapshot: the folder into which a `SnapshotSource`, a machine booted for that pu
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,6 +17,7 @@ from typing import Protocol
 
 from belljar.model.errors import MachineError
 from belljar.model.image import Image
+from belljar.node.frozen.protocol import FrozenParts, PartSource
 
 
 class BadSnapshot(MachineError):
@@ -84,6 +86,8 @@ class MachineSpec:
     slot: NetworkSlot | None = None
     #: Whether no job waits for it; it then leaves the processors to machines of jobs.
     background: bool = False
+    #: Whether a machine that boots may be frozen later (`Machine.frozen`); clones always may.
+    freezable: bool = False
 
     @property
     def weight(self) -> int:
@@ -157,6 +161,17 @@ class Machine(Protocol):
 
     async def kill(self) -> None:
         """Kill the machine now and reap it. Idempotent."""
+        ...
+
+    def frozen(self) -> AbstractAsyncContextManager[Collection[PartSource]]:
+        """Stop the guest, whose agent must be suspended, and provide the machine's parts while the block runs.
+
+        The guest stays stopped, also when an error is raised. Raises MachineError, HostError.
+        """
+        ...
+
+    async def thaw(self) -> None:
+        """Let a guest that was stopped continue; its agent waits for `AgentConnection.resume`. Raises MachineError."""
         ...
 
 
@@ -252,6 +267,14 @@ class Hypervisor(Protocol):
 
         Raises BadSnapshot when no clone of it will ever run, HostError when this host is short of something,
         MachineError when the reason is unknown; then nothing is left behind.
+        """
+        ...
+
+    def restored(self, spec: MachineSpec, parts: FrozenParts) -> AbstractAsyncContextManager[Clone]:
+        """Start a machine that continues from these parts of a machine with the same image and shape.
+
+        Several may be restored from the same parts; they share memory that none has written. Raises SnapshotUnusable,
+        and as `clone` does.
         """
         ...
 

@@ -41,10 +41,36 @@ class Calls:
         self.use = Use()
         #: Why no call is taken any more.
         self.closed: BelljarError | None = None
+        #: Whether calls reach the machine now: not while it is being frozen.
+        self._open = asyncio.Event()
+        self._open.set()
+        self._answering = 0
+        self._answered = asyncio.Event()
 
     def close(self, reason: BelljarError) -> None:
         """Take no more calls; those under way end with their streams. The first reason stays."""
         self.closed = self.closed or reason
+        self._open.set()
+
+    async def hold(self, seconds: float) -> None:
+        """Have new calls wait until `release`; wait so long for those that the guest is about to answer."""
+        self._open.clear()
+        if self._answering:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._answered.wait()
+
+    def release(self) -> None:
+        """Let the calls that waited go on."""
+        self._open.set()
+
+    @contextlib.asynccontextmanager
+    async def admitted(self) -> AsyncIterator[None]:
+        """Carry out one call as `call` does, once the machine can be reached."""
+        while not self._open.is_set():
+            await self._open.wait()
+        with self.call():
+            yield
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
@@ -61,12 +87,18 @@ class Calls:
         Raises what `call` raises, and StreamBroken for a guest that does not answer.
         """
         seconds = ANSWER_SECONDS if seconds is None else seconds
-        with self.call():
+        async with self.admitted():
+            self._answering += 1
+            self._answered.clear()
             try:
                 async with asyncio.timeout(seconds) as deadline:
                     yield deadline
             except TimeoutError:
                 raise _silent(seconds) from None
+            finally:
+                self._answering -= 1
+                if not self._answering:
+                    self._answered.set()
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:

@@ -54,6 +54,10 @@ class GuestFiles:
         self._calls = calls
         self._user = user
 
+    def attach(self, session: Session) -> None:
+        """Go on in a new session of the same machine."""
+        self._session = session
+
     async def stat(self, path: str, *, follow: bool = True, user: GuestUser | None = None) -> FileEntry:
         async with self._calls.answered():
             return _entry(await self._files(path, user).stat(path, follow=follow))
@@ -61,10 +65,12 @@ class GuestFiles:
     async def list(
         self, path: str, *, depth: int = 1, user: GuestUser | None = None
     ) -> AsyncGenerator[FileEntry, None]:
-        with self._calls.call():
-            async with contextlib.aclosing(self._files(path, user).list(path, depth=depth)) as entries:
-                async for entry in prompt(entries):
-                    yield _entry(entry)
+        async with (
+            self._calls.admitted(),
+            contextlib.aclosing(self._files(path, user).list(path, depth=depth)) as entries,
+        ):
+            async for entry in prompt(entries):
+                yield _entry(entry)
 
     @contextlib.asynccontextmanager
     async def read(
@@ -141,10 +147,9 @@ class GuestFiles:
             yield changes()
 
     async def archive(self, path: str, *, user: GuestUser | None = None) -> AsyncGenerator[bytes, None]:
-        with self._calls.call():
-            async with contextlib.aclosing(self._files(path, user).archive(path)) as pieces:
-                async for piece in prompt(pieces):
-                    yield piece
+        async with self._calls.admitted(), contextlib.aclosing(self._files(path, user).archive(path)) as pieces:
+            async for piece in prompt(pieces):
+                yield piece
 
     async def extract(self, path: str, pieces: AsyncIterator[bytes], *, user: GuestUser | None = None) -> None:
         async with self._calls.answered() as deadline:

@@ -41,6 +41,10 @@ class HeldSandbox:
         self.lease = Lease(requested_at, assignment.lease_seconds)
         #: How it is to end, as soon as that is known.
         self.end: SandboxEnd | None = None
+        #: Whether its machine has taken commands under this lease.
+        self.has_run = False
+        #: Whether all of it is kept in a frozen machine, so that it is paused whatever happens to this process.
+        self.is_paused = False
         self._ending = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._expires_at: datetime | None = None

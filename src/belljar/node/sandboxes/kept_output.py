@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 
 from belljar.model.log_stream import LogStream
@@ -40,6 +40,7 @@ class KeptOutput:
         self._changed = asyncio.Event()
         self._end: ProcessExit | None = None
         self._broken: str | None = None
+        self._is_suspended = False
         #: Bytes of each stream so far.
         self.written = {LogStream.STDOUT: 0, LogStream.STDERR: 0}
 
@@ -55,8 +56,17 @@ class KeptOutput:
 
     async def wait_room(self) -> None:
         """Wait until there is room for the next piece: at once, unless the command waits for its readers."""
-        while self._waits and self._kept_bytes >= self.max_bytes:
+        while self._waits and not self._is_suspended and self._kept_bytes >= self.max_bytes:
             await self._wait()
+
+    def suspend(self) -> None:
+        """Take everything that was received without waiting for room: the machine is being frozen."""
+        self._is_suspended = True
+        self._notify()
+
+    def resume(self) -> None:
+        """Wait for room again."""
+        self._is_suspended = False
 
     def finish(self, end: ProcessExit) -> None:
         """Note how the command ended: no more output comes."""
@@ -73,6 +83,16 @@ class KeptOutput:
         self._waits = False
         self._trim()
         self._notify()
+
+    def pieces(self) -> tuple[ProcessOutput, ...]:
+        """Return what is kept now."""
+        return tuple(self._pieces)
+
+    def restore(self, pieces: Iterable[ProcessOutput], written: dict[LogStream, int]) -> None:
+        """Begin with what was kept before the machine was frozen."""
+        self._pieces.extend(pieces)
+        self._kept_bytes = sum(len(piece.data) for piece in self._pieces)
+        self.written = written
 
     # --- its readers ------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import re
 import signal as signals
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 
+from belljar.link.sandboxes import FreezeRequest
 from belljar.model.errors import BelljarError, InvalidOption, MachineDied
 from belljar.model.log_stream import LogStream
+from belljar.model.sandbox import FrozenState
 from belljar.model.sandbox_errors import StreamBroken
 from belljar.model.sandbox_values import (
     ListeningPort,
@@ -31,12 +33,16 @@ from belljar.node.guest.session import Session
 from belljar.node.guest.usage_sampler import MachineLimits, UsageSampler
 from belljar.node.sandboxes.calls import Calls
 from belljar.node.sandboxes.files import GuestFiles
+from belljar.node.sandboxes.freezes import Freezes
 from belljar.node.sandboxes.process import MachineSize
 from belljar.node.sandboxes.process_table import CommandDefaults, ProcessTable
+from belljar.node.sandboxes.saved import SavedProcess, encode_processes
 from belljar.node.sandboxes.use import Use
 
 _SIGNAL = re.compile(r"(SIG)?([A-Z0-9+-]{1,12})\Z")
 _SHORTEST_INTERVAL_SECONDS = 0.1
+#: How long a suspension waits for answers of the guest that are under way; then their calls break off.
+_ANSWERS_SECONDS = 0.2
 
 
 class PortConnection:
@@ -63,12 +69,19 @@ class PortConnection:
 class HeldMachine:
     """One session's commands, files and ports. Its holder closes it before the session ends."""
 
-    def __init__(self, session: Session, defaults: CommandDefaults, size: MachineSize) -> None:
+    def __init__(
+        self, session: Session, defaults: CommandDefaults, size: MachineSize, saved: Collection[SavedProcess] = ()
+    ) -> None:
+        """`saved`: the commands of a machine that was frozen."""
         self._session = session
+        #: Set when another session replaces this one.
+        self._attached = asyncio.Event()
         self._user = defaults.user
         self._calls = Calls()
-        self._processes = ProcessTable(session, defaults, size, self._calls.use)
+        self._processes = ProcessTable(session, defaults, size, self._calls.use, saved)
         self._files = GuestFiles(session, self._calls, defaults.user)
+        #: What its holder is requested to do.
+        self.freezes = Freezes()
         limits = MachineLimits(vcpus=size.vcpus, memory_mb=size.memory_mb, disk_mb=size.disk_mb, network=size.network)
         self._sampler = UsageSampler(limits)
 
@@ -85,7 +98,35 @@ class HeldMachine:
     async def close(self, reason: BelljarError) -> None:
         """Take no more calls, for this reason, and end the tasks of its commands."""
         self._calls.close(reason)
+        self.freezes.close(reason)
         await self._processes.stop(reason.message)
+
+    async def suspend(self) -> None:
+        """End the session so that the machine can be frozen; its commands go on when that continues.
+
+        Calls wait from now on, until `attach` or `close`. Raises MachineError; then the machine is of no more use.
+        """
+        await self._calls.hold(_ANSWERS_SECONDS)
+        self._processes.suspend()
+        await self._session.suspend()
+        await self._processes.suspended()
+
+    def saved(self) -> bytes:
+        """Return what is kept of the suspended session beside the machine."""
+        return encode_processes(self._processes.saved())
+
+    def attach(self, session: Session) -> None:
+        """Go on in a new session of the same machine."""
+        self._session = session
+        self._attached.set()
+        self._attached = asyncio.Event()
+        self._files.attach(session)
+        self._processes.attach(session)
+        self._calls.release()
+
+    async def freeze(self, request: FreezeRequest) -> FrozenState:
+        with self._calls.call():
+            return await self.freezes.request(request)
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
@@ -123,7 +164,7 @@ class HeldMachine:
             self._processes.get(process_id).detach()
 
     async def write_input(self, process_id: int, data: bytes) -> None:
-        with self._calls.call():
+        async with self._calls.admitted():
             found = self._processes.get(process_id)
             try:
                 await found.process.write(data)
@@ -131,7 +172,7 @@ class HeldMachine:
                 raise InvalidOption(f"the input of command {process_id} has ended", option="stdin") from error
 
     async def end_input(self, process_id: int) -> None:
-        with self._calls.call():
+        async with self._calls.admitted():
             found = self._processes.get(process_id)
             if not found.process.has_terminal:
                 with contextlib.suppress(process.ProcessEnded):
@@ -175,9 +216,8 @@ class HeldMachine:
     async def connect(self, port: int) -> AsyncIterator[PortConnection]:
         if not 0 < port < 1 << 16:
             raise InvalidOption(f"{port} is no port; give 1 to 65535", option="port")
-        with self._calls.call():
-            async with self._session.open_port(port) as stream:
-                yield PortConnection(stream, self._calls)
+        async with self._calls.admitted(), self._session.open_port(port) as stream:
+            yield PortConnection(stream, self._calls)
 
     async def usage(self) -> SandboxUsage:
         async with self._calls.answered():
@@ -190,14 +230,20 @@ class HeldMachine:
         return self._sampler.series()
 
     async def sample(self) -> None:
-        """Keep the machine's usage as a series until the session ends. That is no use of the sandbox."""
-        with contextlib.suppress(ChannelBroken, MachineDied):
-            while True:
-                interval_seconds = self._sampler.interval_seconds
-                async with contextlib.aclosing(self._session.usage(interval_seconds)) as messages:
-                    async for message in messages:
-                        if self._sampler.add(message):
-                            break  # the interval has doubled
+        """Keep the machine's usage as a series, also across sessions, until it is cancelled. That is no use."""
+        while True:
+            session, attached = self._session, self._attached
+            with contextlib.suppress(ChannelBroken, MachineDied):
+                await self._sample(session)
+            await attached.wait()
+
+    async def _sample(self, session: Session) -> None:
+        while True:
+            interval_seconds = self._sampler.interval_seconds
+            async with contextlib.aclosing(session.usage(interval_seconds)) as messages:
+                async for message in messages:
+                    if self._sampler.add(message):
+                        break  # the interval has doubled
 
     async def activity(self) -> SandboxActivity:
         return self._calls.use.activity()

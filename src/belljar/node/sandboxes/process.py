@@ -17,6 +17,7 @@ from belljar.node.guest.process import Process, ProcessEnded
 from belljar.node.guest.usage import clamp_usage
 from belljar.node.sandboxes.kept_output import KeptOutput
 from belljar.node.sandboxes.masked_output import MaskedOutput
+from belljar.node.sandboxes.saved import SavedProcess
 from belljar.node.sandboxes.use import Use
 from belljar.node.worker.masking import Masker
 from belljar.node.worker.outcome import signal_name
@@ -50,8 +51,12 @@ class SandboxProcess:
         size: MachineSize,
         use: Use,
         masker: Masker | None = None,
+        saved: SavedProcess | None = None,
     ) -> None:
-        """`masker` finds the secrets of the sandbox; None: it has none."""
+        """`masker` finds the secrets of the sandbox; None: it has none.
+
+        `saved`: how it was when its machine was frozen; None: it has just started.
+        """
         self.process = process
         self.output = KeptOutput(waits=not request.background or request.context is not None)
         self._masked: MaskedOutput | None = None
@@ -64,12 +69,29 @@ class SandboxProcess:
         self._started_at = datetime.now(UTC)
         self._started = time.monotonic()
         self._exit: ProcessExit | None = None
+        if saved is not None:
+            self._started_at, self._exit = saved.started_at, saved.exit
+            self._started -= saved.elapsed_seconds
+            self.output.restore(saved.pieces(), saved.written())
         self._use: Use | None = None
-        if not request.background:
+        if not request.background and self._exit is None:
             self._use = use
             use.begin()
-        self._reading = asyncio.create_task(self._read(), name=f"output of command {process.id}")
-        self._feeding = asyncio.create_task(self._feed(request.stdin)) if request.stdin else None
+        #: Input that was given with the command and is not sent yet; None: nothing is to be sent.
+        self._input = request.stdin if saved is not None else request.stdin or None
+        self._is_suspended = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._reading = asyncio.create_task(self._read(), name=f"output of command {self.id}")
+        self._feeding = asyncio.create_task(self._feed(self._input)) if self._input is not None else None
+
+    @classmethod
+    def restored(
+        cls, process: Process, saved: SavedProcess, size: MachineSize, use: Use, masker: Masker | None = None
+    ) -> SandboxProcess:
+        """Return a command of a machine that was frozen, as it was then."""
+        return cls(process, saved.request(), saved.cwd, size, use, masker, saved)
 
     @property
     def id(self) -> int:
@@ -95,6 +117,43 @@ class SandboxProcess:
             exit=self._exit,
             stdout_bytes=self.output.written[LogStream.STDOUT],
             stderr_bytes=self.output.written[LogStream.STDERR],
+        )
+
+    def suspend(self) -> None:
+        """Keep what was received when the session ends; `suspended` waits for it, `resume` goes on."""
+        self._is_suspended = True
+        self.output.suspend()
+
+    async def suspended(self) -> None:
+        """Wait until everything that the ended session received is kept."""
+        await asyncio.wait([task for task in (self._reading, self._feeding) if task is not None])
+        if self._input is not None:
+            self._input = self._input[self.process.sent_bytes :]
+
+    def resume(self, process: Process | None) -> None:
+        """Go on in a new session, in which the command is `process`; None: the machine does not have it any more."""
+        self._is_suspended = False
+        self.output.resume()
+        if process is not None:
+            self.process = process
+        if self._exit is not None:
+            return
+        if process is not None:
+            self._begin()
+        else:
+            self._end_use()
+            self.output.break_off("the machine has no such command any more")
+
+    def saved(self) -> SavedProcess:
+        """Return what is kept of it beside the machine while that is frozen."""
+        if self._masked is not None:
+            self._masked.finish()  # what waited for the rest of a secret is kept as output
+        return SavedProcess.of(
+            self.info(),
+            elapsed_seconds=time.monotonic() - self._started,
+            request=self.request,
+            stdin=self._input,
+            pieces=self.output.pieces(),
         )
 
     def detach(self) -> None:
@@ -131,6 +190,9 @@ class SandboxProcess:
             self.output.break_off(reason)
 
     async def _read(self) -> None:
+        if self._exit is not None:  # known from before its machine was frozen
+            self.output.finish(self._exit)
+            return
         try:
             async for piece in self.process.output():
                 if self._masked is None:
@@ -143,17 +205,20 @@ class SandboxProcess:
             self._exit = self._exit_of(await self.process.wait())
             self.output.finish(self._exit)
         except (ChannelBroken, MachineError) as error:
-            self.output.break_off(str(error))
+            if not self._is_suspended:
+                self.output.break_off(str(error))
         finally:
             if self._masked is not None:
                 self._masked.close()
-            self._end_use()
+            if not self._is_suspended or self._exit is not None:
+                self._end_use()
 
     async def _feed(self, data: bytes) -> None:
         """Send the whole input. A command that does not read all of it, or ends meanwhile, misses the rest."""
         with contextlib.suppress(ProcessEnded, ChannelBroken, MachineError):
             await self.process.write(data)
             await self.process.end_input()
+            self._input = None
 
     def _end_use(self) -> None:
         if self._use is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from belljar.model.sandbox_errors import ProcessNotFound
@@ -15,6 +15,7 @@ from belljar.node.guest.session import Session
 from belljar.node.sandboxes.calls import check_string, check_user
 from belljar.node.sandboxes.kept_output import MAX_KEPT_BYTES
 from belljar.node.sandboxes.process import MachineSize, SandboxProcess
+from belljar.node.sandboxes.saved import SavedProcess
 from belljar.node.sandboxes.use import Use
 from belljar.node.worker.masking import Masker
 
@@ -41,12 +42,23 @@ class CommandDefaults:
 class ProcessTable:
     """The commands of one session."""
 
-    def __init__(self, session: Session, defaults: CommandDefaults, size: MachineSize, use: Use) -> None:
+    def __init__(
+        self,
+        session: Session,
+        defaults: CommandDefaults,
+        size: MachineSize,
+        use: Use,
+        saved: Collection[SavedProcess] = (),
+    ) -> None:
         self._session = session
         self._defaults = defaults
         self._size = size
         self._use = use
-        self._processes: dict[int, SandboxProcess] = {}
+        self._processes: dict[int, SandboxProcess] = {
+            each.id: SandboxProcess.restored(session.processes[each.id], each, size, use, defaults.masker)
+            for each in saved
+            if each.id in session.processes  # a command that was being closed is gone
+        }
 
     def all(self) -> tuple[SandboxProcess, ...]:
         """Return every command, in the order of their starts."""
@@ -85,6 +97,25 @@ class ProcessTable:
     async def stop(self, reason: str) -> None:
         """End the tasks of all commands, when the session is over for this reason."""
         await asyncio.gather(*(each.stop(reason) for each in self._processes.values()))
+
+    def suspend(self) -> None:
+        """Keep what the session's commands wrote: the session is about to end, and the commands go on."""
+        for each in self._processes.values():
+            each.suspend()
+
+    async def suspended(self) -> None:
+        """Wait until everything that the ended session received is kept."""
+        await asyncio.gather(*(each.suspended() for each in self._processes.values()))
+
+    def saved(self) -> list[SavedProcess]:
+        """Return what is kept of the commands beside their machine."""
+        return [each.saved() for each in self._processes.values()]
+
+    def attach(self, session: Session) -> None:
+        """Go on in a new session of the same machine."""
+        self._session = session
+        for each in self._processes.values():
+            each.resume(session.processes.get(each.id))
 
     def _command(self, request: ProcessRequest) -> Command:
         for text in (*request.args, *request.env, *request.env.values(), request.cwd or ""):

@@ -12,8 +12,12 @@ from belljar.link.leases import ClaimRequest, NodeIdentity
 from belljar.link.sandboxes import SandboxAssignment, SandboxLink
 from belljar.model.errors import HostError
 from belljar.model.image import Image
+from belljar.node.frozen.store import FrozenStore
+from belljar.node.frozen.unused import UnusedFrozen
 from belljar.node.machines.host.shielded_stack import uninterrupted
+from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.protocol import Hypervisor
+from belljar.node.sandboxes.freezing import Freezer, pauses
 from belljar.node.sandboxes.held import HeldSandbox
 from belljar.node.sandboxes.holder import SandboxHolder
 from belljar.node.sandboxes.leases import SandboxLeases
@@ -51,14 +55,25 @@ class SandboxWorker:
         self._capacity = capacity
         self._changed = capacity.watch()
         self.leases = SandboxLeases(link, node, context.settings.lease_seconds)
+        self._store = FrozenStore(context.settings.paths.frozen, capacity.disk)
         starter = MachineStarter(
-            context, link, choose_hypervisor=choose_hypervisor, networking=networking, capacity=capacity
+            context,
+            link,
+            store=self._store,
+            choose_hypervisor=choose_hypervisor,
+            networking=networking,
+            capacity=capacity,
         )
-        self._holder = SandboxHolder(link, starter, context.retry_times)
+        freezer = Freezer(link, self._store, context.retry_times, context.settings.boot_timeout_seconds)
+        self._holder = SandboxHolder(link, starter, freezer, context.retry_times)
 
     async def run(self) -> None:
-        """Work until cancelled. First gives up what an earlier process of this node held: its machines are gone."""
+        """Work until cancelled. First gives up what an earlier process of this node held: its machines are gone.
+
+        What that process paused and could not report is reported.
+        """
         times = self._context.retry_times
+        await self._report_pauses()
         count = await retry_until_written(lambda: self._link.forget_sandboxes(self._node), "forget_sandboxes", times)
         if count:
             log.warning("sandboxes_lost", count=count, node=self._node.name)
@@ -66,9 +81,22 @@ class SandboxWorker:
             for name, work in (
                 ("keep_sandbox_leases", self.leases.keep),
                 ("watch_sandbox_orders", self.leases.watch_orders),
+                ("remove_frozen", UnusedFrozen(self._link, self._node, self._store).run),
             ):
                 group.create_task(self._supervised(name, work), name=name)
             await self._supervised("claim_sandboxes", lambda: self._claim_sandboxes(group))
+
+    async def _report_pauses(self) -> None:
+        await in_thread(self._store.sweep)
+        for lease, frozen in pauses(await in_thread(lambda: list(self._store.manifests()))):
+            try:
+                await retry_until_written(
+                    lambda lease=lease, frozen=frozen: self._link.sandbox_paused(lease, frozen),  # type: ignore[misc]
+                    "sandbox_paused",
+                    self._context.retry_times,
+                )
+            except LeaseLost:
+                continue  # it was resumed since, or has ended
 
     async def _supervised(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         pauses = self._context.retry_times

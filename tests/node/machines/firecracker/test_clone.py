@@ -12,7 +12,10 @@ import pytest_asyncio
 
 from belljar.images.catalog import Images
 from belljar.model.errors import HostError, MachineDied, MachineError
+from belljar.model.ids import new_id
 from belljar.model.image import Image
+from belljar.node.frozen.store import FrozenStore
+from belljar.node.frozen.stored_parts import StoredParts
 from belljar.node.guest.connection import AgentConnection
 from belljar.node.machines.firecracker.hypervisor import FirecrackerHypervisor
 from belljar.node.machines.protocol import SCRIPT_DISK_BYTES, Clone, DeathCause
@@ -152,3 +155,19 @@ async def test_a_process_that_dies_under_a_request_is_a_machine_that_died(
         async with faulty.clone(spec_of(shell, frozen=True), frozen):
             pass
     assert left_behind(settings) == []
+
+
+async def test_a_machine_is_frozen_and_restored_more_than_once(
+    hypervisor: FirecrackerHypervisor, shell: Image, frozen: Path, tmp_path: Path
+) -> None:
+    store, spec = FrozenStore(tmp_path / "frozen"), spec_of(shell, frozen=True)
+    async with hypervisor.clone(spec, frozen) as clone:
+        connection = await resumed(clone)
+        await connection.suspend()
+        async with clone.frozen() as sources:
+            manifest = await asyncio.to_thread(store.write, "mine", new_id("snap"), {}, sources)
+    for _ in range(2):
+        async with hypervisor.restored(spec, StoredParts(store, "mine", manifest)) as restored:
+            connection = await resumed(restored)
+            await restored.attach_script(shell.root)
+            assert "bin" in (await run(connection, "ls /job")).split()

@@ -22,8 +22,8 @@ void set_meter(const uint8_t *payload, size_t length)
     agent.metered_us = 0;
 }
 
-/* The page cache of a cgroup: the kernel gathers and prints some fifty numbers for it, which costs more than all else
- * here. So it is read for the first message, and for every sixteenth. */
+/* The page cache of a cgroup: the kernel gathers and prints some fifty numbers for it, a fifth of the cost of a message. So
+ * it is read for the first message, and for every sixteenth. */
 static uint64_t read_cache(const char *cgroup, bool is_first)
 {
     static uint64_t cache;

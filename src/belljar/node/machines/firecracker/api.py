@@ -58,6 +58,10 @@ class FirecrackerApi:
         """Stop the vCPUs, as a snapshot requires. Raises as `call` does."""
         await self.call("PATCH", "/vm", {"state": "Paused"})
 
+    async def resume(self) -> None:
+        """Let vCPUs that were stopped continue. Raises as `call` does."""
+        await self.call("PATCH", "/vm", {"state": "Resumed"})
+
     async def create_snapshot(self, snapshot: SnapshotCreate) -> None:
         """Write a paused machine's state and memory. Raises as `call` does."""
         with noted("freeze", SNAPSHOT_SECONDS * self._factor):

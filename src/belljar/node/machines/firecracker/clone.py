@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -112,8 +113,17 @@ def load_request(snapshot: Path, spec: MachineSpec) -> SnapshotLoad:
         raise BadSnapshot(f"the snapshot in {snapshot} is not whole ({error}); delete it to rebuild") from None
     if written_format != FORMAT:
         raise BadSnapshot(f"the snapshot in {snapshot} has format {written_format}, not {FORMAT}; delete it to rebuild")
+    return _request(spec if spec.slot is not None and spec.slot.tap != tap else replace(spec, slot=None))
+
+
+def restore_request(spec: MachineSpec) -> SnapshotLoad:
+    """Return the request that makes a new process the machine whose parts are in its folder."""
+    return _request(spec)
+
+
+def _request(spec: MachineSpec) -> SnapshotLoad:
     overrides = []
-    if spec.slot is not None and spec.slot.tap != tap:
+    if spec.slot is not None:
         overrides.append(NetworkOverride(iface_id=INTERFACE, host_dev_name=spec.slot.tap))
     return SnapshotLoad(
         snapshot_path=STATE,

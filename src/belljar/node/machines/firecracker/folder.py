@@ -40,6 +40,9 @@ VSOCK = "vsock.sock"
 LOG = "log"
 STATE = "state"
 MEMORY = "memory"
+#: What a machine that is frozen again writes: the names above are those of what it was restored from.
+FROZEN_STATE = "frozen.state"
+FROZEN_MEMORY = "frozen.memory"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +123,30 @@ class Folder:
             status = os.lstat(name, dir_fd=self.descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
                 raise HostError(f"unexpected file type or link count of {name} in the jail directory")
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[int]:
+        """Provide a descriptor that reads a plain file of the machine's own. Raises HostError for another kind."""
+        self.check_own(name)
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def has(self, name: str) -> bool:
+        """Return whether there is something of this name."""
+        try:
+            os.lstat(name, dir_fd=self.descriptor)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def remove(self, *names: str) -> None:
+        """Remove files if they are there."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self.descriptor)
 
     def take_ownership(self, file: Path) -> None:
         """Make belljar the owner of a file that the process wrote, for other machines to read."""

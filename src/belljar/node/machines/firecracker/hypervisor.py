@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from belljar.model.errors import HostError
+from belljar.node.frozen.protocol import FrozenParts
 from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.disks import ScriptDisk, copy_sparse_file
-from belljar.node.machines.firecracker.clone import FirecrackerClone, load_request
+from belljar.node.machines.firecracker.clone import FirecrackerClone, load_request, restore_request
 from belljar.node.machines.firecracker.configuration import FORMAT
 from belljar.node.machines.firecracker.folder import API, MEMORY, ROOT, SCRATCH, SCRIPT, STATE, machine_folder
 from belljar.node.machines.firecracker.machine import FirecrackerMachine
@@ -75,7 +76,7 @@ class FirecrackerHypervisor:
         async with self._start(spec) as start:
             with host_errors(_START):
                 start.folder.show(SCRIPT, spec.script_disk)
-                await start.configure("--no-api")
+                await start.configure(*(("--api-sock", API) if spec.freezable else ("--no-api",)))
                 machine = await start.spawn(FirecrackerMachine)
                 machine.connect_in_background()
             yield machine
@@ -119,6 +120,31 @@ class FirecrackerHypervisor:
                     await clone.load_snapshot()
             await clone.connect(_CONNECT_SECONDS * self._deadline_factor)
             yield clone
+
+    @asynccontextmanager
+    async def restored(self, spec: MachineSpec, parts: FrozenParts) -> AsyncIterator[Clone]:
+        """Restore a frozen machine. Raises SnapshotUnusable, MissingTool, HostError, DiskFull, MachineError."""
+        async with self._start(spec) as start:
+            with host_errors("resume a machine"):
+                script_disk = await self._restore_files(start, parts)
+                request = restore_request(start.spec)
+                clone = await start.spawn(lambda spawned: FirecrackerClone(spawned, script_disk, request))
+                await clone.open_api()
+                await clone.load_snapshot()
+            await clone.connect(_CONNECT_SECONDS * self._deadline_factor)
+            yield clone
+
+    async def _restore_files(self, start: Start, parts: FrozenParts) -> ScriptDisk:
+        """Give the process the parts as files of its own; return its script disk."""
+        modes = {STATE: 0o400, MEMORY: 0o400}
+        if start.spec.shape.disk_mb is not None:
+            modes[SCRATCH] = 0o600
+        for name, mode in modes.items():
+            with start.folder.created(name) as descriptor:
+                await uninterrupted(in_thread(parts.copy, name, descriptor))
+            start.folder.give(name, mode)
+        start.arguments = ("--api-sock", API)
+        return start.make_script_disk()
 
     async def _take_over(
         self, process: WaitingProcess, spec: MachineSpec, stack: AsyncExitStack

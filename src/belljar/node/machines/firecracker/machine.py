@@ -5,16 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+import resource
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from belljar.model.errors import HostError, MachineDied, MachineTimeout
+from belljar.node.frozen.parts import FilePart
+from belljar.node.frozen.protocol import PartSource
 from belljar.node.machines.deadline_uses import deadline_uses, noted
 from belljar.node.machines.disks import ScriptDisk
 from belljar.node.machines.firecracker.api import FirecrackerApi
+from belljar.node.machines.firecracker.bodies import SnapshotCreate
 from belljar.node.machines.firecracker.exit_report import death_from_exit
-from belljar.node.machines.firecracker.folder import API, VSOCK, Folder
+from belljar.node.machines.firecracker.folder import (
+    API,
+    FROZEN_MEMORY,
+    FROZEN_STATE,
+    MEMORY,
+    SCRATCH,
+    STATE,
+    VSOCK,
+    Folder,
+)
 from belljar.node.machines.firecracker.stream import AgentStream, connect_agent, find_listener
 from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.host.jail import kill_tree
@@ -33,6 +46,9 @@ _DROPPED_BYTES_PER_SECOND = 128 * 1024
 _REAP_SECONDS = 5.0
 _SOCKET_SECONDS = 10.0
 _POLL_SECONDS = 0.001
+#: A thawed machine's agent listens already; the time is for a host under load.
+_THAW_SECONDS = 10.0
+_MAX_FILE_BYTES = 1 << 40
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +143,35 @@ class FirecrackerMachine:
     async def death(self) -> Death:
         """Implement `Machine.death`."""
         return await asyncio.shield(self._death)
+
+    @contextlib.asynccontextmanager
+    async def frozen(self) -> AsyncIterator[Collection[PartSource]]:
+        """Implement `Machine.frozen`. The files that Firecracker writes are removed at the block's end."""
+        with contextlib.ExitStack() as opened:
+            opened.callback(self._folder.remove, FROZEN_STATE, FROZEN_MEMORY)
+            self._raise_file_limit()
+            async with self.api() as api:
+                await api.pause()
+                await api.create_snapshot(SnapshotCreate(snapshot_path=FROZEN_STATE, mem_file_path=FROZEN_MEMORY))
+            names = {STATE: FROZEN_STATE, MEMORY: FROZEN_MEMORY}
+            if self._folder.has(SCRATCH):
+                names[SCRATCH] = SCRATCH
+            yield [FilePart(part, opened.enter_context(self._folder.opened(name))) for part, name in names.items()]
+
+    async def thaw(self) -> None:
+        """Implement `Machine.thaw`. The guest's end of the stream was reset by the snapshot: a new one is connected."""
+        await self._stream.close()
+        self._stream = AgentStream()
+        self.reader, self.writer = self._stream.reader, self._stream.writer
+        async with self.api() as api:
+            await api.resume()
+        await self.connect(_THAW_SECONDS * self._factor)
+
+    def _raise_file_limit(self) -> None:
+        """Let the process write a file as large as its memory; where there is a limit, belljar is root."""
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
 
     async def kill(self) -> None:
         """Implement `Machine.kill`."""

@@ -12,6 +12,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 from belljar.model.errors import BelljarError
+from belljar.node.frozen.protocol import FrozenParts
+from belljar.node.guest.connection import SILENCE_SECONDS
 from belljar.node.machines.protocol import Hypervisor, Machine, MachineSpec
 from belljar.node.machines.provision.clone_source import CloneSource
 from belljar.node.machines.provision.cold_boot import boot_machine
@@ -20,7 +22,7 @@ from belljar.node.machines.provision.pool import WarmPool
 from belljar.node.machines.provision.request import MachineRequest, ProvisionedMachine
 from belljar.node.machines.provision.snapshots import Snapshots
 from belljar.node.machines.provision.waiting_processes import WaitingProcesses
-from belljar.node.machines.provision.warm_up import WarmUp
+from belljar.node.machines.provision.warm_up import WarmUp, resume
 from belljar.system.counters import increment
 from belljar.system.histograms import observe
 
@@ -65,6 +67,28 @@ class MachineProvisioner:
             self._in_use.add(provisioned.machine)
             stack.callback(self._in_use.discard, provisioned.machine)
             yield provisioned
+
+    @asynccontextmanager
+    async def restored(
+        self,
+        hypervisor: Hypervisor,
+        spec: MachineSpec,
+        parts: FrozenParts,
+        boot_timeout_seconds: float,
+        slot_factory: SlotFactory | None = None,
+    ) -> AsyncIterator[ProvisionedMachine]:
+        """Provide a machine that continues from a frozen one, whose session can be resumed; end it with the block.
+
+        Raises SnapshotUnusable, MachineError, HostError, and what `slot_factory` raises.
+        """
+        async with AsyncExitStack() as stack:
+            spec = await with_network_slot(spec, slot_factory, stack)
+            clone = await stack.enter_async_context(hypervisor.restored(spec, parts))
+            connection = await resume(clone, boot_timeout_seconds, silence_seconds=SILENCE_SECONDS)
+            await configure_network(connection, spec.slot)
+            self._in_use.add(clone)
+            stack.callback(self._in_use.discard, clone)
+            yield ProvisionedMachine(clone, connection, "snapshot", clone.phases, spec.slot)
 
     async def _provision(self, request: MachineRequest, stack: AsyncExitStack) -> ProvisionedMachine:
         if self._clone_source is not None:

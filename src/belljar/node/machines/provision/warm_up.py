@@ -16,7 +16,7 @@ from belljar.node.machines.boot import open_connection
 from belljar.node.machines.clone_failure import clone_deaths
 from belljar.node.machines.deadline_uses import noted
 from belljar.node.machines.deadlines import deadline_factor
-from belljar.node.machines.protocol import Clone, SnapshotSource
+from belljar.node.machines.protocol import Machine, SnapshotSource
 from belljar.node.machines.racing import run_unless_dead
 
 #: Output limit of a warm-up command; ours print a line.
@@ -112,8 +112,8 @@ async def _start_waiting(connection: AgentConnection, command: Command) -> None:
         raise MachineError(f"the process template ({name}) did not become ready: {failed}") from None
 
 
-async def resume(clone: Clone, boot_timeout_seconds: float, *, silence_seconds: int) -> AgentConnection:
-    """Give a clone its identity, and return the connection to its agent.
+async def resume(clone: Machine, boot_timeout_seconds: float, *, silence_seconds: int) -> AgentConnection:
+    """Give a clone, or a machine that was thawed, its identity, and return the connection to its agent.
 
     Raises BadSnapshot, HostError when this host is short of something, MachineError when the reason is unknown.
     """

@@ -48,8 +48,11 @@ class Descriptors:
     tap: int | None = None
 
 
-def arguments(hardware: Hardware, descriptors: Descriptors) -> list[str]:
-    """Return QEMU's arguments, without the executable."""
+def arguments(hardware: Hardware, descriptors: Descriptors, *, bare_state: bool = False) -> list[str]:
+    """Return QEMU's arguments, without the executable.
+
+    `bare_state`: whether the state to load is that of the devices alone (xen-save-devices-state).
+    """
     shape, accelerator = hardware.shape, hardware.accelerator
     return [
         "-nodefaults",
@@ -68,6 +71,7 @@ def arguments(hardware: Hardware, descriptors: Descriptors) -> list[str]:
         "-m",
         f"{shape.memory_mb}M",
         *_memory(shape, descriptors),
+        *(["-global", "migration.send-configuration=off"] if bare_state else []),
         *_kernel(hardware, descriptors),
         *_disks(shape, descriptors),
         "-device",

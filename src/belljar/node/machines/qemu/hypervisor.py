@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from belljar.model.errors import HostError, host_error
+from belljar.node.frozen.protocol import FrozenParts
 from belljar.node.machines.deadlines import deadline_factor
 from belljar.node.machines.disks import ScriptDisk, copy_sparse
 from belljar.node.machines.host.cgroup import find_hierarchies
@@ -38,8 +39,9 @@ from belljar.node.machines.qemu.clone import QemuClone
 from belljar.node.machines.qemu.launch import Launcher, MachineFiles
 from belljar.node.machines.qemu.machine import QemuMachine, QemuSnapshotSource
 from belljar.node.machines.qemu.memory import new_memory, reopen_read_only
+from belljar.node.machines.qemu.restoring import Restoring
 from belljar.node.machines.qemu.scratch import scratch_disk
-from belljar.node.machines.qemu.snapshot_files import LoadedSnapshot
+from belljar.node.machines.qemu.snapshot_files import SCRATCH, LoadedSnapshot
 from belljar.settings import Settings
 from belljar.system.host_errors import host_errors
 
@@ -76,6 +78,7 @@ class QemuHypervisor:
         )
         self._loaded: dict[Path, LoadedSnapshot] = {}
         self._loading = asyncio.Lock()
+        self._restoring = Restoring()
         self._read_only = ReadOnlyFiles(settings.data_dir)
 
     @property
@@ -102,6 +105,7 @@ class QemuHypervisor:
                     root=await self._open(spec.image.root, stack),
                     script=await self._open(spec.script_disk, stack),
                     scratch=await self._scratch(spec, stack),
+                    memory=self._own_memory(spec, stack),
                     tap=await enter_tap(spec.slot, stack),
                 )
                 machine = await self._launcher.launch(QemuMachine, spec, files, stack)
@@ -169,17 +173,51 @@ class QemuHypervisor:
             process.set_foreground()
         return process
 
+    @asynccontextmanager
+    async def restored(self, spec: MachineSpec, parts: FrozenParts) -> AsyncIterator[Clone]:
+        """Restore a frozen machine. Raises SnapshotUnusable, MachineError, HostError, DiskFull."""
+        async with shielded_exit_stack() as stack:
+            with host_errors("resume a machine"):
+                loaded = await stack.enter_async_context(self._restoring.loaded(parts))
+                tap = await enter_tap(spec.slot, stack)
+                scratch = await self._restored_scratch(spec, parts, stack)
+                clone = await self._spawn_from(loaded, scratch, spec, tap, stack, bare_state=True)
+                clone.load_snapshot()
+            yield clone
+
+    async def _restored_scratch(self, spec: MachineSpec, parts: FrozenParts, stack: AsyncExitStack) -> int | None:
+        if spec.shape.disk_mb is None:
+            return None
+        scratch = self._empty_disk(0, stack)
+        await uninterrupted(in_thread(parts.copy, SCRATCH, scratch))
+        return scratch
+
     async def _spawn_clone(self, spec: MachineSpec, folder: Path, tap: int | None, stack: AsyncExitStack) -> QemuClone:
         """Return a new process with the snapshot's memory and with disks of its own, which ends with `stack`."""
-        snapshot = (await self._load(folder)).duplicate(stack)
+        snapshot = await self._load(folder)
+        scratch = await self._copy_scratch(snapshot.scratch, stack)
+        return await self._spawn_from(snapshot, scratch, spec, tap, stack)
+
+    async def _spawn_from(
+        self,
+        loaded: LoadedSnapshot,
+        scratch: int | None,
+        spec: MachineSpec,
+        tap: int | None,
+        stack: AsyncExitStack,
+        *,
+        bare_state: bool = False,
+    ) -> QemuClone:
+        snapshot = loaded.duplicate(stack)
         script = self._empty_disk(SCRIPT_DISK_BYTES, stack)
         state = reopen_read_only(snapshot.state, stack)
         files = MachineFiles(
             root=await self._open(spec.image.root, stack),
             script=reopen_read_only(script, stack),  # the guest may not write to it
-            scratch=await self._copy_scratch(snapshot.scratch, stack),
+            scratch=scratch,
             memory=snapshot.memory,
             state=state,
+            bare_state=bare_state,
             tap=tap,
         )
         return await self._launcher.launch(
@@ -211,6 +249,14 @@ class QemuHypervisor:
             raise HostError(f"cannot read {path}: {reason}; build the image or upload the script again") from error
         stack.callback(os.close, descriptor)
         return descriptor
+
+    def _own_memory(self, spec: MachineSpec, stack: AsyncExitStack) -> int | None:
+        """Return memory in a file for a machine that may be frozen; None: QEMU takes memory of its own."""
+        if not spec.freezable:
+            return None
+        memory = new_memory(spec.shape.memory_mb << 20)
+        stack.callback(os.close, memory)
+        return memory
 
     @property
     def _disks(self) -> Path:

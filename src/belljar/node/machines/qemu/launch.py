@@ -58,6 +58,8 @@ class MachineFiles:
     memory: int | None = None
     #: The device state of a clone's snapshot.
     state: int | None = None
+    #: Whether that state was written by itself, without the configuration that begins a migration.
+    bare_state: bool = False
     #: The slot's TAP device.
     tap: int | None = None
 
@@ -95,13 +97,21 @@ class Launcher:
             agent, qmp, console = (_open_channel(stack, inherited) for _ in range(3))
             restore = None if files.state is None else _open_channel(stack, inherited)
             descriptors = Descriptors(
-                **{each.name: getattr(files, each.name) for each in dataclasses.fields(files)},
+                kernel=files.kernel,
+                initramfs=files.initramfs,
+                root=files.root,
+                script=files.script,
+                scratch=files.scratch,
+                memory=files.memory,
+                state=files.state,
+                tap=files.tap,
                 restore=None if restore is None else restore.qemu_end.fileno(),
                 agent=agent.qemu_end.fileno(),
                 qmp=qmp.qemu_end.fileno(),
                 console=console.qemu_end.fileno(),
             )
-            command = jail.command(self.program, arguments(await self._hardware(spec), descriptors))
+            argv = arguments(await self._hardware(spec), descriptors, bare_state=files.bare_state)
+            command = jail.command(self.program, argv)
             # The host's ends come first: nothing may fail or wait between the spawn and the registration of the kill.
             agent_stream = await _open_stream(stack, agent.host_end, _STREAM_BUFFER)
             console_stream = await _open_stream(stack, console.host_end, _CONSOLE_BUFFER)
@@ -122,6 +132,8 @@ class Launcher:
                     console=Console(limit_bytes=self.settings.max_console_kb * 1024),
                     console_stream=console_stream,
                     restore=None if restore is None else restore.host_end,
+                    memory=files.memory,
+                    scratch=files.scratch,
                     phases=timings.phases,
                 )
             )

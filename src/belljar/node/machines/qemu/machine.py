@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from belljar.model.errors import MachineError
+from belljar.node.frozen.parts import BytesPart, FilePart
+from belljar.node.frozen.protocol import PartSource
 from belljar.node.machines.disks import ScriptDisk
 from belljar.node.machines.host.cgroup import Group
 from belljar.node.machines.host.jail import kill_tree
@@ -15,7 +19,9 @@ from belljar.node.machines.host.oom import oom_report
 from belljar.node.machines.host.threads import in_thread
 from belljar.node.machines.host.usage import children
 from belljar.node.machines.protocol import Console, Death, DeathCause
+from belljar.node.machines.qemu.device_state import read_device_state
 from belljar.node.machines.qemu.exit_report import death_from_exit, last_error
+from belljar.node.machines.qemu.guest_memory import GuestMemory
 from belljar.node.machines.qemu.memory import save, seal
 from belljar.node.machines.qemu.monitor import Monitor
 from belljar.node.machines.qemu.snapshot_files import MEMORY, SCRATCH, STATE
@@ -40,6 +46,9 @@ class QemuProcess:
     console_stream: tuple[asyncio.StreamReader, asyncio.StreamWriter]
     #: The monitor that loads a snapshot; None for a machine that boots.
     restore: socket.socket | None = None
+    #: Descriptors of its memory, if that is in a file, and of its scratch disk.
+    memory: int | None = None
+    scratch: int | None = None
     phases: dict[str, float]
 
 
@@ -54,6 +63,7 @@ class QemuMachine:
         self._process = spawned.process
         self._monitor = spawned.monitor
         self._group = spawned.group
+        self._guest_memory, self._scratch_disk = spawned.memory, spawned.scratch
         self._writers = (self.writer, spawned.console_stream[1])
         self._stderr = bytearray()
         self._stderr_task = asyncio.create_task(self._read_stderr())
@@ -84,6 +94,21 @@ class QemuMachine:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+    @contextlib.asynccontextmanager
+    async def frozen(self) -> AsyncIterator[Collection[PartSource]]:
+        """Implement `Machine.frozen`."""
+        if self._guest_memory is None:
+            raise MachineError("this machine was not started to be frozen: its memory is in no file")
+        state = await read_device_state(self._monitor.stop)
+        parts: list[PartSource] = [BytesPart(STATE, state), GuestMemory(self.pids(), self._guest_memory)]
+        if self._scratch_disk is not None:
+            parts.append(FilePart(SCRATCH, self._scratch_disk))
+        yield parts
+
+    async def thaw(self) -> None:
+        """Implement `Machine.thaw`."""
+        await self._monitor.thaw()
 
     async def _await_death(self) -> Death:
         exited = asyncio.create_task(self._process.wait())

@@ -4,21 +4,23 @@ The guest may have taken over its QEMU. So everything that QEMU sends is bounded
 line, the number of unsolicited messages. Events are not queued: each changes a field or is dropped. A monitor that
 exceeds the bounds ends the machine.
 
-Source: QEMU's QMP reference manual (SHUTDOWN, STOP, GUEST_PANICKED, BLOCK_IO_ERROR, query-status; getfd, migrate).
+Source: QEMU's QMP reference manual (SHUTDOWN, STOP, GUEST_PANICKED, BLOCK_IO_ERROR, query-status; getfd, migrate;
+add-fd, xen-save-devices-state).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
-from qemu.qmp import QMPClient, QMPError
+from qemu.qmp import ExecuteError, QMPClient, QMPError
 from qemu.qmp.message import Message
 
 from belljar.model.errors import MachineError, MachineTimeout
@@ -31,6 +33,8 @@ _FREEZE_SECONDS = 30
 _QUERY_SECONDS = 30
 #: The memory is a file of its own.
 _IGNORE_SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
+#: Number of the descriptor set that takes the state; those of disks count from 1.
+_STATE_SET = 100
 #: The longest line of a real QEMU has about two thousand bytes.
 _MAX_LINE_BYTES = 64 * 1024
 #: Bound on unsolicited messages; a machine's whole life has a few dozen.
@@ -144,6 +148,43 @@ class Monitor:
             raise MachineTimeout(f"QEMU did not write the machine's state within {seconds:g} s") from None
         except (QMPError, OSError, EOFError) as error:
             raise MachineError(f"the machine cannot be frozen: {error}") from error
+
+    async def stop(self, state: int) -> None:
+        """Stop the guest until `thaw`, and write the state of its devices to the descriptor. Raises MachineError.
+
+        The state that is loaded runs, though the guest was stopped before: QEMU writes it so for this command.
+        """
+        await self._execute_in_time(lambda: self._save_devices(state), "freeze", "the machine cannot be frozen")
+
+    async def thaw(self) -> None:
+        """Let a guest that `stop` stopped continue. Raises MachineError."""
+        await self._execute_in_time(self._continue, "thaw", "the machine cannot be continued")
+
+    async def _continue(self) -> None:
+        await self._client.execute("cont")
+        with contextlib.suppress(ExecuteError):  # QEMU closes it only while its guest runs
+            await self._client.execute("remove-fd", {"fdset-id": _STATE_SET})
+
+    async def _execute_in_time(self, work: Callable[[], Awaitable[object]], what: str, failed: str) -> None:
+        seconds = _FREEZE_SECONDS * self._factor
+        try:
+            with noted(what, seconds):
+                async with asyncio.timeout(seconds):
+                    await self._connected.wait()
+                    await work()
+        except TimeoutError:
+            raise MachineTimeout(f"{failed}: QEMU did not answer within {seconds:g} s") from None
+        except (QMPError, OSError, EOFError) as error:
+            raise MachineError(f"{failed}: {error}") from error
+
+    async def _save_devices(self, state: int) -> None:
+        await self._client.execute("stop")
+        self._client.send_fd_scm(state)
+        added = await self._client.execute("add-fd", {"fdset-id": _STATE_SET})
+        # Not the name of the set: QEMU would truncate the descriptor, which a pipe refuses.
+        number = added.get("fd") if isinstance(added, dict) else None
+        file = {"filename": f"/proc/self/fd/{number}", "live": False}
+        await self._client.execute("xen-save-devices-state", file)
 
     async def _write_state(self, state: int) -> None:
         await self._connected.wait()
