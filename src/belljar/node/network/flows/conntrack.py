@@ -16,7 +16,19 @@ from typing import Any
 import structlog
 from pyroute2.netlink.nfnetlink.nfctsocket import AsyncNFCTSocket
 
-from belljar.node.network.flows.reading import ACK, FIN, ICMP, RST, SYN, TCP, UDP, FlowCounts, FlowKey, FlowReading, LossCounts
+from belljar.node.network.flows.reading import (
+    ACK,
+    FIN,
+    ICMP,
+    RST,
+    SYN,
+    TCP,
+    UDP,
+    FlowCounts,
+    FlowKey,
+    FlowReading,
+    LossCounts,
+)
 from belljar.node.network.netlink import set_sysctl
 from belljar.node.network.traffic import RefusedDestination
 
@@ -67,13 +79,15 @@ class ConnectionCounter:
         entries = asyncio.run(_dump())
         now_ns, clock_ns = time.monotonic_ns(), time.time_ns() - time.monotonic_ns()
         parsed = [
-            each for entry in entries if (each := _parse(entry, str(guest), now_ns, clock_ns, self._first_ns)) is not None
+            each
+            for entry in entries
+            if (each := _parse(entry, str(guest), now_ns, clock_ns, self._first_ns)) is not None
         ]
         self._first_ns = {key: counts.first_ns for key, counts in parsed}
         parsed.sort(key=lambda each: -each[1].bytes_out)
         lost = [counts for _, counts in parsed[MAX_FLOWS:]]
-        for each in refused:
-            self._note(each, now_ns)
+        for destination in refused:
+            self._note(destination, now_ns)
         return FlowReading(
             source="conntrack",
             source_reason=self._reason,
