@@ -73,7 +73,8 @@ async def test_a_key_that_runs_jobs_and_may_not_read_them_gets_none_of_their_fie
     owner: Browser, api: Served
 ) -> None:
     job = await submitted(owner, code="print('ours')\n", env="PLACE=kitchen", stdin="input")
-    for number, scopes in enumerate(([], [Scope.JOBS_READ], [Scope.SCRIPTS_READ], [Scope.JOBS_READ, Scope.SCRIPTS_READ])):
+    read_job, read_script = Scope.JOBS_READ, Scope.SCRIPTS_READ
+    for number, scopes in enumerate(([], [read_job], [read_script], [read_job, read_script])):
         _, secret = await api.services.keys.create("shop", "test", scopes=[Scope.JOBS_RUN, *scopes])
         async with Browser(api) as runner:
             await runner.sign_in(secret)

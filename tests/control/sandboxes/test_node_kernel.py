@@ -58,7 +58,8 @@ async def test_long_output_is_cut_at_line_ends_and_never_in_a_character(kernel: 
         assert message.fields["text"].endswith("SECRET\n")
     await kernel.finish()
     assert (await kernel.run("process.stdout.write('x' + '😀'.repeat(100_000)); 0")).stdout == "x" + "😀" * 100_000
-    ran = await kernel.run("await display({'application/json': Array(150_000).fill([]), 'text/plain': 'm'}, {raw: true})")
+    nested = "{'application/json': Array(150_000).fill([]), 'text/plain': 'm'}"
+    ran = await kernel.run(f"await display({nested}, {{raw: true}})")
     assert ran.results[0]["data"] == {"text/plain": "m"} and "values" in ran.stderr
 
 

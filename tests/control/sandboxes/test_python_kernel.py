@@ -94,9 +94,7 @@ async def test_a_line_is_in_one_message_whatever_pieces_it_is_written_in(kernel:
 
 
 async def test_json_of_more_values_than_the_server_takes_is_left_out(kernel: KernelProcess) -> None:
-    many = (
-        "class Many:\n  def _repr_json_(self): return [[]] * 150_000\n  def __repr__(self): return 'many'\nMany()\n"
-    )
+    many = "class Many:\n  def _repr_json_(self): return [[]] * 150_000\n  def __repr__(self): return 'many'\nMany()\n"
     ran = await kernel.run(many)
     assert ran.main == {"text/plain": "many"} and "over 200000 values" in ran.stderr
 

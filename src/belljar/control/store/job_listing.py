@@ -1,7 +1,8 @@
 """Lists of jobs for people: by status, language, label, time, and text, with the names of scripts.
 
-Language, text, and a label with a status have no index. Such a page reads at most `SCANNED_JOBS` jobs, newest first, and says how far it got:
-the cursor goes on from there. Only what a list shows is read: a job's row may have a megabyte of arguments.
+Language, text, and a label with a status have no index. Such a page reads at most `SCANNED_JOBS` jobs, newest first,
+and says how far it got: the cursor goes on from there. Only what a list shows is read: a job's row may have a megabyte
+of arguments.
 """
 
 from __future__ import annotations

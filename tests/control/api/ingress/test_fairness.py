@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from starlette.requests import Request
@@ -40,7 +40,8 @@ class Program:
         await self._asked.wait()
         if b"Sec-WebSocket-Key: " in self.written:
             key = self.written.partition(b"Sec-WebSocket-Key: ")[2].partition(b"\r\n")[0].decode()
-            head = f"HTTP/1.1 101 OK\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept_key(key)}"
+            upgrade = "Upgrade: websocket\r\nConnection: Upgrade"
+            head = f"HTTP/1.1 101 OK\r\n{upgrade}\r\nSec-WebSocket-Accept: {accept_key(key)}"
             yield f"{head}\r\n\r\n".encode()
         yield self.response
 
@@ -91,7 +92,7 @@ async def test_small_frames_of_a_websocket_leave_turns_to_others() -> None:
     sent: list[bytes] = []
 
     class Caller:
-        scope = {**SCOPE, "type": "websocket"}
+        scope: ClassVar = {**SCOPE, "type": "websocket"}
         receive = staticmethod(never)
 
         async def accept(self, subprotocol: str | None) -> None:
