@@ -74,7 +74,8 @@ async def test_a_key_that_runs_jobs_and_may_not_read_them_gets_none_of_their_fie
 ) -> None:
     job = await submitted(owner, code="print('ours')\n", env="PLACE=kitchen", stdin="input")
     both = {Scope.JOBS_READ, Scope.SCRIPTS_READ}
-    for scopes in (set(), {Scope.JOBS_READ}, {Scope.SCRIPTS_READ}, both):
+    some: list[set[Scope]] = [set(), {Scope.JOBS_READ}, {Scope.SCRIPTS_READ}, both]
+    for scopes in some:
         _, secret = await api.services.keys.create("shop", "test", scopes=[Scope.JOBS_RUN, *scopes])
         async with Browser(api) as runner:
             await runner.sign_in(secret)
