@@ -16,6 +16,7 @@ from sqlalchemy import select, type_coerce
 from belljar.control.flows.service import FlowService
 from belljar.control.store.metadata import UtcTime
 from belljar.control.store.schema import NOW_US
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.link.sandboxes import FreezeRequest, SandboxMachine
 from belljar.model.errors import DiskFull, HostError
 from belljar.model.flows import FlowReport, FlowTotals
@@ -308,10 +309,10 @@ async def nothing_is_left(harness: WorkerHarness) -> AsyncIterator[None]:
     assert harness.hypervisor.alive == 0 and harness.leftovers() == []
 
 
-async def test_a_pause_keeps_what_the_machine_talked_to(
+async def test_a_pause_keeps_what_the_machine_talked_to_and_used(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lease ends with the pause: the report is sent before."""
+    """The lease ends with the pause: both are sent before."""
     report = FlowReport(source="ebpf", totals=FlowTotals(flows=1, bytes_out=5))
 
     async def finish_flows(_: JobNetwork) -> FlowReport:
@@ -321,8 +322,12 @@ async def test_a_pause_keeps_what_the_machine_talked_to(
     flows = FlowService.over(harness.database)
     async with harness.working():
         sandbox, machine = await started(harness)
+        async with asyncio.timeout(30):
+            while not (await machine.usage_series()).seconds:
+                await asyncio.sleep(0.05)
         await pause(harness, sandbox, machine)
         assert await flows.get(sandbox.id) == report
+        assert (await SqlUsageSeries(harness.database).get(sandbox.id)) is not None
         again = await resume(harness, sandbox)
         await pause(harness, sandbox, again)
         assert (await flows.get(sandbox.id)).totals.bytes_out == 10

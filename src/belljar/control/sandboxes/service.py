@@ -235,7 +235,7 @@ class SandboxService:
         return sandbox, self._machines.get(sandbox)
 
     async def usage_series(self, project: str, sandbox_id: str) -> UsageSeries:
-        """Return what a sandbox's machine has used over its life: from the machine, else what its node reported last.
+        """Return what a sandbox's last machine has used: from the machine, else what its node reported last.
 
         Raises NotFound.
         """
