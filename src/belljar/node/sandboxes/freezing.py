@@ -52,6 +52,13 @@ class Freezer:
     async def carry_out(
         self, held: HeldSandbox, running: RunningSandbox, freeze: Freeze
     ) -> FrozenState | SandboxEnd | None:
+        """Carry out a request, as `_carry_out` does; what it makes is not removed before that is reported."""
+        with self._store.unreported(freeze.request.id):
+            return await self._carry_out(held, running, freeze)
+
+    async def _carry_out(
+        self, held: HeldSandbox, running: RunningSandbox, freeze: Freeze
+    ) -> FrozenState | SandboxEnd | None:
         """Carry out a request, and answer its caller. Return what a paused sandbox is kept in; None when it goes on.
 
         A SandboxEnd says that the machine is of no more use. Raises LeaseLost.

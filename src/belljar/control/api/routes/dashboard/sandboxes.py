@@ -292,12 +292,11 @@ async def _in_time(answer: Awaitable[T]) -> T:
 
 
 async def _processes(page: Pages, sandbox: Sandbox, machine: SandboxMachine) -> list[dict[str, Any]]:
-    commands = page.services.commands
     found = await _in_time(machine.processes())
     newest = sorted(found, key=lambda each: (each.exit is None, each.started_at, each.id), reverse=True)
     return [
         {
-            **public_process(each, timed_out=commands.has_timed_out(sandbox.id, each.id)),
+            **public_process(each),
             "started_at": each.started_at,
             "line": " ".join(each.args),
         }
