@@ -27,6 +27,8 @@ _LABELS = {
     CountedQuota.VCPU_SECONDS: "vCPU seconds today",
     CountedQuota.MEMORY_MB_SECONDS: "Memory today, MB seconds",
     CountedQuota.STORAGE_MB: "Storage, MB",
+    CountedQuota.SANDBOXES: "Sandboxes that have not ended",
+    CountedQuota.SANDBOX_VCPUS: "vCPUs of sandboxes that run",
 }
 #: The width of one day in a chart, of which the bar takes a part.
 _STEP, _BAR = 10, 8
