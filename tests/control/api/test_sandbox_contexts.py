@@ -128,6 +128,21 @@ async def test_a_timeout_interrupts_and_restarts_what_ignores_it(
     assert (await run(box, "x"))["error"]["name"] == "NameError"
 
 
+async def test_a_context_that_is_restarted_keeps_its_place(box: OneSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_run, "INTERRUPT_SECONDS", 0.1)
+    await run(box, "x = 5")
+    stubborn = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
+    running = asyncio.create_task(run(box, stubborn, timeout_seconds=0.5))
+    statuses = set()
+    while not running.done():
+        body = {"code": "1"}
+        statuses.add((await box.http.post(f"{box.url}/run", json=body, timeout=60)).status_code)
+        statuses.add((await box.http.get(f"{box.url}/contexts/python")).status_code)
+    assert (await running)["restarted"] and statuses <= {200, 409}
+    processes = (await box.http.get(f"{box.url}/processes")).json()["processes"]
+    assert len([each for each in processes if each["context"]]) == 1
+
+
 async def test_a_dead_context_says_how_it_died_until_it_is_restarted(box: OneSandbox) -> None:
     await run(box, "x = 1")
     body = {"code": "print('last', flush=True)\nimport os, time; time.sleep(0.5); os._exit(3)"}
@@ -213,6 +228,32 @@ async def test_what_a_hostile_kernel_sends_reaches_only_its_caller(box: OneSandb
     await box.http.post(f"{box.url}/contexts/python/restart")
     many = await run(box, "for n in range(500): display(n)")
     assert len(many["results"]) == code_run.MAX_RESULTS and many["results_dropped"] == 300
+
+
+async def test_a_caller_that_reads_nothing_holds_neither_memory_nor_the_context(
+    sandboxes: SandboxApi, box: OneSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_run, "INTERRUPT_SECONDS", 0.3)
+    await run(box, "import gc\nchannel = [each for each in gc.get_objects() if type(each).__name__ == 'Channel'][0]")
+    code = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "while True:\n  channel.send('stdout', text='x'); channel.send('error', name='', message='', traceback='')"
+    )
+    machine = sandboxes.node.machines[box.id][0]
+    async with contexts.Contexts() as mine:
+        running = mine.run(box.id, machine, await mine.get(box.id, machine, "python"), code, 2)
+        async with asyncio.timeout(30):
+            while (await mine.get(box.id, machine, "python")).is_busy:
+                await asyncio.sleep(0.05)
+        events = [event async for event in running.events()]
+    assert [each.kind for each in events[-2:]] == ["error", "done"] and events[-2].data["name"] == "TimedOut"
+    assert events[-1].data["output_dropped"] and 1000 < len(events) < 4000
+
+
+async def test_lines_without_messages_end_the_context(box: OneSandbox) -> None:
+    code = "import os\nwhile True: os.write(4, b'\\n' * 65536)"
+    endless = await box.http.post(f"{box.url}/run", json={"code": code}, timeout=60)
+    assert "no message" in problem(endless, 409, "context_died")["detail"]
 
 
 async def test_a_sandbox_has_a_limited_number_of_contexts(box: OneSandbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from belljar.control.sandboxes.kernel_messages import MAX_LINE_BYTES, KernelViolation, LineReader, Message, parse
+from belljar.control.sandboxes.kernel_messages import (
+    MAX_LINE_BYTES,
+    MAX_VALUES,
+    KernelViolation,
+    LineReader,
+    Message,
+    MessageReader,
+    count_values,
+    parse,
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -74,3 +83,26 @@ def test_a_line_without_an_end_is_not_kept_for_ever() -> None:
     with pytest.raises(KernelViolation):
         for _ in range(MAX_LINE_BYTES // 100_000 + 2):
             list(reader.feed(b"x" * 100_000))
+
+
+def shown(value: str) -> bytes:
+    return b'{"type":"result","run":"r","is_main":true,"data":{"application/json":' + value.encode() + b"}}"
+
+
+def test_a_result_of_few_bytes_takes_little_memory() -> None:
+    """Each `[],` takes 80 bytes once it is parsed."""
+    assert parse(shown(f"[{'[],' * MAX_VALUES}1]")) == UNREADABLE
+    assert parse(shown(f"[{'[],' * 1000}1]")).values > 2000
+    # What is in texts is no value.
+    text = json.dumps({"a": ',[{"\\' * MAX_VALUES, "b": [1, 2]})
+    assert parse(shown(text)).kind == "result" and count_values(shown(text)) < 20
+
+
+async def test_a_kernel_that_sends_lines_without_messages_is_no_kernel() -> None:
+    """A byte of such a line costs microseconds of the server."""
+    messages, count = MessageReader(), 0
+    with pytest.raises(KernelViolation, match="no messages"):
+        for _ in range(100):
+            async for message, _ in messages.feed(b"\n" * 100):
+                count += message.kind == "unreadable"
+    assert count == 1000

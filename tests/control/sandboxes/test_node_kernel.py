@@ -52,6 +52,17 @@ async def test_await_and_imports_work_at_the_top_level(kernel: KernelProcess) ->
     assert failed.error is not None and (failed.error["name"], failed.error["message"]) == ("TypeError", "no")
 
 
+async def test_long_output_is_cut_at_line_ends_and_never_in_a_character(kernel: KernelProcess) -> None:
+    await kernel.send("process.stdout.write('x' + 'SECRET\\n'.repeat(30_000)); 0")
+    while (message := await kernel.next()) is not None and message.kind == "stdout":
+        assert message.fields["text"].endswith("SECRET\n")
+    await kernel.finish()
+    assert (await kernel.run("process.stdout.write('x' + '😀'.repeat(100_000)); 0")).stdout == "x" + "😀" * 100_000
+    nested = "{'application/json': Array(150_000).fill([]), 'text/plain': 'm'}"
+    ran = await kernel.run(f"await display({nested}, {{raw: true}})")
+    assert ran.results[0]["data"] == {"text/plain": "m"} and "values" in ran.stderr
+
+
 async def test_output_and_values_are_shown(kernel: KernelProcess) -> None:
     ran = await kernel.run("console.log('one', {a: 1}); console.error('err'); process.stdout.write('two'); 0")
     assert (ran.stdout, ran.stderr, ran.text) == ("one { a: 1 }\ntwo", "err\n", "0")

@@ -68,6 +68,37 @@ async def test_large_output_and_invalid_text_arrive_whole(kernel: KernelProcess)
     assert len(long.text) < 1_100_000 and long.text.endswith("more characters)")
 
 
+async def test_a_line_is_in_one_message_whatever_pieces_it_is_written_in(kernel: KernelProcess) -> None:
+    """The node masks a secret in a message, and finds none that is in two."""
+    await kernel.run("import os, subprocess, time")
+    await kernel.send(
+        "for n in range(2000):\n  os.write(1, b'SECRET-'); os.write(1, b'%05d\\n' % n)\n"
+        "print('x' * 20 + '-12345\\n' * 40_000)\n"
+        "subprocess.run(['sh', '-c', 'i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo SECRET-$i; done | cat']);"
+    )
+    texts = []
+    while (message := await kernel.next()) is not None and message.kind != "done":
+        assert message.kind == "stdout" and message.fields["text"].endswith("\n")
+        texts.append(message.fields["text"])
+    assert len("".join(texts).splitlines()) == 2000 + 40_001 + 3000
+    # The beginning of a line does not wait for long, also while the other stream is busy.
+    await kernel.send(
+        "os.write(1, b'prompt> ')\nuntil = time.monotonic() + 60\n"
+        "while time.monotonic() < until:\n  os.write(2, b'busy\\n'); time.sleep(0.01)"
+    )
+    while (message := await kernel.next()) is not None and message.kind != "stdout":
+        pass
+    assert message is not None and message.fields["text"] == "prompt> "
+    kernel.interrupt()
+    assert (await kernel.finish()).error is not None
+
+
+async def test_json_of_more_values_than_the_server_takes_is_left_out(kernel: KernelProcess) -> None:
+    many = "class Many:\n  def _repr_json_(self): return [[]] * 150_000\n  def __repr__(self): return 'many'\nMany()\n"
+    ran = await kernel.run(many)
+    assert ran.main == {"text/plain": "many"} and "over 200000 values" in ran.stderr
+
+
 async def test_values_have_the_representations_of_notebooks(kernel: KernelProcess) -> None:
     await kernel.run(
         "class Rich:\n"

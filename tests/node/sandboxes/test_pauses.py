@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select, type_coerce
 
+from belljar.control.flows.service import FlowService
 from belljar.control.store.metadata import UtcTime
 from belljar.control.store.schema import NOW_US
 from belljar.link.sandboxes import FreezeRequest, SandboxMachine
 from belljar.model.errors import DiskFull, HostError
+from belljar.model.flows import FlowReport, FlowTotals
 from belljar.model.ids import new_id
 from belljar.model.log_stream import LogStream
 from belljar.model.sandbox import EndReason, Sandbox, SandboxStatus
@@ -24,6 +26,7 @@ from belljar.model.sandbox_errors import SandboxEnded, SandboxPaused, StreamBrok
 from belljar.model.sandbox_values import GuestUser, ProcessExit, ProcessOutput, ProcessRequest
 from belljar.node.frozen.store import FrozenStore
 from belljar.node.frozen.unused import UnusedFrozen
+from belljar.node.worker.job_network import JobNetwork
 from support.link_calls import NODE
 from support.worker_harness import WorkerHarness, idle
 
@@ -303,3 +306,23 @@ async def test_only_what_is_needed_is_kept(harness: WorkerHarness) -> None:
 async def nothing_is_left(harness: WorkerHarness) -> AsyncIterator[None]:
     yield
     assert harness.hypervisor.alive == 0 and harness.leftovers() == []
+
+
+async def test_a_pause_keeps_what_the_machine_talked_to(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease ends with the pause: the report is sent before."""
+    report = FlowReport(source="ebpf", totals=FlowTotals(flows=1, bytes_out=5))
+
+    async def finish_flows(_: JobNetwork) -> FlowReport:
+        return report
+
+    monkeypatch.setattr(JobNetwork, "finish_flows", finish_flows)
+    flows = FlowService.over(harness.database)
+    async with harness.working():
+        sandbox, machine = await started(harness)
+        await pause(harness, sandbox, machine)
+        assert await flows.get(sandbox.id) == report
+        again = await resume(harness, sandbox)
+        await pause(harness, sandbox, again)
+        assert (await flows.get(sandbox.id)).totals.bytes_out == 10

@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from belljar.control.sandboxes.kernel_messages import KernelViolation, LineReader, Message, parse_message
+from belljar.control.sandboxes.kernel_messages import MAX_VALUES, KernelViolation, Message, MessageReader
 from belljar.control.sandboxes.kernel_process import conversation, died, request_line
 from belljar.link.sandboxes import SandboxMachine
 from belljar.model.errors import BelljarError
@@ -36,6 +36,8 @@ MAX_RESULTS = 200
 MAX_RESULT_BYTES = 8 * 1024 * 1024
 #: Events that wait for a slow caller, by their size.
 _MAX_WAITING_BYTES = 1024 * 1024
+#: What an event takes beside its text.
+_EVENT_BYTES = 512
 #: What the end of a kernel's own stderr may say about its death.
 _MAX_TAIL = 4096
 
@@ -79,6 +81,8 @@ class CodeRun:
         self._dropped_results = 0
         self._results = 0
         self._result_bytes = 0
+        self._result_values = 0
+        self._has_error = False
         self._tail = bytearray()
         self._stderr = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -89,7 +93,7 @@ class CodeRun:
         while True:
             while self._waiting:
                 event = self._waiting.popleft()
-                self._waiting_bytes -= event.size_bytes
+                self._waiting_bytes -= event.size_bytes + _EVENT_BYTES
                 self._notify()
                 yield event
             if self._failure is not None:
@@ -169,7 +173,7 @@ class CodeRun:
             "results_dropped": self._dropped_results,
             "duration_ms": round((time.monotonic() - self._began) * 1000, 3),
         }
-        self._waiting.append(Event("done", data))
+        self._waiting.append(Event("done", data))  # behind it nothing waits
 
     async def _converse(self) -> int:
         """Send the code, and pass on what comes of it. Return the kernel's count of runs."""
@@ -189,7 +193,7 @@ class CodeRun:
             raise
 
     async def _read(self, output: AsyncIterator[ProcessOutput | ProcessExit]) -> int:
-        lines = LineReader()
+        messages = MessageReader()
         async for piece in output:
             if isinstance(piece, ProcessExit):
                 raise died(piece, self._tail.decode(errors="replace"))
@@ -197,9 +201,10 @@ class CodeRun:
                 self._tail = (self._tail + piece.data)[-_MAX_TAIL:]
                 await self._emit_text("stderr", self._stderr.decode(piece.data))
                 continue
-            for line in lines.feed(piece.data):
-                if (count := await self._handle(await parse_message(line), len(line))) is not None:
-                    return count
+            async with contextlib.aclosing(messages.feed(piece.data)) as found:
+                async for message, size in found:
+                    if (count := await self._handle(message, size)) is not None:
+                        return count
         raise StreamBroken("the output of the context broke off before its code had ended")
 
     async def _explain_break(self) -> None:
@@ -218,10 +223,11 @@ class CodeRun:
         if message.kind == "done":
             return int(message.fields["execution_count"])
         if message.kind == "result":
-            await self._emit_result(message.fields, size)
+            await self._emit_result(message, size)
         elif message.kind in ("stdout", "stderr"):
             await self._emit_text(message.kind, message.fields["text"])
-        elif message.kind == "error":
+        elif message.kind == "error" and not self._has_error:  # a kernel of ours sends one
+            self._has_error = True
             await self._emit(Event("error", message.fields, size))
         return None
 
@@ -229,24 +235,27 @@ class CodeRun:
         if text:
             await self._emit(Event(kind, {"text": text}, len(text)))
 
-    async def _emit_result(self, fields: dict[str, Any], size: int) -> None:
-        if self._results >= MAX_RESULTS or self._result_bytes + size > MAX_RESULT_BYTES:
+    async def _emit_result(self, message: Message, size: int) -> None:
+        size_after, values_after = self._result_bytes + size, self._result_values + message.values
+        if self._results >= MAX_RESULTS or size_after > MAX_RESULT_BYTES or values_after > MAX_VALUES:
             self._dropped_results += 1
             return
         self._results += 1
-        self._result_bytes += size
-        await self._emit(Event("result", fields, size))
+        self._result_bytes, self._result_values = size_after, values_after
+        await self._emit(Event("result", message.fields, size))
 
     async def _emit(self, event: Event) -> None:
         """Hand an event to the caller, waiting while it has many; not for long beyond the timeout."""
         while self._waiting_bytes >= _MAX_WAITING_BYTES and not self._is_abandoned.is_set():
-            if self._is_timed_out and event.kind in ("stdout", "stderr", "result"):
+            if self._is_timed_out and event.kind == "error":  # one of the kernel, and one that it did not stop
+                break
+            if self._is_timed_out:
                 self._has_dropped_output = True
                 return
             await self._changed.wait()
         if not self._is_abandoned.is_set():
             self._waiting.append(event)
-            self._waiting_bytes += event.size_bytes
+            self._waiting_bytes += event.size_bytes + _EVENT_BYTES
             self._notify()
 
     def _notify(self) -> None:

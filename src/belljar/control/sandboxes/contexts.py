@@ -61,7 +61,7 @@ class Contexts:
         self._runs: dict[_Key, asyncio.Task[None]] = {}
         #: Contexts whose kernels are not ready yet.
         self._starting: set[_Key] = set()
-        #: Serializes the making of contexts in a sandbox; there while one is being made.
+        #: Serializes the starts of kernels in a sandbox; there while one starts.
         self._making: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def __aenter__(self) -> Contexts:
@@ -93,10 +93,10 @@ class Contexts:
         name = kernel_of(language).language
         if (sandbox_id, name) not in self._starting:
             with contextlib.suppress(ContextNotFound):
-                return await self.get(sandbox_id, machine, name)
+                return await self._find(sandbox_id, machine, name)
         async with self._making_one(sandbox_id):
             with contextlib.suppress(ContextNotFound):
-                return await self.get(sandbox_id, machine, name)
+                return await self._find(sandbox_id, machine, name)
             return await self._start(sandbox_id, machine, name, name, cwd=None, env={})
 
     async def list(self, sandbox_id: str, machine: SandboxMachine) -> tuple[Context, ...]:
@@ -110,6 +110,15 @@ class Contexts:
 
     async def get(self, sandbox_id: str, machine: SandboxMachine, context_id: str) -> Context:
         """Return one context. Raises ContextNotFound."""
+        try:
+            return await self._find(sandbox_id, machine, context_id)
+        except ContextNotFound:
+            if (sandbox_id, context_id) not in self._starting:
+                raise
+        async with self._making_one(sandbox_id):  # it is between its old process and the new one
+            return await self._find(sandbox_id, machine, context_id)
+
+    async def _find(self, sandbox_id: str, machine: SandboxMachine, context_id: str) -> Context:
         for each in await self.list(sandbox_id, machine):
             if each.id == context_id:
                 return each
@@ -130,7 +139,7 @@ class Contexts:
         Raises ContextNotFound, and what `create` raises.
         """
         async with self._making_one(sandbox_id):
-            found = await self.get(sandbox_id, machine, context_id)
+            found = await self._find(sandbox_id, machine, context_id)
             await self._start_anew(sandbox_id, machine, found)
         if (run := self._runs.get((sandbox_id, context_id))) is not None:
             await asyncio.wait({run}, timeout=INTERRUPT_SECONDS)  # it has lost its process
@@ -161,7 +170,8 @@ class Contexts:
             raise ContextBusy(f"the context {context.id} is being started; wait until its status is idle")
 
         async def restart() -> None:
-            await self._start_anew(sandbox_id, machine, context)
+            async with self._making_one(sandbox_id):  # otherwise a second one could take its place meanwhile
+                await self._start_anew(sandbox_id, machine, context)
 
         run = CodeRun(machine, context.process, code, seconds, restart)
         self._runs[key] = task = asyncio.create_task(run.carry_out(), name=f"run in {context.id}")

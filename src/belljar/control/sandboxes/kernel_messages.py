@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,13 @@ from typing import Any
 MAX_LINE_BYTES = 8 * 1024 * 1024
 #: Longer lines are parsed outside of the event loop.
 _THREAD_BYTES = 128 * 1024
+#: Values of JSON in one line. Each takes up to a hundred bytes here, and one or two in the line.
+MAX_VALUES = 250_000
+#: Lines of a kernel that are no messages: each costs time here, and as little as one byte there.
+_MAX_UNREADABLE = 1000
+#: So few values are not counted exactly.
+_FEW_VALUES = 1000
+_TEXTS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _MAX_DEPTH = 64
 _MAX_MIME_TYPES = 32
 _MAX_NAME = 255
@@ -29,12 +37,33 @@ class Message:
     kind: str
     run: str | None
     fields: dict[str, Any]
+    #: How many values of JSON its line has.
+    values: int = 0
+
+
+class MessageReader:
+    """Collects the output of a kernel to messages."""
+
+    def __init__(self, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+        self._lines = LineReader(max_line_bytes)
+        self._unreadable = 0
+
+    async def feed(self, data: bytes) -> AsyncGenerator[tuple[Message, int], None]:
+        """Yield the messages that are complete with this output, and the length of each. Raises KernelViolation."""
+        for line in self._lines.feed(data):
+            message = await parse_message(line)
+            if message.kind == "unreadable":
+                self._unreadable += 1
+                if self._unreadable > _MAX_UNREADABLE:
+                    raise KernelViolation(f"over {_MAX_UNREADABLE} lines were no messages")
+            yield message, len(line)
 
 
 class LineReader:
     """Collects the output of a kernel to lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
+        self._max_bytes = max_bytes
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -46,8 +75,8 @@ class LineReader:
             yield bytes(self._rest[start:end])
             start = searched = end + 1
         del self._rest[:start]
-        if len(self._rest) > MAX_LINE_BYTES:
-            raise KernelViolation(f"a message is over {MAX_LINE_BYTES} bytes")
+        if len(self._rest) > self._max_bytes:
+            raise KernelViolation(f"a message is over {self._max_bytes} bytes")
 
 
 async def parse_message(line: bytes) -> Message:
@@ -58,13 +87,15 @@ async def parse_message(line: bytes) -> Message:
 def parse(line: bytes) -> Message:
     """Return the message of one line. A line that is none is an `unreadable` message.
 
-    Such a line may be user code's, or one in which a secret was masked.
+    Such a line may be user code's, one in which a secret was masked, or one with too many values.
     """
+    if (values := count_values(line)) > MAX_VALUES:
+        return Message("unreadable", None, {})
     try:
         value = json.loads(line, parse_constant=_refuse)
         if b"\\ud" in line or b"\\uD" in line:  # half a surrogate pair is no text that can be sent on
             value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
-        if isinstance(value, dict) and (message := _message(value)) is not None:
+        if isinstance(value, dict) and (message := _message(value, values)) is not None:
             return message
     except (ValueError, RecursionError):
         pass
@@ -75,11 +106,21 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _message(value: dict[str, Any]) -> Message | None:
+def count_values(line: bytes) -> int:
+    """Return at least how many values the JSON of a line has, before it is parsed; exactly, if they are many."""
+    count = _separators(line)
+    return count if count < _FEW_VALUES else _separators(_TEXTS.sub(b"", line))
+
+
+def _separators(line: bytes) -> int:
+    return line.count(b",") + line.count(b"[") + line.count(b"{")
+
+
+def _message(value: dict[str, Any], values: int) -> Message | None:
     kind, run = value.pop("type", None), value.pop("run", None)
     if not isinstance(kind, str) or not (run is None or isinstance(run, str)) or kind not in _CHECKS:
         return None
-    return Message(kind, run, value) if _CHECKS[kind](value) else None
+    return Message(kind, run, value, values) if _CHECKS[kind](value) else None
 
 
 def _is_text(value: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from belljar.control.sandboxes.kernel_messages import KernelViolation, LineReader, parse
+from belljar.control.sandboxes.kernel_messages import KernelViolation, MessageReader
 from belljar.control.sandboxes.kernels.programs import Kernel
 from belljar.link.sandboxes import SandboxMachine
 from belljar.model.errors import BelljarError
@@ -18,6 +18,8 @@ from belljar.model.sandbox_values import CodeContext, ProcessExit, ProcessInfo, 
 #: An interpreter that starts in an emulated machine whose processors others use.
 START_SECONDS = 60.0
 _MAX_TAIL = 4096
+#: A line of a kernel that becomes ready.
+_MAX_READY_BYTES = 64 * 1024
 #: The exit code of a shell that does not find a program.
 _NOT_FOUND = 127
 
@@ -96,21 +98,21 @@ async def _forget(machine: SandboxMachine, process: ProcessInfo) -> None:
 
 
 async def _wait_ready(machine: SandboxMachine, kernel: Kernel, process: ProcessInfo) -> None:
-    lines, tail = LineReader(), bytearray()
+    messages, tail = MessageReader(_MAX_READY_BYTES), bytearray()
     async with conversation(machine, process.id, kernel.program) as output:
         async for piece in output:
             if isinstance(piece, ProcessExit):
                 raise _not_ready(kernel, piece, tail.decode(errors="replace"))
             if piece.stream is LogStream.STDERR:
                 tail = (tail + piece.data)[-_MAX_TAIL:]
-            elif _is_ready(lines, piece.data):
+            elif await _is_ready(messages, piece.data):
                 return
     raise StreamBroken("the output of the context broke off before it was ready")
 
 
-def _is_ready(lines: LineReader, data: bytes) -> bool:
+async def _is_ready(messages: MessageReader, data: bytes) -> bool:
     try:
-        return any(parse(line).kind == "ready" for line in lines.feed(data))
+        return any([message.kind == "ready" async for message, _ in messages.feed(data)])
     except KernelViolation as error:
         raise died(None, str(error)) from None
 

@@ -70,6 +70,8 @@ class Freezer:
         if not freeze.request.pause:
             return await self._go_on(held, running, freeze, frozen)
         held.is_paused = True
+        # While the lease is held: a pause must not hide what the machine talked to.
+        await running.flow_reports.finish(await running.started.network.finish_flows())
         await self._write(lambda: self._link.sandbox_paused(held.key, frozen), "sandbox_paused", held)
         held.lease.release()
         timings.record("report")

@@ -28,6 +28,8 @@ _HEAD_SECONDS = 300.0
 #: How long it may leave a piece of the request's body unread. While it waits, the client's end is not noticed.
 WRITE_SECONDS = 60.0
 _MAX_STATUS = 599
+#: Events of a response that are handled before others get their turn: a program can make one of every few bytes.
+_EVENTS_AT_ONCE = 32
 
 
 class _Passed(Stream):
@@ -124,6 +126,7 @@ class _Events:
         self._source = source
         self._sending = sending
         self._port = port
+        self._count = 0
 
     async def head(self) -> h11.Response:
         """Return the head of the response."""
@@ -136,6 +139,9 @@ class _Events:
 
     async def next(self) -> h11.Event:
         """Return the next event. Raises StreamBroken for what is not HTTP, and at an early end."""
+        self._count += 1
+        if self._count % _EVENTS_AT_ONCE == 0:
+            await asyncio.sleep(0)
         try:
             while (event := self._connection.next_event()) is h11.NEED_DATA:
                 self._connection.receive_data(await self._receive())

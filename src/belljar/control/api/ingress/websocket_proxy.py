@@ -27,6 +27,10 @@ from belljar.model.sandbox_errors import PortRefused, StreamBroken
 HANDSHAKE_SECONDS = 30.0
 #: How long the program may read nothing. While it waits, the caller's end is not noticed.
 WRITE_SECONDS = 60.0
+#: Bytes of the program that are parsed, and messages that are passed on, before others get their turn: a frame may have
+#: two bytes.
+_BYTES_AT_ONCE = 2048
+_MESSAGES_AT_ONCE = 32
 _ERROR, _GONE = 1011, 1001
 #: The handshake's own headers, which the client of the guest makes anew.
 _OF_HANDSHAKE = "sec-websocket-"
@@ -67,7 +71,11 @@ async def _to_guest(websocket: WebSocket, guest: _Guest) -> None:
 
 
 async def _to_caller(websocket: WebSocket, guest: _Guest) -> None:
+    count = 0
     async for opcode, data in guest.messages():
+        count += 1
+        if count % _MESSAGES_AT_ONCE == 0:
+            await asyncio.sleep(0)
         if opcode is Opcode.TEXT:
             await websocket.send_text(data.decode())
         else:
@@ -92,6 +100,8 @@ class _Guest:
         self._stream = stream
         self._source: AsyncIterator[bytes] = aiter(stream)
         self._port = port
+        #: What came and is not parsed yet.
+        self._unparsed = memoryview(b"")
         #: Frames that came with the end of the handshake.
         self._early: list[Event] = []
         # What is no part of a URI, though servers accept it.
@@ -177,7 +187,11 @@ class _Guest:
             pass  # it is gone, too
 
     async def _receive(self) -> None:
-        data = await anext(self._source, b"")
+        if self._unparsed:
+            await asyncio.sleep(0)
+        else:
+            self._unparsed = memoryview(await anext(self._source, b""))
+        data, self._unparsed = bytes(self._unparsed[:_BYTES_AT_ONCE]), self._unparsed[_BYTES_AT_ONCE:]
         if data:
             self._protocol.receive_data(data)
         elif self._protocol.close_rcvd is None:

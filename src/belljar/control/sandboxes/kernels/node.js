@@ -12,6 +12,7 @@ const [REQUESTS, REPLIES] = [3, 4];
 const MAX_BUNDLE = 4 * 1024 * 1024;
 const MAX_TEXT = 1024 * 1024;
 const MAX_JSON = 64 * 1024;
+const MAX_VALUES = 200_000; // of JSON in one representation
 const MAX_HELD = 64 * 1024;
 const MAX_TRACEBACK = 256 * 1024;
 const PIECE = 64 * 1024;
@@ -36,13 +37,25 @@ function send(type, fields) {
     while (line.length) line = line.subarray(writeSync(REPLIES, line));
 }
 
+// Pieces of a text, cut at the ends of lines if there are any: the node finds a secret only in one message. And never in
+// the middle of a character.
+function* piecesOf(text) {
+    while (text.length > PIECE) {
+        let end = text.lastIndexOf("\n", PIECE - 1) + 1 || PIECE;
+        if (/[\ud800-\udbff]/.test(text[end - 1])) end -= 1;
+        yield text.slice(0, end);
+        text = text.slice(end);
+    }
+    if (text) yield text;
+}
+
 const held = { stdout: "", stderr: "" }; // what was written between two runs
 
 function write(name, chunk, encoding, callback) {
     const done = typeof encoding === "function" ? encoding : callback;
     const text = typeof chunk === "string" ? chunk : Buffer.from(chunk).toString();
     if (run === null) held[name] = (held[name] + text).slice(-MAX_HELD);
-    else for (let at = 0; at < text.length; at += PIECE) send(name, { text: text.slice(at, at + PIECE) });
+    else for (const piece of piecesOf(text)) send(name, { text: piece });
     if (done) process.nextTick(done);
     return true;
 }
@@ -86,8 +99,13 @@ function sendable(bundle) {
     for (const [mime, given] of Object.entries(bundle)) {
         let data = given instanceof Uint8Array ? Buffer.from(given).toString("base64") : given;
         if (mime === "text/plain" && String(data).length > MAX_TEXT) data = `${String(data).slice(0, MAX_TEXT)}…`;
-        const size = stringify(data)?.length;
-        if (size === undefined) continue;
+        const text = stringify(data);
+        if (text === undefined) continue;
+        const size = text.length;
+        if (typeof data !== "string" && text.replace(/[^,[{]+/g, "").length > MAX_VALUES) {
+            write("stderr", `belljar: ${mime} of a result has over ${MAX_VALUES} values and is left out\n`);
+            continue;
+        }
         if (size > left) {
             write("stderr", `belljar: ${mime} of a result has ${size} characters and is left out; the limit is 4 MiB\n`);
             continue;

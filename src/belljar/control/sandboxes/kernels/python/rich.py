@@ -11,6 +11,8 @@ from typing import Any
 
 #: Largest bundle as JSON; representations beyond it are left out.
 MAX_BUNDLE_BYTES = 4 * 1024 * 1024
+#: Values of JSON in one representation, about; the server takes a little more in a whole run.
+_MAX_VALUES = 200_000
 #: Characters of a plain text.
 _MAX_TEXT = 1024 * 1024
 #: Longer ones are neither laid out nor sent as JSON.
@@ -58,10 +60,13 @@ def sendable(bundle: dict[str, Any]) -> dict[str, Any]:
         if mime == "text/plain":
             data = _shortened(str(data))
         try:
-            size = len(json.dumps(data, allow_nan=False))
+            text = json.dumps(data, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
             continue
-        if size <= left:
+        size = len(text)
+        if not isinstance(data, str) and sum(map(text.count, ",[{")) > _MAX_VALUES:
+            sys.stderr.write(f"belljar: {mime} of a result has over {_MAX_VALUES} values and is left out\n")
+        elif size <= left:
             kept[mime] = data
             left -= size
         else:
@@ -110,7 +115,7 @@ def _shortened(text: str) -> str:
 
 def _rows(table: Any) -> Any:
     try:
-        rows = table.head(_MAX_ROWS)
+        rows = table.head(min(_MAX_ROWS, _MAX_VALUES // 2 // max(1, len(getattr(table, "columns", ())))))
         if type(rows.index).__name__ != "RangeIndex":  # otherwise the index is the number of the row
             rows = rows.reset_index()
         return json.loads(rows.to_json(orient="records", date_format="iso"))

@@ -12,6 +12,7 @@ import select
 import sys
 import termios
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,8 @@ _PIPE_BYTES = 1024 * 1024
 _MAX_HELD_CHARACTERS = 64 * 1024
 #: How often text without a line end is flushed while code runs, in milliseconds.
 _FLUSH_MS = 200
+#: How long the beginning of a line waits for its rest while code runs.
+_BEGUN_SECONDS = 0.15
 
 
 class Interrupts:
@@ -120,6 +123,9 @@ class _Pipe:
         with contextlib.suppress(OSError, AttributeError):
             fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[attr-defined, unused-ignore]
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        #: The beginning of a line that waits for its rest, and since when: the node finds a secret only in one message.
+        self.begun = ""
+        self.begun_at = 0.0
         #: What was written between two runs.
         self.held = ""
 
@@ -172,7 +178,8 @@ class StandardStreams:
                     left = pipe.waiting_bytes()  # one that is written to all the time has no end
                     while left > 0 and (data := pipe.read()):
                         left -= len(data)
-                        self._send(pipe, pipe.decoder.decode(data))
+                        self._send_lines(pipe, pipe.decoder.decode(data))
+                    self._send_begun(pipe)
 
     def _pump(self) -> None:
         poll = select.poll()
@@ -187,7 +194,25 @@ class StandardStreams:
             with self._lock:
                 for pipe in self._pipes:
                     if pipe.fd in ready:
-                        self._send(pipe, pipe.decoder.decode(pipe.read()))
+                        self._send_lines(pipe, pipe.decoder.decode(pipe.read()))
+                    if pipe.begun and time.monotonic() - pipe.begun_at >= _BEGUN_SECONDS:
+                        self._send_begun(pipe)
+
+    def _send_lines(self, pipe: _Pipe, text: str) -> None:
+        """Send whole lines; what follows them waits for its end, but not for long."""
+        end = text.rfind("\n") + 1
+        if end:
+            self._send(pipe, pipe.begun + text[:end])
+            pipe.begun, text = "", text[end:]
+        if text and not pipe.begun:
+            pipe.begun_at = time.monotonic()
+        pipe.begun += text
+        if len(pipe.begun) > _PIECE_BYTES:
+            self._send_begun(pipe)
+
+    def _send_begun(self, pipe: _Pipe) -> None:
+        text, pipe.begun = pipe.begun, ""
+        self._send(pipe, text)
 
     def _send(self, pipe: _Pipe, text: str) -> None:
         if not text:
