@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -37,11 +37,11 @@ async def chromium() -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def new_page(
-    browser: Any, url: str, key: str, *, may_be_refused: bool = False, **options: Any
+    browser: Any, url: str, key: str, *, may_be_refused: bool = False, expected: Sequence[str] = (), **options: Any
 ) -> AsyncIterator[Any]:
     """Yield a page of a new browser that has signed in. What it logs as an error fails the test at the end.
 
-    With `may_be_refused`, responses with statuses of 400 to 499 are none.
+    With `may_be_refused`, responses with statuses of 400 to 499 are none, nor is what has one of the `expected` texts.
     """
     context = await browser.new_context(base_url=url, **options)
     page = await context.new_page()
@@ -58,6 +58,7 @@ async def new_page(
         await context.close()
     refusal = "the server responded with a status of 4"
     unexpected = [each for each in errors if not (may_be_refused and refusal in each)]
+    unexpected = [each for each in unexpected if not any(text in each for text in expected)]
     assert not unexpected, unexpected
 
 

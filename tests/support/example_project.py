@@ -38,12 +38,18 @@ async def project_pages(api: Served, folder: Path) -> AsyncIterator[dict[str, st
         server = "exec python3 -m http.server 8000 --bind 127.0.0.1"
         await api.http.post(f"/v1/sandboxes/{box}/exec", json={"command": server, "background": True})
         await asyncio.sleep(1)  # until it listens
+        paused = await _sandbox(api, template="python", labels={"team": "search"})
+        await api.http.post(f"/v1/sandboxes/{box}/snapshot")
+        await api.http.post(f"/v1/sandboxes/{paused}/pause")
         await _people(api)
         files = f"/sandboxes/{box}/files/{folder}"
         yield {
             "sandboxes": "/sandboxes",
             "sandbox-new": "/sandboxes/new",
             "sandbox": f"/sandboxes/{box}",
+            "sandbox-paused": f"/sandboxes/{paused}",
+            "terminal-paused": f"/sandboxes/{paused}/terminal",
+            "snapshots": "/snapshots",
             "sandbox-ended": f"/sandboxes/{ended}",
             "terminal": f"/sandboxes/{box}/terminal",
             "files": files,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -109,3 +110,16 @@ def test_a_traceparent_is_parsed_strictly(text: str | None, parsed: str | None) 
 def test_whatever_is_parsed_has_the_form_of_version_00(text: Any) -> None:
     parsed = tracing.parse_traceparent(text)
     assert parsed is None or (len(parsed) == 55 and tracing.parse_traceparent(parsed) == parsed)
+
+
+def test_a_collector_that_does_not_answer_keeps_no_process_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    class Waiting:
+        def shutdown(self) -> None:
+            answered.wait(60)
+
+    monkeypatch.setattr(tracing, "_SHUTDOWN_SECONDS", 0.05)
+    tracing._shut_down(Waiting())  # type: ignore[arg-type]
+    assert not answered.is_set()
+    answered.set()

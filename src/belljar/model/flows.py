@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypeVar
 
 from belljar.model.value import Value
+
+#: Flows and alerts of one report: more than a node lists of one machine.
+MAX_FLOWS = 2000
+MAX_ALERTS = 100
 
 AlertRule = Literal["destination", "bytes_out", "port_scan", "beacon"]
 NameSource = Literal["dns", "tls", "http"]
@@ -115,3 +120,33 @@ class FlowReport(Value):
         for flow, shown in zip(self.flows, fields["flows"], strict=True):
             shown["name"], shown["name_source"] = flow.name, flow.name_source
         return fields
+
+
+Sums = TypeVar("Sums", FlowTotals, LostFlows)
+
+
+def joined(reports: Sequence[FlowReport]) -> FlowReport:
+    """Return one report of a sandbox's machines, the earlier ones first; what is over its bound is left out."""
+    if len(reports) < 2:
+        return reports[0] if reports else FlowReport()
+    flows = [flow for report in reports for flow in report.flows]
+    flows.sort(key=lambda flow: (-flow.bytes_out - flow.bytes_in, flow.first_seen))
+    left_out = [report.left_out for report in reports]
+    for flow in flows[MAX_FLOWS:]:
+        sums = {name: getattr(flow, name) for name in FlowTotals.model_fields if name != "flows"}
+        left_out.append(FlowTotals(flows=1, **sums))
+    alerts = [alert for report in reports for alert in report.alerts]
+    return reports[-1].model_copy(
+        update={
+            "totals": _sum([report.totals for report in reports]),
+            "left_out": _sum(left_out),
+            "lost": _sum([report.lost for report in reports]),
+            "flows": tuple(flows[:MAX_FLOWS]),
+            "alerts": tuple(alerts[:MAX_ALERTS]),
+        }
+    )
+
+
+def _sum(parts: Sequence[Sums]) -> Sums:
+    kind = type(parts[0])
+    return kind(**{name: sum(getattr(part, name) for part in parts) for name in kind.model_fields})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
@@ -19,6 +20,7 @@ from belljar.model.errors import InvalidOption
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span, Tracer
 
 #: https://www.w3.org/TR/trace-context/: version, trace id, span id, flags; later versions may append fields.
@@ -26,6 +28,7 @@ _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16}
 _MAX_TRACEPARENT = 256
 #: Spans that wait for the collector; more are dropped.
 _MAX_WAITING = 4096
+_SHUTDOWN_SECONDS = 5.0
 Attribute = str | int | float | bool
 
 _tracer: Tracer | None = None
@@ -165,8 +168,19 @@ def tracing(endpoint: str | None, sample_ratio: float) -> Iterator[None]:
         yield
     finally:
         _tracer = None
+        _shut_down(provider)
+
+
+def _shut_down(provider: TracerProvider) -> None:
+    """Send what waits, for some seconds at most: a collector that does not answer keeps no process from its end."""
+
+    def shut_down() -> None:
         with contextlib.suppress(Exception):
-            provider.shutdown()  # sends what waits
+            provider.shutdown()
+
+    thread = threading.Thread(target=shut_down, name="traces", daemon=True)
+    thread.start()
+    thread.join(_SHUTDOWN_SECONDS)
 
 
 def _context(traceparent: str) -> Context:

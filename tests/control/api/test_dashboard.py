@@ -64,9 +64,25 @@ async def test_every_page_has_one_heading_its_place_in_the_navigation_and_no_inl
 
 
 async def test_an_empty_project_shows_what_to_do_next(owner: Browser) -> None:
-    assert "belljar run hello.py" in (await owner.get("/")).text
-    assert "belljar run hello.py" in (await owner.get("/jobs")).text
+    assert "belljar submit hello.py" in (await owner.get("/")).text
+    assert "belljar submit hello.py" in (await owner.get("/jobs")).text
     assert "No job matches" in (await owner.get("/jobs?status=failed")).text
+
+
+async def test_a_key_that_runs_jobs_and_may_not_read_them_gets_none_of_their_fields(
+    owner: Browser, api: Served
+) -> None:
+    job = await submitted(owner, code="print('ours')\n", env="PLACE=kitchen", stdin="input")
+    both = {Scope.JOBS_READ, Scope.SCRIPTS_READ}
+    some: list[set[Scope]] = [set(), {Scope.JOBS_READ}, {Scope.SCRIPTS_READ}, both]
+    for scopes in some:
+        _, secret = await api.services.keys.create("shop", "test", scopes=[Scope.JOBS_RUN, *scopes])
+        async with Browser(api) as runner:
+            await runner.sign_in(secret)
+            assert (await runner.get("/playground")).status_code == 200
+            page = await runner.get(f"/playground?job={job}")
+            assert page.status_code == (200 if scopes == both else 403), scopes
+            assert ("ours" in page.text, "kitchen" in page.text) == (scopes == both, scopes == both), scopes
 
 
 async def test_a_script_is_run_and_run_again_with_changes(owner: Browser, api: Served) -> None:

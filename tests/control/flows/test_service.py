@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from belljar.control.flows.service import MAX_FLOWS, FlowService
+from belljar.control.flows.service import FlowService
 from belljar.control.store.retention import SqlRetention
+from belljar.control.store.sandbox_tables import sandboxes
 from belljar.link.errors import LeaseLost
 from belljar.model.errors import TooLarge
-from belljar.model.flows import Flow, FlowReport, FlowTotals
+from belljar.model.flows import MAX_FLOWS, Flow, FlowAlert, FlowReport, FlowTotals, LostFlows, joined
 from belljar.model.outcome import Outcome
 from belljar.model.sandbox import EndReason
 from belljar.model.states import Status
@@ -88,3 +89,26 @@ async def test_the_flows_of_a_sandbox_are_kept_under_its_lease(tmp_path: Path) -
             await control.sandboxes.link.report_sandbox_flows(lease, report())
         assert await control.sandboxes.store.remove_ended(0, 10) == 1
         assert await service(control).get(sandbox.id) == FlowReport()
+
+
+async def test_a_pause_hides_nothing_that_a_sandbox_talked_to(tmp_path: Path) -> None:
+    """Each machine of a sandbox has a lease of its own."""
+    alert = FlowAlert(rule="bytes_out", message="sent 5 MB", at=NOW)
+    async with opened_control_plane(tmp_path) as control:
+        sandbox = await control.create_sandbox()
+        lease = (await claim_sandbox(control.sandboxes.link, NODE)).lease
+        flows = service(control)
+        for fence in range(lease.fence, lease.fence + 3):
+            resumed = sandboxes.update().where(sandboxes.c.id == sandbox.id).values(fence=fence)
+            await control.database.writing(lambda connection, query=resumed: connection.execute(query))
+            for count in (1, 2):
+                await flows.keep_of_sandbox(replace(lease, fence=fence), report(count, alerts=(alert,)))
+        found = await flows.get(sandbox.id)
+        assert (len(found.flows), found.totals.flows, found.alerts) == (6, 6, (alert,) * 3)
+
+
+def test_joined_reports_have_a_bound_and_all_sums() -> None:
+    many = report(MAX_FLOWS, lost=LostFlows(names=2))
+    both = joined([many, many])
+    assert (len(both.flows), both.totals.flows, both.left_out.flows) == (MAX_FLOWS, 2 * MAX_FLOWS, MAX_FLOWS)
+    assert both.lost.names == 4 and joined([]) == FlowReport() and joined([many]) is many

@@ -106,3 +106,15 @@ async def test_no_list_sorts_or_scans_jobs(database: Database, listed: list[Job]
         await SqlJobListing(database).page("mine", which)
     # The last step sorts no more than the rows of a page, or of a search.
     assert not [line for line in plans if line.startswith("SCAN jobs")], plans
+
+
+async def test_a_label_and_a_status_that_few_jobs_have_together_read_a_bounded_number(
+    database: Database, listed: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_listing, "SCANNED_JOBS", 2)
+    which = JobFilter(label="team=blue", status=Status.CANCELLED)
+    listing = SqlJobListing(database)
+    first = await listing.page("mine", which)
+    assert (first.jobs, first.next_cursor) == ([], listed[3].id)
+    second = await listing.page("mine", which, cursor=first.next_cursor)
+    assert ([job.id for job in second.jobs], second.next_cursor) == ([listed[5].id], None)

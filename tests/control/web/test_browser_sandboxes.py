@@ -15,6 +15,7 @@ import pytest
 
 from belljar.control.projects.scopes import Role
 from belljar.control.web.asset_files import files
+from belljar.model.sandbox import ResumeProblem
 from belljar.model.secrets import SecretValue
 from support.chromium import accessibility_findings, chromium, new_page
 from support.live import listening
@@ -113,6 +114,40 @@ async def test_a_terminal_runs_a_shell_and_shows_hostile_output_as_text(opened: 
     assert not await page.evaluate("document.activeElement.closest('.xterm') !== null")
 
 
+async def test_a_pause_a_resume_and_copies_by_buttons(opened: Open) -> None:
+    page = opened.page
+    box = await opened.create()
+    await page.goto(f"/sandboxes/{box}")
+    await page.get_by_role("button", name="Pause").click()
+    await page.get_by_text("Lifetime left").wait_for()
+    assert await accessibility_findings(page) == []
+    await page.goto(f"/sandboxes/{box}/terminal")
+    opened.node.resume_problem = ResumeProblem(code="no_room", message="its node has no room")
+    await page.get_by_role("button", name="Resume").click()
+    await page.get_by_text("stays paused: its node has no room").wait_for()
+    opened.node.resume_problem = None
+    # Somebody else resumes it: the page that is open notices, and offers what is possible now.
+    async with await opened.api.caller_of("tenant") as caller:
+        assert (await caller.post(f"/v1/sandboxes/{box}/resume")).status_code == 200
+    await page.get_by_role("button", name="Pause").wait_for()
+
+    await opened.api.http.put("/v1/projects/tenant/quotas", json={"max_sandboxes": 2})
+    await page.fill("#count", "2")
+    await page.get_by_role("button", name="Fork").click()
+    await page.locator("#copies").get_by_text("the maximum is 2").wait_for()
+    assert await page.input_value("#count") == "2"
+    await page.get_by_role("button", name="Take a snapshot").click()
+    await page.get_by_role("link", name="New sandbox").click()
+    await page.get_by_role("button", name="Create sandbox").click()
+    await page.get_by_role("link", name="Terminal").first.wait_for()
+    assert f"/sandboxes/{box}" not in page.url
+    await page.goto("/snapshots")
+    assert await accessibility_findings(page) == []
+    await page.get_by_role("button", name="Delete…").click()
+    await page.get_by_role("button", name="Delete snapshot").click()
+    await page.get_by_text("No snapshots yet").wait_for()
+
+
 async def test_files_are_uploaded_changed_and_removed(opened: Open, tmp_path: Path) -> None:
     page, folder = opened.page, opened.node.folder
     box = await opened.create()
@@ -168,6 +203,7 @@ async def test_forms_by_keyboard_and_a_session_that_ends_in_the_middle(opened: O
 PAGES = (
     "/sandboxes",
     "/sandboxes/new",
+    "/snapshots",
     "/images",
     "/images/python",
     "/secrets",

@@ -75,3 +75,4 @@ def test_times_say_how_long_ago_they_were_and_exactly_when() -> None:
 def test_numbers_and_states() -> None:
     assert count(12304) == "12\u2009304"
     assert (tone("failed"), tone("running"), tone("unheard of")) == ("bad", "active", "muted")
+    assert (tone("paused"), tone("resuming"), tone("lost")) == ("waiting", "active", "bad")

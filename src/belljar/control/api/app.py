@@ -60,6 +60,7 @@ from belljar.control.api.routes.dashboard import nodes as node_pages
 from belljar.control.api.routes.dashboard import overview, playground, static
 from belljar.control.api.routes.dashboard import projects as project_pages
 from belljar.control.api.routes.dashboard import sandbox_files as sandbox_file_pages
+from belljar.control.api.routes.dashboard import sandbox_freezing as sandbox_freezing_pages
 from belljar.control.api.routes.dashboard import sandbox_processes as sandbox_process_pages
 from belljar.control.api.routes.dashboard import sandboxes as sandbox_pages
 from belljar.control.api.routes.dashboard import secrets as secret_pages
@@ -111,6 +112,7 @@ _ROUTES = (
     playground,
     sandbox_pages,
     sandbox_process_pages,
+    sandbox_freezing_pages,
     sandbox_file_pages,
     image_pages,
     node_pages,

@@ -24,14 +24,18 @@ class Rule:
     # A coroutine, because FastAPI runs plain functions in threads.
     async def __call__(self, request: HTTPConnection) -> None:
         """Raise Forbidden unless the request's identity has the scope."""
-        if self.scope is None:
-            return
-        identity = cast(Identity, request.state.identity)
-        if not identity.may(self.scope):
-            if self.scope is Scope.ADMIN:
-                raise Forbidden("this requires an operator's key, one with the scope admin")
-            whose = "role here" if identity.kind is IdentityKind.PERSON else "key"
-            raise Forbidden(f"this requires the scope {self.scope}, which your {whose} does not have")
+        if self.scope is not None:
+            demand(cast(Identity, request.state.identity), self.scope)
+
+
+def demand(identity: Identity, scope: Scope) -> None:
+    """Raise Forbidden unless the identity has the scope: of a route's rule, or of what a request asks for beside it."""
+    if identity.may(scope):
+        return
+    if scope is Scope.ADMIN:
+        raise Forbidden("this requires an operator's key, one with the scope admin")
+    whose = "role here" if identity.kind is IdentityKind.PERSON else "key"
+    raise Forbidden(f"this requires the scope {scope}, which your {whose} does not have")
 
 
 def require(scope: Scope) -> Any:

@@ -14,11 +14,8 @@ from belljar.link.errors import LeaseLost
 from belljar.link.leases import LeaseKey
 from belljar.link.sandboxes import SandboxLease
 from belljar.model.errors import TooLarge
-from belljar.model.flows import FlowReport
+from belljar.model.flows import MAX_ALERTS, MAX_FLOWS, FlowReport, joined
 
-#: More than a node lists of one machine.
-MAX_FLOWS = 2000
-_MAX_ALERTS = 100
 _MAX_BYTES = 1 << 20
 
 
@@ -39,19 +36,22 @@ class FlowService:
             raise LeaseLost
 
     async def keep_of_sandbox(self, lease: SandboxLease, report: FlowReport) -> None:
-        """Replace what is kept of a sandbox. Raises LeaseLost, TooLarge, HostError."""
-        if not await self._store.put_of_sandbox(lease, await _packed(report)):
+        """Replace what is kept of a sandbox's machine; what is kept of those before, until a pause, stays.
+
+        Raises LeaseLost, TooLarge, HostError.
+        """
+        if not await self._store.put_of_sandbox(lease, await _packed(report), _join):
             raise LeaseLost
 
     async def get(self, owner: str) -> FlowReport:
         """Return what is kept of a job or sandbox that the caller may see; an empty report without any."""
         packed = await self._store.get(owner)
-        return FlowReport() if packed is None else await asyncio.to_thread(_unpack, packed)
+        return await asyncio.to_thread(lambda: joined([_unpack(each) for each in packed]))
 
 
 async def _packed(report: FlowReport) -> bytes:
-    if len(report.flows) > MAX_FLOWS or len(report.alerts) > _MAX_ALERTS:
-        raise TooLarge(f"a report of flows lists at most {MAX_FLOWS} flows and {_MAX_ALERTS} alerts")
+    if len(report.flows) > MAX_FLOWS or len(report.alerts) > MAX_ALERTS:
+        raise TooLarge(f"a report of flows lists at most {MAX_FLOWS} flows and {MAX_ALERTS} alerts")
     packed = await asyncio.to_thread(_pack, report)
     if len(packed) > _MAX_BYTES:
         raise TooLarge(f"a report of flows has at most {_MAX_BYTES} bytes")
@@ -60,6 +60,10 @@ async def _packed(report: FlowReport) -> bytes:
 
 def _pack(report: FlowReport) -> bytes:
     return gzip.compress(report.model_dump_json(exclude_defaults=True).encode(), compresslevel=6, mtime=0)
+
+
+def _join(packed: list[bytes]) -> bytes:
+    return _pack(joined([_unpack(each) for each in packed]))
 
 
 def _unpack(packed: bytes) -> FlowReport:

@@ -1,7 +1,8 @@
 """Lists of jobs for people: by status, language, label, time, and text, with the names of scripts.
 
-Language and text have no index. Such a page reads at most `SCANNED_JOBS` jobs, newest first, and says how far it got:
-the cursor goes on from there. Only what a list shows is read: a job's row may have a megabyte of arguments.
+Language, text, and a label with a status have no index. Such a page reads at most `SCANNED_JOBS` jobs, newest first,
+and says how far it got: the cursor goes on from there. Only what a list shows is read: a job's row may have a megabyte
+of arguments.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ class JobFilter:
     @property
     def is_search(self) -> bool:
         """Return whether jobs are read that the list does not have."""
-        return self.language is not None or self.text is not None
+        return self.language is not None or self.text is not None or self.has_status_of_label
+
+    @property
+    def has_status_of_label(self) -> bool:
+        """Return whether the status is looked up for each job of the label: no index has both."""
+        return self.label is not None and self.status is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,9 +110,7 @@ def _ids(project: str, which: JobFilter, cursor: str | None) -> Select[str]:
     else:
         id_ = job_labels.c.job_id
         query = select(id_.label("id")).where(job_labels.c.project == project, *_labelled(which.label))
-        if which.status is not None:
-            query = query.join(jobs, jobs.c.id == id_)
-    if which.status is not None:
+    if which.status is not None and not which.has_status_of_label:
         query = query.where(jobs.c.status == which.status.value)
     if which.since is not None:
         query = query.where(id_ >= first_id("job", which.since))
@@ -136,6 +140,8 @@ def _rows(ids: Select[str], which: JobFilter) -> Select[Any]:
     script = and_(scripts.c.project == jobs.c.project, scripts.c.id == jobs.c.script_id)
     source = found.join(jobs, jobs.c.id == found.c.id).outerjoin(scripts, script)
     query = select(*columns).select_from(source).order_by(found.c.id.desc())
+    if which.status is not None and which.has_status_of_label:
+        query = query.where(jobs.c.status == which.status.value)
     if which.language is not None:
         query = query.where(language.as_string() == which.language)
     if which.text is not None:

@@ -308,8 +308,12 @@ flows = Table(
     metadata,
     Column("owner", String, primary_key=True),
     Column("project", String, nullable=False),
+    #: Of the job's attempt, or the fence of the sandbox's lease: that of the machine.
+    Column("number", Integer, nullable=False),
     #: JSON of a FlowReport, compressed with gzip.
     Column("report", LargeBinary, nullable=False),
+    #: The same of all machines that a sandbox had before, until it was paused.
+    Column("earlier", LargeBinary),
     # The removal of projects.
     Index("ix_flows_project", "project", "owner"),
 )

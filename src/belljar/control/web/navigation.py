@@ -27,6 +27,7 @@ GROUPS: tuple[tuple[Entry, ...], ...] = (
     ),
     (
         Entry("Sandboxes", "/sandboxes", Scope.SANDBOXES),
+        Entry("Snapshots", "/snapshots", Scope.SANDBOXES),
         Entry("Images", "/images", Scope.IMAGES_READ),
         Entry("Secrets", "/secrets", Scope.SECRETS_READ),
         Entry("Usage", "/usage", Scope.USAGE_READ),

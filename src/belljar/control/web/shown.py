@@ -25,7 +25,7 @@ _JOINERS = frozenset({"\u200c", "\u200d"})
 _MAX_CHARACTERS = 500
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 #: The look of each status: a class of the style sheet.
-_TONES = {
+_TONES: Mapping[str, str] = {
     Status.QUEUED: "waiting",
     Status.STARTING: "active",
     Status.RUNNING: "active",
@@ -35,9 +35,9 @@ _TONES = {
     Status.CANCELLED: "muted",
     Status.LOST: "bad",
     SandboxStatus.CREATING: "waiting",
-    SandboxStatus.PAUSING: "waiting",
+    SandboxStatus.PAUSING: "active",
     SandboxStatus.PAUSED: "waiting",
-    SandboxStatus.RESUMING: "waiting",
+    SandboxStatus.RESUMING: "active",
 }
 _numbers = itertools.count(1)
 
@@ -145,10 +145,7 @@ def count(number: float) -> str:
 
 def tone(status: Status | str) -> str:
     """Return the class of the style sheet for a status."""
-    try:
-        return _TONES[Status(status)]
-    except ValueError:
-        return "muted"
+    return _TONES.get(status, "muted")
 
 
 def words(name: str) -> str:

@@ -21,7 +21,7 @@ from belljar.node.machines.host.tap import attach_tap
 from belljar.node.machines.protocol import NetworkSlot
 from belljar.node.network import namespaces
 from belljar.node.network.conntrack import flush_flows
-from belljar.node.network.flows.conntrack import enable_accounting, read_conntrack
+from belljar.node.network.flows.conntrack import ConnectionCounter, enable_accounting
 from belljar.node.network.flows.libbpf import BpfUnavailable
 from belljar.node.network.flows.program import FlowProgram
 from belljar.node.network.flows.reading import FlowReading
@@ -74,7 +74,7 @@ class SlotParts:
     dns_sockets: DnsSockets
     #: Applies the policy: created here, it spares the claim of the slot from entering the namespace.
     rules: Nft
-    flow_counter: FlowProgram | str
+    flow_counter: FlowProgram | ConnectionCounter
 
     def close(self) -> None:
         """Close them all."""
@@ -94,10 +94,9 @@ class KernelSlot:
         path: Path,
         dns_sockets: DnsSockets,
         rules: Nft,
-        flow_counter: FlowProgram | str,
+        flow_counter: FlowProgram | ConnectionCounter,
         on_removed: Callable[[int], None],
     ) -> None:
-        """`flow_counter` is a program, or why there is none."""
         self.number = number
         self.path = path
         self.dns_sockets = dns_sockets
@@ -206,7 +205,7 @@ class KernelSlot:
         def read() -> FlowReading:
             with Nft() as nft:
                 refused = list(parse_refused(_list_refused(nft)))
-            return read_conntrack(self._layout.guest, counter, refused)
+            return counter.read(self._layout.guest, refused)
 
         try:
             return run_in_namespace(self.path, read)
@@ -260,18 +259,18 @@ def _set_up_namespace(layout: Layout, number: int, host_namespace: int) -> SlotP
     return SlotParts(_open_dns_sockets(str(layout.gateway)), Nft(), _open_flow_counter(layout))
 
 
-def _open_flow_counter(layout: Layout) -> FlowProgram | str:
-    """Attach the BPF program to the slot's devices; where that cannot be, return why, and let connections be counted.
+def _open_flow_counter(layout: Layout) -> FlowProgram | ConnectionCounter:
+    """Attach the BPF program to the slot's devices; where that cannot be, let connections be counted.
 
     Raises OSError.
     """
     if not layout.count_flows:
-        return "the setting network_flows is off"
+        return ConnectionCounter("the setting network_flows is off")
     try:
         return FlowProgram(TAP, UPLINK, layout.gateway)
     except BpfUnavailable as error:
         enable_accounting()
-        return str(error)
+        return ConnectionCounter(str(error))
 
 
 def _open_dns_sockets(address: str) -> DnsSockets:

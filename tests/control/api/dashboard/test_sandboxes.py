@@ -11,6 +11,9 @@ from urllib.parse import quote
 import pytest
 
 from belljar.control.projects.scopes import Role
+from belljar.model.errors import DiskFull
+from belljar.model.sandbox import ResumeProblem
+from belljar.model.secrets import SecretValue
 from control.api.sandbox_calls import OneSandbox, SandboxApi
 from support.browser import Browser, fields_of
 from support.registered_images import register
@@ -21,6 +24,8 @@ pytestmark = pytest.mark.process
 
 #: Text that others chose: tags, a right-to-left override, control characters, a character beyond the first plane.
 HOSTILE = '<script>alert(1)</script>"\u202egpj.exe\x1b[31m\U0001f600'
+
+VERBS = ("pause", "resume", "fork", "snapshot")
 
 
 async def form(browser: Browser, page: str, **fields: str) -> dict[str, str]:
@@ -174,11 +179,96 @@ async def test_what_is_no_small_text_is_downloaded_never_shown(box: OneSandbox, 
     assert (await owner.get(f"/sandboxes/{box.id}/files//dev/null")).status_code == 200
 
 
+async def test_a_sandbox_is_paused_and_resumed_and_its_pages_say_what_it_is(
+    sandboxes: SandboxApi, owner: Browser
+) -> None:
+    box = await sandboxes.create()
+    path = f"/sandboxes/{box.id}"
+    await box.exec("echo $$ > pid; exec sleep 600", background=True)
+    page = (await owner.get(path)).text
+    assert f'action="{path}/pause"' in page and f'action="{path}/resume"' not in page
+    sandboxes.node.freeze_error = DiskFull("no room for its memory")
+    refused = await owner.send(f"{path}/pause", await form(owner, path))
+    assert refused.status_code == 507 and 'role="alert"' in refused.text and f'action="{path}/pause"' in refused.text
+    sandboxes.node.freeze_error = None
+    assert (await owner.send(f"{path}/pause", await form(owner, path))).status_code == 303
+
+    page = (await owner.get(path)).text
+    assert f'action="{path}/resume"' in page and f'action="{path}/pause"' not in page
+    assert "Lifetime left" in page and "5.0 MiB" in page and f"{path}/extend" not in page
+    assert "What was kept of it is deleted" in page
+    for tab in ("terminal", "files/"):
+        shown = (await owner.get(f"{path}/{tab}")).text
+        assert f'action="{path}/resume"' in shown and "data-island" not in shown
+    assert "paused," in (await owner.get("/sandboxes?status=paused")).text
+
+    sandboxes.node.resume_problem = ResumeProblem(code="no_room", message=f"{HOSTILE} needs 256 MB")
+    assert (await owner.send(f"{path}/resume", await form(owner, path))).status_code == 303
+    page = (await owner.get(path)).text
+    assert "stays paused" in page and "needs 256 MB" in page
+    assert_harmless(page)
+    sandboxes.node.resume_problem = None
+    # A page that was made in another status is loaded again; the same one is not.
+    assert (await owner.send(f"{path}/resume", await form(owner, path))).status_code == 303
+    stale = await owner.get(f"{path}/live?shown=paused")
+    assert (stale.status_code, stale.headers["hx-redirect"]) == (204, path)
+    assert "hx-redirect" not in (await owner.get(f"{path}/live?shown=running")).headers
+    assert "sleep 600" in (await owner.get(path)).text
+    rows = (await sandboxes.served.http.get("/v1/audit", params={"project": "tenant"})).json()["audit"]
+    assert {"sandbox.pause", "sandbox.resume"} <= {row["action"] for row in rows if row["outcome"] == "succeeded"}
+
+
+async def test_copies_are_made_listed_and_deleted(sandboxes: SandboxApi, owner: Browser) -> None:
+    await sandboxes.served.services.secrets.set("tenant", "TOKEN", SecretValue(b"hidden"))
+    box = await sandboxes.create(secrets=["TOKEN"], labels={"a": HOSTILE})
+    path = f"/sandboxes/{box.id}"
+    for verb in ("fork", "snapshot"):
+        refused = await owner.send(f"{path}/{verb}", await form(owner, path, count="1"))
+        copies = refused.text.partition('id="copies"')[2]
+        assert refused.status_code == 409 and "TOKEN" in copies and 'role="alert"' in copies
+    for count in ("0", "x", "1000"):
+        refused = await owner.send(f"{path}/fork", await form(owner, path, count=count, keep_secrets="yes"))
+        assert refused.status_code == 422 and f'value="{count}"' in refused.text and 'id="count-hint"' in refused.text
+    await sandboxes.served.http.put("/v1/projects/tenant/quotas", json={"max_sandboxes": 3})
+    refused = await owner.send(f"{path}/fork", await form(owner, path, count="3", keep_secrets="yes"))
+    assert refused.status_code == 429 and "maximum is 3" in refused.text.partition('id="copies"')[2]
+    one = await owner.send(f"{path}/fork", await form(owner, path, count="1", keep_secrets="yes"))
+    assert one.status_code == 303 and f'href="{path}"' in (await owner.get(one.headers["location"])).text
+
+    assert "No snapshots yet" in (await owner.get("/snapshots")).text
+    taken = await owner.send(f"{path}/snapshot", await form(owner, path, keep_secrets="yes"))
+    snapshot = taken.headers["location"].rpartition("#")[2]
+    page = (await owner.get("/snapshots")).text
+    assert_harmless(page)
+    assert f'id="{snapshot}"' in page and f"/sandboxes/new?snapshot={snapshot}" in page
+    fields = fields_of(await owner.get(f"/sandboxes/new?snapshot={snapshot}"))
+    assert fields["snapshot"] == snapshot and "template" not in fields
+    wrong = await owner.send("/sandboxes", {**fields, "lifetime_minutes": "a while"})
+    assert wrong.status_code == 422 and "a while" in wrong.text and f'value="{snapshot}"' in wrong.text
+    made = await owner.send("/sandboxes", {**fields, "lifetime_minutes": "7", "env": "B=c"})
+    public = (await sandboxes.http.get(f"/v1{made.headers['location']}")).json()
+    assert (public["parent"], public["lifetime_seconds"], public["env"]) == (snapshot, 420, {"B": "c"})
+    full = await owner.send("/sandboxes", {**fields, "idempotency_key": "another"})
+    assert full.status_code == 429 and "maximum is 3" in full.text and f'value="{snapshot}"' in full.text
+
+    delete = f"/snapshots/{snapshot}/delete"
+    assert (await owner.send(delete, await form(owner, "/sandboxes/new"))).status_code == 303
+    assert (await owner.send(delete, await form(owner, "/sandboxes/new"))).status_code == 404
+    assert (await owner.get(f"/sandboxes/new?snapshot={snapshot}")).status_code == 404
+    gone = await owner.send("/sandboxes", {**fields, "idempotency_key": "a third"})
+    assert gone.status_code == 404 and "no snapshot" in gone.text and 'name="lifetime_minutes"' in gone.text
+
+
 async def test_another_projects_sandbox_does_not_exist(
     box: OneSandbox, operator: Browser, sandboxes: SandboxApi
 ) -> None:
     for path in ("", "/live", "/terminal", "/files", "/files/"):
         assert (await operator.get(f"/sandboxes/{box.id}{path}")).status_code == 404, path
+    snapshot = (await sandboxes.http.post(f"{box.url}/snapshot")).json()["id"]
+    assert (await operator.get(f"/sandboxes/new?snapshot={snapshot}")).status_code == 404
+    for path in (f"/snapshots/{snapshot}/delete", *(f"/sandboxes/{box.id}/{verb}" for verb in VERBS)):
+        assert (await operator.send(path, await form(operator, "/sandboxes/new", count="1"))).status_code == 404, path
+    assert (await sandboxes.http.get(f"/v1/snapshots/{snapshot}")).status_code == 200
 
 
 async def test_a_port_gets_a_link_for_a_browser_where_ports_have_host_names(tmp_path: Path) -> None:

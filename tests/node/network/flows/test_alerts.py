@@ -10,9 +10,10 @@ import pytest
 from belljar.model.egress import parse_destination
 from belljar.model.errors import InvalidOption
 from belljar.node.network.flows.alerts import MAX_ALERTS, AlertRules, FlowAlerts, alert_rules
-from belljar.node.network.flows.reading import FlowCounts, FlowKey
-from belljar.node.network.flows.table import ListedFlow
-from belljar.node.network.flows.verdicts import Verdict
+from belljar.node.network.flows.reading import FlowCounts, FlowKey, FlowReading
+from belljar.node.network.flows.table import FlowTable, ListedFlow
+from belljar.node.network.flows.verdicts import Verdict, Verdicts
+from belljar.node.network.policy import Policy
 from belljar.settings import Settings
 
 
@@ -83,7 +84,43 @@ def test_the_number_of_alerts_is_bounded() -> None:
     alerts = FlowAlerts(AlertRules(destinations=(parse_destination("example.org"),)))
     for port in range(1, 5000):
         alerts.check([flow(port=port)], {}, 0)
-    assert len(alerts.raised) == MAX_ALERTS
+    assert 0 < len(alerts.raised) <= MAX_ALERTS == 20
+
+
+def test_many_alerts_of_one_rule_leave_the_other_rules_working() -> None:
+    rules = AlertRules(
+        destinations=(parse_destination("example.org"),), max_bytes_out=1, stops=frozenset({"bytes_out"})
+    )
+    alerts = FlowAlerts(rules)
+    for port in range(1, 5000):
+        alerts.check([flow(port=port)], {}, 0)
+    assert [(alert.rule, alert.action) for alert in alerts.check([], {}, 2)] == [("bytes_out", "stop")]
+
+
+def test_destinations_that_are_not_known_are_reported_as_outside_the_list() -> None:
+    alerts = FlowAlerts(AlertRules(destinations=(parse_destination("example.org"),), stops=frozenset({"destination"})))
+    assert alerts.check([], {}, 0, 0) == []
+    assert [(alert.rule, alert.action) for alert in alerts.check([], {}, 0, 1)] == [("destination", "stop")]
+    assert alerts.check([], {}, 0, 2) == []
+    assert FlowAlerts(AlertRules()).check([], {}, 0, 1) == []
+
+
+def test_an_alert_after_the_end_stops_nothing() -> None:
+    alerts = FlowAlerts(AlertRules(max_bytes_out=1, stops=frozenset({"bytes_out"})))
+    assert [alert.action for alert in alerts.check([], {}, 2, has_ended=True)] == ["notify"]
+
+
+def test_a_beacon_from_one_port_is_a_beacon() -> None:
+    """Each connection has the same key, and is one flow of the table."""
+    alerts, now = FlowAlerts(AlertRules(beacons=4)), time.monotonic_ns()
+    verdicts = Verdicts(policy=Policy(open=True), gateway=IPv4Address("172.30.0.1"), blocked=(), name_of=lambda _: None)
+    table, key, raised = FlowTable(verdicts), flow().key, []
+    for each in range(4):
+        begin = now + each * 10_000_000_000
+        counts = FlowCounts(begin, begin + 1000, 10, 10, 3, 3, 0, 0)
+        begun = table.update(FlowReading(source="ebpf", allowed={key: counts}, attempts={}, ended=frozenset({key})))
+        raised += alerts.check(begun, {}, 0)
+    assert [alert.rule for alert in raised] == ["beacon"]
 
 
 def test_rules_come_from_the_settings() -> None:

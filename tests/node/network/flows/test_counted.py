@@ -15,8 +15,12 @@ import dns.rrset
 import pytest
 
 from belljar.node.machines.host.namespace import run_in_namespace
+from belljar.node.machines.protocol import GUEST_MAC
+from belljar.node.network.flows import watch
 from belljar.node.network.flows.alerts import AlertRules
 from belljar.node.network.flows.libbpf import BpfUnavailable
+from belljar.node.network.layout import GATEWAY_MAC
+from belljar.node.network.netlink import set_sysctl
 from belljar.node.network.policy import NameRule, NetworkRule, Policy
 from belljar.node.network.pool import SlotPool
 from belljar.settings import Settings
@@ -29,6 +33,8 @@ from support.internet import (
     OTHER_WEB,
     WEB,
     SimulatedInternet,
+    ethernet,
+    ipv4,
     listen,
 )
 
@@ -212,8 +218,9 @@ async def test_an_alert_is_raised_while_the_machine_runs(pool: SlotPool, interne
     assert [(alert.rule, alert.action) for alert in seen.alerts] == [("bytes_out", "stop")]
 
 
+@pytest.mark.parametrize("has_times", [True, False])
 async def test_without_bpf_connection_tracking_counts(
-    internet: SimulatedInternet, network_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    internet: SimulatedInternet, network_settings: Settings, monkeypatch: pytest.MonkeyPatch, has_times: bool
 ) -> None:
     reason = "cannot load the BPF program: Operation not permitted"
 
@@ -221,6 +228,17 @@ async def test_without_bpf_connection_tracking_counts(
         raise BpfUnavailable(reason)
 
     monkeypatch.setattr("belljar.node.network.flows.program.library", unavailable)
+    monkeypatch.setitem(watch._READ_SECONDS, "conntrack", 0.2)
+    monkeypatch.setattr(watch, "_FIRST_REPORT_SECONDS", 0.1)
+    monkeypatch.setattr(watch, "REPORT_SECONDS", 0.1)
+    if not has_times:
+
+        def missing(name: str, value: str) -> None:
+            if name.endswith("timestamp"):
+                raise FileNotFoundError(name)
+            set_sysctl(name, value)
+
+        monkeypatch.setattr("belljar.node.network.flows.conntrack.set_sysctl", missing)
     policy = Policy(networks=(NetworkRule(IPv4Network(f"{WEB}/32"), 80), NetworkRule(IPv4Network(f"{WEB}/32"), 7000)))
     async with SlotPool(network_settings) as pool:
         with run_in_namespace(NETNS / INTERNET, lambda: listen(WEB, 7000, socket.SOCK_DGRAM)) as server:
@@ -237,6 +255,13 @@ async def test_without_bpf_connection_tracking_counts(
                     await asyncio.to_thread(server.recv, 1000)
                 assert await asyncio.to_thread(seen.guest.get, WEB) == b"web"
                 assert await asyncio.to_thread(seen.guest.refused, OTHER_WEB)
+                for protocol in (50, 47, 200):  # of some, nftables prints the name
+                    seen.guest.send(
+                        ethernet(GUEST_MAC, GATEWAY_MAC, 0x0800, ipv4("172.30.0.2", WEB, protocol, b"\0" * 12))
+                    )
+                async with asyncio.timeout(30):  # what is read more than once is counted once
+                    while not {"tcp", "50"} <= {flow.protocol for flow in seen.report.flows if flow.rule != "open"}:
+                        await asyncio.sleep(0.05)
     report = seen.report
     assert (report.source, report.source_reason) == (
         "conntrack",
@@ -246,7 +271,10 @@ async def test_without_bpf_connection_tracking_counts(
     assert (datagrams.bytes_out, datagrams.packets_out, datagrams.verdict) == (5 * 128, 5, "allowed")
     web = seen.flow(protocol="tcp", address=WEB)
     assert web.bytes_in > 60 and web.tcp_state in ("closed", "reset")
-    assert (seen.flow(address=OTHER_WEB).verdict, seen.flow(address=OTHER_WEB).rule) == ("refused", "egress")
+    refused = seen.flow(address=OTHER_WEB)
+    assert (refused.verdict, refused.rule, refused.packets_out) == ("refused", "egress", 1)
+    for protocol in ("50", "47", "200"):
+        assert (seen.flow(protocol=protocol).rule, seen.flow(protocol=protocol).packets_out) == ("protocol", 1)
 
 
 async def test_flows_that_are_off_are_not_counted(internet: SimulatedInternet, network_settings: Settings) -> None:

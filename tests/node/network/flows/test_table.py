@@ -79,6 +79,41 @@ def test_a_hundred_thousand_destinations_are_summed_up_without_loss() -> None:
     assert table.allowed_bytes_out() == 700_000
 
 
+def test_many_connections_to_one_destination_hide_no_other() -> None:
+    crowd = {key(guest_port=port): counts(2, bytes_out=5) for port in range(1, MAX_ALLOWED + 500)}
+    other = {key("203.0.113.66", port=port): counts(1, bytes_out=7) for port in range(1, 4)}
+    table = FlowTable(verdicts())
+    assert len(table.update(reading(crowd))) == len(crowd)
+    assert {each.key for each in table.update(reading({**crowd, **other}))} == set(other)
+    assert table.update(reading({**crowd, **other})) == []
+    report = table.report((), is_final=True)
+    assert {flow.port for flow in report.flows if flow.address == "203.0.113.66"} == {1, 2, 3}
+    assert len(report.flows) == MAX_ALLOWED and report.left_out.flows == len(crowd) + 3 - MAX_ALLOWED
+    assert report.totals.bytes_out == 5 * len(crowd) + 21 == table.allowed_bytes_out()
+
+
+def test_a_displaced_flow_stays_in_the_sums() -> None:
+    crowd = {key(guest_port=port): counts(2, bytes_out=5) for port in range(1, MAX_ALLOWED + 1)}
+    again = {each: counts(1, bytes_out=3, first=50) for each in crowd}
+    table = FlowTable(verdicts())
+    table.update(reading(crowd, ended=frozenset(crowd)))
+    table.update(reading({**again, key(port=1): counts()}))
+    table.update(reading({key(port=2): counts()}))
+    report = table.report((), is_final=True)
+    assert (report.totals.flows, report.totals.bytes_out) == (len(crowd) + 2, 8 * len(crowd) + 20)
+
+
+def test_flows_without_a_place_that_are_not_seen_again_stay_in_the_sums() -> None:
+    crowd = {key(guest_port=port): counts(2, bytes_out=5) for port in range(1, MAX_ALLOWED + 500)}
+    assert report_of(reading(crowd), reading()).totals.bytes_out == 5 * len(crowd)
+
+
+def test_every_flow_that_begins_is_returned_whether_or_not_it_has_a_place() -> None:
+    flows = [{FlowKey(0x2D000000 + at, 80, 40_000, 6): counts()} for at in range(MAX_ALLOWED + 10)]
+    table = FlowTable(verdicts())
+    assert [len(table.update(reading(each))) for each in flows] == [1] * len(flows)
+
+
 def test_refused_attempts_leave_room_for_what_was_let_through() -> None:
     attempts = {FlowKey(0x2D000000 + at, 80, 40_000, 6): counts(1, bytes_out=0) for at in range(1000)}
     sums = {"attempt_flows": 5000, "attempt_packets": 5000, "attempt_bytes": 0}

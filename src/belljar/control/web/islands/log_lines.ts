@@ -2,8 +2,9 @@
 import { plain, Sgr, type Span } from "./ansi";
 
 export const MAX_LINES = 20_000;
-/** Of all lines together, in UTF-16 units. */
-const MAX_CHARACTERS = 8 * 1024 * 1024;
+/** Of all rows together, in UTF-16 units, with what their spans take beside the text. */
+const MAX_SIZE = 8 * 1024 * 1024;
+const SPAN_SIZE = 48;
 /** A longer line continues on the next row. */
 const MAX_ROW = 2000;
 /** Lines are dropped in batches. */
@@ -26,7 +27,7 @@ export class LogLines {
   rows: Row[] = [];
   /** How many rows were dropped: the number of the first row that is there. */
   dropped = 0;
-  #characters = 0;
+  #size = 0;
   #partials = new Map<string, Partial>();
   /** The row of each stream's part of a line, at the end of `rows`. */
   #open: Row[] = [];
@@ -56,7 +57,7 @@ export class LogLines {
 
   clear(): void {
     this.rows = [];
-    this.dropped = this.#characters = 0;
+    this.dropped = this.#size = 0;
     this.#partials.clear();
     this.#open = [];
   }
@@ -79,7 +80,7 @@ export class LogLines {
 
   #push(stream: string, sgr: Sgr, text: string): void {
     const row = { stream, text: text.includes("\x1b") ? plain(text) : text, spans: sgr.spans(text) };
-    this.#characters += row.text.length;
+    this.#size += sizeOf(row);
     this.rows.push(row);
   }
 
@@ -99,15 +100,20 @@ export class LogLines {
 
   #drop(): void {
     let count = this.rows.length > MAX_LINES * SLACK ? this.rows.length - MAX_LINES : 0;
-    if (!count && this.#characters > MAX_CHARACTERS * SLACK) {
-      let rest = this.#characters;
-      while (rest > MAX_CHARACTERS && count < this.rows.length - 1) rest -= this.rows[count++]?.text.length ?? 0;
+    if (!count && this.#size > MAX_SIZE * SLACK) {
+      let rest = this.#size;
+      while (rest > MAX_SIZE && count < this.rows.length - 1) rest -= sizeOf(this.rows[count++]);
     }
     if (!count) return;
-    for (const row of this.rows.splice(0, count)) this.#characters -= row.text.length;
-    this.#characters = Math.max(0, this.#characters);
+    for (const row of this.rows.splice(0, count)) this.#size -= sizeOf(row);
+    this.#size = Math.max(0, this.#size);
     this.dropped += count;
   }
+}
+
+/** Return what a row takes: one whose colours change with each character takes many times its text. */
+function sizeOf(row: Row | undefined): number {
+  return row ? row.text.length + SPAN_SIZE * row.spans.length : 0;
 }
 
 /** Return where to cut a line: not inside a pair of surrogates. */

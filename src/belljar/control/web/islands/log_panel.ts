@@ -1,7 +1,6 @@
 // The panel of a job's output: the view, which streams, follow, search, and what the connection does.
 import { events, Refused } from "./events";
 import { element } from "./islands";
-import { MAX_LINES } from "./log_lines";
 import { LogView } from "./log_view";
 
 /** The streams that can be chosen: title → the value of `stream`. */
@@ -120,8 +119,8 @@ export class LogPanel {
   }
 
   #say(text: string): void {
-    const { dropped } = this.#view.lines;
-    const kept = dropped ? ` The newest ${MAX_LINES.toLocaleString("en")} lines are here; download the log for all.` : "";
+    const { dropped, rows } = this.#view.lines;
+    const kept = dropped ? ` The newest ${rows.length.toLocaleString("en")} lines are here; download the log for all.` : "";
     const said = `${text}.${kept}`.replace("….", "…");
     if (this.#state.textContent !== said) this.#state.textContent = said;
   }

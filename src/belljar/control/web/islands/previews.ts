@@ -19,6 +19,7 @@ mount("preview", (details) => {
     try {
       url = await show(place, details.dataset.url ?? "", details.dataset.name ?? "", Number(details.dataset.size));
     } catch (error) {
+      delete details.dataset.read; // The next opening tries again.
       place.replaceChildren(element("p", "error", error instanceof Error ? error.message : "It cannot be read."));
     }
   };

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import IPv4Address
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from belljar.model.egress import Destination, parse_destination
 from belljar.model.errors import InvalidOption
@@ -18,8 +18,9 @@ from belljar.node.network.flows.reading import FlowCounts, FlowKey
 from belljar.node.network.flows.table import ListedFlow
 from belljar.settings.flows import FlowSettings
 
-#: Alerts of one machine that are kept; the first are the ones that tell how it began.
-MAX_ALERTS = 20
+#: Alerts of one rule about one machine; the first are the ones that tell how it began. No rule takes another's place.
+_MAX_PER_RULE: dict[AlertRule, int] = {"destination": 9, "bytes_out": 1, "port_scan": 1, "beacon": 9}
+MAX_ALERTS = sum(_MAX_PER_RULE.values())
 _MAX_DESTINATIONS = 1024
 _SCAN_NS = 60_000_000_000
 #: Intervals that differ by less than this part of their mean are equal; shorter ones are no beacon.
@@ -72,21 +73,44 @@ class FlowAlerts:
 
     rules: AlertRules
     raised: list[FlowAlert] = field(default_factory=list)
-    _reported: set[object] = field(default_factory=set)
+    _reported: dict[AlertRule, set[object]] = field(default_factory=dict)
     #: By destination, when it was last tried without an answer, the oldest first.
     _unanswered: OrderedDict[tuple[int, int], int] = field(default_factory=OrderedDict)
     #: By destination, when its last connections began.
     _begun: OrderedDict[tuple[int, int, int], deque[int]] = field(default_factory=OrderedDict)
 
     def check(
-        self, begun: Iterable[ListedFlow], attempts: dict[FlowKey, FlowCounts], bytes_out: int
+        self,
+        begun: Iterable[ListedFlow],
+        attempts: dict[FlowKey, FlowCounts],
+        bytes_out: int,
+        lost_packets: int = 0,
+        *,
+        has_ended: bool = False,
     ) -> list[FlowAlert]:
-        """Take the flows that were not there before, what is not let through, and the sum sent; return new alerts."""
+        """Return new alerts. A machine that has ended is not stopped by them.
+
+        Takes the flows that were not there before, what is not let through, the sum sent, and how many packets were
+        sent in flows that are not known.
+        """
         begun = list(begun)
-        found = [*self._outside(begun), *self._sent(bytes_out), *self._scan(begun, attempts), *self._beacons(begun)]
-        new = found[: MAX_ALERTS - len(self.raised)]
+        found = (
+            self._outside(begun),
+            self._unknown(lost_packets),
+            self._sent(bytes_out),
+            self._scan(begun, attempts),
+            self._beacons(begun),
+        )
+        new = [alert.model_copy(update={"action": "notify"}) if has_ended else alert for alert in chain(*found)]
         self.raised += new
         return new
+
+    def _unknown(self, lost_packets: int) -> Iterator[FlowAlert]:
+        """Report destinations that cannot be compared with the list, which a flood of flows would hide otherwise."""
+        if self.rules.destinations and lost_packets and self._first("destination", None):
+            yield self._alert(
+                "destination", "sent packets in more flows than are counted at one time, to unknown destinations"
+            )
 
     def _outside(self, begun: Iterable[ListedFlow]) -> Iterator[FlowAlert]:
         for flow in begun if self.rules.destinations else ():
@@ -95,7 +119,7 @@ class FlowAlerts:
                 continue
             if any(_covers(each, key, verdict.dns_name) for each in self.rules.destinations):
                 continue
-            if self._first("destination", key.address, key.port):
+            if self._first("destination", (key.address, key.port)):
                 what = f"{key.peer}:{key.port}" + (f" ({verdict.dns_name})" if verdict.dns_name else "")
                 yield self._alert("destination", f"contacted {what}, outside flow_alert_destinations", key)
 
@@ -109,7 +133,7 @@ class FlowAlerts:
             return
         now = time.monotonic_ns()
         silent = [(key, counts) for key, counts in attempts.items() if counts.last_ns > now - _SCAN_NS]
-        silent += [(flow.key, flow.counts) for flow in begun if flow.verdict.allowed and not flow.counts.packets_in]
+        silent += [(flow.key, flow.latest) for flow in begun if flow.verdict.allowed and not flow.latest.packets_in]
         for key, counts in silent:
             self._unanswered[key.address, key.port] = counts.last_ns
             self._unanswered.move_to_end((key.address, key.port))
@@ -127,22 +151,23 @@ class FlowAlerts:
             key = flow.key
             if not flow.verdict.allowed or flow.verdict.rule in ("resolver", "gateway"):
                 continue
-            destination = (key.address, key.port, key.protocol)
+            destination = key.destination
             times = self._begun.setdefault(destination, deque(maxlen=self.rules.beacons))
             self._begun.move_to_end(destination)
             if len(self._begun) > _MAX_DESTINATIONS:
                 self._begun.popitem(last=False)
-            times.append(flow.counts.first_ns)
+            times.append(flow.latest.first_ns)
             seconds = _interval(times)
             if seconds is not None and self._first("beacon", destination):
                 message = f"contacted {key.peer}:{key.port} {len(times)} times, every {seconds:.1f} s"
                 yield self._alert("beacon", message, key)
 
-    def _first(self, *what: object) -> bool:
-        """Return whether this is reported for the first time, and may still be."""
-        if what in self._reported or len(self._reported) >= _MAX_DESTINATIONS:
+    def _first(self, rule: AlertRule, what: object = None) -> bool:
+        """Return whether a rule reports this for the first time, and may still report."""
+        reported = self._reported.setdefault(rule, set())
+        if what in reported or len(reported) >= _MAX_PER_RULE[rule]:
             return False
-        self._reported.add(what)
+        reported.add(what)
         return True
 
     def _alert(self, rule: AlertRule, message: str, key: FlowKey | None = None) -> FlowAlert:

@@ -28,6 +28,11 @@ class FlowKey(NamedTuple):
         """Return the peer's address."""
         return IPv4Address(self.address)
 
+    @property
+    def destination(self) -> tuple[int, int, int]:
+        """Return what all flows to one service have in common."""
+        return self.address, self.port, self.protocol
+
 
 class FlowCounts(NamedTuple):
     """The counters of one flow. Times are in nanoseconds of the monotonic clock."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 
 from belljar.model.flows import Flow, FlowAlert, FlowReport, FlowTotals, LostFlows
@@ -38,12 +38,14 @@ class ListedFlow:
         """Return all that was counted."""
         return self.latest if self.base is None else self.base.plus(self.latest)
 
-    def count(self, counts: FlowCounts) -> None:
-        """Take the kernel's counters, which only grow unless they began again."""
-        began_again = counts.packets_out < self.latest.packets_out or counts.packets_in < self.latest.packets_in
-        if began_again or counts.first_ns > self.latest.last_ns:
+    def count(self, counts: FlowCounts) -> bool:
+        """Take the kernel's counters, which only grow unless they began again; return whether they did."""
+        fewer = counts.packets_out < self.latest.packets_out or counts.packets_in < self.latest.packets_in
+        began_again = fewer or counts.first_ns > self.latest.last_ns
+        if began_again:
             self.settle()
         self.latest = counts
+        return began_again
 
     def settle(self) -> None:
         """Keep what was counted: the kernel's counters begin again."""
@@ -51,83 +53,148 @@ class ListedFlow:
         self.latest = _NOTHING._replace(first_ns=self.base.last_ns, last_ns=self.base.last_ns)
 
 
+@dataclass(slots=True)
+class _Sums:
+    """Sums over flows. Not FlowTotals, whose validation would cost more than the sums do."""
+
+    flows: int = 0
+    packets_out: int = 0
+    packets_in: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
+
+    def add(self, counts: FlowCounts, flows: int = 1) -> None:
+        """Add the counters of a flow."""
+        self.flows += flows
+        self.packets_out += counts.packets_out
+        self.packets_in += counts.packets_in
+        self.bytes_out += counts.bytes_out
+        self.bytes_in += counts.bytes_in
+
+    def totals(self) -> FlowTotals:
+        """Return them as a report has them."""
+        return FlowTotals(**{each.name: getattr(self, each.name) for each in fields(self)})
+
+
 class FlowTable:
-    """The table of one machine. Belongs to one task."""
+    """The table of one machine. Belongs to one task.
+
+    Many connections to one destination do not hide another: a destination that is not listed takes the place of the
+    newest flow of the one with the most.
+    """
 
     def __init__(self, verdicts: Verdicts) -> None:
         self._verdicts = verdicts
         self._listed: dict[tuple[bool, FlowKey], ListedFlow] = {}
+        #: The flows of each destination that were let through and are listed.
+        self._by_destination: dict[tuple[int, int, int], list[ListedFlow]] = {}
         self._allowed_count = 0
-        #: Sums of flows without a place that the kernel has forgotten; and of those that it still has.
-        self._settled = FlowTotals()
-        self._unlisted = FlowTotals()
+        #: Sums of flows without a place that the kernel has forgotten, and the flows that it still has.
+        self._settled = _Sums()
+        self._unlisted: dict[FlowKey, FlowCounts] = {}
         self._reading: FlowReading | None = None
         self._updated_at: datetime | None = None
 
     def update(self, reading: FlowReading) -> list[ListedFlow]:
-        """Take a reading; return the flows that were not there before."""
+        """Take a reading; return the flows that began since the last one, also those that get no place."""
         self._reading, self._updated_at = reading, datetime.now(UTC)
-        self._unlisted = FlowTotals()
-        begun = [*self._take(reading.allowed, through=True), *self._take(reading.attempts, through=False)]
+        before, self._unlisted = self._unlisted, {}
+        for key, counts in before.items():
+            if key not in reading.allowed:
+                self._settled.add(counts)
+        begun = [*self._take_allowed(reading.allowed, before), *self._take_attempts(reading.attempts)]
         for key in reading.ended:
             listed = self._listed.get((True, key))
             if listed is not None:
                 listed.settle()
-            else:
-                self._settled = _sum(self._settled, reading.allowed[key])
-                self._unlisted = _sum(self._unlisted, reading.allowed[key], sign=-1)
+            elif key in self._unlisted:
+                self._settled.add(self._unlisted.pop(key))
         for key, payload in reading.payloads:
             listed = self._listed.get((True, key))
             if listed is not None and listed.claimed is None:
                 listed.claimed = claimed_name(payload)
         return begun
 
-    def _take(self, counted: dict[FlowKey, FlowCounts], *, through: bool) -> Iterator[ListedFlow]:
+    def _take_allowed(
+        self, counted: dict[FlowKey, FlowCounts], before: dict[FlowKey, FlowCounts]
+    ) -> Iterator[ListedFlow]:
+        """Count what was let through. `before` are the flows of the last reading that had no place."""
+        unknown = []
         for key, counts in counted.items():
-            listed = self._listed.get((through, key))
+            listed = self._listed.get((True, key))
+            if listed is None:
+                unknown.append((key, counts))
+            elif listed.count(counts):
+                yield listed
+        for key, counts in unknown:
+            has_place = self._allowed_count < MAX_ALLOWED or self._make_room(key, counted)
+            if not has_place:
+                self._unlisted[key] = counts
+                if key in before:
+                    continue
+            begun = ListedFlow(key, self._verdicts.of_allowed(key), None, counts)
+            if has_place:
+                self._listed[(True, key)] = begun
+                self._by_destination.setdefault(key.destination, []).append(begun)
+                self._allowed_count += 1
+            yield begun
+
+    def _make_room(self, key: FlowKey, counted: dict[FlowKey, FlowCounts]) -> bool:
+        """Take the place of another flow if this one's destination has none; return whether there is a place."""
+        has_one_each = len(self._by_destination) == self._allowed_count
+        if has_one_each or key.destination in self._by_destination:
+            return False
+        most = max(self._by_destination.values(), key=len)
+        displaced = most.pop()
+        del self._listed[(True, displaced.key)]
+        self._allowed_count -= 1
+        if displaced.key not in counted:
+            self._settled.add(displaced.counts)
+            return True
+        if displaced.base is not None:
+            self._settled.add(displaced.base, flows=0)
+        self._unlisted[displaced.key] = displaced.latest
+        return True
+
+    def _take_attempts(self, counted: dict[FlowKey, FlowCounts]) -> Iterator[ListedFlow]:
+        """Count what was not let through, or was for the gateway."""
+        for key, counts in counted.items():
+            listed = self._listed.get((False, key))
             if listed is not None:
                 listed.count(counts)
-            elif (begun := self._list(key, counts, through=through)) is not None:
+            elif len(self._listed) - self._allowed_count < MAX_REFUSED:
+                begun = ListedFlow(key, self._verdicts.of_attempt(key), None, counts)
+                self._listed[(False, key)] = begun
                 yield begun
-            elif through:
-                self._unlisted = _sum(self._unlisted, counts)
-
-    def _list(self, key: FlowKey, counts: FlowCounts, *, through: bool) -> ListedFlow | None:
-        """Give a flow a place; None when there is none."""
-        refused_count = len(self._listed) - self._allowed_count
-        if (self._allowed_count >= MAX_ALLOWED) if through else (refused_count >= MAX_REFUSED):
-            return None
-        verdict = self._verdicts.of_allowed(key) if through else self._verdicts.of_attempt(key)
-        listed = ListedFlow(key, verdict, None, counts)
-        self._listed[(through, key)] = listed
-        self._allowed_count += through
-        return listed
 
     def left_out(self) -> FlowTotals:
         """Return the sums of what is in no listed flow."""
-        sums = _add(self._settled, self._unlisted)
-        if self._reading is None:
-            return sums
-        refused = [listed for (through, _), listed in self._listed.items() if not through]
-        attempts = FlowTotals(
-            flows=max(0, self._reading.attempt_flows - len(refused)),
-            packets_out=max(0, self._reading.attempt_packets - sum(each.counts.packets_out for each in refused)),
-            bytes_out=max(0, self._reading.attempt_bytes - sum(each.counts.bytes_out for each in refused)),
-        )
-        return _add(sums, attempts)
+        return self._left_out().totals()
+
+    def _left_out(self) -> _Sums:
+        sums = replace(self._settled)
+        for counts in self._unlisted.values():
+            sums.add(counts)
+        if self._reading is not None:
+            refused = [listed.counts for (through, _), listed in self._listed.items() if not through]
+            sums.flows += max(0, self._reading.attempt_flows - len(refused))
+            sums.packets_out += max(0, self._reading.attempt_packets - sum(each.packets_out for each in refused))
+            sums.bytes_out += max(0, self._reading.attempt_bytes - sum(each.bytes_out for each in refused))
+        return sums
 
     def totals(self) -> FlowTotals:
         """Return the sums of everything."""
-        sums = self.left_out()
+        sums = self._left_out()
         for listed in self._listed.values():
-            sums = _sum(sums, listed.counts)
-        return sums
+            sums.add(listed.counts)
+        return sums.totals()
 
     def allowed_bytes_out(self) -> int:
         """Return the bytes that were let out, also those of flows without a place, and of no flow."""
         listed = sum(each.counts.bytes_out for (through, _), each in self._listed.items() if through)
+        unlisted = sum(counts.bytes_out for counts in self._unlisted.values())
         lost = self._reading.lost.bytes if self._reading is not None else 0
-        return listed + self._settled.bytes_out + self._unlisted.bytes_out + lost
+        return listed + self._settled.bytes_out + unlisted + lost
 
     def report(self, alerts: tuple[FlowAlert, ...], *, is_final: bool) -> FlowReport:
         """Return the flows so far."""
@@ -174,18 +241,3 @@ def _flow(listed: ListedFlow, to_wall_ns: int) -> Flow:
 
 def _time(nanoseconds: int) -> datetime:
     return datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC)
-
-
-def _sum(sums: FlowTotals, counts: FlowCounts, sign: int = 1) -> FlowTotals:
-    """Return the sums with one flow more, or one less."""
-    return FlowTotals(
-        flows=sums.flows + sign,
-        packets_out=sums.packets_out + sign * counts.packets_out,
-        packets_in=sums.packets_in + sign * counts.packets_in,
-        bytes_out=sums.bytes_out + sign * counts.bytes_out,
-        bytes_in=sums.bytes_in + sign * counts.bytes_in,
-    )
-
-
-def _add(first: FlowTotals, second: FlowTotals) -> FlowTotals:
-    return FlowTotals(**{name: getattr(first, name) + getattr(second, name) for name in FlowTotals.model_fields})

@@ -11,13 +11,12 @@ from typing import Protocol
 
 import structlog
 
-from belljar.model.errors import NetworkError
 from belljar.model.flows import FlowAlert, FlowReport
 from belljar.node.network.flows.alerts import AlertRules, FlowAlerts
 from belljar.node.network.flows.reading import FlowReading
 from belljar.node.network.flows.table import FlowTable
 from belljar.node.network.flows.verdicts import Verdicts
-from belljar.system.background import supervise
+from belljar.system.background import Backoff, supervise
 
 log = structlog.get_logger()
 
@@ -67,23 +66,31 @@ class FlowWatch:
     async def finish(self) -> FlowReport:
         """Read for the last time, and return all flows: the machine has ended."""
         await self._stop()
-        await self._look()
+        await self._look(has_ended=True)
         return self._table.report(tuple(self._alerts.raised), is_final=True)
 
     async def _stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        task, self._task = self._task, None
+        if task is None:
+            return
+        try:
+            async with self._reading:  # a reading resets counters: one that is cut off would lose them
+                task.cancel()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         report_at, reported_packets, pause_seconds = loop.time() + _FIRST_REPORT_SECONDS, 0, 1.0
+        failing = Backoff(first_seconds=1.0)
         while True:
             await asyncio.sleep(pause_seconds)
             reading = await self._look()
             if reading is None:
+                pause_seconds = failing.next()
                 continue
+            failing.reset()
             pause_seconds = _READ_SECONDS[reading.source]
             if loop.time() < report_at:
                 continue
@@ -94,16 +101,17 @@ class FlowWatch:
                 self._listener.on_report(report)
             report_at = loop.time() + REPORT_SECONDS
 
-    async def _look(self) -> FlowReading | None:
+    async def _look(self, *, has_ended: bool = False) -> FlowReading | None:
         """Read the counters once, and raise what alerts there are. None when they cannot be read."""
         async with self._reading:
             try:
                 reading = await self._read()
-            except NetworkError as error:
-                log.warning("flows_read_failed", error=error.message)
+            except Exception as error:  # noqa: BLE001 (these numbers cost no machine its end, nor its other numbers)
+                log.warning("flows_read_failed", error=str(error) or type(error).__name__)
                 return None
             begun = self._table.update(reading)
-            new = self._alerts.check(begun, reading.attempts, self._table.allowed_bytes_out())
+            bytes_out, lost = self._table.allowed_bytes_out(), reading.lost.packets
+            new = self._alerts.check(begun, reading.attempts, bytes_out, lost, has_ended=has_ended)
         if self._listener is not None:
             for alert in new:
                 self._listener.on_alert(alert)

@@ -13,7 +13,7 @@ from belljar.control.api.dependencies import IdentityDep, ServicesDep
 from belljar.control.api.json_response import json_response
 from belljar.control.api.problems import message_of
 from belljar.control.api.routes.dashboard.pages import Pages, PagesDep
-from belljar.control.api.rules import require
+from belljar.control.api.rules import demand, require
 from belljar.control.api.services import Services
 from belljar.control.jobs.blob_names import stdin_blob
 from belljar.control.projects.scopes import Scope
@@ -41,6 +41,9 @@ async def show_playground(
 ) -> Response:
     """Show the form: with an example, or with what a job ran."""
     if job is not None:
+        # The form has all of a job: its code, arguments, environment and standard input.
+        demand(identity, Scope.JOBS_READ)
+        demand(identity, Scope.SCRIPTS_READ)
         again = await services.jobs.get(identity.project, job)
         return await _form(pages, services, await _again(services, again), again=again)
     examples = with_examples(services.images.languages())

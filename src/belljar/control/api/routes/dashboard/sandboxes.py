@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Path, Query, Response
@@ -87,9 +88,11 @@ async def show_sandboxes(
 
 
 @router.get(f"{_PATH}/new", dependencies=[require(Scope.SANDBOXES)])
-async def show_new_sandbox(page: PagesDep) -> Response:
-    """Show the form for a sandbox."""
-    return await _show_new(page, FormState())
+async def show_new_sandbox(page: PagesDep, snapshot: Annotated[str, Query(max_length=80)] = "") -> Response:
+    """Show the form for a sandbox, or for one that goes on from a snapshot."""
+    if snapshot:
+        await page.services.freezing.get_snapshot(page.identity.project, snapshot)
+    return await _show_new(page, FormState(values={"snapshot": snapshot}))
 
 
 @router.post(_PATH, dependencies=[require(Scope.SANDBOXES)])
@@ -113,9 +116,16 @@ async def show_sandbox(sandbox_id: str, page: PagesDep) -> Response:
 
 
 @router.get(f"{_PATH}/{{sandbox_id}}/live", dependencies=[require(Scope.SANDBOXES)])
-async def show_sandbox_state(sandbox_id: str, page: PagesDep) -> Response:
-    """Return the part of a sandbox's page that changes by itself."""
+async def show_sandbox_state(
+    sandbox_id: str, page: PagesDep, shown: Annotated[str, Query(max_length=20)] = ""
+) -> Response:
+    """Return the part of a sandbox's page that changes by itself.
+
+    A page that was made in another status (`shown`) offers what is not possible now, and is loaded again.
+    """
     sandbox = await page.services.sandboxes.get(page.identity.project, sandbox_id)
+    if shown and shown != sandbox.status:
+        return Response(status_code=204, headers={"HX-Redirect": f"{_PATH}/{sandbox.id}"})
     # Asking the machine is use of it: a page that is left open must not keep an idle one.
     machine = MachineView() if sandbox.spec.idle_seconds is not None else await _machine(page, sandbox, usage_only=True)
     return page.part("sandbox_live.html", sandbox=sandbox, machine=machine)
@@ -162,9 +172,16 @@ async def link_port(sandbox_id: str, port: Annotated[int, Path(ge=1, le=65535)],
 
 def _request_of(fields: dict[str, str]) -> SandboxRequest:
     """Return the sandbox that a form describes. Raises InvalidForm."""
+    lifetime, idle = (decimal(fields, name) for name in ("lifetime_minutes", "idle_minutes"))
+    of_any = {
+        "env": pairs(fields.get("env", ""), "env"),
+        "lifetime_seconds": None if lifetime is None else lifetime * _MINUTE,
+        "idempotency_key": fields.get("idempotency_key") or None,
+    }
+    if fields.get("snapshot"):  # which has everything else
+        return validated(SandboxRequest, {"snapshot": fields["snapshot"], **of_any}, names=_FIELDS)
     chosen = fields.get("template", "").strip()
     shape = {name: whole_number(fields, name) for name in ("vcpus", "memory_mb", "disk_mb")}
-    lifetime, idle = (decimal(fields, name) for name in ("lifetime_minutes", "idle_minutes"))
     egress = [each for each in fields.get("egress", "").replace(",", " ").split() if each]
     return validated(
         SandboxRequest,
@@ -173,13 +190,11 @@ def _request_of(fields: dict[str, str]) -> SandboxRequest:
             "image": chosen.removeprefix(_IMAGE) if chosen.startswith(_IMAGE) else None,
             "shape": {name: value for name, value in shape.items() if value is not None},
             "egress": egress[0] if len(egress) == 1 else tuple(egress) or "none",
-            "env": pairs(fields.get("env", ""), "env"),
             "secrets": tuple(fields.get("secrets", "").split()),
             "user": "root" if fields.get("user") == "root" else None,
-            "lifetime_seconds": None if lifetime is None else lifetime * _MINUTE,
             "idle_seconds": None if idle is None else idle * _MINUTE,
             "labels": pairs(fields.get("labels", ""), "labels"),
-            "idempotency_key": fields.get("idempotency_key") or None,
+            **of_any,
         },
         names=_FIELDS,
     )
@@ -205,20 +220,44 @@ async def _show_new(page: Pages, form: FormState, status: int = 200) -> Response
     )
 
 
+async def show_refused(
+    page: Pages, sandbox_id: str, fields: dict[str, str], error: BelljarError, *, of_copies: bool = False
+) -> Response:
+    """Show a sandbox with why something was refused: beside the forms for copies, or above everything."""
+    refused = page.rejected(fields, error)
+    if of_copies:
+        return await _show(page, sandbox_id, FormState(), error.status, copies=refused)
+    return await _show(page, sandbox_id, refused, error.status)
+
+
 async def _show(
-    page: Pages, sandbox_id: str, form: FormState, status: int = 200, link: PortLink | None = None
+    page: Pages,
+    sandbox_id: str,
+    form: FormState,
+    status: int = 200,
+    *,
+    link: PortLink | None = None,
+    copies: FormState | None = None,
 ) -> Response:
     sandbox = await page.services.sandboxes.get(page.identity.project, sandbox_id)
     return await page.show(
         "sandbox.html",
         status=status,
         form=form,
+        copies=copies or FormState(),
         sandbox=sandbox,
         machine=await _machine(page, sandbox),
         base_url=str(page.request.base_url).rstrip("/"),
+        kept_until=_kept_until(page, sandbox),
         has_port_hosts=page.services.sandbox_domain is not None,
         link=link,
     )
+
+
+def _kept_until(page: Pages, sandbox: Sandbox) -> datetime | None:
+    """Return when a paused sandbox ends unless it is resumed; None: never, or it is not paused."""
+    days = page.services.settings.keep_paused_sandboxes_days
+    return sandbox.paused_at + timedelta(days=days) if sandbox.paused_at is not None and days else None
 
 
 async def _machine(page: Pages, sandbox: Sandbox, *, usage_only: bool = False) -> MachineView:

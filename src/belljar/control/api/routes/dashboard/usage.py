@@ -19,7 +19,8 @@ from belljar.model.quotas import CountedQuota
 router = APIRouter(include_in_schema=False)
 
 _RANGES = (7, 30, 90)
-_LABELS = {
+#: Each counted quota as the page names it.
+LABELS = {
     CountedQuota.RUNNING_JOBS: "Running jobs",
     CountedQuota.QUEUED_JOBS: "Queued jobs",
     CountedQuota.JOBS_PER_MINUTE: "Jobs in this minute",
@@ -27,6 +28,8 @@ _LABELS = {
     CountedQuota.VCPU_SECONDS: "vCPU seconds today",
     CountedQuota.MEMORY_MB_SECONDS: "Memory today, MB seconds",
     CountedQuota.STORAGE_MB: "Storage, MB",
+    CountedQuota.SANDBOXES: "Sandboxes",
+    CountedQuota.SANDBOX_VCPUS: "vCPUs of sandboxes",
 }
 #: The width of one day in a chart, of which the bar takes a part.
 _STEP, _BAR = 10, 8
@@ -84,7 +87,7 @@ def _quota(usage: ProjectUsage, quota: CountedQuota) -> dict[str, Any]:
     limit, used = usage.limits.of(quota), usage.use.used[quota]
     share = 100.0 if limit == 0 else None if limit is None else min(100.0, 100 * used / limit)
     return {
-        "label": _LABELS.get(quota, quota.value),
+        "label": LABELS[quota],
         "limit": limit,
         "used": used,
         "percent": None if share is None else f"{share:.0f}",

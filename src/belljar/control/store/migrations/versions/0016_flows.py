@@ -12,7 +12,9 @@ def upgrade() -> None:
         "flows",
         sa.Column("owner", sa.String, nullable=False),
         sa.Column("project", sa.String, nullable=False),
+        sa.Column("number", sa.Integer, nullable=False),
         sa.Column("report", sa.LargeBinary, nullable=False),
+        sa.Column("earlier", sa.LargeBinary),
         sa.PrimaryKeyConstraint("owner", name="pk_flows"),
     )
     op.create_index("ix_flows_project", "flows", ["project", "owner"])
