@@ -13,6 +13,8 @@ from belljar.model.sandbox_values import GuestUser
 from belljar.model.secrets import SecretUse
 from belljar.model.value import Value
 
+_MIB = 1024 * 1024
+
 
 class SandboxStatus(StrEnum):
     """The status of a sandbox."""
@@ -171,6 +173,8 @@ class Sandbox(Value):
     expires_at: datetime
     """When its lifetime is over; a paused sandbox's is moved on by the time that it was paused."""
     paused_at: datetime | None = None
+    paused_seconds: float = 0
+    """How long it was paused before it was last resumed; this counts for no limit."""
     ended_at: datetime | None = None
     node: str | None = None
     """The node that has its machine or its lease."""
@@ -191,6 +195,15 @@ class Sandbox(Value):
     idempotency_key: str | None = None
     request_sha256: str | None = None
     spec: SandboxSpec
+
+    @property
+    def needed(self) -> Resources:
+        """What its machine takes of a node: a copy also has the memory that it was made with, while it runs."""
+        resources = self.spec.resources
+        if self.frozen is None or self.status is not SandboxStatus.CREATING:
+            return resources
+        loaded_mb = min(resources.memory_mb, -(-self.frozen.stored_bytes // _MIB))
+        return resources.model_copy(update={"memory_mb": resources.memory_mb + loaded_mb})
 
     def public(self) -> dict[str, Any]:
         """Return the sandbox as the HTTP API and `--json` print it: the spec flattened to the names of the options."""

@@ -62,6 +62,8 @@ class ProcessRequest:
     background: bool = False
     #: A kernel: a background command that waits for its reader nevertheless, because all of its output is necessary.
     context: CodeContext | None = None
+    #: It is killed, with all that it started, when it has run so long; time that its machine is frozen does not count.
+    timeout_seconds: float | None = None
 
 
 class ProcessExit(Value):
@@ -72,6 +74,8 @@ class ProcessExit(Value):
     """Name of the signal that ended it, such as SIGKILL."""
     out_of_memory: bool = False
     """Whether the guest's kernel killed processes of it for want of memory."""
+    timed_out: bool = False
+    """Whether its node killed it at its timeout."""
     duration_ms: float
     cpu_seconds: float
     max_memory_mb: float

@@ -9,7 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import BigInteger, type_coerce
 
+from belljar.control.store.metadata import UtcTime
+from belljar.control.store.sandbox_tables import sandboxes
+from belljar.link.leases import ClaimRequest
 from belljar.link.sandboxes import FreezeRequest, SandboxLease, SandboxLink
 from belljar.model.errors import DiskFull
 from belljar.model.ids import new_id
@@ -206,3 +210,69 @@ async def test_a_paused_sandbox_is_copied_without_a_machine_and_deleted(tenant: 
     for path in ("pause", "resume", "snapshot", "fork"):
         problem(await tenant.http.post(f"{url}/{path}"), 409, "sandbox_ended")
         problem(await tenant.http.post(f"/v1/sandboxes/{new_id('sb')}/{path}"), 404, "not_found")
+
+
+async def test_a_paused_sandbox_has_one_snapshot_however_often_it_is_asked_for(tenant: Tenant) -> None:
+    url, _ = await tenant.running()
+    await tenant.http.post(f"{url}/pause")
+    made = [await tenant.http.post(f"{url}/snapshot") for _ in range(2)]
+    assert [each.status_code for each in made] == [201, 201], made[1].text
+    assert made[0].json() == made[1].json()
+    assert len((await tenant.http.get("/v1/snapshots")).json()["snapshots"]) == 1
+
+
+async def test_resumes_at_the_same_time_do_not_exceed_the_quota(tenant: Tenant) -> None:
+    boxes = [(await tenant.running())[0] for _ in range(4)]
+    for url in boxes:
+        assert (await tenant.http.post(f"{url}/pause")).status_code == 200
+    await tenant.api.http.patch("/v1/projects/tenant/quotas", json={"max_sandbox_vcpus": 2})
+    answers = await asyncio.gather(*(tenant.http.post(f"{url}/resume?wait=0") for url in boxes))
+    assert sorted(each.status_code for each in answers) == [202, 202, 429, 429]
+    refused = next(each for each in answers if each.status_code == 429)
+    assert problem(refused, 429, "quota_exceeded")["quota"] == "max_sandbox_vcpus"
+    states = [(await tenant.http.get(url)).json()["status"] for url in boxes]
+    assert sorted(states) == ["paused", "paused", "resuming", "resuming"]
+
+
+async def test_an_egress_policy_that_is_not_allowed_any_more_is_neither_resumed_nor_forked(tenant: Tenant) -> None:
+    url, machine = await tenant.running(egress=["example.org"])
+    await tenant.api.http.patch("/v1/projects/tenant/quotas", json={"max_egress": "none"})
+    problem(await tenant.http.post(f"{url}/fork"), 422, "invalid_option")
+    assert machine.frozen == []
+    await tenant.http.post(f"{url}/pause")
+    refused = problem(await tenant.http.post(f"{url}/resume"), 422, "invalid_option")
+    assert refused["option"] == "egress"
+    assert (await tenant.http.get(url)).json()["status"] == "paused"
+
+
+async def test_paused_time_leaves_the_longest_lifetime_whole(tenant: Tenant) -> None:
+    url, _ = await tenant.running(lifetime_seconds=600)
+    longest = tenant.api.services.settings.max_sandbox_lifetime_seconds
+    await tenant.http.post(f"{url}/pause")
+    earlier = (sandboxes.c.created_at, sandboxes.c.paused_at)
+    moved = {
+        column.name: type_coerce(type_coerce(column, BigInteger) - int(2 * longest * 1e6), UtcTime)
+        for column in earlier
+    }
+    database = tenant.api.services.sandbox_queue.store._database
+    await database.writing(lambda connection: connection.execute(sandboxes.update().values(moved)))
+    await tenant.http.post(f"{url}/resume?wait=0")
+    await tenant.run_next()
+    resumed = (await tenant.http.get(url)).json()
+    assert 2 * longest <= resumed["paused_seconds"] < 2 * longest + 600
+    assert (await tenant.http.post(f"{url}/extend", json={"lifetime_seconds": longest / 2})).status_code == 200
+    problem(await tenant.http.post(f"{url}/extend", json={"lifetime_seconds": longest}), 422, "invalid_option")
+
+
+async def test_a_copy_waits_for_room_for_the_memory_that_it_was_made_with_too(tenant: Tenant) -> None:
+    url, _ = await tenant.running(shape={"memory_mb": 512})
+    await tenant.http.post(f"{url}/fork?wait=0")
+    tight = ClaimRequest(vcpus=8, memory_mb=512)
+    assert await tenant.link.claim_sandbox(NODE, tight, 0) is None
+    copy = await tenant.link.claim_sandbox(NODE, ClaimRequest(vcpus=8, memory_mb=513), 0)
+    assert copy is not None and copy.sandbox.needed.memory_mb == 513
+    await run_sandbox(tenant.link, copy.lease, Machine(tenant.link, copy.lease))
+    await tenant.http.post(f"/v1/sandboxes/{copy.sandbox.id}/pause")
+    await tenant.http.post(f"/v1/sandboxes/{copy.sandbox.id}/resume?wait=0")
+    again = await tenant.link.claim_sandbox(NODE, tight, 0)  # what is resumed writes to its memory in place
+    assert again is not None and again.sandbox.needed.memory_mb == 512

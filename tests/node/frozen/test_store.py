@@ -229,3 +229,25 @@ def test_packs_with_much_waste_are_written_anew(tmp_path: Path, monkeypatch: pyt
         assert read(store, manifest, "memory") == data
         size = sum(path.stat().st_size for path in (tmp_path / "frozen").rglob("*.pack"))
         assert size <= 2 * manifest.stored_bytes() + 2 * PIECE_BYTES
+
+
+def test_what_is_not_reported_yet_is_not_offered_for_removal(tmp_path: Path) -> None:
+    store = FrozenStore(tmp_path / "frozen")
+    kept, other = (store.write("mine", new_id("snap"), {}, [BytesPart("memory", b"kept")]) for _ in range(2))
+    with store.unreported(kept.id):
+        assert store.ids() == [other.id]
+    assert set(store.ids()) == {kept.id, other.id}
+
+
+def test_nothing_is_swept_while_a_manifest_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FrozenStore(tmp_path / "frozen")
+    first = store.write("mine", new_id("snap"), {}, [BytesPart("memory", contents([1, 2]))])
+    second = store.write("mine", new_id("snap"), {}, [BytesPart("memory", contents([1, 3]))], first)
+    with monkeypatch.context() as patch:
+
+        def refuse(_: Path) -> bytes:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        patch.setattr(Path, "read_bytes", refuse)
+        store.remove([first.id])
+    assert read(store, second, "memory") == contents([1, 3])

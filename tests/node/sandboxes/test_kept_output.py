@@ -90,3 +90,30 @@ async def test_output_that_breaks_off_is_no_end() -> None:
         await anext(pieces)
     with pytest.raises(StreamBroken):
         await output.wait_end()
+
+
+async def test_output_of_single_bytes_takes_little_memory() -> None:
+    """A piece takes a hundred bytes beside its own."""
+    background = KeptOutput(waits=False, max_bytes=32_768)
+    for number in range(100_000):
+        background.add(OUT, bytes([number % 250]))
+    background.finish(EXIT)
+    pieces = await read_all(background)
+    kept = b"".join(each.data for each in pieces if isinstance(each, ProcessOutput))
+    assert len(pieces) < 20 and len(kept) > 32_768 - 4096
+    assert kept == bytes(number % 250 for number in range(100_000 - len(kept), 100_000))
+    # A reader that keeps up gets each byte at once: then their number is bounded.
+    read, foreground = bytearray(), KeptOutput(waits=True, max_bytes=32_768)
+
+    async def follow() -> None:
+        async for piece in foreground.read({}):
+            if isinstance(piece, ProcessOutput):
+                read.extend(piece.data)
+
+    following = asyncio.create_task(follow())
+    for _ in range(5000):
+        foreground.add(OUT, b"x")
+        await asyncio.sleep(0)
+    foreground.finish(EXIT)
+    await following
+    assert len(read) == 5000 and len(await read_all(foreground)) < 1200

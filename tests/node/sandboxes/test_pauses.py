@@ -16,8 +16,9 @@ from sqlalchemy import select, type_coerce
 from belljar.control.flows.service import FlowService
 from belljar.control.store.metadata import UtcTime
 from belljar.control.store.schema import NOW_US
+from belljar.control.store.usage_series import SqlUsageSeries
 from belljar.link.sandboxes import FreezeRequest, SandboxMachine
-from belljar.model.errors import DiskFull, HostError
+from belljar.model.errors import Conflict, DiskFull, HostError
 from belljar.model.flows import FlowReport, FlowTotals
 from belljar.model.ids import new_id
 from belljar.model.log_stream import LogStream
@@ -26,6 +27,7 @@ from belljar.model.sandbox_errors import SandboxEnded, SandboxPaused, StreamBrok
 from belljar.model.sandbox_values import GuestUser, ProcessExit, ProcessOutput, ProcessRequest
 from belljar.node.frozen.store import FrozenStore
 from belljar.node.frozen.unused import UnusedFrozen
+from belljar.node.sandboxes.freezes import MAX_WAITING
 from belljar.node.worker.job_network import JobNetwork
 from support.link_calls import NODE
 from support.worker_harness import WorkerHarness, idle
@@ -302,16 +304,74 @@ async def test_only_what_is_needed_is_kept(harness: WorkerHarness) -> None:
     assert files(harness) == []
 
 
+async def test_a_timeout_is_kept_after_a_pause_without_anybody_who_waits(harness: WorkerHarness) -> None:
+    async with harness.working():
+        sandbox, machine = await started(harness)
+        late = await machine.start(request("sleep 1000", stdin=b"", timeout_seconds=2))
+        long = await machine.start(request("sleep 1000", stdin=b"", timeout_seconds=600))
+        await pause(harness, sandbox, machine)
+        machine = await resume(harness, sandbox)
+        ended = (await machine.wait(late.id, 60)).exit
+        assert ended is not None and ended.timed_out and ended.signal == "SIGKILL"
+        assert (await machine.process(long.id)).exit is None
+        await pause(harness, sandbox, machine)
+        machine = await resume(harness, sandbox)
+        assert (await machine.process(late.id)).exit == ended  # it is remembered
+        await harness.delete_sandbox(sandbox)
+        await harness.sandbox_until(sandbox, *ENDS)
+
+
+async def test_output_that_nobody_reads_does_not_grow_with_every_copy(harness: WorkerHarness) -> None:
+    async with harness.working():
+        sandbox, machine = await started(harness)
+        process = await machine.start(request("yes", stdin=b""))
+        sizes = []
+        for _ in range(5):
+            await machine.freeze(FreezeRequest(id=new_id("snap"), pause=False))
+            await asyncio.sleep(0.3)
+            sizes.append((await machine.process(process.id)).stdout_bytes)
+        assert sizes[-1] == sizes[1], sizes
+        await harness.delete_sandbox(sandbox)
+        await harness.sandbox_until(sandbox, *ENDS)
+
+
+async def test_only_so_many_copies_wait_and_a_pause_does_in_any_case(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with harness.working():
+        sandbox, machine = await started(harness)
+        with writing(monkeypatch, None) as called:
+
+            def freeze(*, is_pause: bool = False) -> asyncio.Task[Any]:
+                return asyncio.create_task(machine.freeze(FreezeRequest(id=new_id("snap"), pause=is_pause)))
+
+            tasks = [freeze()]
+            assert await asyncio.to_thread(called.wait, 10)
+            tasks += [freeze() for _ in range(MAX_WAITING)]
+            await asyncio.sleep(0)
+            with pytest.raises(Conflict, match="wait to be made"):
+                await freeze()
+            tasks[-1].cancel()  # nobody wants that one
+            await asyncio.wait([tasks[-1]])
+            tasks += [freeze(), freeze(is_pause=True)]
+            await asyncio.sleep(0.1)
+            assert not any(task.done() for task in tasks[:-3])
+            await harness.delete_sandbox(sandbox)
+            await harness.sandbox_until(sandbox, *ENDS)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(each, (SandboxEnded, asyncio.CancelledError)) for each in outcomes), outcomes
+
+
 @pytest.fixture(autouse=True)
 async def nothing_is_left(harness: WorkerHarness) -> AsyncIterator[None]:
     yield
     assert harness.hypervisor.alive == 0 and harness.leftovers() == []
 
 
-async def test_a_pause_keeps_what_the_machine_talked_to(
+async def test_a_pause_keeps_what_the_machine_talked_to_and_used(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lease ends with the pause: the report is sent before."""
+    """The lease ends with the pause: both are sent before."""
     report = FlowReport(source="ebpf", totals=FlowTotals(flows=1, bytes_out=5))
 
     async def finish_flows(_: JobNetwork) -> FlowReport:
@@ -321,8 +381,12 @@ async def test_a_pause_keeps_what_the_machine_talked_to(
     flows = FlowService.over(harness.database)
     async with harness.working():
         sandbox, machine = await started(harness)
+        async with asyncio.timeout(30):
+            while not (await machine.usage_series()).seconds:
+                await asyncio.sleep(0.05)
         await pause(harness, sandbox, machine)
         assert await flows.get(sandbox.id) == report
+        assert (await SqlUsageSeries(harness.database).get(sandbox.id)) is not None
         again = await resume(harness, sandbox)
         await pause(harness, sandbox, again)
         assert (await flows.get(sandbox.id)).totals.bytes_out == 10

@@ -52,7 +52,7 @@ async def _events(
         contextlib.aclosing(with_heartbeats(output, stop)) as pieces,
     ):
         with call.services.changes.watching(call.sandbox.id, of_log=False):
-            yield _event("started", public_process(process, timed_out=False))
+            yield _event("started", public_process(process))
             try:
                 async for piece in pieces:
                     if piece is None:
@@ -63,7 +63,7 @@ async def _events(
                         reader.has_ended = True
                         for rest in encoded.rest():
                             yield _event(*rest)
-                        yield _event("exit", public_exit(piece, timed_out=call.has_timed_out(process)))
+                        yield _event("exit", public_exit(piece))
                         return
                 raise StreamBroken("the output broke off before the command ended")
             except BelljarError as error:

@@ -41,10 +41,6 @@ class Call:
             )
         return max(found, key=lambda each: each.id)
 
-    def has_timed_out(self, process: ProcessInfo) -> bool:
-        """Return whether the command was killed at its timeout."""
-        return self.services.commands.has_timed_out(self.sandbox.id, process.id)
-
 
 async def call_of(sandbox_id: str, services: ServicesDep, project: ProjectDep) -> Call:
     """Return the call. Raises NotFound, SandboxEnded, SandboxPaused, SandboxNotReady, SandboxUnreachable."""

@@ -195,7 +195,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 usage_series=SqlUsageSeries(database),
                 sandbox_queue=queue,
                 sandboxes=sandboxes,
-                freezing=FreezeService(sandboxes=sandboxes, queue=queue, settings=settings),
+                freezing=FreezeService(sandboxes=sandboxes, queue=queue, secrets=secrets, settings=settings),
                 commands=commands,
                 contexts=contexts,
                 ports=PortService(SqlPortTokens(database), sandboxes, queue.machines),

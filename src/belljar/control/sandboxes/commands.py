@@ -1,4 +1,4 @@
-"""Commands on behalf of callers: they are killed at their timeout, and foreground ones when nobody waits for them.
+"""Foreground commands on behalf of callers: they are killed when nobody waits for them. Their nodes keep timeouts.
 
 A caller that waits for a command, or follows it, is a *reader*. When a foreground command has lost its last reader, one
 may come back within `GRACE_SECONDS`; then the command is killed, with all that it started.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 
@@ -16,13 +16,11 @@ import structlog
 
 from belljar.link.sandboxes import SandboxMachine
 from belljar.model.errors import BelljarError
-from belljar.model.sandbox_values import ProcessInfo, ProcessRequest
+from belljar.model.sandbox_values import ProcessInfo
 
 log = structlog.get_logger()
 
 GRACE_SECONDS = 10.0
-#: Commands that were killed at their timeout, of which it is remembered.
-_MAX_TIMED_OUT = 10_000
 
 #: A command: the sandbox, and its number there.
 _Key = tuple[str, int]
@@ -43,7 +41,6 @@ class Commands:
         self._grace_seconds = grace_seconds
         self._readers: Counter[_Key] = Counter()
         self._deserted: dict[_Key, asyncio.TimerHandle] = {}
-        self._timed_out: OrderedDict[_Key, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Commands:
@@ -56,19 +53,6 @@ class Commands:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-
-    async def start(
-        self, sandbox_id: str, machine: SandboxMachine, request: ProcessRequest, timeout_seconds: float | None
-    ) -> ProcessInfo:
-        """Start a command. Raises what `SandboxMachine.start` raises."""
-        started = await machine.start(request)
-        if timeout_seconds is not None:
-            self._run(self._end_at(sandbox_id, machine, started.id, timeout_seconds))
-        return started
-
-    def has_timed_out(self, sandbox_id: str, process_id: int) -> bool:
-        """Return whether the command was killed at its timeout."""
-        return (sandbox_id, process_id) in self._timed_out
 
     @contextlib.asynccontextmanager
     async def reading(self, sandbox_id: str, machine: SandboxMachine, process: ProcessInfo) -> AsyncIterator[Reader]:
@@ -101,14 +85,6 @@ class Commands:
                 log.info("command_deserted", sandbox=sandbox_id, process=process_id)
                 await machine.kill(process_id)
                 await machine.discard_output(process_id)
-
-    async def _end_at(self, sandbox_id: str, machine: SandboxMachine, process_id: int, seconds: float) -> None:
-        with contextlib.suppress(BelljarError):  # the sandbox or the command is gone
-            if (await machine.wait(process_id, seconds)).exit is None:
-                self._timed_out[sandbox_id, process_id] = None
-                if len(self._timed_out) > _MAX_TIMED_OUT:
-                    self._timed_out.popitem(last=False)
-                await machine.kill(process_id)
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

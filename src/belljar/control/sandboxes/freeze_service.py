@@ -8,15 +8,19 @@ from datetime import UTC, datetime
 
 import structlog
 
+from belljar.control.jobs.egress_limit import check_egress, egress_limit_of
+from belljar.control.jobs.resolve import check_resources
 from belljar.control.quotas.service import counting_refusals
 from belljar.control.sandboxes.queue import SandboxQueue
 from belljar.control.sandboxes.request import ForkRequest
 from belljar.control.sandboxes.resolve import resolve_fork
 from belljar.control.sandboxes.service import SandboxService, missing_snapshot
+from belljar.control.secrets.service import SecretService
 from belljar.control.store.sandboxes import SandboxUse
 from belljar.link.sandboxes import FreezeRequest
 from belljar.model.errors import BelljarError, Conflict, HostError
 from belljar.model.ids import new_id
+from belljar.model.quotas import QuotaLimits
 from belljar.model.sandbox import FrozenState, Sandbox, SandboxStatus
 from belljar.model.sandbox_errors import NoRoom, SandboxPaused, SecretsInMemory, SnapshotUnusable, TooManySnapshots
 from belljar.model.sandbox_snapshot import SandboxSnapshot
@@ -33,8 +37,11 @@ _BEING_PAUSED = (SandboxStatus.RUNNING, SandboxStatus.PAUSING)
 class FreezeService:
     """The operations of the API on frozen machines."""
 
-    def __init__(self, *, sandboxes: SandboxService, queue: SandboxQueue, settings: Settings) -> None:
+    def __init__(
+        self, *, sandboxes: SandboxService, queue: SandboxQueue, secrets: SecretService, settings: Settings
+    ) -> None:
         self._sandboxes = sandboxes
+        self._secrets = secrets
         self._store = queue.store
         self._pauses = queue.pauses
         self._snapshots = queue.snapshots
@@ -66,10 +73,14 @@ class FreezeService:
         """Have a paused sandbox resumed; one that runs is returned unchanged. Raises NotFound, SandboxEnded, …"""
         limits = await self._sandboxes.check_used_up(project)
         sandbox = await self._sandboxes.get(project, sandbox_id)
+        found = sandbox
         if sandbox.status is SandboxStatus.PAUSED:
-            with counting_refusals():
-                self._sandboxes.check_count(await self._use_with(sandbox, sandboxes=0, machines=1), sandbox, limits)
-        sandbox = await self._pauses.request_resume(project, sandbox.id) or sandbox
+            self._check_egress(sandbox, limits)
+        with counting_refusals():
+            resumed = await self._pauses.request_resume(
+                project, sandbox.id, lambda use: self._sandboxes.check_count(use, found, limits)
+            )
+        sandbox = resumed or sandbox
         if sandbox.status is SandboxStatus.RESUMING:
             self._changes.notify(sandbox.id)
             self._changes.waiting.notify()
@@ -96,8 +107,7 @@ class FreezeService:
             spec=sandbox.spec,
         )
         with counting_refusals():
-            await self._snapshots.insert(snapshot, self._check_snapshots)
-        return snapshot
+            return await self._snapshots.insert(snapshot, self._check_snapshots)
 
     async def fork(self, project: str, sandbox_id: str, request: ForkRequest) -> list[Sandbox]:
         """Queue copies of a sandbox, all or none; they go on from where it is now.
@@ -108,8 +118,11 @@ class FreezeService:
         sandbox = await self._sandboxes.get(project, sandbox_id)
         _check_secrets(sandbox, request.secrets == "keep")
         count = request.count
+        self._check_egress(sandbox, limits)
+        check_resources(sandbox.spec.resources, self._settings, limits, min_memory_mb=0, needs="for the fork")
+        await self._secrets.check(project, sandbox.spec.secrets)
         with counting_refusals():  # before anything is frozen
-            use = await self._use_with(sandbox, sandboxes=count, machines=count)
+            use = await self._use_with(sandbox, count)
             self._sandboxes.check_count(use, sandbox, limits, count)
         frozen = await self._freeze(sandbox)
         forks = [resolve_fork(sandbox, frozen, request, self._settings) for _ in range(count)]
@@ -121,14 +134,18 @@ class FreezeService:
         self._changes.waiting.notify()
         return forks
 
-    async def _use_with(self, sandbox: Sandbox, *, sandboxes: int, machines: int) -> SandboxUse:
+    def _check_egress(self, sandbox: Sandbox, limits: QuotaLimits) -> None:
+        """Raise InvalidOption when the project may not have such an egress policy any more."""
+        check_egress(sandbox.spec.egress, egress_limit_of(sandbox.project, self._settings, limits), self._settings)
+
+    async def _use_with(self, sandbox: Sandbox, count: int) -> SandboxUse:
         """Return what the project would have with so many more like this one."""
         use, resources = await self._store.use(sandbox.project), sandbox.spec.resources
         return replace(
             use,
-            sandboxes=use.sandboxes + sandboxes,
-            vcpus=use.vcpus + machines * resources.vcpus,
-            memory_mb=use.memory_mb + machines * resources.memory_mb,
+            sandboxes=use.sandboxes + count,
+            vcpus=use.vcpus + count * resources.vcpus,
+            memory_mb=use.memory_mb + count * resources.memory_mb,
         )
 
     async def _freeze(self, sandbox: Sandbox) -> FrozenState:

@@ -78,17 +78,15 @@ class OutputEvents:
         return [(name, {"text": text}) for name, text in left if text]
 
 
-def public_exit(exit_: ProcessExit | None, *, timed_out: bool) -> dict[str, Any]:
-    """Return how a command ended, as the API shows it; all None while it runs."""
+def public_exit(exit_: ProcessExit | None) -> dict[str, Any]:
+    """Return how a command ended, as the API shows it; None and false while it runs."""
     if exit_ is None:
-        fields: dict[str, Any] = dict.fromkeys(ProcessExit.model_fields)
-    else:
-        fields = exit_.model_dump(mode="json")
-    return {**fields, "timed_out": timed_out and exit_ is not None}
+        return {**dict.fromkeys(ProcessExit.model_fields), "timed_out": False}
+    return exit_.model_dump(mode="json")
 
 
-def public_process(process: ProcessInfo, *, timed_out: bool) -> dict[str, Any]:
+def public_process(process: ProcessInfo) -> dict[str, Any]:
     """Return a command as the API shows it."""
     fields = process.model_dump(mode="json", exclude={"exit"})
     status = "running" if process.exit is None else "exited"
-    return {**fields, "status": status, **public_exit(process.exit, timed_out=timed_out)}
+    return {**fields, "status": status, **public_exit(process.exit)}

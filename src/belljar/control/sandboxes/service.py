@@ -176,7 +176,7 @@ class SandboxService:
     async def extend(self, project: str, sandbox_id: str, lifetime_seconds: float) -> Sandbox:
         """Move the end of a sandbox to `lifetime_seconds` from now. Raises NotFound, SandboxEnded, InvalidOption."""
         sandbox = await self.get(project, sandbox_id)
-        age_seconds = (datetime.now(UTC) - sandbox.created_at).total_seconds()
+        age_seconds = (datetime.now(UTC) - sandbox.created_at).total_seconds() - sandbox.paused_seconds
         maximum = self._settings.max_sandbox_lifetime_seconds
         if age_seconds + lifetime_seconds > maximum:
             left = max(0.0, maximum - age_seconds)
@@ -235,7 +235,7 @@ class SandboxService:
         return sandbox, self._machines.get(sandbox)
 
     async def usage_series(self, project: str, sandbox_id: str) -> UsageSeries:
-        """Return what a sandbox's machine has used over its life: from the machine, else what its node reported last.
+        """Return what a sandbox's last machine has used: from the machine, else what its node reported last.
 
         Raises NotFound.
         """

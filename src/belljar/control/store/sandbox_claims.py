@@ -33,6 +33,7 @@ from belljar.link.sandboxes import SandboxLease, SandboxOrder, SandboxStart
 from belljar.model.errors import HostError
 from belljar.model.sandbox import EndReason, ResumeProblem, Sandbox, SandboxEnd, SandboxStatus
 
+_MIB = 1024 * 1024
 #: Maximum sandboxes that are ended in one transaction.
 _BATCH = 100
 _ANY_LEASED = select(sandboxes.c.id).where(LEASED).limit(1)
@@ -299,6 +300,7 @@ def _next_statement(node: NodeIdentity, request: ClaimRequest) -> Any:
         WAITING,
         sandboxes.c.vcpus <= request.vcpus,
         sandboxes.c.memory_mb <= request.memory_mb,
+        _copy_fits(request.memory_mb),
         sandboxes.c.project.not_in(suspended),
         ~is_past(sandboxes.c.expires_at),
         or_(sandboxes.c.frozen_node.is_(None), sandboxes.c.frozen_node == node.name),
@@ -310,6 +312,17 @@ def _next_statement(node: NodeIdentity, request: ClaimRequest) -> Any:
             or_(sandboxes.c.image_digest.is_(None), sandboxes.c.image_digest.in_(sorted(request.images)))
         )
     return query.order_by(count, sandboxes.c.id).limit(1)
+
+
+def _copy_fits(memory_mb: int) -> ColumnElement[bool]:
+    """Return the condition that a copy's memory fits twice, as `Sandbox.needed` counts it; all else passes."""
+    stored_mb = sandboxes.c.result["frozen"]["stored_bytes"].as_float() / _MIB
+    return or_(
+        sandboxes.c.frozen_id.is_(None),
+        sandboxes.c.status != SandboxStatus.CREATING.value,
+        2 * sandboxes.c.memory_mb <= memory_mb,
+        sandboxes.c.memory_mb + stored_mb <= memory_mb,
+    )
 
 
 def _of_node(node: NodeIdentity) -> tuple[ColumnElement[bool], ...]:

@@ -5,7 +5,7 @@ Paused time counts for no limit: a resume moves the end of the lifetime on by th
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from sqlalchemy import BigInteger, Connection, select, type_coerce, union
 
@@ -27,6 +27,7 @@ from belljar.control.store.sandbox_rows import (
     write_status,
 )
 from belljar.control.store.sandbox_tables import FROZEN, sandboxes, snapshots
+from belljar.control.store.sandboxes import SandboxUse, read_sandbox_use
 from belljar.control.store.schema import NOW_US
 from belljar.link.sandboxes import SandboxLease
 from belljar.model.sandbox import EndReason, FrozenState, ResumeProblem, Sandbox, SandboxEnd, SandboxStatus
@@ -101,8 +102,13 @@ class SqlSandboxPauses:
 
     # --- callers ----------------------------------------------------------------------------------------------------
 
-    async def request_resume(self, project: str, sandbox_id: str) -> Sandbox | None:
-        """Have a paused sandbox wait for its node; return it, None when there is none. Another one stays as it is."""
+    async def request_resume(
+        self, project: str, sandbox_id: str, check: Callable[[SandboxUse], None] = lambda _: None
+    ) -> Sandbox | None:
+        """Have a paused sandbox wait for its node; return it, None when there is none. Another one stays as it is.
+
+        `check` gets what the project has with it, and refuses it by raising an error.
+        """
 
         def resume(connection: Connection) -> Sandbox | None:
             this = sandboxes.c.id == sandbox_id
@@ -110,6 +116,8 @@ class SqlSandboxPauses:
             if found is None or found.status is not SandboxStatus.PAUSED:
                 record_nothing("sandbox.resume")
                 return found
+            paused_us = connection.execute(select(NOW_US - _PAUSED_US).where(this)).scalar_one()
+            paused_seconds = found.paused_seconds + paused_us / 1_000_000
             moved = type_coerce(_EXPIRES_US + (NOW_US - _PAUSED_US), UtcTime)
             write_status(
                 connection,
@@ -118,8 +126,9 @@ class SqlSandboxPauses:
                 waiting_since=now_plus(0),
                 expires_at=moved,
                 paused_at=None,
-                result=result_of(found.model_copy(update={"problem": None})),
+                result=result_of(found.model_copy(update={"problem": None, "paused_seconds": paused_seconds})),
             )
+            check(read_sandbox_use(connection, project))
             record_change(connection, "sandbox.resume", sandbox_id, project=project)
             return read_sandbox(connection, this)
 

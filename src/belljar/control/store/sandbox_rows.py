@@ -14,7 +14,9 @@ from belljar.link.sandboxes import SandboxLease
 from belljar.model.sandbox import FrozenState, ResumeProblem, Sandbox, SandboxEnd, SandboxStatus, may_become
 
 #: Fields of the results, apart from those with a column of their own.
-_RESULT = frozenset({"end", "machine", "timings", "secret_versions", "parent", "request_sha256", "frozen", "problem"})
+_RESULT = frozenset(
+    {"end", "machine", "timings", "secret_versions", "parent", "request_sha256", "frozen", "problem", "paused_seconds"}
+)
 #: Fields that are columns of the same name: the rest.
 _COLUMNS = frozenset(Sandbox.model_fields) - _RESULT - {"spec"}
 

@@ -22,23 +22,32 @@ class SqlSandboxSnapshots:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def insert(self, snapshot: SandboxSnapshot, check: Callable[[int], None]) -> None:
-        """Store a snapshot. `check` gets how many the project has with it, and refuses it by raising an error."""
+    async def insert(self, snapshot: SandboxSnapshot, check: Callable[[int], None]) -> SandboxSnapshot:
+        """Store a snapshot and return it; that of a paused sandbox may be there already, and is returned then.
+
+        `check` gets how many the project has with it, and refuses it by raising an error.
+        """
         values = snapshot.model_dump(exclude={"spec"}) | {
             "spec": snapshot.spec.model_dump(mode="json", exclude_defaults=True)
         }
 
-        def insert(connection: Connection) -> None:
+        def insert(connection: Connection) -> SandboxSnapshot:
             removed = projects.c.name == snapshot.project, projects.c.removed_at.is_not(None)
             if connection.execute(select(projects.c.name).where(*removed)).first() is not None:
                 raise being_removed(snapshot.project)
+            this = snapshots.c.id == snapshot.id, snapshots.c.project == snapshot.project
+            row = connection.execute(select(snapshots).where(*this)).one_or_none()
+            if row is not None:
+                record_nothing("sandbox.snapshot")
+                return _snapshot_of(row)
             connection.execute(snapshots.insert().values(values))
             check(_count(connection, snapshot.project))
             record_change(
                 connection, "sandbox.snapshot", snapshot.id, project=snapshot.project, sandbox=snapshot.sandbox_id
             )
+            return snapshot
 
-        await self._database.writing(insert)
+        return await self._database.writing(insert)
 
     async def get(self, project: str, snapshot_id: str) -> SandboxSnapshot | None:
         """Return the project's snapshot."""

@@ -36,6 +36,11 @@ class FrozenParts(Protocol):
         """The frozen machine's id: equal ids have equal parts."""
         ...
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines may be restored from them at the same time, which share memory that none writes."""
+        ...
+
     def names(self) -> frozenset[str]:
         """Return the names of its parts."""
         ...

@@ -50,6 +50,8 @@ class FrozenStore:
         self._lock = threading.Lock()
         #: Packs that are being written, or that such a writing builds on.
         self._in_use: Counter[Path] = Counter()
+        #: Frozen machines that the control plane is yet to be told of.
+        self._unreported: set[str] = set()
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -183,12 +185,21 @@ class FrozenStore:
     def ids(self, min_age_seconds: float = 0.0) -> list[str]:
         """Return the frozen machines that are at least so old."""
         newest = time.time() - min_age_seconds
-        found = self._folder.glob("*/*.manifest")
+        found = [path for path in self._folder.glob("*/*.manifest") if path.stem not in self._unreported]
         aged = ((path, _status(path)) for path in found if is_frozen_id(path.stem))
         return [path.stem for path, status in aged if status is not None and status.st_mtime <= newest]
 
+    @contextlib.contextmanager
+    def unreported(self, frozen_id: str) -> Iterator[None]:
+        """Leave a frozen machine out of `ids` while the block runs, however long it takes to tell of it."""
+        self._unreported.add(frozen_id)
+        try:
+            yield
+        finally:
+            self._unreported.discard(frozen_id)
+
     def manifests(self) -> Iterator[Manifest]:
-        """Yield every manifest that can be read."""
+        """Yield every manifest that can be read, one after the other: together they may not fit in memory."""
         for path in self._folder.glob("*/*.manifest"):
             with contextlib.suppress(OSError, SnapshotUnusable):
                 yield parse_manifest(path.read_bytes())
@@ -205,7 +216,11 @@ class FrozenStore:
         """Remove every file that belongs to no frozen machine: of killed processes, and of removed ones."""
         for folder in self._folder.glob("*/"):
             with self._lock:
-                named = self._named_packs(folder)
+                try:
+                    named = self._named_packs(folder)
+                except OSError as error:  # no file is removed that a manifest may name
+                    log.warning("frozen_not_swept", folder=folder.name, error=str(error))
+                    continue
                 for path in folder.iterdir():
                     if path.suffix != ".manifest" and path not in named and not self._in_use[path]:
                         path.unlink(missing_ok=True)
@@ -214,12 +229,13 @@ class FrozenStore:
                         folder.rmdir()
 
     def _named_packs(self, folder: Path) -> set[Path]:
+        """Return the packs that frozen machines need. Raises OSError when a manifest cannot be read now."""
         named = set()
         for path in folder.glob("*.manifest"):
             named.add(path.with_suffix(".pack"))
             try:
                 named |= {folder / f"{pack}.pack" for pack in parse_manifest(path.read_bytes()).packs()}
-            except (OSError, SnapshotUnusable) as error:
+            except SnapshotUnusable as error:
                 log.warning("manifest_unreadable", snapshot=path.stem, error=str(error))
         return named
 

@@ -15,6 +15,7 @@ class StoredParts:
     store: FrozenStore
     project: str
     manifest: Manifest
+    is_shared: bool
 
     @property
     def id(self) -> str:

@@ -7,9 +7,12 @@ from collections import deque
 from dataclasses import dataclass
 
 from belljar.link.sandboxes import FreezeRequest
-from belljar.model.errors import BelljarError
+from belljar.model.errors import BelljarError, Conflict
 from belljar.model.sandbox import FrozenState
 from belljar.model.sandbox_errors import SandboxPaused
+
+#: Copies of one sandbox that wait to be made. Each stops it, and is written whole.
+MAX_WAITING = 8
 
 
 @dataclass(eq=False, slots=True)
@@ -41,18 +44,26 @@ class Freezes:
         self._closed: BelljarError | None = None
 
     async def request(self, request: FreezeRequest) -> FrozenState:
-        """Have a request carried out, and return what the machine was frozen into. A caller may leave; it goes on.
+        """Have a request carried out, and return what the machine was frozen into.
 
-        Raises SandboxPaused when the sandbox is being paused already, and what the holder reports.
+        A caller may leave; what has begun, and a pause, go on. Raises SandboxPaused when the sandbox is being paused
+        already, Conflict when too many copies wait to be made, and what the holder reports.
         """
         if self._closed is not None:
             raise self._closed
         if any(each.request.pause for each in (self._current, *self._waiting) if each and not each.answer.done()):
             raise SandboxPaused("the sandbox is being paused already; wait until it is")
+        if len(self._waiting) >= MAX_WAITING and not request.pause:
+            raise Conflict(f"{MAX_WAITING} snapshots or forks of the sandbox wait to be made; try again when they are")
         freeze = Freeze(request, asyncio.get_running_loop().create_future())
         self._waiting.append(freeze)
         self._changed.set()
-        return await asyncio.shield(freeze.answer)
+        try:
+            return await asyncio.shield(freeze.answer)
+        except asyncio.CancelledError:
+            if not request.pause and freeze in self._waiting:  # nobody wants the copy
+                self._waiting.remove(freeze)
+            raise
 
     async def next(self) -> Freeze:
         """Wait for the next request; it is the current one until the next call."""

@@ -31,6 +31,7 @@ from belljar.node.sandboxes.freezes import Freeze
 from belljar.node.sandboxes.held import HeldSandbox, end_of
 from belljar.node.sandboxes.machine_start import SESSION
 from belljar.node.sandboxes.running import RunningSandbox
+from belljar.node.sandboxes.usage import report_last
 from belljar.node.worker.retry import RetryTimes, retry_until_written
 from belljar.system.background import report_failure
 
@@ -49,6 +50,13 @@ class Freezer:
         self._boot_timeout_seconds = boot_timeout_seconds
 
     async def carry_out(
+        self, held: HeldSandbox, running: RunningSandbox, freeze: Freeze
+    ) -> FrozenState | SandboxEnd | None:
+        """Carry out a request, as `_carry_out` does; what it makes is not removed before that is reported."""
+        with self._store.unreported(freeze.request.id):
+            return await self._carry_out(held, running, freeze)
+
+    async def _carry_out(
         self, held: HeldSandbox, running: RunningSandbox, freeze: Freeze
     ) -> FrozenState | SandboxEnd | None:
         """Carry out a request, and answer its caller. Return what a paused sandbox is kept in; None when it goes on.
@@ -72,6 +80,7 @@ class Freezer:
         held.is_paused = True
         # While the lease is held: a pause must not hide what the machine talked to.
         await running.flow_reports.finish(await running.started.network.finish_flows())
+        await report_last(self._link, held, running.machine)
         await self._write(lambda: self._link.sandbox_paused(held.key, frozen), "sandbox_paused", held)
         held.lease.release()
         timings.record("report")

@@ -17,6 +17,10 @@ from belljar.model.sandbox_values import ProcessExit, ProcessOutput
 
 #: Bytes of output that are kept of one command.
 MAX_KEPT_BYTES = 128 * 1024
+#: Pieces of a stream that nobody has read yet become one of at most this size, and of a fraction of what is kept.
+_MERGED_BYTES, _MERGED_FRACTION = 4096, 8
+#: A piece takes memory beside its bytes: so many are kept, and one more for each of these bytes.
+_MIN_PIECES, _BYTES_OF_PIECE = 64, 32
 
 
 @dataclass(eq=False, slots=True)
@@ -48,7 +52,11 @@ class KeptOutput:
 
     def add(self, stream: LogStream, data: bytes) -> None:
         """Keep a piece of output."""
-        self._pieces.append(ProcessOutput(stream, self.written[stream], data))
+        last = self._pieces[-1] if self._pieces else None
+        if last is not None and last.stream is stream and self._may_merge(len(last.data) + len(data)):
+            self._pieces[-1] = ProcessOutput(stream, last.offset, last.data + data)
+        else:
+            self._pieces.append(ProcessOutput(stream, self.written[stream], data))
         self.written[stream] += len(data)
         self._kept_bytes += len(data)
         self._trim()
@@ -56,7 +64,7 @@ class KeptOutput:
 
     async def wait_room(self) -> None:
         """Wait until there is room for the next piece: at once, unless the command waits for its readers."""
-        while self._waits and not self._is_suspended and self._kept_bytes >= self.max_bytes:
+        while self._waits and not self._is_suspended and self._is_full():
             await self._wait()
 
     def suspend(self) -> None:
@@ -148,7 +156,14 @@ class KeptOutput:
             self._kept_bytes -= len(self._pieces.popleft().data)
             self._first += 1
 
+    def _may_merge(self, size: int) -> bool:
+        last = self._first + len(self._pieces) - 1
+        is_small = size <= min(_MERGED_BYTES, self.max_bytes // _MERGED_FRACTION)
+        return is_small and all(reader.position <= last for reader in self._readers)
+
     def _is_full(self) -> bool:
+        if len(self._pieces) > _MIN_PIECES + self.max_bytes // _BYTES_OF_PIECE:
+            return True
         return self._kept_bytes >= self.max_bytes if self._waits else self._kept_bytes > self.max_bytes
 
     def _may_drop_first(self) -> bool:

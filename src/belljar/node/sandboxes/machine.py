@@ -192,10 +192,7 @@ class HeldMachine:
 
     async def kill(self, process_id: int) -> None:
         async with self._calls.answered():
-            found = self._processes.get(process_id)
-            if not found.output.has_readers:  # output that nobody reads would hold up its end
-                found.detach()
-            await found.process.signal(signals.SIGKILL, descendants=True)
+            await self._processes.get(process_id).kill()
 
     async def forget(self, process_id: int) -> None:
         async with self._calls.answered():

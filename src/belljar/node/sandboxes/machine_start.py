@@ -14,7 +14,7 @@ from belljar.link.sandboxes import SandboxLink
 from belljar.link.secrets import JobSecret
 from belljar.model.errors import HostError, MachineError, NoNetwork
 from belljar.model.image import Image
-from belljar.model.sandbox import Sandbox
+from belljar.model.sandbox import Sandbox, SandboxStatus
 from belljar.model.sandbox_errors import SnapshotUnusable
 from belljar.model.sandbox_values import GuestUser
 from belljar.model.secrets import SecretUse, SecretValue
@@ -140,7 +140,8 @@ class MachineStarter:
         if about.get("shape") != dataclasses.asdict(spec.shape) or about.get("image") != spec.image.manifest.digest:
             raise SnapshotUnusable(f"the snapshot {frozen_id} is of another image or shape; create it with its own")
         session = await in_thread(self._store.read_part, project, manifest, SESSION)
-        return StoredParts(self._store, project, manifest), parse_processes(session)
+        is_copy = sandbox.status is SandboxStatus.CREATING
+        return StoredParts(self._store, project, manifest, is_copy), parse_processes(session)
 
     async def _provision(
         self,

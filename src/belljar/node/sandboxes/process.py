@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal as signals
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -80,11 +81,15 @@ class SandboxProcess:
         #: Input that was given with the command and is not sent yet; None: nothing is to be sent.
         self._input = request.stdin if saved is not None else request.stdin or None
         self._is_suspended = False
+        self._suspended_at = 0.0
+        self._has_timed_out = False
         self._begin()
 
     def _begin(self) -> None:
         self._reading = asyncio.create_task(self._read(), name=f"output of command {self.id}")
         self._feeding = asyncio.create_task(self._feed(self._input)) if self._input is not None else None
+        limit = self.request.timeout_seconds if self._exit is None else None
+        self._timer = asyncio.create_task(self._end_at(limit)) if limit is not None else None
 
     @classmethod
     def restored(
@@ -122,6 +127,9 @@ class SandboxProcess:
     def suspend(self) -> None:
         """Keep what was received when the session ends; `suspended` waits for it, `resume` goes on."""
         self._is_suspended = True
+        self._suspended_at = time.monotonic()
+        if self._timer is not None:
+            self._timer.cancel()
         self.output.suspend()
 
     async def suspended(self) -> None:
@@ -133,6 +141,7 @@ class SandboxProcess:
     def resume(self, process: Process | None) -> None:
         """Go on in a new session, in which the command is `process`; None: the machine does not have it any more."""
         self._is_suspended = False
+        self._started += time.monotonic() - self._suspended_at
         self.output.resume()
         if process is not None:
             self.process = process
@@ -150,7 +159,7 @@ class SandboxProcess:
             self._masked.finish()  # what waited for the rest of a secret is kept as output
         return SavedProcess.of(
             self.info(),
-            elapsed_seconds=time.monotonic() - self._started,
+            elapsed_seconds=self._suspended_at - self._started,
             request=self.request,
             stdin=self._input,
             pieces=self.output.pieces(),
@@ -160,6 +169,12 @@ class SandboxProcess:
         """Let it run on like a background command: nobody reads its output any more, and it is no use."""
         self.output.stop_waiting()
         self._end_use()
+
+    async def kill(self) -> None:
+        """Kill it and everything that it started. Raises ChannelBroken, MachineError."""
+        if not self.output.has_readers:  # output that nobody reads would hold up its end
+            self.detach()
+        await self.process.signal(signals.SIGKILL, descendants=True)
 
     async def close(self) -> None:
         """Kill it if it runs, with what it started, and forget its exit. What it left running before stays.
@@ -181,7 +196,7 @@ class SandboxProcess:
 
     async def stop(self, reason: str) -> None:
         """End what this process does for it, for this reason; the guest is not told."""
-        tasks = [task for task in (self._reading, self._feeding) if task is not None]
+        tasks = [task for task in (self._reading, self._feeding, self._timer) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -194,6 +209,8 @@ class SandboxProcess:
             self.output.finish(self._exit)
             return
         try:
+            # A new session grants room of its own: what is kept already must be read before more is taken.
+            await self.output.wait_room()
             async for piece in self.process.output():
                 if self._masked is None:
                     self.output.add(_STREAMS[piece.stream], piece.data)
@@ -208,6 +225,8 @@ class SandboxProcess:
             if not self._is_suspended:
                 self.output.break_off(str(error))
         finally:
+            if self._timer is not None:
+                self._timer.cancel()
             if self._masked is not None:
                 self._masked.close()
             if not self._is_suspended or self._exit is not None:
@@ -219,6 +238,14 @@ class SandboxProcess:
             await self.process.write(data)
             await self.process.end_input()
             self._input = None
+
+    async def _end_at(self, seconds: float) -> None:
+        """Kill it when it has run so long."""
+        await asyncio.sleep(max(0.0, self._started + seconds - time.monotonic()))
+        if self.process.exited is None:
+            self._has_timed_out = True
+            with contextlib.suppress(ChannelBroken, MachineError):  # suspended: killed after the resume; or ended
+                await self.kill()
 
     def _end_use(self) -> None:
         if self._use is not None:
@@ -234,6 +261,7 @@ class SandboxProcess:
             exit_code=bounded.exit_code,
             signal=signal_name(bounded.signal),
             out_of_memory=bounded.oom_kills > 0,
+            timed_out=self._has_timed_out,
             duration_ms=bounded.run_us / 1000,
             cpu_seconds=bounded.cpu_us / 1_000_000,
             max_memory_mb=bounded.max_memory_bytes / _MIB,

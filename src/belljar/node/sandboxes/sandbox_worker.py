@@ -88,7 +88,7 @@ class SandboxWorker:
 
     async def _report_pauses(self) -> None:
         await in_thread(self._store.sweep)
-        for lease, frozen in pauses(await in_thread(lambda: list(self._store.manifests()))):
+        for lease, frozen in await in_thread(lambda: pauses(self._store.manifests())):
             try:
                 await retry_until_written(
                     lambda lease=lease, frozen=frozen: self._link.sandbox_paused(lease, frozen),  # type: ignore[misc]
@@ -115,7 +115,7 @@ class SandboxWorker:
             assignment = await self._claim(request)
             if assignment is None:
                 continue
-            resources = assignment.sandbox.spec.resources
+            resources = assignment.sandbox.needed
             if not self._capacity.has_room(resources):  # a job has taken it meanwhile
                 await self._decline(assignment)
                 continue

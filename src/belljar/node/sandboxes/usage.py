@@ -32,6 +32,11 @@ async def sampled(link: SandboxLink, held: HeldSandbox, machine: HeldMachine) ->
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 report_failure("sample_sandbox", result, **held.ids)
+    await report_last(link, held, machine)
+
+
+async def report_last(link: SandboxLink, held: HeldSandbox, machine: HeldMachine) -> None:
+    """Report the series of a machine that ends or is paused, while its lease is held; raise nothing."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_LAST_SECONDS):
             await _report(link, held, machine)

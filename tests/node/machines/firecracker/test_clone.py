@@ -167,7 +167,7 @@ async def test_a_machine_is_frozen_and_restored_more_than_once(
         async with clone.frozen() as sources:
             manifest = await asyncio.to_thread(store.write, "mine", new_id("snap"), {}, sources)
     for _ in range(2):
-        async with hypervisor.restored(spec, StoredParts(store, "mine", manifest)) as restored:
+        async with hypervisor.restored(spec, StoredParts(store, "mine", manifest, True)) as restored:
             connection = await resumed(restored)
             await restored.attach_script(shell.root)
             assert "bin" in (await run(connection, "ls /job")).split()

@@ -83,13 +83,12 @@ class _Session:
         await websocket_calls.close(self._websocket, error)
 
     async def _output(self, stdout_from: int | None, stderr_from: int | None) -> None:
-        await self._send("started", public_process(self._process, timed_out=False))
+        await self._send("started", public_process(self._process))
         output = self._machine.output(self._process.id, stdout_from=stdout_from, stderr_from=stderr_from)
         async for piece in output:
             if isinstance(piece, ProcessExit):
                 self._has_ended = True
-                timed_out = self._call.has_timed_out(self._process)
-                await self._send("exit", public_exit(piece, timed_out=timed_out))
+                await self._send("exit", public_exit(piece))
                 return
             await self._websocket.send_bytes(bytes([piece.stream]) + piece.data)
         raise StreamBroken("the output broke off before the command ended")

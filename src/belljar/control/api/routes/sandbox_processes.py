@@ -55,18 +55,18 @@ async def execute(request: Request, call: CallDep, identity: IdentityDep, stream
     command, long_stdin = await read_command(request, ExecRequest)
     wanted = _request_of(command, long_stdin)
     request.state.body_lease.release()
-    started = await call.services.commands.start(call.sandbox.id, call.machine, wanted, command.timeout_seconds)
+    started = await call.machine.start(wanted)
     if stream:
         return event_stream(call, started, command.encoding)
     if command.background:
-        return json_response(public_process(started, timed_out=False), 201)
+        return json_response(public_process(started), 201)
     result = await while_connected(
         request, identity, call.services.changes, call.sandbox.id, _result(call, started, command.max_output_bytes)
     )
     fields = {
         "pid": started.pid,
         "id": started.id,
-        **public_exit(result.exit, timed_out=call.has_timed_out(started)),
+        **public_exit(result.exit),
     }
     if sum(map(len, result.data.values())) <= _THREAD_BYTES:
         return json_response(fields | result.public(command.encoding))
@@ -84,6 +84,7 @@ def _request_of(command: ExecRequest, long_stdin: bytes | None) -> ProcessReques
         terminal=command.terminal,
         stdin=None if has_more and not stdin else stdin,
         background=command.background,
+        timeout_seconds=command.timeout_seconds,
     )
 
 
@@ -105,7 +106,7 @@ async def _end(call: Call, process: ProcessInfo, seconds: float) -> ProcessInfo:
 async def list_processes(call: CallDep) -> Response:
     """List the commands that run, and the newest of those that have ended, oldest first."""
     found = sorted(await call.machine.processes(), key=lambda each: (each.started_at, each.id))
-    return json_response({"processes": [_public(call, each) for each in found]})
+    return json_response({"processes": [public_process(each) for each in found]})
 
 
 @router.get("/processes/{pid}", dependencies=[require(Scope.SANDBOXES)])
@@ -121,7 +122,7 @@ async def get_process(
     if wait and process.exit is None:
         waiting = _end(call, process, wait)
         process = await while_connected(request, identity, call.services.changes, call.sandbox.id, waiting)
-    return json_response(_public(call, process))
+    return json_response(public_process(process))
 
 
 @router.get("/processes/{pid}/output", response_class=Stream, dependencies=[require(Scope.SANDBOXES)])
@@ -143,7 +144,7 @@ async def signal_process(request: Request, pid: Pid, call: CallDep) -> Response:
         await call.machine.kill(process.id)
     else:
         await call.machine.signal(process.id, wanted.name)
-    return json_response(_public(call, await call.machine.process(process.id)))
+    return json_response(public_process(await call.machine.process(process.id)))
 
 
 @router.post("/processes/{pid}/stdin", dependencies=[require(Scope.SANDBOXES)])
@@ -167,7 +168,7 @@ async def write_stdin(
             raise StreamBroken(f"the command read nothing of its input for {_INPUT_SECONDS:g} s") from None
     if end:
         await call.machine.end_input(process.id)
-    return json_response(_public(call, process))
+    return json_response(public_process(process))
 
 
 @router.post("/processes/{pid}/resize", openapi_extra=body_of(TerminalSize), dependencies=[require(Scope.SANDBOXES)])
@@ -178,7 +179,7 @@ async def resize_terminal(request: Request, pid: Pid, call: CallDep) -> Response
     process = await call.process(pid)
     size = await read_small(request, TerminalSize)
     await call.machine.resize(process.id, size)
-    return json_response(_public(call, process))
+    return json_response(public_process(process))
 
 
 @router.delete("/processes/{pid}", dependencies=[require(Scope.SANDBOXES)])
@@ -187,8 +188,4 @@ async def forget_process(pid: Pid, call: CallDep) -> Response:
     """Kill the command if it runs, and forget its output and its exit."""
     process = await call.process(pid)
     await call.machine.forget(process.id)
-    return json_response(_public(call, process))
-
-
-def _public(call: Call, process: ProcessInfo) -> dict[str, Any]:
-    return public_process(process, timed_out=call.has_timed_out(process))
+    return json_response(public_process(process))

@@ -48,10 +48,13 @@ class Descriptors:
     tap: int | None = None
 
 
-def arguments(hardware: Hardware, descriptors: Descriptors, *, bare_state: bool = False) -> list[str]:
+def arguments(
+    hardware: Hardware, descriptors: Descriptors, *, bare_state: bool = False, owns_memory: bool = False
+) -> list[str]:
     """Return QEMU's arguments, without the executable.
 
     `bare_state`: whether the state to load is that of the devices alone (xen-save-devices-state).
+    `owns_memory`: whether a machine that loads a state writes to its memory's file, instead of mapping it privately.
     """
     shape, accelerator = hardware.shape, hardware.accelerator
     return [
@@ -70,7 +73,7 @@ def arguments(hardware: Hardware, descriptors: Descriptors, *, bare_state: bool 
         str(shape.vcpus),
         "-m",
         f"{shape.memory_mb}M",
-        *_memory(shape, descriptors),
+        *_memory(shape, descriptors, owns_memory=owns_memory),
         *(["-global", "migration.send-configuration=off"] if bare_state else []),
         *_kernel(hardware, descriptors),
         *_disks(shape, descriptors),
@@ -96,11 +99,11 @@ def arguments(hardware: Hardware, descriptors: Descriptors, *, bare_state: bool 
     ]
 
 
-def _memory(shape: Shape, descriptors: Descriptors) -> list[str]:
+def _memory(shape: Shape, descriptors: Descriptors, *, owns_memory: bool) -> list[str]:
     """Return arguments for memory in a file: a snapshot source writes to the file, a clone maps it privately."""
     if descriptors.memory is None:
         return []
-    share = "on" if descriptors.state is None else "off"
+    share = "on" if owns_memory or descriptors.state is None else "off"
     path = f"mem-path=/proc/self/fd/{descriptors.memory}"
     argv = ["-object", f"memory-backend-file,id=memory,size={shape.memory_mb}M,{path},share={share}"]
     if descriptors.state is not None:

@@ -181,7 +181,9 @@ class QemuHypervisor:
                 loaded = await stack.enter_async_context(self._restoring.loaded(parts))
                 tap = await enter_tap(spec.slot, stack)
                 scratch = await self._restored_scratch(spec, parts, stack)
-                clone = await self._spawn_from(loaded, scratch, spec, tap, stack, bare_state=True)
+                clone = await self._spawn_from(
+                    loaded, scratch, spec, tap, stack, bare_state=True, owns_memory=not parts.is_shared
+                )
                 clone.load_snapshot()
             yield clone
 
@@ -207,6 +209,7 @@ class QemuHypervisor:
         stack: AsyncExitStack,
         *,
         bare_state: bool = False,
+        owns_memory: bool = False,
     ) -> QemuClone:
         snapshot = loaded.duplicate(stack)
         script = self._empty_disk(SCRIPT_DISK_BYTES, stack)
@@ -218,6 +221,7 @@ class QemuHypervisor:
             memory=snapshot.memory,
             state=state,
             bare_state=bare_state,
+            owns_memory=owns_memory,
             tap=tap,
         )
         return await self._launcher.launch(

@@ -60,6 +60,8 @@ class MachineFiles:
     state: int | None = None
     #: Whether that state was written by itself, without the configuration that begins a migration.
     bare_state: bool = False
+    #: Whether a machine with a state writes to its memory's file: no other machine has it.
+    owns_memory: bool = False
     #: The slot's TAP device.
     tap: int | None = None
 
@@ -110,7 +112,12 @@ class Launcher:
                 qmp=qmp.qemu_end.fileno(),
                 console=console.qemu_end.fileno(),
             )
-            argv = arguments(await self._hardware(spec), descriptors, bare_state=files.bare_state)
+            argv = arguments(
+                await self._hardware(spec),
+                descriptors,
+                bare_state=files.bare_state,
+                owns_memory=files.owns_memory,
+            )
             command = jail.command(self.program, argv)
             # The host's ends come first: nothing may fail or wait between the spawn and the registration of the kill.
             agent_stream = await _open_stream(stack, agent.host_end, _STREAM_BUFFER)

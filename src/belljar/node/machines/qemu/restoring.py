@@ -1,4 +1,8 @@
-"""Loads the memory and the device state of frozen machines: once for all machines that are restored from them."""
+"""Loads the memory and the device state of frozen machines: once for all copies that are restored from them.
+
+A sandbox that is resumed is the only machine with its memory, and writes to it in place. Copies map it privately: each
+has the memory that was loaded, and what it has written since besides.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,14 @@ class Restoring:
 
     @asynccontextmanager
     async def loaded(self, parts: FrozenParts) -> AsyncIterator[LoadedSnapshot]:
-        """Provide the memory and the state, sealed. Raises SnapshotUnusable, HostError, OSError."""
+        """Provide memory and state, sealed when they are shared. Raises SnapshotUnusable, HostError, OSError."""
+        if not parts.is_shared:
+            alone = await uninterrupted(in_thread(_load, parts), LoadedSnapshot.close)
+            try:
+                yield alone
+            finally:
+                alone.close()
+            return
         shared = self._shared.setdefault(parts.id, _Shared())
         shared.users += 1
         try:
@@ -60,5 +71,6 @@ def _load_part(parts: FrozenParts, name: str, opened: contextlib.ExitStack) -> i
     descriptor = new_memory(0)
     opened.callback(os.close, descriptor)
     parts.copy(name, descriptor)
-    seal(descriptor)
+    if parts.is_shared or name != MEMORY:
+        seal(descriptor)
     return descriptor
