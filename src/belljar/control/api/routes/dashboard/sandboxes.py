@@ -269,9 +269,7 @@ async def _machine(page: Pages, sandbox: Sandbox, *, usage_only: bool = False) -
         usage = _in_time(machine.usage())
         if usage_only:
             return MachineView(usage=await usage)
-        used, ports, processes = await asyncio.gather(
-            usage, _in_time(machine.ports()), _processes(page, sandbox, machine)
-        )
+        used, ports, processes = await asyncio.gather(usage, _in_time(machine.ports()), _processes(machine))
         return MachineView(usage=used, ports=ports, processes=processes)
     except TimeoutError:
         return MachineView(problem=f"Its machine gave no answer within {_ANSWER_SECONDS:g} s.")
@@ -284,13 +282,12 @@ async def _in_time(answer: Awaitable[T]) -> T:
         return await answer
 
 
-async def _processes(page: Pages, sandbox: Sandbox, machine: SandboxMachine) -> list[dict[str, Any]]:
-    commands = page.services.commands
+async def _processes(machine: SandboxMachine) -> list[dict[str, Any]]:
     found = await _in_time(machine.processes())
     newest = sorted(found, key=lambda each: (each.exit is None, each.started_at, each.id), reverse=True)
     return [
         {
-            **public_process(each, timed_out=commands.has_timed_out(sandbox.id, each.id)),
+            **public_process(each),
             "started_at": each.started_at,
             "line": " ".join(each.args),
         }
