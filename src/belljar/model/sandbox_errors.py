@@ -18,7 +18,7 @@ class SandboxEnded(Conflict):
 
 
 class SandboxPaused(Conflict):
-    """The sandbox is paused, or is being paused; resume it first, or create sandboxes with auto_resume."""
+    """The sandbox is paused, or is being paused; resume it first."""
 
     code = "sandbox_paused"
 

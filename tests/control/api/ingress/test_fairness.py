@@ -26,7 +26,7 @@ class Program:
     def __init__(self, response: bytes) -> None:
         self.response = response
         self.written = b""
-        self._asked = asyncio.Event()
+        self._requested = asyncio.Event()
 
     @asynccontextmanager
     async def connect(self, port: int) -> AsyncIterator[Program]:
@@ -34,10 +34,10 @@ class Program:
 
     async def write(self, data: bytes) -> None:
         self.written += data
-        self._asked.set()
+        self._requested.set()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        await self._asked.wait()
+        await self._requested.wait()
         if b"Sec-WebSocket-Key: " in self.written:
             key = self.written.partition(b"Sec-WebSocket-Key: ")[2].partition(b"\r\n")[0].decode()
             head = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept_key(key)}"

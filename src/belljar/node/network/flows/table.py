@@ -144,8 +144,8 @@ class FlowTable:
         has_one_each = len(self._by_destination) == self._allowed_count
         if has_one_each or key.destination in self._by_destination:
             return False
-        most = max(self._by_destination.values(), key=len)
-        displaced = most.pop()
+        longest = max(self._by_destination.values(), key=len)
+        displaced = longest.pop()
         del self._listed[(True, displaced.key)]
         self._allowed_count -= 1
         if displaced.key not in counted:
