@@ -41,6 +41,14 @@ while True:
     print(count, flush=True)
     time.sleep(0.05)
 """
+#: Writes random bytes without a pause until it is stopped.
+DRAWING = """
+import os
+with open("/tmp/drawn", "w", buffering=1) as drawn:
+    while not os.path.exists("/tmp/enough"):
+        for _ in range(100):
+            print(os.urandom(16).hex(), file=drawn)
+"""
 #: Everything that must differ between machines that had the same memory.
 NAMES = "head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo; cat /proc/sys/kernel/random/uuid; hostname"
 
@@ -123,11 +131,13 @@ async def test_a_sandbox_goes_on_after_every_pause_and_so_do_its_copies(built_im
 
         reading = asyncio.create_task(run(machine, "sleep 2; echo whole"))
         await asyncio.sleep(0.5)
+        drawing = await machine.start(ProcessRequest(args=("python3", "-c", DRAWING), background=True))
         forks = await services.freezing.fork("mine", sandbox.id, ForkRequest(count=FORKS))
         running = [await until(services, fork, SandboxStatus.RUNNING) for fork in forks]
         assert await reading == "whole"  # a snapshot breaks no stream off
         machines = [services.sandbox_queue.machines.get(fork) for fork in running]
         assert len({await run(each, NAMES) for each in (machine, *machines)}) == FORKS + 1
+        await nothing_is_drawn_twice([machine, *machines], drawing.id)
         assert {(await count_of(each))[1] for each in (machine, *machines)} == {secret}
         assert {await run(each, "cat /tmp/f") for each in machines} == {"kept"}
         await run(machines[0], "echo mine > /tmp/f")
@@ -147,6 +157,19 @@ async def test_a_sandbox_goes_on_after_every_pause_and_so_do_its_copies(built_im
         refused = await until(services, sandbox, SandboxStatus.PAUSED)
         assert refused.problem is not None and refused.problem.code == "snapshot_unusable"
         await remove(services, sandbox)
+
+
+async def nothing_is_drawn_twice(machines: list[SandboxMachine], process_id: int) -> None:
+    """What a program drew before it was copied is in every copy; from then on each has bytes of its own."""
+    drawn = []
+    for each in machines:
+        await run(each, "touch /tmp/enough")
+        exited = (await each.wait(process_id, 60)).exit
+        assert exited is not None and exited.exit_code == 0
+        drawn.append((await run(each, "cat /tmp/drawn")).split())
+    common = len(os.path.commonprefix(drawn))
+    own = [each[common:] for each in drawn]
+    assert all(own) and len({line for lines in own for line in lines}) == sum(len(lines) for lines in own)
 
 
 async def pause_one_of(services: Services, fork: Sandbox) -> None:

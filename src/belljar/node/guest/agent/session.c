@@ -8,7 +8,11 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
+
+/* How long commands may take to stop; one that waits for a disk stops later, before it runs on. */
+#define FREEZE_MS 500
 
 /* Without a script the working folder is a folder of the image's root. */
 static int own_work_folder(uint32_t uid, uint32_t gid)
@@ -147,9 +151,24 @@ static void send_channel(struct channel *channel)
         send_exit(channel);
 }
 
-/* CHANNELS: the host of a machine that was resumed gets to know its commands; from now on their frames are sent. */
+/* Let no command run between SUSPEND and CHANNELS: copies of the machine would draw the same random bytes, until each has
+ * its own entropy, time and names. */
+static void freeze_commands(bool freeze)
+{
+    struct timespec pause_ms = {.tv_nsec = 1000000};
+    if (!agent.in_session || !agent.job.isolated)
+        return;
+    if (!write_number(agent.job.cgroup, "cgroup.freeze", freeze))
+        die("cgroup.freeze");
+    for (int i = 0; freeze && i < FREEZE_MS && !read_number(agent.job.cgroup, "cgroup.events", "frozen "); i++)
+        nanosleep(&pause_ms, NULL);
+}
+
+/* CHANNELS: the host of a machine that was resumed gets to know its commands; from now on they run, and their frames are
+ * sent. */
 void list_channels(void)
 {
+    freeze_commands(false);
     for_each_channel(send_channel);
     agent.attached = true;
     send_control(SERVING, NULL, 0);
@@ -171,6 +190,7 @@ void detach_channels(void)
     for_each_channel(detach_channel);
     if (agent.in_session)
         destroy_prepared();
+    freeze_commands(true);
     agent.attached = false;
     agent.meter_ms = 0;
     clear_strings();
