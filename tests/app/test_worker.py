@@ -15,7 +15,10 @@ from belljar.settings import Settings
 from support.empty_database import place_empty_database
 
 
-async def test_a_separate_worker_serves_its_metrics_until_it_stops(tmp_path: Path) -> None:
+async def test_a_separate_worker_serves_its_metrics_until_it_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("belljar.app.worker.forbid_core_dumps", lambda: None)  # it would hold for the tests that follow
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     settings = Settings(data_dir=tmp_path, pool="off", snapshots="off", worker_metrics=address)

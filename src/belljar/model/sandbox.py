@@ -152,8 +152,6 @@ class SandboxSpec(Value):
     user: GuestUser | None = None
     """Who its commands run as, and whom its working folder belongs to; None: the image's user. Only a sandbox of root
     runs commands as other users, too."""
-    auto_resume: bool = False
-    """Whether a call to it resumes it when it is paused."""
     public_ports: tuple[int, ...] = ()
     """Ports that anyone may reach by their host names, without a token."""
     labels: dict[str, str] = Field(default_factory=dict)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from belljar.model.errors import MachineDied, MachineTimeout
 from belljar.node.machines.boot import NoClock
 from belljar.node.machines.protocol import Machine
 from belljar.node.machines.provision.cold_boot import boot_machine
-from support.agent_process import ProcessMachine
+from support.agent_process import ProcessHypervisor, ProcessMachine
 
 
 class Boots:
@@ -34,7 +35,7 @@ class Boots:
             reader, writer = await asyncio.open_connection(sock=ours)
             if not self.ends:
                 theirs = theirs.dup()
-        machine = ProcessMachine(process, reader, writer)
+        machine = ProcessMachine(process, reader, writer, ProcessHypervisor(Path("none")))
         machine.console.add(self.left.pop(0))
         try:
             yield machine

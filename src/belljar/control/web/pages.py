@@ -30,10 +30,6 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 _DASHBOARD_HEADERS = {**HEADERS, "Content-Security-Policy": _SCRIPTED_POLICY}
-_TERMINAL_HEADERS = {
-    **HEADERS,
-    "Content-Security-Policy": _SCRIPTED_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'"),
-}
 
 
 def _asset(name: str) -> str:
@@ -74,13 +70,9 @@ def dashboard_page(
     *,
     projects: Iterable[str],
     status: int = 200,
-    allows_terminal: bool = False,
     **values: Any,
 ) -> Response:
-    """Return a page of the dashboard for this identity. `projects` are those that it may switch to.
-
-    `allows_terminal` lets the terminal's library make style elements.
-    """
+    """Return a page of the dashboard for this identity. `projects` are those that it may switch to."""
     return HTMLResponse(
         _environment.get_template(template).render(
             **_of_identity(identity),
@@ -92,7 +84,7 @@ def dashboard_page(
             **values,
         ),
         status,
-        _TERMINAL_HEADERS if allows_terminal else _DASHBOARD_HEADERS,
+        _DASHBOARD_HEADERS,
     )
 
 
