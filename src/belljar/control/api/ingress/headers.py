@@ -31,7 +31,7 @@ HOP_BY_HOP = frozenset(
     }
 )
 #: The caller's key and session, which no guest may see, and what this server sets itself.
-_NOT_TO_GUEST = HOP_BY_HOP | {
+NOT_TO_GUEST = HOP_BY_HOP | {
     b"authorization",
     b"cookie",
     b"belljar-project",
@@ -103,7 +103,7 @@ class PathHeaders:
 
     def to_guest(self, scope: Scope) -> list[Header]:
         headers = [(b"host", b"localhost:%d" % self._port)]
-        headers += without(scope["headers"], _NOT_TO_GUEST)
+        headers += without(scope["headers"], NOT_TO_GUEST)
         return [*headers, *forwarded(scope), (b"x-forwarded-prefix", self._prefix.encode())]
 
     def to_caller(self, headers: Iterable[Header], scope: Scope, target: bytes) -> Iterator[Header]:

@@ -10,27 +10,13 @@ from collections.abc import Iterable, Iterator
 
 from starlette.types import Scope
 
-from belljar.control.api.ingress.headers import HOP_BY_HOP, Header, forwarded, host_of, without
+from belljar.control.api.ingress.headers import HOP_BY_HOP, NOT_TO_GUEST, Header, forwarded, host_of, without
 from belljar.control.projects.key_format import PREFIX
 
 TOKEN_HEADER = "belljar-port-token"  # noqa: S105 (its name)
 #: Cookies whose names begin so, behind `__Host-` or not, are this server's.
 OWN_COOKIES = b"belljar_"
 
-_NOT_TO_GUEST = HOP_BY_HOP | {
-    TOKEN_HEADER.encode(),
-    b"belljar-project",
-    b"cookie",
-    b"authorization",
-    b"host",
-    b"expect",
-    b"forwarded",
-    b"x-forwarded-for",
-    b"x-forwarded-host",
-    b"x-forwarded-proto",
-    b"x-forwarded-prefix",
-    b"x-real-ip",
-}
 #: What holds for more than the program's host or this connection, or is an order to a reverse proxy.
 _NOT_TO_CALLER = HOP_BY_HOP | {
     b"set-cookie",
@@ -52,7 +38,7 @@ class OriginHeaders:
 
     def to_guest(self, scope: Scope) -> list[Header]:
         # Its own name: programs compare it with `Origin`, and make links of it.
-        headers = [(b"host", host_of(scope).encode("latin-1")), *without(scope["headers"], _NOT_TO_GUEST)]
+        headers = [(b"host", host_of(scope).encode("latin-1")), *without(scope["headers"], NOT_TO_GUEST)]
         for name, value in scope["headers"]:
             if name == b"cookie" and (cookies := _without_own(value)):
                 headers.append((name, cookies))
