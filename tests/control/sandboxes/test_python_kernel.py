@@ -240,17 +240,23 @@ async def test_a_forked_child_says_nothing_to_the_host(kernel: KernelProcess) ->
     assert (await kernel.run("if os.fork() == 0: display('in the child')\nelse: os.wait()")).results == []
 
 
-async def test_what_threads_write_between_runs_comes_with_the_next_one(kernel: KernelProcess) -> None:
-    code = (
-        "import threading, time\ndef late():\n  time.sleep(0.3)\n  print('late')\nthreading.Thread(target=late).start()"
+async def test_what_threads_write_between_runs_comes_with_the_next_one(kernel: KernelProcess, tmp_path: Path) -> None:
+    await kernel.run(
+        "import threading, time\n"
+        "def late(text, mark):\n"
+        "    time.sleep(0.3)\n"
+        "    print(text)\n"
+        "    open(mark, 'w').close()"
     )
-    assert (await kernel.run(code)).stdout == ""
-    await asyncio.sleep(0.8)
-    assert (await kernel.run("print('now')")).stdout == "late\nnow\n"
-    flood = "def flood():\n    time.sleep(0.2)\n    print('x' * 10_000_000)\nthreading.Thread(target=flood).start()"
-    await kernel.run(flood)
-    await asyncio.sleep(1)
-    assert len((await kernel.run("1")).stdout) == 64 * 1024  # the newest
+    for text, mark, newest in (("'late'", "small", "late\n"), ("'x' * 10_000_000", "flood", "x" * 50)):
+        started = f"threading.Thread(target=late, args=({text}, {str(tmp_path / mark)!r})).start()"
+        assert (await kernel.run(started)).stdout == ""
+        while not (tmp_path / mark).exists():
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)  # the kernel reads the last of it
+        stdout = (await kernel.run("print('now')")).stdout
+        assert newest in stdout and stdout.endswith("now\n")
+        assert len(stdout) <= 128 * 1024  # only the newest is kept between runs
     await kernel.run(
         "def endless():\n    while True: print('y')\nthreading.Thread(target=endless, daemon=True).start()"
     )
