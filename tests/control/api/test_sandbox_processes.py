@@ -154,6 +154,7 @@ async def test_a_foreground_command_is_killed_when_its_client_stays_away(
         await asyncio.sleep(0.02)
     running.cancel()
     assert await is_gone(int(file.read_text()))
+    monkeypatch.setattr(sandboxes.served.services.commands, "_grace_seconds", 10)
     kept = asyncio.create_task(box.exec("echo $$ > pid2; exec sleep 1"))
     while not (file := box.folder / "pid2").exists() or not file.read_text().strip():
         await asyncio.sleep(0.02)
