@@ -103,7 +103,7 @@ async def test_a_sandbox_in_a_booted_machine_and_one_in_a_clone(built_images: Pa
 
         filed = await until(services, await create(services, secrets=secrets[1:], user=ROOT), SandboxStatus.RUNNING)
         machine = services.sandbox_queue.machines.get(filed)
-        assert await run(machine, 'cat "$FILE"; id -u; echo $HOME; touch x') == "s3cret0\n/root"
+        assert await run(machine, 'wc -c < "$FILE"; cat "$FILE"; id -u; echo $HOME; touch x') == "6\n***0\n/root"
         assert (
             await run(machine, "id -u; cat /run/secrets/TOKEN 2>/dev/null || true", user=GuestUser(uid=1000, gid=1000))
             == "1000"
@@ -123,7 +123,7 @@ def _hypervisors() -> list[int]:
 
 
 async def _check(machine: SandboxMachine) -> None:
-    assert await run(machine, "id -u; pwd; echo $TOKEN") == "1000\n/work\ns3cret"
+    assert await run(machine, "id -u; pwd; echo $TOKEN; echo ${#TOKEN}") == "1000\n/work\n***\n6"  # output is masked
     with pytest.raises(InvalidOption, match="as uid 1000, not as uid 0"):
         await run(machine, "id -u", user=ROOT)
     assert await run(machine, "echo kept > /tmp/f; echo here > g") == ""
