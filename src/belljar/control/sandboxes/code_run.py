@@ -1,7 +1,7 @@
 """One run of code in a context: its events for the caller, and its end at the latest at its timeout.
 
 A run that takes too long, or whose caller has gone, is interrupted; a kernel that ignores that is started anew. So the
-kernel is ready for the next run afterwards, or has ended, and the caller is told which.
+kernel is ready for the next run afterwards, or has ended, and the caller gets to know which.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The process of a kernel: how it is started, asked, and how its death is told."""
+"""The process of a kernel: start it, ask it, and say how it died."""
 
 from __future__ import annotations
 
